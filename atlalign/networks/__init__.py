@@ -1,1 +1,14 @@
-"""networks."""
+"""Networks: `forward(reference, moving)` returns a `Registration`; hyperparameters are plain numbers."""
+
+from atlalign.networks.global_affine import GlobalAffineNet
+from atlalign.networks.layers import Affine2DVF, BilinearInterpolation, DVFComposition, Registration
+from atlalign.networks.local_unet import LocalUNet
+
+__all__ = [
+    "Affine2DVF",
+    "BilinearInterpolation",
+    "DVFComposition",
+    "GlobalAffineNet",
+    "LocalUNet",
+    "Registration",
+]

@@ -1,0 +1,53 @@
+"""The command line `atlalign`: one subcommand a job; heavy imports happen in the job that needs them."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from atlalign import __version__
+from atlalign.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; a user's mistake gives its sentence on stderr and exit status 1."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="atlalign", description="Register brain sections to an atlas. Training is `python train.py`."
+    )
+    parser.add_argument("--version", action="version", version=f"atlalign {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_validate(commands)
+    return parser
+
+
+def _add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "validate",
+        help="check an h5 data set",
+        description="Check an h5 data set; list every problem it has.",
+    )
+    command.add_argument("file", metavar="FILE", help="the h5 file")
+    command.add_argument(
+        "--extent-um",
+        type=float,
+        default=13200.0,
+        help="positions lie in [0, EXTENT_UM]; 13200 for the Allen atlas (default)",
+    )
+    command.set_defaults(run=_validate)
+
+
+def _validate(options: argparse.Namespace) -> None:
+    from atlalign.data import schema
+
+    summary = schema.validate(options.file, options.extent_um)
+    height, width = summary.image_shape
+    print(f"{options.file} is valid: {summary.n_samples} samples of {height}×{width} px")

@@ -1,0 +1,232 @@
+"""The contract of the h5 files: what a file must hold, every problem it has, and how one is written."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import platformdirs
+
+from atlalign.errors import InputError
+
+ATLAS_EXTENT_UM = 13200.0
+SMALLEST_SIDE_PX = 32
+_BYTES_A_CHUNK = 64 * 2**20
+
+
+class ArraySpec(NamedTuple):
+    """One array of the file: its trailing shape after (n,), and the dtypes that it may have."""
+
+    per_sample: str
+    dtype: str
+
+
+CONTRACT = {
+    "img": ArraySpec("(n, H, W)", "uint8"),
+    "deltas_xy": ArraySpec("(n, H, W, 2)", "float16"),
+    "inv_deltas_xy": ArraySpec("(n, H, W, 2)", "float16"),
+    "p": ArraySpec("(n,)", "integer"),
+    "image_id": ArraySpec("(n,)", "integer"),
+    "dataset_id": ArraySpec("(n,)", "integer"),
+}
+
+
+class FileSummary(NamedTuple):
+    """What a valid file holds."""
+
+    n_samples: int
+    image_shape: tuple[int, int]
+
+
+def structure_problems(path: str | Path) -> list[str]:
+    """Return what is wrong with the file's arrays: presence, shape, dtype and length; quick at any size."""
+    opened = _open_problem(Path(path))
+    if opened:
+        return [opened]
+    with h5py.File(path, "r") as file:
+        problems = [
+            f"{name}: missing, expected {spec.per_sample} {spec.dtype}"
+            for name, spec in CONTRACT.items()
+            if name not in file
+        ]
+        problems += [f"{name}: not part of the contract" for name in file if name not in CONTRACT]
+        groups = [name for name in CONTRACT if name in file and not isinstance(file[name], h5py.Dataset)]
+        problems += [f"{name}: expected an array, found a group" for name in groups]
+        arrays = {name: file[name] for name in CONTRACT if name in file and name not in groups}
+        problems += [p for name, array in arrays.items() for p in _array_problems(name, array)]
+        return problems + _agreement_problems(arrays)
+
+
+def content_problems(path: str | Path, extent_um: float = ATLAS_EXTENT_UM) -> Iterator[str]:
+    """Yield what is wrong with the values of a file whose structure is right; reads the whole file.
+
+    Args:
+        path: The h5 file.
+        extent_um: Positions `p` must lie in [0, extent_um].
+    """
+    with h5py.File(path, "r") as file:
+        for name in ("deltas_xy", "inv_deltas_xy"):
+            samples = _non_finite_samples(file[name])
+            if samples:
+                yield f"{name}: expected finite values, found NaN or infinity in {_listing('sample', samples)}"
+        positions = np.asarray(file["p"])
+        outside = np.flatnonzero((positions < 0) | (positions > extent_um))
+        if outside.size:
+            values = ", ".join(str(positions[i]) for i in outside[:5])
+            yield (
+                f"p: expected positions in [0, {extent_um:g}] µm, found {values} in "
+                f"{_listing('sample', outside.tolist())}"
+            )
+
+
+def summarize(path: str | Path) -> FileSummary:
+    """Return the number of samples and the image shape of a file whose structure is right."""
+    with h5py.File(path, "r") as file:
+        n, height, width = file["img"].shape
+        return FileSummary(int(n), (int(height), int(width)))
+
+
+def validate(path: str | Path, extent_um: float = ATLAS_EXTENT_UM) -> FileSummary:
+    """Check structure and contents, whatever was checked before.
+
+    Raises:
+        InputError: With every problem of the file, one a line.
+    """
+    problems = structure_problems(path)
+    if not problems:
+        problems = list(_read_errors_as_problems(path, extent_um))
+    if problems:
+        raise invalid_file(path, problems)
+    return summarize(path)
+
+
+def check_once(path: str | Path, extent_um: float = ATLAS_EXTENT_UM) -> FileSummary:
+    """Check the structure, and the contents unless this very file (by size and time) passed before.
+
+    Raises:
+        InputError: With every problem of the file, one a line.
+    """
+    problems = structure_problems(path)
+    if problems:
+        raise invalid_file(path, problems)
+    marker = _passed_marker(Path(path), extent_um)
+    if not marker.exists():
+        validate(path, extent_um)
+        _leave(marker, path)
+    return summarize(path)
+
+
+def invalid_file(path: str | Path, problems: list[str]) -> InputError:
+    """Return the error that lists the problems of a file."""
+    lines = "\n".join(f"  - {problem}" for problem in problems)
+    return InputError(f"{path} is not a valid atlalign data set:\n{lines}")
+
+
+def create(path: str | Path, n_samples: int, image_shape: tuple[int, int], **attributes: Any) -> h5py.File:
+    """Create a file with the contract's arrays, still to be filled; `attributes` say where it came from.
+
+    One sample is one chunk, so that reading at random touches nothing else. The fields are byte-shuffled and
+    compressed with gzip's quickest level.
+    """
+    file = h5py.File(path, "x")
+    height, width = image_shape
+    shapes = {"img": (height, width), "deltas_xy": (height, width, 2), "inv_deltas_xy": (height, width, 2)}
+    for name, spec in CONTRACT.items():
+        shape = shapes.get(name, ())
+        dtype = "int64" if spec.dtype == "integer" else spec.dtype
+        options = {"chunks": (1, *shape), "compression": "gzip", "compression_opts": 1, "shuffle": True}
+        file.create_dataset(name, (n_samples, *shape), dtype, **(options if shape else {}))
+    for name, value in attributes.items():
+        file.attrs[name] = value if isinstance(value, str | int | float) else json.dumps(value)
+    return file
+
+
+def _open_problem(path: Path) -> str | None:
+    if not path.exists():
+        return "no such file"
+    if path.is_dir():
+        return "expected an h5 file, found a folder"
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    try:
+        h5py.File(path, "r").close()
+    except OSError as error:
+        if "truncated" in str(error):
+            return f"the file is truncated ({path.stat().st_size} bytes are there): copy or write it again"
+        if "signature not found" in str(error):
+            return "not an h5 file"
+        return f"cannot be opened: {error}"
+    return None
+
+
+def _array_problems(name: str, array: h5py.Dataset) -> list[str]:
+    spec = CONTRACT[name]
+    problems = []
+    n_dimensions = spec.per_sample.count(",") + (spec.per_sample != "(n,)")
+    last_wrong = spec.per_sample.endswith("2)") and array.shape[-1:] != (2,)
+    if array.ndim != n_dimensions or last_wrong:
+        problems.append(f"{name}: expected shape {spec.per_sample}, found {array.shape}")
+    integer = spec.dtype == "integer" and np.issubdtype(array.dtype, np.integer)
+    if not integer and array.dtype != spec.dtype:
+        problems.append(f"{name}: expected dtype {spec.dtype}, found {array.dtype}")
+    return problems
+
+
+def _agreement_problems(arrays: dict[str, h5py.Dataset]) -> list[str]:
+    problems = []
+    lengths = {name: int(array.shape[0]) for name, array in arrays.items() if array.ndim}
+    if len(set(lengths.values())) > 1:
+        listing = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        problems.append(f"lengths differ: {listing}")
+    elif lengths and not any(lengths.values()):
+        problems.append("the file holds no samples")
+    sizes = {name: tuple(arrays[name].shape[1:3]) for name in arrays if arrays[name].ndim >= 3}
+    if len(set(sizes.values())) > 1:
+        listing = ", ".join(f"{name} {'×'.join(map(str, size))}" for name, size in sizes.items())
+        problems.append(f"image sizes differ: {listing}")
+    elif sizes and min(next(iter(sizes.values()))) < SMALLEST_SIDE_PX:
+        size = "×".join(map(str, next(iter(sizes.values()))))
+        problems.append(f"expected images of at least {SMALLEST_SIDE_PX} px a side, found {size}")
+    return problems
+
+
+def _read_errors_as_problems(path: str | Path, extent_um: float) -> Iterator[str]:
+    try:
+        yield from content_problems(path, extent_um)
+    except OSError as error:
+        yield f"cannot be read to its end: {error}"
+
+
+def _non_finite_samples(array: h5py.Dataset) -> list[int]:
+    step = max(1, _BYTES_A_CHUNK // max(1, int(np.prod(array.shape[1:])) * array.dtype.itemsize))
+    samples: list[int] = []
+    for start in range(0, array.shape[0], step):
+        finite = np.isfinite(array[start : start + step]).reshape(-1, int(np.prod(array.shape[1:]))).all(1)
+        samples += (start + np.flatnonzero(~finite)).tolist()
+    return samples
+
+
+def _listing(noun: str, numbers: list[int], at_most: int = 10) -> str:
+    shown = ", ".join(map(str, numbers[:at_most]))
+    more = f" and {len(numbers) - at_most} more" if len(numbers) > at_most else ""
+    return f"{noun}{'s' if len(numbers) > 1 else ''} {shown}{more}"
+
+
+def _passed_marker(path: Path, extent_um: float) -> Path:
+    status = path.stat()
+    key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{extent_um:g}"
+    name = hashlib.sha256(key.encode()).hexdigest()
+    return Path(platformdirs.user_cache_dir("atlalign")) / "checked" / name
+
+
+def _leave(marker: Path, path: str | Path) -> None:
+    # Without a place to remember, a file is only checked again.
+    try:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.write_text(os.fspath(path))
+    except OSError:
+        return

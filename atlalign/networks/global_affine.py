@@ -1,0 +1,96 @@
+"""The global network: a spatial transformer that predicts one affine map."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from atlalign.networks.layers import Affine2DVF, BilinearInterpolation, Registration
+
+_IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+class GlobalAffineNet(nn.Module):
+    """Predicts an affine map from a pair of images; the identity before training.
+
+    Jaderberg et al., *Spatial Transformer Networks*, NIPS 2015. Each filter count makes one block of two 3×3
+    convolutions with ReLU and a 2×2 max-pooling; the features are flattened in (row, column, channel) order and go
+    through dense layers without activation to the six numbers of the matrix.
+
+    Args:
+        filters: Channels of each block.
+        dense_layers: Widths of the dense layers before the last one.
+        image_shape: (H, W) of the images; each side at least 2**len(filters).
+
+    Raises:
+        ValueError: If the images are too small for the number of blocks.
+    """
+
+    def __init__(
+        self,
+        filters: Sequence[int] = (16, 16, 32, 32, 32),
+        dense_layers: Sequence[int] = (40,),
+        image_shape: tuple[int, int] = (320, 456),
+    ) -> None:
+        super().__init__()
+        height, width = (int(side) for side in image_shape)
+        reduction = 2 ** len(filters)
+        if min(height, width) < reduction:
+            raise ValueError(
+                f"image_shape: {len(filters)} blocks need at least {reduction} px a side, got {height}×{width}"
+            )
+        self.image_shape = (height, width)
+        self.features = nn.Sequential(
+            *(_block(in_, out) for in_, out in zip((2, *filters), filters, strict=False))
+        )
+        n_features = (height // reduction) * (width // reduction) * (filters[-1] if filters else 2)
+        widths = (n_features, *dense_layers)
+        self.dense = nn.Sequential(
+            *(nn.Linear(in_, out) for in_, out in zip(widths, dense_layers, strict=False))
+        )
+        self.to_affine = nn.Linear(widths[-1], 6)
+        self.to_dvf = Affine2DVF(self.image_shape)
+        self.warp = BilinearInterpolation()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw Glorot uniform weights, zero the biases and set the last layer to the identity map."""
+        self.apply(init_glorot)
+        nn.init.zeros_(self.to_affine.weight)
+        with torch.no_grad():
+            self.to_affine.bias.copy_(torch.tensor(_IDENTITY))
+
+    def affine(self, reference: Tensor, moving: Tensor) -> Tensor:
+        """Return the predicted matrices (B, 2, 3), on absolute pixel coordinates around (0, 0)."""
+        if tuple(moving.shape[-2:]) != self.image_shape:
+            raise ValueError(
+                f"this network takes images of {self.image_shape} px, got {tuple(moving.shape[-2:])}"
+            )
+        features = self.features(torch.cat([reference, moving], dim=1))
+        flat = features.permute(0, 2, 3, 1).flatten(1)
+        matrix: Tensor = self.to_affine(self.dense(flat))
+        return matrix.view(-1, 2, 3)
+
+    def forward(self, reference: Tensor, moving: Tensor) -> Registration:
+        """Register `moving` to `reference`, both (B, 1, H, W) in [0, 1]."""
+        # Half precision would round coordinates of some hundred pixels to quarters.
+        dvf = self.to_dvf(self.affine(reference, moving).float())
+        return Registration(registered=self.warp(moving, dvf), dvf=dvf)
+
+
+def init_glorot(module: nn.Module) -> None:
+    """Draw a layer's weights as Keras does: Glorot uniform, zero biases."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)
+
+
+def _block(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, padding="same"),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(out_channels, out_channels, 3, padding="same"),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+    )

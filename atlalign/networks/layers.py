@@ -1,0 +1,46 @@
+"""Parameter-free layers on displacement fields, the modules of `atlalign.geometry`'s functions."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from atlalign.geometry import affine_to_dvf, compose, warp
+
+
+class Registration(NamedTuple):
+    """What a network returns: images (B, 1, H, W) in [0, 1], fields (B, 2, H, W) in pixels.
+
+    `registered` is the moving image warped by `dvf`; `inv_dvf`, where the network predicts it, maps the other way.
+    """
+
+    registered: Tensor
+    dvf: Tensor
+    inv_dvf: Tensor | None = None
+
+
+class Affine2DVF(nn.Module):
+    """Turns matrices (B, 2, 3) on absolute pixel coordinates into fields (B, 2, H, W) of a fixed shape."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.shape = (int(shape[0]), int(shape[1]))
+
+    def forward(self, matrix: Tensor) -> Tensor:
+        """Return `matrix · (x, y, 1) − (x, y)` for each pixel."""
+        return affine_to_dvf(matrix, self.shape)
+
+
+class BilinearInterpolation(nn.Module):
+    """Warps images (B, C, H, W) by fields (B, 2, H, W): bilinear, 0 beyond the border."""
+
+    def forward(self, image: Tensor, dvf: Tensor) -> Tensor:
+        """Return `image(q + dvf(q))`."""
+        return warp(image, dvf)
+
+
+class DVFComposition(nn.Module):
+    """Composes two fields (B, 2, H, W): the inner one is applied first."""
+
+    def forward(self, outer: Tensor, inner: Tensor) -> Tensor:
+        """Return `inner(q) + outer(q + inner(q))`."""
+        return compose(outer, inner)

@@ -1,0 +1,127 @@
+"""The local network: a UNet that predicts a dense displacement field."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atlalign.networks.global_affine import init_glorot
+from atlalign.networks.layers import BilinearInterpolation, Registration
+
+_LARGEST_CROP_PX = 4
+
+
+class LocalUNet(nn.Module):
+    """Predicts the displacement of each pixel from a pair of images of any size from 32 px up.
+
+    Ronneberger et al., *U-Net*, MICCAI 2015. Sides that 2**len(downsample_filters) does not divide are cropped by at
+    most 4 px at each end where that suffices (456 → 448) and padded with zeros otherwise; the field is 0 on the
+    cropped margin.
+
+    Args:
+        start_filters: Channels of the convolutions at full resolution before the first pooling.
+        downsample_filters: Channels of the convolution after each pooling.
+        middle_filters: Channels of the convolutions at the lowest resolution.
+        upsample_filters: Channels of the two convolutions after each upsampling, one before and one after the skip.
+        end_filters: Channels of the convolutions at full resolution before the output.
+        compute_inv: Predict the inverse field as well: the same weights on the swapped images.
+
+    Raises:
+        ValueError: If there are not as many upsamplings as poolings.
+    """
+
+    def __init__(
+        self,
+        start_filters: Sequence[int] = (16,),
+        downsample_filters: Sequence[int] = (16, 32, 32, 32),
+        middle_filters: Sequence[int] = (32,),
+        upsample_filters: Sequence[int] = (32, 32, 32, 32),
+        end_filters: Sequence[int] = (64, 64),
+        compute_inv: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(upsample_filters) != len(downsample_filters):
+            raise ValueError(
+                "upsample_filters and downsample_filters: expected equal numbers of levels, got "
+                f"{len(upsample_filters)} and {len(downsample_filters)}"
+            )
+        self.compute_inv = compute_inv
+        self.reduction = 2 ** len(downsample_filters)
+        self.start = _convs(2, start_filters)
+        skips = [start_filters[-1] if start_filters else 2, *downsample_filters]
+        self.down = nn.ModuleList(
+            _convs(in_, [out]) for in_, out in zip(skips[:-1], downsample_filters, strict=True)
+        )
+        self.middle = _convs(skips[-1], middle_filters)
+        channels = middle_filters[-1] if middle_filters else skips[-1]
+        self.up = nn.ModuleList()
+        for out, skip in zip(upsample_filters, reversed(skips[:-1]), strict=True):
+            self.up.append(_Up(channels, skip, out))
+            channels = out
+        self.end = _convs(channels, end_filters)
+        self.to_dvf = nn.Conv2d(end_filters[-1] if end_filters else channels, 2, 2)
+        self.warp = BilinearInterpolation()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw Glorot uniform weights and zero the biases."""
+        self.apply(init_glorot)
+
+    def displacement(self, reference: Tensor, moving: Tensor) -> Tensor:
+        """Return the predicted field (B, 2, H, W) in pixels."""
+        pair = torch.cat([reference, moving], dim=1)
+        margins = _margins(pair.shape[-2], pair.shape[-1], self.reduction)
+        dvf = self._unet(F.pad(pair, margins))
+        return F.pad(dvf, [-margin for margin in margins])
+
+    def forward(self, reference: Tensor, moving: Tensor) -> Registration:
+        """Register `moving` to `reference`, both (B, 1, H, W) in [0, 1]."""
+        dvf = self.displacement(reference, moving)
+        inv_dvf = self.displacement(moving, reference) if self.compute_inv else None
+        return Registration(registered=self.warp(moving, dvf), dvf=dvf, inv_dvf=inv_dvf)
+
+    def _unet(self, pair: Tensor) -> Tensor:
+        skips = [self.start(pair)]
+        for down in self.down:
+            skips.append(down(F.max_pool2d(skips[-1], 2)))
+        features = self.middle(skips.pop())
+        for up in self.up:
+            features = up(features, skips.pop())
+        # A 2×2 kernel has no centre: like Keras' 'same', pad after the last row and column.
+        dvf: Tensor = self.to_dvf(F.pad(self.end(features), (0, 1, 0, 1)))
+        return dvf
+
+
+class _Up(nn.Module):
+    """Doubles the resolution, convolves, joins the skip connection, convolves."""
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.before = _convs(in_channels, [out_channels])
+        self.after = _convs(out_channels + skip_channels, [out_channels])
+
+    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
+        up = self.before(F.interpolate(features, scale_factor=2, mode="nearest"))
+        joined: Tensor = self.after(torch.cat([up, skip], dim=1))
+        return joined
+
+
+def _convs(in_channels: int, filters: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for out_channels in filters:
+        layers += [nn.Conv2d(in_channels, out_channels, 3, padding="same"), nn.LeakyReLU(0.2, inplace=True)]
+        in_channels = out_channels
+    return nn.Sequential(*layers)
+
+
+def _margins(height: int, width: int, multiple: int) -> list[int]:
+    """Return F.pad's (left, right, top, bottom) to multiples: negative to crop, positive to pad."""
+    return [*_margin(width, multiple), *_margin(height, multiple)]
+
+
+def _margin(size: int, multiple: int) -> tuple[int, int]:
+    excess = size % multiple
+    total = -excess if excess <= 2 * _LARGEST_CROP_PX and size > excess else (multiple - excess) % multiple
+    before = -(-total // 2) if total < 0 else total // 2
+    return before, total - before
