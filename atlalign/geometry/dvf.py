@@ -168,32 +168,34 @@ def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
         steps: The number of squarings; the first step is velocity / 2**steps, which should stay below half a pixel.
     """
     _check_dvf(velocity)
-    dvf = velocity / 2**steps
+    dvf = velocity * 0.5**steps
     for _ in range(steps):
         dvf = compose(dvf, dvf)
     return dvf
 
 
-def invert(dvf: Tensor, *, tolerance_px: float = 1e-3, max_iterations: int = 50) -> Tensor:
+def invert(
+    dvf: Tensor, *, start: Tensor | None = None, tolerance_px: float = 1e-3, max_iterations: int = 50
+) -> Tensor:
     """Return v with `compose(dvf, v) = 0`, that is v(q) = −dvf(q + v(q)), pixel by pixel.
 
-    Newton's method on the bilinear interpolant, started from the coarse inverse, falls back to the fixed point
+    Newton's method on the bilinear interpolant falls back to the fixed point
     v ← −dvf(q + v) where a Newton step does not lower the residual. Where the field folds there is no inverse, and the
     best iterate is returned. Not differentiable.
 
     Args:
         dvf: (B, 2, H, W) in pixels.
+        start: A guess (B, 2, H, W) of the inverse; −dvf otherwise.
         tolerance_px: Stop when no pixel's residual is above it.
         max_iterations: At most this many updates.
     """
     _check_dvf(dvf)
     with torch.no_grad():
-        return _newton_inverse(dvf.detach(), tolerance_px, max_iterations)
+        return _newton_inverse(dvf.detach(), -dvf if start is None else start, tolerance_px, max_iterations)
 
 
-def _newton_inverse(dvf: Tensor, tolerance_px: float, max_iterations: int) -> Tensor:
+def _newton_inverse(dvf: Tensor, inverse: Tensor, tolerance_px: float, max_iterations: int) -> Tensor:
     gradient = jacobian(dvf).flatten(1, 2)
-    inverse = -dvf
     residual = compose(dvf, inverse)
     error = residual.norm(dim=1, keepdim=True)
     best, best_error = inverse, error

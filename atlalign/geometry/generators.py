@@ -1,0 +1,278 @@
+"""Random displacement fields: parameters are drawn by one function and applied by another, so they can be replayed.
+
+Draws come from a generator on the CPU and are moved then: the same seed gives the same numbers on every device.
+Lengths are fractions of the image's width where a name says fraction or spacing, pixels where it says px.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from atlalign.errors import InputError
+from atlalign.geometry.dvf import affine_to_dvf, integrate, invert, jacobian_determinant
+
+
+class FieldPair(NamedTuple):
+    """A batch of fields and their inverses, both (B, 2, H, W) in pixels."""
+
+    dvf: Tensor
+    inverse: Tensor
+
+
+class AffinePair(NamedTuple):
+    """A batch of affine maps and their inverses, both (B, 2, 3) on absolute pixel coordinates."""
+
+    matrix: Tensor
+    inverse: Tensor
+
+
+class AffineSimple(NamedTuple):
+    """What an affine map is made of, one value (B,) for each map; the defaults of a map are the identity's.
+
+    `rotation` and `shear` are in radians, translations in pixels. Fields map backward: scale 2 shrinks the content, and
+    a positive rotation turns it counter-clockwise on the screen.
+    """
+
+    scale_x: Tensor
+    scale_y: Tensor
+    rotation: Tensor
+    translation_x: Tensor
+    translation_y: Tensor
+    shear: Tensor
+
+
+# --- smooth fields, diffeomorphic by construction ---------------------------------------------------------------------
+
+
+def draw_velocity(
+    batch_size: int,
+    shape: tuple[int, int],
+    *,
+    spacing: float = 0.15,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return random smooth velocities (B, 2, H, W): cubic B-splines with standard normal coefficients.
+
+    They are zero along the border, so that the image's rectangle is mapped onto itself and no content is lost.
+
+    Args:
+        batch_size: B.
+        shape: (H, W).
+        spacing: The distance of the splines' knots as a fraction of the width; smaller is rougher.
+        generator: A generator on the CPU; the global one otherwise.
+        device: Where the velocities are wanted.
+    """
+    along_y, along_x = (_spline_basis(size, spacing * shape[1], device) for size in shape)
+    knots = (batch_size, 2, along_y.shape[1], along_x.shape[1])
+    coefficients = torch.randn(knots, generator=generator).to(device)
+    return along_y @ coefficients @ along_x.T
+
+
+def smooth_field(
+    batch_size: int,
+    shape: tuple[int, int],
+    *,
+    mean_fraction: float = 0.02,
+    largest_fraction: float = 0.06,
+    spacing: float = 0.15,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> FieldPair:
+    """Return random fields without folds that are the identity at the border, with their inverses.
+
+    Each field's displacement reaches `mean_fraction` of the width in the mean and `largest_fraction` at its largest;
+    the residual of `compose(dvf, inverse)` is below 0.01 px.
+
+    Raises:
+        InputError: If displacements as large as this fold between knots as close as `spacing`.
+    """
+    velocity = draw_velocity(batch_size, shape, spacing=spacing, generator=generator, device=device)
+    return integrate_pair(
+        scale_velocity(velocity, mean_fraction=mean_fraction, largest_fraction=largest_fraction)
+    )
+
+
+def integrate_pair(velocity: Tensor) -> FieldPair:
+    """Return the fields of `velocity` (B, 2, H, W) and their inverses, to less than 0.01 px.
+
+    Raises:
+        InputError: If the grid is too coarse for the velocity, so that its field folds.
+    """
+    dvf = integrate(velocity)
+    smallest = jacobian_determinant(dvf).amin()
+    if smallest <= 0:
+        raise InputError(
+            f"velocity: expected one whose field does not fold, found a Jacobian determinant of {smallest:.3g};"
+            " smaller displacements or a larger spacing help"
+        )
+    return FieldPair(dvf, invert(dvf, start=integrate(-velocity), tolerance_px=5e-3))
+
+
+def scale_velocity(velocity: Tensor, *, mean_fraction: float, largest_fraction: float) -> Tensor:
+    """Return each velocity times the factor, up to 1 % above the smallest, whose field reaches both sizes.
+
+    Args:
+        velocity: (B, 2, H, W).
+        mean_fraction: The field's mean displacement is at least this fraction of the width.
+        largest_fraction: The field's largest displacement is at least this fraction of the width.
+
+    Raises:
+        InputError: If no factor does.
+    """
+    velocity = velocity / _size(velocity, mean_fraction, largest_fraction)
+    for _ in range(20):
+        reached = _size(integrate(velocity), mean_fraction, largest_fraction)
+        if bool(((reached >= 1) & (reached <= 1.01)).all()):
+            return velocity
+        velocity = velocity * (1.005 / reached)
+    raise InputError(
+        f"velocity: no factor gives a mean displacement of {mean_fraction} and a largest of {largest_fraction} of the"
+        " width; smaller displacements or a larger spacing help"
+    )
+
+
+def _spline_basis(size: int, spacing_px: float, device: torch.device | str) -> Tensor:
+    """Return the values (size, knots) of the cubic B-splines inside 0 … size−1, reflected with a minus at both ends."""
+    intervals = max(2, round((size - 1) / spacing_px))
+    x = torch.linspace(0, intervals, size, device=device)[:, None]
+    knots = torch.arange(1, intervals, device=device)
+    return _cubic_spline(x - knots) - _cubic_spline(x + knots) - _cubic_spline(x - (2 * intervals - knots))
+
+
+def _cubic_spline(x: Tensor) -> Tensor:
+    """Return the cubic B-spline with knots at the integers: 2/3 at 0, 1/6 at ±1, nothing beyond ±2."""
+    x = x.abs()
+    return ((2 - x).clamp(min=0) ** 3 - 4 * (1 - x).clamp(min=0) ** 3) / 6
+
+
+def _size(dvf: Tensor, mean_fraction: float, largest_fraction: float) -> Tensor:
+    """Return (B, 1, 1, 1): the share reached of the wanted mean or largest displacement, whichever is smaller."""
+    displacement = dvf.norm(dim=1).flatten(1) / dvf.shape[-1]
+    reached = torch.minimum(displacement.mean(1) / mean_fraction, displacement.amax(1) / largest_fraction)
+    return reached.view(-1, 1, 1, 1)
+
+
+# --- affine maps ------------------------------------------------------------------------------------------------------
+
+
+def draw_affine_simple(
+    batch_size: int,
+    shape: tuple[int, int],
+    *,
+    scale: float = 0.1,
+    rotation: float = 0.15,
+    translation_fraction: float = 0.05,
+    shear: float = 0.1,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> AffineSimple:
+    """Return uniform random parameters (B,): rotation and shear in ± the given radians, translations in ± a fraction.
+
+    Args:
+        batch_size: B.
+        shape: (H, W); translations are fractions of W.
+        scale: Scales are exp of a uniform number in ± this, so that growing is as likely as shrinking.
+        rotation: In radians.
+        translation_fraction: Of the width.
+        shear: In radians.
+        generator: A generator on the CPU; the global one otherwise.
+        device: Where the parameters are wanted.
+    """
+    uniform = 2 * torch.rand(6, batch_size, generator=generator).to(device) - 1
+    translation_px = translation_fraction * shape[1]
+    return AffineSimple(
+        scale_x=(scale * uniform[0]).exp(),
+        scale_y=(scale * uniform[1]).exp(),
+        rotation=rotation * uniform[2],
+        translation_x=translation_px * uniform[3],
+        translation_y=translation_px * uniform[4],
+        shear=shear * uniform[5],
+    )
+
+
+def affine_simple_matrix(
+    parameters: AffineSimple, shape: tuple[int, int], *, apply_centering: bool = True
+) -> Tensor:
+    """Return the matrices (B, 2, 3) on absolute pixel coordinates.
+
+    The linear part is [[sx cos r, −sy sin(r + s)], [sx sin r, sy cos(r + s)]] with rotation r and shear s.
+
+    Args:
+        parameters: What the maps are made of.
+        shape: (H, W).
+        apply_centering: The map's fixed point, before translation, is the image's centre; otherwise pixel (0, 0).
+    """
+    scale_x, scale_y, rotation, translation_x, translation_y, shear = (value.double() for value in parameters)
+    sheared = rotation + shear
+    row_x = torch.stack([scale_x * rotation.cos(), -scale_y * sheared.sin()], dim=-1)
+    row_y = torch.stack([scale_x * rotation.sin(), scale_y * sheared.cos()], dim=-1)
+    linear = torch.stack([row_x, row_y], dim=-2)
+    translation = torch.stack([translation_x, translation_y], dim=-1)
+    if apply_centering:
+        centre = _centre(shape, linear.device)
+        translation = translation + centre - linear @ centre
+    matrix = torch.cat([linear, translation[..., None]], dim=-1)
+    return matrix.to(parameters.scale_x.dtype)
+
+
+def affine_simple(
+    parameters: AffineSimple, shape: tuple[int, int], *, apply_centering: bool = True
+) -> Tensor:
+    """Return the fields (B, 2, H, W) of the maps of `affine_simple_matrix`."""
+    return affine_to_dvf(affine_simple_matrix(parameters, shape, apply_centering=apply_centering), shape)
+
+
+def affine_map(
+    batch_size: int,
+    shape: tuple[int, int],
+    *,
+    mean_fraction: float = 0.02,
+    largest_fraction: float = 0.06,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> AffinePair:
+    """Return random affine maps about the image's centre and their exact inverses.
+
+    Each map's displacement reaches `mean_fraction` of the width in the mean and `largest_fraction` at its largest.
+    """
+    parameters = draw_affine_simple(batch_size, shape, generator=generator, device=device)
+    matrix = scale_affine(
+        affine_simple_matrix(parameters, shape),
+        shape,
+        mean_fraction=mean_fraction,
+        largest_fraction=largest_fraction,
+    )
+    return AffinePair(matrix, invert_affine(matrix))
+
+
+def scale_affine(
+    matrix: Tensor, shape: tuple[int, int], *, mean_fraction: float, largest_fraction: float
+) -> Tensor:
+    """Return I + s (matrix − I) with the smallest s whose field of `shape` reaches both fractions of the width.
+
+    Raises:
+        InputError: If a map so scaled folds.
+    """
+    displacement = affine_to_dvf(matrix, shape)
+    identity = torch.eye(2, 3, dtype=matrix.dtype, device=matrix.device)
+    scale = 1 / _size(displacement, mean_fraction, largest_fraction)[:, 0]
+    scaled = identity + scale * (matrix - identity)
+    if bool((torch.linalg.det(scaled[:, :, :2]) <= 0).any()):
+        raise InputError(
+            f"matrix: expected maps that do not fold when their displacement is {mean_fraction} in the mean and"
+            f" {largest_fraction} at the largest of the width"
+        )
+    return scaled
+
+
+def invert_affine(matrix: Tensor) -> Tensor:
+    """Return the matrices (B, 2, 3) of the inverse maps, computed in float64."""
+    linear = torch.linalg.inv(matrix[:, :, :2].double())
+    translation = -linear @ matrix[:, :, 2:].double()
+    return torch.cat([linear, translation], dim=-1).to(matrix.dtype)
+
+
+def _centre(shape: tuple[int, int], device: torch.device) -> Tensor:
+    return torch.tensor([(shape[1] - 1) / 2, (shape[0] - 1) / 2], dtype=torch.float64, device=device)
