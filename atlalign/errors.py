@@ -1,16 +1,61 @@
-"""The one exception that a user may cause: it is shown without a traceback."""
+"""Errors that a user may cause: one clear sentence in place of a traceback."""
 
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
 class InputError(ValueError):
-    """Something that the user gave is wrong; the message says what was expected, what came, where."""
+    """Something that the user gave is wrong; the message says what was expected, what came and where."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """Return the error for a `name` that is none of `known`, with near matches and the whole list."""
+    """Return the error for a `name` that is none of `known`: near matches, and all that exist."""
     names = sorted(known)
     close = get_close_matches(name, names, n=3)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     return InputError(f"unknown {kind} '{name}'.{hint} There are: {', '.join(names)}")
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Print a user's mistake as its sentence and exit with 1; let everything else show its traceback.
+
+    For scripts under `hydra.main`, whose own report hides the sentence in a traceback. With HYDRA_FULL_ERROR=1 in
+    the environment every error shows its traceback.
+    """
+    in_full = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise what it would print
+    try:
+        yield
+    except Exception as error:
+        message = None if in_full else _sentence(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _sentence(error: BaseException) -> str | None:
+    """Return what to tell the user, from the first known mistake in the chain of causes."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    causes = list(_chain(error))
+    for cause in causes:
+        if isinstance(cause, InputError):
+            return str(cause)
+    parts = [str(c).strip() for c in causes if isinstance(c, HydraException | OmegaConfBaseException)]
+    for cause in causes:
+        parent = getattr(cause, "parent_node", None)
+        if isinstance(cause, OmegaConfBaseException) and hasattr(parent, "keys") and cause.key not in parent:
+            parts.append(str(unknown_name("key", str(cause.key), map(str, parent.keys()))))
+    return "\n".join(dict.fromkeys(parts)) or None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__

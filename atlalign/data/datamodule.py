@@ -1,0 +1,217 @@
+"""The data module: which samples train, which validate, and how they become batches."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from atlalign.data import schema
+from atlalign.data.atlas import Atlas
+from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter, as_augmenter
+from atlalign.data.dataset import RawSample, RegistrationBatch, RegistrationDataset, SeededSampler, complete
+from atlalign.errors import InputError
+
+Indexes = Sequence[int] | str | Path
+
+
+class RegistrationDataModule(pl.LightningDataModule):
+    """Batches of an h5 data set, split so that copies of one image never train and validate.
+
+    Args:
+        path: The h5 file (`atlalign validate FILE` checks it).
+        atlas: The atlas at the working size.
+        image_shape: (H, W) of the batches; other sizes in the file are resized, images and fields alike.
+        batch_size: Samples a step; the last partial batch of an epoch is dropped in training.
+        shuffle: Draw a new order each epoch.
+        num_workers: Processes that read; 0 reads in the training process.
+        multiprocessing_context: How workers start: "fork", "spawn", "forkserver", or None for the system's default.
+        return_inverse: Read the inverse fields as well, as networks that predict them need.
+        val_fraction: The share of image_ids that validate where no indexes are given.
+        train_indexes: Samples that train: a list, or an .npy file; default: all that share no image with validation.
+        val_indexes: Samples that validate, likewise.
+        augment: Augmenters by the image that they change, "moving" and "reference"; anything that
+            `atlalign.data.augmenters.as_augmenter` takes. They change training batches only.
+        seed: Decides split, order and augmentation.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        atlas: Atlas,
+        image_shape: Sequence[int] = (320, 456),
+        batch_size: int = 4,
+        shuffle: bool = True,
+        num_workers: int = 0,
+        multiprocessing_context: str | None = None,
+        return_inverse: bool = False,
+        val_fraction: float = 0.2,
+        train_indexes: Indexes | None = None,
+        val_indexes: Indexes | None = None,
+        augment: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if tuple(image_shape) != atlas.image_shape:
+            raise InputError(
+                f"data.image_shape is {tuple(image_shape)}, but the atlas has {atlas.image_shape}"
+            )
+        if batch_size < 1:
+            raise InputError(f"data.batch_size: expected at least 1, got {batch_size}")
+        if not 0 < val_fraction < 1:
+            raise InputError(f"data.val_fraction: expected a share between 0 and 1, got {val_fraction}")
+        self.path = Path(path)
+        self.atlas = atlas
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.num_workers = num_workers
+        self.multiprocessing_context = multiprocessing_context
+        self.return_inverse = return_inverse
+        self.val_fraction = val_fraction
+        self.train_indexes = train_indexes
+        self.val_indexes = val_indexes
+        self.seed = seed
+        self.augmenters = {
+            name: as_augmenter(augmenter, name=f"augment.{name}")
+            for name, augmenter in (augment or {}).items()
+        }
+        self._batch_augmenters = {
+            f"{k}_augmenter": a for k, a in self.augmenters.items() if isinstance(a, BatchAugmenter)
+        }
+
+    def prepare_data(self) -> None:
+        """Check the file; Lightning calls this in one process."""
+        schema.check_once(self.path, self.atlas.extent_um)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Split the samples; Lightning calls this in each process."""
+        if hasattr(self, "train_dataset"):
+            return
+        per_image = {f"{k}_augmenter": a for k, a in self.augmenters.items() if isinstance(a, ImageAugmenter)}
+        plain = {"path": self.path, "atlas": self.atlas, "return_inverse": self.return_inverse}
+        self.train_dataset = RegistrationDataset(**plain, **per_image)
+        self.val_dataset = RegistrationDataset(**plain)
+        self.train_split, self.val_split = split_samples(
+            self.val_dataset.image_ids.numpy(),
+            train_indexes=self.train_indexes,
+            val_indexes=self.val_indexes,
+            val_fraction=self.val_fraction,
+            seed=self.seed,
+        )
+        if len(self.train_split) < self.batch_size * self._processes()[1]:
+            raise InputError(
+                f"data.batch_size: {self.batch_size} samples a step on {self._processes()[1]} process(es), but only "
+                f"{len(self.train_split)} of {len(self.val_dataset)} samples of {self.path} train"
+            )
+
+    def train_dataloader(self) -> DataLoader[RawSample]:
+        """Return the training batches, still to be completed on the device."""
+        return self._loader(self.train_dataset, self.train_split, shuffle=self.shuffle, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[RawSample]:
+        """Return the validation batches, never augmented or shuffled."""
+        return self._loader(self.val_dataset, self.val_split, shuffle=False, drop_last=False)
+
+    def on_after_batch_transfer(self, batch: RawSample, dataloader_idx: int) -> RegistrationBatch:
+        """Complete the batch on the device; Lightning calls this for every batch."""
+        trainer = self.trainer
+        if trainer is None or not trainer.training or not self._batch_augmenters:
+            return complete(batch)
+        # The draw depends on seed, step and process alone: a resumed run goes on with the same numbers.
+        step = trainer.fit_loop.total_batch_idx
+        drawn_by = np.random.SeedSequence((self.seed, step, trainer.global_rank)).generate_state(1)[0]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(drawn_by))
+            return complete(batch, **self._batch_augmenters)
+
+    def _loader(
+        self, dataset: RegistrationDataset, indexes: np.ndarray, *, shuffle: bool, drop_last: bool
+    ) -> DataLoader[RawSample]:
+        rank, world_size = self._processes()
+        sampler = SeededSampler(
+            indexes.tolist(), seed=self.seed, shuffle=shuffle, rank=rank, world_size=world_size
+        )
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            drop_last=drop_last,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+            multiprocessing_context=self.multiprocessing_context if self.num_workers else None,
+        )
+
+    def _processes(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def split_samples(
+    image_ids: np.ndarray,
+    *,
+    train_indexes: Indexes | None = None,
+    val_indexes: Indexes | None = None,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indexes of training and of validation samples, which never share an image_id.
+
+    Where neither split is given, a share `val_fraction` of the image_ids, drawn by `seed`, validates. Where one is
+    given, the other one is all samples of other images.
+
+    Raises:
+        InputError: If indexes are not those of samples, given splits share images, or a split is empty.
+    """
+    train = None if train_indexes is None else _read_indexes(train_indexes, len(image_ids), "train_indexes")
+    val = None if val_indexes is None else _read_indexes(val_indexes, len(image_ids), "val_indexes")
+    if train is None and val is None:
+        val = np.flatnonzero(np.isin(image_ids, _draw_images(image_ids, val_fraction, seed)))
+    if train is None:
+        train = np.flatnonzero(~np.isin(image_ids, image_ids[val]))
+    elif val is None:
+        val = np.flatnonzero(~np.isin(image_ids, image_ids[train]))
+    assert val is not None
+    shared = np.intersect1d(image_ids[train], image_ids[val])
+    if shared.size:
+        shown = ", ".join(map(str, shared[:5]))
+        raise InputError(
+            f"train_indexes and val_indexes share {shared.size} image_id(s) ({shown}): copies of an image that trains "
+            "cannot validate"
+        )
+    for name, split in (("training", train), ("validation", val)):
+        if not split.size:
+            raise InputError(
+                f"no sample is left for {name}: {len(image_ids)} samples of {len(np.unique(image_ids))} image(s)"
+            )
+    return train, val
+
+
+def _draw_images(image_ids: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    images = np.unique(image_ids)
+    n_drawn = min(max(1, round(fraction * len(images))), len(images) - 1)
+    return np.random.default_rng(seed).permutation(images)[:n_drawn]
+
+
+def _read_indexes(indexes: Indexes, n_samples: int, name: str) -> np.ndarray:
+    array = np.asarray(_load_npy(indexes, name) if isinstance(indexes, str | Path) else list(indexes))
+    if array.ndim != 1 or not array.size or not np.issubdtype(array.dtype, np.integer):
+        raise InputError(
+            f"{name}: expected a list of whole numbers, got {array.dtype} of shape {array.shape}"
+        )
+    outside = array[(array < 0) | (array >= n_samples)]
+    if outside.size:
+        raise InputError(f"{name}: expected 0 to {n_samples - 1}, found {outside[:5].tolist()}")
+    if len(np.unique(array)) != len(array):
+        raise InputError(f"{name}: some samples are named twice")
+    return cast(np.ndarray, array.astype(np.int64))
+
+
+def _load_npy(path: str | Path, name: str) -> np.ndarray:
+    try:
+        return cast(np.ndarray, np.load(path, allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: {path} cannot be read as an .npy file: {error}") from error

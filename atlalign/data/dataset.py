@@ -1,0 +1,189 @@
+"""Samples from an h5 data set and an atlas: read one by one in workers, completed as a batch on the device."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from atlalign.data.atlas import Atlas, resize_image
+from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter
+from atlalign.geometry import resize, warp
+
+
+class RegistrationBatch(NamedTuple):
+    """What a network trains on: images (B, 1, H, W) in [0, 1], fields (B, 2, H, W) in pixels, ids (B,).
+
+    `registered` is `moving` (augmented, where it is augmented) warped by the true field `dvf`; `inv_dvf` maps the
+    other way.
+    """
+
+    reference: Tensor
+    moving: Tensor
+    registered: Tensor
+    dvf: Tensor
+    inv_dvf: Tensor | None
+    position_um: Tensor
+    image_id: Tensor
+    dataset_id: Tensor
+
+
+class RawSample(TypedDict, total=False):
+    """One sample as it is read: images uint8 or float32 (1, H, W), fields float16 (h, w, 2) of the file's size."""
+
+    reference: Tensor
+    moving: Tensor
+    dvf: Tensor
+    inv_dvf: Tensor
+    position_um: Tensor
+    image_id: Tensor
+    dataset_id: Tensor
+
+
+class SampleKey(NamedTuple):
+    """Which sample to read, and the seed of its augmentation: the same in whatever worker it is read."""
+
+    index: int
+    seed: int
+
+
+class SeededSampler(Sampler[SampleKey]):
+    """Yields keys of samples in an order that depends on seed and epoch alone.
+
+    Args:
+        indexes: The samples of the split.
+        seed: The run's seed.
+        shuffle: Draw a new order each epoch.
+        rank: The part of the samples for this process, one in `world_size`.
+        world_size: The number of processes.
+    """
+
+    def __init__(
+        self, indexes: Sequence[int], *, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.indexes = torch.as_tensor(indexes, dtype=torch.int64)
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next pass that of `epoch`; Lightning calls this before each."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self.indexes), self.world_size))
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        random = np.random.default_rng((self.seed, self.epoch))
+        order = random.permutation(len(self.indexes)) if self.shuffle else np.arange(len(self.indexes))
+        seeds = random.integers(2**31, size=len(self.indexes))
+        for place in range(self.rank, len(order), self.world_size):
+            yield SampleKey(int(self.indexes[order[place]]), int(seeds[place]))
+
+
+class RegistrationDataset(Dataset[RawSample]):
+    """The samples of an h5 data set (see `atlalign.data.schema`) with their atlas sections.
+
+    The file is opened on first use, once in each process, so that the data set may be pickled and forked.
+
+    Args:
+        path: The h5 file, already checked.
+        atlas: Gives the reference section at each sample's position, at the working size.
+        return_inverse: Read the inverse fields as well.
+        moving_augmenter: Applied to the moving image at the working size.
+        reference_augmenter: Applied to the reference image.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        atlas: Atlas,
+        *,
+        return_inverse: bool = False,
+        moving_augmenter: ImageAugmenter | None = None,
+        reference_augmenter: ImageAugmenter | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.atlas = atlas
+        self.return_inverse = return_inverse
+        self.moving_augmenter = moving_augmenter
+        self.reference_augmenter = reference_augmenter
+        self._file: h5py.File | None = None
+        self._process: int | None = None
+        with h5py.File(self.path, "r") as file:
+            self.positions_um = torch.from_numpy(file["p"][:].astype(np.int64))
+            self.image_ids = torch.from_numpy(file["image_id"][:].astype(np.int64))
+            self.dataset_ids = torch.from_numpy(file["dataset_id"][:].astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_process": None}
+
+    def __getitem__(self, key: SampleKey | int) -> RawSample:
+        index, seed = key if isinstance(key, tuple) else (key, key)
+        file = self._open()
+        position = self.positions_um[index]
+        moving = resize_image(torch.from_numpy(file["img"][index])[None], self.atlas.image_shape)
+        reference = self.atlas.template[self.atlas.plane_index(position)][None]
+        sample = RawSample(
+            reference=_augment(reference, self.reference_augmenter, seed + 1),
+            moving=_augment(moving, self.moving_augmenter, seed),
+            dvf=torch.from_numpy(file["deltas_xy"][index]),
+            position_um=position,
+            image_id=self.image_ids[index],
+            dataset_id=self.dataset_ids[index],
+        )
+        if self.return_inverse:
+            sample["inv_dvf"] = torch.from_numpy(file["inv_deltas_xy"][index])
+        return sample
+
+    def _open(self) -> h5py.File:
+        # A handle that came through a fork shares its file position with the parent: open one's own.
+        if self._file is None or self._process != os.getpid():
+            self._file, self._process = h5py.File(self.path, "r"), os.getpid()
+        return self._file
+
+
+def complete(
+    raw: RawSample,
+    *,
+    moving_augmenter: BatchAugmenter | None = None,
+    reference_augmenter: BatchAugmenter | None = None,
+) -> RegistrationBatch:
+    """Return the batch of collated raw samples: floats, fields at the images' size, the registered image.
+
+    Runs on whatever device the samples are; warping a batch there is much cheaper than sample by sample in workers.
+    """
+    reference = _to_unit_range(raw["reference"], reference_augmenter)
+    moving = _to_unit_range(raw["moving"], moving_augmenter)
+    shape = (int(moving.shape[-2]), int(moving.shape[-1]))
+    dvf = _to_field(raw["dvf"], shape)
+    inv_dvf = _to_field(raw["inv_dvf"], shape) if "inv_dvf" in raw else None
+    ids = raw["position_um"], raw["image_id"], raw["dataset_id"]
+    return RegistrationBatch(reference, moving, warp(moving, dvf), dvf, inv_dvf, *ids)
+
+
+def _augment(image: Tensor, augmenter: ImageAugmenter | None, seed: int) -> Tensor:
+    if augmenter is None:
+        return image
+    array = image[0].numpy()
+    unit = np.multiply(array, np.float32(1 / 255)) if array.dtype == np.uint8 else array
+    return torch.from_numpy(augmenter(unit, seed=seed))[None]
+
+
+def _to_unit_range(images: Tensor, augmenter: BatchAugmenter | None) -> Tensor:
+    floats = images.float() / 255 if images.dtype == torch.uint8 else images
+    return floats if augmenter is None else augmenter(floats)
+
+
+def _to_field(deltas_xy: Tensor, shape: tuple[int, int]) -> Tensor:
+    return resize(deltas_xy.permute(0, 3, 1, 2).float(), shape)

@@ -1,0 +1,147 @@
+"""Demo data: sections of the atlas under known deformations, written once as a valid h5 data set."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from atlalign.data import schema
+from atlalign.data.atlas import Atlas
+from atlalign.data.datamodule import RegistrationDataModule
+from atlalign.errors import InputError, unknown_name
+from atlalign.geometry import affine_to_dvf, warp
+from atlalign.geometry.generators import FieldPair, affine_map, smooth_field
+
+_SMALLEST_TISSUE_SHARE = 0.1
+_TISSUE_INTENSITY = 25
+
+
+def _smooth(n: int, shape: tuple[int, int], generator: torch.Generator) -> FieldPair:
+    return smooth_field(n, shape, mean_fraction=0.02, largest_fraction=0.06, generator=generator)
+
+
+def _affine(n: int, shape: tuple[int, int], generator: torch.Generator) -> FieldPair:
+    pair = affine_map(n, shape, mean_fraction=0.02, largest_fraction=0.06, generator=generator)
+    return FieldPair(affine_to_dvf(pair.matrix, shape), affine_to_dvf(pair.inverse, shape))
+
+
+_DEFORMATIONS: dict[str, Callable[[int, tuple[int, int], torch.Generator], FieldPair]] = {
+    "smooth": _smooth,
+    "affine": _affine,
+}
+
+
+class DemoDataModule(RegistrationDataModule):
+    """A data module on demo data, which it writes on first use.
+
+    Each sample is an atlas section R, seen through the inverse w of a field u: the moving image is R(p + w(p)), so
+    that the moving image warped by u is R again. Every field displaces by at least 2 % of the width in the mean and 6 %
+    at its largest. All samples of a section share its image_id: validation sections are other sections.
+
+    Args:
+        folder: Where the h5 file is written; its name tells apart atlas, size and the arguments below.
+        n_sections: How many sections of the atlas are drawn, all of different planes.
+        fields_per_section: How many deformations each section gets.
+        deformation: "smooth" (diffeomorphic random fields) or "affine".
+        atlas: The atlas at the working size.
+        image_shape: (H, W).
+        seed: Decides sections and fields; the split and the order as well.
+        others: What `RegistrationDataModule` takes.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        atlas: Atlas,
+        n_sections: int = 60,
+        fields_per_section: int = 4,
+        deformation: Literal["smooth", "affine"] = "smooth",
+        image_shape: Sequence[int] = (320, 456),
+        seed: int = 0,
+        **others: Any,
+    ) -> None:
+        if deformation not in _DEFORMATIONS:
+            raise unknown_name("data.deformation", deformation, _DEFORMATIONS)
+        self.n_sections = n_sections
+        self.fields_per_section = fields_per_section
+        self.deformation = deformation
+        path = (
+            Path(folder) / f"demo-{_fingerprint(atlas, n_sections, fields_per_section, deformation, seed)}.h5"
+        )
+        super().__init__(path, atlas=atlas, image_shape=image_shape, seed=seed, **others)
+
+    def prepare_data(self) -> None:
+        """Write the file where it is not there yet, and check it."""
+        if not self.path.exists():
+            write_demo(
+                self.path,
+                self.atlas,
+                n_sections=self.n_sections,
+                fields_per_section=self.fields_per_section,
+                deformation=self.deformation,
+                seed=self.seed,
+            )
+        super().prepare_data()
+
+
+def write_demo(
+    path: Path,
+    atlas: Atlas,
+    *,
+    n_sections: int,
+    fields_per_section: int,
+    deformation: str = "smooth",
+    seed: int = 0,
+) -> None:
+    """Write the data set described by `DemoDataModule`; it appears under its name when it is complete.
+
+    Raises:
+        InputError: If the atlas has fewer planes with tissue than sections are wanted.
+    """
+    planes = _draw_planes(atlas, n_sections, seed)
+    generator = torch.Generator().manual_seed(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".partial")
+    unfinished.unlink(missing_ok=True)
+    provenance = {"atlas": atlas.name, "deformation": deformation, "seed": seed}
+    with schema.create(unfinished, n_sections * fields_per_section, atlas.image_shape, **provenance) as file:
+        for number, plane in enumerate(track(planes, description="writing demo data")):
+            section = atlas.template[plane].float()[None, None] / 255
+            pair = _DEFORMATIONS[deformation](fields_per_section, atlas.image_shape, generator)
+            samples = slice(number * fields_per_section, (number + 1) * fields_per_section)
+            moving = warp(section.expand(fields_per_section, -1, -1, -1), pair.inverse)
+            file["img"][samples] = (moving[:, 0] * 255).round().to(torch.uint8).numpy()
+            file["deltas_xy"][samples] = _channels_last(pair.dvf)
+            file["inv_deltas_xy"][samples] = _channels_last(pair.inverse)
+            file["p"][samples] = round(plane * atlas.spacing_um)
+            file["image_id"][samples] = plane
+            file["dataset_id"][samples] = 0
+    unfinished.replace(path)
+
+
+def _draw_planes(atlas: Atlas, n_sections: int, seed: int) -> list[int]:
+    share = (atlas.template > _TISSUE_INTENSITY).float().mean(dim=(1, 2))
+    candidates = torch.nonzero(share >= _SMALLEST_TISSUE_SHARE)[:, 0].numpy()
+    if len(candidates) < n_sections:
+        raise InputError(
+            f"data.n_sections: {n_sections} sections are wanted, but only {len(candidates)} planes of the atlas "
+            f"'{atlas.name}' show tissue on {_SMALLEST_TISSUE_SHARE:.0%} of their area"
+        )
+    return sorted(np.random.default_rng(seed).choice(candidates, n_sections, replace=False).tolist())
+
+
+def _channels_last(dvf: Tensor) -> np.ndarray:
+    return dvf.permute(0, 2, 3, 1).half().numpy()
+
+
+def _fingerprint(atlas: Atlas, *arguments: object) -> str:
+    middle = atlas.template[len(atlas.template) // 2].numpy().tobytes()
+    described = json.dumps([atlas.name, list(atlas.template.shape), atlas.spacing_um, *arguments])
+    return hashlib.sha256(described.encode() + middle).hexdigest()[:12]

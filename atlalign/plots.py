@@ -1,0 +1,87 @@
+"""Pictures of registrations; the only module that draws."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from atlalign.geometry import identity_grid
+
+_PANEL_INCHES = 2.6
+_GRID_LINES = 16
+
+
+class Panel(NamedTuple):
+    """One registered section: images (H, W) in [0, 1], fields (2, H, W) in pixels."""
+
+    reference: Tensor
+    moving: Tensor
+    registered: Tensor
+    dvf: Tensor
+    true_dvf: Tensor | None = None
+    title: str = ""
+
+
+def registration_figure(panels: list[Panel]) -> Figure:
+    """Draw one row a section: reference, moving, registered, overlays before and after, deformed grid, error map.
+
+    Overlays show the reference in magenta and the other image in green: grey where they agree.
+    """
+    columns = ["reference", "moving", "registered", "before", "after", "deformed grid", "error (px)"]
+    height, width = panels[0].reference.shape
+    size = (_PANEL_INCHES * len(columns), _PANEL_INCHES * height / width * len(panels) + 0.4)
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(panels), len(columns), squeeze=False)
+    for column, title in enumerate(columns):
+        axes[0, column].set_title(title, fontsize=9)
+    for row, panel in enumerate(panels):
+        _draw_panel(list(axes[row]), panel)
+        axes[row, 0].set_ylabel(panel.title, fontsize=8)
+    return figure
+
+
+def overlay(reference: Tensor, other: Tensor) -> NDArray[np.float32]:
+    """Return an RGB image (H, W, 3): the reference in magenta, the other image in green."""
+    reference, other = (image.detach().cpu().float().clamp(0, 1) for image in (reference, other))
+    return torch.stack([reference, other, reference], dim=-1).numpy()
+
+
+def draw_grid(axes: Axes, dvf: Tensor, n_lines: int = _GRID_LINES) -> None:
+    """Draw where a regular grid of the reference lies in the moving image; dvf (2, H, W) in pixels."""
+    height, width = dvf.shape[-2:]
+    field = dvf.detach().cpu().float()
+    points = (field + identity_grid((height, width), field.dtype, field.device)[0]).numpy()
+    step = max(1, min(height, width) // n_lines)
+    for line in (*points[:, ::step].transpose(1, 2, 0), *points[:, :, ::step].transpose(2, 1, 0)):
+        axes.plot(line[:, 0], line[:, 1], color="tab:blue", linewidth=0.5)
+    axes.set_xlim(-0.5, width - 0.5)
+    axes.set_ylim(height - 0.5, -0.5)
+    axes.set_aspect("equal")
+
+
+def _draw_panel(axes: list[Axes], panel: Panel) -> None:
+    for axis in axes:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    for axis, image in zip(axes, (panel.reference, panel.moving, panel.registered), strict=False):
+        axis.imshow(image.detach().cpu().float().numpy(), cmap="gray", vmin=0, vmax=1)
+    axes[3].imshow(overlay(panel.reference, panel.moving))
+    axes[4].imshow(overlay(panel.reference, panel.registered))
+    draw_grid(axes[5], panel.dvf)
+    if panel.true_dvf is None:
+        axes[6].set_axis_off()
+        return
+    _draw_error(axes[6], (panel.dvf - panel.true_dvf).norm(dim=0), panel.true_dvf.norm(dim=0))
+
+
+def _draw_error(axes: Axes, error: Tensor, before: Tensor) -> None:
+    # The scale is that of doing nothing, so that dark means good whatever the section.
+    shown = axes.imshow(error.detach().cpu().float().numpy(), cmap="magma", vmin=0, vmax=float(before.max()))
+    axes.set_xlabel(f"{float(before.mean()):.1f} → {float(error.mean()):.1f} px", fontsize=8)
+    axes.get_figure().colorbar(shown, ax=axes, fraction=0.04)  # type: ignore[union-attr]

@@ -1,0 +1,178 @@
+"""One training run, from the composed configuration to metrics, checkpoints and pictures in the run's folder."""
+
+import json
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from atlalign.errors import InputError
+
+_RECORDED_PACKAGES = (
+    "atlalign", "torch", "torchvision", "pytorch-lightning", "hydra-core", "h5py", "kornia", "lpips",
+    "albumentations", "numpy",
+)  # fmt: skip
+
+
+def train(config: DictConfig) -> float:
+    """Train as `conf/train.yaml` describes and return the final value of `config.objective`.
+
+    The run's folder gets the resolved configuration, versions, checkpoints, metrics.json and registered.png.
+
+    Raises:
+        InputError: If something in the configuration or the data is wrong, or `config.require_ratio` is missed.
+    """
+    # The loss goes first: a misspelt key fails before the slow imports and before any data is written.
+    loss = build(config.loss)
+
+    import pytorch_lightning as pl
+
+    started = time.monotonic()
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    folder = Path(config.run_dir)
+    _write_provenance(folder, config)
+    datamodule = build(config.data, atlas=build(config.atlas), augment=build(config.augment))
+    module = _build_module(config, loss, datamodule)
+    trainer = build(
+        config.trainer, logger=build(config.logger) or False, callbacks=_built_values(config.callbacks)
+    )
+    trainer.fit(module, datamodule, ckpt_path=_resume_from(config.ckpt_path, folder), weights_only=True)
+
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+    validated = trainer.validate(module, datamodule, ckpt_path=best, weights_only=True, verbose=False)[0]
+    metrics = {
+        **{name: float(value) for name, value in validated.items() if "/" in name},
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    if trainer.is_global_zero:
+        _write_json(folder / "metrics.json", metrics)
+        _log_hyperparameters(trainer, config, metrics)
+        _draw_result(module, datamodule, folder / "registered.png")
+        _print_result(metrics, folder)
+    _require(metrics, config.require_ratio)
+    return _objective(metrics, config.objective)
+
+
+def build(config: DictConfig | None, **extra: Any) -> Any:
+    """Build what `config` names by `_target_`, with plain lists and dictionaries as arguments."""
+    return None if config is None else hydra.utils.instantiate(config, _convert_="all", **extra)
+
+
+def _build_module(config: DictConfig, loss: Any, datamodule: Any) -> Any:
+    from atlalign.training.module import RegistrationModule
+
+    network = build(config.model)
+    if config.compile:
+        network.compile()
+    origin = {
+        "config": OmegaConf.to_container(config, resolve=True),
+        "intensity_scale": float(datamodule.atlas.intensity_scale),
+    }
+    return RegistrationModule(
+        network,
+        loss,
+        optimizer=build(config.optimizer),
+        scheduler=build(config.scheduler),
+        monitor=config.objective,
+        origin=origin,
+    )
+
+
+def _built_values(group: DictConfig | None) -> list[Any]:
+    """Build the members of a group that are not switched off with null."""
+    return [build(node) for node in (group or {}).values() if node is not None]
+
+
+def _resume_from(ckpt_path: str | None, folder: Path) -> str | None:
+    if ckpt_path is None:
+        return None
+    path = folder / "checkpoints" / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
+    if not path.is_file():
+        raise InputError(f"ckpt_path: there is no checkpoint {path}")
+    return str(path)
+
+
+def _write_provenance(folder: Path, config: DictConfig) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    versions = {"python": platform.python_version(), **{name: version(name) for name in _RECORDED_PACKAGES}}
+    _write_json(folder / "versions.json", versions)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _log_hyperparameters(trainer: Any, config: DictConfig, metrics: dict[str, float]) -> None:
+    """Put the run's choices beside its final metrics, where the logger can compare runs."""
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    chosen = {
+        group: config[group]
+        for group in ("model", "loss", "augment", "data", "atlas", "optimizer", "scheduler")
+    }
+    parameters = _flatten(
+        OmegaConf.to_container(OmegaConf.create({**chosen, "seed": config.seed}), resolve=True)
+    )
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(parameters, {f"final/{name}": value for name, value in metrics.items()})
+            logger.finalize("success")
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, str | int | float | bool]:
+    if not isinstance(tree, dict):
+        return {prefix: tree if isinstance(tree, str | int | float | bool) else str(tree)}
+    flat: dict[str, str | int | float | bool] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}/{key}" if prefix else str(key))
+    return flat
+
+
+def _draw_result(module: Any, datamodule: Any, path: Path) -> None:
+    import torch
+
+    from atlalign.data.dataset import complete
+    from atlalign.plots import registration_figure
+    from atlalign.training.callbacks import panels
+
+    batch = complete(next(iter(datamodule.val_dataloader())))
+    module = module.cpu().eval()
+    with torch.no_grad():
+        output = module(batch.reference, batch.moving)
+    registration_figure(panels(batch, output, n_sections=4)).savefig(path)
+
+
+def _print_result(metrics: dict[str, float], folder: Path) -> None:
+    table = Table(title="validation", title_justify="left")
+    table.add_column("")
+    for column in ("before", "after", "after / before"):
+        table.add_column(column, justify="right")
+    before, after = metrics["val/identity/vector_distance"], metrics["val/vector_distance"]
+    table.add_row("mean vector distance (px)", f"{before:.2f}", f"{after:.2f}", f"{after / before:.2f}")
+    console = Console()
+    console.print(table)
+    console.print(f"metrics, checkpoints and a picture are in [bold]{folder}[/bold]")
+
+
+def _require(metrics: dict[str, float], require_ratio: float | None) -> None:
+    ratio = metrics["val/vector_distance"] / metrics["val/identity/vector_distance"]
+    if require_ratio is not None and not ratio <= require_ratio:
+        raise InputError(
+            f"require_ratio: expected an error of at most {require_ratio:.2f} times that of doing nothing, "
+            f"got {ratio:.2f}"
+        )
+
+
+def _objective(metrics: dict[str, float], name: str) -> float:
+    if name not in metrics:
+        raise InputError(f"objective: there is no metric '{name}'; there are: {', '.join(sorted(metrics))}")
+    return cast(float, metrics[name])
