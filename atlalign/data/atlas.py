@@ -1,0 +1,442 @@
+"""The reference volume: a template, and region ids where wanted, held in memory at the working size.
+
+The three loaders are what `conf/atlas/*.yaml` names. A coronal plane lies in [H, W] as (DV, ML): rows run downwards
+from the top of the brain.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from atlalign.data.phantom import EXTENT_MM, phantom_volume
+from atlalign.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+_AXES = ("AP", "DV", "ML")
+_BLOCK = 16  # Planes read at once.
+_BRIGHT = 0.001  # The share of tissue that may be brighter than white.
+_ANNOTATION = "annotation"
+
+
+@dataclass(frozen=True, eq=False)
+class Atlas:
+    """Coronal planes from front to back, at the working size.
+
+    Attributes:
+        template: uint8 (P, H, W).
+        annotation: Region ids, int32 or int64 (P, H, W), 0 for none; None if there are none or none were asked for.
+        spacing_um: Distance of the planes along AP; plane i stands for positions from i · spacing to (i + 1) · spacing.
+        name: For messages and reports.
+        intensity_scale: What raw intensities were divided by to come to [0, 1].
+    """
+
+    template: Tensor
+    annotation: Tensor | None
+    spacing_um: float
+    name: str
+    intensity_scale: float
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """The working size (H, W)."""
+        return int(self.template.shape[1]), int(self.template.shape[2])
+
+    @property
+    def extent_um(self) -> float:
+        """The largest position: P · spacing."""
+        return len(self.template) * self.spacing_um
+
+    def plane_index(self, position_um: float | Tensor) -> Tensor:
+        """Return min(position // spacing, P − 1), int64 in the shape of `position_um`.
+
+        Raises:
+            InputError: If a position lies outside [0, extent_um].
+        """
+        position = torch.as_tensor(position_um, dtype=torch.float64)
+        inside = (position >= 0) & (position <= self.extent_um)
+        if not inside.all():
+            found = position[~inside][0].item()
+            raise InputError(
+                f"position: expected 0 to {self.extent_um:g} µm (atlas '{self.name}'), got {found:g}"
+            )
+        return (position // self.spacing_um).long().clamp(max=len(self.template) - 1)
+
+    def section(self, position_um: float) -> Tensor:
+        """Return the template's plane at `position_um` as float32 (1, H, W) in [0, 1]."""
+        return self.template[int(self.plane_index(position_um))][None].float() / 255
+
+    def labels(self, position_um: float) -> Tensor:
+        """Return the region ids at `position_um` as int32 or int64 (1, H, W).
+
+        Raises:
+            InputError: If the atlas holds no annotation, or the position lies outside.
+        """
+        if self.annotation is None:
+            raise InputError(
+                f"atlas '{self.name}' holds no annotation: there is none, or with_annotation is false"
+            )
+        return self.annotation[int(self.plane_index(position_um))][None]
+
+
+def resize_image(image: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return the images (N, H, W) at `shape` (H', W'), in their dtype; an image of that size comes back as it is.
+
+    Bilinear with aligned corners, after a Gaussian filter where the image shrinks.
+    """
+    if tuple(image.shape[-2:]) == shape:
+        return image
+    from kornia.geometry import resize  # slow to import
+
+    resized = resize(image[:, None].float(), shape, antialias=True, align_corners=True)[:, 0]
+    return (resized if image.is_floating_point() else resized.round()).to(image.dtype)
+
+
+def phantom_atlas(
+    *,
+    image_shape: tuple[int, int],
+    seed: int = 0,
+    spacing_um: float = 100.0,
+    with_annotation: bool = True,
+) -> Atlas:
+    """Return a procedural mouse-like brain over 0 … 13200 µm, rendered at the working size.
+
+    Args:
+        image_shape: (H, W).
+        seed: Another seed is another animal.
+        spacing_um: Distance of the planes; it divides 13200.
+        with_annotation: Whether to keep the labels, named by `PHANTOM_REGIONS`.
+
+    Raises:
+        InputError: If an argument is out of range.
+    """
+    shape = _check_image_shape(image_shape)
+    extent_um = EXTENT_MM[0] * 1000
+    planes = round(extent_um / spacing_um) if spacing_um > 0 else 0
+    if abs(planes * spacing_um - extent_um) > 1e-6:
+        raise InputError(f"spacing_um: expected a divisor of {extent_um:g}, got {spacing_um:g}")
+    template, labels = phantom_volume(shape=(planes, *shape), seed=seed)
+    annotation = torch.from_numpy(labels).int() if with_annotation else None
+    return Atlas(torch.from_numpy(template), annotation, spacing_um, "phantom", 255.0)
+
+
+def file_atlas(
+    path: str | Path,
+    *,
+    image_shape: tuple[int, int],
+    template: str = "template",
+    annotation: str = _ANNOTATION,
+    spacing_um: float = 25.0,
+    annotation_path: str | Path | None = None,
+    axes: str = "AP,DV,ML",
+    with_annotation: bool = True,
+) -> Atlas:
+    """Return the atlas in a file: .h5, .hdf5, .npy, .nrrd, .nii, .nii.gz, .mha, .tif or .tiff.
+
+    uint8 intensities are taken as they are, others divided by the 99.9th percentile of the voxels above 0. Images are
+    resized with antialiasing, ids to the nearest neighbour, both with aligned corners. Orientation in the header is not
+    looked at: the first plane must be the front one.
+
+    Args:
+        path: The file.
+        image_shape: (H, W) of the planes to return.
+        template: The dataset's name in an h5 file.
+        annotation: The dataset's name in an h5 file; under its default name it may be missing.
+        spacing_um: Distance of the planes along AP.
+        annotation_path: A file of ids with the template's axes; in an h5 file, the dataset `annotation`.
+        axes: The file's own order of axes. That is the order of the sizes in the header of .nrrd, .nii and .mha (ITK's
+            arrays have it reversed); pages, rows, columns in .tif; the array's order in .h5 and .npy.
+        with_annotation: Whether to load the ids.
+
+    Raises:
+        InputError: If a file cannot be read or does not hold what is expected.
+    """
+    path = Path(path).expanduser()
+    order = _axes_order(axes)
+    with ExitStack() as files:
+        volume = _open(path, template, order, files)
+        ids = None
+        if with_annotation and annotation_path is not None:
+            ids = _open(Path(annotation_path).expanduser(), annotation, order, files)
+        elif with_annotation and (annotation != _ANNOTATION or _has_dataset(path, annotation)):
+            ids = _open(path, annotation, order, files)
+        return _assemble(volume, ids, image_shape=image_shape, spacing_um=spacing_um, name=path.stem)
+
+
+def allen_atlas(
+    *, image_shape: tuple[int, int], resolution_um: int = 25, with_annotation: bool = True
+) -> Atlas:
+    """Return the Allen CCFv3 as packaged by BrainGlobe, which downloads it at its first use (optional extra `allen`).
+
+    Args:
+        image_shape: (H, W).
+        resolution_um: 10, 25, 50 or 100.
+        with_annotation: Whether to load the region ids.
+
+    Raises:
+        InputError: If the resolution is another, brainglobe-atlasapi is missing, or the download fails.
+    """
+    if resolution_um not in (10, 25, 50, 100):
+        raise InputError(f"resolution_um: expected 10, 25, 50 or 100, got {resolution_um}")
+    name = f"allen_mouse_{resolution_um}um"
+    template, annotation = _fetch(name, with_annotation=with_annotation)
+    return _assemble(
+        _Volume(template, f"{name} template"),
+        None if annotation is None else _Volume(annotation, f"{name} annotation"),
+        image_shape=image_shape,
+        spacing_um=float(resolution_um),
+        name=name,
+    )
+
+
+class _Array(Protocol):
+    """What numpy arrays, memory maps and h5 datasets have in common."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class _Volume:
+    """Planes (P, H, W) that may still lie in a file; `source` names them in messages."""
+
+    array: _Array
+    source: str
+
+    def __post_init__(self) -> None:
+        shape = self.array.shape
+        if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < 2:
+            raise InputError(
+                f"{self.source}: expected 3 axes, planes of at least 2×2, got shape {tuple(shape)}"
+            )
+
+    def blocks(self) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """Yield consecutive planes, a few at a time, so that memory stays bounded."""
+        # A chunk that spans two blocks would be decompressed twice.
+        chunk = getattr(self.array, "chunks", None) or (1,)
+        step = max(_BLOCK, chunk[0])
+        for start in range(0, self.array.shape[0], step):
+            planes = slice(start, start + step)
+            try:
+                yield planes, np.ascontiguousarray(self.array[planes])
+            except OSError as error:
+                raise InputError(f"{self.source}: cannot be read from plane {start} on: {error}") from error
+
+
+def _assemble(
+    template: _Volume,
+    annotation: _Volume | None,
+    *,
+    image_shape: tuple[int, int],
+    spacing_um: float,
+    name: str,
+) -> Atlas:
+    shape = _check_image_shape(image_shape)
+    if not spacing_um > 0:
+        raise InputError(f"spacing_um: expected more than 0, got {spacing_um:g}")
+    if annotation is not None and annotation.array.shape != template.array.shape:
+        raise InputError(
+            f"{annotation.source}: expected the template's shape {tuple(template.array.shape)}, "
+            f"got {tuple(annotation.array.shape)}"
+        )
+    ids = None if annotation is None else _load_annotation(annotation, shape)
+    grey, scale = _load_template(template, shape)
+    return Atlas(grey, ids, spacing_um, name, scale)
+
+
+def _load_template(volume: _Volume, shape: tuple[int, int]) -> tuple[Tensor, float]:
+    """Return the template as uint8 (P, *shape) and its intensity scale, reading each plane once."""
+    if volume.array.dtype.kind not in "uif":
+        raise InputError(f"{volume.source}: expected integers or floats, got {volume.array.dtype}")
+    brightness = _Brightness(int(np.prod(volume.array.shape)))
+    resized = torch.empty(volume.array.shape[0], *shape)
+    for planes, block in volume.blocks():
+        _check_intensities(block, planes.start, volume.source)
+        brightness.add(block)
+        resized[planes] = resize_image(torch.from_numpy(block.astype(np.float32)), shape)
+    if brightness.lowest == brightness.highest:
+        raise InputError(f"{volume.source}: expected an image, but every voxel is {brightness.lowest:g}")
+    scale = 255.0 if volume.array.dtype == np.uint8 else brightness.white
+    return resized.mul_(255 / scale).clamp_(max=255).round_().to(torch.uint8), scale
+
+
+class _Brightness:
+    """The extremes of a volume, and the 99.9th percentile of its voxels above 0, in one pass over blocks.
+
+    Only as many of the brightest voxels are kept as the percentile can depend on; it is exact, for any type.
+    """
+
+    def __init__(self, voxels: int) -> None:
+        self.lowest, self.highest = math.inf, -math.inf
+        self._tissue = 0
+        self._keep = int(_BRIGHT * voxels) + 2
+        self._top: NDArray[Any] = np.empty(0, np.uint8)
+
+    def add(self, block: NDArray[Any]) -> None:
+        self.lowest = min(self.lowest, float(block.min()))
+        self.highest = max(self.highest, float(block.max()))
+        self._tissue += int(np.count_nonzero(block))
+        floor = self._top[0] if len(self._top) == self._keep else 0
+        top = np.sort(np.concatenate([self._top, block[block > floor]]))
+        self._top = top[-self._keep :]
+
+    @property
+    def white(self) -> float:
+        """The percentile, interpolated linearly between neighbouring ranks as numpy does."""
+        rank_from_top = _BRIGHT * (self._tissue - 1)
+        return float(np.interp(rank_from_top, np.arange(len(self._top)), self._top[::-1]))
+
+
+def _check_intensities(block: NDArray[Any], first_plane: int, source: str) -> None:
+    # Comparisons with NaN are false.
+    if block.min() >= 0 and block.max() < np.inf:
+        return
+    bad = ~((block >= 0) & (block < np.inf))
+    plane = first_plane + int(bad.any(axis=(1, 2)).argmax())
+    raise InputError(
+        f"{source}: expected finite intensities of at least 0, found {block[bad][0]} "
+        f"and {bad.sum() - 1} more from plane {plane} on"
+    )
+
+
+def _load_annotation(volume: _Volume, shape: tuple[int, int]) -> Tensor:
+    """Return the ids (P, *shape) at the nearest voxel, corners aligned, unchanged in value."""
+    if volume.array.dtype.kind not in "ui":
+        raise InputError(f"{volume.source}: expected integer ids, got {volume.array.dtype}")
+    planes, height, width = volume.array.shape
+    rows, columns = _nearest(height, shape[0]), _nearest(width, shape[1])
+    ids = np.empty((planes, *shape), volume.array.dtype.newbyteorder("="))
+    for part, block in volume.blocks():
+        ids[part] = block.take(rows, axis=1).take(columns, axis=2)
+    return torch.from_numpy(_signed(ids))
+
+
+def _nearest(size: int, new_size: int) -> NDArray[np.intp]:
+    return np.rint(np.arange(new_size) * (size - 1) / (new_size - 1)).astype(np.intp)
+
+
+def _signed(ids: NDArray[Any]) -> NDArray[Any]:
+    """Return the ids as int32 where all fit, else as int64; uint32 is reinterpreted, not copied."""
+    fits = ids.min() >= -(2**31) and ids.max() < 2**31
+    if fits and ids.dtype == np.uint32:
+        return ids.view(np.int32)
+    return ids.astype(np.int32 if fits else np.int64, copy=False)
+
+
+def _check_image_shape(image_shape: tuple[int, int]) -> tuple[int, int]:
+    # A config hands over its own kind of list.
+    shape = tuple(image_shape)
+    if len(shape) != 2 or min(shape) < 2:
+        raise InputError(f"image_shape: expected (H, W) of at least (2, 2), got {shape}")
+    return shape
+
+
+def _axes_order(axes: str) -> tuple[int, ...]:
+    """Return where AP, DV and ML stand in `axes`."""
+    names = [name.strip().upper() for name in axes.split(",")]
+    if sorted(names) != sorted(_AXES):
+        raise InputError(f"axes: expected AP, DV and ML in the file's order, got '{axes}'")
+    return tuple(names.index(axis) for axis in _AXES)
+
+
+def _open(path: Path, dataset: str, order: tuple[int, ...], files: ExitStack) -> _Volume:
+    """Return the volume in a file as (AP, DV, ML); `files` closes it."""
+    array = _read(path, dataset, files)
+    source = f"{path}[{dataset}]" if isinstance(array, h5py.Dataset) else str(path)
+    if order != (0, 1, 2) and len(array.shape) == 3:
+        array = np.transpose(array[...], order)
+    return _Volume(array, source)
+
+
+def _read(path: Path, dataset: str, files: ExitStack) -> _Array:
+    reader = next((read for suffix, read in _READERS.items() if path.name.lower().endswith(suffix)), None)
+    if reader is None:
+        raise InputError(f"{path}: expected a file that ends in {', '.join(_READERS)}")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        return reader(path, dataset, files)
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+
+
+def _read_h5(path: Path, dataset: str, files: ExitStack) -> _Array:
+    file = files.enter_context(h5py.File(path, "r"))
+    found = file.get(dataset)
+    if not isinstance(found, h5py.Dataset):
+        names: list[str] = []
+        file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+        raise InputError(f"{path}: expected a dataset '{dataset}', there are: {', '.join(names) or 'none'}")
+    return cast(_Array, found)
+
+
+def _has_dataset(path: Path, dataset: str) -> bool:
+    if _READERS.get(path.suffix.lower()) is not _read_h5:
+        return False
+    with h5py.File(path, "r") as file:
+        return dataset in file
+
+
+def _read_npy(path: Path, dataset: str, files: ExitStack) -> _Array:
+    return np.lib.format.open_memmap(path, mode="r")
+
+
+def _read_pages(path: Path, dataset: str, files: ExitStack) -> NDArray[Any]:
+    import SimpleITK
+
+    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+
+
+def _read_itk(path: Path, dataset: str, files: ExitStack) -> NDArray[Any]:
+    """Return the array with the header's order of axes, which ITK's own arrays have reversed."""
+    return _read_pages(path, dataset, files).T
+
+
+_READERS: dict[str, Callable[[Path, str, ExitStack], _Array]] = {
+    ".h5": _read_h5,
+    ".hdf5": _read_h5,
+    ".npy": _read_npy,
+    ".nrrd": _read_itk,
+    ".nii": _read_itk,
+    ".nii.gz": _read_itk,
+    ".mha": _read_itk,
+    ".tif": _read_pages,
+    ".tiff": _read_pages,
+}
+
+
+def _fetch(name: str, *, with_annotation: bool) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Return template and annotation through BrainGlobe, which keeps what it downloads in ~/.brainglobe."""
+    try:
+        from brainglobe_atlasapi import BrainGlobeAtlas
+    except ImportError as error:
+        raise InputError(
+            "the Allen atlas comes through brainglobe-atlasapi: pip install 'atlalign[allen]'"
+        ) from error
+    _log.info("%s: taken from ~/.brainglobe, or downloaded from BrainGlobe's server at its first use", name)
+    try:
+        atlas = BrainGlobeAtlas(name, check_latest=False)
+        # Version 3 renamed it.
+        template = atlas.template if hasattr(type(atlas), "template") else atlas.reference
+        return template, atlas.annotation if with_annotation else None
+    except Exception as error:  # each of its network libraries has exceptions of its own
+        raise InputError(
+            f"{name}: neither on this machine nor to be downloaded ({error}). Fetch average_template and annotation "
+            "(.nrrd) from download.alleninstitute.org by hand, then: "
+            "atlas=file atlas.path=TEMPLATE atlas.annotation_path=ANNOTATION"
+        ) from error
