@@ -5,7 +5,8 @@ A dvf is a float tensor (B, 2, H, W) in pixels, channel 0 = x (column), channel 
 centres lie at 0 … W−1, and the outermost centres are the image's corners.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from typing import Literal, cast
 
 import torch
@@ -14,20 +15,34 @@ from torch import Tensor
 
 PaddingMode = Literal["zeros", "border", "reflection"]
 SamplingMode = Literal["bilinear", "nearest", "bicubic"]
+Constant = Callable[[tuple[int, int], torch.dtype, torch.device], Tensor]
 
 
-@lru_cache(maxsize=16)
+def _cached(make: Constant) -> Constant:
+    """Return `make` with a memory, except while a program is exported: its tensors must not outlive that."""
+    remembered = lru_cache(maxsize=16)(make)
+
+    @wraps(make)
+    def constant(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        if torch.compiler.is_compiling():
+            return make(shape, dtype, device)
+        # A tensor made under inference_mode could not be used in training afterwards.
+        with torch.inference_mode(False), torch.no_grad():
+            return remembered(shape, dtype, device)
+
+    return constant
+
+
+@_cached
 def identity_grid(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the pixel coordinates (1, 2, H, W) of a grid of `shape` (H, W): x first, then y.
 
     The tensor is cached: do not change it in place.
     """
-    # A tensor made under inference_mode could not be used in training afterwards.
-    with torch.inference_mode(False), torch.no_grad():
-        rows = torch.arange(shape[0], dtype=dtype, device=device)
-        columns = torch.arange(shape[1], dtype=dtype, device=device)
-        y, x = torch.meshgrid(rows, columns, indexing="ij")
-        return torch.stack([x, y])[None]
+    rows = torch.arange(shape[0], dtype=dtype, device=device)
+    columns = torch.arange(shape[1], dtype=dtype, device=device)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack([x, y])[None]
 
 
 def warp(
@@ -68,14 +83,11 @@ def warp_points(points: Tensor, dvf: Tensor) -> Tensor:
     _check_dvf(dvf)
     if points.ndim != 3 or points.shape[-1] != 2 or points.shape[0] != dvf.shape[0]:
         raise ValueError(f"points: expected ({dvf.shape[0]}, N, 2) as (x, y), got {tuple(points.shape)}")
-    displacement = F.grid_sample(
-        dvf,
-        points[:, None] * _to_unit(dvf) - 1,
-        mode="bilinear",
-        padding_mode="border",
-        align_corners=True,
-    )
-    return points + displacement[:, :, 0].mT
+    field = _precise(dvf)
+    unit = _unit(_grid_shape(field), field.dtype, field.device).flatten()
+    grid = points[:, None].to(field.dtype) * unit - 1
+    displacement = F.grid_sample(field, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return points + displacement[:, :, 0].transpose(1, 2)
 
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
@@ -91,7 +103,7 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
     _check_dvf(outer)
     _check_dvf(inner)
     _check_same_grid(outer, inner)
-    return inner + _sample(outer, inner, "bilinear", "border")
+    return _precise(inner) + _sample(_precise(outer), inner, "bilinear", "border")
 
 
 def affine_to_dvf(matrix: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -104,13 +116,15 @@ def affine_to_dvf(matrix: Tensor, shape: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: If `matrix` is not (B, 2, 3).
     """
-    if matrix.ndim != 3 or matrix.shape[1:] != (2, 3):
+    if matrix.ndim != 3 or tuple(matrix.shape[1:]) != (2, 3):
         raise ValueError(f"matrix: expected (B, 2, 3), got {tuple(matrix.shape)}")
-    grid = identity_grid(shape, matrix.dtype, matrix.device)
-    # The identity is taken off the matrix, not off the mapped points: no cancellation at large coordinates.
-    linear = matrix[:, :, :2] - torch.eye(2, dtype=matrix.dtype, device=matrix.device)
-    displacement = torch.einsum("bij,jhw->bihw", linear, grid[0])
-    return displacement + matrix[:, :, 2, None, None]
+    matrix = _precise(matrix)
+    x, y = identity_grid(shape, matrix.dtype, matrix.device)[0].unbind()
+    # The identity is taken off the matrix, not off the mapped points: no cancellation at large coordinates. And no
+    # matrix product, which autocast would compute in reduced precision.
+    linear = matrix - torch.eye(2, 3, dtype=matrix.dtype, device=matrix.device)
+    along_x, along_y, translation = linear[..., None, None].unbind(dim=2)
+    return along_x * x + along_y * y + translation
 
 
 def resize(dvf: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -126,13 +140,10 @@ def resize(dvf: Tensor, shape: tuple[int, int]) -> Tensor:
         raise ValueError(f"resize: grids of at least 2×2, got {tuple(dvf.shape[-2:])} to {tuple(shape)}")
     if tuple(dvf.shape[-2:]) == tuple(shape):
         return dvf
-    scale = torch.tensor(
-        [(shape[1] - 1) / (dvf.shape[-1] - 1), (shape[0] - 1) / (dvf.shape[-2] - 1)],
-        dtype=dvf.dtype,
-        device=dvf.device,
-    )
-    resized = F.interpolate(dvf, size=shape, mode="bilinear", align_corners=True)
-    return resized * scale.view(1, 2, 1, 1)
+    field = _precise(dvf)
+    resized = F.interpolate(field, size=shape, mode="bilinear", align_corners=True)
+    pixel, new_pixel = (_unit(_grid_shape(grid), grid.dtype, grid.device) for grid in (field, resized))
+    return resized * (pixel / new_pixel)
 
 
 def jacobian(dvf: Tensor) -> Tensor:
@@ -141,7 +152,7 @@ def jacobian(dvf: Tensor) -> Tensor:
     Central differences inside, one-sided at the edges.
     """
     _check_dvf(dvf)
-    along_y, along_x = cast(list[Tensor], torch.gradient(dvf, dim=(-2, -1)))
+    along_y, along_x = cast(list[Tensor], torch.gradient(_precise(dvf), dim=(-2, -1)))
     return torch.stack([along_x, along_y], dim=2)
 
 
@@ -179,61 +190,171 @@ def invert(
 ) -> Tensor:
     """Return v with `compose(dvf, v) = 0`, that is v(q) = −dvf(q + v(q)), pixel by pixel.
 
-    Newton's method on the bilinear interpolant falls back to the fixed point
-    v ← −dvf(q + v) where a Newton step does not lower the residual. Where the field folds there is no inverse, and the
-    best iterate is returned. Not differentiable.
+    Solved on a coarse grid first, then corrected on finer ones; the few pixels that are left take Newton steps on the
+    bilinear interpolant. Beyond the border the displacement is that of the border, so that v is as small as the field
+    (within the tolerance). Where the field folds there is no inverse, and the best iterate is returned: `inverse_mask`
+    tells where. Not differentiable; a sample's result does not depend on the rest of its batch.
 
     Args:
         dvf: (B, 2, H, W) in pixels.
-        start: A guess (B, 2, H, W) of the inverse; −dvf otherwise.
-        tolerance_px: Stop when no pixel's residual is above it.
-        max_iterations: At most this many updates.
+        start: A guess (B, 2, H, W) of the inverse, to skip the coarse grids.
+        tolerance_px: No pixel's residual is above it, where there is an inverse.
+        max_iterations: At most this many Newton steps.
+
+    Raises:
+        ValueError: If `dvf` is not (B, 2, H, W) or `start` has another shape.
     """
     _check_dvf(dvf)
+    if start is not None:
+        _check_same_grid(start, dvf)
     with torch.no_grad():
-        return _newton_inverse(dvf.detach(), -dvf if start is None else start, tolerance_px, max_iterations)
+        field = _precise(dvf)
+        inverse = _coarse_to_fine_inverse(field) if start is None else start.to(field.dtype)
+        return _newton_where_needed(field, inverse, tolerance_px, max_iterations)
 
 
-def _newton_inverse(dvf: Tensor, inverse: Tensor, tolerance_px: float, max_iterations: int) -> Tensor:
-    gradient = jacobian(dvf).flatten(1, 2)
+def inverse_mask(dvf: Tensor, inverse: Tensor, *, tolerance_px: float = 0.01) -> Tensor:
+    """Return where (B, H, W) `inverse` inverts `dvf`: its residual is small, and no folded part of dvf lands there.
+
+    Where a folded part lands, at least three points are mapped to the same one, and a field can give only one of them.
+
+    Args:
+        dvf: (B, 2, H, W) in pixels.
+        inverse: (B, 2, H, W) in pixels, as `invert` returns it.
+        tolerance_px: The largest residual that still counts as inverse.
+    """
+    residual = _squared_norm(compose(dvf, inverse))
+    return (residual <= tolerance_px**2) & ~_landing(dvf, jacobian_determinant(dvf) <= 0)
+
+
+def _landing(dvf: Tensor, selected: Tensor) -> Tensor:
+    """Return the mask (B, H, W) of the four pixels around each point q + dvf(q) with q in the mask `selected`."""
+    batch, row, column = selected.nonzero(as_tuple=True)
+    offset = dvf[batch, :, row, column]
+    x, y = (column + offset[:, 0]).floor().long(), (row + offset[:, 1]).floor().long()
+    height, width = _grid_shape(dvf)
+    landing = torch.zeros_like(selected)
+    for near_x, near_y in ((x, y), (x + 1, y), (x, y + 1), (x + 1, y + 1)):
+        inside = (near_x >= 0) & (near_x < width) & (near_y >= 0) & (near_y < height)
+        landing[batch[inside], near_y[inside], near_x[inside]] = True
+    return landing
+
+
+def _coarse_to_fine_inverse(dvf: Tensor) -> Tensor:
+    """Return the inverse to about a hundredth of a pixel, where the field is smooth."""
+    height, width = _grid_shape(dvf)
+    factors = [factor for factor in (16, 8, 4, 2) if min(height, width) >= 4 * factor]
+    levels = [resize(dvf, (height // factor, width // factor)) for factor in factors] + [dvf]
+    inverse = -levels[0]
+    for index, level in enumerate(levels):
+        inverse = resize(inverse, _grid_shape(level))
+        for _ in range(3 if index < 2 else 1):
+            inverse = _corrected(level, inverse)
+        # Corrections diverge where the field is steep, and later levels would only inherit that.
+        if index == 1:
+            inverse = _newton_where_needed(level, inverse, tolerance_px=0.02, max_iterations=20)
+    return inverse
+
+
+def _corrected(dvf: Tensor, inverse: Tensor) -> Tensor:
+    """Return the inverse after one Newton step, v − (I + ∇dvf(q + v))⁻¹ · residual.
+
+    At the solution that matrix is I + ∇v, which needs neither sampling nor inversion.
+    """
     residual = compose(dvf, inverse)
-    error = residual.norm(dim=1, keepdim=True)
-    best, best_error = inverse, error
+    along_y, along_x = cast(list[Tensor], torch.gradient(inverse, dim=(-2, -1)))
+    corrected = inverse - residual
+    corrected.addcmul_(along_x, residual[:, :1], value=-1)
+    return corrected.addcmul_(along_y, residual[:, 1:], value=-1)
+
+
+def _newton_where_needed(dvf: Tensor, inverse: Tensor, tolerance_px: float, max_iterations: int) -> Tensor:
+    left = _squared_norm(compose(dvf, inverse)) > tolerance_px**2
+    if not bool(left.any()):
+        return inverse
+    return _newton_inverse(dvf, inverse, left, tolerance_px, max_iterations)
+
+
+def _newton_inverse(
+    dvf: Tensor, inverse: Tensor, selected: Tensor, tolerance_px: float, max_iterations: int
+) -> Tensor:
+    """Return `inverse` after damped Newton steps at the pixels of the mask `selected` (B, H, W) alone."""
+    batch, row, column = selected.nonzero(as_tuple=True)
+    target = torch.stack([column, row], dim=1).to(dvf.dtype)
+    # No inverse is larger than the field: a step beyond that is lost.
+    bound = dvf.abs().amax(dim=(2, 3))[batch]
+
+    def evaluate(pixels: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the squared residual (N,) of the offset (N, 2) and the Newton step (N, 2) from it."""
+        value, gradient = _sample_cell(dvf, batch[pixels], target[pixels] + offset)
+        residual = offset + value
+        return _squared_norm(residual), -_solve(gradient, residual)
+
+    best = inverse[batch, :, row, column].clamp(-bound, bound)
+    error, step = evaluate(torch.arange(len(batch), device=dvf.device), best)
+    damping = torch.ones_like(error)
     for _ in range(max_iterations):
-        if bool((best_error <= tolerance_px).all()):
+        pixels = ((error > tolerance_px**2) & (damping > 1e-3)).nonzero()[:, 0]
+        if len(pixels) == 0:
             break
-        newton = inverse - _solve(_sample(gradient, inverse, "bilinear", "border"), residual)
-        fixed_point = inverse - residual
-        inverse = torch.where(error <= 2 * best_error, newton, fixed_point)
-        residual = compose(dvf, inverse)
-        error = residual.norm(dim=1, keepdim=True)
-        better = error < best_error
-        best, best_error = (
-            torch.where(better, inverse, best),
-            torch.where(better, error, best_error),
+        trial = best[pixels] + damping[pixels, None] * step[pixels]
+        trial = trial.clamp(-bound[pixels], bound[pixels])
+        trial_error, trial_step = evaluate(pixels, trial)
+        better = trial_error < error[pixels]
+        damping[pixels] = torch.where(better, (2 * damping[pixels]).clamp(max=1), damping[pixels] / 2)
+        improved = pixels[better]
+        best[improved], error[improved], step[improved] = (
+            trial[better],
+            trial_error[better],
+            trial_step[better],
         )
-    return best
+    solved = inverse.clone()
+    solved[batch, :, row, column] = best
+    return solved
+
+
+def _sample_cell(dvf: Tensor, batch: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the bilinear interpolant (N, 2) and its derivatives (N, 4) at points (N, 2) of the samples `batch` (N,).
+
+    The derivatives are those of x, y along x, then of x, y along y. Beyond the border the value is constant.
+    """
+    limit = torch.tensor(_grid_shape(dvf)[::-1], device=dvf.device) - 1
+    clamped = points.clamp(torch.zeros_like(limit), limit)
+    # In this order: not-a-number becomes an integer that only then is brought into the image.
+    cell = clamped.long().clamp(torch.zeros_like(limit), limit - 1)
+    x, y = cell.unbind(1)
+    to_x, to_y = (clamped - cell).hsplit(2)
+    top_left, top_right = dvf[batch, :, y, x], dvf[batch, :, y, x + 1]
+    bottom_left, bottom_right = dvf[batch, :, y + 1, x], dvf[batch, :, y + 1, x + 1]
+    top, bottom = torch.lerp(top_left, top_right, to_x), torch.lerp(bottom_left, bottom_right, to_x)
+    along_x = torch.lerp(top_right - top_left, bottom_right - bottom_left, to_y)
+    inside = points == clamped
+    gradient = torch.cat([along_x * inside[:, :1], (bottom - top) * inside[:, 1:]], dim=1)
+    return torch.lerp(top, bottom, to_y), gradient
 
 
 def _solve(gradient: Tensor, residual: Tensor) -> Tensor:
-    """Return (I + gradient)⁻¹ · residual, damped where the matrix is near singular; gradient is (B, 4, H, W)."""
-    a, b, c, d = gradient.unbind(1)
+    """Return (I + gradient)⁻¹ · residual, damped where the matrix is near singular; (N, 4) and (N, 2)."""
+    a, c, b, d = gradient.unbind(1)
     a, d = a + 1, d + 1
     determinant = a * d - b * c
-    determinant = torch.where(determinant.abs() < 0.05, determinant.sign() * 0.05 + 1e-6, determinant)
+    determinant = determinant.abs().clamp(min=0.05).copysign(determinant)
     x, y = residual.unbind(1)
     return torch.stack([d * x - b * y, a * y - c * x], dim=1) / determinant[:, None]
 
 
+def _squared_norm(vectors: Tensor) -> Tensor:
+    # On the CPU this is twenty times as fast as `Tensor.norm` over the channels.
+    return vectors.square().sum(dim=1)
+
+
 def _sample(image: Tensor, dvf: Tensor, mode: str, padding_mode: str) -> Tensor:
-    # A field in reduced precision cannot tell neighbouring pixels apart: coordinates stay in float32.
-    field = dvf if dvf.dtype == torch.float64 else dvf.float()
-    grid = (identity_grid(_grid_shape(field), field.dtype, field.device) + field).permute(0, 2, 3, 1)
-    grid = grid * _to_unit(field) - 1
-    with torch.autocast(dvf.device.type, enabled=False):
-        sampled = F.grid_sample(
-            image.to(grid.dtype), grid, mode=mode, padding_mode=padding_mode, align_corners=True
-        )
+    field = _precise(dvf)
+    of_field = (_grid_shape(field), field.dtype, field.device)
+    grid = torch.addcmul(_unit_grid(*of_field), field, _unit(*of_field)).permute(0, 2, 3, 1)
+    sampled = F.grid_sample(
+        image.to(grid.dtype), grid, mode=mode, padding_mode=padding_mode, align_corners=True
+    )
     return sampled.to(image.dtype)
 
 
@@ -244,7 +365,8 @@ def _warp_labels(image: Tensor, dvf: Tensor, mode: str, padding_mode: str) -> Te
     if padding_mode not in ("zeros", "border"):
         raise ValueError(f"warp: labels are padded with 'zeros' or 'border', got '{padding_mode}'")
     height, width = image.shape[-2:]
-    target = (identity_grid((height, width), dvf.dtype, dvf.device) + dvf).round().long()
+    field = _precise(dvf)
+    target = (identity_grid((height, width), field.dtype, field.device) + field).round().long()
     x, y = target[:, 0], target[:, 1]
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     flat_index = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).flatten(1)
@@ -255,16 +377,23 @@ def _warp_labels(image: Tensor, dvf: Tensor, mode: str, padding_mode: str) -> Te
     return torch.where(inside[:, None], warped, torch.zeros((), dtype=image.dtype, device=image.device))
 
 
-@lru_cache(maxsize=16)
-def _unit_scale(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        height, width = shape
-        return torch.tensor([2 / max(width - 1, 1), 2 / max(height - 1, 1)], dtype=dtype, device=device)
+@_cached
+def _unit_grid(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the pixels' coordinates (1, 2, H, W) in grid_sample's unit: 0 … W−1 is −1 … 1."""
+    exact = torch.float64, torch.device("cpu")
+    return (identity_grid(shape, *exact) * _unit(shape, *exact) - 1).to(device, dtype)
 
 
-def _to_unit(dvf: Tensor) -> Tensor:
-    """Return the factors (2,) that take pixels to grid_sample's unit: 0 … W−1 becomes 0 … 2."""
-    return _unit_scale(_grid_shape(dvf), dvf.dtype, dvf.device)
+@_cached
+def _unit(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the length (1, 2, 1, 1) of a pixel along x and y in grid_sample's unit."""
+    lengths = [2 / max(size - 1, 1) for size in reversed(shape)]
+    return torch.tensor(lengths, dtype=dtype, device=device).view(1, 2, 1, 1)
+
+
+def _precise(field: Tensor) -> Tensor:
+    """Return float64 as it is and everything else as float32: less cannot tell neighbouring pixels apart."""
+    return field if field.dtype == torch.float64 else field.float()
 
 
 def _grid_shape(tensor: Tensor) -> tuple[int, int]:
