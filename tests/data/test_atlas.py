@@ -147,9 +147,9 @@ class TestResize:
 
     def test_labels_go_to_the_nearest_with_aligned_corners(self, tmp_path):
         ids = np.arange(5 * 6 * 9, dtype=np.int32).reshape(5, 6, 9)
-        atlas = load(tmp_path, random_volume(shape=(5, 6, 9)), (3, 5), annotation=ids)
-        # round(i · 5 / 2) and round(i · 8 / 4)
-        assert (atlas.annotation.numpy() == ids[:, [0, 2, 5]][:, :, [0, 2, 4, 6, 8]]).all()
+        atlas = load(tmp_path, random_volume(shape=(5, 6, 9)), (4, 5), annotation=ids)
+        # round(i · 5 / 3) and round(i · 8 / 4)
+        assert (atlas.annotation.numpy() == ids[:, [0, 2, 3, 5]][:, :, [0, 2, 4, 6, 8]]).all()
 
 
 class TestAnnotation:

@@ -3,6 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from atlalign.data import phantom
 from atlalign.data.phantom import PHANTOM_REGIONS, VENTRICLES, phantom_volume
 from atlalign.errors import InputError
 
@@ -81,6 +82,26 @@ def test_every_size_shows_the_same_anatomy():
     assert (sampled == coarse)[coarse > 0].mean() > 0.95
     for region in (4, 5, 8, 13, 15, 17, 22):
         assert dice(sampled == region, coarse == region) > 0.95, PHANTOM_REGIONS[region]
+
+
+def test_computing_only_windows_changes_nothing(monkeypatch):
+    quick = phantom_volume(shape=(24, 40, 57), seed=0)
+    monkeypatch.setattr(phantom, "_window", lambda ellipse, x, y: (slice(None), slice(None)))
+    for a, b in zip(quick, phantom_volume(shape=(24, 40, 57), seed=0), strict=True):
+        assert (a == b).all()
+
+
+def test_texture_is_continuous_across_the_planes_of_its_lattices():
+    animal = phantom._Animal(np.random.default_rng(0))
+    # 6.6 mm is the 55th plane of the finest lattice.
+    before, after = (animal.section(ap, (80, 114))[0].astype(int) for ap in (6.5999, 6.6001))
+    assert np.abs(after - before).max() < 5
+
+
+def test_inner_shapes_need_tissue_around_them(monkeypatch):
+    inner = {name: shape for name, shape in phantom._SHAPES.items() if shape.inside}
+    monkeypatch.setattr(phantom, "_SHAPES", inner)
+    assert not any(volume.any() for volume in phantom_volume(shape=(24, 40, 57), seed=0))
 
 
 def test_planes_are_those_of_equal_slabs():
