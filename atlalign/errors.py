@@ -26,16 +26,18 @@ def readable_errors() -> Iterator[None]:
     For scripts under `hydra.main`, whose own report hides the sentence in a traceback. With HYDRA_FULL_ERROR=1 in
     the environment every error shows its traceback.
     """
-    in_full = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
+    wanted = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise what it would print
     try:
         yield
     except Exception as error:
-        message = None if in_full else _sentence(error)
+        message = _sentence(error) if wanted == "0" else None
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = wanted
 
 
 def _sentence(error: BaseException) -> str | None:

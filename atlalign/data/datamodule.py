@@ -122,7 +122,7 @@ class RegistrationDataModule(pl.LightningDataModule):
         if trainer is None or not trainer.training or not self._batch_augmenters:
             return complete(batch)
         # The draw depends on seed, step and process alone: a resumed run goes on with the same numbers.
-        step = trainer.fit_loop.total_batch_idx
+        step = trainer.fit_loop.total_batch_idx + 1
         drawn_by = np.random.SeedSequence((self.seed, step, trainer.global_rank)).generate_state(1)[0]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(drawn_by))

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from atlalign.data.atlas import Atlas, resize_image
+from atlalign.data.atlas import Atlas
 from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter
+from atlalign.data.images import resize_images
 from atlalign.geometry import resize, warp
 
 
@@ -132,7 +133,7 @@ class RegistrationDataset(Dataset[RawSample]):
         index, seed = key if isinstance(key, tuple) else (key, key)
         file = self._open()
         position = self.positions_um[index]
-        moving = resize_image(torch.from_numpy(file["img"][index])[None], self.atlas.image_shape)
+        moving = resize_images(torch.from_numpy(file["img"][index])[None], self.atlas.image_shape)
         reference = self.atlas.template[self.atlas.plane_index(position)][None]
         sample = RawSample(
             reference=_augment(reference, self.reference_augmenter, seed + 1),

@@ -18,6 +18,8 @@ _RECORDED_PACKAGES = (
     "atlalign", "torch", "torchvision", "pytorch-lightning", "hydra-core", "h5py", "kornia", "lpips",
     "albumentations", "numpy",
 )  # fmt: skip
+# What a comparison of runs shows of the configuration.
+_COMPARED = ("model", "loss", "augment", "data", "atlas", "optimizer", "scheduler", "seed")
 
 
 def train(config: DictConfig) -> float:
@@ -44,6 +46,8 @@ def train(config: DictConfig) -> float:
     )
     trainer.fit(module, datamodule, ckpt_path=_resume_from(config.ckpt_path, folder), weights_only=True)
 
+    # The final measure of the best checkpoint is no point of the curves.
+    loggers, trainer.loggers = trainer.loggers, []
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
     validated = trainer.validate(module, datamodule, ckpt_path=best, weights_only=True, verbose=False)[0]
     metrics = {
@@ -54,16 +58,21 @@ def train(config: DictConfig) -> float:
     }
     if trainer.is_global_zero:
         _write_json(folder / "metrics.json", metrics)
-        _log_hyperparameters(trainer, config, metrics)
+        _log_hyperparameters(loggers, config, metrics)
         _draw_result(module, datamodule, folder / "registered.png")
         _print_result(metrics, folder)
     _require(metrics, config.require_ratio)
     return _objective(metrics, config.objective)
 
 
-def build(config: DictConfig | None, **extra: Any) -> Any:
-    """Build what `config` names by `_target_`, with plain lists and dictionaries as arguments."""
-    return None if config is None else hydra.utils.instantiate(config, _convert_="all", **extra)
+def build(config: DictConfig | None, **objects: Any) -> Any:
+    """Build what `config` names by `_target_` with plain arguments and `objects`; None where it names nothing."""
+    if not config:
+        return None
+    if not objects:
+        return hydra.utils.instantiate(config, _convert_="all")
+    # Hydra would turn objects among the arguments into configurations: they are given afterwards.
+    return hydra.utils.instantiate(config, _convert_="all", _partial_=True)(**objects)
 
 
 def _build_module(config: DictConfig, loss: Any, datamodule: Any) -> Any:
@@ -111,18 +120,13 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _log_hyperparameters(trainer: Any, config: DictConfig, metrics: dict[str, float]) -> None:
+def _log_hyperparameters(loggers: list[Any], config: DictConfig, metrics: dict[str, float]) -> None:
     """Put the run's choices beside its final metrics, where the logger can compare runs."""
     from pytorch_lightning.loggers import TensorBoardLogger
 
-    chosen = {
-        group: config[group]
-        for group in ("model", "loss", "augment", "data", "atlas", "optimizer", "scheduler")
-    }
-    parameters = _flatten(
-        OmegaConf.to_container(OmegaConf.create({**chosen, "seed": config.seed}), resolve=True)
-    )
-    for logger in trainer.loggers:
+    tree = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    parameters = _flatten({key: tree[key] for key in _COMPARED})
+    for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(parameters, {f"final/{name}": value for name, value in metrics.items()})
             logger.finalize("success")

@@ -1,0 +1,66 @@
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from atlalign.data.atlas import Atlas
+
+SHAPE = (32, 48)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """Keep what the package remembers between runs out of the user's home."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real atlas and section data."""
+    folder = os.environ.get("ATLALIGN_TEST_DATA")
+    if not folder:
+        pytest.skip("ATLALIGN_TEST_DATA is not set: no real atlas or section to test with")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def atlas() -> Atlas:
+    """Ten planes of smooth blobs, each brighter and wider than the one before."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, SHAPE[0]), torch.linspace(-1, 1, SHAPE[1]), indexing="ij")
+    planes = [
+        torch.exp(-((x / w) ** 2 + (y / w) ** 2)) * (80 + 10 * i)
+        for i, w in enumerate(torch.linspace(0.4, 0.7, 10))
+    ]
+    template = torch.stack(planes).to(torch.uint8)
+    return Atlas(template=template, annotation=None, spacing_um=100.0, name="blobs", intensity_scale=255.0)
+
+
+def write_h5(path: Path, n: int = 6, shape: tuple[int, int] = SHAPE, **replace: np.ndarray | None) -> Path:
+    """Write a valid file of random samples with two copies of each image; `replace` overrides arrays, None drops one."""
+    random = np.random.default_rng(0)
+    arrays = {
+        "img": random.integers(0, 256, (n, *shape), dtype=np.uint8),
+        "deltas_xy": random.normal(0, 2, (n, *shape, 2)).astype(np.float16),
+        "inv_deltas_xy": random.normal(0, 2, (n, *shape, 2)).astype(np.float16),
+        "p": np.arange(n) * 100,
+        "image_id": 1000 + np.arange(n) // 2,
+        "dataset_id": np.full(n, 7),
+    }
+    with h5py.File(path, "w") as file:
+        for name, array in {**arrays, **replace}.items():
+            if array is not None:
+                file[name] = array
+    return path
+
+
+@pytest.fixture
+def h5_file(tmp_path: Path) -> Path:
+    return write_h5(tmp_path / "data.h5")

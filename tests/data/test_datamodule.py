@@ -1,0 +1,208 @@
+"""Samples, batches and splits, on files whose content is known."""
+
+import multiprocessing
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from atlalign.data.datamodule import RegistrationDataModule, split_samples
+from atlalign.data.dataset import RegistrationDataset, SampleKey, SeededSampler, complete
+from atlalign.errors import InputError
+from atlalign.geometry import warp
+from tests.conftest import SHAPE, write_h5
+
+
+def datamodule(path, atlas, **arguments) -> RegistrationDataModule:
+    arguments = {"image_shape": SHAPE, "batch_size": 2, "val_fraction": 1 / 3, **arguments}
+    module = RegistrationDataModule(path, atlas=atlas, **arguments)
+    module.prepare_data()
+    module.setup()
+    return module
+
+
+def batches(loader: DataLoader) -> list:
+    return [complete(raw) for raw in loader]
+
+
+def test_a_sample_is_what_the_file_and_the_atlas_hold(tmp_path, atlas):
+    image = np.zeros((6, *SHAPE), np.uint8)
+    image[3, 10, 20] = 255
+    deltas = np.zeros((6, *SHAPE, 2), np.float16)
+    deltas[3, :, :, 0], deltas[3, :, :, 1] = 4, -2
+    path = write_h5(tmp_path / "known.h5", img=image, deltas_xy=deltas, inv_deltas_xy=-deltas)
+    dataset = RegistrationDataset(path, atlas, return_inverse=True)
+    batch = complete(next(iter(DataLoader(dataset, sampler=[SampleKey(3, 0)]))))
+    assert batch.moving[0, 0, 10, 20] == 1
+    assert batch.registered[0, 0, 12, 16] == pytest.approx(
+        1, abs=1e-4
+    )  # (x, y) + (4, −2) is where the point lies
+    assert torch.equal(batch.dvf[0, :, 5, 5], torch.tensor([4.0, -2.0]))
+    assert torch.equal(batch.inv_dvf, -batch.dvf)
+    assert torch.equal(batch.reference[0], atlas.section(300))
+    assert (int(batch.position_um), int(batch.image_id), int(batch.dataset_id)) == (300, 1001, 7)
+    assert complete(next(iter(DataLoader(RegistrationDataset(path, atlas))))).inv_dvf is None
+
+
+def test_another_working_size_resizes_images_and_fields(tmp_path, atlas):
+    ramp = np.tile(np.linspace(0, 255, 95).round().astype(np.uint8), (6, 63, 1))
+    deltas = np.zeros((6, 63, 95, 2), np.float16)
+    deltas[..., 0], deltas[..., 1] = 6, 3
+    path = write_h5(tmp_path / "large.h5", shape=(63, 95), img=ramp, deltas_xy=deltas, inv_deltas_xy=deltas)
+    batch = complete(next(iter(DataLoader(RegistrationDataset(path, atlas)))))
+    assert batch.moving.shape == batch.reference.shape == (1, 1, *SHAPE)
+    torch.testing.assert_close(
+        batch.moving[0, 0, 16], torch.linspace(0, 1, 48), atol=0.02, rtol=0
+    )  # corners stay corners
+    torch.testing.assert_close(batch.dvf[0, :, 9, 9], torch.tensor([6 * 47 / 94, 3 * 31 / 62]))
+
+
+class TestSplit:
+    image_ids = np.array([5, 5, 7, 7, 7, 8, 9, 9, 9, 9])
+
+    def test_by_fraction_never_splits_an_image(self):
+        for seed in range(20):
+            train, val = split_samples(self.image_ids, val_fraction=0.5, seed=seed)
+            assert sorted([*train, *val]) == list(range(10))
+            assert not set(self.image_ids[train]) & set(self.image_ids[val])
+            assert len(set(self.image_ids[val])) == 2
+
+    def test_depends_on_the_seed_alone(self):
+        splits = {tuple(split_samples(self.image_ids, seed=seed)[1]) for seed in range(20)}
+        assert len(splits) > 2
+        again = [split_samples(self.image_ids, seed=3)[1].tolist() for _ in range(2)]
+        assert again[0] == again[1]
+
+    def test_one_list_leaves_all_other_images_to_the_other_split(self, tmp_path):
+        train, val = split_samples(self.image_ids, val_indexes=[2, 5])
+        assert val.tolist() == [2, 5]
+        assert train.tolist() == [0, 1, 6, 7, 8, 9]  # 3 and 4 are copies of image 7
+        np.save(tmp_path / "train.npy", np.array([0, 6]))
+        train, val = split_samples(self.image_ids, train_indexes=str(tmp_path / "train.npy"))
+        assert (train.tolist(), val.tolist()) == ([0, 6], [2, 3, 4, 5])
+
+    def test_both_lists_are_taken_as_they_are(self):
+        train, val = split_samples(self.image_ids, train_indexes=[6, 0], val_indexes=[3])
+        assert (train.tolist(), val.tolist()) == ([6, 0], [3])
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"train_indexes": [2], "val_indexes": [3]}, r"share 1 image_id\(s\) \(7\)"),
+            ({"val_indexes": [10]}, r"val_indexes: expected 0 to 9, found \[10\]"),
+            ({"train_indexes": [-1]}, r"train_indexes: expected 0 to 9, found \[-1\]"),
+            ({"val_indexes": [1, 1]}, "named twice"),
+            ({"val_indexes": [0.5]}, "expected a list of whole numbers"),
+            ({"val_indexes": []}, "expected a list of whole numbers"),
+            ({"val_indexes": "absent.npy"}, "absent.npy cannot be read"),
+            ({"val_indexes": list(range(10))}, "no sample is left for training"),
+        ],
+    )
+    def test_bad_indexes(self, arguments, message):
+        with pytest.raises(InputError, match=message):
+            split_samples(self.image_ids, **arguments)
+
+    def test_pickled_indexes_are_not_run(self, tmp_path):
+        np.save(tmp_path / "evil.npy", np.array([print], dtype=object), allow_pickle=True)
+        with pytest.raises(InputError, match="cannot be read"):
+            split_samples(self.image_ids, val_indexes=tmp_path / "evil.npy")
+
+    def test_a_single_image_cannot_be_split(self):
+        with pytest.raises(InputError, match="no sample is left for validation"):
+            split_samples(np.array([3, 3, 3]))
+
+
+class TestSampler:
+    def order(self, sampler):
+        return [key.index for key in sampler]
+
+    def test_order_depends_on_seed_and_epoch_alone(self):
+        sampler = SeededSampler(range(50), seed=1, shuffle=True)
+        first = list(sampler)
+        assert first == list(SeededSampler(range(50), seed=1, shuffle=True))
+        assert sorted(key.index for key in first) == list(range(50))
+        sampler.set_epoch(1)
+        assert self.order(sampler) != [key.index for key in first]
+        assert self.order(SeededSampler(range(50), seed=2, shuffle=True)) != [key.index for key in first]
+
+    def test_without_shuffling_only_the_seeds_change(self):
+        sampler = SeededSampler([4, 2, 9], seed=1, shuffle=False)
+        first = list(sampler)
+        sampler.set_epoch(1)
+        second = list(sampler)
+        assert [k.index for k in first] == [k.index for k in second] == [4, 2, 9]
+        assert {k.seed for k in first}.isdisjoint(k.seed for k in second)
+
+    def test_processes_share_the_samples_out(self):
+        parts = [SeededSampler(range(11), seed=3, shuffle=True, rank=r, world_size=3) for r in range(3)]
+        assert sorted(i for part in parts for i in self.order(part)) == list(range(11))
+        assert [len(part) for part in parts] == [4, 4, 3]
+
+
+def test_training_drops_the_last_partial_batch_and_validation_does_not(tmp_path, atlas):
+    path = write_h5(tmp_path / "ten.h5", n=10)
+    module = datamodule(path, atlas, batch_size=4, val_fraction=0.5)
+    assert [len(b.moving) for b in batches(module.train_dataloader())] == [4]
+    assert [len(b.moving) for b in batches(module.val_dataloader())] == [4]
+    assert (len(module.train_split), len(module.val_split)) == (6, 4)
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_read_what_the_process_reads(h5_file, atlas, context):
+    alone = datamodule(h5_file, atlas, return_inverse=True)
+    expected = batches(alone.val_dataloader())
+    # The parent has used its handle: a forked worker that shared it would read garbage.
+    module = datamodule(h5_file, atlas, return_inverse=True, num_workers=2, multiprocessing_context=context)
+    _ = module.val_dataset[0], module.train_dataset[0]
+    for got, want in zip(batches(module.val_dataloader()), expected, strict=True):
+        for one, other in zip(got, want, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_each_process_opens_the_file_once(h5_file, atlas):
+    dataset = RegistrationDataset(h5_file, atlas)
+    assert dataset._file is None
+    _ = dataset[0], dataset[1]
+    handle = dataset._file
+    _ = dataset[2]
+    assert dataset._file is handle
+    assert pickle.loads(pickle.dumps(dataset))._file is None
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(_handle_after_read, (dataset,)) != id(handle)
+
+
+def _handle_after_read(dataset):
+    _ = dataset[0]
+    return id(dataset._file)
+
+
+def brighter(image):
+    return image + 0.25
+
+
+def test_augmenters_change_training_alone_and_the_registered_image_with_it(h5_file, atlas):
+    plain = datamodule(h5_file, atlas, shuffle=False)
+    module = datamodule(h5_file, atlas, shuffle=False, augment={"moving": brighter, "reference": None})
+    for got, want in zip(batches(module.train_dataloader()), batches(plain.train_dataloader()), strict=True):
+        torch.testing.assert_close(got.moving, (want.moving + 0.25).clamp(0, 1))
+        assert torch.equal(got.reference, want.reference)
+        assert torch.equal(got.dvf, want.dvf)
+        torch.testing.assert_close(got.registered, warp(got.moving, got.dvf))
+    for got, want in zip(batches(module.val_dataloader()), batches(plain.val_dataloader()), strict=True):
+        assert torch.equal(got.moving, want.moving)
+
+
+def test_bad_arguments_of_the_data_module(h5_file, atlas, tmp_path):
+    with pytest.raises(InputError, match="image_shape is \\(64, 64\\), but the atlas has \\(32, 48\\)"):
+        datamodule(h5_file, atlas, image_shape=(64, 64))
+    with pytest.raises(InputError, match="batch_size: expected at least 1"):
+        datamodule(h5_file, atlas, batch_size=0)
+    with pytest.raises(InputError, match="only 4 of 6 samples"):
+        datamodule(h5_file, atlas, batch_size=5)
+    with pytest.raises(InputError, match="val_fraction"):
+        datamodule(h5_file, atlas, val_fraction=1.5)
+    far = write_h5(tmp_path / "far.h5", p=np.full(6, 1100))
+    with pytest.raises(InputError, match=r"positions in \[0, 1000\] µm"):
+        datamodule(far, atlas)

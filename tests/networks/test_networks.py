@@ -1,0 +1,155 @@
+"""Networks against hand-computed values: an independent NumPy forward pass and closed-form parameter counts."""
+
+import numpy as np
+import pytest
+import torch
+
+from atlalign.geometry import warp
+from atlalign.networks import Affine2DVF, BilinearInterpolation, DVFComposition, GlobalAffineNet, LocalUNet
+
+
+def n_parameters(network: torch.nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def conv(x: np.ndarray, layer: torch.nn.Conv2d, before: int, after: int) -> np.ndarray:
+    """Correlate x (C, H, W) with the layer's kernel after zero padding, as a plain sum over taps."""
+    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+    size = weight.shape[-1]
+    padded = np.pad(x, ((0, 0), (before, after), (before, after)))
+    out = np.zeros((weight.shape[0], *x.shape[1:])) + bias[:, None, None]
+    for row in range(size):
+        for column in range(size):
+            window = padded[:, row : row + x.shape[1], column : column + x.shape[2]]
+            out += np.einsum("oc,chw->ohw", weight[:, :, row, column], window)
+    return out
+
+
+def leaky(x):
+    return np.where(x > 0, x, 0.2 * x)
+
+
+def pool(x):
+    c, h, w = x.shape[0], x.shape[1] // 2, x.shape[2] // 2
+    return x[:, : 2 * h, : 2 * w].reshape(c, h, 2, w, 2).max(axis=(2, 4))
+
+
+def up(x):
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def test_parameter_counts_of_the_best_known_choices():
+    assert n_parameters(GlobalAffineNet()) == 237_630
+    assert n_parameters(LocalUNet()) == 192_578
+    assert n_parameters(LocalUNet(compute_inv=True)) == 192_578
+
+
+def test_parameter_count_from_the_layer_table():
+    def c(i, o, k=3):
+        return k * k * i * o + o
+
+    blocks = c(2, 4) + c(4, 4) + c(4, 6) + c(6, 6)
+    network = GlobalAffineNet(filters=(4, 6), dense_layers=(5, 3), image_shape=(33, 50))
+    assert n_parameters(network) == blocks + (8 * 12 * 6 * 5 + 5) + (5 * 3 + 3) + (3 * 6 + 6)
+
+    network = LocalUNet((3,), (4, 5), (6,), (7, 8), (9,))
+    levels = c(2, 3) + c(3, 4) + c(4, 5) + c(5, 6) + c(6, 7) + c(7 + 4, 7) + c(7, 8) + c(8 + 3, 8)
+    assert n_parameters(network) == levels + c(8, 9) + c(9, 2, k=2)
+
+
+def test_global_forward_equals_numpy_layer_by_layer():
+    network = GlobalAffineNet(filters=(3, 4), dense_layers=(5,), image_shape=(33, 46))
+    torch.nn.init.normal_(network.to_affine.weight, std=0.01)
+    torch.nn.init.normal_(network.dense[0].bias)
+    reference, moving = torch.rand(2, 1, 1, 33, 46)
+    x = torch.cat([reference, moving], 1)[0].numpy()
+    for block in network.features:
+        x = np.maximum(conv(x, block[0], 1, 1), 0)
+        x = pool(np.maximum(conv(x, block[2], 1, 1), 0))
+    flat = x.transpose(1, 2, 0).ravel()  # (row, column, channel)
+    dense, last = network.dense[0], network.to_affine
+    hidden = dense.weight.detach().numpy() @ flat + dense.bias.detach().numpy()
+    matrix = (last.weight.detach().numpy() @ hidden + last.bias.detach().numpy()).reshape(2, 3)
+    columns, rows = np.meshgrid(np.arange(46), np.arange(33))
+    mapped = np.einsum("ij,jhw->ihw", matrix, np.stack([columns, rows, np.ones_like(rows)]))
+    output = network(reference, moving)
+    np.testing.assert_allclose(output.dvf[0].detach().numpy(), mapped - np.stack([columns, rows]), atol=1e-3)
+
+
+def test_global_starts_as_the_identity():
+    reference, moving = torch.rand(2, 2, 1, 32, 40)
+    output = GlobalAffineNet(image_shape=(32, 40))(reference, moving)
+    assert output.dvf.abs().max() == 0
+    torch.testing.assert_close(output.registered, moving, atol=1e-5, rtol=0)
+
+
+def test_local_forward_equals_numpy_layer_by_layer():
+    network = LocalUNet((2,), (3, 4), (5,), (4, 3), (6,))
+    reference, moving = torch.rand(2, 1, 1, 32, 38)  # 38 = 36 + 2: one column is cropped at each side
+    x = torch.cat([reference, moving], 1)[0].numpy()[:, :, 1:-1]
+    skips = [leaky(conv(x, network.start[0], 1, 1))]
+    for down in network.down:
+        skips.append(leaky(conv(pool(skips[-1]), down[0], 1, 1)))
+    x = leaky(conv(skips[-1], network.middle[0], 1, 1))
+    for layer, skip in zip(network.up, skips[-2::-1], strict=True):
+        x = leaky(conv(up(x), layer.before[0], 1, 1))
+        x = leaky(conv(np.concatenate([x, skip]), layer.after[0], 1, 1))
+    x = leaky(conv(x, network.end[0], 1, 1))
+    expected = np.pad(conv(x, network.to_dvf, 0, 1), ((0, 0), (0, 0), (1, 1)))
+    dvf = network(reference, moving).dvf[0].detach().numpy()
+    np.testing.assert_allclose(dvf, expected, atol=1e-5)
+
+
+def test_inverse_is_the_same_network_on_swapped_images():
+    network = LocalUNet((2,), (3,), (3,), (3,), (4,), compute_inv=True)
+    reference, moving = torch.rand(2, 2, 1, 32, 36)
+    there, back = network(reference, moving), network(moving, reference)
+    torch.testing.assert_close(there.inv_dvf, back.dvf)
+    assert not torch.allclose(there.inv_dvf, there.dvf, atol=1e-3)
+    assert LocalUNet((2,), (3,), (3,), (3,), (4,))(reference, moving).inv_dvf is None
+
+
+@pytest.mark.parametrize(
+    ("size", "cropped"), [(32, 32), (40, 32), (41, 41), (47, 47), (48, 48), (456, 448), (457, 457)]
+)
+def test_local_crops_up_to_four_pixels_a_side_and_pads_beyond(size, cropped):
+    network = LocalUNet((1,), (1,) * 4, (1,), (1,) * 4, (1,))
+    torch.nn.init.ones_(network.to_dvf.bias)  # the network's own output is not 0 anywhere
+    torch.nn.init.zeros_(network.to_dvf.weight)
+    dvf = network(*torch.rand(2, 1, 1, 32, size)).dvf
+    assert dvf.shape == (1, 2, 32, size)
+    predicted = (dvf[0, 0, 0] == 1).nonzero()
+    assert len(predicted) == cropped
+    assert predicted.min() == (size - cropped) // 2
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (33, 47), (63, 100)])
+def test_any_image_size_trains(shape):
+    reference, moving = torch.rand(2, 1, 1, *shape)
+    for network in (LocalUNet(compute_inv=True), GlobalAffineNet(image_shape=shape)):
+        output = network(reference, moving)
+        assert output.dvf.shape == (1, 2, *shape)
+        torch.testing.assert_close(output.registered, warp(moving, output.dvf))
+        output.dvf.square().sum().backward()
+        assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def test_wrong_hyperparameters_say_what_is_wrong():
+    with pytest.raises(ValueError, match="5 blocks need at least 32 px a side, got 20×40"):
+        GlobalAffineNet(image_shape=(20, 40))
+    with pytest.raises(ValueError, match="equal numbers of levels, got 2 and 1"):
+        LocalUNet(upsample_filters=(4, 4), downsample_filters=(4,))
+    with pytest.raises(ValueError, match=r"takes images of \(32, 40\) px, got \(32, 48\)"):
+        GlobalAffineNet(image_shape=(32, 40))(*torch.rand(2, 1, 1, 32, 48))
+
+
+def test_layers_are_the_geometry_functions():
+    shift = torch.tensor([[[1.0, 0, 2], [0, 1, -1]]])
+    dvf = Affine2DVF((5, 6))(shift)
+    assert torch.equal(dvf[0, 0], torch.full((5, 6), 2.0))
+    assert torch.equal(dvf[0, 1], torch.full((5, 6), -1.0))
+    image = torch.arange(30.0).view(1, 1, 5, 6)
+    warped = BilinearInterpolation()(image, dvf)
+    torch.testing.assert_close(warped[0, 0, 3, 1], image[0, 0, 2, 3])
+    twice = DVFComposition()(dvf, dvf)
+    torch.testing.assert_close(twice[0, :, 2, 2], torch.tensor([4.0, -2.0]))

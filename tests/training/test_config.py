@@ -1,0 +1,126 @@
+"""Every configuration file composes and builds; mistakes on the command line are answered with what exists."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra import compose, initialize_config_dir
+
+from atlalign.errors import InputError, readable_errors
+from atlalign.training.run import build
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+OPTIONS = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.glob("*/*.yaml"))
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", ["run_dir=unused", *overrides])
+
+
+@pytest.mark.parametrize(
+    "option",
+    [o for o in OPTIONS if not o.startswith(("loss/vgg", "loss/alex", "atlas/", "data/", "experiment/"))],
+)
+def test_every_option_builds(option):
+    group, name = option.split("/")
+    config = composed(f"{group}={name}")
+    if group == "trainer" and name in ("gpu", "ddp"):
+        config.trainer.accelerator, config.trainer.devices = "cpu", 1  # the device of these is not everywhere
+    for node in config[group].values() if group in ("callbacks", "augment") else [config[group]]:
+        build(node)
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o.startswith(("loss/vgg", "loss/alex"))])
+def test_every_perceptual_loss_builds(option, caplog):
+    build(composed(f"loss={option.split('/')[1]}", "loss.backbone_weights=random").loss)
+    assert "random" in caplog.text
+
+
+@pytest.mark.parametrize("group", ["atlas", "data"])
+def test_every_key_of_data_and_atlas_is_an_argument(group):
+    for option in (o.split("/")[1] for o in OPTIONS if o.startswith(f"{group}/")):
+        node = composed(f"{group}={option}", "atlas.path=x.h5" if option == "file" else "seed=0")[group]
+        function = (
+            hydra.utils.get_method(node._target_)
+            if group == "atlas"
+            else hydra.utils.get_class(node._target_)
+        )
+        names = {key for key in node if key != "_target_"}
+
+        accepted = set(inspect.signature(function).parameters)
+        if "others" in accepted:
+            accepted |= set(inspect.signature(function.__mro__[1]).parameters)
+        assert names <= accepted, option
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o.startswith("experiment/")])
+def test_every_experiment_composes_and_its_parts_build(option):
+    config = composed(f"experiment={option.split('/')[1]}", "loss.backbone_weights=random")
+    for group in ("model", "loss", "augment", "optimizer", "scheduler", "trainer"):
+        build(config[group])
+
+
+def test_groups_are_those_that_are_promised():
+    promised = {"model", "loss", "augment", "data", "atlas", "trainer", "logger", "experiment"}
+    assert promised <= {option.split("/")[0] for option in OPTIONS}
+    assert {"cpu", "gpu", "ddp", "debug"} <= {o.split("/")[1] for o in OPTIONS if o.startswith("trainer/")}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("modle=local", "Did you mean model?"),
+        ("model.start_filter=[4]", "Did you mean start_filters"),
+        ("trainer.max_epoch=3", "Did you mean max_epochs"),
+        ("loss=vdclip4", "vdclip3"),
+        ("model=unet", "global"),
+    ],
+)
+def test_a_mistake_names_what_exists(override, message, capsys):
+    with pytest.raises(SystemExit) as stopped, readable_errors():
+        composed(override)
+    assert stopped.value.code == 1
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "Traceback" not in shown
+
+
+def test_input_errors_are_shown_as_sentences_and_others_in_full(capsys, monkeypatch):
+    with pytest.raises(SystemExit), readable_errors():
+        raise RuntimeError("wrapped") from InputError("expected this, got that")
+    assert capsys.readouterr().err == "error: expected this, got that\n"
+    with pytest.raises(ZeroDivisionError), readable_errors():
+        _ = 1 / 0
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(InputError), readable_errors():
+        raise InputError("in full")
+
+
+def run_train(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "train.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_help_lists_groups_and_examples():
+    shown = run_train("--help").stdout
+    assert "model: global, local" in shown
+    assert "python train.py model=local loss=vgg_vdclip2" in shown
+
+
+def test_a_misspelt_loss_fails_before_lightning_is_imported(tmp_path):
+    finished = run_train("loss.dvf=vdclp2", f"hydra.run.dir={tmp_path}")
+    assert finished.returncode == 1
+    assert "unknown" in finished.stderr
+    assert "vdclip2, vdclip3" in finished.stderr
+    assert "Traceback" not in finished.stderr

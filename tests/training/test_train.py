@@ -1,0 +1,219 @@
+"""Whole training runs at tiny sizes, composed as the command line composes them and run in this process."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from atlalign.errors import InputError
+from atlalign.training.run import train
+
+CONF = Path(__file__).parents[2] / "conf"
+TINY = [
+    "data.image_shape=[32,48]", "data.n_sections=6", "data.fields_per_section=2", "data.batch_size=2",
+    "atlas.spacing_um=600", "trainer=cpu", "trainer.max_epochs=1", "trainer.enable_progress_bar=false",
+    "trainer.enable_model_summary=false", "callbacks.progress=null", "callbacks.summary=null", "callbacks.figure=null",
+]  # fmt: skip
+TINY_LOCAL = ["model.start_filters=[4]", "model.downsample_filters=[4,4]", "model.middle_filters=[4]",
+              "model.upsample_filters=[4,4]", "model.end_filters=[4]", "model.compute_inv=false"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory) -> Path:
+    """Where all tests share their demo data."""
+    return tmp_path_factory.mktemp("demo_data")
+
+
+@pytest.fixture
+def configure(tmp_path, demo_folder):
+    """Compose the configuration of a tiny run with further overrides."""
+
+    def configure(*overrides: str, run_dir: Path | None = None, tiny=(*TINY, *TINY_LOCAL)) -> DictConfig:
+        places = [f"run_dir={run_dir or tmp_path / 'run'}", f"data.folder={demo_folder}"]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("train", [*tiny, *places, *overrides])
+
+    return configure
+
+
+def metrics_of(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_training_beats_doing_nothing(configure, tmp_path):
+    config = configure(
+        "trainer.max_epochs=12", "data.n_sections=12", "data.fields_per_section=8", "atlas.spacing_um=300",
+        "data.batch_size=8", "optimizer=adam", "optimizer.lr=5e-3", "loss=vector_distance", "scheduler=cosine",
+        "model.start_filters=[8]", "model.downsample_filters=[16,16]", "model.middle_filters=[16]",
+        "model.upsample_filters=[16,16]", "model.end_filters=[16]",
+    )  # fmt: skip
+    objective = train(config)
+    metrics = metrics_of(tmp_path / "run")
+    assert objective == metrics["val/vector_distance"]
+    assert metrics["val/vector_distance"] < 0.8 * metrics["val/identity/vector_distance"]
+
+
+def test_a_run_leaves_everything_needed_to_read_and_repeat_it(configure, tmp_path):
+    config = configure("model.compute_inv=true")
+    train(config)
+    folder = tmp_path / "run"
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "events" not in p.name}
+    assert names == {
+        "config.yaml", "hparams.yaml", "versions.json", "metrics.json", "registered.png", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
+    }  # fmt: skip
+    assert OmegaConf.load(folder / "config.yaml") == OmegaConf.create(
+        OmegaConf.to_container(config, resolve=True)
+    )
+    assert json.loads((folder / "versions.json").read_text())["torch"] == torch.__version__.split("+")[0]
+    metrics = metrics_of(folder)
+    for name in ("total", "image", "dvf", "inv_dvf"):
+        assert f"val/loss/{name}" in metrics
+    weights = config.loss.weights
+    total = sum(weights[name] * metrics[f"val/loss/{name}"] for name in ("image", "dvf", "inv_dvf"))
+    assert metrics["val/loss/total"] == pytest.approx(total, rel=1e-5)
+
+
+def test_tensorboard_shows_scalars_pictures_and_hyperparameters(configure, tmp_path):
+    figure = "callbacks.figure={_target_:atlalign.training.callbacks.RegistrationFigure}"
+    train(configure("loss=vdclip2", "trainer.max_epochs=2", figure))
+    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload()
+    scalars = set(events.Tags()["scalars"])
+    for split in ("train", "val"):
+        for name in ("loss/total", "loss/dvf", "vector_distance", "folding_fraction", "correlation"):
+            assert f"{split}/{name}" in scalars
+    assert "final/val/vector_distance" in scalars
+    assert len(events.Scalars("val/vector_distance")) >= 2
+    assert len(events.Images("val/registration")) == 2
+    assert events.Images("val/registration")[0].width > 1000
+    assert any("hparams" in tag for tag in events.PluginTagToContent("hparams"))
+
+
+def test_checkpoints_hold_plain_data(configure, tmp_path):
+    train(configure())
+    for name in ("best", "last"):
+        checkpoint = torch.load(tmp_path / "run" / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert all(key.startswith("network.") for key in checkpoint["state_dict"])
+        assert checkpoint["atlalign"]["config"]["model"]["_target_"] == "atlalign.networks.LocalUNet"
+        assert checkpoint["atlalign"]["intensity_scale"] == 255
+
+
+def test_a_resumed_run_ends_like_the_run_left_alone(configure, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    options = ["augment=kornia_1", "scheduler=step", "scheduler.step_size=1"]
+    train(configure("trainer.max_epochs=2", *options, run_dir=whole))
+    train(configure("trainer.max_epochs=1", *options, run_dir=halves))
+    half = torch.load(halves / "checkpoints" / "last.ckpt", weights_only=True)
+    train(configure("trainer.max_epochs=2", "ckpt_path=last", *options, run_dir=halves))
+    one, two = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (whole, halves))
+    assert one["global_step"] == two["global_step"] == 2 * half["global_step"]
+    for key, weights in one["state_dict"].items():
+        assert torch.equal(weights, two["state_dict"][key]), key
+        assert not torch.equal(weights, half["state_dict"][key]) or not weights.any(), key
+    assert one["optimizer_states"][0]["param_groups"] == two["optimizer_states"][0]["param_groups"]
+
+
+def test_resuming_from_nothing_is_an_error(configure, tmp_path):
+    with pytest.raises(InputError, match=r"there is no checkpoint .*last.ckpt"):
+        train(configure("ckpt_path=last"))
+    with pytest.raises(InputError, match=r"there is no checkpoint elsewhere.ckpt"):
+        train(configure("ckpt_path=elsewhere.ckpt"))
+
+
+def test_same_seed_same_numbers(configure, tmp_path):
+    def run(name: str, seed: int) -> dict[str, float]:
+        train(configure(f"seed={seed}", "data.seed=0", "augment=augmenter_1", run_dir=tmp_path / name))
+        metrics = metrics_of(tmp_path / name)
+        del metrics["seconds"]
+        return metrics
+
+    first = run("first", 1)
+    assert run("again", 1) == first
+    assert run("other", 2) != first
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer=adam", "scheduler=plateau"],
+        ["scheduler=cosine", "trainer.max_epochs=2", "logger=csv"],
+        ["callbacks=early_stopping", "logger=none"],
+        ["trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.1"],
+        ["trainer.precision=bf16-mixed"],
+        ["trainer=debug"],
+    ],
+    ids=" ".join,
+)
+def test_options_run(configure, tmp_path, overrides):
+    train(configure(*overrides))
+    assert 0 < metrics_of(tmp_path / "run")["val/vector_distance"] < 100
+
+
+def test_early_stopping_stops(configure, tmp_path):
+    patience = ["callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=1000"]
+    train(configure("callbacks=early_stopping", "trainer.max_epochs=9", *patience))
+    assert metrics_of(tmp_path / "run")["epochs"] == 2
+
+
+def test_gradient_clipping_clips(configure, tmp_path):
+    # With gradients clipped to nothing, plain SGD goes nowhere: everything but the clipping is as usual.
+    sgd = ["optimizer._target_=torch.optim.SGD", "~optimizer.alpha", "~optimizer.eps"]
+    moved = {}
+    for clip in ("null", "1e-12"):
+        train(configure(*sgd, f"trainer.gradient_clip_val={clip}", run_dir=tmp_path / clip))
+        state = torch.load(tmp_path / clip / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        moved[clip] = max(w.abs().max() for k, w in state.items() if k.endswith("bias"))
+    assert moved["null"] > 1e-6 > moved["1e-12"]
+
+
+def test_a_required_improvement_that_is_missed_fails(configure):
+    with pytest.raises(
+        InputError, match=r"expected an error of at most 0.01 times that of doing nothing, got"
+    ):
+        train(configure("require_ratio=0.01"))
+
+
+def test_an_unknown_objective_says_what_exists(configure):
+    with pytest.raises(InputError, match=r"no metric 'val/dice'; there are: .*val/vector_distance"):
+        train(configure("objective=val/dice", "callbacks.best=null"))
+
+
+def test_a_misspelt_loss_says_what_exists(configure):
+    with pytest.raises(Exception, match=r"vdclp2.*Did you mean vdclip2"):
+        train(configure("loss.dvf=vdclp2"))
+
+
+class PlainNet(torch.nn.Module):
+    """A user's own network, in a module that atlalign does not know: one shift for the whole image."""
+
+    def __init__(self, start_px: float) -> None:
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.full((1, 2, 1, 1), start_px))
+
+    def forward(self, reference, moving):
+        from atlalign.geometry import warp
+        from atlalign.networks import Registration
+
+        dvf = self.shift.expand(len(moving), -1, *moving.shape[-2:]).contiguous()
+        return Registration(registered=warp(moving, dvf), dvf=dvf)
+
+
+def test_a_network_from_outside_of_the_package(configure, tmp_path):
+    config = configure(tiny=TINY)
+    config.model = OmegaConf.create({"_target_": f"{__name__}.PlainNet", "start_px": 0.5})
+    train(config)
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert list(state) == ["network.shift"]
+    assert state["network.shift"].ne(0.5).all()
+
+
+def test_losses_named_by_target(configure, tmp_path):
+    config = configure("loss=vdclip2")
+    config.loss.dvf = {"_target_": "atlalign.losses.VDClipper", "threshold": 5, "power": 1}
+    config.loss.weights = {}
+    train(config)
+    metrics = metrics_of(tmp_path / "run")
+    assert metrics["val/loss/dvf"] == pytest.approx(metrics["val/vector_distance"] / 5, rel=0.01)
