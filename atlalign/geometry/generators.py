@@ -4,13 +4,15 @@ Draws come from a generator on the CPU and are moved then: the same seed gives t
 Lengths are fractions of the image's width where a name says fraction or spacing, pixels where it says px.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from atlalign.errors import InputError
-from atlalign.geometry.dvf import affine_to_dvf, integrate, invert, jacobian_determinant
+from atlalign.geometry.dvf import affine_to_dvf, identity_grid, integrate, invert, jacobian_determinant
+from atlalign.geometry.scattered import RbfFunction, corners, interpolate_rbf, with_zeros
 
 
 class FieldPair(NamedTuple):
@@ -276,3 +278,185 @@ def invert_affine(matrix: Tensor) -> Tensor:
 
 def _centre(shape: tuple[int, int], device: torch.device) -> Tensor:
     return torch.tensor([(shape[1] - 1) / 2, (shape[0] - 1) / 2], dtype=torch.float64, device=device)
+
+
+def draw_affine(
+    batch_size: int,
+    shape: tuple[int, int],
+    *,
+    corner_fraction: float = 0.05,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return the affine maps (B, 2, 3) that move three corners of the image by uniform random displacements.
+
+    Args:
+        batch_size: B.
+        shape: (H, W).
+        corner_fraction: Corners move by at most this fraction of the width, in x and in y.
+        generator: A generator on the CPU; the global one otherwise.
+        device: Where the matrices are wanted.
+    """
+    origin, right, bottom, _ = _draw_corners(batch_size, shape, corner_fraction, generator, device).unbind(1)
+    along_x, along_y = (right - origin) / (shape[1] - 1), (bottom - origin) / (shape[0] - 1)
+    return torch.eye(2, 3, device=device) + torch.stack([along_x, along_y, origin], dim=2)
+
+
+# --- projective maps --------------------------------------------------------------------------------------------------
+
+
+def draw_projective(
+    batch_size: int,
+    shape: tuple[int, int],
+    *,
+    corner_fraction: float = 0.05,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return the projective maps (B, 3, 3) that move the image's four corners by uniform random displacements.
+
+    Args:
+        batch_size: B.
+        shape: (H, W).
+        corner_fraction: Corners move by at most this fraction of the width, in x and in y.
+        generator: A generator on the CPU; the global one otherwise.
+        device: Where the matrices are wanted.
+    """
+    source = corners(shape, device).double().expand(batch_size, -1, -1)
+    target = source + _draw_corners(batch_size, shape, corner_fraction, generator, device)
+    return _homography(source, target).float()
+
+
+def projective(matrix: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return the field of projective maps: `dvf(x, y) = (u, v) / w − (x, y)` with (u, v, w) = matrix · (x, y, 1).
+
+    Args:
+        matrix: (B, 3, 3) on absolute pixel coordinates around (0, 0).
+        shape: (H, W) of the field.
+
+    Raises:
+        InputError: If `matrix` is not (B, 3, 3), or the line at infinity crosses the grid.
+    """
+    if matrix.ndim != 3 or tuple(matrix.shape[1:]) != (3, 3):
+        raise InputError(f"matrix: expected (B, 3, 3), got {tuple(matrix.shape)}")
+    grid = identity_grid(shape, torch.float64, matrix.device)[0]
+    mapped = (
+        torch.einsum("bij,jhw->bihw", matrix[:, :, :2].double(), grid) + matrix.double()[:, :, 2, None, None]
+    )
+    depth = mapped[:, 2:]
+    if bool((depth * depth[:, :, :1, :1] <= 0).any()):
+        raise InputError(f"matrix: expected a projective map without a horizon on the grid of {tuple(shape)}")
+    return (mapped[:, :2] / depth - grid).to(matrix.dtype)
+
+
+def _draw_corners(
+    batch_size: int,
+    shape: tuple[int, int],
+    corner_fraction: float,
+    generator: torch.Generator | None,
+    device: torch.device | str,
+) -> Tensor:
+    """Return displacements (B, 4, 2) of the corners, in the order of `corners`."""
+    uniform = 2 * torch.rand(batch_size, 4, 2, generator=generator) - 1
+    return (corner_fraction * shape[1] * uniform).to(device)
+
+
+def _homography(source: Tensor, target: Tensor) -> Tensor:
+    """Return the matrices (B, 3, 3), last entry 1, that take four points (B, 4, 2) to four others.
+
+    The direct linear transformation: Hartley & Zisserman, *Multiple View Geometry in Computer Vision*, chapter 4.
+    """
+    x, y = source.unbind(-1)
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    for_u = torch.stack([x, y, one, zero, zero, zero, -x * target[..., 0], -y * target[..., 0]], dim=-1)
+    for_v = torch.stack([zero, zero, zero, x, y, one, -x * target[..., 1], -y * target[..., 1]], dim=-1)
+    solution = torch.linalg.solve(torch.cat([for_u, for_v], dim=1), torch.cat(target.unbind(-1), dim=1))
+    return torch.cat([solution, one[:, :1]], dim=1).view(-1, 3, 3)
+
+
+# --- control points ---------------------------------------------------------------------------------------------------
+
+
+class ControlPoints(NamedTuple):
+    """Points of the image and where they are displaced to: both (B, N, 2) as (x, y) in pixels."""
+
+    points: Tensor
+    displacements: Tensor
+
+
+def draw_control_points(
+    batch_size: int,
+    shape: tuple[int, int],
+    *,
+    n_points: int = 6,
+    radius_max: float = 60.0,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> ControlPoints:
+    """Return random pixels, corners excepted, with displacements as `draw_edge_stretching` gives them."""
+    everywhere = torch.ones(batch_size, *shape, dtype=torch.bool)
+    return draw_edge_stretching(
+        everywhere, n_points=n_points, radius_max=radius_max, generator=generator, device=device
+    )
+
+
+def draw_edge_stretching(
+    edge_mask: Tensor,
+    *,
+    n_points: int = 6,
+    radius_max: float = 60.0,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> ControlPoints:
+    """Return n different edge pixels of each image, each displaced at a uniform angle by a uniform radius.
+
+    Args:
+        edge_mask: (B, H, W), true on the edges; `edges` finds them. The image's corners never count.
+        n_points: The number of points.
+        radius_max: The largest radius in pixels.
+        generator: A generator on the CPU; the global one otherwise.
+        device: Where the points are wanted; the mask's device otherwise.
+
+    Raises:
+        InputError: If an image has fewer edge pixels than that.
+    """
+    points = torch.stack([_draw_pixels(mask, n_points, generator) for mask in edge_mask.cpu()])
+    uniform = torch.rand(2, *points.shape[:2], generator=generator)
+    radius, angle = radius_max * uniform[0], 2 * math.pi * uniform[1]
+    displacements = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
+    device = edge_mask.device if device is None else device
+    return ControlPoints(points.to(device), displacements.to(device))
+
+
+def control_points(
+    parameters: ControlPoints,
+    shape: tuple[int, int],
+    *,
+    function: RbfFunction = "linear",
+    smooth: float = 0.0,
+) -> Tensor:
+    """Return the fields (B, 2, H, W) of `interpolate_rbf` with these displacements, and none at the image's corners."""
+    points, displacements = with_zeros(*parameters, corners(shape))
+    return interpolate_rbf(points, displacements, shape, function=function, smooth=smooth)
+
+
+def edges(images: Tensor) -> Tensor:
+    """Return the edges (B, H, W) of images (B, 1, H, W) in [0, 1]: the gradient's ridges where it is above 0.1.
+
+    Canny's detector (IEEE PAMI 1986), sigma 1, without its last stage, which drops ridges that are weak throughout.
+    """
+    # Kornia is slow to import and only needed here, and its last stage takes ten times as long as all others.
+    from kornia.filters import canny
+
+    return canny(images, hysteresis=False)[1][:, 0] > 0
+
+
+def _draw_pixels(mask: Tensor, n_points: int, generator: torch.Generator | None) -> Tensor:
+    """Return `n_points` different pixels (N, 2) as (x, y) of the mask (H, W), without its corners."""
+    allowed = mask.clone()
+    allowed[[0, 0, -1, -1], [0, -1, 0, -1]] = False
+    rows_columns = allowed.nonzero()
+    if len(rows_columns) < n_points:
+        raise InputError(f"edge mask: expected at least {n_points} edge pixels, found {len(rows_columns)}")
+    chosen = torch.randperm(len(rows_columns), generator=generator)[:n_points]
+    return rows_columns[chosen].flip(1).float()
