@@ -1,0 +1,145 @@
+"""Every command and every Python example of README does what a reader types it for, at tiny sizes."""
+
+import itertools
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from atlalign.cli import main as atlalign
+from atlalign.training.run import train
+from tests.conftest import write_h5
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for language, block in BLOCKS
+    if language == "sh"
+    for line in block.splitlines()
+    if line.strip()
+]
+TRAININGS = [command for command in COMMANDS if "train.py" in command]
+SHAPE = (64, 96)  # the smallest that the perceptual losses' networks take
+TINY = [
+    "data.image_shape=[64,96]", "data.batch_size=2", "trainer.max_epochs=1", "trainer.limit_train_batches=1",
+    "trainer.limit_val_batches=1", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false",
+    "callbacks.progress=null", "callbacks.summary=null", "callbacks.figure=null", "hydra.run.dir=unused",
+]  # fmt: skip
+
+
+def single_runs(arguments: list[str]) -> list[list[str]]:
+    """Return what multirun would run: the product of every sweep over its values."""
+    overrides = OverridesParser.create().parse_overrides(arguments)
+    choices = [list(o.sweep_string_iterator()) if o.is_sweep_override() else [None] for o in overrides]
+    return [
+        [
+            a if value is None else f"{o.get_key_element()}={value}"
+            for a, o, value in zip(arguments, overrides, values, strict=True)
+        ]
+        for values in itertools.product(*choices)
+    ]
+
+
+@pytest.fixture
+def runnable(tmp_path, monkeypatch):
+    """Return a function that turns README's arguments into those of a tiny run on files that exist here."""
+    monkeypatch.chdir(tmp_path)
+    write_h5(tmp_path / "my.h5", shape=SHAPE)
+    write_atlas(tmp_path / "template_25um.nrrd")
+    (tmp_path / "my_lab.py").write_text(next(b for language, b in BLOCKS if "my_lab.py" in b))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def runnable(arguments: list[str]) -> list[str]:
+        extra = list(TINY)
+        if "data=h5" not in arguments:
+            extra += ["data.n_sections=4", "data.fields_per_section=1"]
+        if not any(a.startswith("atlas=") for a in arguments):
+            extra += ["atlas.spacing_um=1100"]
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            if "perceptual" in str(compose("train", [*arguments, *extra]).loss):
+                extra += ["loss.backbone_weights=random"]
+        return [a for a in arguments if not a.startswith(("loss.backbone_weights", "ckpt_path"))] + extra
+
+    return runnable
+
+
+def write_atlas(path: Path) -> None:
+    import SimpleITK as sitk  # noqa: N813
+
+    from atlalign.data.phantom import phantom_volume
+
+    template, _ = phantom_volume(shape=(528, 8, 12), seed=0)
+    sitk.WriteImage(sitk.GetImageFromArray(template.transpose(2, 1, 0)), path)
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in TRAININGS if "…" not in c and "atlas=allen" not in c], ids=" ".join
+)
+def test_training_commands(command, runnable, tmp_path):
+    arguments = [a for a in command[command.index("train.py") + 1 :] if a != "-m"]
+    run = runnable(single_runs(arguments)[0])
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for others in single_runs(arguments)[1:]:
+            compose("train", others)
+        train(compose("train", [*run, f"run_dir={tmp_path / 'run'}"]))
+    assert (tmp_path / "run" / "registered.png").stat().st_size > 10_000
+
+
+def test_the_atlas_that_is_downloaded_composes():
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", ["data=h5", "data.path=my.h5", "atlas=allen"])
+    assert config.atlas._target_ == "atlalign.data.atlas.allen_atlas"
+
+
+def test_no_command_is_left_out():
+    known = ("train.py", "make", "pip", "tensorboard")
+    assert len(TRAININGS) >= 8
+    assert all(any(word in command for word in known) for command in COMMANDS)
+
+
+def test_make_commands_exist():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {c[1] for c in COMMANDS if c[0] == "make"} <= set(targets)
+
+
+def test_validate_command(tmp_path, capsys):
+    assert "`atlalign validate my.h5`" in README
+    assert atlalign(["validate", str(write_h5(tmp_path / "my.h5"))]) == 0
+
+
+@pytest.mark.parametrize("code", [b for language, b in BLOCKS if language == "python"])
+def test_python_examples(code):
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_tables_name_every_option():
+    for group in (
+        "model",
+        "loss",
+        "augment",
+        "data",
+        "atlas",
+        "trainer",
+        "callbacks",
+        "logger",
+        "experiment",
+    ):
+        for option in (ROOT / "conf" / group).glob("*.yaml"):
+            assert f"`{option.stem}`" in README or option.stem.startswith("alex"), f"{group}={option.stem}"
+
+
+def test_every_loss_key_is_listed():
+    from atlalign.losses import ALL_DVF_LOSSES, ALL_IMAGE_LOSSES
+
+    for key in {*ALL_DVF_LOSSES, *ALL_IMAGE_LOSSES}:
+        assert f"`{key}`" in README
+
+
+def test_linked_files_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
