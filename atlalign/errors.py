@@ -43,6 +43,7 @@ def readable_errors() -> Iterator[None]:
 def _sentence(error: BaseException) -> str | None:
     """Return what to tell the user, from the first known mistake in the chain of causes."""
     from hydra.errors import HydraException
+    from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
     causes = list(_chain(error))
@@ -51,9 +52,10 @@ def _sentence(error: BaseException) -> str | None:
             return str(cause)
     parts = [str(c).strip() for c in causes if isinstance(c, HydraException | OmegaConfBaseException)]
     for cause in causes:
-        parent = getattr(cause, "parent_node", None)
-        if isinstance(cause, OmegaConfBaseException) and hasattr(parent, "keys") and cause.key not in parent:
-            parts.append(str(unknown_name("key", str(cause.key), map(str, parent.keys()))))
+        if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
+            known = [str(key) for key in cause.parent_node]
+            if str(cause.key) not in known:
+                parts.append(str(unknown_name("key", str(cause.key), known)))
     return "\n".join(dict.fromkeys(parts)) or None
 
 

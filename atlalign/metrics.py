@@ -1,13 +1,15 @@
 """Measures of a registration, each per sample: (B,)."""
 
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from atlalign.geometry import jacobian_determinant
 
 
 def vector_distance(true: Tensor, predicted: Tensor) -> Tensor:
     """Return the mean Euclidean distance in pixels between two fields (B, 2, H, W)."""
-    return (true - predicted).norm(dim=1).mean(dim=(1, 2))
+    distance: Tensor = vector_norm(true - predicted, dim=1)
+    return distance.mean(dim=(1, 2))
 
 
 def folding_fraction(dvf: Tensor) -> Tensor:
@@ -18,5 +20,5 @@ def folding_fraction(dvf: Tensor) -> Tensor:
 def correlation(first: Tensor, second: Tensor) -> Tensor:
     """Return Pearson's r of two images (B, 1, H, W); 0 where one of them is constant."""
     first, second = (image.flatten(1) - image.flatten(1).mean(1, keepdim=True) for image in (first, second))
-    norm = first.norm(dim=1) * second.norm(dim=1)
+    norm: Tensor = vector_norm(first, dim=1) * vector_norm(second, dim=1)
     return (first * second).sum(1) / norm.clamp_min(1e-6)

@@ -44,7 +44,7 @@ def atlas() -> Atlas:
 
 
 def write_h5(path: Path, n: int = 6, shape: tuple[int, int] = SHAPE, **replace: np.ndarray | None) -> Path:
-    """Write a valid file of random samples with two copies of each image; `replace` overrides arrays, None drops one."""
+    """Write a valid file of random samples, two of each image; `replace` overrides arrays, None drops one."""
     random = np.random.default_rng(0)
     arrays = {
         "img": random.integers(0, 256, (n, *shape), dtype=np.uint8),

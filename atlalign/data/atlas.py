@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from atlalign.data.images import resize_images
 from atlalign.data.phantom import EXTENT_MM, phantom_volume
 from atlalign.errors import InputError
 
@@ -87,19 +88,6 @@ class Atlas:
                 f"atlas '{self.name}' holds no annotation: there is none, or with_annotation is false"
             )
         return self.annotation[int(self.plane_index(position_um))][None]
-
-
-def resize_image(image: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Return the images (N, H, W) at `shape` (H', W'), in their dtype; an image of that size comes back as it is.
-
-    Bilinear with aligned corners, after a Gaussian filter where the image shrinks.
-    """
-    if tuple(image.shape[-2:]) == shape:
-        return image
-    from kornia.geometry import resize  # slow to import
-
-    resized = resize(image[:, None].float(), shape, antialias=True, align_corners=True)[:, 0]
-    return (resized if image.is_floating_point() else resized.round()).to(image.dtype)
 
 
 def phantom_atlas(
@@ -266,7 +254,7 @@ def _load_template(volume: _Volume, shape: tuple[int, int]) -> tuple[Tensor, flo
     for planes, block in volume.blocks():
         _check_intensities(block, planes.start, volume.source)
         brightness.add(block)
-        resized[planes] = resize_image(torch.from_numpy(block.astype(np.float32)), shape)
+        resized[planes] = resize_images(torch.from_numpy(block.astype(np.float32)), shape)
     if brightness.lowest == brightness.highest:
         raise InputError(f"{volume.source}: expected an image, but every voxel is {brightness.lowest:g}")
     scale = 255.0 if volume.array.dtype == np.uint8 else brightness.white

@@ -79,9 +79,6 @@ class RegistrationDataModule(pl.LightningDataModule):
             name: as_augmenter(augmenter, name=f"augment.{name}")
             for name, augmenter in (augment or {}).items()
         }
-        self._batch_augmenters = {
-            f"{k}_augmenter": a for k, a in self.augmenters.items() if isinstance(a, BatchAugmenter)
-        }
 
     def prepare_data(self) -> None:
         """Check the file; Lightning calls this in one process."""
@@ -91,10 +88,10 @@ class RegistrationDataModule(pl.LightningDataModule):
         """Split the samples; Lightning calls this in each process."""
         if hasattr(self, "train_dataset"):
             return
-        per_image = {f"{k}_augmenter": a for k, a in self.augmenters.items() if isinstance(a, ImageAugmenter)}
-        plain = {"path": self.path, "atlas": self.atlas, "return_inverse": self.return_inverse}
-        self.train_dataset = RegistrationDataset(**plain, **per_image)
-        self.val_dataset = RegistrationDataset(**plain)
+        self.train_dataset = self._dataset(
+            moving_augmenter=self._per_image("moving"), reference_augmenter=self._per_image("reference")
+        )
+        self.val_dataset = self._dataset()
         self.train_split, self.val_split = split_samples(
             self.val_dataset.image_ids.numpy(),
             train_indexes=self.train_indexes,
@@ -119,14 +116,28 @@ class RegistrationDataModule(pl.LightningDataModule):
     def on_after_batch_transfer(self, batch: RawSample, dataloader_idx: int) -> RegistrationBatch:
         """Complete the batch on the device; Lightning calls this for every batch."""
         trainer = self.trainer
-        if trainer is None or not trainer.training or not self._batch_augmenters:
+        augmenters = {name: self._batched(name) for name in ("moving", "reference")}
+        if trainer is None or not trainer.training or not any(augmenters.values()):
             return complete(batch)
         # The draw depends on seed, step and process alone: a resumed run goes on with the same numbers.
         step = trainer.fit_loop.total_batch_idx + 1
-        drawn_by = np.random.SeedSequence((self.seed, step, trainer.global_rank)).generate_state(1)[0]
+        draw_seed = np.random.SeedSequence((self.seed, step, trainer.global_rank)).generate_state(1)[0]
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(drawn_by))
-            return complete(batch, **self._batch_augmenters)
+            torch.default_generator.manual_seed(int(draw_seed))
+            return complete(
+                batch, moving_augmenter=augmenters["moving"], reference_augmenter=augmenters["reference"]
+            )
+
+    def _dataset(self, **augmenters: ImageAugmenter | None) -> RegistrationDataset:
+        return RegistrationDataset(self.path, self.atlas, return_inverse=self.return_inverse, **augmenters)
+
+    def _per_image(self, name: str) -> ImageAugmenter | None:
+        augmenter = self.augmenters.get(name)
+        return augmenter if isinstance(augmenter, ImageAugmenter) else None
+
+    def _batched(self, name: str) -> BatchAugmenter | None:
+        augmenter = self.augmenters.get(name)
+        return augmenter if isinstance(augmenter, BatchAugmenter) else None
 
     def _loader(
         self, dataset: RegistrationDataset, indexes: np.ndarray, *, shuffle: bool, drop_last: bool
@@ -207,7 +218,7 @@ def _read_indexes(indexes: Indexes, n_samples: int, name: str) -> np.ndarray:
         raise InputError(f"{name}: expected 0 to {n_samples - 1}, found {outside[:5].tolist()}")
     if len(np.unique(array)) != len(array):
         raise InputError(f"{name}: some samples are named twice")
-    return cast(np.ndarray, array.astype(np.int64))
+    return array.astype(np.int64)
 
 
 def _load_npy(path: str | Path, name: str) -> np.ndarray:

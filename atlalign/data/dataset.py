@@ -49,7 +49,7 @@ class RawSample(TypedDict, total=False):
 class SampleKey(NamedTuple):
     """Which sample to read, and the seed of its augmentation: the same in whatever worker it is read."""
 
-    index: int
+    sample: int
     seed: int
 
 

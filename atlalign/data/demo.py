@@ -23,7 +23,8 @@ _TISSUE_INTENSITY = 25
 
 
 def _smooth(n: int, shape: tuple[int, int], generator: torch.Generator) -> FieldPair:
-    return smooth_field(n, shape, mean_fraction=0.02, largest_fraction=0.06, generator=generator)
+    fractions = {"mean_fraction": 0.02, "largest_fraction": 0.06}
+    return smooth_field(n, shape, **fractions, spacing=0.25, generator=generator)
 
 
 def _affine(n: int, shape: tuple[int, int], generator: torch.Generator) -> FieldPair:

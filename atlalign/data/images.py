@@ -1,8 +1,5 @@
 """Images between files and the working size."""
 
-from typing import cast
-
-import torch
 from torch import Tensor
 
 
@@ -17,5 +14,5 @@ def resize_images(images: Tensor, shape: tuple[int, int]) -> Tensor:
         return images
     from kornia.geometry import resize  # slow to import
 
-    resized = resize(images[:, None].float(), shape, antialias=True, align_corners=True)[:, 0]
-    return cast(Tensor, resized if images.is_floating_point() else resized.round().to(torch.uint8))
+    resized: Tensor = resize(images[:, None].float(), shape, antialias=True, align_corners=True)[:, 0]
+    return resized if images.is_floating_point() else resized.round().to(images.dtype)

@@ -55,7 +55,9 @@ class RegistrationModule(pl.LightningModule):
         output = self(batch.reference, batch.moving)
         return self._measure("train", output, batch)
 
-    def validation_step(self, batch: RegistrationBatch, batch_idx: int) -> Registration:
+    def validation_step(  # type: ignore[override]  # Lightning hands the output to the callbacks
+        self, batch: RegistrationBatch, batch_idx: int
+    ) -> Registration:
         """Measure a batch, and what doing nothing would have given."""
         output: Registration = self(batch.reference, batch.moving)
         self._measure("val", output, batch)
@@ -85,7 +87,8 @@ class RegistrationModule(pl.LightningModule):
             }
         losses = {f"loss/{name}": value.detach() for name, value in terms.items()}
         self._log(split, {**losses, **measures}, len(batch.dvf))
-        return terms["total"]
+        total: Tensor = terms["total"]
+        return total
 
     def _log(self, split: str, values: Mapping[str, Tensor], batch_size: int) -> None:
         self.log_dict(

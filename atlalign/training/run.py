@@ -1,8 +1,10 @@
 """One training run, from the composed configuration to metrics, checkpoints and pictures in the run's folder."""
 
 import json
+import logging
 import platform
 import time
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +37,7 @@ def train(config: DictConfig) -> float:
 
     import pytorch_lightning as pl
 
+    _quieten_lightning()
     started = time.monotonic()
     pl.seed_everything(config.seed, workers=True, verbose=False)
     folder = Path(config.run_dir)
@@ -109,6 +112,12 @@ def _resume_from(ckpt_path: str | None, folder: Path) -> str | None:
     return str(path)
 
 
+def _quieten_lightning() -> None:
+    """Keep its advertisements and its own deprecations out of the user's terminal; warnings still come."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="pytorch_lightning")
+
+
 def _write_provenance(folder: Path, config: DictConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
@@ -179,4 +188,4 @@ def _require(metrics: dict[str, float], require_ratio: float | None) -> None:
 def _objective(metrics: dict[str, float], name: str) -> float:
     if name not in metrics:
         raise InputError(f"objective: there is no metric '{name}'; there are: {', '.join(sorted(metrics))}")
-    return cast(float, metrics[name])
+    return metrics[name]

@@ -11,7 +11,8 @@ import torch
 from omegaconf import OmegaConf
 
 from atlalign.data import atlas as atlas_module
-from atlalign.data.atlas import Atlas, allen_atlas, file_atlas, phantom_atlas, resize_image
+from atlalign.data.atlas import Atlas, allen_atlas, file_atlas, phantom_atlas
+from atlalign.data.images import resize_images
 from atlalign.data.phantom import PHANTOM_REGIONS
 from atlalign.errors import InputError
 
@@ -111,7 +112,7 @@ class TestResize:
     @pytest.mark.parametrize("shape", [(5, 9), (21, 33), (31, 40), (64, 64)])
     def test_a_constant_stays_constant(self, shape):
         for image in (torch.full((2, 31, 40), 0.37), torch.full((2, 31, 40), 93, dtype=torch.uint8)):
-            resized = resize_image(image, shape)
+            resized = resize_images(image, shape)
             assert resized.dtype == image.dtype
             assert resized.shape == (2, *shape)
             torch.testing.assert_close(resized, image[:1, :1, :1].expand(2, *shape))
@@ -120,7 +121,7 @@ class TestResize:
     def test_a_linear_ramp_stays_linear_with_its_ends_on_the_corners(self, shape):
         ramp = (torch.linspace(0, 1, 21)[:, None] + 2 * torch.linspace(0, 1, 25))[None]
         expected = torch.linspace(0, 1, shape[0])[:, None] + 2 * torch.linspace(0, 1, shape[1])
-        resized = resize_image(ramp, shape)[0]
+        resized = resize_images(ramp, shape)[0]
         # Within the reach of the antialiasing's reflected border the ramp bends, by less than a pixel of the original.
         inner = (slice(shape[0] // 5, -shape[0] // 5), slice(2, -2))
         torch.testing.assert_close(resized[inner], expected[inner], atol=1e-5, rtol=0)
@@ -129,15 +130,15 @@ class TestResize:
     def test_enlarging_is_exactly_bilinear(self):
         image = torch.tensor([[[0.0, 1.0], [2.0, 5.0]]])
         expected = torch.tensor([[[0, 0.5, 1], [1, 2, 3], [2, 3.5, 5]]])
-        torch.testing.assert_close(resize_image(image, (3, 3)), expected)
+        torch.testing.assert_close(resize_images(image, (3, 3)), expected)
 
     def test_shrinking_does_not_alias(self):
         stripes = torch.arange(64).remainder(2).float().expand(1, 64, 64)
-        assert resize_image(stripes, (16, 16)).std() < 0.05
+        assert resize_images(stripes, (16, 16)).std() < 0.05
 
     def test_the_same_size_is_not_touched(self):
         image = torch.rand(1, 6, 8)
-        assert resize_image(image, (6, 8)) is image
+        assert resize_images(image, (6, 8)) is image
 
     def test_templates_are_resized_before_rounding(self, tmp_path):
         raw = np.zeros((20, 2, 2), np.uint16)

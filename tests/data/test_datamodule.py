@@ -116,23 +116,23 @@ class TestSplit:
 
 class TestSampler:
     def order(self, sampler):
-        return [key.index for key in sampler]
+        return [key.sample for key in sampler]
 
     def test_order_depends_on_seed_and_epoch_alone(self):
         sampler = SeededSampler(range(50), seed=1, shuffle=True)
         first = list(sampler)
         assert first == list(SeededSampler(range(50), seed=1, shuffle=True))
-        assert sorted(key.index for key in first) == list(range(50))
+        assert sorted(key.sample for key in first) == list(range(50))
         sampler.set_epoch(1)
-        assert self.order(sampler) != [key.index for key in first]
-        assert self.order(SeededSampler(range(50), seed=2, shuffle=True)) != [key.index for key in first]
+        assert self.order(sampler) != [key.sample for key in first]
+        assert self.order(SeededSampler(range(50), seed=2, shuffle=True)) != [key.sample for key in first]
 
     def test_without_shuffling_only_the_seeds_change(self):
         sampler = SeededSampler([4, 2, 9], seed=1, shuffle=False)
         first = list(sampler)
         sampler.set_epoch(1)
         second = list(sampler)
-        assert [k.index for k in first] == [k.index for k in second] == [4, 2, 9]
+        assert [k.sample for k in first] == [k.sample for k in second] == [4, 2, 9]
         assert {k.seed for k in first}.isdisjoint(k.seed for k in second)
 
     def test_processes_share_the_samples_out(self):

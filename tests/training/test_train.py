@@ -16,7 +16,7 @@ CONF = Path(__file__).parents[2] / "conf"
 TINY = [
     "data.image_shape=[32,48]", "data.n_sections=6", "data.fields_per_section=2", "data.batch_size=2",
     "atlas.spacing_um=600", "trainer=cpu", "trainer.max_epochs=1", "trainer.enable_progress_bar=false",
-    "trainer.enable_model_summary=false", "callbacks.progress=null", "callbacks.summary=null", "callbacks.figure=null",
+    "callbacks.progress=null", "callbacks.summary=null", "callbacks.figure=null",
 ]  # fmt: skip
 TINY_LOCAL = ["model.start_filters=[4]", "model.downsample_filters=[4,4]", "model.middle_filters=[4]",
               "model.upsample_filters=[4,4]", "model.end_filters=[4]", "model.compute_inv=false"]  # fmt: skip
@@ -63,7 +63,8 @@ def test_a_run_leaves_everything_needed_to_read_and_repeat_it(configure, tmp_pat
     folder = tmp_path / "run"
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "events" not in p.name}
     assert names == {
-        "config.yaml", "hparams.yaml", "versions.json", "metrics.json", "registered.png", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
+        "config.yaml", "hparams.yaml", "versions.json", "metrics.json", "registered.png",
+        "checkpoints/best.ckpt", "checkpoints/last.ckpt",
     }  # fmt: skip
     assert OmegaConf.load(folder / "config.yaml") == OmegaConf.create(
         OmegaConf.to_container(config, resolve=True)
