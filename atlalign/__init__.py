@@ -1,3 +1,19 @@
 """Supervised registration of 2D brain sections to an atlas."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atlalign.displacement_field import DisplacementField
+
+__all__ = ["DisplacementField", "__version__"]
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import DisplacementField, and with it torch, only when somebody asks for it."""
+    if name == "DisplacementField":
+        from atlalign.displacement_field import DisplacementField
+
+        return DisplacementField
+    raise AttributeError(f"module 'atlalign' has no attribute '{name}'")

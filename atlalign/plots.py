@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atlalign.geometry import identity_grid
+from atlalign.geometry import identity_grid, jacobian_determinant
 
 _PANEL_INCHES = 2.6
 _GRID_LINES = 16
@@ -40,7 +40,9 @@ def registration_figure(panels: list[Panel]) -> Figure:
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(panels), len(columns), squeeze=False)
     # Constrained layout would do this by itself, in twice the time.
-    figure.subplots_adjust(left=0.03, right=0.97, bottom=0.04, top=1 - 0.4 / size[1], wspace=0.06, hspace=0.12)
+    figure.subplots_adjust(
+        left=0.03, right=0.97, bottom=0.04, top=1 - 0.4 / size[1], wspace=0.06, hspace=0.12
+    )
     for column, title in enumerate(columns):
         axes[0, column].set_title(title, fontsize=9)
     for row, panel in enumerate(panels):
@@ -88,3 +90,45 @@ def _draw_error(axes: Axes, error: Tensor, before: Tensor) -> None:
     shown = axes.imshow(error.detach().cpu().float().numpy(), cmap="magma", vmin=0, vmax=float(before.max()))
     axes.set_xlabel(f"{float(before.mean()):.1f} → {float(error.mean()):.1f} px", fontsize=8)
     axes.get_figure().colorbar(shown, ax=axes, fraction=0.04)  # type: ignore[union-attr]
+
+
+def field_grid_figure(dvf: Tensor) -> Figure:
+    """Draw where a regular grid of the reference lies in the moving image; dvf (2, H, W) in pixels."""
+    figure, axes = _field_axes(dvf, "deformed grid")
+    draw_grid(axes, dvf)
+    return figure
+
+
+def field_displacement_figure(dvf: Tensor, *, step: int) -> Figure:
+    """Draw the displacement's length, and each `step`-th pixel's displacement as an arrow; dvf (2, H, W) in pixels."""
+    figure, axes = _field_axes(dvf, "displacement (px)")
+    field = dvf.detach().cpu().float()
+    shown = axes.imshow(field.norm(dim=0).numpy(), cmap="magma", vmin=0)
+    x, y = identity_grid((dvf.shape[-2], dvf.shape[-1]), field.dtype, field.device)[
+        0, :, ::step, ::step
+    ].numpy()
+    dx, dy = field[:, ::step, ::step].numpy()
+    axes.quiver(x, y, dx, dy, angles="xy", scale_units="xy", scale=1, color="white", width=0.002)
+    figure.colorbar(shown, ax=axes, fraction=0.04)
+    return figure
+
+
+def field_jacobian_figure(dvf: Tensor) -> Figure:
+    """Draw the Jacobian determinant about 1 (white), and in black where the field folds; dvf (2, H, W) in pixels."""
+    figure, axes = _field_axes(dvf, "Jacobian determinant")
+    determinant = jacobian_determinant(dvf.detach().cpu().float()[None])[0]
+    reach = max(float((determinant - 1).abs().max()), 1e-3)
+    shown = axes.imshow(determinant.numpy(), cmap="RdBu_r", vmin=1 - reach, vmax=1 + reach)
+    folded = torch.where(determinant <= 0, 1.0, torch.nan)
+    axes.imshow(folded.numpy(), cmap="gray", vmin=1, vmax=2)
+    figure.colorbar(shown, ax=axes, fraction=0.04)
+    return figure
+
+
+def _field_axes(dvf: Tensor, title: str) -> tuple[Figure, Axes]:
+    height, width = dvf.shape[-2:]
+    figure = Figure(figsize=(7, 7 * height / width), dpi=100)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=9)
+    return figure, axes

@@ -1,0 +1,584 @@
+"""One displacement field as users hold it: arrays, files, transforms and plots around `atlalign.geometry`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from atlalign import geometry
+from atlalign.errors import InputError, unknown_name
+from atlalign.geometry.scattered import GriddataMethod, RbfFunction, corners, with_zeros
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Shape = tuple[int, int]
+Transform = Callable[[NDArray[np.float64], NDArray[np.float64]], tuple[ArrayLike, ArrayLike]]
+Interpolation = Literal["linear", "nearest", "cubic"]
+BorderMode = Literal["constant", "replicate", "reflect", "reflect_101"]
+ControlPointMethod = Literal["rbf", "griddata"]
+
+_MODES: dict[str, geometry.SamplingMode] = {"linear": "bilinear", "nearest": "nearest", "cubic": "bicubic"}
+_PADDINGS: dict[str, geometry.PaddingMode] = {
+    "constant": "zeros",
+    "replicate": "border",
+    "reflect": "border",  # of coordinates that are reflected before
+    "reflect_101": "reflection",
+}
+_ITK_SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
+
+
+class DisplacementField:
+    """A displacement (delta_x, delta_y) in pixels for each pixel of an image; it does not change.
+
+    Fields map backward: `warp(image)(x, y) = image(x + delta_x(x, y), y + delta_y(x, y))`, x along columns, y along
+    rows, so a positive delta_x moves the content to the left. `a(b)` is the field that warps like a first and b second:
+    `a(b).warp(image) = b.warp(a.warp(image))`.
+
+    Args:
+        delta_x: (H, W) in pixels.
+        delta_y: (H, W) in pixels.
+
+    Raises:
+        InputError: If the arrays are not two of one shape, at least 2×2.
+    """
+
+    # Otherwise numpy would multiply a number of its own with us element by element.
+    __array_ufunc__ = None
+
+    def __init__(self, delta_x: ArrayLike, delta_y: ArrayLike) -> None:
+        x, y = (np.asarray(component, dtype=np.float32) for component in (delta_x, delta_y))
+        if x.shape != y.shape or x.ndim != 2 or min(x.shape) < 2:
+            raise InputError(
+                "delta_x, delta_y: expected two arrays (H, W) of one shape, at least 2×2,"
+                f" got {x.shape} and {y.shape}"
+            )
+        self._dvf = torch.from_numpy(np.stack([x, y])[None])
+
+    def __repr__(self) -> str:
+        return f"DisplacementField(shape={self.shape}, largest displacement {self.norm.max():.2f} px)"
+
+    # --- where fields come from ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_dvf(cls, dvf: Tensor) -> DisplacementField:
+        """Return the field of a tensor (2, H, W), x first, as `atlalign.geometry` has them in batches."""
+        if dvf.ndim != 3 or dvf.shape[0] != 2:
+            raise InputError(f"dvf: expected (2, H, W), got {tuple(dvf.shape)}")
+        return cls(*dvf.detach().cpu().float().numpy())
+
+    @classmethod
+    def from_transform(cls, transform: Transform | ArrayLike, shape: Shape) -> DisplacementField:
+        """Return the field of a map from pixel coordinates to pixel coordinates.
+
+        Args:
+            transform: A function of arrays x and y (H, W) that returns the new x and y, or a matrix: affine (2, 3), or
+                projective (3, 3). Pixel (0, 0) is the origin.
+            shape: (H, W).
+
+        Raises:
+            InputError: If a matrix is neither, or puts a horizon on the grid.
+        """
+        if not callable(transform):
+            return cls.from_dvf(_matrix_to_dvf(np.asarray(transform, dtype=np.float64), shape))
+        y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float64)
+        new_x, new_y = (np.asarray(component, dtype=np.float64) for component in transform(x, y))
+        return cls(new_x - x, new_y - y)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> DisplacementField:
+        """Read what `save` writes, and ITK's displacement fields of other origin.
+
+        ITK's displacements are lengths in the image's own frame: its spacing and direction turn them into pixels.
+
+        Raises:
+            InputError: If the file is missing, damaged, of another type, no 2D field, or its values are not all finite.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: expected a file with a displacement field, found none")
+        array = _read_npy(path) if _suffix(path) == ".npy" else _read_itk(path)
+        if array.ndim != 3 or array.shape[2] != 2 or array.dtype.kind not in "fiu":
+            raise InputError(
+                f"{path}: expected a field (H, W, 2) of numbers, found {array.shape} of {array.dtype}"
+            )
+        if not np.isfinite(array).all():
+            raise InputError(
+                f"{path}: expected finite displacements, found {int((~np.isfinite(array)).sum())} that are not"
+            )
+        return cls(array[..., 0], array[..., 1])
+
+    @classmethod
+    def generate(cls, shape: Shape, approach: str = "identity", **parameters: Any) -> DisplacementField:
+        """Return a field made in a named way.
+
+        | approach | parameters |
+        |---|---|
+        | identity | |
+        | affine | matrix (2, 3) |
+        | affine_simple | scale_x, scale_y, rotation, translation_x, translation_y, shear, apply_centering |
+        | projective | matrix (3, 3) |
+        | control_points | points (N, 2) as (row, col), values_delta_x, values_delta_y (N,); and those of both below |
+        | edge_stretching | edge_mask (H, W), n_points, radius_max, seed; and those of both below |
+        | both | interpolation_method: rbf (function: linear or thin_plate; smooth) or griddata (method) |
+        | smooth | mean_fraction, largest_fraction, spacing, seed |
+
+        Angles are in radians, lengths in pixels, fractions of the width; see `atlalign.geometry.generators`.
+
+        Raises:
+            InputError: If there is no such approach, or its parameters make no field.
+        """
+        if approach not in _APPROACHES:
+            raise unknown_name("approach", approach, _APPROACHES)
+        return cls.from_dvf(_APPROACHES[approach](shape, **parameters)[0])
+
+    # --- what fields are ----------------------------------------------------------------------------------------------
+
+    @property
+    def dvf(self) -> Tensor:
+        """The field as a tensor (2, H, W), x first."""
+        return self._dvf[0].clone()
+
+    @property
+    def delta_x(self) -> NDArray[np.float32]:
+        """The displacement along columns (H, W) in pixels."""
+        return _read_only(self._dvf[0, 0])
+
+    @property
+    def delta_y(self) -> NDArray[np.float32]:
+        """The displacement along rows (H, W) in pixels."""
+        return _read_only(self._dvf[0, 1])
+
+    @property
+    def shape(self) -> Shape:
+        """The image's (H, W)."""
+        return int(self._dvf.shape[-2]), int(self._dvf.shape[-1])
+
+    @property
+    def transformation(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Where each pixel is taken from: absolute x and y, both (H, W) in pixels."""
+        x, y = self._target()[0]
+        return _read_only(x), _read_only(y)
+
+    @property
+    def norm(self) -> NDArray[np.float32]:
+        """The length of the displacement (H, W) in pixels."""
+        return _read_only(self._dvf[0].square().sum(dim=0).sqrt())
+
+    @property
+    def jacobian(self) -> NDArray[np.float32]:
+        """The determinant (H, W) of the map's Jacobian: the local change of area; the field folds where it is ≤ 0."""
+        return _read_only(geometry.jacobian_determinant(self._dvf)[0])
+
+    @property
+    def outsiders(self) -> NDArray[np.bool_]:
+        """Where (H, W) pixels are taken from outside of the image; its corners are the outermost pixels' centres."""
+        x, y = self.transformation
+        height, width = self.shape
+        return (x < 0) | (x > width - 1) | (y < 0) | (y > height - 1)
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether all displacements are finite numbers."""
+        return bool(self._dvf.isfinite().all())
+
+    def summary(self) -> dict[str, float]:
+        """Return the field's figures: displacements in pixels, determinants, and shares of all pixels."""
+        return {
+            "mean_displacement_px": float(self.norm.mean()),
+            "largest_displacement_px": float(self.norm.max()),
+            "smallest_jacobian": float(self.jacobian.min()),
+            "largest_jacobian": float(self.jacobian.max()),
+            "folded_share": float((self.jacobian <= 0).mean()),
+            "outsider_share": float(self.outsiders.mean()),
+        }
+
+    # --- what fields do -----------------------------------------------------------------------------------------------
+
+    def warp(
+        self,
+        image: NDArray[Any],
+        *,
+        interpolation: Interpolation = "linear",
+        border_mode: BorderMode = "constant",
+    ) -> NDArray[Any]:
+        """Return the warped image, of the same type; integers are rounded.
+
+        Args:
+            image: (H, W).
+            interpolation: Linear, nearest or cubic.
+            border_mode: What lies beyond the border: 0 (constant), the border itself (replicate), or the image mirrored
+                at the outermost pixels' outer edge (reflect) or at their centre (reflect_101).
+
+        Raises:
+            InputError: If the image has another shape, or a name is unknown.
+        """
+        if interpolation not in _MODES:
+            raise unknown_name("interpolation", interpolation, _MODES)
+        if border_mode not in _PADDINGS:
+            raise unknown_name("border mode", border_mode, _PADDINGS)
+        image = self._checked(image, "image")
+        # Wide integers need float64's digits.
+        values = torch.from_numpy(image.astype(np.result_type(image.dtype, np.float32)))[None, None]
+        dvf = self._reflected() if border_mode == "reflect" else self._dvf
+        warped = geometry.warp(
+            values, dvf.to(values.dtype), mode=_MODES[interpolation], padding_mode=_PADDINGS[border_mode]
+        )
+        return _cast(warped[0, 0].numpy(), image.dtype)
+
+    def warp_annotation(self, annotation: NDArray[Any]) -> NDArray[Any]:
+        """Return the warped labels, of the same type and each one unchanged: nearest neighbour, border replicated.
+
+        Args:
+            annotation: (H, W), of any integer type.
+
+        Raises:
+            InputError: If the annotation has another shape, or is not of integers.
+        """
+        labels = self._checked(annotation, "annotation")
+        if labels.dtype.kind not in "iub":
+            raise InputError(f"annotation: expected integers, got {labels.dtype}")
+        warped = geometry.warp(
+            torch.from_numpy(labels)[None, None], self._dvf, mode="nearest", padding_mode="border"
+        )
+        return warped[0, 0].numpy()
+
+    def __call__(self, other: DisplacementField) -> DisplacementField:
+        """Return the composition `self(other)`: a point goes through `other` first, an image through `self` first."""
+        self._check_shape(other.shape, "the inner field")
+        return self._with(geometry.compose(self._dvf, other._dvf))
+
+    def __mul__(self, factor: float) -> DisplacementField:
+        """Return the field with all displacements multiplied by a number."""
+        if not isinstance(factor, (int, float, np.number)):
+            return NotImplemented
+        return self._with(self._dvf * float(factor))
+
+    __rmul__ = __mul__
+
+    def pseudo_inverse(self) -> DisplacementField:
+        """Return the field v with `self(v) = 0`, to a thousandth of a pixel; see `atlalign.geometry.invert`.
+
+        Warns:
+            UserWarning: If pixels have no inverse because the field folds, with their share.
+
+        Raises:
+            InputError: If the field holds displacements that are not finite.
+        """
+        if not self.is_valid:
+            raise InputError("pseudo_inverse: expected finite displacements, found some that are not")
+        inverse = geometry.invert(self._dvf)
+        missing = 1 - float(geometry.inverse_mask(self._dvf, inverse).float().mean())
+        if missing > 0:
+            warnings.warn(
+                f"the field folds: {missing:.2%} of the pixels have no inverse (see inverse_mask)",
+                stacklevel=2,
+            )
+        return self._with(inverse)
+
+    def inverse_mask(self, inverse: DisplacementField) -> NDArray[np.bool_]:
+        """Return where (H, W) `inverse` inverts this field: within 0.01 px, and away from where a fold lands."""
+        self._check_shape(inverse.shape, "the inverse")
+        return cast(NDArray[np.bool_], geometry.inverse_mask(self._dvf, inverse._dvf)[0].numpy())
+
+    def anchor(
+        self, h_kept: float = 0.9, w_kept: float = 0.9, ds_f: int = 50, smooth: float = 0
+    ) -> DisplacementField:
+        """Return the field re-interpolated between a regular grid of points and zero at the image's corners.
+
+        Args:
+            h_kept: The points lie in a centred rectangle of this share of the height.
+            w_kept: The same for the width.
+            ds_f: The points' distance in pixels.
+            smooth: 0 meets the field exactly at the points; more departs from it.
+        """
+        return self._with(geometry.anchor(self._dvf, h_kept=h_kept, w_kept=w_kept, ds_f=ds_f, smooth=smooth))
+
+    def adjust(
+        self,
+        delta_x_max: float | None = None,
+        delta_y_max: float | None = None,
+        force_inside_border: bool = True,
+    ) -> DisplacementField:
+        """Return the field with each component clipped.
+
+        Args:
+            delta_x_max: The largest |delta_x| in pixels; any if None.
+            delta_y_max: The largest |delta_y| in pixels; any if None.
+            force_inside_border: Clip to the image where pixels are taken from, so that there are no outsiders.
+        """
+        dvf = torch.stack(
+            [
+                component if limit is None else component.clamp(-limit, limit)
+                for component, limit in zip(self._dvf[0], (delta_x_max, delta_y_max), strict=True)
+            ]
+        )[None]
+        if not force_inside_border:
+            return self._with(dvf)
+        grid = geometry.identity_grid(self.shape, dvf.dtype, dvf.device)
+        limit = torch.tensor([self.shape[1] - 1, self.shape[0] - 1]).view(1, 2, 1, 1)
+        return self._with((grid + dvf).clamp(torch.zeros_like(limit), limit) - grid)
+
+    def mask(self, mask_matrix: NDArray[np.bool_]) -> DisplacementField:
+        """Return the field with no displacement outside of a boolean mask (H, W)."""
+        inside = self._checked(mask_matrix, "mask_matrix")
+        if inside.dtype != np.bool_:
+            raise InputError(f"mask_matrix: expected booleans, got {inside.dtype}")
+        return self._with(torch.where(torch.from_numpy(inside), self._dvf, 0.0))
+
+    def resize(self, new_shape: Shape) -> DisplacementField:
+        """Return the same map on a grid of another (H, W): corners stay corners, displacements scale with the grid."""
+        return self._with(geometry.resize(self._dvf, new_shape))
+
+    # --- files and plots ----------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write the field (H, W, 2), x first, in pixels, float32: .npy, or an ITK vector image (.nii.gz, .mha, .nrrd).
+
+        ITK images get spacing 1, so that other programs read pixels too.
+
+        Raises:
+            InputError: If the file's type is unknown, or its folder does not exist.
+        """
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: expected an existing folder to write to")
+        array = np.moveaxis(self._dvf[0].numpy(), 0, -1)
+        if _suffix(path) == ".npy":
+            np.save(path, array)
+            return
+        import SimpleITK
+
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array, isVector=True), str(path))
+
+    def plot_grid(self) -> Figure:
+        """Draw where a regular grid lies in the moving image."""
+        from atlalign.plots import field_grid_figure
+
+        return field_grid_figure(self.dvf)
+
+    def plot_displacement(self, ds_f: int = 16) -> Figure:
+        """Draw the length of the displacement, and the displacement of each `ds_f`-th pixel as an arrow."""
+        from atlalign.plots import field_displacement_figure
+
+        return field_displacement_figure(self.dvf, step=ds_f)
+
+    def plot_jacobian(self) -> Figure:
+        """Draw the Jacobian determinant, and mark where the field folds."""
+        from atlalign.plots import field_jacobian_figure
+
+        return field_jacobian_figure(self.dvf)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _with(self, dvf: Tensor) -> DisplacementField:
+        return self.from_dvf(dvf[0])
+
+    def _target(self) -> Tensor:
+        return geometry.identity_grid(self.shape, self._dvf.dtype, self._dvf.device) + self._dvf
+
+    def _reflected(self) -> Tensor:
+        """Return the field whose targets are mirrored into the image at the outermost pixels' outer edges."""
+        size = torch.tensor([self.shape[1], self.shape[0]]).view(1, 2, 1, 1)
+        target = (self._target() + 0.5).remainder(2 * size)
+        mirrored = torch.minimum(target, 2 * size - target) - 0.5
+        return mirrored - geometry.identity_grid(self.shape, mirrored.dtype, mirrored.device)
+
+    def _checked(self, array: NDArray[Any], name: str) -> NDArray[Any]:
+        """Return an array of the field's shape as torch can take it: contiguous and in the machine's byte order."""
+        array = np.asarray(array)
+        self._check_shape(array.shape, name)
+        return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+
+    def _check_shape(self, shape: tuple[int, ...], name: str) -> None:
+        if tuple(shape) != self.shape:
+            raise InputError(f"{name}: expected the field's shape {self.shape}, got {tuple(shape)}")
+
+
+# --- generators -------------------------------------------------------------------------------------------------------
+
+
+def _identity(shape: Shape) -> Tensor:
+    return torch.zeros(1, 2, *shape)
+
+
+def _affine(shape: Shape, *, matrix: ArrayLike) -> Tensor:
+    return _matrix_to_dvf(np.asarray(matrix, dtype=np.float64), shape)[None]
+
+
+def _affine_simple(
+    shape: Shape,
+    *,
+    scale_x: float = 1,
+    scale_y: float = 1,
+    rotation: float = 0,
+    translation_x: float = 0,
+    translation_y: float = 0,
+    shear: float = 0,
+    apply_centering: bool = True,
+) -> Tensor:
+    values = (scale_x, scale_y, rotation, translation_x, translation_y, shear)
+    parameters = geometry.AffineSimple(*(torch.tensor([float(value)]) for value in values))
+    return geometry.affine_simple(parameters, shape, apply_centering=apply_centering)
+
+
+def _control_points(
+    shape: Shape,
+    *,
+    points: ArrayLike,
+    values_delta_x: ArrayLike,
+    values_delta_y: ArrayLike,
+    interpolation_method: ControlPointMethod = "rbf",
+    **options: Any,
+) -> Tensor:
+    rows_columns = torch.as_tensor(np.asarray(points, dtype=np.float32))
+    displacements = np.stack([values_delta_x, values_delta_y], axis=-1).astype(np.float32)
+    parameters = geometry.ControlPoints(rows_columns.flip(-1)[None], torch.from_numpy(displacements)[None])
+    return _interpolated(parameters, shape, interpolation_method, **options)
+
+
+def _edge_stretching(
+    shape: Shape,
+    *,
+    edge_mask: NDArray[np.bool_],
+    n_points: int = 6,
+    radius_max: float = 60,
+    seed: int | None = None,
+    interpolation_method: ControlPointMethod = "rbf",
+    **options: Any,
+) -> Tensor:
+    mask = np.asarray(edge_mask, dtype=np.bool_)
+    if mask.shape != tuple(shape):
+        raise InputError(f"edge_mask: expected the field's shape {tuple(shape)}, got {mask.shape}")
+    parameters = geometry.draw_edge_stretching(
+        torch.from_numpy(mask)[None], n_points=n_points, radius_max=radius_max, generator=_generator(seed)
+    )
+    return _interpolated(parameters, shape, interpolation_method, **options)
+
+
+def _projective(shape: Shape, *, matrix: ArrayLike) -> Tensor:
+    return geometry.projective(torch.as_tensor(np.asarray(matrix, dtype=np.float64))[None], shape)
+
+
+def _smooth(
+    shape: Shape,
+    *,
+    mean_fraction: float = 0.02,
+    largest_fraction: float = 0.06,
+    spacing: float = 0.15,
+    seed: int | None = None,
+) -> Tensor:
+    pair = geometry.smooth_field(
+        1,
+        shape,
+        mean_fraction=mean_fraction,
+        largest_fraction=largest_fraction,
+        spacing=spacing,
+        generator=_generator(seed),
+    )
+    return pair.dvf
+
+
+_APPROACHES: dict[str, Callable[..., Tensor]] = {
+    "identity": _identity,
+    "affine": _affine,
+    "affine_simple": _affine_simple,
+    "projective": _projective,
+    "control_points": _control_points,
+    "edge_stretching": _edge_stretching,
+    "smooth": _smooth,
+}
+
+
+def _rbf(
+    parameters: geometry.ControlPoints, shape: Shape, *, function: RbfFunction = "linear", smooth: float = 0
+) -> Tensor:
+    return geometry.control_points(parameters, shape, function=function, smooth=smooth)
+
+
+def _griddata(
+    parameters: geometry.ControlPoints, shape: Shape, *, method: GriddataMethod = "linear"
+) -> Tensor:
+    return geometry.interpolate_griddata(*with_zeros(*parameters, corners(shape)), shape, method=method)
+
+
+_INTERPOLATIONS: dict[str, Callable[..., Tensor]] = {"rbf": _rbf, "griddata": _griddata}
+
+
+def _interpolated(
+    parameters: geometry.ControlPoints, shape: Shape, interpolation_method: str, **options: Any
+) -> Tensor:
+    if interpolation_method not in _INTERPOLATIONS:
+        raise unknown_name("interpolation method", interpolation_method, _INTERPOLATIONS)
+    return _INTERPOLATIONS[interpolation_method](parameters, shape, **options)
+
+
+def _matrix_to_dvf(matrix: NDArray[np.float64], shape: Shape) -> Tensor:
+    if matrix.shape == (2, 3):
+        return geometry.affine_to_dvf(torch.from_numpy(matrix)[None], shape)[0]
+    if matrix.shape == (3, 3):
+        return geometry.projective(torch.from_numpy(matrix)[None], shape)[0]
+    raise InputError(f"matrix: expected affine (2, 3) or projective (3, 3), got {matrix.shape}")
+
+
+def _generator(seed: int | None) -> torch.Generator | None:
+    return None if seed is None else torch.Generator().manual_seed(seed)
+
+
+# --- files and arrays -------------------------------------------------------------------------------------------------
+
+
+def _suffix(path: Path) -> str:
+    """Return which of the known endings a file's name has."""
+    for suffix in (".npy", *_ITK_SUFFIXES):
+        if path.name.lower().endswith(suffix):
+            return suffix
+    raise InputError(f"{path}: expected a name that ends in .npy, {', '.join(_ITK_SUFFIXES)}")
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    try:
+        with path.open("rb") as file:
+            # Unlike `np.load` this never falls back to a zip archive or a pickle, which would run code.
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, OSError, MemoryError) as error:
+        raise InputError(f"{path}: expected an .npy array of numbers, cannot read it ({error})") from error
+
+
+def _read_itk(path: Path) -> NDArray[Any]:
+    """Return the displacements (H, W, 2) in pixels of an ITK vector image."""
+    import SimpleITK
+
+    try:
+        image: Any = SimpleITK.ReadImage(str(path))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1]
+        raise InputError(f"{path}: expected an ITK image, cannot read it ({reason})") from error
+    if image.GetDimension() != 2 or image.GetNumberOfComponentsPerPixel() != 2:
+        raise InputError(
+            f"{path}: expected a 2D image of 2 components, found {image.GetDimension()}D"
+            f" of {image.GetNumberOfComponentsPerPixel()}"
+        )
+    to_length = np.reshape(image.GetDirection(), (2, 2)) * np.asarray(image.GetSpacing())
+    return SimpleITK.GetArrayFromImage(image) @ np.linalg.inv(to_length).T
+
+
+def _cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return values in another type; integers are rounded, and cubic overshoots clipped."""
+    if dtype.kind not in "iub":
+        return values.astype(dtype)
+    limits = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return values.round().clip(*limits).astype(dtype)
+
+
+def _read_only(tensor: Tensor) -> NDArray[Any]:
+    array = tensor.numpy().view()
+    array.setflags(write=False)
+    return array
