@@ -1,0 +1,325 @@
+"""Losses made of losses, the keys of all of them, and the weighted sum that a registration is trained on.
+
+A key is one name or a mixture `a&b`, the mean of two losses or more in any order.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from atlalign.errors import InputError, unknown_name
+from atlalign.losses.dvf import (
+    Grad,
+    VDClipper,
+    as_fields,
+    jacobian,
+    jacobian_distance,
+    mse_po,
+    vector_distance,
+)
+from atlalign.losses.image import NCC, mae, mse, pearson, psnr, ssim
+from atlalign.losses.perceptual import MODELS, NETS, Backbone, Model, Net, PerceptualLoss
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+BackboneSource = Callable[[Net], Backbone]
+LossFactory = Callable[[BackboneSource], Loss]
+
+
+class FunctionLoss(nn.Module):
+    """A pure loss as a module, so that containers hold all losses alike."""
+
+    def __init__(self, function: Loss) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the loss of two tensors of one shape."""
+        return self.function(y_true, y_pred)
+
+    def extra_repr(self) -> str:
+        """Return the function's name for `repr`."""
+        return getattr(self.function, "__name__", repr(self.function))
+
+
+def as_module(loss: Loss) -> nn.Module:
+    """Return `loss` itself if it is a module, else wrapped in one.
+
+    Raises:
+        InputError: If it cannot be called.
+    """
+    if not callable(loss):
+        raise InputError(f"loss: expected something to call as loss(y_true, y_pred), got {loss!r}")
+    return loss if isinstance(loss, nn.Module) else FunctionLoss(loss)
+
+
+class Mixer(nn.Module):
+    """The convex combination of two losses or more.
+
+    Args:
+        losses: Each `loss(y_true, y_pred)`.
+        weights: One for each loss, none negative, of sum 1; None for the mean.
+
+    Raises:
+        InputError: If there are fewer than two losses, or the weights do not fit.
+    """
+
+    def __init__(self, *losses: Loss, weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        if len(losses) < 2:
+            raise InputError(f"Mixer: expected at least 2 losses, got {len(losses)}")
+        self.losses = nn.ModuleList(as_module(loss) for loss in losses)
+        self.weights = _convex_weights(weights, len(losses))
+
+    def forward(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the weighted sum of the losses of two tensors of one shape."""
+        values = [loss(y_true, y_pred) for loss in self.losses]
+        return torch.stack([weight * value for weight, value in zip(self.weights, values, strict=True)]).sum()
+
+    def extra_repr(self) -> str:
+        """Return the hyperparameters for `repr`."""
+        return f"weights={self.weights}"
+
+
+def _convex_weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    if weights is None:
+        return (1 / count,) * count
+    if len(weights) != count or min(weights) < 0 or not math.isclose(sum(weights), 1, abs_tol=1e-6):
+        raise InputError(f"Mixer: expected {count} weights, none negative and 1 in sum, got {list(weights)}")
+    return tuple(weights)
+
+
+class DVF2IMG(nn.Module):
+    """An image loss on fields: ½ f(dx/scale) + ½ f(dy/scale), truth and prediction, without clipping.
+
+    Args:
+        image_loss: The f; it is given (B, 1, H, W).
+        scale: The displacement in pixels that counts as intensity 1.
+
+    Raises:
+        InputError: If `scale` is not positive.
+    """
+
+    def __init__(self, image_loss: Loss, scale: float = 10) -> None:
+        super().__init__()
+        if not scale > 0:
+            raise InputError(f"DVF2IMG: expected a scale above 0 pixels, got {scale}")
+        self.image_loss = as_module(image_loss)
+        self.scale = scale
+
+    def forward(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the loss of two fields (B, 2, H, W)."""
+        # In full precision before the division, which would round once more in half.
+        y_true, y_pred = as_fields(y_true, y_pred)
+        y_true, y_pred = y_true / self.scale, y_pred / self.scale
+        along_x: Tensor = self.image_loss(y_true[:, :1], y_pred[:, :1])
+        along_y: Tensor = self.image_loss(y_true[:, 1:], y_pred[:, 1:])
+        return (along_x + along_y) / 2
+
+    def extra_repr(self) -> str:
+        """Return the hyperparameters for `repr`."""
+        return f"scale={self.scale}"
+
+
+class UnknownLossError(InputError, KeyError):
+    """A key that names no loss: an input error for users, a KeyError for `Mapping`."""
+
+    __str__ = Exception.__str__  # KeyError's shows the repr
+
+
+class LossRegistry(Mapping[str, Loss]):
+    """Losses by key, each built when it is asked for; iterates over the plain keys, and knows their mixtures `a&b`.
+
+    A `perceptual_loss_…` needs weights: `registry[key]` takes the published ones, `build` any.
+    """
+
+    def __init__(self, kind: str, factories: Mapping[str, LossFactory]) -> None:
+        self._kind = kind
+        self._factories = dict(factories)
+
+    def build(self, key: str, backbone_weights: str | Path | None = None) -> Loss:
+        """Return the loss of `key`; `backbone_weights` are those of `PerceptualLoss`.
+
+        Raises:
+            UnknownLossError: If a part of the key names no loss; it is an InputError and a KeyError.
+            InputError: If the weights of a perceptual loss cannot be had.
+        """
+        return self.build_sharing(key, shared_backbones(backbone_weights))
+
+    def build_sharing(self, key: str, backbones: BackboneSource) -> Loss:
+        """Return the loss of `key`, whose perceptual losses take their networks from `backbones`."""
+        factories = [self._factory(name) for name in key.split("&")]
+        losses = [factory(backbones) for factory in factories]
+        return Mixer(*losses) if len(losses) > 1 else losses[0]
+
+    def _factory(self, name: str) -> LossFactory:
+        if name not in self._factories:
+            raise UnknownLossError(str(unknown_name(self._kind, name, self._factories)))
+        return self._factories[name]
+
+    def __getitem__(self, key: str) -> Loss:
+        return self.build(key)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and all(name in self._factories for name in key.split("&"))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._factories)
+
+    def __len__(self) -> int:
+        return len(self._factories)
+
+
+def shared_backbones(weights: str | Path | None = None) -> BackboneSource:
+    """Return a function that builds the perceptual network of a name when first asked, and then gives it again."""
+    return cache(partial(Backbone, weights=weights))
+
+
+def _constant(loss: Loss) -> LossFactory:
+    return lambda backbones: loss
+
+
+def _built(build: Callable[[], Loss]) -> LossFactory:
+    return lambda backbones: build()
+
+
+def _perceptual(model: Model, net: Net) -> LossFactory:
+    return lambda backbones: PerceptualLoss(model, net, backbones(net))
+
+
+def _on_fields(image_loss: LossFactory) -> LossFactory:
+    return lambda backbones: DVF2IMG(image_loss(backbones))
+
+
+_DIFFERENCES: dict[str, LossFactory] = {"mae": _constant(mae), "mse": _constant(mse)}
+_SIMILARITIES: dict[str, LossFactory] = {
+    **{f"ncc_{window}": _built(partial(NCC, window)) for window in (5, 9, 12, 20)},
+    "pearson": _constant(pearson),
+    "psnr": _constant(psnr),
+    "ssim": _constant(ssim),
+    **{f"perceptual_loss_{model}_{net}": _perceptual(model, net) for model in MODELS for net in NETS},
+}
+ALL_IMAGE_LOSSES = LossRegistry("image loss", _DIFFERENCES | _SIMILARITIES)
+ALL_DVF_LOSSES = LossRegistry(
+    "displacement loss",
+    {
+        **_DIFFERENCES,
+        "mse_po": _constant(mse_po),
+        "vector_distance": _constant(vector_distance),
+        "vdclip2": _built(partial(VDClipper, power=2)),
+        "vdclip3": _built(partial(VDClipper, power=3)),
+        "grad": _built(Grad),
+        "jacobian": _constant(jacobian),
+        "jacobian_distance": _constant(jacobian_distance),
+        "vector_jacobian_distance": _built(partial(Mixer, vector_distance, jacobian_distance)),
+        "vector_jacobian_distance_02": _built(
+            partial(Mixer, vector_distance, jacobian_distance, weights=(0.2, 0.8))
+        ),
+        **{key: _on_fields(factory) for key, factory in _SIMILARITIES.items()},
+    },
+)
+
+
+class Registered(Protocol):
+    """What a loss looks at in a network's output and in a batch of the truth."""
+
+    @property
+    def registered(self) -> Tensor:
+        """The registered image (B, 1, H, W) in [0, 1]."""
+
+    @property
+    def dvf(self) -> Tensor:
+        """The field (B, 2, H, W) in pixels, from reference to moving."""
+
+    @property
+    def inv_dvf(self) -> Tensor | None:
+        """The field from moving to reference, where there is one."""
+
+
+_TERMS: dict[str, LossRegistry] = {
+    "image": ALL_IMAGE_LOSSES,
+    "dvf": ALL_DVF_LOSSES,
+    "inv_dvf": ALL_DVF_LOSSES,
+}
+
+
+class RegistrationLoss(nn.Module):
+    """The weighted sum of a loss on registered images, one on fields and one on inverse fields.
+
+    Args:
+        image: A key of ALL_IMAGE_LOSSES, any `loss(y_true, y_pred)`, or None to leave the term out.
+        dvf: The same of ALL_DVF_LOSSES.
+        inv_dvf: The same; skipped where the network gives no inverse.
+        weights: Of terms by name (image, dvf, inv_dvf), none negative; 1 where not given.
+        backbone_weights: Those of `PerceptualLoss`, for all perceptual losses given by a key; these share one network.
+
+    Raises:
+        InputError: If no term is set, a key or the name of a weight is unknown, or a weight is negative.
+    """
+
+    def __init__(
+        self,
+        image: str | Loss | None = None,
+        dvf: str | Loss | None = None,
+        inv_dvf: str | Loss | None = None,
+        *,
+        weights: Mapping[str, float] | None = None,
+        backbone_weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        terms = {"image": image, "dvf": dvf, "inv_dvf": inv_dvf}
+        if all(term is None for term in terms.values()):
+            raise InputError("loss: expected at least one of loss.image, loss.dvf and loss.inv_dvf, got none")
+        self.weights = _term_weights(weights or {})
+        backbones = shared_backbones(backbone_weights)
+        self.terms = nn.ModuleDict(
+            {
+                name: as_module(
+                    _TERMS[name].build_sharing(term, backbones) if isinstance(term, str) else term
+                )
+                for name, term in terms.items()
+                if term is not None
+            }
+        )
+
+    def forward(self, output: Registered, batch: Registered) -> dict[str, Tensor]:
+        """Return the unweighted value of each active term by its name, and their weighted sum as "total".
+
+        Raises:
+            InputError: If inv_dvf is a term and the batch has none, or it is the only term and the network gives none.
+        """
+        values = {
+            name: loss(*_truth_and_prediction(name, output, batch))
+            for name, loss in self.terms.items()
+            if name != "inv_dvf" or output.inv_dvf is not None
+        }
+        if not values:
+            raise InputError(
+                "loss: expected a network with an inverse, since loss.inv_dvf is the only term, got one without; "
+                "set model.compute_inv=true or loss.dvf"
+            )
+        weighted = [self.weights[name] * value for name, value in values.items()]
+        return {**values, "total": torch.stack(weighted).sum()}
+
+
+def _term_weights(weights: Mapping[str, float]) -> dict[str, float]:
+    for name, weight in weights.items():
+        if name not in _TERMS:
+            raise unknown_name("term in loss.weights", name, _TERMS)
+        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise InputError(f"loss.weights.{name}: expected a finite number of at least 0, got {weight}")
+    return {name: float(weights.get(name, 1)) for name in _TERMS}
+
+
+def _truth_and_prediction(name: str, output: Registered, batch: Registered) -> tuple[Tensor, Tensor]:
+    attribute = "registered" if name == "image" else name
+    truth, prediction = getattr(batch, attribute), getattr(output, attribute)
+    if truth is None:
+        raise InputError(
+            "loss.inv_dvf: expected a batch with inverse fields, got none; set data.return_inverse=true"
+        )
+    return truth, prediction
