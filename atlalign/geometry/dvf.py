@@ -151,9 +151,7 @@ def jacobian(dvf: Tensor) -> Tensor:
 
     Central differences inside, one-sided at the edges.
     """
-    _check_dvf(dvf)
-    along_y, along_x = cast(list[Tensor], torch.gradient(_precise(dvf), dim=(-2, -1)))
-    return torch.stack([along_x, along_y], dim=2)
+    return torch.stack(_derivatives(dvf), dim=2)
 
 
 def jacobian_determinant(dvf: Tensor) -> Tensor:
@@ -164,8 +162,15 @@ def jacobian_determinant(dvf: Tensor) -> Tensor:
     Raises:
         ValueError: If `dvf` is not (B, 2, H, W).
     """
-    gradient = jacobian(dvf)
-    return (1 + gradient[:, 0, 0]) * (1 + gradient[:, 1, 1]) - gradient[:, 0, 1] * gradient[:, 1, 0]
+    along_x, along_y = _derivatives(dvf)
+    return (1 + along_x[:, 0]) * (1 + along_y[:, 1]) - along_y[:, 0] * along_x[:, 1]
+
+
+def _derivatives(dvf: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ∂dvf/∂x and ∂dvf/∂y, both (B, 2, H, W)."""
+    _check_dvf(dvf)
+    along_y, along_x = cast(list[Tensor], torch.gradient(_precise(dvf), dim=(-2, -1)))
+    return along_x, along_y
 
 
 def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
@@ -209,7 +214,7 @@ def invert(
         _check_same_grid(start, dvf)
     with torch.no_grad():
         field = _precise(dvf)
-        inverse = _coarse_to_fine_inverse(field) if start is None else start.to(field.dtype)
+        inverse = _coarse_to_fine_inverse(field) if start is None else start.detach().to(field.dtype)
         return _newton_where_needed(field, inverse, tolerance_px, max_iterations)
 
 
@@ -262,14 +267,15 @@ def _corrected(dvf: Tensor, inverse: Tensor) -> Tensor:
     At the solution that matrix is I + ∇v, which needs neither sampling nor inversion.
     """
     residual = compose(dvf, inverse)
-    along_y, along_x = cast(list[Tensor], torch.gradient(inverse, dim=(-2, -1)))
+    along_x, along_y = _derivatives(inverse)
     corrected = inverse - residual
     corrected.addcmul_(along_x, residual[:, :1], value=-1)
     return corrected.addcmul_(along_y, residual[:, 1:], value=-1)
 
 
 def _newton_where_needed(dvf: Tensor, inverse: Tensor, tolerance_px: float, max_iterations: int) -> Tensor:
-    left = _squared_norm(compose(dvf, inverse)) > tolerance_px**2
+    # Written so that what a correction drove to not-a-number is left, too.
+    left = ~(_squared_norm(compose(dvf, inverse)) <= tolerance_px**2)
     if not bool(left.any()):
         return inverse
     return _newton_inverse(dvf, inverse, left, tolerance_px, max_iterations)
@@ -290,7 +296,8 @@ def _newton_inverse(
         residual = offset + value
         return _squared_norm(residual), -_solve(gradient, residual)
 
-    best = inverse[batch, :, row, column].clamp(-bound, bound)
+    start = inverse[batch, :, row, column]
+    best = torch.where(start.isfinite(), start, -dvf[batch, :, row, column]).clamp(-bound, bound)
     error, step = evaluate(torch.arange(len(batch), device=dvf.device), best)
     damping = torch.ones_like(error)
     for _ in range(max_iterations):

@@ -104,7 +104,7 @@ def anchor(
     if ds_f < 1:
         raise InputError(f"ds_f: expected at least 1 pixel, got {ds_f}")
     shape = (int(dvf.shape[-2]), int(dvf.shape[-1]))
-    points = _anchor_points(shape, h_kept, w_kept, ds_f, dvf.device)
+    points = anchor_points(shape, h_kept, w_kept, ds_f, dvf.device)
     batch = points[None].expand(len(dvf), -1, -1)
     displacements = warp_points(batch, dvf) - batch
     if points.shape[0] * shape[0] * shape[1] > _LARGEST_MAP:
@@ -121,7 +121,7 @@ def with_zeros(points: Tensor, displacements: Tensor, fixed: Tensor) -> tuple[Te
     return torch.cat([points, fixed], dim=1), torch.cat([displacements, torch.zeros_like(fixed)], dim=1)
 
 
-def _anchor_points(
+def anchor_points(
     shape: tuple[int, int], h_kept: float, w_kept: float, ds_f: int, device: torch.device
 ) -> Tensor:
     """Return (N, 2) as (x, y): points ds_f apart in the centred rectangle, itself filled from its centre.
@@ -149,7 +149,7 @@ def _anchor_map(
 ) -> Tensor:
     """Return the matrix (N, H · W) that takes the displacements of the anchor's N points to those of all pixels."""
     with torch.inference_mode(False), torch.no_grad():
-        points = _anchor_points(shape, h_kept, w_kept, ds_f, torch.device("cpu"))
+        points = anchor_points(shape, h_kept, w_kept, ds_f, torch.device("cpu"))
         nodes = torch.cat([points, corners(shape)])
         to_weights = torch.linalg.inv(_rbf_system(nodes[None], "linear", smooth))[0, :, : len(points)]
         return _evaluate_rbf(nodes, to_weights, shape, "linear").flatten(1).float().to(device)

@@ -369,6 +369,14 @@ def test_where_a_field_folds_the_inverse_is_no_larger_than_the_field():
     assert not inverse_mask(field, inverse).all()
 
 
+@pytest.mark.parametrize("amplitude", [3.0, 1e2, 1e4])
+def test_the_wildest_field_has_a_finite_answer(amplitude):
+    field = amplitude * torch.randn(2, 2, 70, 80)
+    inverse = invert(field)
+    assert inverse.isfinite().all()
+    assert (inverse.abs().amax(dim=(2, 3)) <= field.abs().amax(dim=(2, 3)) + 1e-3).all()
+
+
 def test_a_wrong_inverse_is_not_masked_as_right():
     field = wave(9, 6)
     assert inverse_mask(field, -field).float().mean() < 0.5

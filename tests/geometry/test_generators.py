@@ -12,6 +12,7 @@ from atlalign.geometry import (
     affine_simple,
     affine_simple_matrix,
     affine_to_dvf,
+    anchor,
     compose,
     control_points,
     draw_affine,
@@ -22,6 +23,7 @@ from atlalign.geometry import (
     draw_velocity,
     edges,
     integrate_pair,
+    invert,
     invert_affine,
     jacobian_determinant,
     projective,
@@ -232,7 +234,7 @@ def test_edges_surround_a_bright_square():
     assert columns.max() <= 42
 
 
-# --- replay -----------------------------------------------------------------------------------------------------------
+# --- replay and devices -----------------------------------------------------------------------------------------------
 
 DRAWS = {
     "velocity": lambda generator: draw_velocity(2, SHAPE, generator=generator),
@@ -252,3 +254,15 @@ def test_a_seed_draws_the_same_again_and_another_seed_something_else(name):
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.gpu
+def test_a_gpu_draws_and_computes_the_same():
+    here, there = (smooth_field(2, SHAPE, generator=seeded(), device=device) for device in ("cpu", "cuda"))
+    for own, other in zip(here, there, strict=True):
+        torch.testing.assert_close(own, other.cpu(), atol=2e-2, rtol=0)
+    torch.testing.assert_close(invert(here.dvf), invert(here.dvf.cuda()).cpu(), atol=2e-3, rtol=0)
+    torch.testing.assert_close(anchor(here.dvf), anchor(here.dvf.cuda()).cpu(), atol=1e-3, rtol=0)
+    for draw in (draw_affine_simple, draw_control_points, draw_projective):
+        drawn = [torch.cat([*draw(2, SHAPE, generator=seeded(), device=where)]) for where in ("cpu", "cuda")]
+        torch.testing.assert_close(drawn[0], drawn[1].cpu())

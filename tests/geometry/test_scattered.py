@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atlalign.errors import InputError
 from atlalign.geometry import affine_to_dvf, anchor, interpolate_griddata, interpolate_rbf
-from atlalign.geometry.scattered import _anchor_points, corners
+from atlalign.geometry.scattered import anchor_points, corners
 
 SHAPE = (30, 44)
 
@@ -107,7 +107,7 @@ def test_anchoring_without_a_remembered_map_is_the_same(monkeypatch):
 
 def test_all_of_the_image_may_be_kept_but_no_more():
     assert anchor(random_field(), h_kept=1.0, w_kept=1.0, ds_f=1).isfinite().all()
-    x, y = _anchor_points(SHAPE, 1.0, 1.0, 15, torch.device("cpu")).unbind(1)
+    x, y = anchor_points(SHAPE, 1.0, 1.0, 15, torch.device("cpu")).unbind(1)
     # 29 and 43 pixels hold one and two steps of 15.
     assert y.unique().tolist() == [7.0, 22.0]
     assert x.unique().tolist() == [6.5, 21.5, 36.5]
