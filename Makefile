@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Threads that wait without spinning: little slower alone, several times faster beside other work.
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: help demo test test-all check format clean
 

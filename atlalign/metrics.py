@@ -8,8 +8,8 @@ from atlalign.geometry import jacobian_determinant
 
 def vector_distance(true: Tensor, predicted: Tensor) -> Tensor:
     """Return the mean Euclidean distance in pixels between two fields (B, 2, H, W)."""
-    distance: Tensor = vector_norm(true - predicted, dim=1)
-    return distance.mean(dim=(1, 2))
+    # Not a norm over dim 1, which takes a hundred times as long on a CPU.
+    return (true - predicted).square().sum(dim=1).sqrt().mean(dim=(1, 2))
 
 
 def folding_fraction(dvf: Tensor) -> Tensor:

@@ -89,7 +89,8 @@ def _draw_error(axes: Axes, error: Tensor, before: Tensor) -> None:
     # The scale is that of doing nothing, so that dark means good whatever the section.
     shown = axes.imshow(error.detach().cpu().float().numpy(), cmap="magma", vmin=0, vmax=float(before.max()))
     axes.set_xlabel(f"{float(before.mean()):.1f} → {float(error.mean()):.1f} px", fontsize=8)
-    axes.get_figure().colorbar(shown, ax=axes, fraction=0.04)  # type: ignore[union-attr]
+    beside = axes.inset_axes((1.03, 0, 0.04, 1))
+    axes.get_figure().colorbar(shown, cax=beside).ax.tick_params(labelsize=7)  # type: ignore[union-attr]
 
 
 def field_grid_figure(dvf: Tensor) -> Figure:

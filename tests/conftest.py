@@ -10,6 +10,9 @@ from atlalign.data.atlas import Atlas
 
 SHAPE = (32, 48)
 
+# At these sizes a second thread gains nothing, and waiting for it costs much on a busy machine.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):

@@ -51,7 +51,11 @@ def runnable(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_h5(tmp_path / "my.h5", shape=SHAPE)
     write_atlas(tmp_path / "template_25um.nrrd")
-    (tmp_path / "my_lab.py").write_text(next(b for language, b in BLOCKS if "my_lab.py" in b))
+    (tmp_path / "my_conf" / "model").mkdir(parents=True)
+    (tmp_path / "my_conf" / "model" / "shift.yaml").write_text(
+        next(b for _, b in BLOCKS if "shift.yaml" in b)
+    )
+    (tmp_path / "my_lab.py").write_text(next(b for _, b in BLOCKS if "# my_lab.py" in b))
     monkeypatch.syspath_prepend(tmp_path)
 
     def runnable(arguments: list[str]) -> list[str]:
@@ -82,6 +86,9 @@ def write_atlas(path: Path) -> None:
 )
 def test_training_commands(command, runnable, tmp_path):
     arguments = [a for a in command[command.index("train.py") + 1 :] if a != "-m"]
+    if "--config-dir" in arguments:
+        place = arguments.index("--config-dir")
+        arguments[place : place + 2] = [f"hydra.searchpath=[file://{tmp_path / arguments[place + 1]}]"]
     run = runnable(single_runs(arguments)[0])
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for others in single_runs(arguments)[1:]:

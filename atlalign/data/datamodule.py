@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from atlalign.data import schema
 from atlalign.data.atlas import Atlas
@@ -112,6 +112,12 @@ class RegistrationDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[RawSample]:
         """Return the validation batches, never augmented or shuffled."""
         return self._loader(self.val_dataset, self.val_split, shuffle=False, drop_last=False)
+
+    def examples(self, n: int) -> RegistrationBatch:
+        """Return a batch of `n` validation samples, or all if there are fewer, spread evenly over the split."""
+        chosen = np.unique(np.linspace(0, len(self.val_split) - 1, n).round().astype(int))
+        samples = [self.val_dataset[int(self.val_split[i])] for i in chosen]
+        return complete(default_collate(samples))
 
     def on_after_batch_transfer(self, batch: RawSample, dataloader_idx: int) -> RegistrationBatch:
         """Complete the batch on the device; Lightning calls this for every batch."""

@@ -23,8 +23,9 @@ _TISSUE_INTENSITY = 25
 
 
 def _smooth(n: int, shape: tuple[int, int], generator: torch.Generator) -> FieldPair:
-    fractions = {"mean_fraction": 0.02, "largest_fraction": 0.06}
-    return smooth_field(n, shape, **fractions, spacing=0.25, generator=generator)
+    return smooth_field(
+        n, shape, mean_fraction=0.02, largest_fraction=0.06, spacing=0.25, generator=generator
+    )
 
 
 def _affine(n: int, shape: tuple[int, int], generator: torch.Generator) -> FieldPair:

@@ -3,10 +3,9 @@
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from atlalign.data.dataset import RegistrationBatch
-from atlalign.networks import Registration
 from atlalign.plots import Panel, registration_figure
 
 
@@ -14,7 +13,7 @@ class RegistrationFigure(pl.Callback):
     """Shows validation sections in TensorBoard: images, overlays, deformed grid, error map.
 
     Args:
-        n_sections: How many sections of the first validation batch are shown.
+        n_sections: How many sections are shown, the same each time, spread over the validation samples.
         every_n_epochs: Draw after each so many epochs.
     """
 
@@ -22,39 +21,33 @@ class RegistrationFigure(pl.Callback):
         self.n_sections = n_sections
         self.every_n_epochs = every_n_epochs
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: RegistrationBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw the first batch."""
-        due = (
-            batch_idx == 0
-            and not trainer.sanity_checking
-            and trainer.current_epoch % self.every_n_epochs == 0
-        )
-        if not due or not trainer.is_global_zero:
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw, in the main process, where a TensorBoard logger is there."""
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        due = not trainer.sanity_checking and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if not due or not loggers or not trainer.is_global_zero:
             return
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                figure = registration_figure(panels(batch, outputs, self.n_sections))
-                logger.experiment.add_figure("val/registration", figure, trainer.global_step)
+        figure = registration_figure(register_examples(pl_module, trainer.datamodule, self.n_sections))  # type: ignore[attr-defined]
+        for logger in loggers:
+            logger.experiment.add_figure("val/registration", figure, trainer.global_step)
 
 
-def panels(batch: RegistrationBatch, output: Registration, n_sections: int) -> list[Panel]:
-    """Return the first sections of a batch as `registration_figure` draws them."""
+def register_examples(module: pl.LightningModule, datamodule: Any, n_sections: int) -> list[Panel]:
+    """Register validation samples of a `RegistrationDataModule` as `registration_figure` draws them."""
+    batch = datamodule.examples(n_sections)
+    device = module.device
+    was_training = module.training
+    with torch.no_grad():
+        output = module.eval()(batch.reference.to(device), batch.moving.to(device))
+    module.train(was_training)
     return [
         Panel(
             reference=batch.reference[i, 0],
             moving=batch.moving[i, 0],
-            registered=output.registered[i, 0],
-            dvf=output.dvf[i],
+            registered=output.registered[i, 0].detach().cpu(),
+            dvf=output.dvf[i].detach().float().cpu(),
             true_dvf=batch.dvf[i],
-            title=f"image {int(batch.image_id[i])} at {int(batch.position_um[i])} µm",
+            title=f"image {int(batch.image_id[i])}, {int(batch.position_um[i])} µm",
         )
-        for i in range(min(n_sections, len(batch.moving)))
+        for i in range(len(batch.moving))
     ]

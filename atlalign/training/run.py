@@ -41,13 +41,14 @@ def train(config: DictConfig) -> float:
     started = time.monotonic()
     pl.seed_everything(config.seed, workers=True, verbose=False)
     folder = Path(config.run_dir)
+    checkpoint = _checkpoint_to_resume(config.ckpt_path, folder)
     _write_provenance(folder, config)
     datamodule = build(config.data, atlas=build(config.atlas), augment=build(config.augment))
     module = _build_module(config, loss, datamodule)
     trainer = build(
         config.trainer, logger=build(config.logger) or False, callbacks=_built_values(config.callbacks)
     )
-    trainer.fit(module, datamodule, ckpt_path=_resume_from(config.ckpt_path, folder), weights_only=True)
+    trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
 
     # The final measure of the best checkpoint is no point of the curves.
     loggers, trainer.loggers = trainer.loggers, []
@@ -103,10 +104,15 @@ def _built_values(group: DictConfig | None) -> list[Any]:
     return [build(node) for node in (group or {}).values() if node is not None]
 
 
-def _resume_from(ckpt_path: str | None, folder: Path) -> str | None:
+def _checkpoint_to_resume(ckpt_path: str | None, folder: Path) -> str | None:
+    last = folder / "checkpoints" / "last.ckpt"
     if ckpt_path is None:
+        if last.exists():
+            raise InputError(
+                f"{folder} holds a run already: go on with ckpt_path=last, or name another run_dir"
+            )
         return None
-    path = folder / "checkpoints" / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
+    path = last if ckpt_path == "last" else Path(ckpt_path)
     if not path.is_file():
         raise InputError(f"ckpt_path: there is no checkpoint {path}")
     return str(path)
@@ -151,17 +157,10 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, str | int | float | bool]
 
 
 def _draw_result(module: Any, datamodule: Any, path: Path) -> None:
-    import torch
-
-    from atlalign.data.dataset import complete
     from atlalign.plots import registration_figure
-    from atlalign.training.callbacks import panels
+    from atlalign.training.callbacks import register_examples
 
-    batch = complete(next(iter(datamodule.val_dataloader())))
-    module = module.cpu().eval()
-    with torch.no_grad():
-        output = module(batch.reference, batch.moving)
-    registration_figure(panels(batch, output, n_sections=4)).savefig(path)
+    registration_figure(register_examples(module.cpu(), datamodule, n_sections=4)).savefig(path)
 
 
 def _print_result(metrics: dict[str, float], folder: Path) -> None:

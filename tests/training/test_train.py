@@ -117,6 +117,12 @@ def test_a_resumed_run_ends_like_the_run_left_alone(configure, tmp_path):
     assert one["optimizer_states"][0]["param_groups"] == two["optimizer_states"][0]["param_groups"]
 
 
+def test_a_run_does_not_overwrite_another(configure):
+    train(configure())
+    with pytest.raises(InputError, match="holds a run already: go on with ckpt_path=last"):
+        train(configure())
+
+
 def test_resuming_from_nothing_is_an_error(configure, tmp_path):
     with pytest.raises(InputError, match=r"there is no checkpoint .*last.ckpt"):
         train(configure("ckpt_path=last"))
