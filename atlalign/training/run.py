@@ -42,7 +42,7 @@ def train(config: DictConfig) -> float:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     folder = Path(config.run_dir)
     checkpoint = _checkpoint_to_resume(config.ckpt_path, folder)
-    _write_provenance(folder, config)
+    pl.utilities.rank_zero_only(_write_provenance)(folder, config)
     datamodule = build(config.data, atlas=build(config.atlas), augment=build(config.augment))
     module = _build_module(config, loss, datamodule)
     trainer = build(

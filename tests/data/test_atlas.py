@@ -411,12 +411,12 @@ class TestAllenAtlas:
 
 
 @pytest.mark.parametrize("option", ["phantom", "file", "allen"])
-def test_configs_hold_every_argument_with_its_default(option):
+def test_configs_hold_every_argument_with_the_default_for_training(option):
     config = OmegaConf.to_container(OmegaConf.load(CONF / f"{option}.yaml"))
     package, function = config.pop("_target_").rsplit(".", 1)
     assert package == atlas_module.__name__
     parameters = inspect.signature(getattr(atlas_module, function)).parameters
-    required = {"path": "???", "image_shape": "${data.image_shape}"}
+    required = {"path": "???", "image_shape": "${data.image_shape}", "with_annotation": False}
     assert config == {n: required.get(n, p.default) for n, p in parameters.items()}
 
 
