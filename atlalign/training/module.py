@@ -98,13 +98,14 @@ class RegistrationModule(pl.LightningModule):
             batch_size=batch_size,
             sync_dist=True,
         )
-        shown = {"train": "loss/total", "val": "vector_distance"}[split]
-        if shown in values:
-            self.log(
-                {"loss/total": "loss", "vector_distance": "val px"}[shown],
-                values[shown],
-                prog_bar=True,
-                logger=False,
-                batch_size=batch_size,
-                sync_dist=False,
-            )
+        # The progress bar's two numbers; those of each step are not worth waiting for the other processes.
+        for name, label in (("loss/total", "loss"), ("vector_distance", "px")):
+            if name in values:
+                self.log(
+                    f"{split} {label}",
+                    values[name],
+                    prog_bar=True,
+                    logger=False,
+                    batch_size=batch_size,
+                    sync_dist=split == "val",
+                )

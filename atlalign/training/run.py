@@ -148,11 +148,15 @@ def _log_hyperparameters(loggers: list[Any], config: DictConfig, metrics: dict[s
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Return a row of a table of runs: paths like data/batch_size, and what each group builds, like model: LocalUNet."""
     if not isinstance(tree, dict):
         return {prefix: tree if isinstance(tree, str | int | float | bool) else str(tree)}
     flat: dict[str, str | int | float | bool] = {}
     for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}/{key}" if prefix else str(key))
+        if key == "_target_":
+            flat[prefix] = value.rpartition(".")[2]
+        else:
+            flat |= _flatten(value, f"{prefix}/{key}" if prefix else str(key))
     return flat
 
 
