@@ -148,7 +148,7 @@ def _log_hyperparameters(loggers: list[Any], config: DictConfig, metrics: dict[s
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Return a row of a table of runs: paths like data/batch_size, and what each group builds, like model: LocalUNet."""
+    """Return a row of a table of runs: values by paths like data/batch_size, and what each group builds."""
     if not isinstance(tree, dict):
         return {prefix: tree if isinstance(tree, str | int | float | bool) else str(tree)}
     flat: dict[str, str | int | float | bool] = {}

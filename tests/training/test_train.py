@@ -46,7 +46,7 @@ def metrics_of(folder: Path) -> dict[str, float]:
 
 def test_training_beats_doing_nothing(configure, tmp_path):
     config = configure(
-        "trainer.max_epochs=12", "data.n_sections=12", "data.fields_per_section=8", "atlas.spacing_um=300",
+        "trainer.max_epochs=24", "data.n_sections=12", "data.fields_per_section=8", "atlas.spacing_um=300",
         "data.batch_size=8", "optimizer=adam", "optimizer.lr=5e-3", "loss=vector_distance", "scheduler=cosine",
         "model.start_filters=[8]", "model.downsample_filters=[16,16]", "model.middle_filters=[16]",
         "model.upsample_filters=[16,16]", "model.end_filters=[16]",
