@@ -1,5 +1,6 @@
-"""The data module: which samples train, which validate, and how they become batches."""
+"""The data modules: which samples train, which validate, and how they become batches."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -7,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from atlalign.data import schema
 from atlalign.data.atlas import Atlas
@@ -18,7 +19,140 @@ from atlalign.errors import InputError
 Indexes = Sequence[int] | str | Path
 
 
-class RegistrationDataModule(pl.LightningDataModule):
+class DeviceDataModule(pl.LightningDataModule, ABC):
+    """Training and validation samples that become batches on the device; what every data module here shares.
+
+    `setup` of a subclass sets `train_dataset`, `val_dataset` and the indexes of their samples that are used,
+    `train_split` and `val_split`; its `complete` makes the batch.
+
+    Args:
+        atlas: The atlas at the working size.
+        image_shape: (H, W) of the batches.
+        batch_size: Samples a step; the last partial batch of an epoch is dropped in training.
+        shuffle: Draw a new order each epoch.
+        num_workers: Processes that read; 0 reads in the training process.
+        multiprocessing_context: How workers start: "fork", "spawn", "forkserver", or None for the system's default.
+        return_inverse: Give the inverse fields as well, as networks that predict them need.
+        augment: Augmenters by the image that they change, "moving" and "reference"; anything that
+            `atlalign.data.augmenters.as_augmenter` takes. They change training batches only.
+        seed: Decides split, order and augmentation.
+    """
+
+    train_dataset: Dataset[Any]
+    val_dataset: Dataset[Any]
+    train_split: np.ndarray
+    val_split: np.ndarray
+
+    def __init__(
+        self,
+        *,
+        atlas: Atlas,
+        image_shape: Sequence[int] = (320, 456),
+        batch_size: int = 4,
+        shuffle: bool = True,
+        num_workers: int = 0,
+        multiprocessing_context: str | None = None,
+        return_inverse: bool = False,
+        augment: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if tuple(image_shape) != atlas.image_shape:
+            raise InputError(
+                f"data.image_shape is {tuple(image_shape)}, but the atlas has {atlas.image_shape}"
+            )
+        if batch_size < 1:
+            raise InputError(f"data.batch_size: expected at least 1, got {batch_size}")
+        self.atlas = atlas
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.num_workers = num_workers
+        self.multiprocessing_context = multiprocessing_context
+        self.return_inverse = return_inverse
+        self.seed = seed
+        self.augmenters = {
+            name: as_augmenter(augmenter, name=f"augment.{name}")
+            for name, augmenter in (augment or {}).items()
+        }
+
+    @abstractmethod
+    def complete(
+        self,
+        batch: Any,
+        *,
+        moving_augmenter: BatchAugmenter | None = None,
+        reference_augmenter: BatchAugmenter | None = None,
+    ) -> RegistrationBatch:
+        """Return the batch of collated samples, on the device where they are."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the training batches, still to be completed on the device."""
+        return self._loader(self.train_dataset, self.train_split, shuffle=self.shuffle, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the validation batches, never augmented or shuffled."""
+        return self._loader(self.val_dataset, self.val_split, shuffle=False, drop_last=False)
+
+    def examples(self, n: int) -> RegistrationBatch:
+        """Return a batch of `n` validation samples, or all if there are fewer, spread evenly over the split."""
+        chosen = np.unique(np.linspace(0, len(self.val_split) - 1, n).round().astype(int))
+        samples = [self.val_dataset[int(self.val_split[i])] for i in chosen]
+        return self.complete(default_collate(samples))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> RegistrationBatch:
+        """Complete the batch on the device; Lightning calls this for every batch."""
+        trainer = self.trainer
+        augmenters = {name: self._batched(name) for name in ("moving", "reference")}
+        if trainer is None or not trainer.training or not any(augmenters.values()):
+            return self.complete(batch)
+        # The draw depends on seed, step and process alone: a resumed run goes on with the same numbers.
+        step = trainer.fit_loop.total_batch_idx + 1
+        draw_seed = np.random.SeedSequence((self.seed, step, trainer.global_rank)).generate_state(1)[0]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(draw_seed))
+            return self.complete(
+                batch, moving_augmenter=augmenters["moving"], reference_augmenter=augmenters["reference"]
+            )
+
+    def _per_image(self, name: str) -> ImageAugmenter | None:
+        augmenter = self.augmenters.get(name)
+        return augmenter if isinstance(augmenter, ImageAugmenter) else None
+
+    def _batched(self, name: str) -> BatchAugmenter | None:
+        augmenter = self.augmenters.get(name)
+        return augmenter if isinstance(augmenter, BatchAugmenter) else None
+
+    def _loader(
+        self, dataset: Dataset[Any], indexes: np.ndarray, *, shuffle: bool, drop_last: bool
+    ) -> DataLoader[Any]:
+        rank, world_size = self._processes()
+        sampler = SeededSampler(
+            indexes.tolist(), seed=self.seed, shuffle=shuffle, rank=rank, world_size=world_size
+        )
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            drop_last=drop_last,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+            multiprocessing_context=self.multiprocessing_context if self.num_workers else None,
+        )
+
+    def _check_enough_to_train(self, origin: str) -> None:
+        """Raise an InputError unless each process can fill a batch."""
+        n_processes = self._processes()[1]
+        if len(self.train_split) < self.batch_size * n_processes:
+            raise InputError(
+                f"data.batch_size: {self.batch_size} samples a step on {n_processes} process(es), but only {origin}"
+            )
+
+    def _processes(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+class RegistrationDataModule(DeviceDataModule):
     """Batches of an h5 data set, split so that copies of one image never train and validate.
 
     Args:
@@ -33,8 +167,7 @@ class RegistrationDataModule(pl.LightningDataModule):
         val_fraction: The share of image_ids that validate where no indexes are given.
         train_indexes: Samples that train: a list, or an .npy file; default: all that share no image with validation.
         val_indexes: Samples that validate, likewise.
-        augment: Augmenters by the image that they change, "moving" and "reference"; anything that
-            `atlalign.data.augmenters.as_augmenter` takes. They change training batches only.
+        augment: As in `DeviceDataModule`.
         seed: Decides split, order and augmentation.
     """
 
@@ -55,30 +188,23 @@ class RegistrationDataModule(pl.LightningDataModule):
         augment: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        if tuple(image_shape) != atlas.image_shape:
-            raise InputError(
-                f"data.image_shape is {tuple(image_shape)}, but the atlas has {atlas.image_shape}"
-            )
-        if batch_size < 1:
-            raise InputError(f"data.batch_size: expected at least 1, got {batch_size}")
+        super().__init__(
+            atlas=atlas,
+            image_shape=image_shape,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            num_workers=num_workers,
+            multiprocessing_context=multiprocessing_context,
+            return_inverse=return_inverse,
+            augment=augment,
+            seed=seed,
+        )
         if not 0 < val_fraction < 1:
             raise InputError(f"data.val_fraction: expected a share between 0 and 1, got {val_fraction}")
         self.path = Path(path)
-        self.atlas = atlas
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.num_workers = num_workers
-        self.multiprocessing_context = multiprocessing_context
-        self.return_inverse = return_inverse
         self.val_fraction = val_fraction
         self.train_indexes = train_indexes
         self.val_indexes = val_indexes
-        self.seed = seed
-        self.augmenters = {
-            name: as_augmenter(augmenter, name=f"augment.{name}")
-            for name, augmenter in (augment or {}).items()
-        }
 
     def prepare_data(self) -> None:
         """Check the file; Lightning calls this in one process."""
@@ -91,80 +217,28 @@ class RegistrationDataModule(pl.LightningDataModule):
         self.train_dataset = self._dataset(
             moving_augmenter=self._per_image("moving"), reference_augmenter=self._per_image("reference")
         )
-        self.val_dataset = self._dataset()
+        self.val_dataset = dataset = self._dataset()
         self.train_split, self.val_split = split_samples(
-            self.val_dataset.image_ids.numpy(),
+            dataset.image_ids.numpy(),
             train_indexes=self.train_indexes,
             val_indexes=self.val_indexes,
             val_fraction=self.val_fraction,
             seed=self.seed,
         )
-        if len(self.train_split) < self.batch_size * self._processes()[1]:
-            raise InputError(
-                f"data.batch_size: {self.batch_size} samples a step on {self._processes()[1]} process(es), but only "
-                f"{len(self.train_split)} of {len(self.val_dataset)} samples of {self.path} train"
-            )
+        self._check_enough_to_train(f"{len(self.train_split)} of {len(dataset)} samples of {self.path} train")
 
-    def train_dataloader(self) -> DataLoader[RawSample]:
-        """Return the training batches, still to be completed on the device."""
-        return self._loader(self.train_dataset, self.train_split, shuffle=self.shuffle, drop_last=True)
-
-    def val_dataloader(self) -> DataLoader[RawSample]:
-        """Return the validation batches, never augmented or shuffled."""
-        return self._loader(self.val_dataset, self.val_split, shuffle=False, drop_last=False)
-
-    def examples(self, n: int) -> RegistrationBatch:
-        """Return a batch of `n` validation samples, or all if there are fewer, spread evenly over the split."""
-        chosen = np.unique(np.linspace(0, len(self.val_split) - 1, n).round().astype(int))
-        samples = [self.val_dataset[int(self.val_split[i])] for i in chosen]
-        return complete(default_collate(samples))
-
-    def on_after_batch_transfer(self, batch: RawSample, dataloader_idx: int) -> RegistrationBatch:
-        """Complete the batch on the device; Lightning calls this for every batch."""
-        trainer = self.trainer
-        augmenters = {name: self._batched(name) for name in ("moving", "reference")}
-        if trainer is None or not trainer.training or not any(augmenters.values()):
-            return complete(batch)
-        # The draw depends on seed, step and process alone: a resumed run goes on with the same numbers.
-        step = trainer.fit_loop.total_batch_idx + 1
-        draw_seed = np.random.SeedSequence((self.seed, step, trainer.global_rank)).generate_state(1)[0]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(draw_seed))
-            return complete(
-                batch, moving_augmenter=augmenters["moving"], reference_augmenter=augmenters["reference"]
-            )
+    def complete(
+        self,
+        batch: RawSample,
+        *,
+        moving_augmenter: BatchAugmenter | None = None,
+        reference_augmenter: BatchAugmenter | None = None,
+    ) -> RegistrationBatch:
+        """Return `atlalign.data.dataset.complete` of the batch."""
+        return complete(batch, moving_augmenter=moving_augmenter, reference_augmenter=reference_augmenter)
 
     def _dataset(self, **augmenters: ImageAugmenter | None) -> RegistrationDataset:
         return RegistrationDataset(self.path, self.atlas, return_inverse=self.return_inverse, **augmenters)
-
-    def _per_image(self, name: str) -> ImageAugmenter | None:
-        augmenter = self.augmenters.get(name)
-        return augmenter if isinstance(augmenter, ImageAugmenter) else None
-
-    def _batched(self, name: str) -> BatchAugmenter | None:
-        augmenter = self.augmenters.get(name)
-        return augmenter if isinstance(augmenter, BatchAugmenter) else None
-
-    def _loader(
-        self, dataset: RegistrationDataset, indexes: np.ndarray, *, shuffle: bool, drop_last: bool
-    ) -> DataLoader[RawSample]:
-        rank, world_size = self._processes()
-        sampler = SeededSampler(
-            indexes.tolist(), seed=self.seed, shuffle=shuffle, rank=rank, world_size=world_size
-        )
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            drop_last=drop_last,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-            multiprocessing_context=self.multiprocessing_context if self.num_workers else None,
-        )
-
-    def _processes(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
 def split_samples(

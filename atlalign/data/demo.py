@@ -130,9 +130,14 @@ def write_demo(
     unfinished.replace(path)
 
 
+def tissue_planes(atlas: Atlas) -> np.ndarray:
+    """Return the planes of the atlas that show tissue on at least a tenth of their area."""
+    bright = torch.stack([(plane > _TISSUE_INTENSITY).float().mean() for plane in atlas.template])
+    return torch.nonzero(bright >= _SMALLEST_TISSUE_SHARE)[:, 0].numpy()
+
+
 def _draw_planes(atlas: Atlas, n_sections: int, seed: int) -> list[int]:
-    share = (atlas.template > _TISSUE_INTENSITY).float().mean(dim=(1, 2))
-    candidates = torch.nonzero(share >= _SMALLEST_TISSUE_SHARE)[:, 0].numpy()
+    candidates = tissue_planes(atlas)
     if len(candidates) < n_sections:
         raise InputError(
             f"data.n_sections: {n_sections} sections are wanted, but only {len(candidates)} planes of the atlas "

@@ -1,0 +1,197 @@
+"""Sections in synthetic contrast: what an atlas would look like in a stain that nobody has seen.
+
+Each region of the annotation gets an intensity of its own, with texture, mixed with the template in a changed tone
+and then seen through blur, uneven light and noise, on a dark or a bright ground. A network that trains on such images
+learns shapes, not a stain: Hoffmann et al., *SynthMorph: learning contrast-invariant registration without acquired
+images*, IEEE TMI 2022.
+
+Draws come from a generator on the CPU and are moved then: the same seed gives the same sections on every device.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atlalign.errors import InputError
+
+Range = Sequence[float]
+
+LARGEST_N_GROUPS = 256
+LARGEST_BLUR_PX = 2.0
+_BLUR_RADIUS_PX = 6
+_TEXTURE_PX = 4  # Distance of the texture's knots.
+_BIAS_KNOTS = 4
+_WORD = 2**32 - 1
+
+
+class Contrast(NamedTuple):
+    """How the sections of a batch look; the first axis is the batch's.
+
+    Regions fall into groups by their ids; groups are columns of `intensity` and `texture_std`, and the first column is
+    the ground's, label 0.
+    """
+
+    n_groups: Tensor  # (B, 1) int64
+    seed: Tensor  # (B, 1) int64: which regions fall together, and the noise
+    intensity: Tensor  # (B, 1 + LARGEST_N_GROUPS)
+    texture_std: Tensor  # (B, 1 + LARGEST_N_GROUPS)
+    texture: Tensor  # (B, 1, h, w), standard normal on a coarse grid
+    template_share: Tensor  # (B, 1, 1, 1), the template's part in the tissue
+    gamma: Tensor  # (B, 1, 1, 1), of the template's tone
+    inverted: Tensor  # (B, 1, 1, 1), 1 where the template's tone is inverted, else 0
+    bias: Tensor  # (B, 1, 4, 4), logarithm of the light on a coarse grid
+    blur_px: Tensor  # (B, 1), standard deviation
+    noise_std: Tensor  # (B, 1, 1, 1)
+
+
+def draw_contrast(
+    labels: Tensor,
+    *,
+    n_groups: Range = (8, 256),
+    spread: Range = (0.2, 1.0),
+    template_share: Range = (0.0, 1.0),
+    p_inverted: float = 0.5,
+    log2_gamma: Range = (-1.0, 1.0),
+    p_bright: float = 0.5,
+    texture: Range = (0.0, 0.15),
+    bias: Range = (0.0, 0.3),
+    blur_px: Range = (0.0, 1.5),
+    noise: Range = (0.0, 0.04),
+    generator: torch.Generator | None = None,
+) -> Contrast:
+    """Return the random contrast of a batch; every range (lowest, highest) is drawn from uniformly, for each section.
+
+    Args:
+        labels: (B, 1, H, W), the sections to be coloured; their number, size and device count, not their ids.
+        n_groups: The number of intensities that the regions share, drawn uniformly in its logarithm, at most 256.
+        spread: The width of the interval that the regions' intensities are drawn from.
+        template_share: The weight of the template against the regions' intensities, in [0, 1].
+        p_inverted: The probability that the template is inverted.
+        log2_gamma: The template is taken to the power of 2 to this number.
+        p_bright: The probability of a bright ground (0.75 to 1) instead of a dark one (0 to 0.1).
+        texture: The largest standard deviation of the texture among the regions.
+        bias: The standard deviation of the light's logarithm.
+        blur_px: The blur's standard deviation, at most 2.
+        noise: The noise's standard deviation.
+        generator: A generator on the CPU; the global one otherwise.
+
+    Raises:
+        InputError: If a range is not ascending, or outside of what makes sense.
+    """
+    ranges = {
+        "n_groups": (n_groups, 1, LARGEST_N_GROUPS),
+        "spread": (spread, 0, 1),
+        "template_share": (template_share, 0, 1),
+        "log2_gamma": (log2_gamma, -4, 4),
+        "texture": (texture, 0, 1),
+        "bias": (bias, 0, 2),
+        "blur_px": (blur_px, 0, LARGEST_BLUR_PX),
+        "noise": (noise, 0, 1),
+    }
+    for name, (values, lowest, highest) in ranges.items():
+        check_range(values, name=f"contrast.{name}", lowest=lowest, highest=highest)
+    for name, p in (("p_inverted", p_inverted), ("p_bright", p_bright)):
+        if not 0 <= p <= 1:
+            raise InputError(f"contrast.{name}: expected a probability in [0, 1], got {p}")
+    batch, height, width = len(labels), labels.shape[-2], labels.shape[-1]
+
+    def uniform(values: Range, *shape: int) -> Tensor:
+        return values[0] + (values[1] - values[0]) * torch.rand(batch, *shape, generator=generator)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(batch, *shape, generator=generator)
+
+    wide = uniform(spread, 1)
+    intensity = uniform((0, 1), 1) * (1 - wide) + wide * uniform((0, 1), 1 + LARGEST_N_GROUPS)
+    bright = uniform((0, 1)) < p_bright
+    intensity[:, 0] = torch.where(bright, uniform((0.75, 1)), uniform((0, 0.1)))
+    texture_std = uniform(texture, 1) * uniform((0, 1), 1 + LARGEST_N_GROUPS)
+    texture_std[:, 0] *= 0.2
+    contrast = Contrast(
+        n_groups=uniform([math.log2(value) for value in n_groups], 1).exp2().round().long(),
+        seed=torch.randint(2**31, (batch, 1), generator=generator),
+        intensity=intensity,
+        texture_std=texture_std,
+        texture=normal(1, math.ceil(height / _TEXTURE_PX), math.ceil(width / _TEXTURE_PX)),
+        template_share=uniform(template_share, 1, 1, 1),
+        gamma=uniform(log2_gamma, 1, 1, 1).exp2(),
+        inverted=(uniform((0, 1), 1, 1, 1) < p_inverted).float(),
+        bias=uniform(bias, 1, 1, 1) * normal(1, _BIAS_KNOTS, _BIAS_KNOTS),
+        blur_px=uniform(blur_px, 1),
+        noise_std=uniform(noise, 1, 1, 1),
+    )
+    return Contrast(*(part.to(labels.device) for part in contrast))
+
+
+def apply_contrast(template: Tensor, labels: Tensor, contrast: Contrast) -> Tensor:
+    """Return the sections in their contrast, float32 (B, 1, H, W) in [0, 1].
+
+    Args:
+        template: (B, 1, H, W) in [0, 1].
+        labels: Region ids, integers (B, 1, H, W); 0 is the ground.
+        contrast: As `draw_contrast` returns it for B sections.
+    """
+    group = _groups(labels, contrast)
+    regions = _look_up(contrast.intensity, group)
+    tone = torch.lerp(template, 1 - template, contrast.inverted).clamp(0, 1) ** contrast.gamma
+    image = torch.lerp(regions, tone, contrast.template_share * (group > 0))
+    shape = (image.shape[-2], image.shape[-1])
+    texture = F.interpolate(contrast.texture, size=shape, mode="bilinear", align_corners=True)
+    image = image.addcmul(_look_up(contrast.texture_std, group), texture)
+    light = F.interpolate(contrast.bias, size=shape, mode="bicubic", align_corners=True).exp()
+    image = _blur(image * light, contrast.blur_px)
+    return image.addcmul(_noise(shape, contrast.seed), contrast.noise_std).clamp(0, 1)
+
+
+def check_range(values: Range, *, name: str, lowest: float, highest: float) -> None:
+    """Raise an InputError unless `values` are two ascending numbers in [lowest, highest]."""
+    if len(values) != 2 or not lowest <= values[0] <= values[1] <= highest:
+        raise InputError(
+            f"{name}: expected [from, to] with {lowest:g} ≤ from ≤ to ≤ {highest:g}, got {list(values)}"
+        )
+
+
+def _groups(labels: Tensor, contrast: Contrast) -> Tensor:
+    """Return the group of each pixel (B, 1, H, W): 0 for the ground, and from 1 on by a hash of its region's id.
+
+    Whatever the ids are, they need no table: an atlas has hundreds of them, up to hundreds of millions.
+    """
+    ids = labels.long()
+    seed, n_groups = (part[..., None, None] for part in (contrast.seed, contrast.n_groups))
+    return torch.where(ids == 0, 0, 1 + _hash(ids ^ _hash(seed)) % n_groups)
+
+
+def _look_up(table: Tensor, group: Tensor) -> Tensor:
+    """Return the value (B, 1, H, W) that the table (B, K) has for the group of each pixel."""
+    return table.gather(1, group.flatten(1)).view(group.shape)
+
+
+def _blur(images: Tensor, sigma_px: Tensor) -> Tensor:
+    """Return images (B, 1, H, W) under Gaussians of sigma_px (B, 1), the border replicated."""
+    offset = torch.arange(-_BLUR_RADIUS_PX, _BLUR_RADIUS_PX + 1, device=images.device)
+    taps = torch.exp(-0.5 * (offset / sigma_px.clamp(min=1e-3)) ** 2)
+    taps = (taps / taps.sum(1, keepdim=True))[:, None]
+    padded = F.pad(images, [_BLUR_RADIUS_PX] * 4, mode="replicate").transpose(0, 1)
+    along_y = F.conv2d(padded, taps[..., None], groups=len(images))
+    return F.conv2d(along_y, taps[:, :, None], groups=len(images)).transpose(0, 1)
+
+
+def _noise(shape: tuple[int, int], seed: Tensor) -> Tensor:
+    """Return nearly normal noise (B, 1, *shape): the sum of four uniform bytes of a hash, the same on every device."""
+    pixel = torch.arange(shape[0] * shape[1], device=seed.device)
+    word = _hash(pixel ^ _hash(seed))
+    total = (word & 255) + (word >> 8 & 255) + (word >> 16 & 255) + (word >> 24)
+    return ((total - 510) / math.sqrt((256**2 - 1) / 3)).view(-1, 1, *shape)
+
+
+def _hash(number: Tensor) -> Tensor:
+    """Return 32 well-mixed bits of int64 numbers."""
+    # C. Wellons' lowbias32. The products wrap around, which leaves their lower half right.
+    word = (number ^ number >> 32) & _WORD
+    word = ((word ^ word >> 16) * 0x7FEB352D) & _WORD
+    word = ((word ^ word >> 15) * 0x846CA68B) & _WORD
+    return word ^ word >> 16

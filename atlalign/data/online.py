@@ -1,0 +1,397 @@
+"""Samples drawn while training: sections of the atlas in synthetic contrast under known deformations, made in batches.
+
+A sample is a plane and a seed; everything else follows from these two on the training device. Nothing is written, no
+sample comes twice, and the truth is as exact as that of precomputed data.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from atlalign.data.atlas import Atlas
+from atlalign.data.augmenters import BatchAugmenter
+from atlalign.data.contrast import Contrast, Range, apply_contrast, check_range
+from atlalign.data.datamodule import DeviceDataModule
+from atlalign.data.dataset import RegistrationBatch, SampleKey
+from atlalign.data.demo import tissue_planes
+from atlalign.errors import InputError, unknown_name
+from atlalign.geometry import (
+    FieldPair,
+    affine_simple_matrix,
+    affine_to_dvf,
+    compose,
+    draw_affine_simple,
+    draw_velocity,
+    identity_grid,
+    integrate,
+    invert,
+    invert_affine,
+    jacobian,
+    resize,
+    warp,
+)
+
+_LIMITS = {
+    "mean_fraction": 0.1,
+    "largest_fraction": 0.2,
+}  # Of the width: affine maps up to these do not fold.
+_LIMITS_SMOOTH = {"mean_fraction": 0.2, "largest_fraction": 0.6}  # Of the spacing: smooth fields reach these.
+_MARGIN_UM = 100.0  # Planes nearer than this look nearly the same.
+# Velocities are integrated on a grid of every fourth pixel, if 64 of these lie along the width.
+_COARSE_PX, _COARSE_WIDTH = 4, 64
+# A velocity's largest change in pixels per pixel: lengths change by at most exp(2), and the grid does not fold.
+_STEEPEST = 2.0
+_INVERSE_TOLERANCE_PX = 0.05
+
+
+# --- deformations -----------------------------------------------------------------------------------------------------
+
+
+class Deformation(NamedTuple):
+    """What deformations are made of; `apply_deformation` turns them into fields. The first axis is the batch's."""
+
+    velocity: Tensor  # (B, 2, h, w) on a coarse grid, of any size
+    matrix: Tensor  # (B, 2, 3), an affine map of any size
+    mean_fraction: Tensor  # (B, 1, 1, 1): the mean displacement, as a fraction of the width
+    largest_fraction: Tensor  # (B, 1, 1, 1): the largest displacement
+
+
+def draw_deformation(
+    shape: tuple[int, int],
+    *,
+    mean_fraction: Range,
+    largest_fraction: Range,
+    spacing: float,
+    generator: torch.Generator | None = None,
+) -> Deformation:
+    """Return one random deformation (B = 1) of images of `shape` (H, W), on the CPU.
+
+    Args:
+        shape: (H, W).
+        mean_fraction: The mean displacement is drawn uniformly from this range, in fractions of the width.
+        largest_fraction: The largest displacement, likewise.
+        spacing: Distance of the smooth fields' knots as a fraction of the width.
+        generator: A generator on the CPU; the global one otherwise.
+    """
+    sizes = torch.rand(2, 1, 1, 1, 1, generator=generator)
+    return Deformation(
+        velocity=draw_velocity(1, _coarse(shape), spacing=spacing, generator=generator),
+        matrix=affine_simple_matrix(draw_affine_simple(1, shape, generator=generator), shape),
+        mean_fraction=torch.lerp(*_ends(mean_fraction), sizes[0]),
+        largest_fraction=torch.lerp(*_ends(largest_fraction), sizes[1]),
+    )
+
+
+def apply_deformation(drawn: Deformation, shape: tuple[int, int], kind: str) -> FieldPair:
+    """Return fields (B, 2, H, W) and their inverses, to less than 0.1 px where they stay inside the image.
+
+    Each part of a field, smooth or affine, reaches both of the drawn sizes, to about 3 %; only where a velocity would
+    be steeper than 2 px per px it stays smaller. A sample's field does not depend on the rest of its batch.
+
+    Args:
+        drawn: As `draw_deformation` returns it.
+        shape: (H, W).
+        kind: One of `DEFORMATIONS`.
+    """
+    return DEFORMATIONS[kind](drawn, shape)
+
+
+def _smooth(drawn: Deformation, shape: tuple[int, int]) -> FieldPair:
+    """Return diffeomorphic fields: integrated on the coarse grid, resized, and inverted as the fields that they are."""
+    velocity = drawn.velocity * _missing(drawn.velocity, drawn)
+    for _ in range(2):
+        velocity = velocity * _missing(integrate(velocity), drawn)
+    steepest = jacobian(velocity).abs().flatten(1).amax(1).view(-1, 1, 1, 1)
+    velocity = velocity * (_STEEPEST / steepest).clamp(max=1)
+    dvf = resize(integrate(velocity), shape)
+    start = resize(integrate(-velocity), shape)
+    return FieldPair(dvf, invert(dvf, start=start, tolerance_px=_INVERSE_TOLERANCE_PX))
+
+
+def _affine(drawn: Deformation, shape: tuple[int, int]) -> FieldPair:
+    """Return affine fields, scaled along the line from the identity, and their inverses in closed form."""
+    missing = _missing(affine_to_dvf(drawn.matrix, shape), drawn)[:, 0]
+    matrix = torch.lerp(torch.eye(2, 3).to(drawn.matrix), drawn.matrix, missing)
+    return FieldPair(affine_to_dvf(matrix, shape), affine_to_dvf(invert_affine(matrix), shape))
+
+
+def _affine_smooth(drawn: Deformation, shape: tuple[int, int]) -> FieldPair:
+    """Return what a global and then a local registration would have to undo: affine outside, smooth inside."""
+    affine, smooth = _affine(drawn, shape), _smooth(drawn, shape)
+    dvf, inverse = compose(affine.dvf, smooth.dvf), compose(smooth.inverse, affine.inverse)
+    # Between pixels a steep inverse is not exact. Beyond the border only the composition knows the affine map.
+    exact = invert(dvf, start=inverse, tolerance_px=_INVERSE_TOLERANCE_PX)
+    return FieldPair(dvf, torch.where(_lands_inside(inverse), exact, inverse))
+
+
+DEFORMATIONS: dict[str, Callable[[Deformation, tuple[int, int]], FieldPair]] = {
+    "smooth": _smooth,
+    "affine": _affine,
+    "affine_smooth": _affine_smooth,
+}
+
+
+def _lands_inside(dvf: Tensor) -> Tensor:
+    """Return where (B, 1, H, W) the point q + dvf(q) lies in the image."""
+    height, width = dvf.shape[-2:]
+    target = identity_grid((height, width), dvf.dtype, dvf.device) + dvf
+    limit = torch.tensor([width - 1, height - 1]).view(1, 2, 1, 1).to(dvf)
+    return ((target >= 0) & (target <= limit)).all(dim=1, keepdim=True)
+
+
+def _missing(dvf: Tensor, drawn: Deformation) -> Tensor:
+    """Return the factor (B, 1, 1, 1) by which the fields (B, 2, H, W) fall short of the drawn sizes."""
+    displacement = dvf.square().sum(1).sqrt().flatten(1) / (dvf.shape[-1] - 1)
+    mean, largest = (size.view(-1, 1, 1, 1) for size in (displacement.mean(1), displacement.amax(1)))
+    return torch.maximum(drawn.mean_fraction / mean, drawn.largest_fraction / largest)
+
+
+def _coarse(shape: tuple[int, int]) -> tuple[int, int]:
+    step = max(1, min(_COARSE_PX, shape[1] // _COARSE_WIDTH))
+    return (shape[0] - 1) // step + 1, (shape[1] - 1) // step + 1
+
+
+def _ends(values: Range) -> tuple[Tensor, Tensor]:
+    low, high = torch.tensor(values, dtype=torch.float32)
+    return low, high
+
+
+# --- samples ----------------------------------------------------------------------------------------------------------
+
+
+class Draw(TypedDict):
+    """All that a sample needs: a plane of the atlas, and the seed of its deformation and contrast."""
+
+    plane: int
+    seed: int
+
+
+class TrainingDraws(Dataset[Draw]):
+    """As many samples as wanted; key and epoch decide plane and seed, through the sampler's seeds."""
+
+    def __init__(self, planes: np.ndarray, n_samples: int) -> None:
+        self.planes = planes
+        self.n_samples = n_samples
+
+    def __len__(self) -> int:
+        return self.n_samples
+
+    def __getitem__(self, key: SampleKey) -> Draw:
+        random = np.random.default_rng(key.seed)
+        return Draw(plane=int(random.choice(self.planes)), seed=int(random.integers(2**31)))
+
+
+class ValidationDraws(Dataset[Draw]):
+    """The same samples in each epoch, spread evenly over the planes."""
+
+    def __init__(self, planes: np.ndarray, n_samples: int, seed: int) -> None:
+        self.planes = planes[np.linspace(0, len(planes) - 1, n_samples).round().astype(int)]
+        self.seeds = np.random.default_rng(seed).integers(2**31, size=n_samples)
+
+    def __len__(self) -> int:
+        return len(self.planes)
+
+    def __getitem__(self, key: SampleKey | int) -> Draw:
+        index = key.sample if isinstance(key, SampleKey) else key
+        return Draw(plane=int(self.planes[index]), seed=int(self.seeds[index]))
+
+
+def hold_out(
+    planes: np.ndarray, *, val_fraction: float, n_blocks: int, margin: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the planes that train and those that validate: one block of neighbours in each of `n_blocks` parts.
+
+    Args:
+        planes: Ascending numbers of planes.
+        val_fraction: The share of each part that validates.
+        n_blocks: The number of parts, about equally long.
+        margin: Planes as near as this to one that validates do not train: they look nearly the same.
+        seed: Decides where in its part a block lies.
+
+    Raises:
+        InputError: If too few planes are there.
+    """
+    if len(planes) < 2 * n_blocks:
+        raise InputError(
+            f"data.n_val_blocks: {n_blocks} blocks need {2 * n_blocks} planes with tissue, found {len(planes)}"
+        )
+    random = np.random.default_rng(seed)
+    blocks = []
+    for part in np.array_split(planes, n_blocks):
+        length = min(max(1, round(val_fraction * len(part))), len(part) - 1)
+        first = random.integers(len(part) - length + 1)
+        blocks.append(part[first : first + length])
+    val = np.concatenate(blocks)
+    train = planes[np.abs(planes[:, None] - val).min(axis=1) > margin]
+    if not len(train):
+        raise InputError(f"data.val_fraction: {val_fraction} of {len(planes)} planes leaves none to train on")
+    return train, val
+
+
+# --- the data module --------------------------------------------------------------------------------------------------
+
+
+class OnlineDataModule(DeviceDataModule):
+    """Batches of atlas sections in synthetic contrast under known deformations, made on the training device.
+
+    With R a section in its contrast, u a deformation and w its inverse, the moving image is R(p + w(p)), so that the
+    moving image warped by u is R again; the reference is the plane of the template.
+
+    Args:
+        atlas: The atlas at the working size, with its annotation where there is a contrast.
+        samples_per_epoch: Training samples in an epoch, new ones in each.
+        n_val: Validation samples, the same in each epoch.
+        deformation: "smooth" (diffeomorphic), "affine", or "affine_smooth": smooth fields in affine maps.
+        mean_fraction: Range of the mean displacement of each part, in fractions of the width, up to 0.1, and up to 0.2
+            of the spacing where smooth fields are drawn.
+        largest_fraction: Range of the largest displacement, up to 0.2 and 0.6 of the spacing; fields reach both sizes.
+        spacing: Distance of the smooth fields' knots as a fraction of the width; smaller is rougher.
+        contrast: Draws the contrast of sections from `labels` and `generator`, as `draw_contrast` does; None leaves
+            the template as it is.
+        position_range_um: The planes that are used lie at these positions, from front to back; None for all.
+        val_fraction: The share of the planes that validate.
+        n_val_blocks: They lie in so many blocks of neighbours, and planes within 100 µm of a block are left out.
+        seed: Decides planes, deformations, contrasts and augmentation.
+        others: What `DeviceDataModule` takes.
+    """
+
+    def __init__(
+        self,
+        *,
+        atlas: Atlas,
+        samples_per_epoch: int = 1000,
+        n_val: int = 100,
+        deformation: Literal["smooth", "affine", "affine_smooth"] = "smooth",
+        mean_fraction: Range = (0.01, 0.03),
+        largest_fraction: Range = (0.03, 0.08),
+        spacing: float = 0.25,
+        contrast: Callable[..., Contrast] | None = None,
+        position_range_um: Sequence[float] | None = None,
+        val_fraction: float = 0.2,
+        n_val_blocks: int = 4,
+        seed: int = 0,
+        **others: Any,
+    ) -> None:
+        super().__init__(atlas=atlas, seed=seed, **others)
+        if deformation not in DEFORMATIONS:
+            raise unknown_name("data.deformation", deformation, DEFORMATIONS)
+        _check_counts(samples_per_epoch=samples_per_epoch, n_val=n_val, n_val_blocks=n_val_blocks)
+        if not 0 < val_fraction < 1:
+            raise InputError(f"data.val_fraction: expected a share between 0 and 1, got {val_fraction}")
+        _check_sizes(deformation, spacing, mean_fraction=mean_fraction, largest_fraction=largest_fraction)
+        if contrast is not None and atlas.annotation is None:
+            raise InputError(
+                f"data.contrast needs region ids, but atlas '{atlas.name}' holds none: set atlas.with_annotation=true, "
+                "or data.contrast=null for the template's own contrast"
+            )
+        for name in ("moving", "reference"):
+            if self._per_image(name):
+                raise InputError(
+                    f"augment.{name}: data=online makes its images in batches, on the device; choose an augmenter "
+                    "that works there, as augment=kornia_1"
+                )
+        self.samples_per_epoch = samples_per_epoch
+        self.n_val = n_val
+        self.deformation = deformation
+        self.draw_deformation = partial(
+            draw_deformation,
+            atlas.image_shape,
+            mean_fraction=mean_fraction,
+            largest_fraction=largest_fraction,
+            spacing=spacing,
+        )
+        self.contrast = contrast
+        self.position_range_um = position_range_um
+        self.val_fraction = val_fraction
+        self.n_val_blocks = n_val_blocks
+
+    def setup(self, stage: str | None = None) -> None:
+        """Hold out the planes that validate; Lightning calls this in each process."""
+        if hasattr(self, "train_dataset"):
+            return
+        self.train_planes, self.val_planes = hold_out(
+            self._planes(),
+            val_fraction=self.val_fraction,
+            n_blocks=self.n_val_blocks,
+            margin=int(_MARGIN_UM // self.atlas.spacing_um),
+            seed=self.seed,
+        )
+        self.train_dataset = TrainingDraws(self.train_planes, self.samples_per_epoch)
+        self.val_dataset = ValidationDraws(self.val_planes, self.n_val, self.seed)
+        self.train_split, self.val_split = np.arange(self.samples_per_epoch), np.arange(self.n_val)
+        self._check_enough_to_train(f"data.samples_per_epoch={self.samples_per_epoch}")
+
+    def complete(
+        self,
+        batch: dict[str, Tensor],
+        *,
+        moving_augmenter: BatchAugmenter | None = None,
+        reference_augmenter: BatchAugmenter | None = None,
+    ) -> RegistrationBatch:
+        """Return the batch of planes (B,) and seeds (B,), made on the device where these are."""
+        plane, device = batch["plane"].cpu(), batch["plane"].device
+        reference = self.atlas.template[plane][:, None].to(device).float() / 255
+        generators = [torch.Generator().manual_seed(seed) for seed in batch["seed"].tolist()]
+        pair = self._fields(generators, device)
+        section = self._in_contrast(reference, plane, generators)
+        # The border goes on, so that no black frame betrays the affine map of a section on a bright ground.
+        moving = warp(section, pair.inverse, padding_mode="border")
+        moving = moving if moving_augmenter is None else moving_augmenter(moving)
+        reference = reference if reference_augmenter is None else reference_augmenter(reference)
+        return RegistrationBatch(
+            reference=reference,
+            moving=moving,
+            registered=warp(moving, pair.dvf),
+            dvf=pair.dvf,
+            inv_dvf=pair.inverse if self.return_inverse else None,
+            position_um=(plane * self.atlas.spacing_um).round().long().to(device),
+            image_id=batch["plane"],
+            dataset_id=torch.zeros_like(batch["plane"]),
+        )
+
+    def _fields(self, generators: list[torch.Generator], device: torch.device) -> FieldPair:
+        drawn = [self.draw_deformation(generator=generator) for generator in generators]
+        batch = Deformation(*(torch.cat(parts).to(device) for parts in zip(*drawn, strict=True)))
+        return apply_deformation(batch, self.atlas.image_shape, self.deformation)
+
+    def _in_contrast(self, template: Tensor, plane: Tensor, generators: list[torch.Generator]) -> Tensor:
+        if self.contrast is None or self.atlas.annotation is None:
+            return template
+        labels = self.atlas.annotation[plane][:, None]
+        drawn = [self.contrast(one[None], generator=g) for one, g in zip(labels, generators, strict=True)]
+        batch = Contrast(*(torch.cat(parts).to(template.device) for parts in zip(*drawn, strict=True)))
+        return apply_contrast(template, labels.to(template.device), batch)
+
+    def _planes(self) -> np.ndarray:
+        planes = tissue_planes(self.atlas)
+        if self.position_range_um is None:
+            return planes
+        check_range(
+            self.position_range_um, name="data.position_range_um", lowest=0, highest=self.atlas.extent_um
+        )
+        first, last = self.position_range_um
+        position = planes * self.atlas.spacing_um
+        chosen: np.ndarray = planes[(position >= first) & (position <= last)]
+        return chosen
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"data.{name}: expected at least 1, got {count}")
+
+
+def _check_sizes(deformation: str, spacing: float, **sizes: Range) -> None:
+    """Raise an InputError unless maps as large as that do not fold."""
+    if not 0.05 <= spacing <= 1:
+        raise InputError(f"data.spacing: expected 0.05 to 1 of the width, got {spacing}")
+    for name, size in sizes.items():
+        smooth = spacing if deformation != "affine" else math.inf
+        highest = min(_LIMITS[name], _LIMITS_SMOOTH[name] * smooth)
+        check_range(size, name=f"data.{name}", lowest=1e-4, highest=highest)
