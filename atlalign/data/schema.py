@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -126,7 +126,9 @@ def invalid_file(path: str | Path, problems: list[str]) -> InputError:
     return InputError(f"{path} is not a valid atlalign data set:\n{lines}")
 
 
-def create(path: str | Path, n_samples: int, image_shape: tuple[int, int], **attributes: Any) -> h5py.File:
+def create(
+    path: str | Path | IO[bytes], n_samples: int, image_shape: tuple[int, int], **attributes: Any
+) -> h5py.File:
     """Create a file with the contract's arrays, still to be filled; `attributes` say where it came from.
 
     One sample is one chunk, so that reading at random touches nothing else. The fields are byte-shuffled and
@@ -139,7 +141,7 @@ def create(path: str | Path, n_samples: int, image_shape: tuple[int, int], **att
         shape = shapes.get(name, ())
         dtype = "int64" if spec.dtype == "integer" else spec.dtype
         options = {"chunks": (1, *shape), "compression": "gzip", "compression_opts": 1, "shuffle": True}
-        file.create_dataset(name, (n_samples, *shape), dtype, **(options if shape else {}))
+        file.create_dataset(name, (n_samples, *shape), dtype, **(options if shape and n_samples else {}))
     for name, value in attributes.items():
         file.attrs[name] = value if isinstance(value, str | int | float) else json.dumps(value)
     return file

@@ -14,7 +14,11 @@ from atlalign.training.run import build
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
-OPTIONS = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.glob("*/*.yaml"))
+OPTIONS = sorted(
+    str(path.relative_to(CONF).with_suffix(""))
+    for path in CONF.glob("*/*.yaml")
+    if path.parent.name not in ("source", "deformation")  # those of generate.py
+)
 
 
 def composed(*overrides: str):

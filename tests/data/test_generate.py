@@ -1,0 +1,566 @@
+"""Generated data: labels that are true, reproducible bytes whatever happens, sentences for mistakes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hydra import compose as compose_config
+from hydra import initialize_config_dir
+from PIL import Image
+
+from atlalign.data import generate as module
+from atlalign.data import schema
+from atlalign.data.deformations import Affine, Anchor, EdgeStretching, Mix, SmoothVelocity
+from atlalign.data.generate import (
+    UnfinishedError,
+    figure_path,
+    generate,
+    inside,
+    registered_image,
+    sample_generator,
+)
+from atlalign.data.sources import AnnotatedSource, anchored_map, anchored_position_um
+from atlalign.errors import InputError
+from atlalign.geometry import compose, jacobian_determinant, smooth_field, warp
+from tests.conftest import write_h5
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+SHAPE = (48, 64)
+DEFORMATIONS = sorted(path.stem for path in (CONF / "deformation").glob("*.yaml"))
+TINY_POINTS = ["deformation.radius_max=8", "deformation.anchor.ds_f=10"]
+
+
+@pytest.fixture(autouse=True)
+def _quick_figure(monkeypatch):
+    monkeypatch.setattr(module, "_SAMPLES_SHOWN", 1)
+
+
+def configured(out: Path, *overrides: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        sizes = [f"out={out}", "data.image_shape=[48,64]", "per_original=2"]
+        return compose_config("generate", [*sizes, *overrides])
+
+
+def from_atlas(out: Path, *overrides: str):
+    # At this size the phantom's outlines are a pixel wide, and blur.
+    sizes = ["source.n_sections=4", "atlas.spacing_um=1100", "max_difference=0.03"]
+    return configured(out, *sizes, "deformation=svf", *overrides)
+
+
+def blobs(seed: int = 0) -> torch.Tensor:
+    """Return a smooth bright image (1, 1, H, W) on a dark ground, wide enough to have edges."""
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, SHAPE[0]), torch.linspace(-1, 1, SHAPE[1]), indexing="ij")
+    outline = torch.sigmoid((0.6 - (x**2 + y**2).sqrt()) * 20)
+    waves = torch.rand(4, generator=generator) * 4 + 2
+    return (outline * (0.6 + 0.3 * torch.sin(waves[0] * x + waves[1]) * torch.cos(waves[2] * y)))[None, None]
+
+
+@pytest.fixture
+def annotated(tmp_path: Path) -> Path:
+    """Three sections that are registered by smooth fields of about 4 px."""
+    registered = torch.cat([blobs(seed) for seed in range(3)])
+    pair = smooth_field(3, SHAPE, mean_fraction=0.02, largest_fraction=0.06, spacing=0.5)
+    moving = warp(registered, pair.inverse)
+    return write_h5(
+        tmp_path / "my.h5",
+        n=3,
+        shape=SHAPE,
+        img=(moving[:, 0] * 255).round().byte().numpy(),
+        deltas_xy=pair.dvf.permute(0, 2, 3, 1).half().numpy(),
+        inv_deltas_xy=pair.inverse.permute(0, 2, 3, 1).half().numpy(),
+        p=np.array([100, 2000, 13200]),
+        image_id=np.array([5, 6, 7]),
+        dataset_id=np.array([1, 1, 2]),
+    )
+
+
+def write_images(folder: Path) -> Path:
+    """Write a folder with a bright-slide section as png, jpg and tif, and their list."""
+    folder.mkdir()
+    grey = (255 * (1 - blobs())[0, 0]).byte().numpy()
+    Image.fromarray(grey).save(folder / "a.png")
+    Image.fromarray(np.stack([grey] * 3, axis=-1)).save(folder / "b.jpg")
+    Image.fromarray(grey.astype(np.uint16) * 100).save(folder / "c.tif")
+    rows = ["filename,p,image_id,dataset_id", "a.png,100,11,3", "b.jpg,5000,12,3", "c.tif,13200,13,3"]
+    (folder / "list.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def stored(path: Path) -> dict[str, np.ndarray]:
+    with h5py.File(path, "r") as file:
+        return {name: file[name][:] for name in schema.CONTRACT}
+
+
+def fields(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    arrays = stored(path)
+    return tuple(
+        torch.from_numpy(arrays[name]).float().permute(0, 3, 1, 2) for name in ("deltas_xy", "inv_deltas_xy")
+    )
+
+
+def folds_near(dvf: torch.Tensor) -> torch.Tensor:
+    folds = (jacobian_determinant(dvf) <= 0)[:, None].float()
+    return torch.nn.functional.max_pool2d(folds, 5, stride=1, padding=2)[:, 0] > 0
+
+
+def numbers(path: Path) -> list[int]:
+    """Return the number of each stored sample, which says its original and its random draw."""
+    recipe_wanted = json.loads(h5py.File(path, "r").attrs["config"])["per_original"]
+    ids = stored(path)["image_id"]
+    seen: dict[int, int] = {}
+    for image in ids:
+        seen[int(image)] = seen.get(int(image), 0) + 1
+    assert all(count == recipe_wanted for count in seen.values()), "the test needs files without rejections"
+    return list(range(len(ids)))
+
+
+def assert_true_labels(config, largest_difference: float = 0.01) -> None:
+    """Check the defining properties against what the samples were made from."""
+    path = generate(config)
+    schema.validate(path)
+    recipe = module._build_recipe(config)
+    dvf, inverse = fields(path)
+    for outer, inner in ((dvf, inverse), (inverse, dvf)):
+        counted = inside(inner) & ~folds_near(dvf) & ~folds_near(inverse)
+        assert counted.float().mean() > 0.7
+        assert (compose(outer, inner).norm(dim=1) * counted).max() < 0.1
+    images = torch.from_numpy(stored(path)["img"]).float()[:, None] / 255
+    largest_change = 0.0
+    for place, number in enumerate(numbers(path)):
+        original = number // recipe.per_original
+        start = recipe.source.start(original, sample_generator(recipe.seed, number))
+        registered = registered_image(start)
+        seen = inside(dvf[place : place + 1]) & inside(start.dvf)
+        after = (warp(images[place : place + 1], dvf[place : place + 1]) - registered).abs()[0][seen]
+        before = (images[place : place + 1] - registered).abs()[0][seen]
+        assert after.mean() < largest_difference
+        largest_change = max(largest_change, float(before.mean()))
+        kept = recipe.source.identity(original)
+        assert tuple(stored(path)[name][place] for name in ("p", "image_id", "dataset_id")) == kept
+    assert largest_change > 0.02, "the deformations are too small for the test to see a wrong one"
+
+
+# --- labels are true --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("p_reg", [0, 1])
+@pytest.mark.parametrize("deformation", ["edge_stretching", "svf"])
+def test_more_samples_of_an_annotated_file_have_true_labels(deformation, p_reg, annotated, tmp_path):
+    extra = TINY_POINTS if deformation == "edge_stretching" else []
+    assert_true_labels(
+        configured(
+            tmp_path / "more.h5",
+            "source=annotated",
+            f"source.path={annotated}",
+            f"source.p_reg={p_reg}",
+            f"deformation={deformation}",
+            *extra,
+        )
+    )
+
+
+def test_sections_of_an_atlas_have_true_labels(tmp_path):
+    assert_true_labels(from_atlas(tmp_path / "a.h5"), largest_difference=0.03)
+
+
+def test_images_have_true_labels(tmp_path):
+    folder = write_images(tmp_path / "sections")
+    assert_true_labels(
+        configured(
+            tmp_path / "i.h5",
+            "source=images",
+            f"source.path={folder}",
+            "source.invert=true",
+            "deformation=svf",
+        )
+    )
+
+
+def test_a_sample_that_starts_from_the_moving_image_undoes_its_own_field_as_well(annotated):
+    """With no new deformation, the new image is the moving one (p_reg 0) or the registered one (p_reg 1)."""
+    nothing = Affine(scale=0, rotation=0, translation_fraction=0, shear=0)
+    generator = torch.Generator()
+    for p_reg in (0.0, 1.0):
+        source = AnnotatedSource(annotated, image_shape=SHAPE, p_reg=p_reg)
+        start = source.start(1, generator)
+        sample = module.deform(start, nothing(start.drawn_on, start.before, generator))
+        expected = warp(start.moving, start.dvf) if p_reg else start.moving
+        assert np.abs(sample.img / 255 - expected[0, 0].numpy()).mean() < 0.005
+        size = np.abs(sample.deltas_xy.astype(np.float32)).max()
+        assert size == 0 if p_reg else size > 2
+
+
+# --- deformations -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DEFORMATIONS)
+def test_every_deformation_is_drawn_by_the_generator_alone(name, tmp_path):
+    deformation = module._build_recipe(configured(tmp_path / "x.h5", f"deformation={name}")).deformation
+    nowhere = torch.zeros(1, 2, *SHAPE)
+    one, again, other = (
+        deformation(blobs(), nowhere, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, again)
+    assert (one - other).norm(dim=1).mean() > 0.1
+
+
+def test_every_deformation_comes_after_the_field_before():
+    """A shift of 5 px before a deformation adds 5 px to each of its displacements, the anchor apart."""
+    shift = torch.zeros(1, 2, *SHAPE)
+    shift[:, 0] = 5.0
+    for deformation in (Affine(), SmoothVelocity(), EdgeStretching(anchor=None, radius_max=8)):
+        alone, after = (
+            deformation(blobs(), before, torch.Generator().manual_seed(3)) for before in (0 * shift, shift)
+        )
+        assert torch.allclose(after - alone, shift, atol=1e-4)
+
+
+def test_the_anchor_pins_the_corners_and_null_leaves_them():
+    shift = torch.full((1, 2, *SHAPE), 4.0)
+    pinned, free = (
+        EdgeStretching(anchor=anchor, factor_mean=0, factor_std=0)(blobs(), shift, torch.Generator())
+        for anchor in (Anchor(ds_f=10), None)
+    )
+    assert pinned[0, :, 0, 0].abs().max() < 2
+    assert torch.allclose(free, shift, atol=1e-4)
+
+
+def test_a_mix_draws_its_parts_as_often_as_weighted():
+    def marked(value):
+        return lambda image, before, generator: torch.full_like(before, value)
+
+    mix = Mix(parts={"a": marked(1.0), "b": marked(2.0), "c": marked(3.0)}, weights={"c": 0, "b": 3, "a": 1})
+    generator = torch.Generator().manual_seed(0)
+    drawn = [float(mix(blobs(), torch.zeros(1, 2, 2, 2), generator)[0, 0, 0, 0]) for _ in range(400)]
+    assert set(drawn) == {1.0, 2.0}
+    assert 0.2 < drawn.count(1.0) / 400 < 0.3
+
+
+# --- anchored sections ------------------------------------------------------------------------------------------------
+
+# Right to left at 2 µm·12.5 a pixel, as DeepSlice gives it: x falls with s, z falls with t; centre at y = 264.5.
+UPRIGHT = np.array([456, 264.5, 320, -456, 0, 0, 0, 0, -320], dtype=np.float64)
+
+
+def test_the_position_is_that_of_the_plane_through_the_centre():
+    assert anchored_position_um(UPRIGHT) == 25 * (527 - 264)
+    tilted = UPRIGHT.copy()
+    tilted[4], tilted[7] = 20, -10  # the centre comes 5 voxels further forward
+    assert anchored_position_um(tilted) == 25 * (527 - 269)
+
+
+def test_the_map_of_an_anchoring_that_covers_the_atlas_mirrors_it():
+    """The first atlas voxel centre (0.5, 319.5) lies at s = 1 − 0.5/456, the last image pixel, and t = 0.5/320."""
+    mapped = anchored_map(UPRIGHT, (320, 456), (320, 456))[0]
+    assert torch.allclose(mapped, torch.tensor([[-1.0, 0, 455], [0, 1, 0]]), atol=1e-4)
+
+
+def test_an_anchored_image_is_brought_onto_its_plane(tmp_path):
+    """An image whose anchoring is twice the atlas wide comes out at twice its size, around the centre."""
+    image = np.zeros((320, 456), np.uint8)
+    image[150:170, 150:200] = 200
+    Image.fromarray(image).save(tmp_path / "a.png")
+    wide = np.array([456 + 228, 264.5, 320 + 160, -912, 0, 0, 0, 0, -640.0])
+    slices = [{"filename": "a.png", "nr": 4, "width": 456, "height": 320, "anchoring": wide.tolist()}]
+    (tmp_path / "sections.json").write_text(json.dumps({"target": "ABA_25um", "slices": slices}))
+    shape = "data.image_shape=[320,456]"
+    config = configured(tmp_path / "o.h5", "source=images", f"source.path={tmp_path}", shape)
+    recipe = module._build_recipe(config)
+    placed = recipe.source.start(0, torch.Generator()).moving[0, 0]
+    rows, columns = np.nonzero(placed.numpy() > 0.4)
+    assert recipe.source.identity(0) == (25 * (527 - 264), 4, 0)
+    # Row r lies at voxel row 2r − 159.5, column c, from right to left, at voxel column 682.5 − 2c.
+    assert np.allclose((rows.min(), rows.max()), (140.5, 178.5), atol=1)
+    assert np.allclose((columns.min(), columns.max()), (284.5, 382.5), atol=1)
+
+
+def test_real_sections_lie_on_their_atlas_planes(test_data, tmp_path):
+    """Placed by their anchoring, tissue covers the atlas's tissue; mirrored or only resized, it does so less."""
+    overlaps = {}
+    with h5py.File(test_data / "allen_ccf_25um.h5", "r") as file:
+        for place in (True, False):
+            config = configured(
+                tmp_path / "o.h5", "source=images", f"source.path={test_data / 'sections'}",
+                "source.invert=true", f"source.place={place}", "data.image_shape=[160,228]",
+            )  # fmt: skip
+            source = module._build_recipe(config).source
+            dice = []
+            for number in (4, 8, 12):
+                section = source.start(number, torch.Generator()).moving[0, 0].numpy() > 0.1
+                atlas = file["template"][source.identity(number).position_um // 25][::2, ::2] > 30
+                dice.append(2 * (section & atlas).sum() / (section.sum() + atlas.sum()))
+            overlaps[place] = np.mean(dice)
+    assert overlaps[True] > 0.9
+    assert overlaps[True] > overlaps[False] + 0.03
+
+
+# --- reproducible, whatever happens -----------------------------------------------------------------------------------
+
+
+def test_the_same_command_gives_the_same_bytes_and_another_seed_does_not(tmp_path):
+    one, again, other = (
+        generate(from_atlas(tmp_path / f"{name}.h5", f"seed={seed}")).read_bytes()
+        for name, seed in (("one", 0), ("again", 0), ("other", 1))
+    )
+    assert one == again
+    assert one != other
+
+
+@pytest.mark.parametrize("stopped_at", [0, 1, 3])
+def test_after_a_crash_the_same_command_ends_with_the_same_bytes(stopped_at, tmp_path, monkeypatch):
+    whole = generate(from_atlas(tmp_path / "whole.h5")).read_bytes()
+    make_part = module.make_part
+    made = []
+
+    def crash(recipe, original, partial):
+        if original == stopped_at:
+            (partial / f"part-{original:06d}.h5.123").write_bytes(b"half")
+            raise KeyboardInterrupt
+        make_part(recipe, original, partial)
+
+    def count(recipe, original, partial):
+        made.append(original)
+        make_part(recipe, original, partial)
+
+    out = tmp_path / "out.h5"
+    monkeypatch.setattr(module, "make_part", crash)
+    with pytest.raises(KeyboardInterrupt):
+        generate(from_atlas(out))
+    assert not out.exists()
+    monkeypatch.setattr(module, "make_part", count)
+    assert generate(from_atlas(out)).read_bytes() == whole
+    assert made == list(range(stopped_at, 4))
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.h5", "whole.png", "out.h5", "out.png"}
+
+
+def test_a_crash_while_the_parts_are_put_together_is_gone_on_from(tmp_path, monkeypatch):
+    whole = generate(from_atlas(tmp_path / "whole.h5")).read_bytes()
+    append = module._append
+
+    def crash(part, file, start):
+        if start > 2:
+            raise KeyboardInterrupt
+        append(part, file, start)
+
+    monkeypatch.setattr(module, "_append", crash)
+    with pytest.raises(KeyboardInterrupt):
+        generate(from_atlas(tmp_path / "out.h5"))
+    assert not (tmp_path / "out.h5").exists()
+    monkeypatch.setattr(module, "_append", append)
+    assert generate(from_atlas(tmp_path / "out.h5")).read_bytes() == whole
+
+
+def test_unfinished_work_of_another_command_is_refused_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "make_part", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        generate(from_atlas(tmp_path / "out.h5"))
+    with pytest.raises(InputError, match=r"another command \(deformation.spacing differ"):
+        generate(from_atlas(tmp_path / "out.h5", "deformation.spacing=0.5"))
+    assert (tmp_path / "out.h5.partial").exists()
+
+
+def test_processes_do_not_change_the_bytes(tmp_path):
+    here = generate(from_atlas(tmp_path / "here.h5"))
+    there = generate(from_atlas(tmp_path / "there.h5", "workers=2"))
+    assert here.read_bytes() == there.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
+    command = [
+        sys.executable, "generate.py", "data.image_shape=[48,64]", "atlas.spacing_um=1100", "deformation=svf",
+        "source.n_sections=40", "per_original=20", "workers=2",
+    ]  # fmt: skip
+    subprocess.run([*command, f"out={tmp_path / 'whole.h5'}"], cwd=ROOT, check=True, capture_output=True)
+    process = subprocess.Popen([*command, f"out={tmp_path / 'out.h5'}"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    while not list(tmp_path.glob("out.h5.partial/part-*.h5")):
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "out.h5").exists()
+    subprocess.run([*command, f"out={tmp_path / 'out.h5'}"], cwd=ROOT, check=True, capture_output=True)
+    assert (tmp_path / "out.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+# --- what was rejected ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_rejected_is_counted_and_left_out(tmp_path, capsys):
+    """Displacements of half the width fold: some samples are left out, none is replaced."""
+    wild = [
+        "deformation=control_points",
+        "deformation.radius_max=30",
+        "deformation.anchor=null",
+        "max_trials=2",
+    ]
+    path = generate(from_atlas(tmp_path / "a.h5", *wild, "max_corrupted_pixels=5", "per_original=8"))
+    with h5py.File(path, "r") as file:
+        kept, attributes = len(file["p"]), dict(file.attrs)
+    rejected = json.loads(attributes["rejected"])
+    assert attributes["wanted"] == 32
+    assert 0 < kept == 32 - attributes["left_out"] < 32
+    assert 2 * attributes["left_out"] <= sum(rejected.values()) <= 2 * attributes["left_out"] + kept
+    assert rejected["a field folds"] > 0
+    shown = capsys.readouterr().out
+    assert "a field folds" in shown
+    assert "left out" in shown
+    assert schema.validate(path).n_samples == kept
+
+
+def test_nothing_is_written_when_every_draw_is_rejected(tmp_path):
+    wild = ["deformation=control_points", "deformation.radius_max=3000", "max_corrupted_pixels=1"]
+    with pytest.raises(InputError, match=r"every draw was rejected: a field folds \(\d+\)"):
+        generate(from_atlas(tmp_path / "a.h5", *wild))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_image_without_edges_is_rejected_for_that(annotated, tmp_path):
+    with h5py.File(annotated, "a") as file:
+        file["img"][1] = 0
+    path = generate(
+        configured(tmp_path / "b.h5", "source=annotated", f"source.path={annotated}", *TINY_POINTS)
+    )
+    assert set(stored(path)["image_id"].tolist()) == {5, 7}
+    with h5py.File(path, "r") as file:
+        assert json.loads(file.attrs["rejected"])["too few edges in the image"] == 2 * 5
+
+
+def test_the_file_says_where_it_came_from(tmp_path):
+    with h5py.File(generate(from_atlas(tmp_path / "a.h5", "seed=3")), "r") as file:
+        assert file.attrs["seed"] == 3
+        assert json.loads(file.attrs["config"])["deformation"]["spacing"] == 0.15
+        assert json.loads(file.attrs["versions"])["torch"] == version("torch")
+
+
+def test_the_figure_shows_samples(tmp_path):
+    path = generate(from_atlas(tmp_path / "a.h5"))
+    assert np.asarray(Image.open(figure_path(path))).std() > 10
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def without(name):
+    return lambda folder: write_h5(folder / "my.h5", shape=SHAPE, **{name: None})
+
+
+def with_nan(folder):
+    bad = np.zeros((6, *SHAPE, 2), np.float16)
+    bad[3, 0, 0] = np.nan
+    return write_h5(folder / "my.h5", shape=SHAPE, inv_deltas_xy=bad)
+
+
+def of_another_size(folder):
+    return write_h5(folder / "my.h5", shape=(64, 64))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (without("deltas_xy"), "deltas_xy: missing"),
+        (with_nan, "inv_deltas_xy: expected finite values.*sample 3"),
+        (of_another_size, r"image_shape is \(48, 64\), but the images of .* are \(64, 64\)"),
+        (lambda folder: folder / "none.h5", "no such file"),
+    ],
+)
+def test_a_bad_annotated_file_leaves_nothing(write, message, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    path = write(tmp_path / "in")
+    with pytest.raises(InputError, match=message):
+        generate(configured(tmp_path / "out" / "a.h5", "source=annotated", f"source.path={path}"))
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "a.png").write_text("no image"), "a.png: cannot be read as an image"),
+        (lambda f: (f / "b.jpg").unlink(), "b.jpg: no such file"),
+        (lambda f: (f / "list.csv").write_text("filename,p\na.png,13201\n"), "a.png: expected a position"),
+        (
+            lambda f: (f / "list.csv").write_text("filename,pos\na.png,1\n"),
+            "columns filename and p, p is missing",
+        ),
+        (lambda f: (f / "list.csv").write_text("filename,p\na.png,far\n"), "not a list of sections"),
+        (lambda f: (f / "list.csv").write_text("filename,p\n"), "names no section"),
+        (lambda f: (f / "list.csv").unlink(), "expected one list of sections"),
+        (
+            lambda f: (f / "list.csv").rename(f / "l.json").write_text('{"slices":[{"filename":"a.png"}]}'),
+            "nine numbers as anchoring of a.png",
+        ),
+        (lambda f: (f / "list.csv").rename(f / "l.json").write_text("{"), "not a list of sections"),
+    ],
+)
+def test_a_bad_list_of_images_leaves_nothing(spoil, message, tmp_path):
+    folder = write_images(tmp_path / "in")
+    spoil(folder)
+    with pytest.raises(InputError, match=message):
+        generate(configured(tmp_path / "out" / "a.h5", "source=images", f"source.path={folder}"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("atlas.with_annotation=false", "holds no annotation"),
+        ("source.contrast.noise=[2,1]", "contrast.noise"),
+        ("source.n_sections=0", "n_sections"),
+        ("per_original=0", "per_original: expected at least 1, got 0"),
+        ("seed=-1", "seed: expected at least 0"),
+        ("workers=-1", "workers: expected at least 0"),
+        ("out=my.txt", "ends in .h5"),
+        ("deformation.largest_fraction=-1", "largest_fraction"),
+    ],
+)
+def test_a_bad_value_is_a_sentence(override, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        generate(from_atlas(tmp_path / "a.h5", override))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_exists_is_not_overwritten(tmp_path):
+    out = tmp_path / "a.h5"
+    for path in (out, figure_path(out)):
+        path.write_text("mine")
+        with pytest.raises(InputError, match="exists already"):
+            generate(from_atlas(out))
+        assert path.read_text() == "mine"
+        path.unlink()
+
+
+def test_an_output_that_cannot_be_written_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written: Not a directory"):
+        generate(from_atlas(tmp_path / "file" / "a.h5"))
+
+
+def test_a_full_disk_is_a_sentence_and_the_work_is_kept(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
+    with pytest.raises(UnfinishedError, match="the disk is full; when that is mended, the same command"):
+        generate(from_atlas(tmp_path / "a.h5"))
+    assert len(list(tmp_path.glob("a.h5.partial/part-*.h5"))) == 4
+    monkeypatch.undo()
+    assert generate(from_atlas(tmp_path / "a.h5")).exists()
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_option():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose_config("generate", return_hydra_config=True)
+    shown = config.hydra.help.header + config.hydra.help["template"]
+    for group in ("source", "deformation", "atlas"):
+        options = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+        assert f"{group}: {options}" in shown
