@@ -120,7 +120,8 @@ def test_validate_command(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("code", [b for language, b in BLOCKS if language == "python"])
-def test_python_examples(code):
+def test_python_examples(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
 
 
