@@ -21,8 +21,17 @@ from atlalign.errors import InputError
 Range = Sequence[float]
 
 LARGEST_N_GROUPS = 256
-LARGEST_BLUR_PX = 2.0
-_BLUR_RADIUS_PX = 6
+_BOUNDS = {
+    "n_groups": (1, LARGEST_N_GROUPS),
+    "spread": (0, 1),
+    "template_share": (0, 1),
+    "log2_gamma": (-4, 4),
+    "texture": (0, 1),
+    "bias": (0, 2),
+    "blur_px": (0, 2),
+    "noise": (0, 1),
+}
+_BLUR_RADIUS_PX = 6  # Three standard deviations of the strongest blur.
 _TEXTURE_PX = 4  # Distance of the texture's knots.
 _BIAS_KNOTS = 4
 _WORD = 2**32 - 1
@@ -83,17 +92,11 @@ def draw_contrast(
         InputError: If a range is not ascending, or outside of what makes sense.
     """
     ranges = {
-        "n_groups": (n_groups, 1, LARGEST_N_GROUPS),
-        "spread": (spread, 0, 1),
-        "template_share": (template_share, 0, 1),
-        "log2_gamma": (log2_gamma, -4, 4),
-        "texture": (texture, 0, 1),
-        "bias": (bias, 0, 2),
-        "blur_px": (blur_px, 0, LARGEST_BLUR_PX),
-        "noise": (noise, 0, 1),
-    }
-    for name, (values, lowest, highest) in ranges.items():
-        check_range(values, name=f"contrast.{name}", lowest=lowest, highest=highest)
+        "n_groups": n_groups, "spread": spread, "template_share": template_share, "log2_gamma": log2_gamma,
+        "texture": texture, "bias": bias, "blur_px": blur_px, "noise": noise,
+    }  # fmt: skip
+    for name, values in ranges.items():
+        check_range(values, name=f"contrast.{name}", lowest=_BOUNDS[name][0], highest=_BOUNDS[name][1])
     for name, p in (("p_inverted", p_inverted), ("p_bright", p_bright)):
         if not 0 <= p <= 1:
             raise InputError(f"contrast.{name}: expected a probability in [0, 1], got {p}")
@@ -105,13 +108,14 @@ def draw_contrast(
     def normal(*shape: int) -> Tensor:
         return torch.randn(batch, *shape, generator=generator)
 
+    # The interval of the regions' intensities has its width and then its place drawn.
     wide = uniform(spread, 1)
     intensity = uniform((0, 1), 1) * (1 - wide) + wide * uniform((0, 1), 1 + LARGEST_N_GROUPS)
     bright = uniform((0, 1)) < p_bright
     intensity[:, 0] = torch.where(bright, uniform((0.75, 1)), uniform((0, 0.1)))
     texture_std = uniform(texture, 1) * uniform((0, 1), 1 + LARGEST_N_GROUPS)
-    texture_std[:, 0] *= 0.2
-    contrast = Contrast(
+    texture_std[:, 0] *= 0.2  # Glass is smoother than tissue.
+    drawn = Contrast(
         n_groups=uniform([math.log2(value) for value in n_groups], 1).exp2().round().long(),
         seed=torch.randint(2**31, (batch, 1), generator=generator),
         intensity=intensity,
@@ -124,7 +128,7 @@ def draw_contrast(
         blur_px=uniform(blur_px, 1),
         noise_std=uniform(noise, 1, 1, 1),
     )
-    return Contrast(*(part.to(labels.device) for part in contrast))
+    return Contrast(*(part.to(labels.device) for part in drawn))
 
 
 def apply_contrast(template: Tensor, labels: Tensor, contrast: Contrast) -> Tensor:

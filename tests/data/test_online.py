@@ -77,7 +77,7 @@ def largest_residual(outer: torch.Tensor, inner: torch.Tensor) -> float:
 @pytest.mark.parametrize("shape", [SHAPE, (160, 260)], ids=str)  # the latter is integrated on a coarser grid
 def test_fields_and_inverses_are_exact_and_do_not_fold(kind, shape):
     pair = apply_deformation(drawn(8, shape, largest_fraction=(0.15, 0.15)), shape, kind)
-    assert largest_residual(pair.dvf, pair.inverse) < 0.1
+    assert largest_residual(pair.dvf, pair.inverse) < 0.051
     assert largest_residual(pair.inverse, pair.dvf) < 0.5  # bilinear between the pixels of a steep inverse
     assert jacobian_determinant(pair.dvf).min() > 0.1
 
