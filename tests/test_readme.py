@@ -5,11 +5,14 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from atlalign.cli import main as atlalign
+from atlalign.data import schema
+from atlalign.data.generate import generate
 from atlalign.training.run import train
 from tests.conftest import write_h5
 
@@ -24,6 +27,7 @@ COMMANDS = [
     if line.strip()
 ]
 TRAININGS = [command for command in COMMANDS if "train.py" in command]
+GENERATIONS = [command for command in COMMANDS if "generate.py" in command]
 SHAPE = (64, 96)  # the smallest that the perceptual losses' networks take
 TINY = [
     "data.image_shape=[64,96]", "data.batch_size=2", "trainer.max_epochs=1", "trainer.limit_train_batches=1",
@@ -49,7 +53,9 @@ def single_runs(arguments: list[str]) -> list[list[str]]:
 def runnable(tmp_path, monkeypatch):
     """Return a function that turns README's arguments into those of a tiny run on files that exist here."""
     monkeypatch.chdir(tmp_path)
-    write_h5(tmp_path / "my.h5", shape=SHAPE)
+    write_my_sections(tmp_path)
+    for name in ("my.h5", "made.h5"):
+        write_h5(tmp_path / name, shape=SHAPE)
     write_atlas(tmp_path / "template_25um.nrrd")
     (tmp_path / "my_conf" / "model").mkdir(parents=True)
     (tmp_path / "my_conf" / "model" / "shift.yaml").write_text(
@@ -97,6 +103,42 @@ def test_training_commands(command, runnable, tmp_path):
     assert (tmp_path / "run" / "registered.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("command", GENERATIONS, ids=" ".join)
+def test_generate_commands(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_my_sections(tmp_path)
+    arguments = command[command.index("generate.py") + 1 :]
+    tiny = ["data.image_shape=[64,96]", "per_original=1", "max_difference=0.1", "workers=0"]
+    if not any(a.startswith("source=") for a in arguments):
+        tiny.append("source.n_sections=2")
+    if "deformation=mix" not in arguments:
+        tiny.append("deformation.radius_max=10")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        path = generate(compose("generate", [*arguments, *tiny]))
+    assert schema.validate(path).n_samples > 0
+
+
+def write_my_sections(folder: Path) -> None:
+    """Write what README's generate.py commands start from: a data set, an atlas, anchored sections."""
+    import json
+
+    import h5py
+    import SimpleITK as sitk  # noqa: N813
+
+    from atlalign.data.phantom import phantom_volume
+
+    template, labels = phantom_volume(shape=(132, *SHAPE), seed=0)
+    with h5py.File(folder / "atlas_25um.h5", "w") as file:
+        file["template"], file["annotation"] = template, labels
+    zeros = np.zeros((2, *SHAPE, 2), np.float16)
+    planes = template[[50, 70]]
+    write_h5(folder / "my.h5", n=2, shape=SHAPE, img=planes, deltas_xy=zeros, inv_deltas_xy=zeros)
+    sitk.WriteImage(sitk.GetImageFromArray(255 - planes[0]), folder / "a.png")
+    anchoring = [456, 264, 320, -456, 0, 0, 0, 0, -320]
+    entry = {"filename": "a.png", "nr": 1, "width": SHAPE[1], "height": SHAPE[0], "anchoring": anchoring}
+    (folder / "sections.json").write_text(json.dumps({"slices": [entry]}))
+
+
 def test_the_atlas_that_is_downloaded_composes():
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", ["data=h5", "data.path=my.h5", "atlas=allen"])
@@ -104,8 +146,9 @@ def test_the_atlas_that_is_downloaded_composes():
 
 
 def test_no_command_is_left_out():
-    known = ("train.py", "make", "pip", "tensorboard")
+    known = ("train.py", "generate.py", "make", "pip", "tensorboard")
     assert len(TRAININGS) >= 8
+    assert len(GENERATIONS) >= 3
     assert all(any(word in command for word in known) for command in COMMANDS)
 
 
@@ -136,6 +179,8 @@ def test_tables_name_every_option():
         "callbacks",
         "logger",
         "experiment",
+        "source",
+        "deformation",
     ):
         for option in (ROOT / "conf" / group).glob("*.yaml"):
             assert f"`{option.stem}`" in README or option.stem.startswith("alex"), f"{group}={option.stem}"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -101,6 +102,12 @@ class Stretching:
         raise NotImplementedError
 
 
+@lru_cache(maxsize=2)
+def _edges(image: Tensor) -> Tensor:
+    # One image is drawn for several times, and tensors are told apart by identity.
+    return edges(image)
+
+
 def _without_kinks(dvf: Tensor, sigma_px: float = 3.0) -> Tensor:
     from kornia.filters import gaussian_blur2d  # slow to import
 
@@ -113,7 +120,7 @@ class EdgeStretching(Stretching):
     """The points lie on the image's edges: what moves is tissue, not background."""
 
     def _draw_points(self, image: Tensor, generator: torch.Generator) -> ControlPoints:
-        mask = edges(image)
+        mask = _edges(image)
         if int(mask.sum()) < self.n_points + 4:  # the corners do not count
             raise RejectedError("too few edges in the image")
         return draw_edge_stretching(

@@ -156,10 +156,14 @@ def deform(
             `img` warped by `deltas_xy` differs from R by more than `max_difference` in the mean.
     """
     inverse = inverse.half().float()
-    _check_folds(inverse, max_corrupted_pixels)
+    inverse_folds = _folds(inverse, max_corrupted_pixels)
     dvf = invert(inverse, tolerance_px=0.01).half().float()
-    _check_folds(dvf, max_corrupted_pixels)
-    if _largest_residual(dvf, inverse) > _LARGEST_RESIDUAL_PX:
+    dvf_folds = _folds(dvf, max_corrupted_pixels)
+    residuals = (
+        _largest_residual(dvf, inverse, dvf_folds, inverse_folds),
+        _largest_residual(inverse, dvf, inverse_folds, dvf_folds),
+    )
+    if max(residuals) > _LARGEST_RESIDUAL_PX:
         raise RejectedError("the fields do not invert each other")
     image = (warp_on_slide(start.moving, compose(start.dvf, inverse)) * 255).round()
     if _difference(warp(image / 255, dvf), start, dvf) > max_difference:
@@ -172,24 +176,23 @@ def registered_image(start: Start) -> Tensor:
     return warp_on_slide(start.moving, start.dvf)
 
 
-def _check_folds(dvf: Tensor, max_corrupted_pixels: int) -> None:
+def _folds(dvf: Tensor, max_corrupted_pixels: int) -> Tensor:
+    """Return where (B, H, W) a field folds that may."""
     if not bool(dvf.isfinite().all()):
         raise RejectedError("a field is not finite")
-    if int((jacobian_determinant(dvf) <= 0).sum()) >= max_corrupted_pixels:
+    folds = jacobian_determinant(dvf) <= 0
+    if int(folds.sum()) >= max_corrupted_pixels:
         raise RejectedError("a field folds")
+    return folds
 
 
-def _largest_residual(dvf: Tensor, inverse: Tensor) -> float:
-    """Return the largest |compose(·, ·)| in pixels of both orders, over points that stay inside, away from folds."""
-    folds = {id(field): jacobian_determinant(field) <= 0 for field in (dvf, inverse)}
-    largest = 0.0
-    for outer, inner in ((dvf, inverse), (inverse, dvf)):
-        counted = inside(inner)
-        if any(bool(mask.any()) for mask in folds.values()):
-            counted &= ~(_near(folds[id(inner)]) | _landing_near(folds[id(outer)], inner))
-        squared = compose(outer, inner).square().sum(dim=1) * counted
-        largest = max(largest, float(squared.amax().sqrt()))
-    return largest
+def _largest_residual(outer: Tensor, inner: Tensor, outer_folds: Tensor, inner_folds: Tensor) -> float:
+    """Return the largest |compose(outer, inner)| in pixels over points that stay inside, away from folds."""
+    counted = inside(inner)
+    if bool(outer_folds.any()) or bool(inner_folds.any()):
+        counted &= ~(_near(inner_folds) | _landing_near(outer_folds, inner))
+    squared = compose(outer, inner).square().sum(dim=1) * counted
+    return float(squared.amax().sqrt())
 
 
 def inside(dvf: Tensor) -> Tensor:

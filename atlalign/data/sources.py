@@ -124,19 +124,22 @@ class AnnotatedSource:
 
     def start(self, original: int, generator: torch.Generator) -> Start:
         """Return the moving image with its field, to be deformed further as it is or as it is registered."""
-        moving, dvf, inverse = _read_annotated(self.path, original)
-        if float(torch.rand((), generator=generator)) < self.p_reg:
-            return Start(moving, dvf, warp(moving, dvf), torch.zeros_like(dvf))
-        return Start(moving, dvf, moving, inverse)
+        as_it_is, as_registered = _read_annotated(self.path, self.path.stat().st_mtime_ns, original)
+        from_registered = float(torch.rand((), generator=generator)) < self.p_reg
+        return as_registered if from_registered else as_it_is
 
 
 @lru_cache(maxsize=1)
-def _read_annotated(path: Path, sample: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return moving image, field and its inverse; all samples of an original are made one after another."""
+def _read_annotated(path: Path, mtime_ns: int, sample: int) -> tuple[Start, Start]:
+    """Return the starts from the moving and from the registered image; all samples of an original share them.
+
+    The time of the file's last change is there to forget what was read before.
+    """
     with h5py.File(path, "r") as file:
         moving = torch.from_numpy(file["img"][sample])[None, None].float() / 255
         dvf = torch.from_numpy(file["deltas_xy"][sample]).permute(2, 0, 1)[None].float().contiguous()
-    return moving, dvf, invert(dvf)
+    registered = Start(moving, dvf, warp_on_slide(moving, dvf), torch.zeros_like(dvf))
+    return Start(moving, dvf, moving, invert(dvf)), registered
 
 
 # --- atlas ------------------------------------------------------------------------------------------------------------
@@ -263,7 +266,7 @@ class ImagesSource:
     def start(self, original: int, generator: torch.Generator) -> Start:
         """Return the section as the registered image."""
         section = self.sections[original]
-        image = _read_section(section.path, self.image_shape)
+        image = _read_section(section.path, section.path.stat().st_mtime_ns, self.image_shape)
         if self.invert:
             image = 1 - image
         if self.place and section.to_image is not None:
@@ -419,7 +422,7 @@ def _section_problems(section: Section, extent_um: float) -> list[str]:
 
 
 @lru_cache(maxsize=1)
-def _read_section(path: Path, shape: tuple[int, int]) -> Tensor:
+def _read_section(path: Path, mtime_ns: int, shape: tuple[int, int]) -> Tensor:
     return resize_images(_read_grey(path)[None], shape)[None]
 
 
