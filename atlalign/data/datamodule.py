@@ -35,7 +35,8 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         return_inverse: Give the inverse fields as well, as networks that predict them need.
         augment: Augmenters by the image that they change, "moving" and "reference"; anything that
             `atlalign.data.augmenters.as_augmenter` takes. They change training batches only.
-        seed: Decides split, order and augmentation.
+        split_seed: Decides which samples validate; apart from `seed`, so that runs of a sweep over it compare.
+        seed: Decides order and augmentation.
     """
 
     train_dataset: Dataset[Any]
@@ -54,6 +55,7 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         multiprocessing_context: str | None = None,
         return_inverse: bool = False,
         augment: Mapping[str, Any] | None = None,
+        split_seed: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -69,6 +71,7 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         self.num_workers = num_workers
         self.multiprocessing_context = multiprocessing_context
         self.return_inverse = return_inverse
+        self.split_seed = split_seed
         self.seed = seed
         self.augmenters = {
             name: as_augmenter(augmenter, name=f"augment.{name}")
@@ -155,50 +158,26 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
 class RegistrationDataModule(DeviceDataModule):
     """Batches of an h5 data set, split so that copies of one image never train and validate.
 
+    Images and fields of another size than the atlas are resized.
+
     Args:
         path: The h5 file (`atlalign validate FILE` checks it).
-        atlas: The atlas at the working size.
-        image_shape: (H, W) of the batches; other sizes in the file are resized, images and fields alike.
-        batch_size: Samples a step; the last partial batch of an epoch is dropped in training.
-        shuffle: Draw a new order each epoch.
-        num_workers: Processes that read; 0 reads in the training process.
-        multiprocessing_context: How workers start: "fork", "spawn", "forkserver", or None for the system's default.
-        return_inverse: Read the inverse fields as well, as networks that predict them need.
         val_fraction: The share of image_ids that validate where no indexes are given.
         train_indexes: Samples that train: a list, or an .npy file; default: all that share no image with validation.
         val_indexes: Samples that validate, likewise.
-        augment: As in `DeviceDataModule`.
-        seed: Decides split, order and augmentation.
+        others: What `DeviceDataModule` takes.
     """
 
     def __init__(
         self,
         path: str | Path,
         *,
-        atlas: Atlas,
-        image_shape: Sequence[int] = (320, 456),
-        batch_size: int = 4,
-        shuffle: bool = True,
-        num_workers: int = 0,
-        multiprocessing_context: str | None = None,
-        return_inverse: bool = False,
         val_fraction: float = 0.2,
         train_indexes: Indexes | None = None,
         val_indexes: Indexes | None = None,
-        augment: Mapping[str, Any] | None = None,
-        seed: int = 0,
+        **others: Any,
     ) -> None:
-        super().__init__(
-            atlas=atlas,
-            image_shape=image_shape,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            num_workers=num_workers,
-            multiprocessing_context=multiprocessing_context,
-            return_inverse=return_inverse,
-            augment=augment,
-            seed=seed,
-        )
+        super().__init__(**others)
         if not 0 < val_fraction < 1:
             raise InputError(f"data.val_fraction: expected a share between 0 and 1, got {val_fraction}")
         self.path = Path(path)
@@ -223,7 +202,7 @@ class RegistrationDataModule(DeviceDataModule):
             train_indexes=self.train_indexes,
             val_indexes=self.val_indexes,
             val_fraction=self.val_fraction,
-            seed=self.seed,
+            seed=self.split_seed,
         )
         self._check_enough_to_train(f"{len(self.train_split)} of {len(dataset)} samples of {self.path} train")
 

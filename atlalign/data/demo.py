@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,8 +54,7 @@ class DemoDataModule(RegistrationDataModule):
         fields_per_section: How many deformations each section gets.
         deformation: "smooth" (diffeomorphic random fields) or "affine".
         atlas: The atlas at the working size.
-        image_shape: (H, W).
-        seed: Decides sections and fields; the split and the order as well.
+        data_seed: Decides sections and fields.
         others: What `RegistrationDataModule` takes.
     """
 
@@ -67,8 +66,7 @@ class DemoDataModule(RegistrationDataModule):
         n_sections: int = 60,
         fields_per_section: int = 4,
         deformation: Literal["smooth", "affine"] = "smooth",
-        image_shape: Sequence[int] = (320, 456),
-        seed: int = 0,
+        data_seed: int = 0,
         **others: Any,
     ) -> None:
         if deformation not in _DEFORMATIONS:
@@ -76,10 +74,9 @@ class DemoDataModule(RegistrationDataModule):
         self.n_sections = n_sections
         self.fields_per_section = fields_per_section
         self.deformation = deformation
-        path = (
-            Path(folder) / f"demo-{_fingerprint(atlas, n_sections, fields_per_section, deformation, seed)}.h5"
-        )
-        super().__init__(path, atlas=atlas, image_shape=image_shape, seed=seed, **others)
+        self.data_seed = data_seed
+        name = _fingerprint(atlas, n_sections, fields_per_section, deformation, data_seed)
+        super().__init__(Path(folder) / f"demo-{name}.h5", atlas=atlas, **others)
 
     def prepare_data(self) -> None:
         """Write the file where it is not there yet, and check it."""
@@ -90,7 +87,7 @@ class DemoDataModule(RegistrationDataModule):
                 n_sections=self.n_sections,
                 fields_per_section=self.fields_per_section,
                 deformation=self.deformation,
-                seed=self.seed,
+                seed=self.data_seed,
             )
         super().prepare_data()
 

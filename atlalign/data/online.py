@@ -257,8 +257,7 @@ class OnlineDataModule(DeviceDataModule):
         position_range_um: The planes that are used lie at these positions, from front to back; None for all.
         val_fraction: The share of the planes that validate.
         n_val_blocks: They lie in so many blocks of neighbours, and planes within 100 µm of a block are left out.
-        seed: Decides planes, deformations, contrasts and augmentation.
-        others: What `DeviceDataModule` takes.
+        others: What `DeviceDataModule` takes; its `split_seed` decides all of validation, its `seed` all of training.
     """
 
     def __init__(
@@ -275,10 +274,9 @@ class OnlineDataModule(DeviceDataModule):
         position_range_um: Sequence[float] | None = None,
         val_fraction: float = 0.2,
         n_val_blocks: int = 4,
-        seed: int = 0,
         **others: Any,
     ) -> None:
-        super().__init__(atlas=atlas, seed=seed, **others)
+        super().__init__(atlas=atlas, **others)
         if deformation not in DEFORMATIONS:
             raise unknown_name("data.deformation", deformation, DEFORMATIONS)
         _check_counts(samples_per_epoch=samples_per_epoch, n_val=n_val, n_val_blocks=n_val_blocks)
@@ -320,10 +318,10 @@ class OnlineDataModule(DeviceDataModule):
             val_fraction=self.val_fraction,
             n_blocks=self.n_val_blocks,
             margin=int(_MARGIN_UM // self.atlas.spacing_um),
-            seed=self.seed,
+            seed=self.split_seed,
         )
         self.train_dataset = TrainingDraws(self.train_planes, self.samples_per_epoch)
-        self.val_dataset = ValidationDraws(self.val_planes, self.n_val, self.seed)
+        self.val_dataset = ValidationDraws(self.val_planes, self.n_val, self.split_seed)
         self.train_split, self.val_split = np.arange(self.samples_per_epoch), np.arange(self.n_val)
         self._check_enough_to_train(f"data.samples_per_epoch={self.samples_per_epoch}")
 

@@ -114,6 +114,14 @@ class TestSplit:
             split_samples(np.array([3, 3, 3]))
 
 
+def test_the_split_depends_on_its_own_seed_alone(tmp_path, atlas):
+    path = write_h5(tmp_path / "ten.h5", n=10)
+    splits = [tuple(datamodule(path, atlas, seed=seed).val_split) for seed in range(5)]
+    assert len(set(splits)) == 1
+    others = [tuple(datamodule(path, atlas, split_seed=seed).val_split) for seed in range(8)]
+    assert len(set(others)) > 1
+
+
 class TestSampler:
     def order(self, sampler):
         return [key.sample for key in sampler]

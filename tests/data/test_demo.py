@@ -84,7 +84,7 @@ def test_it_is_written_once_and_anew_for_other_arguments(tmp_path, brain):
     again.prepare_data()
     assert again.path == first.path
     assert first.path.stat().st_mtime_ns == written
-    others = [module(tmp_path, brain, seed=1), module(tmp_path, brain, deformation="affine")]
+    others = [module(tmp_path, brain, data_seed=1), module(tmp_path, brain, deformation="affine")]
     others.append(module(tmp_path, phantom_atlas(image_shape=SHAPE, seed=1, spacing_um=1200.0)))
     assert len({other.path for other in [first, *others]}) == 4
 

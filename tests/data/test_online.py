@@ -181,10 +181,18 @@ def test_epochs_differ_in_training_and_not_in_validation(brain):
     assert torch.cat([batch["seed"] for batch in again]).tolist() == [seed for _, seed in draws["train", 1]]
 
 
-def test_another_seed_is_another_set(brain):
-    first, again, other = (module(brain, seed=seed).examples(3).moving for seed in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+def test_split_seed_decides_validation_and_seed_training(brain):
+    def moving(**seeds: int) -> dict[str, torch.Tensor]:
+        datamodule = module(brain, **seeds)
+        return {"train": first_batch(datamodule, datamodule.train_dataloader()).moving,
+                "val": datamodule.examples(3).moving}  # fmt: skip
+
+    first, again = moving(seed=0, split_seed=0), moving(seed=0, split_seed=0)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    other = moving(seed=1, split_seed=0)
+    assert torch.equal(first["val"], other["val"])
+    assert not torch.equal(first["train"], other["train"])
+    assert not torch.equal(first["val"], moving(seed=0, split_seed=1)["val"])
 
 
 def test_examples_are_spread_over_the_validation_planes(brain):

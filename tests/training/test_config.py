@@ -57,8 +57,8 @@ def test_every_key_of_data_and_atlas_is_an_argument(group):
         names = {key for key in node if key != "_target_"}
 
         accepted = set(inspect.signature(function).parameters)
-        if "others" in accepted:
-            accepted |= set(inspect.signature(function.__mro__[1]).parameters)
+        for parent in function.__mro__[1:3] if inspect.isclass(function) else []:
+            accepted |= set(inspect.signature(parent).parameters)
         assert names <= accepted, option
 
 
