@@ -31,9 +31,13 @@ class Panel(NamedTuple):
 def registration_figure(panels: list[Panel]) -> Figure:
     """Draw one row a section: reference, moving, registered, overlays before and after, deformed grid, error map.
 
+    Where no section has a true field, there is no column of errors.
+
     Overlays show the reference in magenta and the other image in green: grey where they agree.
     """
-    columns = ["reference", "moving", "registered", "before", "after", "deformed grid", "error (px)"]
+    columns = ["reference", "moving", "registered", "before", "after", "deformed grid"]
+    if any(panel.true_dvf is not None for panel in panels):
+        columns.append("error (px)")
     height, width = panels[0].reference.shape
     size = (_PANEL_INCHES * len(columns), _PANEL_INCHES * height / width * len(panels) + 0.4)
     figure = Figure(figsize=size, dpi=100)
@@ -79,10 +83,10 @@ def _draw_panel(axes: list[Axes], panel: Panel) -> None:
     axes[3].imshow(overlay(panel.reference, panel.moving))
     axes[4].imshow(overlay(panel.reference, panel.registered))
     draw_grid(axes[5], panel.dvf)
-    if panel.true_dvf is None:
+    if panel.true_dvf is not None:
+        _draw_error(axes[6], (panel.dvf - panel.true_dvf).norm(dim=0), panel.true_dvf.norm(dim=0))
+    elif len(axes) > 6:
         axes[6].set_axis_off()
-        return
-    _draw_error(axes[6], (panel.dvf - panel.true_dvf).norm(dim=0), panel.true_dvf.norm(dim=0))
 
 
 def _draw_error(axes: Axes, error: Tensor, before: Tensor) -> None:

@@ -38,3 +38,4 @@ def test_a_row_shows_the_error_before_and_after():
     assert shown.shape == (24, 36)
     np.testing.assert_allclose(shown, 1)
     assert not figure.axes[13].axison  # without a truth there is no error to show
+    assert len(registration_figure([panel()]).axes) == 6

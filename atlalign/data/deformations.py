@@ -111,7 +111,7 @@ def _edges(image: Tensor) -> Tensor:
 def _without_kinks(dvf: Tensor, sigma_px: float = 3.0) -> Tensor:
     from kornia.filters import gaussian_blur2d  # slow to import
 
-    size = 2 * round(3 * sigma_px) + 1
+    size = 2 * round(2 * sigma_px) + 1
     blurred: Tensor = gaussian_blur2d(dvf, (size, size), (sigma_px, sigma_px), border_type="replicate")
     return blurred
 

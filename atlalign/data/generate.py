@@ -159,11 +159,10 @@ def deform(
     inverse_folds = _folds(inverse, max_corrupted_pixels)
     dvf = invert(inverse, tolerance_px=0.01).half().float()
     dvf_folds = _folds(dvf, max_corrupted_pixels)
-    residuals = (
-        _largest_residual(dvf, inverse, dvf_folds, inverse_folds),
-        _largest_residual(inverse, dvf, inverse_folds, dvf_folds),
-    )
-    if max(residuals) > _LARGEST_RESIDUAL_PX:
+    if (
+        _largest_residual(dvf, inverse, dvf_folds, inverse_folds) > _LARGEST_RESIDUAL_PX
+        or _largest_residual(inverse, dvf, inverse_folds, dvf_folds) > _LARGEST_RESIDUAL_PX
+    ):
         raise RejectedError("the fields do not invert each other")
     image = (warp_on_slide(start.moving, compose(start.dvf, inverse)) * 255).round()
     if _difference(warp(image / 255, dvf), start, dvf) > max_difference:

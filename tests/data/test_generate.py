@@ -26,9 +26,9 @@ from atlalign.data.generate import (
     registered_image,
     sample_generator,
 )
-from atlalign.data.sources import AnnotatedSource, anchored_map, anchored_position_um
+from atlalign.data.sources import AnnotatedSource, Start, anchored_map, anchored_position_um
 from atlalign.errors import InputError
-from atlalign.geometry import compose, jacobian_determinant, smooth_field, warp
+from atlalign.geometry import AffineSimple, affine_simple, compose, jacobian_determinant, smooth_field, warp
 from tests.conftest import write_h5
 
 ROOT = Path(__file__).parents[2]
@@ -197,6 +197,21 @@ def test_a_sample_that_starts_from_the_moving_image_undoes_its_own_field_as_well
         assert np.abs(sample.img / 255 - expected[0, 0].numpy()).mean() < 0.005
         size = np.abs(sample.deltas_xy.astype(np.float32)).max()
         assert size == 0 if p_reg else size > 2
+
+
+def test_the_image_is_the_registered_one_seen_through_the_inverse_field():
+    """A section that is registered by a rotation, under a shift of 6 px: in the wrong order it would be 2 px off."""
+    rotation = AffineSimple(*(torch.tensor([value]) for value in (1.0, 1.0, 0.35, 0.0, 0.0, 0.0)))
+    shift = torch.zeros(1, 2, *SHAPE)
+    shift[:, 0] = 6.0
+    start = Start(blobs(), affine_simple(rotation, SHAPE), blobs(), shift)
+    sample = module.deform(start, shift, max_difference=1.0)
+    expected = torch.zeros(SHAPE)
+    expected[:, :-6] = registered_image(start)[0, 0, :, 6:]
+    wrong = warp(warp(blobs(), shift), start.dvf)[0, 0]
+    assert (torch.from_numpy(sample.img) / 255 - expected)[:, :-6].abs().max() < 0.01
+    assert (wrong - expected)[:, :-6].abs().max() > 0.2
+    assert np.allclose(sample.deltas_xy[:, 6:, 0], -6, atol=0.01)
 
 
 # --- deformations -----------------------------------------------------------------------------------------------------
