@@ -26,6 +26,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"atlalign {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_validate(commands)
+    _add_import_keras(commands)
+    _add_merge(commands)
     return parser
 
 
@@ -51,3 +53,43 @@ def _validate(options: argparse.Namespace) -> None:
     summary = schema.validate(options.file, options.extent_um)
     height, width = summary.image_shape
     print(f"{options.file} is valid: {summary.n_samples} samples of {height}×{width} px")
+
+
+def _add_import_keras(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "import-keras",
+        help="convert a network of the Keras package",
+        description="Convert what the Keras package's save_model wrote; TensorFlow is not needed.",
+    )
+    command.add_argument("path", metavar="PATH", help="an .h5 file, or the folder of a .json and an .h5 file")
+    command.add_argument("--out", metavar="PATH", required=True, help="the model file to write")
+    command.set_defaults(run=_import_keras)
+
+
+def _import_keras(options: argparse.Namespace) -> None:
+    from atlalign.keras_import import import_keras
+    from atlalign.models import save_model
+
+    network = import_keras(options.path)
+    save_model(network, options.out)
+    print(f"{options.out}: {type(network).__name__}")
+
+
+def _add_merge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "merge",
+        help="make one network of a global and a local one",
+        description="Make one network that registers globally, then locally, of two model files or checkpoints.",
+    )
+    command.add_argument("global_path", metavar="GLOBAL", help="the file of the global network")
+    command.add_argument("local_path", metavar="LOCAL", help="the file of the local network")
+    command.add_argument("--out", metavar="PATH", required=True, help="the model file to write")
+    command.set_defaults(run=_merge)
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from atlalign.models import load_model, merge_global_local, save_model
+
+    merged = merge_global_local(load_model(options.global_path), load_model(options.local_path))
+    save_model(merged, options.out)
+    print(f"{options.out}: {type(merged).__name__}")

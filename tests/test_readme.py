@@ -146,7 +146,7 @@ def test_the_atlas_that_is_downloaded_composes():
 
 
 def test_no_command_is_left_out():
-    known = ("train.py", "generate.py", "make", "pip", "tensorboard")
+    known = ("train.py", "generate.py", "make", "pip", "tensorboard", "atlalign")
     assert len(TRAININGS) >= 8
     assert len(GENERATIONS) >= 3
     assert all(any(word in command for word in known) for command in COMMANDS)

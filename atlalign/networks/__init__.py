@@ -3,6 +3,7 @@
 from atlalign.networks.global_affine import GlobalAffineNet
 from atlalign.networks.layers import Affine2DVF, BilinearInterpolation, DVFComposition, Registration
 from atlalign.networks.local_unet import LocalUNet
+from atlalign.networks.merged import MergedNet, MergedRegistration
 
 __all__ = [
     "Affine2DVF",
@@ -10,5 +11,7 @@ __all__ = [
     "DVFComposition",
     "GlobalAffineNet",
     "LocalUNet",
+    "MergedNet",
+    "MergedRegistration",
     "Registration",
 ]

@@ -1,6 +1,7 @@
 """The global network: a spatial transformer that predicts one affine map."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,11 @@ class GlobalAffineNet(nn.Module):
                 f"image_shape: {len(filters)} blocks need at least {reduction} px a side, got {height}×{width}"
             )
         self.image_shape = (height, width)
+        self.hyperparameters: dict[str, Any] = {
+            "filters": [*filters],
+            "dense_layers": [*dense_layers],
+            "image_shape": [height, width],
+        }
         self.features = nn.Sequential(
             *(_block(in_, out) for in_, out in zip((2, *filters), filters, strict=False))
         )

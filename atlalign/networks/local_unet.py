@@ -1,6 +1,7 @@
 """The local network: a UNet that predicts a dense displacement field."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,9 @@ _LARGEST_CROP_PX = 4
 class LocalUNet(nn.Module):
     """Predicts the displacement of each pixel from a pair of images of any size from 32 px up.
 
-    Ronneberger et al., *U-Net*, MICCAI 2015. Sides that 2**len(downsample_filters) does not divide are cropped by at
-    most 4 px at each end where that suffices (456 → 448) and padded with zeros otherwise; the field is 0 on the
-    cropped margin.
+    Ronneberger et al., *U-Net*, MICCAI 2015. Sides that `size_multiple` does not divide are cropped by at most
+    4 px at each end where that suffices (456 → 448) and padded with zeros otherwise; the field is 0 on the cropped
+    margin.
 
     Args:
         start_filters: Channels of the convolutions at full resolution before the first pooling.
@@ -26,9 +27,11 @@ class LocalUNet(nn.Module):
         upsample_filters: Channels of the two convolutions after each upsampling, one before and one after the skip.
         end_filters: Channels of the convolutions at full resolution before the output.
         compute_inv: Predict the inverse field as well: the same weights on the swapped images.
+        size_multiple: A multiple of 2**len(downsample_filters), which it is where not given. Networks imported from
+            Keras were cropped to multiples of 16 even with fewer poolings.
 
     Raises:
-        ValueError: If there are not as many upsamplings as poolings.
+        ValueError: If there are not as many upsamplings as poolings, or the poolings do not divide `size_multiple`.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class LocalUNet(nn.Module):
         upsample_filters: Sequence[int] = (32, 32, 32, 32),
         end_filters: Sequence[int] = (64, 64),
         compute_inv: bool = False,
+        size_multiple: int | None = None,
     ) -> None:
         super().__init__()
         if len(upsample_filters) != len(downsample_filters):
@@ -47,7 +51,19 @@ class LocalUNet(nn.Module):
                 f"{len(upsample_filters)} and {len(downsample_filters)}"
             )
         self.compute_inv = compute_inv
-        self.reduction = 2 ** len(downsample_filters)
+        reduction = 2 ** len(downsample_filters)
+        self.size_multiple = reduction if size_multiple is None else size_multiple
+        if self.size_multiple < reduction or self.size_multiple % reduction:
+            raise ValueError(f"size_multiple: expected a multiple of {reduction}, got {size_multiple}")
+        self.hyperparameters: dict[str, Any] = {
+            "start_filters": [*start_filters],
+            "downsample_filters": [*downsample_filters],
+            "middle_filters": [*middle_filters],
+            "upsample_filters": [*upsample_filters],
+            "end_filters": [*end_filters],
+            "compute_inv": compute_inv,
+            "size_multiple": self.size_multiple,
+        }
         self.start = _convs(2, start_filters)
         skips = [start_filters[-1] if start_filters else 2, *downsample_filters]
         self.down = nn.ModuleList(
@@ -71,7 +87,7 @@ class LocalUNet(nn.Module):
     def displacement(self, reference: Tensor, moving: Tensor) -> Tensor:
         """Return the predicted field (B, 2, H, W) in pixels."""
         pair = torch.cat([reference, moving], dim=1)
-        margins = _margins(pair.shape[-2], pair.shape[-1], self.reduction)
+        margins = _margins(pair.shape[-2], pair.shape[-1], self.size_multiple)
         dvf = self._unet(F.pad(pair, margins))
         return F.pad(dvf, [-margin for margin in margins])
 

@@ -1,0 +1,80 @@
+"""The merged network: a global one, then a local one on what the global one registered."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from atlalign.geometry import affine_to_dvf, compose, warp
+from atlalign.networks.global_affine import GlobalAffineNet
+from atlalign.networks.layers import Registration
+
+
+class MergedRegistration(NamedTuple):
+    """A `Registration`, and where the network exposes it the globally registered image and the global field."""
+
+    registered: Tensor
+    dvf: Tensor
+    inv_dvf: Tensor | None = None
+    global_registered: Tensor | None = None
+    global_dvf: Tensor | None = None
+
+
+class MergedNet(nn.Module):
+    """Registers globally, then locally, and interpolates the moving image once with the overall field.
+
+    The local network sees the reference and the globally registered moving image. The overall field is
+    `compose(outer=global, inner=local)`; its inverse, where the local network predicts one, is
+    `compose(outer=local inverse, inner=global inverse)` with the exact inverse of the affine map.
+
+    Args:
+        global_net: Predicts the affine map.
+        local_net: Any network that maps (reference, moving) to a `Registration`.
+        expose_global: Fill `global_registered` and `global_dvf` as well; without it they are None.
+    """
+
+    def __init__(
+        self, global_net: GlobalAffineNet, local_net: nn.Module, *, expose_global: bool = False
+    ) -> None:
+        super().__init__()
+        self.global_net = global_net
+        self.local_net = local_net
+        self.expose_global = expose_global
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "global_net": self.global_net,
+            "local_net": self.local_net,
+            "expose_global": self.expose_global,
+        }
+
+    def forward(self, reference: Tensor, moving: Tensor) -> MergedRegistration:
+        """Register `moving` to `reference`, both (B, 1, H, W) in [0, 1]."""
+        matrix = self.global_net.affine(reference, moving).float()
+        global_dvf = self.global_net.to_dvf(matrix)
+        global_registered = warp(moving, global_dvf)
+        local: Registration = self.local_net(reference, global_registered)
+        dvf = compose(outer=global_dvf, inner=local.dvf)
+        return MergedRegistration(
+            registered=warp(moving, dvf),
+            dvf=dvf,
+            inv_dvf=None if local.inv_dvf is None else _overall_inverse(matrix, local.inv_dvf),
+            global_registered=global_registered if self.expose_global else None,
+            global_dvf=global_dvf if self.expose_global else None,
+        )
+
+
+def _overall_inverse(matrix: Tensor, local_inverse: Tensor) -> Tensor:
+    """Return the inverse field: what was applied last, the global map (B, 2, 3), is undone first."""
+    height, width = local_inverse.shape[-2:]
+    return compose(outer=local_inverse, inner=affine_to_dvf(_inverse_affine(matrix), (height, width)))
+
+
+def _inverse_affine(matrix: Tensor) -> Tensor:
+    """Return the inverse maps (B, 2, 3); not finite where a map is singular."""
+    linear = torch.linalg.inv_ex(matrix[..., :2]).inverse
+    # No matrix product, which autocast would compute in reduced precision.
+    translation = -(linear * matrix[..., None, :, 2]).sum(dim=-1, keepdim=True)
+    return torch.cat([linear, translation], dim=-1)

@@ -1,0 +1,476 @@
+"""Models as files: what is written comes back, what Keras wrote is understood, and nothing in a file is run."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from atlalign.cli import main
+from atlalign.data.dataset import RegistrationBatch
+from atlalign.errors import InputError
+from atlalign.geometry import warp
+from atlalign.keras_import import import_keras
+from atlalign.losses import RegistrationLoss
+from atlalign.models import load_model, merge_global_local, save_model
+from atlalign.networks import GlobalAffineNet, LocalUNet, MergedNet, Registration
+from atlalign.training.module import RegistrationModule
+
+SHAPE = (32, 48)
+LEAKY = 0.20000000298023224  # as Keras stores it
+
+
+def tiny_global() -> GlobalAffineNet:
+    return moved(GlobalAffineNet((2, 3), (4,), SHAPE))
+
+
+def tiny_local(compute_inv: bool = False) -> LocalUNet:
+    return moved(LocalUNet((2,), (3, 4), (5,), (6, 4), (3,), compute_inv=compute_inv))
+
+
+def moved(network: nn.Module) -> nn.Module:
+    """Move every parameter off its initial value, so that none that is lost goes unseen."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    return network
+
+
+def pair(shape: tuple[int, int] = SHAPE) -> tuple[Tensor, Tensor]:
+    return torch.rand(1, 1, *shape), torch.rand(1, 1, *shape)
+
+
+def assert_same(one: nn.Module, other: nn.Module, shape: tuple[int, int] = SHAPE) -> None:
+    images = pair(shape)
+    with torch.no_grad():
+        for a, b in zip(one(*images), other(*images), strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+NETWORKS = {
+    "global": tiny_global,
+    "local": tiny_local,
+    "local with inverse": lambda: tiny_local(compute_inv=True),
+    "merged": lambda: merge_global_local(tiny_global(), tiny_local(), expose_global=True),
+}
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+def test_a_saved_network_comes_back(make, separate, tmp_path):
+    network = make()
+    path = save_model(network, tmp_path / "new" / "model.pt", separate=separate)
+    loaded = load_model(path)
+    assert type(loaded) is type(network)
+    assert_same(network, loaded)
+    names = {p.name for p in path.iterdir()} if separate else {path.name}
+    assert names == ({"architecture.json", "weights.pt"} if separate else {"model.pt"})
+    assert {p.name for p in path.parent.iterdir()} == {"model.pt"}
+
+
+class Shift(nn.Module):
+    """A user's own network."""
+
+    def __init__(self, start_px: float) -> None:
+        super().__init__()
+        self.hyperparameters = {"start_px": start_px}
+        self.shift = nn.Parameter(torch.full((1, 2, 1, 1), start_px))
+
+    def forward(self, reference: Tensor, moving: Tensor) -> Registration:
+        dvf = self.shift.expand(len(moving), -1, *moving.shape[-2:])
+        return Registration(warp(moving, dvf), dvf)
+
+
+def test_a_network_of_the_user_loads_only_where_it_is_allowed(tmp_path):
+    path = save_model(Shift(1.5), tmp_path / "shift.pt")
+    with pytest.raises(InputError, match="Shift"):
+        load_model(path)
+    assert_same(load_model(path, allow=[f"{__name__}.Shift"]), Shift(1.5))
+    with pytest.raises(InputError, match="hyperparameters"):
+        save_model(nn.Linear(1, 1), path)
+
+
+class Malicious:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+def test_no_code_in_a_file_is_run(tmp_path):
+    trace, path = tmp_path / "ran", tmp_path / "model.pt"
+    torch.save({"state_dict": {}, "atlalign": Malicious(trace)}, path)
+    with pytest.raises(InputError, match="more than plain data"):
+        load_model(path)
+    architecture = {"_target_": "pathlib.Path.touch", "self": str(trace)}
+    torch.save({"state_dict": {}, "atlalign": {"architecture": architecture}}, path)
+    with pytest.raises(InputError, match=r"unknown network.*pathlib\.Path\.touch"):
+        load_model(path)
+    torch.save({"state_dict": {}, "atlalign": {"architecture": {"_target_": "atlalign.networks.nn"}}}, path)
+    with pytest.raises(InputError, match="unknown network"):
+        load_model(path)
+    assert not trace.exists()
+
+
+def test_what_is_no_model_says_so(tmp_path):
+    with pytest.raises(InputError, match="there is no model"):
+        load_model(tmp_path / "none.pt")
+    with pytest.raises(InputError, match=r"architecture\.json"):
+        load_model(tmp_path)
+    path = save_model(tiny_global(), tmp_path / "model.pt")
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match="is no model file"):
+        load_model(path)
+    torch.save({"weights": 1}, path)
+    with pytest.raises(InputError, match="expected a model file"):
+        load_model(path)
+    save_model(tiny_local(), tmp_path / "other", separate=True)
+    folder = save_model(tiny_global(), tmp_path / "folder", separate=True)
+    (tmp_path / "other" / "weights.pt").replace(folder / "weights.pt")
+    with pytest.raises(InputError, match="do not fit"):
+        load_model(folder)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = save_model(tiny_global(), tmp_path / "model.pt")
+    before = path.read_bytes()
+
+    def full_disk(content, place):
+        place.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        save_model(tiny_local(), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def module(network: nn.Module, **origin) -> RegistrationModule:
+    optimizer = partial(torch.optim.RMSprop, lr=1e-3)
+    return RegistrationModule(network, RegistrationLoss(dvf="mse"), optimizer=optimizer, origin=origin)
+
+
+def trainer(folder: Path, steps: int) -> pl.Trainer:
+    return pl.Trainer(
+        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
+
+
+def batches() -> DataLoader:
+    zeros = torch.zeros(1, dtype=torch.long)
+    batch = RegistrationBatch(
+        *pair(), torch.rand(1, 1, *SHAPE), torch.rand(1, 2, *SHAPE), None, zeros, zeros, zeros
+    )
+    return DataLoader([batch] * 4, batch_size=None)
+
+
+def test_training_goes_on_from_a_saved_training(tmp_path):
+    trained = module(tiny_local(), config={"loss": {"dvf": "mse"}, "model": {"_target_": "unused"}})
+    trainer(tmp_path, 4).fit(trained, batches(), batches())
+    path = save_model(trained, tmp_path / "model.pt")
+    assert_same(load_model(path), trained.network)
+    saved = torch.load(path, weights_only=True)
+    assert saved["atlalign"]["config"]["loss"] == {"dvf": "mse"}
+    assert saved["optimizer_states"][0]["state"][0]["step"] == 4
+    resumed = trainer(tmp_path, 8)
+    resumed.fit(module(tiny_local()), batches(), batches(), ckpt_path=str(path), weights_only=True)
+    assert resumed.global_step == 8
+    assert resumed.optimizers[0].state_dict()["state"][0]["step"] == 8
+
+
+def test_a_training_checkpoint_is_a_model_file(tmp_path):
+    network = tiny_global()
+    config = {"model": {"_target_": "atlalign.networks.GlobalAffineNet", **network.hyperparameters}}
+    trained = module(network, config=config)
+    run = trainer(tmp_path, 1)
+    run.fit(trained, batches(), batches())
+    run.save_checkpoint(tmp_path / "best.ckpt")
+    assert_same(load_model(tmp_path / "best.ckpt"), network)
+
+
+# --- Keras
+
+
+def keras_layer(kind: str, name: str, *inputs: str, **config) -> dict:
+    nodes = [[[source, 0, 0, {}] for source in inputs]] if inputs else []
+    return {"class_name": kind, "name": name, "config": {"name": name, **config}, "inbound_nodes": nodes}
+
+
+class KerasWriter:
+    """Describes networks of this package as the predecessor saved its own, without its code."""
+
+    def __init__(self) -> None:
+        self.layers: list[dict] = []
+        self.weights: dict[str, nn.Module] = {}
+        self.count = 0
+
+    def add(self, kind: str, *inputs: str, **config) -> str:
+        self.count += 1
+        name = config.pop("name", f"{kind.lower()}_{self.count}")
+        self.layers.append(keras_layer(kind, name, *inputs, **config))
+        return name
+
+    def conv(self, layer: nn.Conv2d, source: str, activation: str) -> str:
+        name = self.add(
+            "Conv2D", source, filters=layer.out_channels, kernel_size=[*layer.kernel_size], strides=[1, 1],
+            padding="same", data_format="channels_last", activation=activation, use_bias=True,
+        )  # fmt: skip
+        self.weights[name] = layer
+        return name
+
+    def pool(self, source: str) -> str:
+        return self.add("MaxPooling2D", source, pool_size=[2, 2], strides=[2, 2], padding="valid")
+
+    def add_global(self, network: GlobalAffineNet, slicing: str = "Lambda") -> tuple[str, str]:
+        height, width = network.image_shape
+        last = source = self.add("InputLayer", batch_input_shape=[None, height, width, 2])
+        for block in network.features:
+            last = self.pool(self.conv(block[2], self.conv(block[0], last, "relu"), "relu"))
+        last = self.add("Flatten", last, data_format="channels_last")
+        for dense in (*network.dense, network.to_affine):
+            last = self.add("Dense", last, units=dense.out_features, activation="linear", use_bias=True)
+            self.weights[last] = dense
+        field = self.add("Affine2DVF", self.add("Reshape", last, target_shape=[2, 3]), shape=[height, width])
+        moving = self.add(slicing, source, function=["bm8gY29kZQ==", None, None])
+        return source, self.add("BilinearInterpolation", moving, field)
+
+    def add_local(self, network: LocalUNet, nested: bool = False) -> str:
+        def leaky(convs, last: str) -> str:
+            for layer in convs:
+                if isinstance(layer, nn.Conv2d):
+                    last = self.add("LeakyReLU", self.conv(layer, last, "linear"), alpha=LEAKY)
+            return last
+
+        source = self.add("InputLayer", batch_input_shape=[None, 320, 456, 2])
+        last = self.add("Cropping2D", source, cropping=[[0, 0], [4, 4]], data_format="channels_last")
+        skips = [leaky(network.start, last)]
+        for down in network.down:
+            skips.append(leaky(down, self.pool(skips[-1])))
+        last = leaky(network.middle, skips.pop())
+        for up in network.up:
+            last = leaky(
+                up.before,
+                self.add("UpSampling2D", last, size=[2, 2], interpolation="nearest"),
+            )
+            last = leaky(up.after, self.add("Concatenate", last, skips.pop(), axis=3))
+        last = self.conv(network.to_dvf, leaky(network.end, last), "linear")
+        field = self.add("ZeroPadding2D", last, padding=[[0, 0], [4, 4]], data_format="channels_last")
+        if network.compute_inv and not nested:
+            inner = KerasWriter()
+            inner.add_local(network, nested=True)
+            swapped = self.add("InputLayer", batch_input_shape=[None, 320, 456, 2])
+            model = self.add("Functional", swapped, layers=inner.layers)
+            self.add("NoOp", model)
+        return field
+
+    @property
+    def json(self) -> str:
+        return json.dumps({"class_name": "Functional", "config": {"layers": self.layers}})
+
+    def write_weights(self, group: h5py.Group, nested: bool = False) -> None:
+        for name, layer in self.weights.items():
+            place = group if nested else group.create_group(name)
+            kernel = layer.weight.detach().numpy()
+            place[f"{name}/kernel:0"] = kernel.transpose(2, 3, 1, 0) if kernel.ndim == 4 else kernel.T
+            place[f"{name}/bias:0"] = layer.bias.detach().numpy()
+
+    def file(self, path: Path) -> Path:
+        with h5py.File(path, "w") as file:
+            file.attrs["model_config"] = self.json
+            self.write_weights(file.create_group("model_weights"))
+        return path
+
+    def folder(self, path: Path) -> Path:
+        path.mkdir()
+        (path / "net.json").write_text(json.dumps(self.json))
+        with h5py.File(path / "net.h5", "w") as file:
+            self.write_weights(file)
+        return path
+
+
+def keras_local(depth: int, compute_inv: bool = False) -> LocalUNet:
+    """Return a network of this depth, cropped as the predecessor cropped all of them."""
+    network = LocalUNet(
+        (2, 3), [3, 4, 2][:depth], (5,), [4, 2, 3][:depth], (3,), compute_inv=compute_inv, size_multiple=16
+    )
+    return moved(network)
+
+
+@pytest.mark.parametrize("slicing", ["ExtractMoving", "Lambda"])
+def test_import_of_a_global_network_with_any_filters(slicing, tmp_path):
+    network = moved(GlobalAffineNet((3, 2), (5, 4), SHAPE))
+    writer = KerasWriter()
+    writer.add_global(network, slicing)
+    assert_same(import_keras(writer.file(tmp_path / "net.h5")), network)
+    assert_same(import_keras(writer.folder(tmp_path / "net")), network)
+
+
+@pytest.mark.parametrize(("depth", "compute_inv"), [(1, False), (2, True), (3, False)])
+def test_import_of_a_local_network_with_any_filters(depth, compute_inv, tmp_path):
+    network = keras_local(depth, compute_inv)
+    writer = KerasWriter()
+    writer.add_local(network)
+    imported = import_keras(writer.folder(tmp_path / "net"))
+    assert_same(imported, network, (320, 456))
+    assert (imported(*pair((320, 456))).dvf[..., :4] == 0).all()  # the predecessor's margin
+
+
+def test_import_of_a_merged_network_whose_parts_share_names(tmp_path):
+    network = MergedNet(moved(GlobalAffineNet((2,), (), (320, 456))), keras_local(2))
+    local, writer = KerasWriter(), KerasWriter()
+    local.add_local(network.local_net)
+    source, registered = writer.add_global(network.global_net)
+    both = writer.add("Concatenate", writer.add("Lambda", source), registered, axis=-1)
+    inner = writer.add("Functional", both, name="model", layers=local.layers)
+    field = next(layer["name"] for layer in writer.layers if layer["class_name"] == "Affine2DVF")
+    assert set(local.weights) & set(writer.weights)
+    writer.add("DVFComposition", field, inner)
+    path = writer.file(tmp_path / "net.h5")
+    with h5py.File(path, "a") as file:
+        local.write_weights(file["model_weights"].create_group("model"), nested=True)
+    assert_same(import_keras(path), network, (320, 456))
+
+    writer.layers[-1]["inbound_nodes"][0].reverse()
+    with pytest.raises(InputError, match=r"dvfcomposition.*Affine2DVF outside"):
+        import_keras(writer.file(path))
+
+
+def changed(writer: KerasWriter, kind: str, **config) -> str:
+    layer = next(layer for layer in writer.layers if layer["class_name"] == kind)
+    layer["config"].update(config)
+    return str(layer["name"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "words"),
+    [
+        ("Conv2D", {"activation": "elu"}, "activation relu, found elu"),
+        ("Conv2D", {"kernel_size": [5, 5]}, r"kernel_size \[3, 3\], found \[5, 5\]"),
+        ("MaxPooling2D", {"pool_size": [3, 3]}, "pool_size"),
+        ("Dense", {"activation": "relu"}, "activation linear, found relu"),
+    ],
+)
+def test_another_architecture_names_the_layer(kind, config, words, tmp_path):
+    writer = KerasWriter()
+    writer.add_global(tiny_global())
+    name = changed(writer, kind, **config)
+    with pytest.raises(InputError, match=f"layer '{name}'.*{words}"):
+        import_keras(writer.file(tmp_path / "net.h5"))
+
+
+def test_foreign_layers_and_lambdas_are_refused(tmp_path):
+    writer = KerasWriter()
+    source, registered = writer.add_global(tiny_global())
+    writer.add("LSTM", source, name="memory")
+    with pytest.raises(InputError, match="layer 'memory' is a LSTM"):
+        import_keras(writer.file(tmp_path / "net.h5"))
+    writer.layers.pop()
+    writer.add("Lambda", registered, name="surprise")
+    with pytest.raises(InputError, match="layer 'surprise' is a Lambda that does more"):
+        import_keras(writer.file(tmp_path / "net.h5"))
+
+
+def test_a_skip_connection_from_elsewhere_is_refused(tmp_path):
+    writer = KerasWriter()
+    writer.add_local(keras_local(2))
+    join = next(layer for layer in writer.layers if layer["class_name"] == "Concatenate")
+    join["inbound_nodes"][0][1][0] = "elsewhere"
+    with pytest.raises(InputError, match=f"layer '{join['name']}'.*elsewhere"):
+        import_keras(writer.folder(tmp_path / "net"))
+
+
+def test_weights_that_do_not_fit_and_damaged_files(tmp_path):
+    writer = KerasWriter()
+    writer.add_global(tiny_global())
+    path = writer.file(tmp_path / "net.h5")
+    name = next(iter(writer.weights))
+    with h5py.File(path, "a") as file:
+        del file[f"model_weights/{name}/{name}/bias:0"]
+        file[f"model_weights/{name}/{name}/bias:0"] = np.zeros(7)
+    with pytest.raises(InputError, match=rf"layer '{name}': expected \(2,\), found \(7,\)"):
+        import_keras(path)
+    with h5py.File(path, "a") as file:
+        del file[f"model_weights/{name}"]
+    with pytest.raises(InputError, match=f"no complete Keras model.*{name}"):
+        import_keras(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(InputError, match="truncated"):
+        import_keras(path)
+    path.write_text("hello")
+    with pytest.raises(InputError, match="no Keras file"):
+        import_keras(path)
+    with pytest.raises(InputError, match="give the folder"):
+        import_keras(writer.folder(tmp_path / "net") / "net.h5")
+    (tmp_path / "net" / "net.json").unlink()
+    with pytest.raises(InputError, match=r"one \.json file in the folder, found 0"):
+        import_keras(tmp_path / "net")
+
+
+def test_real_networks_of_the_predecessor_agree(test_data):
+    """Measured agreement is 6e-5 px and 5e-5 in intensity; the merged one is wrong beyond the border itself."""
+    folder = test_data / "keras"
+    images = np.load(folder / "inputs.npz")
+    reference, moving = (
+        torch.from_numpy(images[key]).permute(0, 3, 1, 2) / 255 for key in ("ref_u8", "mov_u8")
+    )
+    merged = import_keras(folder / "merged.h5")
+    assert isinstance(merged, MergedNet)
+    inner: list[Tensor] = []
+    merged.local_net.register_forward_hook(lambda _, images, output: inner.append(output.dvf))
+    with torch.no_grad():
+        merged_dvf = merged(reference, moving).dvf
+        outputs = {
+            "global": import_keras(folder / "global.h5")(reference, moving),
+            "local": import_keras(folder / "local")(reference, moving),
+        }
+    for name, output in outputs.items():
+        expected = np.load(folder / f"{name}_expected.npz")
+        for key, found in zip(("img_registered", "dvf", "inv_dvf"), output, strict=True):
+            assert (found is None) == (key not in expected)
+            if found is not None:
+                assert np.abs(sampled(found) - expected[key]).max() < 1e-3, (name, key)
+    y, x = torch.meshgrid(torch.arange(320), torch.arange(456), indexing="ij")
+    target = torch.stack([x, y]) + inner[0]
+    inside = ((target >= 0) & (target <= torch.tensor([455, 319]).view(2, 1, 1))).all(1)[:, ::4, ::4].numpy()
+    assert inside.mean() > 0.95
+    error = np.abs(sampled(merged_dvf) - np.load(folder / "merged_expected.npz")["dvf"])
+    assert error[inside].max() < 1e-3
+
+
+def sampled(output: Tensor) -> np.ndarray:
+    return output[:, :, ::4, ::4].permute(0, 2, 3, 1).numpy()
+
+
+# --- The command line
+
+
+def test_import_and_merge_on_the_command_line(tmp_path, capsys):
+    first, second = moved(GlobalAffineNet((2,), (), (320, 456))), keras_local(2)
+    global_writer, local_writer = KerasWriter(), KerasWriter()
+    global_writer.add_global(first)
+    local_writer.add_local(second)
+    global_writer.file(tmp_path / "global.h5")
+    local_writer.folder(tmp_path / "local")
+    files = {name: str(tmp_path / f"{name}.pt") for name in ("global", "local", "merged")}
+    assert main(["import-keras", str(tmp_path / "global.h5"), "--out", files["global"]]) == 0
+    assert main(["import-keras", str(tmp_path / "local"), "--out", files["local"]]) == 0
+    assert main(["merge", files["global"], files["local"], "--out", files["merged"]]) == 0
+    assert "MergedNet" in capsys.readouterr().out
+    assert_same(load_model(files["merged"]), MergedNet(first, second), (320, 456))
+
+    assert main(["merge", files["local"], files["global"], "--out", files["merged"]]) == 1
+    assert "expected the global network first, got a LocalUNet" in capsys.readouterr().err
+    assert main(["import-keras", files["global"], "--out", str(tmp_path / "no.pt")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "no.pt").exists()
