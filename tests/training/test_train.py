@@ -226,3 +226,11 @@ def test_losses_named_by_target(configure, tmp_path):
     train(config)
     metrics = metrics_of(tmp_path / "run")
     assert metrics["val/loss/dvf"] == pytest.approx(metrics["val/vector_distance"] / 5, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+def test_a_compiled_network_trains_and_keeps_its_names(configure, tmp_path):
+    train(configure("compile=true"))
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert "network.start.0.weight" in state
