@@ -82,12 +82,14 @@ def _readable(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: {error}") from error
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no Keras file, or it is truncated: {error}") from error
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} is no complete Keras model: {error!r}") from error
 
 
 def _single(path: Path, suffix: str) -> Path:
     """Return `path` itself, or the only file with the suffix in a folder."""
+    if not path.exists():
+        raise InputError("there is no such file or folder")
     if not path.is_dir():
         return path
     found = sorted(path.glob(f"*.{suffix}"))

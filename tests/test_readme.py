@@ -13,8 +13,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from atlalign.cli import main as atlalign
 from atlalign.data import schema
 from atlalign.data.generate import generate
+from atlalign.models import save_model
+from atlalign.networks import GlobalAffineNet, LocalUNet
 from atlalign.training.run import train
 from tests.conftest import write_h5
+from tests.keras_writer import KerasWriter
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -160,6 +163,19 @@ def test_make_commands_exist():
 def test_validate_command(tmp_path, capsys):
     assert "`atlalign validate my.h5`" in README
     assert atlalign(["validate", str(write_h5(tmp_path / "my.h5"))]) == 0
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "atlalign"], ids=" ".join)
+def test_atlalign_commands(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network = GlobalAffineNet((2,), (), SHAPE)
+    writer = KerasWriter()
+    writer.add_global(network)
+    writer.file(tmp_path / "old_model.h5")
+    save_model(network, "global.pt")
+    save_model(LocalUNet((), (), (), (), ()), "local.pt")
+    assert atlalign(command[1:]) == 0
+    assert Path(command[command.index("--out") + 1]).exists()
 
 
 @pytest.mark.parametrize("code", [b for language, b in BLOCKS if language == "python"])

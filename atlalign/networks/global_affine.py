@@ -42,8 +42,8 @@ class GlobalAffineNet(nn.Module):
             )
         self.image_shape = (height, width)
         self.hyperparameters: dict[str, Any] = {
-            "filters": [*filters],
-            "dense_layers": [*dense_layers],
+            "filters": [int(n) for n in filters],
+            "dense_layers": [int(n) for n in dense_layers],
             "image_shape": [height, width],
         }
         self.features = nn.Sequential(

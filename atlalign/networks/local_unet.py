@@ -56,11 +56,11 @@ class LocalUNet(nn.Module):
         if self.size_multiple < reduction or self.size_multiple % reduction:
             raise ValueError(f"size_multiple: expected a multiple of {reduction}, got {size_multiple}")
         self.hyperparameters: dict[str, Any] = {
-            "start_filters": [*start_filters],
-            "downsample_filters": [*downsample_filters],
-            "middle_filters": [*middle_filters],
-            "upsample_filters": [*upsample_filters],
-            "end_filters": [*end_filters],
+            "start_filters": [int(n) for n in start_filters],
+            "downsample_filters": [int(n) for n in downsample_filters],
+            "middle_filters": [int(n) for n in middle_filters],
+            "upsample_filters": [int(n) for n in upsample_filters],
+            "end_filters": [int(n) for n in end_filters],
             "compute_inv": compute_inv,
             "size_multiple": self.size_multiple,
         }
