@@ -1,6 +1,7 @@
 """What a generated section is deformed by: one callable object for each option of `conf/deformation`."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -62,7 +63,7 @@ class Anchor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stretching:
+class Stretching(ABC):
     """Random points move by random displacements, radial basis functions in between.
 
     These have kinks at their centres, which no inverse on the same grid can follow: the overall field is blurred by a
@@ -98,8 +99,9 @@ class Stretching:
         overall = compose(before, factor * drawn)
         return _without_kinks(overall if self.anchor is None else self.anchor(overall))
 
+    @abstractmethod
     def _draw_points(self, image: Tensor, generator: torch.Generator) -> ControlPoints:
-        raise NotImplementedError
+        """Return what moves, and by how much."""
 
 
 @lru_cache(maxsize=2)
