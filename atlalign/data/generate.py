@@ -38,7 +38,7 @@ from atlalign.data import schema
 from atlalign.data.deformations import Deformation, RejectedError
 from atlalign.data.sources import Source, Start, warp_on_slide
 from atlalign.errors import InputError
-from atlalign.geometry import compose, identity_grid, invert, jacobian_determinant, warp
+from atlalign.geometry import compose, invert, jacobian_determinant, stays_inside, warp
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -187,19 +187,11 @@ def _folds(dvf: Tensor, max_corrupted_pixels: int) -> Tensor:
 
 def _largest_residual(outer: Tensor, inner: Tensor, outer_folds: Tensor, inner_folds: Tensor) -> float:
     """Return the largest |compose(outer, inner)| in pixels over points that stay inside, away from folds."""
-    counted = inside(inner)
+    counted = stays_inside(inner)
     if bool(outer_folds.any()) or bool(inner_folds.any()):
         counted &= ~(_near(inner_folds) | _landing_near(outer_folds, inner))
     squared = compose(outer, inner).square().sum(dim=1) * counted
     return float(squared.amax().sqrt())
-
-
-def inside(dvf: Tensor) -> Tensor:
-    """Return where (B, H, W) the point q + dvf(q) lies on the image."""
-    height, width = int(dvf.shape[-2]), int(dvf.shape[-1])
-    target = identity_grid((height, width), dvf.dtype, dvf.device) + dvf
-    x, y = target.unbind(1)
-    return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
 
 
 def _near(mask: Tensor, radius_px: int = 2) -> Tensor:
@@ -213,7 +205,7 @@ def _landing_near(mask: Tensor, dvf: Tensor) -> Tensor:
 
 def _difference(image: Tensor, start: Start, dvf: Tensor) -> float:
     """Return the mean |image − registered image| where both are seen."""
-    seen = inside(dvf) & inside(start.dvf)
+    seen = stays_inside(dvf) & stays_inside(start.dvf)
     difference = (image - registered_image(start)).abs()[:, 0]
     return float((difference * seen).sum() / seen.sum().clamp(min=1))
 

@@ -28,12 +28,12 @@ from atlalign.geometry import (
     compose,
     draw_affine_simple,
     draw_velocity,
-    identity_grid,
     integrate,
     invert,
     invert_affine,
     jacobian,
     resize,
+    stays_inside,
     warp,
 )
 
@@ -127,7 +127,7 @@ def _affine_smooth(drawn: Deformation, shape: tuple[int, int]) -> FieldPair:
     dvf, inverse = compose(affine.dvf, smooth.dvf), compose(smooth.inverse, affine.inverse)
     # Between pixels a steep inverse is not exact. Beyond the border only the composition knows the affine map.
     exact = invert(dvf, start=inverse, tolerance_px=_INVERSE_TOLERANCE_PX)
-    return FieldPair(dvf, torch.where(_lands_inside(inverse), exact, inverse))
+    return FieldPair(dvf, torch.where(stays_inside(inverse)[:, None], exact, inverse))
 
 
 DEFORMATIONS: dict[str, Callable[[Deformation, tuple[int, int]], FieldPair]] = {
@@ -135,14 +135,6 @@ DEFORMATIONS: dict[str, Callable[[Deformation, tuple[int, int]], FieldPair]] = {
     "affine": _affine,
     "affine_smooth": _affine_smooth,
 }
-
-
-def _lands_inside(dvf: Tensor) -> Tensor:
-    """Return where (B, 1, H, W) the point q + dvf(q) lies in the image."""
-    height, width = dvf.shape[-2:]
-    target = identity_grid((height, width), dvf.dtype, dvf.device) + dvf
-    limit = torch.tensor([width - 1, height - 1]).view(1, 2, 1, 1).to(dvf)
-    return ((target >= 0) & (target <= limit)).all(dim=1, keepdim=True)
 
 
 def _missing(dvf: Tensor, drawn: Deformation) -> Tensor:

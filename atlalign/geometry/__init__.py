@@ -12,6 +12,7 @@ from atlalign.geometry.dvf import (
     jacobian,
     jacobian_determinant,
     resize,
+    stays_inside,
     warp,
     warp_points,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "scale_affine",
     "scale_velocity",
     "smooth_field",
+    "stays_inside",
     "warp",
     "warp_points",
 ]

@@ -173,6 +173,14 @@ def _derivatives(dvf: Tensor) -> tuple[Tensor, Tensor]:
     return along_x, along_y
 
 
+def stays_inside(dvf: Tensor) -> Tensor:
+    """Return where (B, H, W) the point q + dvf(q) lies on the image; dvf is (B, 2, H, W) in pixels."""
+    _check_dvf(dvf)
+    height, width = _grid_shape(dvf)
+    x, y = (identity_grid((height, width), dvf.dtype, dvf.device) + dvf).unbind(1)
+    return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+
+
 def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
     """Return the field at time 1 of the stationary velocity field, by scaling and squaring.
 

@@ -55,15 +55,12 @@ class RegistrationModule(pl.LightningModule):
         output = self(batch.reference, batch.moving)
         return self._measure("train", output, batch)
 
-    def validation_step(  # type: ignore[override]  # Lightning hands the output to the callbacks
-        self, batch: RegistrationBatch, batch_idx: int
-    ) -> Registration:
+    def validation_step(self, batch: RegistrationBatch, batch_idx: int) -> None:
         """Measure a batch, and what doing nothing would have given."""
         output: Registration = self(batch.reference, batch.moving)
         self._measure("val", output, batch)
         identity = metrics.vector_distance(batch.dvf, torch.zeros_like(batch.dvf))
         self._log("val", {"identity/vector_distance": identity.mean()}, len(batch.dvf))
-        return output
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser and, where there is one, the schedule."""

@@ -22,13 +22,20 @@ from atlalign.data.generate import (
     UnfinishedError,
     figure_path,
     generate,
-    inside,
     registered_image,
     sample_generator,
 )
 from atlalign.data.sources import AnnotatedSource, Start, anchored_map, anchored_position_um
 from atlalign.errors import InputError
-from atlalign.geometry import AffineSimple, affine_simple, compose, jacobian_determinant, smooth_field, warp
+from atlalign.geometry import (
+    AffineSimple,
+    affine_simple,
+    compose,
+    jacobian_determinant,
+    smooth_field,
+    stays_inside,
+    warp,
+)
 from tests.conftest import write_h5
 
 ROOT = Path(__file__).parents[2]
@@ -130,7 +137,7 @@ def assert_true_labels(config, largest_difference: float = 0.01) -> None:
     recipe = module._build_recipe(config)
     dvf, inverse = fields(path)
     for outer, inner in ((dvf, inverse), (inverse, dvf)):
-        counted = inside(inner) & ~folds_near(dvf) & ~folds_near(inverse)
+        counted = stays_inside(inner) & ~folds_near(dvf) & ~folds_near(inverse)
         assert counted.float().mean() > 0.7
         assert (compose(outer, inner).norm(dim=1) * counted).max() < 0.1
     images = torch.from_numpy(stored(path)["img"]).float()[:, None] / 255
@@ -139,7 +146,7 @@ def assert_true_labels(config, largest_difference: float = 0.01) -> None:
         original = number // recipe.per_original
         start = recipe.source.start(original, sample_generator(recipe.seed, number))
         registered = registered_image(start)
-        seen = inside(dvf[place : place + 1]) & inside(start.dvf)
+        seen = stays_inside(dvf[place : place + 1]) & stays_inside(start.dvf)
         after = (warp(images[place : place + 1], dvf[place : place + 1]) - registered).abs()[0][seen]
         before = (images[place : place + 1] - registered).abs()[0][seen]
         assert after.mean() < largest_difference
