@@ -43,7 +43,14 @@ def atlas() -> Atlas:
         for i, w in enumerate(torch.linspace(0.4, 0.7, 10))
     ]
     template = torch.stack(planes).to(torch.uint8)
-    return Atlas(template=template, annotation=None, spacing_um=100.0, name="blobs", intensity_scale=255.0)
+    return Atlas(
+        template,
+        annotation=None,
+        spacing_um=100.0,
+        name="blobs",
+        intensity_scale=255.0,
+        pixel_um=(250.0, 250.0),
+    )
 
 
 def write_h5(path: Path, n: int = 6, shape: tuple[int, int] = SHAPE, **replace: np.ndarray | None) -> Path:

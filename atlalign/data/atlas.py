@@ -6,7 +6,7 @@ from the top of the brain.
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atlalign.data.images import resize_images
-from atlalign.data.phantom import EXTENT_MM, phantom_volume
+from atlalign.data.ontology import Ontology, Region, read_ontology
+from atlalign.data.phantom import EXTENT_MM, phantom_ontology, phantom_volume
 from atlalign.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ class Atlas:
         spacing_um: Distance of the planes along AP; plane i stands for positions from i · spacing to (i + 1) · spacing.
         name: For messages and reports.
         intensity_scale: What raw intensities were divided by to come to [0, 1].
+        pixel_um: Distance of the pixels of a plane along x (ML) and y (DV).
+        origin_um: Where the centre of a plane's first pixel lies along x and y: half a voxel of the original.
+        ontology: What the ids mean; None if that is not known.
     """
 
     template: Tensor
@@ -47,6 +51,9 @@ class Atlas:
     spacing_um: float
     name: str
     intensity_scale: float
+    pixel_um: tuple[float, float]
+    origin_um: tuple[float, float] = (0.0, 0.0)
+    ontology: Ontology | None = None
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -89,6 +96,23 @@ class Atlas:
             )
         return self.annotation[int(self.plane_index(position_um))][None]
 
+    def cut(self, position_um: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return template (1, H, W) in [0, 1] and region ids (1, H, W) on a plane that may be oblique.
+
+        Each pixel comes from the plane that its own position lies in, as `section` takes all of them from one; outside
+        of the atlas both are 0.
+
+        Args:
+            position_um: (H, W), in the working size.
+        """
+        height, width = self.image_shape
+        rows, columns = torch.arange(height)[:, None], torch.arange(width)
+        inside = (position_um >= 0) & (position_um <= self.extent_um)
+        plane = (position_um // self.spacing_um).long().clamp(0, len(self.template) - 1)
+        image = self.template[plane, rows, columns] * inside
+        labels = None if self.annotation is None else self.annotation[plane, rows, columns] * inside
+        return image[None].float() / 255, None if labels is None else labels[None]
+
 
 def phantom_atlas(
     *,
@@ -115,17 +139,27 @@ def phantom_atlas(
         raise InputError(f"spacing_um: expected a divisor of {extent_um:g}, got {spacing_um:g}")
     template, labels = phantom_volume(shape=(planes, *shape), seed=seed)
     annotation = torch.from_numpy(labels).int() if with_annotation else None
-    return Atlas(torch.from_numpy(template), annotation, spacing_um, "phantom", 255.0)
+    height_um, width_um = EXTENT_MM[1] * 1000, EXTENT_MM[2] * 1000
+    return Atlas(
+        torch.from_numpy(template),
+        annotation,
+        spacing_um,
+        "phantom",
+        255.0,
+        pixel_um=(width_um / (shape[1] - 1), height_um / (shape[0] - 1)),
+        ontology=phantom_ontology(),
+    )
 
 
 def file_atlas(
     path: str | Path,
     *,
-    image_shape: tuple[int, int],
+    image_shape: tuple[int, int] | None = None,
     template: str = "template",
     annotation: str = _ANNOTATION,
     spacing_um: float = 25.0,
     annotation_path: str | Path | None = None,
+    ontology_path: str | Path | None = None,
     axes: str = "AP,DV,ML",
     with_annotation: bool = True,
 ) -> Atlas:
@@ -137,11 +171,12 @@ def file_atlas(
 
     Args:
         path: The file.
-        image_shape: (H, W) of the planes to return.
+        image_shape: (H, W) of the planes to return; None keeps the file's own.
         template: The dataset's name in an h5 file.
         annotation: The dataset's name in an h5 file; under its default name it may be missing.
-        spacing_um: Distance of the planes along AP.
+        spacing_um: The size of the file's voxels, which are cubes.
         annotation_path: A file of ids with the template's axes; in an h5 file, the dataset `annotation`.
+        ontology_path: A table of the regions, see `atlalign.data.ontology.read_ontology`.
         axes: The file's own order of axes. That is the order of the sizes in the header of .nrrd, .nii and .mha (ITK's
             arrays have it reversed); pages, rows, columns in .tif; the array's order in .h5 and .npy.
         with_annotation: Whether to load the ids.
@@ -151,6 +186,7 @@ def file_atlas(
     """
     path = Path(path).expanduser()
     order = _axes_order(axes)
+    ontology = None if ontology_path is None else read_ontology(ontology_path)
     with ExitStack() as files:
         volume = _open(path, template, order, files)
         ids = None
@@ -158,16 +194,23 @@ def file_atlas(
             ids = _open(Path(annotation_path).expanduser(), annotation, order, files)
         elif with_annotation and (annotation != _ANNOTATION or _has_dataset(path, annotation)):
             ids = _open(path, annotation, order, files)
-        return _assemble(volume, ids, image_shape=image_shape, spacing_um=spacing_um, name=path.stem)
+        return _assemble(
+            volume,
+            ids,
+            image_shape=image_shape,
+            spacing_um=spacing_um,
+            name=path.stem,
+            ontology=ontology,
+        )
 
 
 def allen_atlas(
-    *, image_shape: tuple[int, int], resolution_um: int = 25, with_annotation: bool = True
+    *, image_shape: tuple[int, int] | None = None, resolution_um: int = 25, with_annotation: bool = True
 ) -> Atlas:
     """Return the Allen CCFv3 as packaged by BrainGlobe, which downloads it at its first use (optional extra `allen`).
 
     Args:
-        image_shape: (H, W).
+        image_shape: (H, W) of the planes to return; None keeps the atlas's own.
         resolution_um: 10, 25, 50 or 100.
         with_annotation: Whether to load the region ids.
 
@@ -177,13 +220,14 @@ def allen_atlas(
     if resolution_um not in (10, 25, 50, 100):
         raise InputError(f"resolution_um: expected 10, 25, 50 or 100, got {resolution_um}")
     name = f"allen_mouse_{resolution_um}um"
-    template, annotation = _fetch(name, with_annotation=with_annotation)
+    template, annotation, ontology = _fetch(name, with_annotation=with_annotation)
     return _assemble(
         _Volume(template, f"{name} template"),
         None if annotation is None else _Volume(annotation, f"{name} annotation"),
         image_shape=image_shape,
         spacing_um=float(resolution_um),
         name=name,
+        ontology=ontology,
     )
 
 
@@ -228,11 +272,13 @@ def _assemble(
     template: _Volume,
     annotation: _Volume | None,
     *,
-    image_shape: tuple[int, int],
+    image_shape: tuple[int, int] | None,
     spacing_um: float,
     name: str,
+    ontology: Ontology | None,
 ) -> Atlas:
-    shape = _check_image_shape(image_shape)
+    _, *own_shape = template.array.shape
+    shape = _check_image_shape(own_shape if image_shape is None else image_shape)
     if not spacing_um > 0:
         raise InputError(f"spacing_um: expected more than 0, got {spacing_um:g}")
     if annotation is not None and annotation.array.shape != template.array.shape:
@@ -242,7 +288,19 @@ def _assemble(
         )
     ids = None if annotation is None else _load_annotation(annotation, shape)
     grey, scale = _load_template(template, shape)
-    return Atlas(grey, ids, spacing_um, name, scale)
+    # Corners are aligned: the distance of the outermost pixels' centres stays what it was.
+    along_y, along_x = ((own - 1) / (new - 1) * spacing_um for own, new in zip(own_shape, shape, strict=True))
+    half = spacing_um / 2
+    return Atlas(
+        grey,
+        ids,
+        spacing_um,
+        name,
+        scale,
+        pixel_um=(along_x, along_y),
+        origin_um=(half, half),
+        ontology=ontology,
+    )
 
 
 def _load_template(volume: _Volume, shape: tuple[int, int]) -> tuple[Tensor, float]:
@@ -324,12 +382,12 @@ def _signed(ids: NDArray[Any]) -> NDArray[Any]:
     return ids.astype(np.int32 if fits else np.int64, copy=False)
 
 
-def _check_image_shape(image_shape: tuple[int, int]) -> tuple[int, int]:
+def _check_image_shape(image_shape: Sequence[int]) -> tuple[int, int]:
     # A config hands over its own kind of list.
     shape = tuple(image_shape)
     if len(shape) != 2 or min(shape) < 2:
         raise InputError(f"image_shape: expected (H, W) of at least (2, 2), got {shape}")
-    return shape
+    return shape[0], shape[1]
 
 
 def _axes_order(axes: str) -> tuple[int, ...]:
@@ -408,8 +466,8 @@ _READERS: dict[str, Callable[[Path, str, ExitStack], _Array]] = {
 }
 
 
-def _fetch(name: str, *, with_annotation: bool) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Return template and annotation through BrainGlobe, which keeps what it downloads in ~/.brainglobe."""
+def _fetch(name: str, *, with_annotation: bool) -> tuple[NDArray[Any], NDArray[Any] | None, Ontology]:
+    """Return template, annotation and ontology through BrainGlobe, which keeps its downloads in ~/.brainglobe."""
     try:
         from brainglobe_atlasapi import BrainGlobeAtlas
     except ImportError as error:
@@ -421,10 +479,17 @@ def _fetch(name: str, *, with_annotation: bool) -> tuple[NDArray[Any], NDArray[A
         atlas = BrainGlobeAtlas(name, check_latest=False)
         # Version 3 renamed it.
         template = atlas.template if hasattr(type(atlas), "template") else atlas.reference
-        return template, atlas.annotation if with_annotation else None
+        ontology = Ontology(_brainglobe_region(entry) for entry in atlas.structures.values())
+        return template, atlas.annotation if with_annotation else None, ontology
     except Exception as error:  # each of its network libraries has exceptions of its own
         raise InputError(
             f"{name}: neither on this machine nor to be downloaded ({error}). Fetch average_template and annotation "
             "(.nrrd) from download.alleninstitute.org by hand, then: "
             "atlas=file atlas.path=TEMPLATE atlas.annotation_path=ANNOTATION"
         ) from error
+
+
+def _brainglobe_region(entry: Mapping[str, Any]) -> Region:
+    red, green, blue = entry["rgb_triplet"]
+    path = tuple(int(part) for part in entry["structure_id_path"])
+    return Region(int(entry["id"]), entry["acronym"], entry["name"], path, (int(red), int(green), int(blue)))

@@ -7,6 +7,7 @@ right. The numbers are drawn by hand, roughly as a mouse brain looks: no atlas's
 measured on it.
 """
 
+import colorsys
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from atlalign.data.ontology import Ontology, Region
 from atlalign.errors import InputError
 
 EXTENT_MM = (13.2, 8.0, 11.4)
@@ -47,6 +49,19 @@ PHANTOM_REGIONS: dict[int, str] = {
     23: "fourth ventricle",
 }
 """The names of the labels; 0 is the background."""
+
+_PARTS: tuple[tuple[str, str, dict[int, str]], ...] = (
+    ("OB", "olfactory bulb", {1: "OBo", 2: "OBg"}),
+    ("CTX", "cortex", {3: "L1", 4: "L2-4", 5: "L5-6"}),
+    ("WM", "white matter", {6: "wm", 10: "aco", 21: "cbw"}),
+    ("BF", "basal forebrain", {7: "VF", 8: "CP", 9: "SEP"}),
+    ("VS", "ventricles", {11: "VL", 12: "V3", 18: "AQ", 23: "V4"}),
+    ("HPF", "hippocampal formation", {13: "HIP", 14: "DG"}),
+    ("IB", "interbrain", {15: "TH", 16: "HY"}),
+    ("BS", "brain stem", {17: "MB", 22: "P-MY"}),
+    ("CB", "cerebellum", {19: "CBm", 20: "CBg"}),
+)
+_ROOT_ID = 100  # the parts have the numbers after it
 
 VENTRICLES = (11, 12, 18, 23)
 """The labels of the cavities, which are dark in the template."""
@@ -295,6 +310,24 @@ _SHAPES: dict[str, _Shape] = {
 _EDGE_MM = 0.06  # Width of the ramps of brightness at outlines and between layers.
 _BEND_MM = 0.04  # Largest amplitude of one of the waves that bend the grid, four along each axis.
 _TEXTURE = ((1.6, 0.05), (0.45, 0.05), (0.12, 0.05))  # (cell in mm, relative amplitude) of each octave.
+
+
+def phantom_ontology() -> Ontology:
+    """Return the phantom's regions as a tree: the brain, its parts, and `PHANTOM_REGIONS`."""
+    regions = [Region(_ROOT_ID, "root", "brain", (_ROOT_ID,), (255, 255, 255))]
+    for part_id, (acronym, name, members) in enumerate(_PARTS, _ROOT_ID + 1):
+        path = (_ROOT_ID, part_id)
+        hue = (part_id - _ROOT_ID) / (len(_PARTS) + 1)
+        regions.append(Region(part_id, acronym, name, path, _color(hue, 0.4)))
+        for place, (region_id, short) in enumerate(members.items(), 1):
+            color = _color(hue, 0.4 + 0.6 * place / len(members))
+            regions.append(Region(region_id, short, PHANTOM_REGIONS[region_id], (*path, region_id), color))
+    return Ontology(regions)
+
+
+def _color(hue: float, saturation: float) -> tuple[int, int, int]:
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, 0.95)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def phantom_volume(*, shape: tuple[int, int, int], seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -14,6 +14,7 @@ from atlalign.data import atlas as atlas_module
 from atlalign.data.atlas import Atlas, allen_atlas, file_atlas, phantom_atlas
 from atlalign.data.images import resize_images
 from atlalign.data.phantom import PHANTOM_REGIONS
+from atlalign.data.ontology import Region
 from atlalign.errors import InputError
 
 SHAPE = (5, 6, 8)
@@ -41,7 +42,7 @@ class TestAtlas:
     def allen_like(self):
         template = torch.arange(528, dtype=torch.int64).remainder(256).to(torch.uint8)
         annotation = torch.arange(528)[:, None, None].expand(528, 2, 2)
-        return Atlas(template[:, None, None].expand(528, 2, 2), annotation, 25.0, "a", 255.0)
+        return Atlas(template[:, None, None].expand(528, 2, 2), annotation, 25.0, "a", 255.0, (25.0, 25.0))
 
     @pytest.mark.parametrize(
         ("position", "index"),
@@ -68,9 +69,35 @@ class TestAtlas:
         assert allen_like.section(25)[0, 0, 0] == pytest.approx(1 / 255)
 
     def test_labels_need_an_annotation(self, allen_like):
-        without = Atlas(allen_like.template, None, 25.0, "bare", 255.0)
+        without = Atlas(allen_like.template, None, 25.0, "bare", 255.0, (25.0, 25.0))
         with pytest.raises(InputError, match="'bare' holds no annotation"):
             without.labels(0)
+
+    def test_a_flat_cut_is_the_section(self, tmp_path):
+        raw = random_volume()
+        atlas = load(tmp_path, raw, annotation=random_volume(np.uint32))
+        for position in (0, 30, atlas.extent_um):
+            image, labels = atlas.cut(torch.full(raw.shape[1:], position))
+            assert torch.equal(image, atlas.section(position))
+            assert torch.equal(labels, atlas.labels(position))
+
+    def test_an_oblique_cut_takes_each_pixel_from_its_own_plane_and_nothing_outside(self, allen_like):
+        position = torch.tensor([[-1.0, 25.0 * 255], [13200.0, 13201.0]])
+        image, labels = allen_like.cut(position)
+        assert labels.tolist() == [[[0, 255], [527, 0]]]
+        assert (image * 255).tolist() == [[[0, 255], [527 - 2 * 256, 0]]]
+
+    def test_planes_know_their_scale(self, tmp_path):
+        raw = random_volume()  # (n, 6, 8)
+        write_h5(tmp_path / "a.h5", template=raw)
+        own = file_atlas(tmp_path / "a.h5", spacing_um=10)
+        assert own.image_shape == raw.shape[1:]
+        assert own.pixel_um == (10, 10)
+        twice = file_atlas(tmp_path / "a.h5", image_shape=(11, 15), spacing_um=10)
+        assert twice.pixel_um == (5, 5)
+        assert own.origin_um == twice.origin_um == (5, 5)
+        phantom = phantom_atlas(image_shape=(17, 39), spacing_um=6600)
+        assert phantom.pixel_um == (11400 / 38, 8000 / 16)
 
 
 class TestIntensities:
@@ -367,6 +394,15 @@ class StandIn:
         assert not check_latest
         self.reference = random_volume(np.uint16)
         self.annotation = random_volume(np.uint32) + 614454000
+        self.structures = {
+            997: {
+                "id": 997,
+                "acronym": "root",
+                "name": "all of it",
+                "structure_id_path": [997],
+                "rgb_triplet": [255, 255, 254],
+            }
+        }
 
 
 class StandIn3(StandIn):
@@ -394,6 +430,8 @@ class TestAllenAtlas:
         assert np.abs(atlas.template.numpy() - (raw / atlas.intensity_scale * 255).clip(0, 255)).max() < 0.501
         assert (atlas.annotation.numpy() == random_volume(np.int64) + 614454000).all()
         assert (atlas.spacing_um, atlas.name) == (50, "allen_mouse_50um")
+        assert atlas.ontology is not None
+        assert list(atlas.ontology) == [Region(997, "root", "all of it", (997,), (255, 255, 254))]
         assert allen_atlas(image_shape=(6, 8), with_annotation=False).annotation is None
 
     def test_offline_it_says_what_to_do(self, brainglobe):

@@ -1,0 +1,119 @@
+"""The regions of an atlas: what its ids are called, and which region is part of which."""
+
+import csv
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlalign.errors import InputError
+
+
+class Region(NamedTuple):
+    """One region.
+
+    Attributes:
+        id: Its number in annotations.
+        acronym: Short name.
+        name: Full name.
+        path: The ids from the root down to the region itself.
+        color: (r, g, b), each 0 to 255.
+    """
+
+    id: int
+    acronym: str
+    name: str
+    path: tuple[int, ...]
+    color: tuple[int, int, int]
+
+    @property
+    def depth(self) -> int:
+        """How many regions it is part of; 0 for the root."""
+        return len(self.path) - 1
+
+
+class Ontology:
+    """The tree of regions.
+
+    Args:
+        regions: Each with the ids of all that it is part of.
+
+    Raises:
+        InputError: If two regions share an id, or a path does not end in the region itself.
+    """
+
+    def __init__(self, regions: Iterable[Region]) -> None:
+        self._regions: dict[int, Region] = {}
+        for region in regions:
+            if region.id in self._regions:
+                raise InputError(f"ontology: expected each id once, found {region.id} twice")
+            if not region.path or region.path[-1] != region.id:
+                raise InputError(
+                    f"ontology: expected the path of {region.id} to end in it, got {region.path}"
+                )
+            self._regions[region.id] = region
+
+    def __getitem__(self, region_id: int) -> Region:
+        return self._regions[int(region_id)]
+
+    def __contains__(self, region_id: object) -> bool:
+        return region_id in self._regions
+
+    def __iter__(self) -> Iterator[Region]:
+        return iter(self._regions.values())
+
+    def __len__(self) -> int:
+        return len(self._regions)
+
+    @property
+    def depth(self) -> int:
+        """The depth of the deepest region; the root's is 0."""
+        return max((region.depth for region in self), default=0)
+
+    def at_depth(self, labels: NDArray[Any], depth: int) -> NDArray[Any]:
+        """Return labels, of any shape, with each region replaced by the one at `depth` that it is part of.
+
+        What lies less deep stays, and so do 0 and ids that are not in the ontology.
+        """
+        found, place = np.unique(labels, return_inverse=True)
+        ancestors = [self._ancestor(int(label), depth) for label in found]
+        return np.array(ancestors, dtype=labels.dtype)[place].reshape(labels.shape)
+
+    def _ancestor(self, label: int, depth: int) -> int:
+        region = self._regions.get(label)
+        return label if region is None or region.depth < depth else region.path[depth]
+
+
+def read_ontology(path: str | Path) -> Ontology:
+    """Return the ontology in a CSV file with the columns of the Allen Institute's structure tree.
+
+    Those are id, acronym, structure_id_path (`/997/8/567/`), color_hex_triplet, and safe_name or name.
+
+    Raises:
+        InputError: If the file cannot be read, a column is missing, or a row is malformed.
+    """
+    path = Path(path).expanduser()
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    name = "safe_name" if "safe_name" in columns else "name"
+    needed = ("id", "acronym", name, "structure_id_path", "color_hex_triplet")
+    missing = [column for column in needed if column not in columns]
+    if missing or not rows:
+        raise InputError(f"{path}: expected regions with the columns {', '.join(needed)}, found {columns}")
+    try:
+        return Ontology(_region(row, name) for row in rows)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _region(row: dict[str, str], name: str) -> Region:
+    red, green, blue = bytes.fromhex(row["color_hex_triplet"].zfill(6))
+    path = tuple(int(part) for part in row["structure_id_path"].strip("/").split("/"))
+    return Region(int(row["id"]), row["acronym"], row[name], path, (red, green, blue))

@@ -1,0 +1,84 @@
+"""The tree of regions, on one small enough to read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from atlalign.data.ontology import Ontology, Region, read_ontology
+from atlalign.data.phantom import PHANTOM_REGIONS, phantom_ontology
+from atlalign.errors import InputError
+
+BRAIN = [
+    Region(997, "root", "root", (997,), (255, 255, 255)),
+    Region(8, "grey", "grey matter", (997, 8), (191, 218, 227)),
+    Region(567, "CH", "cerebrum", (997, 8, 567), (176, 240, 255)),
+    Region(614454277, "SU", "supraoculomotor nucleus", (997, 614454277), (1, 2, 3)),
+]
+TABLE = """id,name,acronym,structure_id_path,color_hex_triplet,safe_name
+997,root,root,/997/,FFFFFF,root
+8,"grey, matter",grey,/997/8/,BFDAE3,grey matter
+567,x,CH,/997/8/567/,B0F0FF,cerebrum
+614454277,x,SU,/997/614454277/,10203,supraoculomotor nucleus
+"""
+
+
+def test_a_table_is_read_as_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "tree.csv").write_text(TABLE)
+    assert list(read_ontology(tmp_path / "tree.csv")) == BRAIN
+
+
+def test_labels_go_up_the_tree_and_no_further_than_they_are() -> None:
+    ontology = Ontology(BRAIN)
+    labels = np.array([[0, 567, 8], [997, 614454277, 5]], dtype=np.uint32)
+    assert ontology.at_depth(labels, 1).tolist() == [[0, 8, 8], [997, 614454277, 5]]
+    assert ontology.at_depth(labels, 0).tolist() == [[0, 997, 997], [997, 997, 5]]
+    assert (ontology.at_depth(labels, ontology.depth) == labels).all()
+    assert ontology.at_depth(labels, 1).dtype == np.uint32
+
+
+def test_regions_know_their_depth() -> None:
+    ontology = Ontology(BRAIN)
+    assert ontology.depth == 2
+    assert [region.depth for region in ontology] == [0, 1, 2, 1]
+    assert 8 in ontology
+    assert 9 not in ontology
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ("", "expected regions with the columns"),
+        (TABLE.replace("acronym", "short"), "expected regions with the columns"),
+        (TABLE.replace("567,x", "8,x"), "expected each id once, found 8 twice|to end in it"),
+        (TABLE.replace("FFFFFF", "white!"), "hex"),
+        (TABLE.replace("/997/8/567/", "/997/x/"), "invalid literal"),
+    ],
+)
+def test_a_bad_table_is_named(tmp_path: Path, table: str, sentence: str) -> None:
+    (tmp_path / "tree.csv").write_text(table)
+    with pytest.raises(InputError, match=sentence):
+        read_ontology(tmp_path / "tree.csv")
+
+
+def test_a_missing_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no\.csv: cannot be read"):
+        read_ontology(tmp_path / "no.csv")
+
+
+def test_the_phantom_has_an_ontology_of_all_its_regions() -> None:
+    ontology = phantom_ontology()
+    assert {region.id: region.name for region in ontology if region.id in PHANTOM_REGIONS} == PHANTOM_REGIONS
+    assert all(part in ontology for region in ontology for part in region.path)
+    assert len({region.acronym for region in ontology}) == len(ontology)
+
+
+def test_the_real_ontology_names_every_region_of_the_real_atlas(test_data: Path) -> None:
+    import h5py
+
+    ontology = read_ontology(test_data / "structure_tree_safe_2017.csv")
+    with h5py.File(test_data / "allen_ccf_25um.h5") as file:
+        found = np.unique(file["annotation"][::8])
+    assert ontology[997].name == "root"
+    missing = [int(region) for region in found if region and int(region) not in ontology]
+    assert not missing
