@@ -67,11 +67,11 @@ def _add_import_keras(commands: "argparse._SubParsersAction[argparse.ArgumentPar
 
 
 def _import_keras(options: argparse.Namespace) -> None:
-    from atlalign.keras_import import import_keras
+    from atlalign.keras_import import ORIGIN, import_keras
     from atlalign.models import save_model
 
     network = import_keras(options.path)
-    save_model(network, options.out)
+    save_model(network, options.out, origin=ORIGIN)
     print(f"{options.out}: {type(network).__name__}")
 
 
@@ -88,8 +88,9 @@ def _add_merge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _merge(options: argparse.Namespace) -> None:
-    from atlalign.models import load_model, merge_global_local, save_model
+    from atlalign.models import common_origin, merge_global_local, read_origin, save_model
 
-    merged = merge_global_local(load_model(options.global_path), load_model(options.local_path))
-    save_model(merged, options.out)
+    merged = merge_global_local(options.global_path, options.local_path)
+    origin = common_origin(read_origin(options.global_path), read_origin(options.local_path))
+    save_model(merged, options.out, origin=origin)
     print(f"{options.out}: {type(merged).__name__}")

@@ -17,9 +17,11 @@ import torch
 from torch import nn
 
 from atlalign.errors import InputError
+from atlalign.models import ModelOrigin
 from atlalign.networks import GlobalAffineNet, LocalUNet, MergedNet
 
 _SHAPE = [320, 456]  # the predecessor's local network takes no other images
+ORIGIN = ModelOrigin(intensity_scale=255.0, image_shape=(320, 456))
 _CROPPED_TO_MULTIPLES_OF = 16
 _TRUNK = {
     "InputLayer", "Conv2D", "LeakyReLU", "MaxPooling2D", "UpSampling2D", "Concatenate", "Cropping2D", "ZeroPadding2D",

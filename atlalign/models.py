@@ -8,29 +8,47 @@ loaded, and what `save_model` wrote of a training can be resumed.
 import json
 import os
 from collections.abc import Callable, Collection, Mapping
-from importlib import import_module
+from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from atlalign import __version__, networks
-from atlalign.errors import InputError, unknown_name
-from atlalign.networks import GlobalAffineNet, LocalUNet, MergedNet
+from atlalign import __version__
+from atlalign.errors import InputError
+from atlalign.networks import GlobalAffineNet, MergedNet
+from atlalign.networks.architecture import construct, describe
 
 if TYPE_CHECKING:
     from atlalign.training.module import RegistrationModule
 
-__all__ = ["load_model", "merge_global_local", "save_model"]
+__all__ = ["ModelOrigin", "common_origin", "load_model", "merge_global_local", "read_origin", "save_model"]
 
-_NETWORKS: dict[str, type[nn.Module]] = {
-    f"{networks.__name__}.{cls.__name__}": cls for cls in (GlobalAffineNet, LocalUNet, MergedNet)
-}
 _PREFIX = "network."
+_Value = TypeVar("_Value")
 
 
-def save_model(model: nn.Module, path: str | Path, *, separate: bool = False) -> Path:
+class ModelOrigin(NamedTuple):
+    """What a model file tells of its network besides architecture and weights; None and empty where not known.
+
+    Attributes:
+        intensity_scale: The atlas' value that stood for 1 in the reference images of the training.
+        image_shape: (H, W) of the images that the network takes or was trained on.
+        version: The version of atlalign that wrote the file.
+        config: The resolved configuration of the training.
+    """
+
+    intensity_scale: float | None = None
+    image_shape: tuple[int, int] | None = None
+    version: str | None = None
+    config: Mapping[str, Any] = MappingProxyType({})
+
+
+def save_model(
+    model: nn.Module, path: str | Path, *, separate: bool = False, origin: ModelOrigin | None = None
+) -> Path:
     """Write a network to `path` and return it.
 
     A `RegistrationModule` that has trained is written with its configuration and the optimiser's state, from which
@@ -39,7 +57,8 @@ def save_model(model: nn.Module, path: str | Path, *, separate: bool = False) ->
     Args:
         model: A network with the attribute `hyperparameters` (its constructor's arguments), or a `RegistrationModule`.
         path: The file, written under a temporary name first; what was there is replaced.
-        separate: Write a folder of `architecture.json` and `weights.pt` instead, without anything of the training.
+        separate: Write a folder of `architecture.json` and `weights.pt` instead, without optimiser and configuration.
+        origin: What is known of the network, as `read_origin` returns it; a `RegistrationModule` knows it itself.
 
     Raises:
         InputError: If the network cannot say its hyperparameters.
@@ -47,14 +66,17 @@ def save_model(model: nn.Module, path: str | Path, *, separate: bool = False) ->
     from atlalign.training.module import RegistrationModule
 
     path = Path(path)
-    network = model.network if isinstance(model, RegistrationModule) else model
-    architecture = _architecture(network)
-    if separate:
-        _save_folder(network, architecture, path)
-    elif isinstance(model, RegistrationModule):
-        _save_training(model, architecture, path)
+    if isinstance(model, RegistrationModule):
+        network, origin = model.network, _origin(model.origin)
     else:
-        _save_network(network, {"architecture": architecture}, path)
+        network, origin = model, origin or ModelOrigin()
+    known = _known(network, origin)
+    if separate:
+        _save_folder(network, known, path)
+    elif isinstance(model, RegistrationModule) and _has_trained(model):
+        _write(path, lambda temporary: model.trainer.save_checkpoint(temporary, weights_only=False))
+    else:
+        _save_network(network, {**known, "config": dict(origin.config)}, path)
     return path
 
 
@@ -69,9 +91,9 @@ def load_model(path: str | Path, *, allow: Collection[str] = ()) -> nn.Module:
         InputError: If there is no such file, it holds more than plain data, or names a class that is not allowed.
     """
     path = Path(path)
-    architecture, weights = _read_folder(path) if path.is_dir() else _read_file(path)
+    known, weights = _read(path)
     try:
-        network = _build(architecture, allow)
+        network = construct(_architecture(known), allow)
         network.load_state_dict(weights)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -80,84 +102,99 @@ def load_model(path: str | Path, *, allow: Collection[str] = ()) -> nn.Module:
     return network.eval()
 
 
-def merge_global_local(global_: nn.Module, local: nn.Module, *, expose_global: bool = False) -> MergedNet:
-    """Return one network that registers globally, then locally; it shares the weights with both.
+def read_origin(path: str | Path) -> ModelOrigin:
+    """Return what a model file, a folder or a training checkpoint tells of its network's training.
+
+    Raises:
+        InputError: If there is no such file, or it is none of these.
+    """
+    known, _ = _read(Path(path))
+    return _origin(known)
+
+
+def merge_global_local(
+    global_: nn.Module | str | Path, local: nn.Module | str | Path, *, expose_global: bool = False
+) -> MergedNet:
+    """Return one network that registers globally, then locally; it shares the weights with networks given.
 
     Args:
-        global_: Predicts the affine map.
-        local: Predicts what is left.
+        global_: Predicts the affine map: a network, or a model file, folder or checkpoint.
+        local: Predicts what is left: the same.
         expose_global: Return the globally registered image and the global field as well.
 
     Raises:
-        InputError: If the first is no `GlobalAffineNet`.
+        InputError: If the first is no `GlobalAffineNet`, or a file cannot be loaded.
     """
-    if not isinstance(global_, GlobalAffineNet):
-        raise InputError(f"merge: expected the global network first, got a {type(global_).__name__}")
-    return MergedNet(global_, local, expose_global=expose_global)
+    global_net, local_net = (
+        part if isinstance(part, nn.Module) else load_model(part) for part in (global_, local)
+    )
+    if not isinstance(global_net, GlobalAffineNet):
+        raise InputError(f"merge: expected the global network first, got a {type(global_net).__name__}")
+    return MergedNet(global_net, local_net, expose_global=expose_global)
 
 
-def _architecture(network: nn.Module) -> dict[str, Any]:
-    """Return `_target_` and the constructor's arguments, those of its parts nested."""
-    cls = type(network)
-    hyperparameters = getattr(network, "hyperparameters", None)
-    if not isinstance(hyperparameters, Mapping):
-        raise InputError(
-            f"{cls.__name__} cannot be saved: expected an attribute `hyperparameters`, a dict of the constructor's "
-            "arguments"
-        )
-    known = [name for name, of_package in _NETWORKS.items() if of_package is cls]
-    target = known[0] if known else f"{cls.__module__}.{cls.__qualname__}"
-    arguments = {
-        key: _architecture(value) if isinstance(value, nn.Module) else value
-        for key, value in hyperparameters.items()
+def common_origin(one: ModelOrigin, other: ModelOrigin) -> ModelOrigin:
+    """Return what is known of the images that both networks take; neither's configuration is that of the pair.
+
+    Raises:
+        InputError: If the networks were trained on different images.
+    """
+    return ModelOrigin(
+        intensity_scale=_agreed("an intensity scale", one.intensity_scale, other.intensity_scale),
+        image_shape=_agreed("an image size", one.image_shape, other.image_shape),
+    )
+
+
+def _agreed(what: str, one: _Value | None, other: _Value | None) -> _Value | None:
+    if one is not None and other is not None and one != other:
+        raise InputError(f"expected networks that were trained with {what} in common, got {one} and {other}")
+    return other if one is None else one
+
+
+def _known(network: nn.Module, origin: ModelOrigin) -> dict[str, Any]:
+    """Return what stands beside the weights in a file."""
+    shape = getattr(network, "image_shape", origin.image_shape)
+    return {
+        "version": __version__,
+        "architecture": describe(network),
+        "intensity_scale": origin.intensity_scale,
+        "image_shape": None if shape is None else list(shape),
     }
-    return {"_target_": target, **arguments}
 
 
-def _build(architecture: Mapping[str, Any], allow: Collection[str]) -> nn.Module:
-    """Build the network that an architecture describes; nothing but allowed classes is called."""
-    arguments = {
-        key: _build(value, allow) if isinstance(value, Mapping) and "_target_" in value else value
-        for key, value in architecture.items()
-        if key != "_target_"
-    }
-    return _network_class(architecture.get("_target_"), allow)(**arguments)
+def _origin(known: Mapping[str, Any]) -> ModelOrigin:
+    """Return what `_known` wrote, or what a checkpoint holds, whose image size stands in the configuration."""
+    scale, shape = known.get("intensity_scale"), None
+    match known:
+        case {"image_shape": [int(height), int(width)]} if min(height, width) > 0:
+            shape = height, width
+        case {"config": {"data": {"image_shape": [int(height), int(width)]}}} if min(height, width) > 0:
+            shape = height, width
+    return ModelOrigin(
+        intensity_scale=float(scale) if isinstance(scale, int | float) and 0 < scale < inf else None,
+        image_shape=shape,
+        version=str(known["version"]) if "version" in known else None,
+        config=known["config"] if isinstance(known.get("config"), Mapping) else {},
+    )
 
 
-def _network_class(target: Any, allow: Collection[str]) -> Callable[..., nn.Module]:
-    if target in _NETWORKS:
-        return _NETWORKS[target]
-    if target not in allow:
-        raise unknown_name(
-            "network, and not among those that `allow` names:", str(target), [*_NETWORKS, *allow]
-        )
-    module, _, name = str(target).rpartition(".")
-    return cast(Callable[..., nn.Module], getattr(import_module(module), name))
+def _has_trained(module: "RegistrationModule") -> bool:
+    try:
+        return module.trainer is not None
+    except RuntimeError:  # it is attached to none
+        return False
 
 
-def _save_folder(network: nn.Module, architecture: Mapping[str, Any], folder: Path) -> None:
+def _save_folder(network: nn.Module, known: Mapping[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "weights.pt", lambda path: torch.save(_weights(network), path))
-    text = json.dumps(architecture, indent=2) + "\n"
+    text = json.dumps(known, indent=2) + "\n"
     _write(folder / "architecture.json", lambda path: path.write_text(text))
 
 
-def _save_training(module: "RegistrationModule", architecture: dict[str, Any], path: Path) -> None:
-    module.origin["architecture"] = architecture  # kept in each of its checkpoints
-    try:
-        trainer = module.trainer
-    except RuntimeError:  # it has none: nothing was trained
-        _save_network(module.network, module.origin, path)
-    else:
-        _write(path, lambda temporary: trainer.save_checkpoint(temporary, weights_only=False))
-
-
-def _save_network(network: nn.Module, origin: Mapping[str, Any], path: Path) -> None:
-    content = {
-        "state_dict": {_PREFIX + name: weight for name, weight in _weights(network).items()},
-        "atlalign": {"version": __version__, **origin},
-    }
-    _write(path, lambda temporary: torch.save(content, temporary))
+def _save_network(network: nn.Module, known: Mapping[str, Any], path: Path) -> None:
+    state = {_PREFIX + name: weight for name, weight in _weights(network).items()}
+    _write(path, lambda temporary: torch.save({"state_dict": state, "atlalign": known}, temporary))
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
@@ -176,32 +213,36 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what is known of a network, and its weights by name."""
+    match _read_folder(path) if path.is_dir() else _read_file(path):
+        case dict(known), dict(weights):
+            return known, weights
+    raise InputError(f"{path}: expected a model file, a folder or a checkpoint of atlalign")
+
+
+def _read_folder(folder: Path) -> tuple[Any, Any]:
     try:
-        architecture = json.loads((folder / "architecture.json").read_text())
+        known = json.loads((folder / "architecture.json").read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: expected architecture.json and weights.pt: {error}") from error
-    return _checked(folder, architecture, _read_plain(folder / "weights.pt"))
+    return known, _read_plain(folder / "weights.pt")
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return architecture and weights of a model file or a training checkpoint."""
-    content = _read_plain(path)
-    match content:
-        case {"state_dict": dict(state), "atlalign": {"architecture": architecture}}:
-            pass
-        case {"state_dict": dict(state), "atlalign": {"config": {"model": architecture}}}:
-            pass
-        case _:
-            raise InputError(f"{path}: expected a model file or a checkpoint of atlalign")
-    weights = {name[len(_PREFIX) :]: value for name, value in state.items() if name.startswith(_PREFIX)}
-    return _checked(path, architecture, weights)
+def _read_file(path: Path) -> tuple[Any, Any]:
+    match _read_plain(path):
+        case {"state_dict": dict(state), "atlalign": known}:
+            weights = {name[len(_PREFIX) :]: w for name, w in state.items() if name.startswith(_PREFIX)}
+            return known, weights
+    return None, None
 
 
-def _checked(path: Path, architecture: Any, weights: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not isinstance(architecture, dict) or not isinstance(weights, dict):
-        raise InputError(f"{path}: expected an architecture and weights, both by name")
-    return architecture, weights
+def _architecture(known: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the network's description; that of one that cannot describe itself stands in the configuration."""
+    match known:
+        case {"architecture": dict(architecture)} | {"config": {"model": dict(architecture)}}:
+            return architecture
+    raise InputError("expected the architecture of a network, found none")
 
 
 def _read_plain(path: Path) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atlalign.errors import InputError
 from atlalign.networks.layers import Affine2DVF, BilinearInterpolation, Registration
 
 _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -67,11 +68,14 @@ class GlobalAffineNet(nn.Module):
             self.to_affine.bias.copy_(torch.tensor(_IDENTITY))
 
     def affine(self, reference: Tensor, moving: Tensor) -> Tensor:
-        """Return the predicted matrices (B, 2, 3), on absolute pixel coordinates around (0, 0)."""
+        """Return the predicted matrices (B, 2, 3), on absolute pixel coordinates around (0, 0).
+
+        Raises:
+            InputError: If the images are not of `image_shape`.
+        """
         if tuple(moving.shape[-2:]) != self.image_shape:
-            raise ValueError(
-                f"this network takes images of {self.image_shape} px, got {tuple(moving.shape[-2:])}"
-            )
+            expected, found = ("×".join(map(str, shape)) for shape in (self.image_shape, moving.shape[-2:]))
+            raise InputError(f"the global network takes images of {expected} px, got {found}")
         features = self.features(torch.cat([reference, moving], dim=1))
         flat = features.permute(0, 2, 3, 1).flatten(1)
         matrix: Tensor = self.to_affine(self.dense(flat))

@@ -42,6 +42,16 @@ class MergedNet(nn.Module):
         self.expose_global = expose_global
 
     @property
+    def image_shape(self) -> tuple[int, int]:
+        """(H, W) of the images, which the global network fixes."""
+        return self.global_net.image_shape
+
+    @property
+    def compute_inv(self) -> bool:
+        """Whether the local network, and so this one, predicts the inverse field."""
+        return bool(getattr(self.local_net, "compute_inv", False))
+
+    @property
     def hyperparameters(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {
@@ -74,7 +84,8 @@ def _overall_inverse(matrix: Tensor, local_inverse: Tensor) -> Tensor:
 
 def _inverse_affine(matrix: Tensor) -> Tensor:
     """Return the inverse maps (B, 2, 3); not finite where a map is singular."""
-    linear = torch.linalg.inv_ex(matrix[..., :2]).inverse
-    # No matrix product, which autocast would compute in reduced precision.
-    translation = -(linear * matrix[..., None, :, 2]).sum(dim=-1, keepdim=True)
-    return torch.cat([linear, translation], dim=-1)
+    # Written out: ONNX has no inverse, and autocast would compute matrix products in reduced precision.
+    a, b, x = matrix[:, 0].unbind(dim=1)
+    c, d, y = matrix[:, 1].unbind(dim=1)
+    adjugate = torch.stack([d, -b, b * y - d * x, -c, a, c * x - a * y], dim=1)
+    return adjugate.view(-1, 2, 3) / (a * d - b * c)[:, None, None]

@@ -1,6 +1,7 @@
 """The training step of every network: losses, measures, optimiser, and what a checkpoint holds."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,8 +12,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from atlalign import __version__, metrics
 from atlalign.data.dataset import RegistrationBatch
+from atlalign.errors import InputError
 from atlalign.losses import RegistrationLoss
 from atlalign.networks import Registration
+from atlalign.networks.architecture import describe
 
 
 class RegistrationModule(pl.LightningModule):
@@ -71,8 +74,10 @@ class RegistrationModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the configuration, as plain data, so that the network can be built again from the file alone."""
+        """Add architecture and configuration as plain data: the file alone is enough to build the network again."""
         checkpoint["atlalign"] = {"version": __version__, **self.origin}
+        with suppress(InputError):  # else the configuration of the model must do
+            checkpoint["atlalign"]["architecture"] = describe(self.network)
 
     def _measure(self, split: str, output: Registration, batch: RegistrationBatch) -> Tensor:
         terms = self.loss(output, batch)

@@ -5,6 +5,8 @@ import logging
 import platform
 import time
 import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from atlalign.errors import InputError
+from atlalign.errors import InputError, unknown_name
 
 _RECORDED_PACKAGES = (
     "atlalign", "torch", "torchvision", "pytorch-lightning", "hydra-core", "h5py", "kornia", "lpips",
@@ -43,8 +45,9 @@ def train(config: DictConfig) -> float:
     folder = Path(config.run_dir)
     checkpoint = _checkpoint_to_resume(config.ckpt_path, folder)
     pl.utilities.rank_zero_only(_write_provenance)(folder, config)
-    datamodule = build(config.data, atlas=build(config.atlas), augment=build(config.augment))
-    module = _build_module(config, loss, datamodule)
+    network = _build_network(config, checkpoint)
+    datamodule = _build_datamodule(config, network)
+    module = _build_module(config, network, loss, datamodule)
     trainer = build(
         config.trainer, logger=build(config.logger) or False, callbacks=_built_values(config.callbacks)
     )
@@ -79,12 +82,53 @@ def build(config: DictConfig | None, **objects: Any) -> Any:
     return hydra.utils.instantiate(config, _convert_="all", _partial_=True)(**objects)
 
 
-def _build_module(config: DictConfig, loss: Any, datamodule: Any) -> Any:
-    from atlalign.training.module import RegistrationModule
-
-    network = build(config.model)
+def _build_network(config: DictConfig, checkpoint: str | None) -> Any:
+    network = _network_of_same_run(config, checkpoint)
+    if network is None:
+        network = build(config.model)
+    network.train()
+    _freeze(network, config.freeze)
     if config.compile:
         network.compile()
+    return network
+
+
+def _network_of_same_run(config: DictConfig, checkpoint: str | None) -> Any:
+    """Return the network of a run that goes on, without the model files that it began with; None for other runs."""
+    from atlalign.models import load_model, read_origin
+
+    if checkpoint is None:
+        return None
+    if read_origin(checkpoint).config.get("model") != OmegaConf.to_container(config.model, resolve=True):
+        return None
+    with suppress(InputError):  # a network from outside of the package is built as the configuration says
+        return load_model(checkpoint)
+    return None
+
+
+def _freeze(network: Any, parts: Sequence[str]) -> None:
+    """Keep the weights of the parts as they are."""
+    known = dict(network.named_modules())
+    for part in parts:
+        if part not in known:
+            parts_known = [name for name, _ in network.named_children()]
+            raise unknown_name("part of the network in freeze:", part, parts_known)
+        known[part].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise InputError(f"freeze: expected something to be left to train, got {list(parts)}")
+
+
+def _build_datamodule(config: DictConfig, network: Any) -> Any:
+    """Build the data; where nothing is said, inverse fields are given to networks that predict them."""
+    objects = {"atlas": build(config.atlas), "augment": build(config.augment)}
+    if OmegaConf.select(config.data, "return_inverse", default=False) is None:
+        objects["return_inverse"] = bool(getattr(network, "compute_inv", False))
+    return build(config.data, **objects)
+
+
+def _build_module(config: DictConfig, network: Any, loss: Any, datamodule: Any) -> Any:
+    from atlalign.training.module import RegistrationModule
+
     origin = {
         "config": OmegaConf.to_container(config, resolve=True),
         "intensity_scale": float(datamodule.atlas.intensity_scale),

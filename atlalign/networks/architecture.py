@@ -1,0 +1,67 @@
+"""Networks as plain data: what class with which arguments, in the form in which a configuration names them."""
+
+from collections.abc import Callable, Collection, Mapping
+from importlib import import_module
+from typing import Any, cast
+
+from torch import nn
+
+from atlalign.errors import InputError, unknown_name
+from atlalign.networks.global_affine import GlobalAffineNet
+from atlalign.networks.local_unet import LocalUNet
+from atlalign.networks.merged import MergedNet
+
+_NETWORKS: dict[str, type[nn.Module]] = {
+    f"atlalign.networks.{cls.__name__}": cls for cls in (GlobalAffineNet, LocalUNet, MergedNet)
+}
+
+
+def describe(network: nn.Module) -> dict[str, Any]:
+    """Return `_target_` and the constructor's arguments, those of its parts nested.
+
+    Raises:
+        InputError: If the network or a part of it has no attribute `hyperparameters`.
+    """
+    cls = type(network)
+    hyperparameters = getattr(network, "hyperparameters", None)
+    if not isinstance(hyperparameters, Mapping):
+        raise InputError(
+            f"{cls.__name__} cannot be saved: expected an attribute `hyperparameters`, a dict of the constructor's "
+            "arguments"
+        )
+    known = [name for name, of_package in _NETWORKS.items() if of_package is cls]
+    target = known[0] if known else f"{cls.__module__}.{cls.__qualname__}"
+    arguments = {
+        key: describe(value) if isinstance(value, nn.Module) else value
+        for key, value in hyperparameters.items()
+    }
+    return {"_target_": target, **arguments}
+
+
+def construct(architecture: Mapping[str, Any], allow: Collection[str] = ()) -> nn.Module:
+    """Build the network that an architecture describes; nothing but allowed classes is called.
+
+    Args:
+        architecture: What `describe` returns.
+        allow: Importable names of further classes than those of this package.
+
+    Raises:
+        InputError: If a class is not allowed.
+    """
+    arguments = {
+        key: construct(value, allow) if isinstance(value, Mapping) and "_target_" in value else value
+        for key, value in architecture.items()
+        if key != "_target_"
+    }
+    return _network_class(architecture.get("_target_"), allow)(**arguments)
+
+
+def _network_class(target: Any, allow: Collection[str]) -> Callable[..., nn.Module]:
+    if target in _NETWORKS:
+        return _NETWORKS[target]
+    if target not in allow:
+        raise unknown_name(
+            "network, and not among those that `allow` names:", str(target), [*_NETWORKS, *allow]
+        )
+    module, _, name = str(target).rpartition(".")
+    return cast(Callable[..., nn.Module], getattr(import_module(module), name))
