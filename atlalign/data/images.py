@@ -1,6 +1,38 @@
 """Images between files and the working size."""
 
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from atlalign.errors import InputError
+
+PixelSize = tuple[float, float]
+"""Of one pixel along x and y, in µm."""
+
+TILE_PX = 512
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+_STRIP_PX = 2**22  # so many pixels are made grey at once
+# What a TIFF file says in pixels per cm or inch is as often the resolution of a printer.
+_LARGEST_TAGGED_UM = 30.0
+_MICRONS = {"µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+
+
+class ImageFile(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        pixels: (h, w) in grey, or (h, w, 3) in colour, of the file's own type.
+        pixel_um: The size of a pixel, where the file says it.
+    """
+
+    pixels: NDArray[Any]
+    pixel_um: PixelSize | None
 
 
 def resize_images(images: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -16,3 +48,197 @@ def resize_images(images: Tensor, shape: tuple[int, int]) -> Tensor:
 
     resized: Tensor = resize(images[:, None].float(), shape, antialias=True, align_corners=True)[:, 0]
     return resized if images.is_floating_point() else resized.round().to(images.dtype)
+
+
+def read_image(path: str | Path, *, channel: int | None = None) -> ImageFile:
+    """Return an image: PNG, JPG, TIFF, OME-TIFF and what else SimpleITK reads; opacity is left out.
+
+    The pixel size is that of OME and ImageJ metadata, or of a TIFF's resolution where it is plausible for a
+    microscope (at most 30 µm). Of a pyramid the largest level is read.
+
+    Args:
+        path: The file.
+        channel: Which channel to read of an image that has several, from 0.
+
+    Raises:
+        InputError: If there is no file, or it is not one image in grey or colour.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path.name}: no such file in {path.parent}")
+    pixels, pixel_um = (_read_tiff if path.suffix.lower() in (".tif", ".tiff") else _read_other)(path)
+    return ImageFile(_checked(_channels_last(pixels, channel, path.name), path.name), pixel_um)
+
+
+def read_labels(path: str | Path) -> NDArray[Any]:
+    """Return a label image (h, w) of integers.
+
+    Raises:
+        InputError: If there is no file, or it is no image of integers in one channel.
+    """
+    labels = read_image(path).pixels
+    if labels.ndim != 2 or labels.dtype.kind not in "ui":
+        raise InputError(
+            f"{Path(path).name}: expected labels, one integer a pixel, found {labels.shape} {labels.dtype}"
+        )
+    return labels
+
+
+def shrink_to_grey(pixels: NDArray[Any], factor: int = 1) -> Tensor:
+    """Return the means of blocks of `factor`² pixels in grey, float32 (h // factor, w // factor), in the file's units.
+
+    Pixel k of the result lies at `factor·k + (factor − 1)/2` of the image. A few rows are worked on at a time, so that
+    an image that barely fits into memory still can be shrunk.
+
+    Args:
+        pixels: (h, w) or (h, w, 3).
+        factor: At least 1.
+    """
+    height, width = pixels.shape[0] // factor, pixels.shape[1] // factor
+    grey = torch.empty(height, width)
+    step = max(1, _STRIP_PX // (pixels.shape[1] * factor))
+    for start in range(0, height, step):
+        rows = slice(start, min(start + step, height))
+        strip = pixels[rows.start * factor : rows.stop * factor, : width * factor]
+        values = strip @ _LUMA if strip.ndim == 3 else strip.astype(np.float32)
+        blocks = values.reshape(rows.stop - rows.start, factor, width, factor)
+        grey[rows] = torch.from_numpy(blocks.mean(axis=(1, 3), dtype=np.float32))
+    return grey
+
+
+def to_unit_range(image: Tensor, dtype: np.dtype[Any], name: str) -> Tensor:
+    """Return an image in [0, 1]: 8 bits as they are, other depths divided by the 99.9th percentile above 0.
+
+    Args:
+        image: Intensities in the units of its file.
+        dtype: The file's type.
+        name: For messages.
+
+    Raises:
+        InputError: If no intensity is above 0.
+    """
+    if dtype == np.uint8:
+        return (image / 255).clamp(0, 1)
+    positive = image[image > 0]
+    if not len(positive):
+        raise InputError(f"{name}: expected finite intensities, some above 0")
+    return (image / float(np.percentile(positive.numpy(), 99.9))).clamp(0, 1)
+
+
+def write_tiff(
+    path: Path,
+    tiles: Iterator[NDArray[Any]],
+    *,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    pixel_um: PixelSize,
+) -> None:
+    """Write an image tile by tile, compressed without loss, with its pixel size.
+
+    Args:
+        path: The file; BigTIFF where it may exceed 4 GB.
+        tiles: Row by row, each of `TILE_PX` squared but at the right and lower border, where they may be smaller.
+        shape: (h, w) or (h, w, 3).
+        dtype: Of the tiles.
+        pixel_um: The size of a pixel.
+    """
+    import tifffile
+
+    size = math.prod(shape) * dtype.itemsize
+    with tifffile.TiffWriter(path, bigtiff=size > 2**31) as file:
+        file.write(
+            tiles,
+            shape=shape,
+            dtype=dtype,
+            tile=(TILE_PX, TILE_PX),
+            compression="zlib",
+            photometric="rgb" if len(shape) == 3 else "minisblack",
+            resolution=(1e4 / pixel_um[0], 1e4 / pixel_um[1]),
+            resolutionunit="CENTIMETER",
+            metadata=None,
+        )
+
+
+def _read_tiff(path: Path) -> tuple[NDArray[Any], PixelSize | None]:
+    """Return the first image of a TIFF file, its channels at the front or the back, and its pixel size."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            series = file.series[0]
+            pixels = series.asarray()
+            axes = "".join(axis for axis, n in zip(series.axes, series.shape, strict=True) if n > 1)
+            page = file.pages.first
+            if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+                pixels = np.iinfo(pixels.dtype).max - pixels
+            pixel_um = _ome_pixel_size(file) or _tagged_pixel_size(file, page)
+    except Exception as error:  # a damaged file may raise anything
+        raise InputError(f"{path.name}: cannot be read as an image: {error}") from error
+    if axes not in ("YX", "YXS", "SYX", "CYX", "YXC"):
+        raise InputError(f"{path.name}: expected one image, found axes {series.axes} of sizes {series.shape}")
+    return pixels.squeeze(), pixel_um
+
+
+def _ome_pixel_size(file: Any) -> PixelSize | None:
+    import tifffile
+
+    if not file.ome_metadata:
+        return None
+    images = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
+    pixels = (images[0] if isinstance(images, list) else images)["Pixels"]
+    sizes = [
+        float(pixels[f"PhysicalSize{axis}"]) * _MICRONS[pixels.get(f"PhysicalSize{axis}Unit", "µm")]
+        for axis in "XY"
+        if f"PhysicalSize{axis}" in pixels
+    ]
+    return (sizes[0], sizes[1]) if len(sizes) == 2 else None
+
+
+def _tagged_pixel_size(file: Any, page: Any) -> PixelSize | None:
+    """Return the size of a pixel from the tags of its resolution: with ImageJ's unit, or per cm or inch."""
+    if "XResolution" not in page.tags or "YResolution" not in page.tags:
+        return None
+    unit = str((file.imagej_metadata or {}).get("unit", "")).replace("\\u00B5", "µ")
+    per_unit = {2: 25400.0, 3: 10000.0}
+    length = _MICRONS.get(unit) or per_unit.get(int(page.tags.valueof("ResolutionUnit", 1)))
+    pixels = [page.tags.valueof(f"{axis}Resolution") for axis in "XY"]
+    if length is None or any(counted == 0 for counted, _ in pixels):
+        return None
+    x, y = (length * by / counted for counted, by in pixels)
+    return (x, y) if unit in _MICRONS or max(x, y) <= _LARGEST_TAGGED_UM else None
+
+
+def _read_other(path: Path) -> tuple[NDArray[Any], None]:
+    import SimpleITK
+
+    try:
+        return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))), None
+    except RuntimeError as error:
+        raise InputError(f"{path.name}: cannot be read as an image") from error
+
+
+def _channels_last(pixels: NDArray[Any], channel: int | None, name: str) -> NDArray[Any]:
+    """Return (h, w) or (h, w, 3) of an image whose channels, if any, are its shortest axis."""
+    if pixels.ndim == 3 and pixels.shape[0] < pixels.shape[2]:
+        pixels = np.moveaxis(pixels, 0, 2)
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    if channel is not None:
+        if not 0 <= channel < channels:
+            raise InputError(f"{name}: expected a channel in 0 … {channels - 1}, got {channel}")
+        return pixels if pixels.ndim == 2 else pixels[..., channel]
+    if pixels.ndim == 2:
+        return pixels
+    if pixels.ndim != 3 or channels not in (3, 4):
+        raise InputError(
+            f"{name}: expected one image in grey or colour, found shape {pixels.shape}; of several channels one can be "
+            "chosen"
+        )
+    return np.ascontiguousarray(pixels[..., :3])
+
+
+def _checked(pixels: NDArray[Any], name: str) -> NDArray[Any]:
+    if min(pixels.shape[:2]) < 2:
+        raise InputError(f"{name}: expected an image of at least 2×2 pixels, found {pixels.shape}")
+    if pixels.dtype.kind not in "uif" or (pixels.dtype.kind == "f" and not np.isfinite(pixels).all()):
+        raise InputError(f"{name}: expected finite intensities, some above 0; found {pixels.dtype}")
+    return pixels

@@ -1,7 +1,5 @@
 """What samples are made from: an annotated data set, an atlas alone, or images of sections at known positions."""
 
-import csv
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -10,30 +8,27 @@ from typing import Any, NamedTuple, Protocol
 import h5py
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from atlalign.data import schema
 from atlalign.data.atlas import Atlas
 from atlalign.data.contrast import apply_contrast, draw_contrast
-from atlalign.data.images import resize_images
+from atlalign.data.images import read_image, resize_images, shrink_to_grey, to_unit_range
+from atlalign.data.sections import (
+    GRID,
+    GRID_UM,
+    Anchoring,
+    Identity,
+    Section,
+    find_list,
+    homogeneous,
+    read_list,
+)
 from atlalign.errors import InputError
-from atlalign.geometry import affine_to_dvf, invert, invert_affine, warp
+from atlalign.geometry import affine_to_dvf, invert, warp
 
 _SMALLEST_TISSUE_SHARE = 0.1
 _TISSUE_INTENSITY = 25
-# The grid of the anchoring of QuickNII and DeepSlice: the Allen atlas at 25 µm, as (AP, DV, ML).
-_GRID = (528, 320, 456)
-_GRID_UM = 25.0
-_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
-
-
-class Identity(NamedTuple):
-    """What a sample keeps of its original: the position in µm from the front, and the ids."""
-
-    position_um: int
-    image_id: int
-    dataset_id: int
 
 
 class Start(NamedTuple):
@@ -209,17 +204,6 @@ def _draw_positions(atlas: Atlas, n_sections: int, seed: int) -> list[int]:
 # --- images of sections -----------------------------------------------------------------------------------------------
 
 
-class Section(NamedTuple):
-    """One image of a list: its file, what its samples keep, and the map from atlas to image pixels, if it is anchored.
-
-    `to_image` (1, 2, 3) takes pixels (x, y) of the working size to pixels of the image brought to that size.
-    """
-
-    path: Path
-    identity: Identity
-    to_image: Tensor | None
-
-
 class ImagesSource:
     """Images of sections (png, jpg, tif) at known positions: grey, at the working size.
 
@@ -250,8 +234,8 @@ class ImagesSource:
         self.image_shape = _image_shape(image_shape)
         self.invert = invert
         self.place = place
-        listing = _find_list(Path(path).expanduser())
-        self.sections = _read_list(listing, self.image_shape)
+        listing = find_list(Path(path).expanduser())
+        self.sections = read_list(listing)
         problems = [problem for section in self.sections for problem in _section_problems(section, extent_um)]
         if problems:
             raise InputError(f"{listing}:\n" + "\n".join(f"  - {problem}" for problem in problems))
@@ -269,8 +253,9 @@ class ImagesSource:
         image = _read_section(section.path, section.path.stat().st_mtime_ns, self.image_shape)
         if self.invert:
             image = 1 - image
-        if self.place and section.to_image is not None:
-            image = warp_on_slide(image, affine_to_dvf(section.to_image, self.image_shape))
+        if self.place and section.anchoring is not None:
+            to_image = _working_map(section.anchoring, self.image_shape)
+            image = warp_on_slide(image, affine_to_dvf(to_image, self.image_shape))
         return Start.registered(image)
 
 
@@ -290,121 +275,13 @@ def _image_shape(image_shape: Sequence[int]) -> tuple[int, int]:
     return shape
 
 
-def _find_list(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in _LIST_READERS)
-    if len(found) != 1:
-        names = ", ".join(p.name for p in found) or "none"
-        raise InputError(
-            f"source.path: expected one list of sections (.json or .csv) in the folder {path}, found {names}"
-        )
-    return found[0]
-
-
-def _read_list(path: Path, image_shape: tuple[int, int]) -> list[Section]:
-    reader = _LIST_READERS.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(f"source.path: expected a .json or .csv list of sections or a folder, got {path}")
-    try:
-        sections = reader(path, image_shape)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not a list of sections: {type(error).__name__} {error}") from error
-    if not sections:
-        raise InputError(f"{path}: the list names no section")
-    return sections
-
-
-def _read_anchoring(path: Path, image_shape: tuple[int, int]) -> list[Section]:
-    """Return the sections of a QuickNII or DeepSlice file, whose anchoring is in 25 µm voxels of the Allen atlas."""
-    content = json.loads(path.read_text(encoding="utf-8-sig"))
-    target = str(content.get("target", "25um"))
-    if "25um" not in target:
-        raise InputError(
-            f"{path}: expected an anchoring to the Allen atlas at 25um, found the target '{target}'"
-        )
-    sections = []
-    for place, entry in enumerate(content["slices"]):
-        anchoring = np.array(entry.get("anchoring", ()), dtype=np.float64)
-        if anchoring.shape != (9,) or not np.isfinite(anchoring).all():
-            raise InputError(f"{path}: expected nine numbers as anchoring of {entry['filename']}")
-        identity = Identity(anchored_position_um(anchoring), int(entry.get("nr", place)), 0)
-        size = (int(entry["height"]), int(entry["width"]))
-        to_image = anchored_map(anchoring, size, image_shape)
-        sections.append(Section(path.parent / entry["filename"], identity, to_image))
-    return sections
-
-
-def anchored_position_um(anchoring: NDArray[np.float64]) -> int:
-    """Return the front of the 25 µm atlas plane in which the section's centre lies; may be outside of the atlas.
-
-    Args:
-        anchoring: o, u, v as nine numbers: (s, t) in [0, 1]² of the image lies at (x, y, z) = o + s·u + t·v, in plane
-            527 − ⌊y⌋.
-    """
-    origin, along_s, along_t = anchoring.reshape(3, 3)
-    depth = (origin + along_s / 2 + along_t / 2)[1]
-    return int(_GRID_UM * (_GRID[0] - 1 - np.floor(depth)))
-
-
-def anchored_map(
-    anchoring: NDArray[np.float64], size: tuple[int, int], image_shape: tuple[int, int]
-) -> Tensor:
-    """Return the map (1, 2, 3) from pixels of the atlas plane to those of the section, both at the working size.
-
-    The section's tilt is left out: points go along AP. With the atlas value at row 319 − ⌊z⌋ and column ⌊x⌋, voxel
-    centres lie at halves.
-
-    Args:
-        anchoring: o, u, v, as `anchored_position_um` takes them.
-        size: (h, w) of the image file, whose pixel centres lie at (k + ½)/w and (k + ½)/h.
-        image_shape: The working size (H, W), to which plane and image are resized with aligned corners.
-
-    Raises:
-        InputError: If the section is seen edge-on.
-    """
-    origin, along_s, along_t = anchoring.reshape(3, 3)[:, [0, 2]]
-    plane = torch.from_numpy(np.column_stack([along_s, along_t, origin]))  # (s, t, 1) to (x, z)
-    if abs(float(torch.linalg.det(plane[:, :2]))) < 1:
-        raise InputError("anchoring: expected a coronal section, found one seen edge-on")
+def _working_map(anchoring: Anchoring, image_shape: tuple[int, int]) -> Tensor:
+    """Return the map (1, 2, 3) from pixels of the plane to those of the image, both resized to the working size."""
     height, width = image_shape
-    to_voxel = torch.tensor(  # working pixels to (x, z)
-        [[(_GRID[2] - 1) / (width - 1), 0, 0.5], [0, -(_GRID[1] - 1) / (height - 1), _GRID[1] - 0.5]],
-        dtype=torch.float64,
-    )
-    to_pixel = torch.tensor(  # (s, t) to working pixels
-        [[size[1], 0, -0.5], [0, size[0], -0.5]], dtype=torch.float64
-    ) * torch.tensor([[(width - 1) / (size[1] - 1)], [(height - 1) / (size[0] - 1)]], dtype=torch.float64)
-    return _product(_product(to_pixel, invert_affine(plane[None])[0]), to_voxel)[None].float()
-
-
-def _product(outer: Tensor, inner: Tensor) -> Tensor:
-    """Return the affine map (2, 3) that applies `inner` first."""
-    last = torch.tensor([[0.0, 0.0, 1.0]], dtype=inner.dtype)
-    return outer @ torch.cat([inner, last])
-
-
-def _read_table(path: Path, image_shape: tuple[int, int]) -> list[Section]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    missing = [name for name in ("filename", "p") if rows and name not in rows[0]]
-    if missing:
-        raise InputError(f"{path}: expected the columns filename and p, {' and '.join(missing)} is missing")
-    return [
-        Section(
-            path.parent / row["filename"],
-            Identity(int(row["p"]), int(row.get("image_id") or place), int(row.get("dataset_id") or 0)),
-            None,
-        )
-        for place, row in enumerate(rows)
-    ]
-
-
-_LIST_READERS = {".json": _read_anchoring, ".csv": _read_table}
+    voxels = np.diag([(GRID[2] - 1) / (width - 1), (GRID[1] - 1) / (height - 1), 1.0])
+    pixels = np.diag([(width - 1) / (anchoring.size[1] - 1), (height - 1) / (anchoring.size[0] - 1)])
+    to_um = np.array([[GRID_UM, 0, GRID_UM / 2], [0, GRID_UM, GRID_UM / 2]])
+    return torch.from_numpy(pixels @ anchoring.um_to_pixel() @ homogeneous(to_um @ voxels))[None].float()
 
 
 def _section_problems(section: Section, extent_um: float) -> list[str]:
@@ -427,30 +304,5 @@ def _read_section(path: Path, mtime_ns: int, shape: tuple[int, int]) -> Tensor:
 
 
 def _read_grey(path: Path) -> Tensor:
-    """Return an image (H, W) in [0, 1]: 8 bits as they are, other depths divided by the 99.9th percentile above 0.
-
-    Raises:
-        InputError: If there is no file, or it is not one image in grey or colour.
-    """
-    import SimpleITK
-
-    if not path.is_file():
-        raise InputError(f"{path.name}: no such file in {path.parent}")
-    try:
-        pixels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
-    except RuntimeError as error:
-        raise InputError(f"{path.name}: cannot be read as an image") from error
-    white = 255.0 if pixels.dtype == np.uint8 else None
-    if pixels.ndim == 3 and pixels.shape[-1] in (3, 4):
-        pixels = pixels[..., :3] @ _LUMA  # opacity is left out
-    if pixels.ndim != 2 or min(pixels.shape) < 2:
-        raise InputError(f"{path.name}: expected one image in grey or colour, found shape {pixels.shape}")
-    return _to_unit_range(torch.from_numpy(pixels.astype(np.float32)), white, path.name)
-
-
-def _to_unit_range(image: Tensor, white: float | None, name: str) -> Tensor:
-    if white is None:
-        if not bool(image.isfinite().all()) or not bool((image > 0).any()):
-            raise InputError(f"{name}: expected finite intensities, some above 0")
-        white = float(np.percentile(image[image > 0].numpy(), 99.9))
-    return (image / white).clamp(0, 1)
+    pixels = read_image(path).pixels
+    return to_unit_range(shrink_to_grey(pixels), pixels.dtype, path.name)

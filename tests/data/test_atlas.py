@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from atlalign.data import atlas as atlas_module
 from atlalign.data.atlas import Atlas, allen_atlas, file_atlas, phantom_atlas
 from atlalign.data.images import resize_images
-from atlalign.data.phantom import PHANTOM_REGIONS
 from atlalign.data.ontology import Region
+from atlalign.data.phantom import PHANTOM_REGIONS
 from atlalign.errors import InputError
 
 SHAPE = (5, 6, 8)

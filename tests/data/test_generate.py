@@ -25,7 +25,8 @@ from atlalign.data.generate import (
     registered_image,
     sample_generator,
 )
-from atlalign.data.sources import AnnotatedSource, Start, anchored_map, anchored_position_um
+from atlalign.data.sections import Anchoring
+from atlalign.data.sources import AnnotatedSource, Start, _working_map
 from atlalign.errors import InputError
 from atlalign.geometry import (
     AffineSimple,
@@ -273,16 +274,9 @@ def test_a_mix_draws_its_parts_as_often_as_weighted():
 UPRIGHT = np.array([456, 264.5, 320, -456, 0, 0, 0, 0, -320], dtype=np.float64)
 
 
-def test_the_position_is_that_of_the_plane_through_the_centre():
-    assert anchored_position_um(UPRIGHT) == 25 * (527 - 264)
-    tilted = UPRIGHT.copy()
-    tilted[4], tilted[7] = 20, -10  # the centre comes 5 voxels further forward
-    assert anchored_position_um(tilted) == 25 * (527 - 269)
-
-
 def test_the_map_of_an_anchoring_that_covers_the_atlas_mirrors_it():
     """The first atlas voxel centre (0.5, 319.5) lies at s = 1 − 0.5/456, the last image pixel, and t = 0.5/320."""
-    mapped = anchored_map(UPRIGHT, (320, 456), (320, 456))[0]
+    mapped = _working_map(Anchoring(UPRIGHT.reshape(3, 3), (320, 456)), (320, 456))[0]
     assert torch.allclose(mapped, torch.tensor([[-1.0, 0, 455], [0, 1, 0]]), atol=1e-4)
 
 
