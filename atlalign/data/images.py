@@ -1,7 +1,9 @@
 """Images between files and the working size."""
 
 import math
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +17,6 @@ from atlalign.errors import InputError
 PixelSize = tuple[float, float]
 """Of one pixel along x and y, in µm."""
 
-TILE_PX = 512
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 _STRIP_PX = 2**22  # so many pixels are made grey at once
 # What a TIFF file says in pixels per cm or inch is as often the resolution of a printer.
@@ -127,30 +128,33 @@ def to_unit_range(image: Tensor, dtype: np.dtype[Any], name: str) -> Tensor:
 
 def write_tiff(
     path: Path,
-    tiles: Iterator[NDArray[Any]],
+    bands: Iterable[NDArray[Any]],
     *,
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     pixel_um: PixelSize,
 ) -> None:
-    """Write an image tile by tile, compressed without loss, with its pixel size.
+    """Write an image band by band, compressed without loss, with its pixel size.
 
     Args:
         path: The file; BigTIFF where it may exceed 4 GB.
-        tiles: Row by row, each of `TILE_PX` squared but at the right and lower border, where they may be smaller.
+        bands: Of consecutive rows, all of one height but the last, which may be lower.
         shape: (h, w) or (h, w, 3).
-        dtype: Of the tiles.
+        dtype: Of the bands.
         pixel_um: The size of a pixel.
     """
     import tifffile
 
-    size = math.prod(shape) * dtype.itemsize
-    with tifffile.TiffWriter(path, bigtiff=size > 2**31) as file:
+    remaining = iter(bands)
+    first = next(remaining)
+    # In strips and not in tiles, of which ITK makes four channels.
+    strips = (zlib.compress(band.tobytes()) for band in chain([first], remaining))
+    with tifffile.TiffWriter(path, bigtiff=math.prod(shape) * dtype.itemsize > 2**31) as file:
         file.write(
-            tiles,
+            strips,
             shape=shape,
             dtype=dtype,
-            tile=(TILE_PX, TILE_PX),
+            rowsperstrip=len(first),
             compression="zlib",
             photometric="rgb" if len(shape) == 3 else "minisblack",
             resolution=(1e4 / pixel_um[0], 1e4 / pixel_um[1]),

@@ -70,6 +70,27 @@ def warp(
     return _sample(image, dvf, mode, padding_mode)
 
 
+def sample(
+    image: Tensor,
+    points: Tensor,
+    *,
+    mode: SamplingMode = "bilinear",
+    padding_mode: PaddingMode = "zeros",
+) -> Tensor:
+    """Return the values (B, C, H', W') of an image at any points.
+
+    Args:
+        image: (B, C, H, W), float.
+        points: (B, H', W', 2) as (x, y) in pixels of the image.
+        mode: Interpolation.
+        padding_mode: What lies beyond the border.
+    """
+    unit = _unit(_grid_shape(image), points.dtype, points.device).flatten()
+    return F.grid_sample(
+        image.to(points.dtype), points * unit - 1, mode=mode, padding_mode=padding_mode, align_corners=True
+    )
+
+
 def warp_points(points: Tensor, dvf: Tensor) -> Tensor:
     """Return `q + dvf(q)`: where reference points lie in the moving image.
 
@@ -84,9 +105,7 @@ def warp_points(points: Tensor, dvf: Tensor) -> Tensor:
     if points.ndim != 3 or points.shape[-1] != 2 or points.shape[0] != dvf.shape[0]:
         raise ValueError(f"points: expected ({dvf.shape[0]}, N, 2) as (x, y), got {tuple(points.shape)}")
     field = _precise(dvf)
-    unit = _unit(_grid_shape(field), field.dtype, field.device).flatten()
-    grid = points[:, None].to(field.dtype) * unit - 1
-    displacement = F.grid_sample(field, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    displacement = sample(field, points[:, None].to(field.dtype), padding_mode="border")
     return points + displacement[:, :, 0].transpose(1, 2)
 
 

@@ -1,0 +1,311 @@
+"""What a registration leaves behind: the map between a reference plane and a section, for images and points.
+
+Both sides have a frame of their own in mm: pixel (0, 0) lies at the origin, x along columns, y along rows. The forward
+map takes reference points to the section, which is what warps the section's image; the inverse one takes section
+points to the reference, which is what warps the reference's labels. Each is a displacement field in ITK's sense.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from atlalign.data.images import PixelSize
+from atlalign.data.sections import Plane, Points
+from atlalign.errors import InputError
+from atlalign.geometry import sample, warp_points
+
+FORWARD, INVERSE, RECORD = "forward.nii.gz", "inverse.nii.gz", "transform.json"
+"""The files of a transform."""
+
+_FORMAT = 1
+_READ_BYTES = 2**20
+_TILE_PX = 256
+
+
+class Grid(NamedTuple):
+    """Pixels of an image in its own frame.
+
+    Attributes:
+        shape: (H, W).
+        pixel_um: Their distance along x and y.
+    """
+
+    shape: tuple[int, int]
+    pixel_um: PixelSize
+
+    def to_mm(self, pixels: Points) -> Points:
+        """Return points (N, 2), given in pixels (x, y), in mm."""
+        return pixels * (np.array(self.pixel_um) / 1000)
+
+    def to_pixels(self, points_mm: Points) -> Points:
+        """Return points (N, 2), given in mm, in pixels (x, y)."""
+        return points_mm / (np.array(self.pixel_um) / 1000)
+
+    def with_shape(self, shape: tuple[int, int]) -> "Grid":
+        """Return the grid of another shape whose outermost pixels are the same."""
+        sizes = zip(self.pixel_um, self.shape[::-1], shape[::-1], strict=True)
+        x, y = (size * (old - 1) / (new - 1) for size, old, new in sizes)
+        return Grid(shape, (x, y))
+
+    def finer(self, pixel_um: float) -> "Grid":
+        """Return the grid with the same outermost pixels, and about `pixel_um` between its pixels."""
+        height, width = (
+            max(2, round((n - 1) * size / pixel_um) + 1)
+            for n, size in zip(self.shape, self.pixel_um[::-1], strict=True)
+        )
+        return self.with_shape((height, width))
+
+
+@dataclass(frozen=True, eq=False)
+class Displacement:
+    """A map from one frame to another.
+
+    Attributes:
+        grid: Where the displacement is known, in the frame that is mapped.
+        mm: (2, H, W), float32, x first: the point p of the grid is mapped to p + mm, in the other frame.
+    """
+
+    grid: Grid
+    mm: Tensor
+
+    def __call__(self, points_mm: Points) -> Points:
+        """Return where points (N, 2), in mm, are mapped to; beyond the grid the displacement is that of its border."""
+        pixels = torch.from_numpy(self.grid.to_pixels(points_mm))[None]
+        in_pixels = self.mm.double() / torch.tensor(self.grid.pixel_um).view(2, 1, 1) * 1000
+        return self.grid.to_mm(warp_points(pixels, in_pixels[None])[0].numpy())
+
+    def write(self, path: Path) -> None:
+        """Write an ITK displacement field, in mm: SimpleITK and ANTs apply it as a transform."""
+        import SimpleITK
+
+        image: Any = SimpleITK.GetImageFromArray(np.moveaxis(self.mm.numpy(), 0, -1), isVector=True)
+        image.SetSpacing([size / 1000 for size in self.grid.pixel_um])
+        SimpleITK.WriteImage(image, str(path))
+
+    @classmethod
+    def read(cls, path: Path) -> "Displacement":
+        """Read what `write` wrote.
+
+        Raises:
+            InputError: If the file is missing, damaged, or no displacement field with its origin at 0.
+        """
+        import SimpleITK
+
+        if not path.is_file():
+            raise InputError(f"{path}: expected a displacement field, found no file")
+        try:
+            _check_gzip(path)
+            image: Any = SimpleITK.ReadImage(str(path))
+        except (RuntimeError, OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{path}: expected a displacement field, cannot read it") from error
+        if image.GetDimension() != 2 or image.GetNumberOfComponentsPerPixel() != 2:
+            raise InputError(f"{path}: expected a 2D displacement field, found another image")
+        if (
+            np.abs(image.GetOrigin()).max() > 0
+            or np.abs(np.subtract(image.GetDirection(), (1, 0, 0, 1))).max() > 0
+        ):
+            raise InputError(f"{path}: expected a field as atlalign writes it, with its origin at 0, upright")
+        mm = torch.from_numpy(
+            np.moveaxis(SimpleITK.GetArrayFromImage(image).astype(np.float32), -1, 0).copy()
+        )
+        if not bool(mm.isfinite().all()):
+            raise InputError(f"{path}: expected finite displacements, found some that are not")
+        x, y = (1000 * size for size in image.GetSpacing())
+        return cls(Grid((mm.shape[1], mm.shape[2]), (x, y)), mm)
+
+
+@dataclass(frozen=True, eq=False)
+class SectionTransform:
+    """The map between a reference plane and a section, both ways.
+
+    Attributes:
+        forward: From the reference's frame to the section's.
+        inverse: From the section's frame to the reference's.
+        section: The pixels of the section's image.
+        plane: Where the reference lies in the atlas; None if it is no plane of one.
+    """
+
+    forward: Displacement
+    inverse: Displacement
+    section: Grid
+    plane: Plane | None
+
+    @property
+    def reference(self) -> Grid:
+        """The reference's pixels at the section's resolution: those of the registered image."""
+        finest = min(self.section.pixel_um)
+        return self.forward.grid.finer(min(finest, *self.forward.grid.pixel_um))
+
+    def to_reference(self, pixels: Points) -> Points:
+        """Return section points (N, 2), in pixels (x, y), in the reference's frame, in mm."""
+        return self.inverse(self.section.to_mm(pixels))
+
+    def to_section(self, points_mm: Points) -> Points:
+        """Return points (N, 2) of the reference's frame, in mm, in pixels (x, y) of the section."""
+        return self.section.to_pixels(self.forward(points_mm))
+
+    def register(self, image: NDArray[Any], *, fill: Any = 0) -> Iterator[NDArray[Any]]:
+        """Yield the registered image, of `reference.shape`, in bands of some rows.
+
+        Args:
+            image: The section (h, w) or (h, w, 3); linear interpolation, integers are rounded.
+            fill: What lies beyond the section, one value or one a channel.
+        """
+        return warp_in_bands(image, self.section, self.forward, self.reference, fill=fill)
+
+    def label(self, labels: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        """Yield the labels in section space, of `section.shape`, in bands of some rows.
+
+        Args:
+            labels: Of the reference, of any size that covers its frame; nearest neighbour, 0 beyond.
+        """
+        grid = self.forward.grid.with_shape((labels.shape[0], labels.shape[1]))
+        return warp_in_bands(labels, grid, self.inverse, self.section, nearest=True)
+
+    def save(self, folder: Path, record: Mapping[str, Any]) -> None:
+        """Write the transform into a folder; `record`, plain data on how it came about, is kept with it."""
+        self.forward.write(folder / FORWARD)
+        self.inverse.write(folder / INVERSE)
+        frames = {
+            "section": {"shape": self.section.shape, "pixel_um": self.section.pixel_um},
+            "plane": None if self.plane is None else self.plane.matrix.tolist(),
+        }
+        text = json.dumps({"format": _FORMAT, **frames, **record}, indent=2, ensure_ascii=False) + "\n"
+        (folder / RECORD).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "SectionTransform":
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: If the folder holds no transform, or a damaged one.
+        """
+        folder = Path(folder)
+        record = read_record(folder)
+        try:
+            height, width = (int(size) for size in record["section"]["shape"])
+            x, y = (float(size) for size in record["section"]["pixel_um"])
+            plane = (
+                None
+                if record["plane"] is None
+                else Plane(np.array(record["plane"], np.float64).reshape(3, 3))
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{folder / RECORD}: expected the record of a transform: {error}") from error
+        forward, inverse = (Displacement.read(folder / name) for name in (FORWARD, INVERSE))
+        return cls(forward, inverse, Grid((height, width), (x, y)), plane)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return what is kept with a transform, as plain data.
+
+    Raises:
+        InputError: If the folder holds no transform.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: expected a folder that `atlalign register` wrote: {error}") from error
+    if not isinstance(record, dict) or record.get("format") != _FORMAT:
+        raise InputError(f"{folder / RECORD}: expected the record of a transform, of format {_FORMAT}")
+    return record
+
+
+def _check_gzip(path: Path) -> None:
+    """Read a file to its checksum: ITK takes what a truncated one lacks for zeros."""
+    with gzip.open(path) as file:
+        while file.read(_READ_BYTES):
+            pass
+
+
+# --- bands ------------------------------------------------------------------------------------------------------------
+
+
+def warp_in_bands(
+    image: NDArray[Any],
+    source: Grid,
+    displacement: Displacement,
+    target: Grid,
+    *,
+    nearest: bool = False,
+    fill: Any = 0,
+) -> Iterator[NDArray[Any]]:
+    """Yield a warped image in bands of some rows, so that it need not fit into memory beside the original.
+
+    What lies within half a pixel of the border is that of the border, as in ITK; beyond it is `fill`.
+
+    Args:
+        image: (h, w) or (h, w, c), of any type.
+        source: Its pixels.
+        displacement: From the target's frame to the image's.
+        target: The pixels to fill.
+        nearest: Take the nearest pixel unchanged, instead of interpolating linearly.
+        fill: One value, or one a channel.
+    """
+    height, width = target.shape
+    take = _take_nearest if nearest else _interpolate
+    for top in range(0, height, _TILE_PX):
+        rows = torch.arange(top, min(top + _TILE_PX, height))
+        # A tile needs little of the image, however the section is turned.
+        tiles = (torch.arange(left, min(left + _TILE_PX, width)) for left in range(0, width, _TILE_PX))
+        points = (_sources(rows, columns, source, displacement, target) for columns in tiles)
+        yield np.concatenate([take(image, tile, fill) for tile in points], axis=1)
+
+
+def _sources(rows: Tensor, columns: Tensor, source: Grid, displacement: Displacement, target: Grid) -> Tensor:
+    """Return where (h, w, 2) the pixels of a tile lie in the source image, in its pixels (x, y)."""
+    size, new_size, source_size = (
+        torch.tensor(grid.pixel_um, dtype=torch.float64) / 1000
+        for grid in (displacement.grid, target, source)
+    )
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    points_mm = torch.stack([x, y], dim=-1) * new_size
+    shift = sample(displacement.mm[None].double(), (points_mm / size)[None], padding_mode="border")[0]
+    return (points_mm + shift.permute(1, 2, 0)) / source_size
+
+
+def _interpolate(image: NDArray[Any], points: Tensor, fill: Any) -> NDArray[Any]:
+    crop, origin = _crop(image, points)
+    channels = crop.reshape(*crop.shape[:2], -1)
+    values = torch.from_numpy(channels.astype(np.float32)).permute(2, 0, 1)[None]
+    sampled = (
+        sample(values, (points - origin).float()[None], padding_mode="border")[0].permute(1, 2, 0).numpy()
+    )
+    if image.dtype.kind in "ui":
+        sampled = sampled.round()
+    tile = sampled.astype(image.dtype).reshape(*points.shape[:2], *image.shape[2:])
+    tile[~_inside(image, points)] = fill
+    return tile
+
+
+def _take_nearest(image: NDArray[Any], points: Tensor, fill: Any) -> NDArray[Any]:
+    height, width = image.shape[:2]
+    x, y = (points + 0.5).floor().long().numpy().transpose(2, 0, 1)
+    tile: NDArray[Any] = image[y.clip(0, height - 1), x.clip(0, width - 1)]
+    tile[~_inside(image, points)] = fill
+    return tile
+
+
+def _inside(image: NDArray[Any], points: Tensor) -> NDArray[np.bool_]:
+    height, width = image.shape[:2]
+    limit = torch.tensor([width, height]) - 0.5
+    inside: NDArray[np.bool_] = ((points >= -0.5) & (points < limit)).all(dim=-1).numpy()
+    return inside
+
+
+def _crop(image: NDArray[Any], points: Tensor) -> tuple[NDArray[Any], Tensor]:
+    """Return the part of the image that the points (h, w, 2) lie in, and where its first pixel lies."""
+    limit = torch.tensor([image.shape[1], image.shape[0]])
+    first = torch.minimum(points.amin(dim=(0, 1)).floor().long().clamp(min=0), limit - 2)
+    last = torch.maximum(points.amax(dim=(0, 1)).ceil().long(), first + 1)
+    (left, top), (right, bottom) = first.tolist(), last.tolist()
+    return image[top : bottom + 1, left : right + 1], first

@@ -1,0 +1,162 @@
+"""Transforms against SimpleITK's own resampling and points, and against hand-computable maps."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+
+from atlalign import transform as module
+from atlalign.data.images import read_image, write_tiff
+from atlalign.data.sections import Plane
+from atlalign.errors import InputError
+from atlalign.geometry import invert, smooth_field
+from atlalign.transform import Displacement, Grid, SectionTransform
+
+WORK = Grid((24, 40), (100.0, 120.0))
+SECTION = Grid((90, 70), (40.0, 50.0))
+
+
+def field(grid: Grid, seed: int, shift_mm: tuple[float, float] = (0.0, 0.0)) -> Displacement:
+    """Return a smooth map, moved by some mm and unequal in x and y."""
+    drawn = smooth_field(1, grid.shape, generator=torch.Generator().manual_seed(seed)).dvf[0]
+    mm = drawn * torch.tensor([0.1, 0.2]).view(2, 1, 1) + torch.tensor(shift_mm).view(2, 1, 1)
+    return Displacement(grid, mm.float())
+
+
+@pytest.fixture
+def transform() -> SectionTransform:
+    coarse = SECTION.with_shape((30, 24))
+    return SectionTransform(
+        field(WORK, 1, (-0.4, 0.3)), field(coarse, 2, (0.5, -0.2)), SECTION, Plane.at(5000, (12.5, 12.5))
+    )
+
+
+def resampled(image: np.ndarray, source: Grid, target: Grid, path: Path, interpolator: int) -> np.ndarray:
+    """Return what SimpleITK makes of an image with a transform file alone."""
+    moving = SimpleITK.GetImageFromArray(image, isVector=image.ndim == 3)
+    moving.SetSpacing([size / 1000 for size in source.pixel_um])
+    reference = SimpleITK.Image(target.shape[1], target.shape[0], SimpleITK.sitkUInt8)
+    reference.SetSpacing([size / 1000 for size in target.pixel_um])
+    displacement = SimpleITK.DisplacementFieldTransform(
+        SimpleITK.Cast(SimpleITK.ReadImage(str(path)), SimpleITK.sitkVectorFloat64)
+    )
+    return SimpleITK.GetArrayFromImage(SimpleITK.Resample(moving, reference, displacement, interpolator, 7))
+
+
+@pytest.mark.parametrize("tile", [16, 512])
+@pytest.mark.parametrize("channels", [(), (3,)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_a_registered_image_is_what_simpleitk_makes_of_it(
+    transform, tmp_path, monkeypatch, tile, channels, dtype
+):
+    monkeypatch.setattr(module, "_TILE_PX", tile)
+    image = np.random.default_rng(0).uniform(10, 250, (*SECTION.shape, *channels)).astype(dtype)
+    transform.save(tmp_path, {})
+    ours = np.concatenate(list(transform.register(image, fill=7)))
+    theirs = resampled(image, SECTION, transform.reference, tmp_path / module.FORWARD, SimpleITK.sitkLinear)
+    assert ours.dtype == dtype
+    assert ours.shape == (*transform.reference.shape, *channels)
+    difference = np.abs(ours.astype(np.float64) - theirs)
+    # Single and double precision round a few values to different integers, and a few points to different sides of
+    # the border.
+    assert np.quantile(difference, 0.999) <= (1 if np.dtype(dtype).kind == "u" else 1e-2)
+    assert (difference > 2).mean() < 1e-3
+    assert 0.05 < (ours == 7).mean() < 0.6
+
+
+def test_labels_in_section_space_are_what_simpleitk_makes_of_them(transform, tmp_path):
+    labels = np.random.default_rng(0).choice([0, 7, 997, 614454277], (47, 79)).astype(np.uint32)
+    transform.save(tmp_path, {})
+    ours = np.concatenate(list(transform.label(labels)))
+    theirs = resampled(
+        labels, WORK.with_shape((47, 79)), SECTION, tmp_path / module.INVERSE, SimpleITK.sitkNearestNeighbor
+    )
+    theirs[theirs == 7] = 0
+    assert (np.where(ours == 7, 0, ours) == theirs).mean() > 0.999
+    assert set(np.unique(ours)) == {0, 7, 997, 614454277}
+
+
+def test_points_go_the_other_way_than_images_as_in_simpleitk(transform, tmp_path):
+    transform.save(tmp_path, {})
+    pixels = np.random.default_rng(0).uniform(0, 1, (50, 2)) * [69, 89]
+    for name, grid, mapped in [
+        (module.INVERSE, SECTION, transform.to_reference(pixels)),
+        (module.FORWARD, WORK, None),
+    ]:
+        read = SimpleITK.DisplacementFieldTransform(
+            SimpleITK.Cast(SimpleITK.ReadImage(str(tmp_path / name)), SimpleITK.sitkVectorFloat64)
+        )
+        if mapped is None:
+            pixels = np.random.default_rng(1).uniform(0, 1, (50, 2)) * [39, 23]
+            mapped = SECTION.to_mm(transform.to_section(WORK.to_mm(pixels)))
+        theirs = np.array([read.TransformPoint(point) for point in grid.to_mm(pixels).tolist()])
+        assert np.abs(mapped - theirs).max() < 1e-5
+
+
+def test_a_bright_spot_lands_where_its_point_lands(transform):
+    """Image and point, through the forward field and its own inverse: the direction and order of both."""
+    forward = transform.forward
+    pixels = forward.mm / torch.tensor(WORK.pixel_um).view(2, 1, 1) * 1000
+    inverse = invert(pixels[None])[0] * torch.tensor(WORK.pixel_um).view(2, 1, 1) / 1000
+    same = SectionTransform(forward, Displacement(WORK, inverse), WORK, None)
+    image = np.zeros(WORK.shape, np.float32)
+    image[9:12, 12:15] = 1
+    registered = np.concatenate(list(same.register(image)))
+    y, x = np.nonzero(registered > 0.5)
+    spot = same.reference.to_mm(np.array([[x.mean(), y.mean()]]))
+    assert np.abs(spot - same.to_reference(np.array([[13.0, 10.0]]))).max() < 0.05
+    assert np.abs(same.to_section(spot) - (13, 10)).max() < 0.5
+
+
+def test_a_transform_comes_back_from_its_files(transform, tmp_path):
+    transform.save(tmp_path, {"model": "m.pt"})
+    loaded = SectionTransform.load(tmp_path)
+    assert torch.equal(loaded.forward.mm, transform.forward.mm)
+    assert torch.equal(loaded.inverse.mm, transform.inverse.mm)
+    assert loaded.section == SECTION
+    assert loaded.forward.grid.shape == WORK.shape
+    assert loaded.forward.grid.pixel_um == pytest.approx(WORK.pixel_um, rel=1e-6)
+    assert (loaded.plane.matrix == transform.plane.matrix).all()
+    assert module.read_record(tmp_path)["model"] == "m.pt"
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda f: (f / module.RECORD).unlink(), "expected a folder that `atlalign register` wrote"),
+        (lambda f: (f / module.RECORD).write_text("{"), "expected a folder that `atlalign register` wrote"),
+        (lambda f: (f / module.RECORD).write_text('{"format": 99}'), "of format 1"),
+        (lambda f: (f / module.RECORD).write_text('{"format": 1}'), "expected the record of a transform"),
+        (lambda f: (f / module.FORWARD).unlink(), "found no file"),
+        (
+            lambda f: (f / module.INVERSE).write_bytes((f / module.INVERSE).read_bytes()[:200]),
+            "cannot read it",
+        ),
+    ],
+)
+def test_a_damaged_transform_is_named(transform, tmp_path, damage, sentence):
+    transform.save(tmp_path, {})
+    damage(tmp_path)
+    with pytest.raises(InputError, match=sentence):
+        SectionTransform.load(tmp_path)
+
+
+def test_a_grid_keeps_its_corners():
+    fine = Grid((3, 5), (100.0, 200.0)).finer(50)
+    assert fine == Grid((9, 9), (50.0, 50.0))
+    assert (fine.to_mm(np.array([[8.0, 8.0]])) == [[0.4, 0.4]]).all()
+    assert fine.to_pixels(fine.to_mm(np.array([[3.0, 7.0]]))) == pytest.approx(np.array([[3, 7]]))
+
+
+def test_a_tiff_says_how_large_its_pixels_are(tmp_path):
+    image = np.arange(600 * 700 * 3, dtype=np.uint8).reshape(600, 700, 3)
+    bands = (image[:256], image[256:512], image[512:])
+    write_tiff(tmp_path / "a.tif", bands, shape=image.shape, dtype=image.dtype, pixel_um=(1.25, 2.5))
+    read = read_image(tmp_path / "a.tif")
+    assert (read.pixels == image).all()
+    assert read.pixel_um == pytest.approx((1.25, 2.5), rel=1e-6)
+    itk = SimpleITK.ReadImage(str(tmp_path / "a.tif"))
+    assert itk.GetSpacing() == pytest.approx((0.00125, 0.0025), rel=1e-5)
+    assert (SimpleITK.GetArrayFromImage(itk) == image).all()
