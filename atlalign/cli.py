@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from atlalign import __version__
 from atlalign.errors import InputError
@@ -28,6 +29,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_validate(commands)
     _add_import_keras(commands)
     _add_merge(commands)
+    _add_export(commands)
+    _add_runs(commands)
     return parser
 
 
@@ -94,3 +97,72 @@ def _merge(options: argparse.Namespace) -> None:
     origin = common_origin(read_origin(options.global_path), read_origin(options.local_path))
     save_model(merged, options.out, origin=origin)
     print(f"{options.out}: {type(merged).__name__}")
+
+
+def _add_runs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "runs",
+        help="compare the training runs of a sweep",
+        description="Print the table of all runs in some folders, sorted by a metric; write it as .md, .csv and .png.",
+    )
+    command.add_argument(
+        "folders", metavar="FOLDER", nargs="+", type=Path, help="a sweep's folder, or any above runs"
+    )
+    command.add_argument(
+        "--sort", metavar="METRIC", help="the metric to sort by (default: the runs' objective)"
+    )
+    command.add_argument("--descending", action="store_true", help="the largest first")
+    command.add_argument(
+        "--out", metavar="PATH", type=Path, help="files to write, without ending (FOLDER/runs)"
+    )
+    command.set_defaults(run=_runs)
+
+
+def _runs(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from atlalign.runs import compare, find_runs, reasons, rich_table, write_table
+
+    table = compare(find_runs(options.folders), options.sort, descending=options.descending)
+    paths = write_table(table, options.out or options.folders[0] / "runs")
+    # A file or a pipe is as wide as the table.
+    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False)
+    console.print(rich_table(table))
+    for line in (*reasons(table), f"written: {', '.join(map(str, paths))}"):
+        print(line)
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "export",
+        help="write a network for other programs",
+        description="Write a network as a graph that runs without this package, and compare the two on random images.",
+    )
+    command.add_argument("model", metavar="MODEL", help="a model file, a folder or a checkpoint")
+    command.add_argument(
+        "--out", metavar="FILE", required=True, help="FILE.onnx (needs the extra `export`), or FILE.pt2 for torch.export"
+    )
+    command.add_argument(
+        "--image-shape",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="the size of the images; that of the training (default)",
+    )
+    command.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from atlalign.export import export_model
+    from atlalign.models import load_model, read_origin
+
+    network = load_model(options.model)
+    shape = options.image_shape or read_origin(options.model).image_shape
+    if shape is None:
+        raise InputError(f"{options.model} does not tell the size of its images: give --image-shape HEIGHT WIDTH")
+    height, width = shape
+    differences = export_model(network, options.out, (height, width))
+    print(
+        f"{options.out}: {type(network).__name__} for images of {height}×{width} px; it differs by at most "
+        f"{differences.intensity:.1e} in intensity and {differences.px:.1e} px"
+    )

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from textwrap import shorten
 
 
 class InputError(ValueError):
@@ -17,6 +18,11 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     close = get_close_matches(name, names, n=3)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     return InputError(f"unknown {kind} '{name}'.{hint} There are: {', '.join(names)}")
+
+
+def describe(error: BaseException) -> str:
+    """Return `error` in one short line: the sentence of a user's mistake, or what other errors are called and say."""
+    return shorten(_sentence(error) or f"{type(error).__name__}: {error}", 300)
 
 
 @contextmanager

@@ -1,7 +1,12 @@
 """Pictures of registrations; the only module that draws."""
 
+from base64 import b64encode
+from collections.abc import Mapping, Sequence, Sized
+from io import BytesIO, StringIO
+from textwrap import shorten
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -127,6 +132,39 @@ def field_jacobian_figure(dvf: Tensor) -> Figure:
     folded = torch.where(determinant <= 0, 1.0, torch.nan)
     axes.imshow(folded.numpy(), cmap="gray", vmin=1, vmax=2)
     figure.colorbar(shown, ax=axes, fraction=0.04)
+    return figure
+
+
+def runs_figure(
+    labels: Sequence[str],
+    values: Sequence[float | None],
+    statuses: Sequence[str],
+    baselines: Sequence[float | None],
+    *,
+    metric: str,
+) -> Figure:
+    """Draw one row a run, the first on top: its metric as a dot, a cross where it failed, or why there is neither.
+
+    Doing nothing is a grey line. The scale is logarithmic where runs lie far apart.
+    """
+    size = (11, 0.8 + 0.25 * len(labels))
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for row, (value, status, baseline) in enumerate(zip(values, statuses, baselines, strict=True)):
+        if value is not None:
+            axes.plot(value, row, "o" if status == "finished" else "x", color="tab:blue")
+        else:
+            axes.text(0.01, row, status, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+        if baseline is not None:
+            axes.plot(baseline, row, "|", color="tab:gray", markersize=12)
+    known = [value for value in values if value is not None]
+    if known and max(known) > 100 * min(known) > 0:
+        axes.set_xscale("log")
+    axes.set_yticks(range(len(labels)), [shorten(label, 90) for label in labels], fontsize=8)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(axis="x", linewidth=0.3)
+    axes.set_xlabel(f"{metric} (grey: doing nothing)" if any(baselines) else metric)
     return figure
 
 

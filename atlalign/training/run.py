@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from atlalign.errors import InputError, unknown_name
+from atlalign.runs import flatten, recorded_failure
 
 _RECORDED_PACKAGES = (
     "atlalign", "torch", "torchvision", "pytorch-lightning", "hydra-core", "h5py", "kornia", "lpips",
@@ -29,11 +30,19 @@ _COMPARED = ("model", "loss", "augment", "data", "atlas", "optimizer", "schedule
 def train(config: DictConfig) -> float:
     """Train as `conf/train.yaml` describes and return the final value of `config.objective`.
 
-    The run's folder gets the resolved configuration, versions, checkpoints, metrics.json and registered.png.
+    The run's folder gets the resolved configuration, versions, checkpoints, metrics.json and registered.png, or
+    failure.json in place of the last two.
 
     Raises:
         InputError: If something in the configuration or the data is wrong, or `config.require_ratio` is missed.
     """
+    folder = Path(config.run_dir)
+    checkpoint = _checkpoint_to_resume(config.ckpt_path, folder)
+    with recorded_failure(folder, config):
+        return _train(config, folder, checkpoint)
+
+
+def _train(config: DictConfig, folder: Path, checkpoint: str | None) -> float:
     # The loss goes first: a misspelt key fails before the slow imports and before any data is written.
     loss = build(config.loss)
 
@@ -42,8 +51,6 @@ def train(config: DictConfig) -> float:
     _quieten_lightning()
     started = time.monotonic()
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    folder = Path(config.run_dir)
-    checkpoint = _checkpoint_to_resume(config.ckpt_path, folder)
     pl.utilities.rank_zero_only(_write_provenance)(folder, config)
     network = _build_network(config, checkpoint)
     datamodule = _build_datamodule(config, network)
@@ -184,24 +191,11 @@ def _log_hyperparameters(loggers: list[Any], config: DictConfig, metrics: dict[s
     from pytorch_lightning.loggers import TensorBoardLogger
 
     tree = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    parameters = _flatten({key: tree[key] for key in _COMPARED})
+    parameters = flatten({key: tree[key] for key in _COMPARED}, separator="/")
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(parameters, {f"final/{name}": value for name, value in metrics.items()})
             logger.finalize("success")
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Return a row of a table of runs: values by paths like data/batch_size, and what each group builds."""
-    if not isinstance(tree, dict):
-        return {prefix: tree if isinstance(tree, str | int | float | bool) else str(tree)}
-    flat: dict[str, str | int | float | bool] = {}
-    for key, value in tree.items():
-        if key == "_target_":
-            flat[prefix] = value.rpartition(".")[2]
-        else:
-            flat |= _flatten(value, f"{prefix}/{key}" if prefix else str(key))
-    return flat
 
 
 def _draw_result(module: Any, datamodule: Any, path: Path) -> None:

@@ -1,0 +1,317 @@
+"""What training runs leave in their folders, and the table that compares them."""
+
+import csv
+import io
+import json
+import math
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from atlalign.errors import InputError, describe, unknown_name
+
+Value = str | int | float | bool
+
+_BASELINE = "val/identity/vector_distance"
+# What the table shows after the metric that it is sorted by; the CSV file has all.
+_SHOWN_METRICS = ("val/vector_distance", "val/folding_fraction", "val/correlation", "epochs", "seconds")
+# Where a run lies, and how it was watched, says nothing of what it computes.
+_INCIDENTAL = ("run_dir", "ckpt_path", "callbacks.pruning")
+
+
+class Pruned(Exception):  # noqa: N818 - a run that others have overtaken is no error
+    """A run was stopped early because others did better at the same point."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as its folder tells it.
+
+    Args:
+        folder: Where it lies.
+        status: `finished`, `failed`, `pruned` or `unfinished` (under way, or killed).
+        reason: Why it ended early, in one line.
+        config: Its configuration by dotted keys; empty where it never came so far.
+        metrics: Final metrics by name; of a run that ended before these only its `seconds`, where known.
+    """
+
+    folder: Path
+    status: str
+    reason: str
+    config: dict[str, Value]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """Runs side by side, the best first.
+
+    Args:
+        runs: In the order of the table.
+        names: A short name for each.
+        keys: The configuration keys in which the runs differ.
+        metric: What the table is sorted by.
+    """
+
+    runs: list[Run]
+    names: list[str]
+    keys: list[str]
+    metric: str
+
+
+@contextmanager
+def recorded_failure(folder: Path, config: DictConfig) -> Iterator[None]:
+    """Where the run inside ends with an error, leave in its `folder` what it was and why it ended.
+
+    What an earlier attempt left as its end is removed at the start.
+    """
+    started = time.monotonic()
+    for name in ("failure.json", "metrics.json"):
+        (folder / name).unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        record_failure(folder, error, seconds=round(time.monotonic() - started, 1))
+        if not (folder / "config.yaml").exists():
+            with suppress(OmegaConfBaseException):  # this may be what ended it
+                _write(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+        raise
+
+
+def record_failure(folder: Path, error: BaseException, **metrics: float) -> None:
+    """Write to `folder`/failure.json that the run there ended with `error`."""
+    status = "pruned" if isinstance(error, Pruned) else "failed"
+    content = {"status": status, "reason": describe(error), "metrics": metrics}
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "failure.json", json.dumps(content, indent=2) + "\n")
+
+
+def read_run(folder: Path) -> Run:
+    """Read what a run left in `folder`.
+
+    Raises:
+        InputError: If a file there is damaged.
+    """
+    config, failure, metrics = folder / "config.yaml", folder / "failure.json", folder / "metrics.json"
+    measured = _read_json(metrics) if metrics.exists() else {}
+    status, reason = "finished" if measured else "unfinished", ""
+    if failure.exists():
+        end = _read_json(failure)
+        status, reason, measured = end["status"], end["reason"], {**end["metrics"], **measured}
+    return Run(folder, status, reason, _read_config(config) if config.exists() else {}, measured)
+
+
+def find_runs(folders: Iterable[Path]) -> list[Run]:
+    """Read every run in `folders` and below.
+
+    Raises:
+        InputError: If a folder is missing, or none of them holds a run.
+    """
+    found: set[Path] = set()
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"there is no folder {folder}")
+        for mark in ("config.yaml", "failure.json", ".hydra"):
+            found |= {path.parent for path in folder.rglob(mark) if path.parent.name != ".hydra"}
+    if not found:
+        raise InputError(f"{', '.join(map(str, folders))}: no run there (a run's folder has a config.yaml)")
+    return [read_run(folder) for folder in sorted(found, key=_natural_order)]
+
+
+def compare(runs: Sequence[Run], metric: str | None = None, *, descending: bool = False) -> RunTable:
+    """Sort runs by a metric; those without it come last.
+
+    Args:
+        runs: In any order.
+        metric: A final metric; the runs' objective where it is None.
+        descending: The largest first.
+
+    Raises:
+        InputError: If runs have metrics, but none has this one.
+    """
+    metric = metric or _objective(runs)
+    known = {name for run in runs for name in run.metrics}
+    if any(run.status == "finished" for run in runs) and metric not in known:
+        raise unknown_name("metric", metric, known)
+
+    def rank(run: Run) -> tuple[bool, float]:
+        value = run.metrics.get(metric, math.nan)
+        return (True, 0.0) if math.isnan(value) else (False, -value if descending else value)
+
+    ordered = sorted(runs, key=rank)
+    return RunTable(ordered, _short_names(ordered), _differing_keys(runs), metric)
+
+
+def write_table(table: RunTable, stem: Path) -> list[Path]:
+    """Write `stem`.md, `stem`.csv (every metric) and `stem`.png, and return their paths."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("md", "csv", "png")]
+    _write(paths[0], markdown(table))
+    _write(paths[1], _csv(table))
+    unfinished = paths[2].with_name(f".{paths[2].name}")
+    _draw(table, unfinished)
+    unfinished.replace(paths[2])
+    return paths
+
+
+def header(table: RunTable) -> list[str]:
+    """Return the table's columns: run, status, differing keys, chosen metrics."""
+    return ["run", "status", *table.keys, *_shown_metrics(table)]
+
+
+def rows(table: RunTable) -> Iterator[list[str]]:
+    """Return the table's cells, row by row, as text."""
+    for name, run in zip(table.names, table.runs, strict=True):
+        choices = [_short(run.config.get(key, "")) for key in table.keys]
+        yield [name, run.status, *choices, *(_short(run.metrics.get(m, "")) for m in _shown_metrics(table))]
+
+
+def reasons(table: RunTable) -> list[str]:
+    """Return a line for each run that says why it ended early."""
+    named = zip(table.names, table.runs, strict=True)
+    return [f"{name} {run.status}: {run.reason}" for name, run in named if run.reason]
+
+
+def rich_table(table: RunTable) -> Table:
+    """Return the table for a terminal."""
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in header(table):
+        # A long name is broken behind its groups.
+        name = re.sub(r"(?<=[/.])", "\n", column)
+        shown.add_column(
+            name, justify="right" if column in _shown_metrics(table) else "left", overflow="fold"
+        )
+    for line in rows(table):
+        shown.add_row(*map(escape, line))
+    return shown
+
+
+def markdown(table: RunTable) -> str:
+    """Return the table in Markdown, and below it why runs ended early."""
+    lines = [header(table), ["---"] * len(header(table)), *rows(table)]
+    text = "".join(f"| {' | '.join(_escape_markdown(cell) for cell in line)} |\n" for line in lines)
+    return text + "".join(f"\n- {reason}" for reason in reasons(table)) + "\n" * bool(reasons(table))
+
+
+def flatten(tree: Any, separator: str = ".", prefix: str = "") -> dict[str, Value]:
+    """Return a configuration's values by paths like data.batch_size, and what each group builds by its name."""
+    if not isinstance(tree, Mapping):
+        return {prefix: tree if isinstance(tree, str | int | float | bool) else str(tree)}
+    flat: dict[str, Value] = {}
+    for key, value in tree.items():
+        if key == "_target_":
+            flat[prefix] = value.rpartition(".")[2]
+        else:
+            flat |= flatten(value, separator, f"{prefix}{separator}{key}" if prefix else str(key))
+    return flat
+
+
+def _shown_metrics(table: RunTable) -> list[str]:
+    present = {name for run in table.runs for name in run.metrics}
+    return [n for n in dict.fromkeys((table.metric, *_SHOWN_METRICS)) if n in present or n == table.metric]
+
+
+def _objective(runs: Sequence[Run]) -> str:
+    return next(
+        (str(run.config["objective"]) for run in runs if "objective" in run.config), _SHOWN_METRICS[0]
+    )
+
+
+def _differing_keys(runs: Sequence[Run]) -> list[str]:
+    """Return the keys whose values differ; of keys that always agree with each other, the shortest."""
+    configs = [run.config for run in runs if run.config]
+    columns: dict[tuple[str, ...], str] = {}
+    for key in sorted({key for config in configs for key in config}, key=lambda key: (key.count("."), key)):
+        values = tuple(str(config.get(key, "")) for config in configs)
+        if len(set(values)) > 1 and not key.startswith(_INCIDENTAL):
+            columns.setdefault(values, key)
+    return sorted(columns.values())
+
+
+def _short_names(runs: Sequence[Run]) -> list[str]:
+    """Return the parts of the runs' paths below the folder that all of them share."""
+    paths = [run.folder.absolute() for run in runs]
+    shared = 0
+    while all(len(p.parts) > shared + 1 for p in paths) and len({p.parts[: shared + 1] for p in paths}) == 1:
+        shared += 1
+    return ["/".join(path.parts[shared:]) for path in paths]
+
+
+def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
+    """Sort run 10 after run 9."""
+    return [(not p.isdigit(), int(p) if p.isdigit() else 0, p) for p in path.absolute().parts]
+
+
+def _csv(table: RunTable) -> str:
+    metrics = sorted({name for run in table.runs for name in run.metrics})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", "status", "reason", *table.keys, *metrics])
+    for name, run in zip(table.names, table.runs, strict=True):
+        choices = [run.config.get(key, "") for key in table.keys]
+        measured = [run.metrics.get(metric, "") for metric in metrics]
+        writer.writerow([name, run.status, run.reason, *choices, *measured])
+    return text.getvalue()
+
+
+def _draw(table: RunTable, path: Path) -> None:
+    from atlalign.plots import runs_figure
+
+    labels = [
+        " ".join([name, *(f"{key}={_short(run.config[key])}" for key in table.keys if key in run.config)])
+        for name, run in zip(table.names, table.runs, strict=True)
+    ]
+    values = [run.metrics.get(table.metric) for run in table.runs]
+    baselines = [
+        run.metrics.get(_BASELINE) if table.metric == "val/vector_distance" else None for run in table.runs
+    ]
+    statuses = [run.status for run in table.runs]
+    runs_figure(labels, values, statuses, baselines, metric=table.metric).savefig(path, format="png")
+
+
+def _short(value: Value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _escape_markdown(cell: str) -> str:
+    return cell.replace("|", r"\|")
+
+
+def _read_config(path: Path) -> dict[str, Value]:
+    """Return a run's resolved configuration; paths into the run's own folder read `${run_dir}`."""
+    import yaml
+
+    try:
+        tree = yaml.safe_load(path.read_text())
+        place = str(tree["run_dir"])
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected the configuration of a run, got {describe(error)}") from error
+    return {
+        key: value.replace(place, "${run_dir}") if isinstance(value, str) else value
+        for key, value in flatten(tree).items()
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: expected JSON, got {error}") from error
+    return content
+
+
+def _write(path: Path, text: str) -> None:
+    """Write to a temporary name first, so that no half-written file is ever read."""
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(text)
+    unfinished.replace(path)

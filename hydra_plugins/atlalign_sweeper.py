@@ -1,0 +1,194 @@
+"""The sweeper behind `hydra/sweeper=optuna`; Hydra looks for plugins in packages of this name alone.
+
+Hydra imports it at each start of any of its programs: what is heavy is imported where it is used.
+"""
+
+import importlib.util
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from atlalign.training.study import SweepStudy
+
+_log = logging.getLogger(__name__)
+
+
+class OptunaSweeper(Sweeper):
+    """Lets Optuna choose the runs; each is a trial, named by its number, and any launcher may run it.
+
+    What became of a run is read from its folder, so that a sweep that was stopped goes on where it was: finished
+    trials stay, begun ones go on from their last checkpoint.
+
+    Args:
+        n_trials: Trials in all, those of earlier calls included.
+        n_jobs: Trials that are launched together.
+        params: What is varied, in Hydra's grammar, by key; the command line adds to it.
+        sampler: An Optuna sampler's configuration, with `_partial_: true`.
+        seed: Decides what is tried.
+    """
+
+    def __init__(
+        self, n_trials: int, n_jobs: int, params: Mapping[str, str], sampler: DictConfig, seed: int
+    ) -> None:
+        self.n_trials = n_trials
+        self.n_jobs = n_jobs
+        self.params = params
+        self.sampler = sampler
+        self.seed = seed
+        self.config: DictConfig | None = None
+        self.hydra_context: HydraContext | None = None
+        self.launcher: Launcher | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra gives to a sweeper.
+
+        Raises:
+            InputError: If Optuna is not installed.
+        """
+        from hydra.core.plugins import Plugins
+
+        from atlalign.errors import InputError
+
+        if importlib.util.find_spec("optuna") is None:
+            raise InputError("hydra/sweeper=optuna needs Optuna: pip install 'atlalign[sweep]'")
+        self.config = config
+        self.hydra_context = hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run trials until there are `n_trials`.
+
+        Raises:
+            InputError: If the folder holds another study, another process works on it, or every trial failed.
+        """
+        assert self.config is not None
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            OmegaConf.save(self.config, folder / "multirun.yaml")
+            study, fixed = self._open(folder, arguments)
+            begun = [n for n in study.open_trials() if study.settle(n).status == "unfinished"]
+            for start in range(0, len(begun), self.n_jobs):
+                self._run(study, fixed, begun[start : start + self.n_jobs])
+            while (left := self.n_trials - len(study)) > 0:
+                self._run(study, fixed, [study.ask() for _ in range(min(left, self.n_jobs))])
+        _conclude(study)
+
+    def _open(self, folder: Path, arguments: Sequence[str]) -> tuple["SweepStudy", list[str]]:
+        """Return the study and the overrides that all trials share."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from hydra.utils import instantiate
+
+        from atlalign.training.study import SweepStudy, search_space
+
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        texts = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        overrides = {o.get_key_element(): o for o in parser.parse_overrides(texts)}
+        fixed = [
+            f"{key}={o.get_value_element_as_str()}"
+            for key, o in overrides.items()
+            if not o.is_sweep_override()
+        ]
+        space = search_space(list(overrides.values()))
+        return SweepStudy(folder, space, fixed, sampler=instantiate(self.sampler), seed=self.seed), fixed
+
+    def _run(self, study: "SweepStudy", fixed: Sequence[str], numbers: Sequence[int]) -> None:
+        """Launch trials together and take over what became of them."""
+        jobs = {number: [*fixed, *study.overrides(number)] for number in numbers}
+        legal = {
+            number: job for number, job in jobs.items() if self._composes(study.folder / str(number), job)
+        }
+        if legal:
+            self._launch(study.folder, legal)
+        for number in numbers:
+            run = study.settle(number)
+            _log.info(f"trial {number}: {run.status} {run.reason}".rstrip())
+
+    def _composes(self, folder: Path, job: Sequence[str]) -> bool:
+        """Check a job before it is launched, where one that cannot be composed would end the sweep."""
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        from atlalign.runs import record_failure
+
+        try:
+            self.validate_batch_is_legal([job])
+        except (HydraException, OmegaConfBaseException) as error:
+            record_failure(folder, error)
+            return False
+        return True
+
+    def _launch(self, folder: Path, jobs: Mapping[int, Sequence[str]]) -> None:
+        from atlalign.errors import describe
+
+        assert self.launcher is not None
+        overrides = [[*job, *_place(folder, number)] for number, job in jobs.items()]
+        try:
+            results = self.launcher.launch(overrides, initial_job_idx=min(jobs))
+        except Exception as error:
+            # A job that is killed from outside ends the launcher's batch, not the sweep.
+            if not any((folder / str(number) / "config.yaml").exists() for number in jobs):
+                raise
+            _log.warning(f"trials {', '.join(map(str, jobs))}: {describe(error)}")
+            return
+        for number, result in zip(jobs, results, strict=True):
+            _record_silent_failure(folder / str(number), result)
+
+
+def _place(folder: Path, number: int) -> list[str]:
+    """Return the overrides that put a trial into its folder, and let it go on from there."""
+    begun = (folder / str(number) / "checkpoints" / "last.ckpt").exists()
+    return [f"hydra.sweep.subdir={number}", *(["ckpt_path=last"] if begun else [])]
+
+
+def _record_silent_failure(folder: Path, result: JobReturn) -> None:
+    """Record the error of a run that ended before it could do so itself."""
+    from atlalign.runs import read_run, record_failure
+
+    try:
+        _ = result.return_value
+    except Exception as error:
+        if read_run(folder).status == "unfinished":
+            record_failure(folder, error)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second process from the same sweep."""
+    from filelock import FileLock, Timeout
+
+    from atlalign.errors import InputError
+
+    lock = FileLock(folder / "study.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"another process runs the sweep in {folder}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _conclude(study: "SweepStudy") -> None:
+    from atlalign.errors import InputError
+
+    for number in study.open_trials():
+        _log.warning(f"trial {number} has no result: the same command goes on with it")
+    best = study.best()
+    if best is None:
+        raise InputError(f"{study.folder}: no trial came to its end; `atlalign runs {study.folder}` says why")
+    _log.info(f"best: trial {best.number} with {best.value:.4g}: {' '.join(study.overrides(best.number))}")
+    _log.info(f"atlalign runs {study.folder} shows all of them")
