@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -109,8 +110,8 @@ def write_demo(
     planes = _draw_planes(atlas, n_sections, seed)
     generator = torch.Generator().manual_seed(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".partial")
-    unfinished.unlink(missing_ok=True)
+    # The runs of a sweep may begin together: each writes a file of its own, with the same content.
+    unfinished = path.with_suffix(f".{uuid4().hex}.partial")
     provenance = {"atlas": atlas.name, "deformation": deformation, "seed": seed}
     with schema.create(unfinished, n_sections * fields_per_section, atlas.image_shape, **provenance) as file:
         for number, plane in enumerate(track(planes, description="writing demo data")):
