@@ -5,9 +5,9 @@ architecture as a configuration names it: `_target_` and the constructor's argum
 loaded, and what `save_model` wrote of a training can be resumed.
 """
 
+import io
 import json
-import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from math import inf
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from atlalign import __version__
 from atlalign.errors import InputError
+from atlalign.files import written_whole
 from atlalign.networks import GlobalAffineNet, MergedNet
 from atlalign.networks.architecture import construct, describe
 
@@ -74,7 +75,8 @@ def save_model(
     if separate:
         _save_folder(network, known, path)
     elif isinstance(model, RegistrationModule) and _has_trained(model):
-        _write(path, lambda temporary: model.trainer.save_checkpoint(temporary, weights_only=False))
+        with written_whole(path) as unfinished:
+            model.trainer.save_checkpoint(unfinished, weights_only=False)
     else:
         _save_network(network, {**known, "config": dict(origin.config)}, path)
     return path
@@ -186,31 +188,25 @@ def _has_trained(module: "RegistrationModule") -> bool:
 
 
 def _save_folder(network: nn.Module, known: Mapping[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "weights.pt", lambda path: torch.save(_weights(network), path))
-    text = json.dumps(known, indent=2) + "\n"
-    _write(folder / "architecture.json", lambda path: path.write_text(text))
+    _write(folder / "weights.pt", _weights(network))
+    with written_whole(folder / "architecture.json") as unfinished:
+        unfinished.write_text(json.dumps(known, indent=2) + "\n")
 
 
 def _save_network(network: nn.Module, known: Mapping[str, Any], path: Path) -> None:
     state = {_PREFIX + name: weight for name, weight in _weights(network).items()}
-    _write(path, lambda temporary: torch.save({"state_dict": state, "atlalign": known}, temporary))
+    _write(path, {"state_dict": state, "atlalign": known})
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    buffer = io.BytesIO()  # torch's own writer says nothing of a full disk
+    torch.save(content, buffer)
+    with written_whole(path) as unfinished:
+        unfinished.write_bytes(buffer.getbuffer())
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: weight.detach().cpu() for name, weight in network.state_dict().items()}
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under a temporary name first, so that nobody ever finds half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        if temporary.exists():  # of several training processes only one writes
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

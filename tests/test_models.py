@@ -1,5 +1,6 @@
 """Models as files: what is written comes back, what Keras wrote is understood, and nothing in a file is run."""
 
+import errno
 from functools import partial
 from pathlib import Path
 
@@ -143,12 +144,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = save_model(tiny_global(), tmp_path / "model.pt")
     before = path.read_bytes()
 
-    def full_disk(content, place):
-        place.write_bytes(b"half")
-        raise OSError("no space left")
+    def full_disk(place, content):
+        place.touch()
+        raise OSError(errno.ENOSPC, "No space left on device", str(place))
 
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(InputError, match=r"model\.pt cannot be written: No space left on device"):
         save_model(tiny_local(), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

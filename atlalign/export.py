@@ -1,0 +1,159 @@
+"""Networks for other programs: a graph in a file, checked against the network before the file gets its name."""
+
+import copy
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from atlalign.errors import InputError
+from atlalign.files import written_whole
+
+INTENSITY_TOLERANCE = 1e-3
+FIELD_TOLERANCE_PX = 1e-3
+_TRACED_BATCH = 2  # torch.export would take a batch of one for a constant
+_CHECKED_BATCHES = (1, 3)
+
+Outputs = dict[str, Tensor]
+Graph = Callable[[Tensor, Tensor], Outputs]
+
+
+class Differences(NamedTuple):
+    """The largest differences between a network and its export, over all images and over all fields."""
+
+    intensity: float
+    px: float
+
+
+def export_model(network: nn.Module, path: str | Path, image_shape: tuple[int, int]) -> Differences:
+    """Write a network as a graph that runs without this package, and return how far the two differ.
+
+    The inputs `reference` and `moving` are float32 (B, 1, H, W) in [0, 1] with any B; the outputs `registered`, `dvf`
+    and what else the network gives (`inv_dvf`, `global_registered`, `global_dvf`) are named as in `Registration`.
+
+    Args:
+        network: Maps (reference, moving) to a NamedTuple of tensors, such as a `Registration`.
+        path: `.onnx`, which needs the extra `export`, or `.pt2` for `torch.export.load`; what was there is replaced.
+        image_shape: (H, W), fixed in the graph.
+
+    Raises:
+        InputError: If the format is unknown, its packages are missing, the network does not take such images, or the
+            graph differs on random images by more than INTENSITY_TOLERANCE or FIELD_TOLERANCE_PX.
+    """
+    path = Path(path)
+    if min(image_shape) < 2:
+        raise InputError(
+            f"image_shape: expected sides of at least 2 px, got {image_shape[0]}×{image_shape[1]}"
+        )
+    write, read = _format(path)
+    named = _Named(copy.deepcopy(network).cpu()).eval()
+    program = _traced(named, image_shape)
+    with written_whole(path) as unfinished:
+        write(program, unfinished)
+        differences = _differences(named, read(unfinished), image_shape)
+        if not (differences.intensity <= INTENSITY_TOLERANCE and differences.px <= FIELD_TOLERANCE_PX):
+            raise InputError(
+                f"{path} was not written: expected the network's outputs to {INTENSITY_TOLERANCE:g} in intensity and "
+                f"{FIELD_TOLERANCE_PX:g} px, got differences of {differences.intensity:.2g} and "
+                f"{differences.px:.2g} px"
+            )
+    return differences
+
+
+class _Named(nn.Module):
+    """Gives a network's outputs by their names, without those that are None."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, reference: Tensor, moving: Tensor) -> Outputs:
+        outputs = self.network(reference, moving)._asdict()
+        return {name: output for name, output in outputs.items() if output is not None}
+
+
+def _traced(named: nn.Module, image_shape: tuple[int, int]) -> ExportedProgram:
+    example = _random_pair(_TRACED_BATCH, image_shape)
+    with torch.no_grad():
+        named(*example)  # what the network refuses it says here, and not from within the tracer
+        batch = {0: torch.export.Dim("batch")}
+        return torch.export.export(named, example, dynamic_shapes=(batch, batch))
+
+
+def _differences(named: Graph, graph: Graph, image_shape: tuple[int, int]) -> Differences:
+    """Return the largest differences on random images, in batches of other sizes than the traced one."""
+    images, fields = [torch.zeros(())], [torch.zeros(())]
+    for n_samples in _CHECKED_BATCHES:
+        pair = _random_pair(n_samples, image_shape)
+        with torch.no_grad():
+            expected, found = named(*pair), graph(*pair)
+        for name, output in expected.items():
+            (fields if name.endswith("dvf") else images).append((found[name] - output).abs().max())
+    return Differences(float(torch.stack(images).max()), float(torch.stack(fields).max()))
+
+
+def _random_pair(n_samples: int, image_shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(n_samples)
+    reference, moving = torch.rand(2, n_samples, 1, *image_shape, generator=generator)
+    return reference, moving
+
+
+def _format(path: Path) -> tuple[Callable[[ExportedProgram, Path], None], Callable[[Path], Graph]]:
+    """Return what writes and what reads the format that a file's name ends in."""
+    if path.suffix == ".pt2":
+        return _write_program, _read_program
+    if path.suffix == ".onnx":
+        _require_onnx()
+        return _write_onnx, _read_onnx
+    raise InputError(f"{path}: expected a name that ends in .onnx or .pt2")
+
+
+def _write_program(program: ExportedProgram, path: Path) -> None:
+    buffer = io.BytesIO()  # torch's own writer says nothing of a full disk
+    torch.export.save(program, buffer)
+    path.write_bytes(buffer.getbuffer())
+
+
+def _read_program(path: Path) -> Graph:
+    return cast(Graph, torch.export.load(path).module())
+
+
+def _require_onnx() -> None:
+    try:
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"ONNX needs packages that are missing ({error}): pip install 'atlalign[export]'"
+        ) from error
+
+
+def _write_onnx(program: ExportedProgram, path: Path) -> None:
+    example, _ = program.example_inputs
+    torch.onnx.export(
+        program,
+        example,
+        path,
+        input_names=["reference", "moving"],
+        output_names=list(program.module()(*example)),
+        dynamic_shapes=({0: "batch"}, {}),  # names the axis; that both inputs share it stands in the program
+        external_data=False,
+        verbose=False,
+    )
+
+
+def _read_onnx(path: Path) -> Graph:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def graph(reference: Tensor, moving: Tensor) -> Outputs:
+        outputs = session.run(names, {"reference": reference.numpy(), "moving": moving.numpy()})
+        return {name: torch.from_numpy(output) for name, output in zip(names, outputs, strict=True)}
+
+    return graph

@@ -1,0 +1,30 @@
+"""Files that are there whole, or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from atlalign.errors import InputError
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary name with the same ending, whose file replaces `path` at the end; nothing is left on errors.
+
+    Where the block writes no file, as in all but one of several training processes, nothing happens.
+
+    Raises:
+        InputError: If the system does not let the file be written, for want of space or of rights.
+    """
+    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        if unfinished.exists():
+            unfinished.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
