@@ -8,6 +8,15 @@ from difflib import get_close_matches
 from textwrap import shorten
 
 
+# What brings Hydra's optional launchers.
+_LAUNCHERS = {
+    "hydra/launcher/joblib": "atlalign[cluster]",
+    "hydra/launcher/submitit_local": "atlalign[cluster]",
+    "hydra/launcher/submitit_slurm": "atlalign[cluster]",
+    "hydra/launcher/ray": "hydra-ray-launcher",
+}
+
+
 class InputError(ValueError):
     """Something that the user gave is wrong; the message says what was expected, what came and where."""
 
@@ -48,7 +57,7 @@ def readable_errors() -> Iterator[None]:
 
 def _sentence(error: BaseException) -> str | None:
     """Return what to tell the user, from the first known mistake in the chain of causes."""
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, MissingConfigException
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
@@ -56,6 +65,9 @@ def _sentence(error: BaseException) -> str | None:
     for cause in causes:
         if isinstance(cause, InputError):
             return str(cause)
+        if isinstance(cause, MissingConfigException) and cause.missing_cfg_file in _LAUNCHERS:
+            group, name = cause.missing_cfg_file.rsplit("/", 1)
+            return f"{group}={name} is not installed: pip install '{_LAUNCHERS[cause.missing_cfg_file]}'"
     parts = [str(c).strip() for c in causes if isinstance(c, HydraException | OmegaConfBaseException)]
     for cause in causes:
         if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):

@@ -90,8 +90,8 @@ def recorded_failure(folder: Path, config: DictConfig) -> Iterator[None]:
 
 def record_failure(folder: Path, error: BaseException, **metrics: float) -> None:
     """Write to `folder`/failure.json that the run there ended with `error`."""
-    status = "pruned" if isinstance(error, Pruned) else "failed"
-    content = {"status": status, "reason": describe(error), "metrics": metrics}
+    status, reason = ("pruned", str(error)) if isinstance(error, Pruned) else ("failed", describe(error))
+    content = {"status": status, "reason": reason, "metrics": metrics}
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "failure.json", json.dumps(content, indent=2) + "\n")
 

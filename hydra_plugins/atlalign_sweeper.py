@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -78,7 +78,7 @@ class OptunaSweeper(Sweeper):
         with _alone(folder):
             OmegaConf.save(self.config, folder / "multirun.yaml")
             study, fixed = self._open(folder, arguments)
-            begun = [n for n in study.open_trials() if study.settle(n).status == "unfinished"]
+            begun = _to_go_on(study)
             for start in range(0, len(begun), self.n_jobs):
                 self._run(study, fixed, begun[start : start + self.n_jobs])
             while (left := self.n_trials - len(study)) > 0:
@@ -147,6 +147,18 @@ class OptunaSweeper(Sweeper):
             _record_silent_failure(folder / str(number), result)
 
 
+def _to_go_on(study: "SweepStudy") -> list[int]:
+    """Return the trials that an earlier call left under way, less those that end without a word each time."""
+    from atlalign.runs import record_failure
+
+    begun = [number for number in study.open_trials() if study.settle(number).status == "unfinished"]
+    stuck = [number for number in begun if study.is_stuck(number)]
+    for number in stuck:
+        record_failure(study.folder / str(number), RuntimeError("it was killed twice at the same point"))
+        study.settle(number)
+    return [number for number in begun if number not in stuck]
+
+
 def _place(folder: Path, number: int) -> list[str]:
     """Return the overrides that put a trial into its folder, and let it go on from there."""
     begun = (folder / str(number) / "checkpoints" / "last.ckpt").exists()
@@ -157,11 +169,12 @@ def _record_silent_failure(folder: Path, result: JobReturn) -> None:
     """Record the error of a run that ended before it could do so itself."""
     from atlalign.runs import read_run, record_failure
 
+    if result.status == JobStatus.COMPLETED or read_run(folder).status != "unfinished":
+        return
     try:
-        _ = result.return_value
+        _ = result.return_value  # raises what ended the run
     except Exception as error:
-        if read_run(folder).status == "unfinished":
-            record_failure(folder, error)
+        record_failure(folder, error)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
+from pytorch_lightning.trainer.states import TrainerFn
 
 from atlalign.errors import InputError
 from atlalign.runs import Pruned, Run, read_run
@@ -92,6 +93,15 @@ class SweepStudy:
             self.study.tell(number, state=TrialState.FAIL)
         return run
 
+    def is_stuck(self, number: int) -> bool:
+        """Return whether the trial was begun again before, and has come no further since."""
+        checkpoint = self.folder / str(number) / "checkpoints" / "last.ckpt"
+        progress = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        key = f"begun again/{number}"
+        before = self.study.user_attrs.get(key)
+        self.study.set_user_attr(key, progress)
+        return bool(before == progress)
+
     def best(self) -> FrozenTrial | None:
         """Return the best of the trials that ran to their end."""
         complete = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
@@ -134,24 +144,24 @@ class Pruning(pl.Callback):
             self._trial = _open_trial(self.run_dir, self.pruner)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report, and end the run in all processes alike.
+        """Report, and end the run in all processes alike; the last epoch counts in any case.
 
         Raises:
             Pruned: If the pruner gives the trial up.
         """
-        if trainer.sanity_checking or not trainer.training:
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
-        epoch = trainer.current_epoch
-        if trainer.strategy.broadcast(self._falls_behind(trainer, epoch)):
-            value = float(trainer.callback_metrics[self.monitor])
+        epoch, value = trainer.current_epoch, float(trainer.callback_metrics[self.monitor])
+        is_last = epoch + 1 == trainer.max_epochs
+        if trainer.strategy.broadcast(self._falls_behind(epoch, value)) and not is_last:
             raise Pruned(f"after epoch {epoch} with {self.monitor} {value:.4g}")
 
-    def _falls_behind(self, trainer: pl.Trainer, epoch: int) -> bool:
+    def _falls_behind(self, epoch: int, value: float) -> bool:
         if self._trial is None:
             return False
         reported = self._trial.study.get_trials(deepcopy=False)[self._trial.number].intermediate_values
         if epoch not in reported:  # a run that goes on from a checkpoint comes by again
-            self._trial.report(float(trainer.callback_metrics[self.monitor]), epoch)
+            self._trial.report(value, epoch)
         return self._trial.should_prune()
 
 

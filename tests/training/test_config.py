@@ -28,7 +28,11 @@ def composed(*overrides: str):
 
 @pytest.mark.parametrize(
     "option",
-    [o for o in OPTIONS if not o.startswith(("loss/vgg", "loss/alex", "atlas/", "data/", "experiment/"))],
+    [
+        o
+        for o in OPTIONS
+        if not o.startswith(("loss/vgg", "loss/alex", "atlas/", "data/", "experiment/", "sweep/"))
+    ],
 )
 def test_every_option_builds(option):
     group, name = option.split("/")
@@ -62,9 +66,9 @@ def test_every_key_of_data_and_atlas_is_an_argument(group):
         assert names <= accepted, option
 
 
-@pytest.mark.parametrize("option", [o for o in OPTIONS if o.startswith("experiment/")])
-def test_every_experiment_composes_and_its_parts_build(option):
-    config = composed(f"experiment={option.split('/')[1]}", "loss.backbone_weights=random")
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o.startswith(("experiment/", "sweep/"))])
+def test_every_experiment_and_sweep_composes_and_its_parts_build(option):
+    config = composed(option.replace("/", "="), "loss.backbone_weights=random")
     for group in ("model", "loss", "augment", "optimizer", "scheduler", "trainer"):
         build(config[group])
 

@@ -1,0 +1,124 @@
+"""The table of runs, from folders as runs of all fates leave them."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from atlalign.cli import main as atlalign
+from atlalign.errors import InputError
+from atlalign.runs import Pruned, compare, find_runs, read_run, record_failure, recorded_failure, rows
+
+DISTANCE = "val/vector_distance"
+
+
+def write_run(folder: Path, metrics: dict[str, float] | None = None, **choices) -> Path:
+    """Write what a run leaves: its configuration, and metrics where it finished."""
+    folder.mkdir(parents=True)
+    fixed = {"objective": DISTANCE, "data": {"seed": choices.get("seed", 0), "path": "my.h5"}}
+    config = OmegaConf.create({"run_dir": str(folder), "log": f"{folder}/log", **fixed, **choices})
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    if metrics is not None:
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+@pytest.fixture
+def sweep(tmp_path) -> Path:
+    """A sweep of every fate: the best run in the middle, two that ended early, and one that was killed."""
+    identity = {"val/identity/vector_distance": 9.0}
+    folder = tmp_path / "sweep"
+    write_run(folder / "0", {DISTANCE: 3.0, "seconds": 10, **identity}, loss={"dvf": "a"}, seed=1)
+    write_run(folder / "2", {DISTANCE: 1.5, "seconds": 20, **identity}, loss={"dvf": "b"}, seed=1)
+    write_run(folder / "9", {DISTANCE: float("nan"), "seconds": 1, **identity}, loss={"dvf": "b"}, seed=2)
+    failed = write_run(folder / "10", loss={"dvf": "a|b"}, seed=2)
+    record_failure(failed, InputError("loss.dvf: expected a key, got 'a|b'"), seconds=0.5)
+    record_failure(write_run(folder / "11", loss={"dvf": "c"}, seed=2), Pruned("after epoch 3"))
+    write_run(folder / "12", loss={"dvf": "c"}, seed=3)
+    return folder
+
+
+def test_the_best_comes_first_and_what_has_no_result_last(sweep):
+    table = compare(find_runs([sweep]))
+    assert table.names == ["2", "0", "9", "10", "11", "12"]
+    assert [run.status for run in table.runs] == ["finished"] * 3 + ["failed", "pruned", "unfinished"]
+    assert compare(find_runs([sweep]), descending=True).names[:3] == ["0", "2", "9"]
+    assert compare(find_runs([sweep]), "seconds").names[:4] == ["10", "9", "0", "2"]
+
+
+def test_only_what_differs_is_shown_once(sweep):
+    # run_dir and what lies below it differ by place alone; data.seed always equals seed; objective never differs.
+    assert compare(find_runs([sweep])).keys == ["loss.dvf", "seed"]
+
+
+def test_markdown_csv_and_picture(sweep, tmp_path, capsys):
+    out = tmp_path / "made" / "table"
+    assert atlalign(["runs", str(sweep), "--out", str(out)]) == 0
+    lines = out.with_suffix(".md").read_text().splitlines()
+    assert lines[0] == "| run | status | loss.dvf | seed | val/vector_distance | seconds |"
+    assert lines[2] == "| 2 | finished | b | 1 | 1.5 | 20 |"
+    assert r"| 10 | failed | a\|b | 2 |  | 0.5 |" in lines
+    assert "- 10 failed: loss.dvf: expected a key, got 'a|b'" in lines
+    assert "- 11 pruned: after epoch 3" in lines
+    with out.with_suffix(".csv").open() as file:
+        records = list(csv.DictReader(file))
+    assert float(records[0]["val/identity/vector_distance"]) == 9
+    assert records[3]["reason"] == "loss.dvf: expected a key, got 'a|b'"
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().out
+    assert "10 failed: loss.dvf: expected a key" in shown
+    assert shown.index(" 2    finished") < shown.index(" 0    finished")
+    assert len(list(out.parent.iterdir())) == 3
+
+
+def test_the_table_lies_beside_the_runs_and_is_no_run(sweep):
+    assert atlalign(["runs", str(sweep)]) == 0
+    assert {p.name for p in sweep.glob("runs.*")} == {"runs.md", "runs.csv", "runs.png"}
+    assert len(find_runs([sweep])) == 6
+
+
+def test_runs_of_several_folders_have_names_that_tell_them_apart(tmp_path):
+    folders = [write_run(tmp_path / a / "0", {DISTANCE: 1.0}).parent for a in ("first", "second")]
+    assert sorted(compare(find_runs(folders)).names) == ["first/0", "second/0"]
+    assert compare(find_runs(folders[:1])).names == ["0"]
+
+
+def test_a_sweep_in_which_nothing_finished(tmp_path):
+    record_failure(write_run(tmp_path / "0", seed=1), RuntimeError("out of memory"))
+    (tmp_path / "1" / ".hydra").mkdir(parents=True)
+    table = compare(find_runs([tmp_path]))
+    assert list(rows(table)) == [["0", "failed", ""], ["1", "unfinished", ""]]
+    assert table.runs[0].reason == "RuntimeError: out of memory"
+    assert atlalign(["runs", str(tmp_path)]) == 0
+
+
+def test_a_failing_run_leaves_its_reason_and_configuration(tmp_path):
+    config = OmegaConf.create({"run_dir": str(tmp_path), "seed": 1, "data": {"seed": "${seed}"}})
+    with pytest.raises(MemoryError), recorded_failure(tmp_path, config):
+        raise MemoryError("no\nroom")
+    run = read_run(tmp_path)
+    assert (run.status, run.reason, run.config["data.seed"]) == ("failed", "MemoryError: no room", 1)
+    assert run.metrics["seconds"] >= 0
+    with recorded_failure(tmp_path, config):
+        assert read_run(tmp_path).status == "unfinished"
+
+
+def test_a_run_that_missed_its_goal_keeps_its_metrics(tmp_path):
+    folder = write_run(tmp_path / "run", {DISTANCE: 3.0})
+    record_failure(folder, InputError("require_ratio: expected less"))
+    assert (read_run(folder).status, read_run(folder).metrics[DISTANCE]) == ("failed", 3.0)
+
+
+def test_mistakes_are_answered(sweep, tmp_path, capsys):
+    assert atlalign(["runs", str(sweep), "--sort", "val/vector_distanc"]) == 1
+    assert "unknown metric 'val/vector_distanc'. Did you mean val/vector_distance" in capsys.readouterr().err
+    assert atlalign(["runs", str(tmp_path / "nowhere")]) == 1
+    assert "there is no folder" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert atlalign(["runs", str(tmp_path / "empty")]) == 1
+    assert "no run there" in capsys.readouterr().err
+    (sweep / "0" / "metrics.json").write_text("{")
+    assert atlalign(["runs", str(sweep)]) == 1
+    assert "metrics.json: expected JSON" in capsys.readouterr().err
