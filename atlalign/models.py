@@ -10,6 +10,7 @@ import json
 from collections.abc import Collection, Mapping
 from math import inf
 from pathlib import Path
+from textwrap import shorten
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -99,8 +100,9 @@ def load_model(path: str | Path, *, allow: Collection[str] = ()) -> nn.Module:
         network.load_state_dict(weights)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{path}: architecture and weights do not fit: {error}") from error
+    except Exception as error:  # a class may answer to wrong arguments with anything
+        reason = shorten(str(error), 300)
+        raise InputError(f"{path}: architecture and weights do not fit: {reason}") from error
     return network.eval()
 
 

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from atlalign import __version__
 from atlalign.cli import main
 from atlalign.data.dataset import RegistrationBatch
 from atlalign.errors import InputError
 from atlalign.geometry import warp
 from atlalign.keras_import import import_keras
 from atlalign.losses import RegistrationLoss
-from atlalign.models import load_model, merge_global_local, save_model
+from atlalign.models import ModelOrigin, load_model, merge_global_local, read_origin, save_model
 from atlalign.networks import GlobalAffineNet, LocalUNet, MergedNet, Registration
+from atlalign.networks.architecture import describe
 from atlalign.training.module import RegistrationModule
 from tests.keras_writer import KerasWriter
 
@@ -199,6 +201,127 @@ def test_a_training_checkpoint_is_a_model_file(tmp_path):
     assert_same(load_model(tmp_path / "best.ckpt"), network)
 
 
+# --- what a file tells besides
+
+CONFIG = {"data": {"image_shape": [64, 96]}, "seed": 3}
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_saved_network_tells_its_origin(separate, tmp_path):
+    origin = ModelOrigin(516.0, (64, 96), config=CONFIG)
+    path = save_model(tiny_local(), tmp_path / "model", separate=separate, origin=origin)
+    config = {} if separate else CONFIG  # apart from the weights there is nothing of the training
+    assert read_origin(path) == ModelOrigin(516.0, (64, 96), __version__, config)
+    unknown = save_model(tiny_local(), tmp_path / "other", separate=separate)
+    assert read_origin(unknown) == ModelOrigin(version=__version__)
+    # What the network itself fixes counts.
+    assert read_origin(save_model(tiny_global(), path, separate=separate, origin=origin)).image_shape == SHAPE
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_training_tells_its_origin_also_apart(separate, tmp_path):
+    trained = module(tiny_local(), config=CONFIG, intensity_scale=516.0)
+    trainer(tmp_path, 1).fit(trained, batches(), batches())
+    origin = read_origin(save_model(trained, tmp_path / "model", separate=separate))
+    assert origin == ModelOrigin(516.0, (64, 96), __version__, {} if separate else CONFIG)
+
+
+@pytest.mark.parametrize(
+    "known",
+    [{}, {"image_shape": "64"}, {"image_shape": [0, 9]}, {"intensity_scale": float("nan")}, {"config": [1]}],
+    ids=str,
+)
+def test_what_a_file_does_not_tell_is_not_guessed(known, tmp_path):
+    torch.save({"state_dict": {}, "atlalign": known}, tmp_path / "model.pt")
+    assert read_origin(tmp_path / "model.pt") == ModelOrigin()
+
+
+def test_a_checkpoint_of_a_network_that_cannot_describe_itself_names_its_configuration(tmp_path):
+    network = Shift(1.5)
+    del network.hyperparameters
+    trained = module(network, config={"model": {"_target_": f"{__name__}.Shift", "start_px": 0.0}})
+    run = trainer(tmp_path, 1)
+    run.fit(trained, batches(), batches())
+    run.save_checkpoint(tmp_path / "best.ckpt")
+    assert_same(load_model(tmp_path / "best.ckpt", allow=[f"{__name__}.Shift"]), network)
+
+
+# --- on the command line
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_merge_command_keeps_what_both_have_in_common(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    global_net, local_net = tiny_global(), tiny_local(compute_inv=True)
+    save_model(global_net, "global.pt", origin=ModelOrigin(516.0, config=CONFIG))
+    save_model(local_net, "local", separate=True, origin=ModelOrigin(None, SHAPE))
+    assert main(["merge", "global.pt", "local", "--out", "merged.pt"]) == 0
+    assert_same(load_model("merged.pt"), merge_global_local(global_net, local_net))
+    assert read_origin("merged.pt") == ModelOrigin(516.0, SHAPE, __version__)
+    save_model(local_net, "small.pt", origin=ModelOrigin(516.0, (16, 24)))
+    save_model(local_net, "other.pt", origin=ModelOrigin(255.0, SHAPE))
+    before = files(tmp_path)
+    for arguments, words in (
+        (["global.pt", "small.pt"], "an image size in common, got (32, 48) and (16, 24)"),
+        (["global.pt", "other.pt"], "an intensity scale in common, got 516.0 and 255.0"),
+        (["local", "global.pt"], "expected the global network first, got a LocalUNet"),
+    ):
+        assert main(["merge", *arguments, "--out", "new.pt"]) == 1
+        assert words in capsys.readouterr().err
+    assert files(tmp_path) == before
+
+
+def malicious(path: Path) -> None:
+    torch.save({"state_dict": {}, "atlalign": Malicious(path.with_name("ran"))}, path)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(save_model(tiny_global(), path).read_bytes()[:-300])
+
+
+def of_another_program(path: Path) -> None:
+    torch.save(
+        {"state_dict": {"conv.weight": torch.zeros(2)}, "epoch": 1, "pytorch-lightning_version": "2"}, path
+    )
+
+
+def without_weights(path: Path) -> None:
+    torch.save({"state_dict": {}, "atlalign": {"architecture": describe(tiny_global())}}, path)
+
+
+BROKEN = {
+    malicious: "is no model file: it is damaged, of another format, or holds more than plain data",
+    truncated: "is no model file: it is damaged",
+    of_another_program: "expected a model file, a folder or a checkpoint of atlalign",
+    without_weights: "architecture and weights do not fit: ",
+    lambda path: path.write_bytes(b""): "is no model file: it is damaged",
+    lambda path: path.write_text("hello"): "is no model file",
+    lambda path: path.mkdir(): "expected architecture.json and weights.pt",
+    lambda path: None: "there is no model",
+}
+
+
+@pytest.mark.parametrize("spoil", BROKEN, ids=lambda spoil: spoil.__name__)
+@pytest.mark.parametrize("command", ["merge", "export"])
+def test_a_broken_model_gives_one_sentence_and_no_file(command, spoil, tmp_path, capsys):
+    path = tmp_path / "model.pt"
+    spoil(path)
+    local = save_model(tiny_local(), tmp_path / "local.pt")
+    before = files(tmp_path)
+    out = tmp_path / "out.pt2"
+    models = [str(path), str(local)] if command == "merge" else [str(path)]
+    assert main([command, *models, "--out", str(out)]) == 1
+    shown = capsys.readouterr().err
+    assert BROKEN[spoil] in shown
+    assert shown.startswith("error: ")
+    assert str(path) in shown
+    assert shown.count("\n") == 1
+    assert files(tmp_path) == before
+
+
 # --- Keras
 
 
@@ -368,15 +491,17 @@ def test_import_and_merge_on_the_command_line(tmp_path, capsys):
     local_writer.add_local(second)
     global_writer.file(tmp_path / "global.h5")
     local_writer.folder(tmp_path / "local")
-    files = {name: str(tmp_path / f"{name}.pt") for name in ("global", "local", "merged")}
-    assert main(["import-keras", str(tmp_path / "global.h5"), "--out", files["global"]]) == 0
-    assert main(["import-keras", str(tmp_path / "local"), "--out", files["local"]]) == 0
-    assert main(["merge", files["global"], files["local"], "--out", files["merged"]]) == 0
+    paths = {name: str(tmp_path / f"{name}.pt") for name in ("global", "local", "merged")}
+    assert main(["import-keras", str(tmp_path / "global.h5"), "--out", paths["global"]]) == 0
+    assert main(["import-keras", str(tmp_path / "local"), "--out", paths["local"]]) == 0
+    assert main(["merge", paths["global"], paths["local"], "--out", paths["merged"]]) == 0
     assert "MergedNet" in capsys.readouterr().out
-    assert_same(load_model(files["merged"]), MergedNet(first, second), (320, 456))
+    assert_same(load_model(paths["merged"]), MergedNet(first, second), (320, 456))
+    for path in paths.values():
+        assert read_origin(path) == ModelOrigin(255.0, (320, 456), __version__)
 
-    assert main(["merge", files["local"], files["global"], "--out", files["merged"]]) == 1
+    assert main(["merge", paths["local"], paths["global"], "--out", paths["merged"]]) == 1
     assert "expected the global network first, got a LocalUNet" in capsys.readouterr().err
-    assert main(["import-keras", files["global"], "--out", str(tmp_path / "no.pt")]) == 1
+    assert main(["import-keras", paths["global"], "--out", str(tmp_path / "no.pt")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "no.pt").exists()
