@@ -2,11 +2,19 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from atlalign import __version__
-from atlalign.errors import InputError
+from atlalign.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    import torch
+
+    from atlalign.batch import Job, Recipe
+    from atlalign.data.ontology import Ontology
+    from atlalign.registration import Limit, Reference
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"atlalign {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_register(commands)
     _add_validate(commands)
     _add_import_keras(commands)
     _add_merge(commands)
@@ -140,7 +149,10 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     command.add_argument("model", metavar="MODEL", help="a model file, a folder or a checkpoint")
     command.add_argument(
-        "--out", metavar="FILE", required=True, help="FILE.onnx (needs the extra `export`), or FILE.pt2 for torch.export"
+        "--out",
+        metavar="FILE",
+        required=True,
+        help="FILE.onnx (needs the extra `export`), or FILE.pt2 for torch.export",
     )
     command.add_argument(
         "--image-shape",
@@ -159,10 +171,227 @@ def _export(options: argparse.Namespace) -> None:
     network = load_model(options.model)
     shape = options.image_shape or read_origin(options.model).image_shape
     if shape is None:
-        raise InputError(f"{options.model} does not tell the size of its images: give --image-shape HEIGHT WIDTH")
+        raise InputError(
+            f"{options.model} does not tell the size of its images: give --image-shape HEIGHT WIDTH"
+        )
     height, width = shape
     differences = export_model(network, options.out, (height, width))
     print(
         f"{options.out}: {type(network).__name__} for images of {height}×{width} px; it differs by at most "
         f"{differences.intensity:.1e} in intensity and {differences.px:.1e} px"
     )
+
+
+def _add_register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "register",
+        help="register sections to an atlas",
+        description="Register images of sections. Run again, it does what is missing.",
+    )
+    command.add_argument(
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        type=Path,
+        help="an image; a list of sections (.json of QuickNII or DeepSlice, .csv with filename and p); a folder",
+    )
+    command.add_argument(
+        "--model", metavar="FILE", required=True, help="a model file, a folder or a checkpoint"
+    )
+    command.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder of results")
+    _add_reference_options(command)
+    _add_section_options(command)
+    command.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        metavar="MEASURE=LOOK,FAIL",
+        help="from what on a measure of quality calls for a look, and from what on it fails; may be repeated",
+    )
+    command.add_argument(
+        "--image-shape", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="what the network takes"
+    )
+    command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, …")
+    command.add_argument(
+        "--overwrite", action="store_true", help="replace results that were made in another way"
+    )
+    command.set_defaults(run=_register)
+
+
+def _add_reference_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("what to register to")
+    group.add_argument(
+        "--atlas", default="allen", help="allen (default; downloaded once), phantom, or a file"
+    )
+    group.add_argument(
+        "--annotation", metavar="FILE", help="the region ids of an atlas file, if it does not hold them"
+    )
+    group.add_argument("--ontology", metavar="CSV", help="the names of an atlas file's regions")
+    group.add_argument(
+        "--spacing-um", type=float, default=25.0, help="the size of an atlas file's voxels (25)"
+    )
+    group.add_argument(
+        "--position", type=float, metavar="UM", help="where the images lie, from the front of the atlas"
+    )
+    group.add_argument("--reference", metavar="IMAGE", help="an image of one's own, in place of an atlas")
+    group.add_argument("--reference-labels", metavar="IMAGE", help="its regions")
+    group.add_argument("--reference-pixel-um", type=float, metavar="UM", help="the size of its pixels")
+    group.add_argument(
+        "--hemisphere",
+        choices=("left", "right"),
+        help="the half of the reference's image that the sections show",
+    )
+
+
+def _add_section_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("how the sections are to be read and placed")
+    group.add_argument(
+        "--pixel-size-um", type=float, metavar="UM", help="the size of their pixels, against the files' word"
+    )
+    group.add_argument(
+        "--place",
+        choices=("auto", "anchoring", "scale", "fit", "stretch"),
+        default="auto",
+        help="by their anchoring, the size of their pixels, or the extent of the tissue (auto: the first that is "
+        "possible); stretch: corner on corner",
+    )
+    group.add_argument(
+        "--background", choices=("auto", "bright", "dark"), default="auto", help="what the slide is"
+    )
+    group.add_argument("--channel", type=int, help="which channel, from 0, of images that have several")
+    group.add_argument("--mirrored", action="store_true", help="the images show the sections from behind")
+    group.add_argument(
+        "--quarter-turns",
+        type=int,
+        default=0,
+        help="how often to turn them by 90° counter-clockwise to be upright",
+    )
+
+
+def _register(options: argparse.Namespace) -> None:
+    from rich.progress import track
+
+    from atlalign.batch import TABLE, find_jobs, register_batch
+
+    jobs = find_jobs(options.inputs, position_um=options.position, listed=options.reference is None)
+    outcomes = list(
+        track(
+            register_batch(jobs, _recipe(options), options.out, overwrite=options.overwrite),
+            description="registering",
+            total=len(jobs),
+        )
+    )
+    flags = [outcome.row["flag"] for outcome in outcomes if not outcome.error]
+    errors = [outcome.error for outcome in outcomes if outcome.error]
+    counts = ", ".join(f"{flags.count(flag)} {flag}" for flag in ("pass", "look", "fail"))
+    before = sum(not outcome.is_new for outcome in outcomes)
+    print(f"{len(flags)} of {len(jobs)} sections registered ({before} of them before): {counts}")
+    print(f"written: {options.out / TABLE}")
+    if errors:
+        raise InputError(
+            f"{len(errors)} of {len(jobs)} sections could not be registered:\n  " + "\n  ".join(errors)
+        )
+
+
+def _recipe(options: argparse.Namespace) -> "Recipe":
+    from atlalign.batch import Options, Recipe
+    from atlalign.files import fingerprint
+    from atlalign.models import load_model, read_origin
+
+    shape = options.image_shape or read_origin(options.model).image_shape
+    if shape is None:
+        raise InputError(
+            f"{options.model} does not tell the size of its images: give --image-shape HEIGHT WIDTH"
+        )
+    height, width = shape
+    reference, ontology, name = _references(options, (height, width))
+    return Recipe(
+        network=load_model(options.model).to(_device(options.device)),
+        image_shape=(height, width),
+        reference=reference,
+        ontology=ontology,
+        options=Options(
+            by=options.place,
+            background=options.background,
+            mirrored=options.mirrored,
+            quarter_turns=options.quarter_turns,
+            channel=options.channel,
+            pixel_um=options.pixel_size_um,
+            limits=_limits(options.limit),
+        ),
+        origin={
+            "model": Path(options.model).name,
+            "model_sha256": fingerprint(Path(options.model)),
+            "image_shape": [height, width],
+            "hemisphere": options.hemisphere,
+            "reference": name,
+        },
+    )
+
+
+def _references(
+    options: argparse.Namespace, shape: tuple[int, int]
+) -> "tuple[Callable[[Job], Reference], Ontology | None, str]":
+    """Return what sections are registered to, what its labels mean, and what it is called."""
+    from atlalign.batch import AtlasReferences
+    from atlalign.data.atlas import open_atlas
+
+    if options.reference is not None:
+        return _own_reference(options, shape)
+    atlas = open_atlas(
+        options.atlas,
+        phantom_shape=shape,
+        annotation_path=options.annotation,
+        ontology_path=options.ontology,
+        spacing_um=options.spacing_um,
+    )
+    return AtlasReferences(atlas, shape, options.hemisphere), atlas.ontology, atlas.name
+
+
+def _own_reference(
+    options: argparse.Namespace, shape: tuple[int, int]
+) -> "tuple[Callable[[Job], Reference], Ontology | None, str]":
+    from atlalign.data.images import read_image, read_labels
+    from atlalign.data.ontology import read_ontology
+    from atlalign.registration import image_reference
+
+    labels = None if options.reference_labels is None else read_labels(options.reference_labels)
+    reference = image_reference(
+        read_image(options.reference),
+        labels,
+        shape,
+        pixel_um=options.reference_pixel_um,
+        name=options.reference,
+    )
+    if options.hemisphere is not None:
+        reference = reference.half(options.hemisphere)
+    ontology = None if options.ontology is None else read_ontology(options.ontology)
+    return lambda job: reference, ontology, Path(options.reference).name
+
+
+def _limits(texts: Sequence[str]) -> "dict[str, Limit]":
+    """Return the limits of quality, those given as MEASURE=LOOK,FAIL replacing the usual ones."""
+    from atlalign.registration import LIMITS, Limit
+
+    limits = dict(LIMITS)
+    for text in texts:
+        name, _, numbers = text.partition("=")
+        if name not in limits:
+            raise unknown_name("measure", name, limits)
+        try:
+            look, fail = (float(number) for number in numbers.split(","))
+        except ValueError as error:
+            raise InputError(f"--limit {text}: expected {name}=LOOK,FAIL, two numbers") from error
+        limits[name] = Limit(look, fail)
+    return limits
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: expected a device of this machine ({error})") from error

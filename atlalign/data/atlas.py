@@ -231,6 +231,35 @@ def allen_atlas(
     )
 
 
+def open_atlas(
+    name: str | Path,
+    *,
+    phantom_shape: tuple[int, int],
+    annotation_path: str | Path | None = None,
+    ontology_path: str | Path | None = None,
+    spacing_um: float = 25.0,
+) -> Atlas:
+    """Return an atlas at its own resolution, with region ids if it has any.
+
+    Args:
+        name: phantom, allen, or a file.
+        phantom_shape: The (H, W) that the phantom is drawn at: it has no size of its own.
+        annotation_path: For a file, see `file_atlas`.
+        ontology_path: For a file.
+        spacing_um: For a file.
+
+    Raises:
+        InputError: As the three above do.
+    """
+    if name == "phantom":
+        return phantom_atlas(image_shape=phantom_shape)
+    if name == "allen":
+        return allen_atlas()
+    return file_atlas(
+        name, annotation_path=annotation_path, ontology_path=ontology_path, spacing_um=spacing_um
+    )
+
+
 class _Array(Protocol):
     """What numpy arrays, memory maps and h5 datasets have in common."""
 

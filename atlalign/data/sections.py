@@ -31,7 +31,7 @@ class Identity(NamedTuple):
     dataset_id: int
 
 
-class Section(NamedTuple):
+class ListedSection(NamedTuple):
     """One image of a list: its file, what its samples keep, and its anchoring if it has one."""
 
     path: Path
@@ -187,7 +187,7 @@ def find_list(path: Path) -> Path:
     return found[0]
 
 
-def read_list(path: Path) -> list[Section]:
+def read_list(path: Path) -> list[ListedSection]:
     """Return the sections of a list; their files are not looked at.
 
     Raises:
@@ -209,7 +209,7 @@ def read_list(path: Path) -> list[Section]:
     return sections
 
 
-def _read_anchored(path: Path) -> list[Section]:
+def _read_anchored(path: Path) -> list[ListedSection]:
     """Return the sections of a QuickNII or DeepSlice file, whose anchoring is in 25 µm voxels of the Allen atlas."""
     content = json.loads(path.read_text(encoding="utf-8-sig"))
     target = str(content.get("target", "25um"))
@@ -220,7 +220,7 @@ def _read_anchored(path: Path) -> list[Section]:
     return [_anchored_section(path, place, entry) for place, entry in enumerate(content["slices"])]
 
 
-def _anchored_section(path: Path, place: int, entry: Mapping[str, Any]) -> Section:
+def _anchored_section(path: Path, place: int, entry: Mapping[str, Any]) -> ListedSection:
     numbers = np.array(entry.get("anchoring", ()), dtype=np.float64)
     if numbers.shape != (9,) or not np.isfinite(numbers).all():
         raise InputError(f"{path}: expected nine numbers as anchoring of {entry['filename']}")
@@ -230,19 +230,19 @@ def _anchored_section(path: Path, place: int, entry: Mapping[str, Any]) -> Secti
         raise InputError(f"{path}: {entry['filename']}: {error}") from error
     # The plane that the centre lies in starts a little before it.
     position_um = int(np.floor(anchoring.position_um / GRID_UM) * GRID_UM)
-    return Section(
+    return ListedSection(
         path.parent / entry["filename"], Identity(position_um, int(entry.get("nr", place)), 0), anchoring
     )
 
 
-def _read_table(path: Path) -> list[Section]:
+def _read_table(path: Path) -> list[ListedSection]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     missing = [name for name in ("filename", "p") if rows and name not in rows[0]]
     if missing:
         raise InputError(f"{path}: expected the columns filename and p, {' and '.join(missing)} is missing")
     return [
-        Section(
+        ListedSection(
             path.parent / row["filename"],
             Identity(int(row["p"]), int(row.get("image_id") or place), int(row.get("dataset_id") or 0)),
             None,

@@ -19,7 +19,7 @@ from atlalign.data.sections import (
     GRID_UM,
     Anchoring,
     Identity,
-    Section,
+    ListedSection,
     find_list,
     homogeneous,
     read_list,
@@ -284,7 +284,7 @@ def _working_map(anchoring: Anchoring, image_shape: tuple[int, int]) -> Tensor:
     return torch.from_numpy(pixels @ anchoring.um_to_pixel() @ homogeneous(to_um @ voxels))[None].float()
 
 
-def _section_problems(section: Section, extent_um: float) -> list[str]:
+def _section_problems(section: ListedSection, extent_um: float) -> list[str]:
     problems = []
     position = section.identity.position_um
     if not 0 <= position <= extent_um:

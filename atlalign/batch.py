@@ -1,0 +1,463 @@
+"""Many sections registered in one go: what to do, each section's folder of results, and the table of all.
+
+A section's folder is there whole or not at all, so that a batch that was stopped goes on where it stopped.
+"""
+
+import csv
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from atlalign import __version__, exports
+from atlalign.data.atlas import Atlas
+from atlalign.data.images import ImageFile, read_image, resize_images, write_tiff
+from atlalign.data.ontology import Ontology
+from atlalign.data.sections import Anchoring, ListedSection, Plane, find_list, read_list
+from atlalign.errors import InputError
+from atlalign.files import written_whole
+from atlalign.plots import overlay
+from atlalign.registration import (
+    LIMITS,
+    Background,
+    Limit,
+    Placement,
+    Placing,
+    Quality,
+    Reference,
+    Registered,
+    Section,
+    Side,
+    atlas_reference,
+    judge,
+    place,
+    read_section,
+    register,
+)
+from atlalign.transform import RECORD, Grid, SectionTransform, read_record
+
+TABLE, VISUALIGN = "registrations.csv", "visualign.json"
+"""What stands beside the sections' folders."""
+
+_IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_OVERLAY_PX = 640  # the height of the picture for checking
+_OUTLINE = np.array([255, 200, 0], np.uint8)
+
+
+class Job(NamedTuple):
+    """One image to register.
+
+    Attributes:
+        path: The file.
+        number: The section's number.
+        position_um: Where the section lies in the atlas; None where that does not matter.
+        anchoring: Of the image, if it has one.
+    """
+
+    path: Path
+    number: int
+    position_um: float | None = None
+    anchoring: Anchoring | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the folder of results."""
+        return self.path.name.removesuffix(self.path.suffix).removesuffix(".ome")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How sections are read and placed, the same for all of a batch; see `read_image`, `read_section` and `place`."""
+
+    by: Placing = "auto"
+    background: Background = "auto"
+    mirrored: bool = False
+    quarter_turns: int = 0
+    channel: int | None = None
+    pixel_um: float | None = None
+    limits: Mapping[str, Limit] = field(default_factory=lambda: dict(LIMITS))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a section's result depends on besides its image.
+
+    Attributes:
+        network: At the device that it is to run on.
+        image_shape: The (H, W) that it takes.
+        reference: Returns what a section is registered to.
+        ontology: What the labels mean, if that is known.
+        options: How sections are read and placed.
+        origin: Model and reference in plain words, kept with each result.
+    """
+
+    network: nn.Module
+    image_shape: tuple[int, int]
+    reference: Callable[[Job], Reference]
+    ontology: Ontology | None
+    options: Options
+    origin: Mapping[str, Any]
+
+
+class Outcome(NamedTuple):
+    """What became of one section.
+
+    Attributes:
+        row: Its row of the table.
+        is_new: Whether the work was done now, not before.
+        error: Why there is no result, or nothing.
+    """
+
+    row: dict[str, Any]
+    is_new: bool = True
+    error: str = ""
+
+
+class AtlasReferences:
+    """Returns the plane of an atlas that a section lies in.
+
+    Args:
+        atlas: At its own resolution.
+        image_shape: The network's (H, W).
+        hemisphere: Keep only the half on this side of the plane's image.
+    """
+
+    def __init__(self, atlas: Atlas, image_shape: tuple[int, int], hemisphere: Side | None = None) -> None:
+        self.atlas = atlas
+        self.image_shape = image_shape
+        self.hemisphere = hemisphere
+
+    def __call__(self, job: Job) -> Reference:
+        """Return the reference of one section.
+
+        Raises:
+            InputError: If its position lies outside of the atlas, or where that shows nothing.
+        """
+        assert job.position_um is not None  # `find_jobs` sees to that
+        self.atlas.plane_index(job.position_um)  # raises outside
+        if job.anchoring is None:
+            plane = Plane.at(job.position_um, self.atlas.origin_um)
+        else:
+            plane = job.anchoring.plane(self.atlas.origin_um)
+        reference = atlas_reference(self.atlas, plane, self.image_shape)
+        return reference if self.hemisphere is None else reference.half(self.hemisphere)
+
+
+def find_jobs(inputs: Sequence[Path], *, position_um: float | None = None, listed: bool = True) -> list[Job]:
+    """Return the images that files, folders and lists of sections name.
+
+    Args:
+        inputs: Images; lists of sections (.json of QuickNII or DeepSlice, .csv); folders with one such list.
+        position_um: Where all of the images without a list lie.
+        listed: Whether folders need a list; otherwise all of their images are taken.
+
+    Raises:
+        InputError: If nothing is found, a position is missing, or two images would have the same folder of results.
+    """
+    jobs: list[Job] = []
+    for path in inputs:
+        if path.suffix.lower() in _IMAGES:
+            jobs.append(Job(path, len(jobs) + 1, position_um))
+        elif path.is_dir() and (not listed or position_um is not None):
+            found = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGES)
+            jobs += [Job(file, number, position_um) for number, file in enumerate(found, len(jobs) + 1)]
+        else:
+            jobs += [_listed_job(section) for section in read_list(find_list(path))]
+    names = [job.name for job in jobs]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"expected images of different names, found several of {', '.join(repeated)}")
+    if not jobs:
+        raise InputError(
+            f"expected images ({', '.join(_IMAGES)}), found none in {', '.join(map(str, inputs))}"
+        )
+    if listed and any(job.position_um is None for job in jobs):
+        raise InputError(
+            "expected the position of the section in the atlas (--position), a list of sections with positions, or a "
+            "reference image (--reference)"
+        )
+    return jobs
+
+
+def _listed_job(section: ListedSection) -> Job:
+    anchoring = section.anchoring
+    position_um = section.identity.position_um if anchoring is None else anchoring.position_um
+    return Job(section.path, section.identity.image_id, position_um, anchoring)
+
+
+def register_batch(
+    jobs: Sequence[Job], recipe: Recipe, out: Path, *, overwrite: bool = False
+) -> Iterator[Outcome]:
+    """Register sections one after the other and yield what became of each; what is there already is left alone.
+
+    An image that cannot be registered has its reason in the table, and the next one follows.
+
+    Args:
+        jobs: What to register.
+        recipe: With what.
+        out: The folder of results.
+        overwrite: Replace results that were made in another way.
+
+    Raises:
+        InputError: If a folder of results was made in another way, or nothing can be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    try:
+        for job in jobs:
+            outcome = _outcome(job, recipe, out / job.name, overwrite=overwrite)
+            rows.append(outcome.row)
+            yield outcome
+    finally:
+        if rows:
+            _write_table(out / TABLE, rows)
+            _write_visualign(out / VISUALIGN, [out / job.name for job in jobs])
+
+
+def _outcome(job: Job, recipe: Recipe, folder: Path, *, overwrite: bool) -> Outcome:
+    if not job.path.is_file():
+        return _failed(job, f"{job.path.name}: no such file in {job.path.parent}")
+    settings = _settings(job, recipe)
+    if _is_done(folder, settings, overwrite=overwrite):
+        return Outcome(_row(job, read_record(folder)), is_new=False)
+    try:
+        return Outcome(_row(job, _register_into(job, recipe, folder, settings)))
+    except InputError as error:
+        return _failed(job, str(error))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def _failed(job: Job, error: str) -> Outcome:
+    return Outcome(_row(job, {"flag": "fail", "reason": error}), error=error)
+
+
+def _settings(job: Job, recipe: Recipe) -> dict[str, Any]:
+    """Return, as plain data, what tells one result from another."""
+    status = job.path.stat()
+    of_image = {"file": job.path.name, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+    where = {
+        "position_um": job.position_um,
+        "anchoring": None if job.anchoring is None else job.anchoring.to_json(),
+    }
+    settings = {
+        "image": {**of_image, **where},
+        "options": asdict(recipe.options),
+        "origin": dict(recipe.origin),
+    }
+    return json.loads(json.dumps(settings))  # type: ignore[no-any-return]
+
+
+def _is_done(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> bool:
+    if not folder.exists():
+        return False
+    if (folder / RECORD).is_file() and read_record(folder).get("settings") == settings:
+        return True
+    if overwrite:
+        return False
+    raise InputError(
+        f"{folder} holds something else, or results of another image, model or options: choose another --out, or "
+        "--overwrite"
+    )
+
+
+def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Register one image, write its folder of results, and return its record."""
+    start = time.perf_counter()
+    image = read_image(job.path, channel=recipe.options.channel)
+    reference = recipe.reference(job)
+    section, placement = _placed(image, reference, job, recipe)
+    result = register(recipe.network, reference, section, placement)
+    flag, reason = judge(result.quality, recipe.options.limits)
+    record = {
+        "flag": flag,
+        "reason": reason,
+        "position_um": job.position_um,
+        **asdict(result.quality),
+        "pixel_um": placement.pixel_um,
+        "pixel_size_from": placement.pixel_size_from,
+        "placed_by": placement.placed_by,
+        "background": section.background,
+        "settings": dict(settings),
+        "version": __version__,
+    }
+    with _written_whole(folder) as unfinished:
+        _write_results(unfinished, image, reference, result, recipe.ontology)
+        if result.transform.plane is not None:
+            record["visualign"] = exports.visualign_slice(
+                result.transform, job.path.name, job.number, anchoring=job.anchoring
+            )
+        record["seconds"] = round(time.perf_counter() - start, 2)
+        result.transform.save(unfinished, record)
+    return record
+
+
+def _placed(image: ImageFile, reference: Reference, job: Job, recipe: Recipe) -> tuple[Section, Placement]:
+    options = recipe.options
+    section = read_section(image, recipe.image_shape, background=options.background, name=job.path.name)
+    placement = place(
+        section,
+        reference,
+        by=options.by,
+        anchoring=job.anchoring,
+        pixel_um=options.pixel_um,
+        mirrored=options.mirrored,
+        quarter_turns=options.quarter_turns,
+    )
+    return section, placement
+
+
+@contextmanager
+def _written_whole(folder: Path) -> Iterator[Path]:
+    """Yield a folder under a temporary name, which replaces `folder` at the end; nothing is left on errors."""
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        if folder.exists():
+            shutil.rmtree(folder)
+        unfinished.replace(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_results(
+    folder: Path, image: ImageFile, reference: Reference, result: Registered, ontology: Ontology | None
+) -> None:
+    transform, pixels = result.transform, image.pixels
+    shape = (*transform.reference.shape, *pixels.shape[2:])
+    registered = transform.register(pixels, fill=_slide_color(pixels))
+    _write(folder / "registered.tif", registered, shape, pixels.dtype, transform.reference)
+    grey = (reference.image[0, 0] * 255).round().byte().numpy()
+    _write(folder / "reference.tif", [grey], grey.shape, grey.dtype, reference.grid)
+    if reference.labels is not None:
+        _write_labels(folder, reference.labels, transform, ontology)
+    _write_overlay(folder / "overlay.png", pixels, reference, result)
+
+
+def _write_labels(
+    folder: Path, labels: NDArray[Any], transform: SectionTransform, ontology: Ontology | None
+) -> None:
+    """Write the labels of the reference and of the section, and the areas of the section's regions."""
+    labels = labels.astype(np.uint32)
+    grid = transform.forward.grid.with_shape((labels.shape[0], labels.shape[1]))
+    _write(folder / "reference_labels.tif", [labels], labels.shape, labels.dtype, grid)
+    areas = exports.RegionAreas(transform.section.pixel_um)
+    in_section = areas.counted(transform.label(labels))
+    _write(folder / "labels.tif", in_section, transform.section.shape, labels.dtype, transform.section)
+    exports.write_regions(
+        folder / "regions.csv", areas, ontology, known=np.unique(labels[labels > 0]).tolist()
+    )
+
+
+def _write(
+    path: Path, bands: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: np.dtype[Any], grid: Grid
+) -> None:
+    write_tiff(path, bands, shape=shape, dtype=dtype, pixel_um=grid.pixel_um)
+
+
+def _slide_color(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return the brightness or colour of the slide: the median of the image's border."""
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return np.asarray(np.median(border, axis=0)).astype(pixels.dtype)
+
+
+# --- the picture for checking -----------------------------------------------------------------------------------------
+
+
+def _write_overlay(path: Path, pixels: NDArray[Any], reference: Reference, result: Registered) -> None:
+    """Write the section with the outlines of its regions, beside section and reference on one another.
+
+    The latter two, as placed above and registered below, show the reference in magenta and the section in green.
+    """
+    import SimpleITK
+
+    pairs = [overlay(reference.image[0, 0], image[0, 0]) for image in (result.placed, result.registered)]
+    right = np.concatenate([_scaled(torch.from_numpy(pair), _OVERLAY_PX // 2) for pair in pairs])
+    left = _thumbnail(pixels, len(right))
+    if reference.labels is not None:
+        grid = result.transform.section.with_shape((left.shape[0], left.shape[1]))
+        labels = np.concatenate(list(replace(result.transform, section=grid).label(reference.labels)))
+        left[_outlines(labels)] = _OUTLINE
+    picture = np.concatenate([left, right], axis=1)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(picture, isVector=True), str(path))
+
+
+def _thumbnail(pixels: NDArray[Any], height: int) -> NDArray[np.uint8]:
+    """Return an image in colour, (height, w, 3), as bright as its brightest pixels allow."""
+    step = max(
+        1, pixels.shape[0] // (2 * height)
+    )  # averaging all of a large image would need several times its memory
+    small = torch.from_numpy(pixels[::step, ::step].astype(np.float32))
+    white = 255.0 if pixels.dtype == np.uint8 else max(float(np.percentile(small.numpy(), 99.9)), 1e-6)
+    colored = small if small.ndim == 3 else small[..., None].expand(-1, -1, 3)
+    return _scaled(colored / white, height)
+
+
+def _scaled(image: Tensor, height: int) -> NDArray[np.uint8]:
+    """Return an image (h, w, 3) in [0, 1] with another height, corners aligned, in 8 bits."""
+    width = round(image.shape[1] * height / image.shape[0])
+    scaled = resize_images(image.permute(2, 0, 1), (height, width)).permute(1, 2, 0)
+    return (scaled.clamp(0, 1) * 255).round().byte().numpy()
+
+
+def _outlines(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where (h, w) a label differs from the one to its right or below."""
+    lines = np.zeros(labels.shape, np.bool_)
+    lines[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    lines[:-1] |= labels[:-1] != labels[1:]
+    return lines
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+_MEASURES = tuple(entry.name for entry in fields(Quality))
+_COLUMNS = (
+    "section",
+    "flag",
+    "reason",
+    "position_um",
+    *_MEASURES,
+    "pixel_um_x",
+    "pixel_um_y",
+    "pixel_size_from",
+    "placed_by",
+    "background",
+    "seconds",
+    "file",
+)
+
+
+def _row(job: Job, record: Mapping[str, Any]) -> dict[str, Any]:
+    x, y = record.get("pixel_um", ("", ""))
+    known = {"section": job.name, "file": job.path.name, "pixel_um_x": x, "pixel_um_y": y, **record}
+    return {column: known.get(column, "") for column in _COLUMNS}
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, _COLUMNS)
+        writer.writeheader()
+        writer.writerows({name: _rounded(value) for name, value in row.items()} for row in rows)
+
+
+def _rounded(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _write_visualign(path: Path, folders: Sequence[Path]) -> None:
+    records = [read_record(folder) for folder in folders if (folder / RECORD).is_file()]
+    slices = [record["visualign"] for record in records if "visualign" in record]
+    if slices:
+        with written_whole(path) as unfinished:
+            exports.write_visualign(unfinished, slices)

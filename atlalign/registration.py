@@ -1,0 +1,517 @@
+"""A trained network as a user applies it: a section of any size is placed on its reference plane and registered.
+
+Two maps make up the result. The *placement* is affine and brings the section to the network's size: from an anchoring,
+from the size of its pixels, or by fitting the tissue. The network's field does the rest. Images are interpolated once,
+by both together.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from atlalign.data.atlas import Atlas
+from atlalign.data.images import ImageFile, PixelSize, resize_images, shrink_to_grey, to_unit_range
+from atlalign.data.sections import Anchoring, Plane, Points, apply_affine, homogeneous, invert_affine
+from atlalign.errors import InputError
+from atlalign.geometry import (
+    compose,
+    identity_grid,
+    invert,
+    jacobian_determinant,
+    sample,
+    stays_inside,
+    warp_points,
+)
+from atlalign.metrics import mutual_information
+from atlalign.transform import Displacement, Grid, SectionTransform
+
+Placing = Literal["auto", "anchoring", "scale", "fit", "stretch"]
+Background = Literal["auto", "bright", "dark"]
+Side = Literal["left", "right"]
+
+_BRIGHT_SLIDE = 0.5
+# The section is shrunk to at least so many times the network's resolution before it is sampled.
+_OVERSAMPLING = 2
+
+
+# --- the reference ----------------------------------------------------------------------------------------------------
+
+
+class Reference(NamedTuple):
+    """What a section is registered to.
+
+    Attributes:
+        image: (1, 1, H, W) in [0, 1], at the network's size.
+        labels: Region ids on any grid with the same outermost pixels, or None.
+        grid: The image's pixels.
+        plane: Where it lies in the atlas; None if it is no plane of one.
+    """
+
+    image: Tensor
+    labels: NDArray[Any] | None
+    grid: Grid
+    plane: Plane | None
+
+    @property
+    def tissue(self) -> Tensor:
+        """Where (H, W) there is tissue: a label, or without labels brightness."""
+        if self.labels is None:
+            return _tissue(self.image[0, 0])
+        height, width = self.grid.shape
+        rows, columns = (
+            torch.linspace(0, size - 1, new_size).round().long()
+            for size, new_size in zip(self.labels.shape, (height, width), strict=True)
+        )
+        return torch.from_numpy(self.labels[rows[:, None].numpy(), columns.numpy()] != 0)
+
+    def half(self, side: Side) -> "Reference":
+        """Return the reference with nothing on the other side of the image's middle."""
+
+        def kept(width: int) -> NDArray[np.bool_]:
+            place = np.arange(width) - (width - 1) / 2
+            return place <= 0 if side == "left" else place >= 0
+
+        image = self.image * torch.from_numpy(kept(self.grid.shape[1]))
+        labels = None if self.labels is None else self.labels * kept(self.labels.shape[1])
+        return self._replace(image=image, labels=labels)
+
+
+def atlas_reference(atlas: Atlas, plane: Plane, image_shape: tuple[int, int]) -> Reference:
+    """Return what a plane shows of an atlas.
+
+    Args:
+        atlas: At its own resolution, which the labels keep.
+        plane: Its frame starts at the centre of the atlas's first pixel.
+        image_shape: The network's (H, W).
+
+    Raises:
+        InputError: If the plane shows nothing of the atlas.
+    """
+    grid = Grid(atlas.image_shape, atlas.pixel_um)
+    pixels = identity_grid(grid.shape, torch.float64, torch.device("cpu"))[0].flatten(1).T.numpy()
+    position_um = torch.from_numpy(plane.to_atlas(grid.to_mm(pixels))[:, 0]).view(grid.shape)
+    image, labels = atlas.cut(position_um)
+    if not image.any():
+        middle = float(position_um[grid.shape[0] // 2, grid.shape[1] // 2])
+        raise InputError(
+            f"position: expected a plane with tissue, atlas '{atlas.name}' shows none at {middle:.0f} µm"
+        )
+    image = resize_images(image, image_shape)[None]
+    return Reference(
+        image, None if labels is None else labels[0].numpy(), grid.with_shape(image_shape), plane
+    )
+
+
+def image_reference(
+    image: ImageFile,
+    labels: NDArray[Any] | None,
+    image_shape: tuple[int, int],
+    *,
+    pixel_um: float | None,
+    name: str,
+) -> Reference:
+    """Return an image of one's own as reference.
+
+    Args:
+        image: In grey or colour.
+        labels: (h, w), of any size with the same outermost pixels.
+        image_shape: The network's (H, W).
+        pixel_um: The size of the image's pixels; None takes the file's word.
+        name: For messages.
+
+    Raises:
+        InputError: If the size of its pixels is not known.
+    """
+    size = image.pixel_um if pixel_um is None else (pixel_um, pixel_um)
+    if size is None:
+        raise InputError(
+            f"{name}: expected the size of its pixels, which the file does not say (--reference-pixel-um)"
+        )
+    grey = to_unit_range(shrink_to_grey(image.pixels), image.pixels.dtype, name)
+    height, width = image.pixels.shape[:2]
+    grid = Grid((height, width), size).with_shape(image_shape)
+    return Reference(resize_images(grey[None], image_shape)[None], labels, grid, None)
+
+
+# --- the section ------------------------------------------------------------------------------------------------------
+
+
+class Section(NamedTuple):
+    """An image ready to be placed.
+
+    Attributes:
+        grey: (h // factor, w // factor) in [0, 1], bright tissue on dark.
+        factor: Pixel k of `grey` lies at `factor·k + (factor − 1)/2` of the image.
+        shape: The image's (h, w).
+        pixel_um: The size of its pixels, where known.
+        background: What the slide was before.
+    """
+
+    grey: Tensor
+    factor: int
+    shape: tuple[int, int]
+    pixel_um: PixelSize | None
+    background: Background
+
+    @property
+    def to_grey(self) -> Points:
+        """The map (2, 3) from pixels of the image to those of `grey`."""
+        shift = -(self.factor - 1) / 2 / self.factor
+        return np.array([[1 / self.factor, 0, shift], [0, 1 / self.factor, shift]])
+
+
+def read_section(
+    image: ImageFile,
+    image_shape: tuple[int, int],
+    *,
+    background: Background = "auto",
+    name: str = "section",
+) -> Section:
+    """Return an image in grey, with bright tissue on a dark background.
+
+    Args:
+        image: In grey or colour.
+        image_shape: The network's (H, W): much more is not kept.
+        background: What the slide is; auto looks at the image's border.
+        name: For messages.
+
+    Raises:
+        InputError: If the image shows nothing.
+    """
+    height, width = image.pixels.shape[:2]
+    factor = max(1, min(height // image_shape[0], width // image_shape[1]) // _OVERSAMPLING)
+    grey = to_unit_range(shrink_to_grey(image.pixels, factor), image.pixels.dtype, name)
+    if float(grey.max() - grey.min()) == 0:
+        raise InputError(f"{name}: expected a section, but every pixel is {float(grey[0, 0]):g}")
+    if background == "auto":
+        background = "bright" if _slide(grey) > _BRIGHT_SLIDE else "dark"
+    if background == "bright":
+        grey = 1 - grey
+    return Section(grey, factor, (height, width), image.pixel_um, background)
+
+
+def _slide(image: Tensor) -> float:
+    """Return how bright (h, w) the slide is: the median of the border."""
+    return float(torch.cat([image[0], image[-1], image[:, 0], image[:, -1]]).median())
+
+
+def _tissue(image: Tensor) -> Tensor:
+    """Return where (h, w) an image with a dark background is bright, by Otsu's threshold."""
+    import SimpleITK
+
+    otsu: Any = SimpleITK.OtsuThreshold
+    return (
+        torch.from_numpy(SimpleITK.GetArrayFromImage(otsu(SimpleITK.GetImageFromArray(image.numpy()), 0, 1)))
+        > 0
+    )
+
+
+# --- placement --------------------------------------------------------------------------------------------------------
+
+
+class Placement(NamedTuple):
+    """How a section lies on its reference before the network looks at it.
+
+    Attributes:
+        matrix: (2, 3), which takes pixels of the reference grid to pixels of the section's image.
+        pixel_um: The size of the section's pixels.
+        pixel_size_from: Who says so: the file, the user, or the placement itself.
+        placed_by: anchoring, scale, fit or stretch.
+    """
+
+    matrix: Points
+    pixel_um: PixelSize
+    pixel_size_from: str
+    placed_by: Placing
+
+
+def place(
+    section: Section,
+    reference: Reference,
+    *,
+    by: Placing = "auto",
+    anchoring: Anchoring | None = None,
+    pixel_um: float | None = None,
+    mirrored: bool = False,
+    quarter_turns: int = 0,
+) -> Placement:
+    """Return where the section lies on its reference.
+
+    Args:
+        section: The image.
+        reference: What it will be registered to.
+        by: anchoring: where the anchoring puts it; scale: at the size that its pixels have, the centres of tissue on
+            one another; fit: the same at the size at which both tissues spread as far; stretch: corner on corner;
+            auto: the first of these that is possible.
+        anchoring: Of the image.
+        pixel_um: The size of the section's pixels; None takes the file's word.
+        mirrored: The image shows the section from behind.
+        quarter_turns: So many times the image has to be turned by 90° counter-clockwise to be upright.
+
+    Raises:
+        InputError: If what `by` needs is not there, or the image shows no tissue.
+    """
+    known = section.pixel_um if pixel_um is None else (pixel_um, pixel_um)
+    if by == "auto":
+        by = "anchoring" if anchoring is not None else "fit" if known is None else "scale"
+    if by == "anchoring":
+        if mirrored or quarter_turns:
+            raise InputError(
+                "expected no --mirrored and no --quarter-turns: the anchoring says how the section lies"
+            )
+        matrix = _anchored(anchoring, reference)
+    else:
+        turned = _turned(section.shape, mirrored=mirrored, quarter_turns=quarter_turns)
+        matrix = _upright(section, reference, by, known, turned)
+    if known is not None:
+        return Placement(matrix, known, "file" if pixel_um is None else "user", by)
+    return Placement(matrix, _implied_pixel_um(matrix, reference.grid), by, by)
+
+
+def _anchored(anchoring: Anchoring | None, reference: Reference) -> Points:
+    if anchoring is None or reference.plane is None:
+        raise InputError("--place anchoring: expected an anchored section and an atlas")
+    mm = reference.grid.to_mm(np.eye(2))
+    to_um = reference.plane.matrix[[2, 1]] @ homogeneous(np.column_stack([mm, (0, 0)]))
+    return anchoring.um_to_pixel() @ homogeneous(to_um)
+
+
+def _turned(shape: tuple[int, int], *, mirrored: bool, quarter_turns: int) -> Points:
+    """Return the map (2, 3) from pixels of the upright image to those of the image (h, w) as it is."""
+    matrix = homogeneous(np.eye(2, 3))
+    height, width = shape
+    for _ in range(quarter_turns % 4):
+        # Pixel (x, y) of the turned image is what was at (w − 1 − y, x).
+        matrix = matrix @ np.array([[0, -1, width - 1], [1, 0, 0], [0, 0, 1.0]])
+        height, width = width, height
+    if mirrored:
+        matrix = matrix @ np.array([[-1, 0, width - 1], [0, 1, 0], [0, 0, 1.0]])
+    return matrix[:2]
+
+
+def _upright(
+    section: Section, reference: Reference, by: Placing, pixel_um: PixelSize | None, turned: Points
+) -> Points:
+    """Return the placement of a section whose upright image `turned` takes to the image as it is."""
+    if by == "stretch":
+        height, width = section.shape if turned[0, 0] else section.shape[::-1]
+        scale = np.array([width - 1, height - 1]) / (np.array(reference.grid.shape[::-1]) - 1)
+        return turned @ homogeneous(np.column_stack([np.diag(scale), (0, 0)]))
+    centre, spread = _moments(_tissue(section.grey), np.ones(2))
+    centre = apply_affine(invert_affine(section.to_grey), centre[None])[0]
+    reference_um = np.array(reference.grid.pixel_um)
+    reference_centre, reference_spread_um = _moments(reference.tissue, reference_um)
+    if by == "fit":
+        fitted = reference_spread_um / (spread * section.factor)
+        size = np.array([fitted, fitted])
+    elif pixel_um is None:
+        raise InputError(
+            "--place scale: expected the size of the section's pixels, which the file does not say"
+        )
+    else:
+        size = np.abs(turned[:, :2].T) @ np.array(pixel_um)
+    linear = turned[:, :2] @ np.diag(reference_um / size)
+    return np.column_stack([linear, centre - linear @ reference_centre])
+
+
+def _moments(mask: Tensor, pixel: Points) -> tuple[Points, float]:
+    """Return the centre (x, y) of a mask in pixels, and how far it spreads: the geometric mean of both axes'."""
+    y, x = torch.nonzero(mask, as_tuple=True)
+    if len(x) < 3:
+        raise InputError("expected tissue, found none")
+    points = torch.stack([x, y], dim=1).double().numpy()
+    covariance = np.cov((points * pixel).T)
+    return points.mean(axis=0), float(np.linalg.det(covariance) ** 0.25)
+
+
+def _implied_pixel_um(matrix: Points, grid: Grid) -> PixelSize:
+    """Return the size of the section's pixels, where the reference's are known."""
+    to_um = np.diag(grid.pixel_um) @ np.linalg.inv(matrix[:, :2])
+    x, y = np.linalg.norm(to_um, axis=0)
+    return float(x), float(y)
+
+
+def placed_image(section: Section, placement: Placement, shape: tuple[int, int]) -> Tensor:
+    """Return the section (1, 1, H, W) as it lies on the reference; beyond its border it is as bright as the slide."""
+    matrix = section.to_grey @ homogeneous(placement.matrix)
+    pixels_per_pixel = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+    grey = _antialiased(section.grey[None, None], pixels_per_pixel)
+    target = identity_grid(shape, torch.float64, grey.device)[0].permute(1, 2, 0)
+    points = target @ torch.from_numpy(matrix[:, :2]).T + torch.from_numpy(matrix[:, 2])
+    slide = _slide(section.grey)
+    return sample(grey - slide, points[None].float()) + slide
+
+
+def _antialiased(image: Tensor, factor: float) -> Tensor:
+    """Return an image (1, 1, h, w) without what is lost when only each `factor`-th pixel is looked at."""
+    if factor <= 1:
+        return image
+    from kornia.filters import gaussian_blur2d  # slow to import
+
+    sigma = max((factor - 1) / 2, 0.001)
+    size = 2 * max(1, int(np.ceil(3 * sigma))) + 1
+    blurred: Tensor = gaussian_blur2d(image, size, (sigma, sigma), border_type="replicate")
+    return blurred
+
+
+# --- registration -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How a registration went; lengths over the reference's tissue.
+
+    Attributes:
+        displacement_mean_um: By how much the network moves it.
+        displacement_max_um: The largest such displacement.
+        folding: The share of the plane on which the field folds.
+        inverse_consistency_um: The mean distance from where a point comes back to, when the network also registers the
+            reference to the section: what a network is sure of, it finds both ways.
+        similarity_before: Mutual information of section and reference, in nats, as placed.
+        similarity_after: The same when registered.
+    """
+
+    displacement_mean_um: float
+    displacement_max_um: float
+    folding: float
+    inverse_consistency_um: float
+    similarity_before: float
+    similarity_after: float
+
+    @property
+    def similarity_loss(self) -> float:
+        """By how much the similarity has fallen."""
+        return self.similarity_before - self.similarity_after
+
+
+class Limit(NamedTuple):
+    """From what on a measure of `Quality` calls for a look, and from what on the registration counts as failed."""
+
+    look: float
+    fail: float
+
+
+LIMITS: Mapping[str, Limit] = {
+    "displacement_max_um": Limit(1500.0, 3000.0),
+    "folding": Limit(0.0, 0.01),
+    "inverse_consistency_um": Limit(150.0, 500.0),
+    "similarity_loss": Limit(0.0, 0.05),
+}
+"""The limits that `judge` goes by; a value above one is beyond it."""
+
+
+def judge(quality: Quality, limits: Mapping[str, Limit] = LIMITS) -> tuple[str, str]:
+    """Return pass, look or fail, and the reason for the latter two."""
+    found = {name: getattr(quality, name) for name in limits}
+    for flag, bounds in (
+        ("fail", {name: limit.fail for name, limit in limits.items()}),
+        ("look", {name: limit.look for name, limit in limits.items()}),
+    ):
+        # What is not a number is beyond every limit.
+        beyond = [
+            f"{name} {found[name]:.4g} > {bound:g}"
+            for name, bound in bounds.items()
+            if not found[name] <= bound
+        ]
+        if beyond:
+            return flag, "; ".join(beyond)
+    return "pass", ""
+
+
+class Registered(NamedTuple):
+    """A registered section.
+
+    Attributes:
+        transform: Between the section's image and the reference.
+        placed: (1, 1, H, W), the section before the network looked at it.
+        registered: (1, 1, H, W).
+        quality: How it went.
+    """
+
+    transform: SectionTransform
+    placed: Tensor
+    registered: Tensor
+    quality: Quality
+
+
+@torch.inference_mode()
+def register(network: nn.Module, reference: Reference, section: Section, placement: Placement) -> Registered:
+    """Register a placed section to its reference.
+
+    Args:
+        network: Takes (reference, moving) and returns a `Registration`; it runs where its weights are.
+        reference: At the size that the network takes.
+        section: The image.
+        placement: Where it lies on the reference.
+
+    Raises:
+        InputError: If the network does not take images of that size, or its field is not finite.
+    """
+    placed = placed_image(section, placement, reference.grid.shape)
+    device = next((parameter.device for parameter in network.parameters()), placed.device)
+    pair = (reference.image.to(device), placed.to(device))
+    try:
+        output, swapped = network(*pair), network(*pair[::-1])
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"the network does not take images of {reference.grid.shape}: {error}") from error
+    dvf, back = output.dvf.float().cpu(), swapped.dvf.float().cpu()
+    if not bool(dvf.isfinite().all()):
+        raise InputError("the network returned displacements that are not finite")
+    registered = output.registered.float().cpu()
+    quality = _quality(reference, placed, registered, dvf, back)
+    return Registered(_transform(reference, section, placement, dvf), placed, registered, quality)
+
+
+def _quality(reference: Reference, placed: Tensor, registered: Tensor, dvf: Tensor, back: Tensor) -> Quality:
+    tissue = reference.tissue
+    displacement = _length_um(dvf, reference.grid)[tissue]
+    residual = _length_um(compose(back, dvf), reference.grid)[tissue & stays_inside(dvf)[0]]
+    return Quality(
+        displacement_mean_um=float(displacement.mean()),
+        displacement_max_um=float(displacement.max()),
+        folding=float((jacobian_determinant(dvf) <= 0).float().mean()),
+        inverse_consistency_um=float(residual.mean()),
+        similarity_before=float(mutual_information(reference.image, placed)),
+        similarity_after=float(mutual_information(reference.image, registered)),
+    )
+
+
+def _length_um(dvf: Tensor, grid: Grid) -> Tensor:
+    return (dvf[0] * torch.tensor(grid.pixel_um).view(2, 1, 1)).square().sum(dim=0).sqrt()
+
+
+def _transform(reference: Reference, section: Section, placement: Placement, dvf: Tensor) -> SectionTransform:
+    image = Grid(section.shape, placement.pixel_um)
+    field = dvf.double()
+
+    def to_section_mm(points: Points) -> Points:
+        moved = warp_points(torch.from_numpy(points)[None], field)[0].numpy()
+        return image.to_mm(apply_affine(placement.matrix, moved))
+
+    inverse = invert(field)
+
+    def to_reference_mm(points: Points) -> Points:
+        placed = apply_affine(invert_affine(placement.matrix), points)
+        return reference.grid.to_mm(warp_points(torch.from_numpy(placed)[None], inverse)[0].numpy())
+
+    # As fine as the network's grid: more would only repeat what is between its pixels.
+    coarse = image.finer(max(min(reference.grid.pixel_um), *placement.pixel_um))
+    scale = np.array(coarse.pixel_um) / np.array(placement.pixel_um)
+    return SectionTransform(
+        _displacement(reference.grid, to_section_mm, np.ones(2)),
+        _displacement(coarse, to_reference_mm, scale),
+        image,
+        reference.plane,
+    )
+
+
+def _displacement(grid: Grid, to_mm: Any, scale: Points) -> Displacement:
+    """Return the map of a function that takes pixels, `scale` times those of the grid, to mm of the other frame."""
+    pixels = identity_grid(grid.shape, torch.float64, torch.device("cpu"))[0].flatten(1).T.numpy()
+    mm = to_mm(pixels * scale) - grid.to_mm(pixels)
+    return Displacement(grid, torch.from_numpy(mm.T.reshape(2, *grid.shape).astype(np.float32)))
