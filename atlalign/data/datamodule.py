@@ -59,6 +59,8 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        # Files lie where all machines of a run see them: one process prepares them.
+        self.prepare_data_per_node = False
         if tuple(image_shape) != atlas.image_shape:
             raise InputError(
                 f"data.image_shape is {tuple(image_shape)}, but the atlas has {atlas.image_shape}"
@@ -89,12 +91,16 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         """Return the batch of collated samples, on the device where they are."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the training batches, still to be completed on the device."""
-        return self._loader(self.train_dataset, self.train_split, shuffle=self.shuffle, drop_last=True)
+        """Return the training batches, still to be completed on the device; a resumed run goes on with them."""
+        epoch, n_batches = self._place()
+        sampler = self._sampler(
+            self.train_split, shuffle=self.shuffle, even=True, epoch=epoch, start=n_batches * self.batch_size
+        )
+        return self._loader(self.train_dataset, sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the validation batches, never augmented or shuffled."""
-        return self._loader(self.val_dataset, self.val_split, shuffle=False, drop_last=False)
+        return self._loader(self.val_dataset, self._sampler(self.val_split, shuffle=False), drop_last=False)
 
     def examples(self, n: int) -> RegistrationBatch:
         """Return a batch of `n` validation samples, or all if there are fewer, spread evenly over the split."""
@@ -125,13 +131,11 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         augmenter = self.augmenters.get(name)
         return augmenter if isinstance(augmenter, BatchAugmenter) else None
 
-    def _loader(
-        self, dataset: Dataset[Any], indexes: np.ndarray, *, shuffle: bool, drop_last: bool
-    ) -> DataLoader[Any]:
+    def _sampler(self, indexes: np.ndarray, **options: Any) -> SeededSampler:
         rank, world_size = self._processes()
-        sampler = SeededSampler(
-            indexes.tolist(), seed=self.seed, shuffle=shuffle, rank=rank, world_size=world_size
-        )
+        return SeededSampler(indexes.tolist(), seed=self.seed, rank=rank, world_size=world_size, **options)
+
+    def _loader(self, dataset: Dataset[Any], sampler: SeededSampler, *, drop_last: bool) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
@@ -144,12 +148,24 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         )
 
     def _check_enough_to_train(self, origin: str) -> None:
-        """Raise an InputError unless each process can fill a batch."""
+        """Raise an InputError unless each process can fill a batch, and has something to validate."""
         n_processes = self._processes()[1]
         if len(self.train_split) < self.batch_size * n_processes:
             raise InputError(
                 f"data.batch_size: {self.batch_size} samples a step on {n_processes} process(es), but only {origin}"
             )
+        if len(self.val_split) < n_processes:
+            raise InputError(
+                f"{n_processes} processes need as many samples that validate, found {len(self.val_split)}"
+            )
+
+    def _place(self) -> tuple[int, int]:
+        """Return the epoch that comes, and how many of its batches were trained on before the run was stopped."""
+        if self.trainer is None:
+            return 0, 0
+        loop = self.trainer.fit_loop
+        within_epoch = loop.epoch_progress.current.ready > self.trainer.current_epoch
+        return self.trainer.current_epoch, loop.epoch_loop.batch_progress.current.ready if within_epoch else 0
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -56,36 +56,52 @@ class SampleKey(NamedTuple):
 class SeededSampler(Sampler[SampleKey]):
     """Yields keys of samples in an order that depends on seed and epoch alone.
 
+    The processes take turns, so that their batches of B samples are together the batch of `world_size` · B samples
+    that one process would get.
+
     Args:
         indexes: The samples of the split.
         seed: The run's seed.
         shuffle: Draw a new order each epoch.
         rank: The part of the samples for this process, one in `world_size`.
         world_size: The number of processes.
+        even: Leave out the last samples that would not give each process as many.
+        epoch: The first epoch to come.
+        start: Where in that epoch to go on: so many samples of this process were given before the run was stopped.
     """
 
     def __init__(
-        self, indexes: Sequence[int], *, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1
+        self,
+        indexes: Sequence[int],
+        *,
+        seed: int,
+        shuffle: bool,
+        rank: int = 0,
+        world_size: int = 1,
+        even: bool = False,
+        epoch: int = 0,
+        start: int = 0,
     ) -> None:
         self.indexes = torch.as_tensor(indexes, dtype=torch.int64)
         self.seed = seed
         self.shuffle = shuffle
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
+        self.places = range(rank, len(indexes) - (len(indexes) % world_size if even else 0), world_size)
+        self.epoch = epoch
+        self.starts = {epoch: start}
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next pass that of `epoch`; Lightning calls this before each."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(range(self.rank, len(self.indexes), self.world_size))
+        """The samples of a whole epoch, as Lightning expects it of one that goes on as well."""
+        return len(self.places)
 
     def __iter__(self) -> Iterator[SampleKey]:
         random = np.random.default_rng((self.seed, self.epoch))
         order = random.permutation(len(self.indexes)) if self.shuffle else np.arange(len(self.indexes))
         seeds = random.integers(2**31, size=len(self.indexes))
-        for place in range(self.rank, len(order), self.world_size):
+        for place in self.places[self.starts.get(self.epoch, 0) :]:
             yield SampleKey(int(self.indexes[order[place]]), int(seeds[place]))
 
 

@@ -1,9 +1,11 @@
 """The training step of every network: losses, measures, optimiser, and what a checkpoint holds."""
 
+import random
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ class RegistrationModule(pl.LightningModule):
         optimizer: From parameters to an optimiser.
         scheduler: From the optimiser to a learning-rate schedule, stepped after each epoch.
         monitor: The metric that a plateau schedule watches.
+        seed: Decides, with step and process, what a network draws at random in training.
         origin: Plain data kept in each checkpoint: the resolved configuration and the atlas' intensity scale.
     """
 
@@ -38,6 +41,7 @@ class RegistrationModule(pl.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         monitor: str = "val/vector_distance",
+        seed: int = 0,
         origin: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -46,7 +50,9 @@ class RegistrationModule(pl.LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.monitor = monitor
+        self.seed = seed
         self.origin = dict(origin or {})
+        self._epoch = EpochMeans()
 
     def forward(self, reference: Tensor, moving: Tensor) -> Registration:
         """Register `moving` to `reference`, both (B, 1, H, W) in [0, 1]."""
@@ -55,15 +61,28 @@ class RegistrationModule(pl.LightningModule):
 
     def training_step(self, batch: RegistrationBatch, batch_idx: int) -> Tensor:
         """Return the total loss of a batch."""
-        output = self(batch.reference, batch.moving)
-        return self._measure("train", output, batch)
+        total, values = self._measure(self(batch.reference, batch.moving), batch)
+        self._epoch.add(values, len(batch.dvf))
+        self._show("train", values, len(batch.dvf))
+        return total
 
     def validation_step(self, batch: RegistrationBatch, batch_idx: int) -> None:
-        """Measure a batch, and what doing nothing would have given."""
-        output: Registration = self(batch.reference, batch.moving)
-        self._measure("val", output, batch)
+        """Measure a batch, and what doing nothing would have given; means are over the samples of all processes."""
+        _, values = self._measure(self(batch.reference, batch.moving), batch)
         identity = metrics.vector_distance(batch.dvf, torch.zeros_like(batch.dvf))
-        self._log("val", {"identity/vector_distance": identity.mean()}, len(batch.dvf))
+        values["identity/vector_distance"] = identity.mean()
+        self.log_dict(_named("val", values), batch_size=len(batch.dvf), sync_dist=True)
+        self._show("val", values, len(batch.dvf))
+
+    def on_train_batch_start(self, batch: RegistrationBatch, batch_idx: int) -> None:
+        """Seed what networks draw by seed, step and process alone, so that a run that was stopped draws the same."""
+        step = self.trainer.fit_loop.total_batch_idx
+        seed_global_generators(np.random.SeedSequence((self.seed, step, self.global_rank)))
+
+    def on_train_epoch_end(self) -> None:
+        """Log the means of the epoch; all processes have trained on as many samples."""
+        self.log_dict(_named("train", self._epoch.means()), batch_size=1, sync_dist=True)
+        self._epoch = EpochMeans()
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser and, where there is one, the schedule."""
@@ -78,8 +97,14 @@ class RegistrationModule(pl.LightningModule):
         checkpoint["atlalign"] = {"version": __version__, **self.origin}
         with suppress(InputError):  # else the configuration of the model must do
             checkpoint["atlalign"]["architecture"] = describe(self.network)
+        checkpoint["epoch_means"] = self._epoch.state(self.trainer.strategy.reduce)
 
-    def _measure(self, split: str, output: Registration, batch: RegistrationBatch) -> Tensor:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the means of the epoch."""
+        self._epoch = EpochMeans(**checkpoint.get("epoch_means", {}))
+
+    def _measure(self, output: Registration, batch: RegistrationBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the total loss, and all losses and measures by name, without gradients."""
         terms = self.loss(output, batch)
         with torch.no_grad():
             measures = {
@@ -88,26 +113,50 @@ class RegistrationModule(pl.LightningModule):
                 "correlation": metrics.correlation(batch.reference, output.registered.float()).mean(),
             }
         losses = {f"loss/{name}": value.detach() for name, value in terms.items()}
-        self._log(split, {**losses, **measures}, len(batch.dvf))
-        total: Tensor = terms["total"]
-        return total
+        return terms["total"], {**losses, **measures}
 
-    def _log(self, split: str, values: Mapping[str, Tensor], batch_size: int) -> None:
-        self.log_dict(
-            {f"{split}/{name}": value for name, value in values.items()},
-            on_step=False,
-            on_epoch=True,
-            batch_size=batch_size,
-            sync_dist=True,
-        )
-        # The progress bar's two numbers; those of each step are not worth waiting for the other processes.
-        for name, label in (("loss/total", "loss"), ("vector_distance", "px")):
-            if name in values:
-                self.log(
-                    f"{split} {label}",
-                    values[name],
-                    prog_bar=True,
-                    logger=False,
-                    batch_size=batch_size,
-                    sync_dist=split == "val",
-                )
+    def _show(self, split: str, values: Mapping[str, Tensor], batch_size: int) -> None:
+        """Put two numbers into the progress bar; those of each step are not worth waiting for the other processes."""
+        shown = {f"{split} loss": values["loss/total"], f"{split} px": values["vector_distance"]}
+        self.log_dict(shown, prog_bar=True, logger=False, batch_size=batch_size, sync_dist=split == "val")
+
+
+class EpochMeans:
+    """Means over the samples of an epoch that a checkpoint can hold, unlike Lightning's.
+
+    Args:
+        n_samples: The samples so far.
+        sums: Of each value the sum over these.
+    """
+
+    def __init__(self, n_samples: int = 0, sums: Mapping[str, Tensor] | None = None) -> None:
+        self.n_samples = n_samples
+        self.sums = dict(sums or {})
+
+    def add(self, means: Mapping[str, Tensor], n_samples: int) -> None:
+        """Add the means over a batch of `n_samples`."""
+        self.n_samples += n_samples
+        for name, mean in means.items():
+            former = self.sums[name].to(mean.device) if name in self.sums else 0
+            self.sums[name] = former + mean.float() * n_samples
+
+    def means(self) -> dict[str, Tensor]:
+        """Return the mean of each value."""
+        return {name: total / self.n_samples for name, total in self.sums.items()}
+
+    def state(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """Return the constructor's arguments as plain data; `reduce` returns a mean over the processes."""
+        sums = {name: reduce(total.clone()).cpu() for name, total in self.sums.items()}
+        return {"n_samples": self.n_samples, "sums": sums}
+
+
+def seed_global_generators(entropy: np.random.SeedSequence) -> None:
+    """Seed the global generators of torch (all devices), NumPy and Python."""
+    seed = int(entropy.generate_state(1)[0])
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - a user's network may draw from it
+    random.seed(seed)
+
+
+def _named(split: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{split}/{name}": value for name, value in values.items()}

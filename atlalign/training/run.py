@@ -5,7 +5,7 @@ import logging
 import platform
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -58,6 +58,8 @@ def _train(config: DictConfig, folder: Path, checkpoint: str | None) -> float:
     trainer = build(
         config.trainer, logger=build(config.logger) or False, callbacks=_built_values(config.callbacks)
     )
+    if checkpoint:
+        _rewind_logs(trainer.loggers, checkpoint)
     trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
 
     # The final measure of the best checkpoint is no point of the curves.
@@ -146,6 +148,7 @@ def _build_module(config: DictConfig, network: Any, loss: Any, datamodule: Any) 
         optimizer=build(config.optimizer),
         scheduler=build(config.scheduler),
         monitor=config.objective,
+        seed=config.seed,
         origin=origin,
     )
 
@@ -157,6 +160,8 @@ def _built_values(group: DictConfig | None) -> list[Any]:
 
 def _checkpoint_to_resume(ckpt_path: str | None, folder: Path) -> str | None:
     last = folder / "checkpoints" / "last.ckpt"
+    if ckpt_path == "auto":
+        return str(last) if last.exists() else None
     if ckpt_path is None:
         if last.exists():
             raise InputError(
@@ -169,10 +174,22 @@ def _checkpoint_to_resume(ckpt_path: str | None, folder: Path) -> str | None:
     return str(path)
 
 
+def _rewind_logs(loggers: Iterable[Any], checkpoint: str) -> None:
+    import torch
+
+    from atlalign.training.resume import rewind_log
+
+    step = torch.load(checkpoint, map_location="meta", weights_only=True).get("global_step", 0)
+    for logger in loggers:
+        rewind_log(logger, step)
+
+
 def _quieten_lightning() -> None:
     """Keep its advertisements and its own deprecations out of the user's terminal; warnings still come."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="pytorch_lightning")
+    # The sampler knows its place.
+    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
 
 
 def _write_provenance(folder: Path, config: DictConfig) -> None:

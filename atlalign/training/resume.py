@@ -1,0 +1,198 @@
+"""A run that was stopped, in whatever way, goes on from `last.ckpt` as if it had not been stopped.
+
+What a step draws follows from seed, step and process (`RegistrationModule`, `DeviceDataModule`), so that a checkpoint
+needs weights, optimiser, schedule, callbacks, the epoch's sums, and the place in the epoch. Lightning restarts exactly
+from two kinds of places: between two steps of an epoch, and between two epochs. `LastCheckpoint` saves at these alone.
+"""
+
+import csv
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+# Ctrl-C, the system's or a cluster's request to stop, and SLURM's warning before the time limit (not on Windows).
+_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
+class Stopped(SystemExit):
+    """A run was stopped by a signal, and has saved; ends the program with status 128 + signal."""
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps `last.ckpt`, and saves before it lets a signal stop the run.
+
+    It is written at the start, after each epoch, and between steps when it is due. SIGINT (Ctrl-C), SIGTERM and
+    SIGUSR1 stop the run at the next place to save: after the step, or after the validation that is under way.
+
+    Args:
+        dirpath: The folder of `last.ckpt`.
+        every_n_minutes: Save within epochs after so many minutes; None for not.
+        every_n_steps: Save within epochs after so many optimiser steps; None for not.
+    """
+
+    def __init__(
+        self, dirpath: str, every_n_minutes: float | None = None, every_n_steps: int | None = None
+    ) -> None:
+        self.path = Path(dirpath) / "last.ckpt"
+        self.every_n_minutes = every_n_minutes
+        self.every_n_steps = every_n_steps
+        self._saved_at = 0.0
+        self._signal = 0
+        self._alone = True
+        self._metrics: dict[str, torch.Tensor] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave a run at its end that had stopped early."""
+        trainer.should_stop = any(
+            isinstance(callback, EarlyStopping) and callback.wait_count >= max(1, callback.patience)
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+        )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let what goes on be as what has never stopped; from here on signals are waited with."""
+        # Lightning would repeat an epoch's end where max_steps is set, and leave out a plateau schedule's step.
+        loop = trainer.fit_loop
+        loop.epoch_loop.restarting = loop.epoch_loop.restarting and _is_within_epoch(trainer)
+        loop._restarting = False
+        trainer.callback_metrics.update(self._metrics)
+        self._saved_at = time.monotonic()
+        self._alone = trainer.world_size == 1
+        if threading.current_thread() is threading.main_thread():
+            for number in _STOP_SIGNALS:  # Lightning puts the former handlers back
+                signal.signal(number, self._note_signal)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save between two epochs: after validation, schedules and all that belongs to the former."""
+        self._save(trainer)
+        self._stop_if_asked(trainer)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save within an epoch, where it is due."""
+        if _is_place_to_save(trainer) and _any_process(trainer, self._is_due(trainer)):
+            self._save(trainer)
+            self._stop_if_asked(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the end."""
+        self._save(trainer)
+        self._stop_if_asked(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the metrics that callbacks and schedules see, until they are measured anew."""
+        checkpoint["callback_metrics"] = {k: v.detach().cpu() for k, v in trainer.callback_metrics.items()}
+        # An epoch that is ready but has not started counts as not begun: Lightning's restart would lose count of it.
+        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            counts["ready"] = counts["started"]
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take these metrics over."""
+        self._metrics = checkpoint.get("callback_metrics", {})
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        steps, minutes = self.every_n_steps, self.every_n_minutes
+        return bool(
+            self._signal
+            or (steps and trainer.global_step % steps == 0)
+            or (minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes)
+        )
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.path, weights_only=False)
+        self._saved_at = time.monotonic()
+
+    def _note_signal(self, number: int, frame: Any) -> None:
+        """Remember to stop. A second Ctrl-C stops at once; where more processes train, who started them does so."""
+        if number == signal.SIGINT == self._signal and self._alone:
+            raise KeyboardInterrupt
+        self._signal = number
+
+    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+        if not _any_process(trainer, bool(self._signal)):
+            return
+        number = self._signal or signal.SIGTERM
+        if trainer.is_global_zero:
+            folder = self.path.parent.parent
+            print(
+                f"stopped by {signal.Signals(number).name} after step {trainer.global_step}, saved; go on with the "
+                f"same command and hydra.run.dir={folder} ckpt_path=last",
+                file=sys.stderr,
+            )
+        raise Stopped(128 + number)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint under a temporary name beside its own, which it gets when it is whole and on the disk.
+
+    Lightning's own goes through the system's folder for temporary files: from there to another file system it is
+    copied, and a run that is killed meanwhile leaves half a file.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """Write `checkpoint` to `path`, of which the former content stays until then."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+@pl.utilities.rank_zero_only
+def rewind_log(logger: Any, step: int) -> None:
+    """Let a log in a run's folder go on before optimiser step `step`, without what is logged again from there on.
+
+    Knows CSV and TensorBoard; any other logger is left as it is.
+    """
+    if isinstance(logger, CSVLogger):
+        _rewind_csv(logger, step)
+    elif isinstance(logger, TensorBoardLogger):
+        logger._kwargs["purge_step"] = step
+
+
+def _rewind_csv(logger: CSVLogger, step: int) -> None:
+    path = Path(logger.log_dir) / "metrics.csv"
+    if not path.exists():
+        return
+    with path.open(newline="") as file:
+        rows: list[dict[str, Any]] = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Experiment logs directory .* exists")
+        logger.experiment.metrics = rows  # Lightning has removed the file by now
+    logger.save()
+
+
+def _is_within_epoch(trainer: pl.Trainer) -> bool:
+    return bool(trainer.fit_loop.epoch_progress.current.ready > trainer.current_epoch)
+
+
+def _is_place_to_save(trainer: pl.Trainer) -> bool:
+    """Tell whether a batch is done that neither leaves gradients for the next, nor is followed by validation."""
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return not (loop._should_accumulate() or loop._should_check_val_fx(fetcher) or loop._is_training_done)
+
+
+def _any_process(trainer: pl.Trainer, decision: bool) -> bool:
+    return trainer.strategy.reduce_boolean_decision(decision, all=False)

@@ -1,0 +1,289 @@
+"""Runs that are killed or stopped go on to the very weights, metrics and logs of the run that was left alone."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from atlalign.errors import InputError
+from atlalign.geometry import warp
+from atlalign.networks import Registration
+from atlalign.training.resume import AtomicCheckpointIO
+from atlalign.training.run import train
+from tests.training.conftest import TINY, TINY_LOCAL, metrics_of
+
+ROOT = Path(__file__).parents[2]
+# Two epochs of five steps; last.ckpt within epochs as well.
+STEPS = 5
+OFTEN = ["trainer.max_epochs=2", "callbacks.last.every_n_steps=1", "logger=csv", "optimizer=adam"]
+
+
+class KillAt(pl.Callback):
+    """Sends this process a signal at one moment of the run."""
+
+    def __init__(self, hook: str, batch: int, number: int = signal.SIGKILL) -> None:
+        self.batch, self.number, self.seen = batch, number, 0
+        setattr(self, hook, self.kill)
+
+    def kill(self, *_: object) -> None:
+        if self.seen == self.batch:
+            os.kill(os.getpid(), self.number)
+        self.seen += 1
+
+
+def killed(config: DictConfig, hook: str, batch: int, number: int = signal.SIGKILL) -> int:
+    """Train in a process of its own, send it the signal, and return its status: −9 for SIGKILL."""
+    target = f"{__name__}.KillAt"
+    with open_dict(config):
+        config.callbacks.kill = {"_target_": target, "hook": hook, "batch": batch, "number": int(number)}
+    child = os.fork()
+    if not child:
+        try:
+            train(config)
+        except SystemExit as stopped:
+            os._exit(stopped.code)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def checkpoint_of(folder: Path) -> dict:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def final_state(folder: Path) -> dict:
+    """Return everything in which two runs could differ."""
+    last = checkpoint_of(folder)
+    metrics = metrics_of(folder)
+    del metrics["seconds"]
+    best = next(state for key, state in last["callbacks"].items() if key.startswith("ModelCheckpoint"))
+    scores = {key: best[key] for key in ("best_model_score", "kth_value")}
+    with (folder / "csv" / "metrics.csv").open() as file:
+        rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return {
+        "weights": last["state_dict"],
+        "optimizer": last["optimizer_states"],
+        "schedule": last["lr_schedulers"],
+        "best": scores,
+        "loops": last["loops"]["fit_loop"]["epoch_loop.state_dict"],
+        "metrics": metrics,
+        "rows": rows,
+    }
+
+
+def assert_same(one: object, other: object, where: str = "") -> None:
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for i, (left, right) in enumerate(zip(one, other, strict=True)):
+            assert_same(left, right, f"{where}/{i}")
+    else:
+        assert one == other, f"{where}: {one} and {other}"
+
+
+@pytest.fixture(scope="module")
+def runs_left_alone() -> dict[tuple[str, ...], dict]:
+    """The final states of runs that were not stopped, by their options."""
+    return {}
+
+
+@pytest.fixture
+def assert_resumes(configure, tmp_path, runs_left_alone):
+    """Kill a run at each moment in turn, let it go on, and compare with the run that was left alone."""
+
+    def assert_resumes(*options: str, moments: list[tuple[str, int]], **places: object) -> None:
+        if options not in runs_left_alone:
+            train(configure(*options, run_dir=tmp_path / "whole", **places))
+            runs_left_alone[options] = final_state(tmp_path / "whole")
+        stopped = tmp_path / "stopped"
+        for hook, batch in moments:
+            assert killed(configure(*options, "ckpt_path=auto", run_dir=stopped, **places), hook, batch) == -9
+        train(configure(*options, "ckpt_path=last", run_dir=stopped, **places))
+        assert_same(final_state(stopped), runs_left_alone[options])
+
+    return assert_resumes
+
+
+def test_killed_again_and_again(assert_resumes):
+    """Before the first step, within the second of these, within the validation after these, at the last one of all."""
+    moments = [("on_train_batch_start", 0), ("on_before_optimizer_step", 2), ("on_validation_batch_start", 0)]
+    assert_resumes(*OFTEN, moments=[*moments, ("on_train_batch_start", 5)])
+
+
+MOMENTS = [
+    ("on_train_batch_start", 3),  # between steps
+    ("on_train_batch_end", 4),  # after the last step of an epoch
+    ("on_validation_batch_start", 2),  # within validation (the first two are the sanity check's)
+    ("on_validation_end", 1),  # after validation, the best is saved or not
+    ("on_train_epoch_end", 0),
+    ("on_train_epoch_start", 1),
+    ("on_train_batch_end", 6),
+    ("on_train_batch_start", 9),  # the last step of all
+    ("on_train_end", 0),
+    ("on_validation_start", 3),  # the final measure
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("hook", "batch"), MOMENTS, ids=lambda v: str(v))
+def test_killed_at_any_moment(assert_resumes, hook, batch):
+    assert_resumes(*OFTEN, moments=[(hook, batch)])
+
+
+class NoisyNet(torch.nn.Module):
+    """A user's network that draws at random in training, from three generators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.zeros(1, 2, 1, 1))
+
+    def forward(self, reference, moving):
+        noise = torch.rand(()) + random.random() + np.random.random() if self.training else 0  # noqa: NPY002
+        dvf = (self.shift + noise).expand(len(moving), -1, *moving.shape[-2:]).contiguous()
+        return Registration(registered=warp(moving, dvf), dvf=dvf)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["trainer.accumulate_grad_batches=2"],
+        ["scheduler=plateau", "scheduler.patience=0", "+scheduler.mode=max"],
+        ["augment=augmenter_1", "data.num_workers=2"],
+        pytest.param(["scheduler=cosine", "augment=kornia_1", "trainer.precision=bf16-mixed"], marks=pytest.mark.slow),
+        pytest.param(["trainer.max_steps=9", "trainer.max_epochs=null"], marks=pytest.mark.slow),
+        pytest.param(["callbacks=early_stopping", "callbacks.early_stopping.patience=1",
+                      "callbacks.early_stopping.min_delta=9", "trainer.max_epochs=4"], marks=pytest.mark.slow),
+        pytest.param(["+trainer.val_check_interval=2"], marks=pytest.mark.slow),
+        pytest.param(["trainer.check_val_every_n_epoch=2"], marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "moment",
+    [("on_train_batch_start", 8), pytest.param(("on_train_epoch_start", 1), marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_killed_with_options(assert_resumes, options, moment):
+    assert_resumes(*OFTEN, *options, moments=[moment])
+
+
+def test_killed_with_samples_drawn_online(assert_resumes):
+    online = ["data=online", "data.samples_per_epoch=10", "data.n_val=4", "data.image_shape=[32,48]"]
+    tiny = [
+        option for option in (*TINY, *TINY_LOCAL) if "fields_per" not in option and "n_sections" not in option
+    ]
+    assert_resumes(*OFTEN, *online, moments=[("on_train_batch_start", 7)], tiny=tiny)
+
+
+@pytest.mark.slow
+def test_killed_with_a_network_that_draws_at_random(configure, tmp_path):
+    for name, ckpt in (("whole", "null"), ("stopped", "null"), ("stopped", "last")):
+        config = configure(*OFTEN, f"ckpt_path={ckpt}", run_dir=tmp_path / name, tiny=TINY)
+        config.model = OmegaConf.create({"_target_": f"{__name__}.NoisyNet"})
+        if name == "stopped" and ckpt == "null":
+            assert killed(config, "on_train_batch_start", 7) == -9
+        else:
+            train(config)
+    assert_same(final_state(tmp_path / "stopped"), final_state(tmp_path / "whole"))
+
+
+class TestStopped:
+    """SIGTERM and Ctrl-C save, say so, and end with the status that shells expect."""
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+    def test_within_an_epoch(self, configure, tmp_path, capfd, number):
+        seldom = ["trainer.max_epochs=2", "logger=csv", "optimizer=adam"]
+        assert killed(configure(*seldom), "on_train_batch_start", 6, number) == 128 + number
+        assert (
+            f"stopped by {number.name} after step 7, saved; go on with the same command and"
+            in capfd.readouterr().err
+        )
+        assert checkpoint_of(tmp_path / "run")["global_step"] == 7
+        train(configure(*seldom, "ckpt_path=last"))
+        train(configure(*seldom, run_dir=tmp_path / "whole"))
+        assert_same(final_state(tmp_path / "run"), final_state(tmp_path / "whole"))
+
+    def test_within_accumulation_and_validation_it_waits(self, configure, tmp_path):
+        options = ["trainer.max_epochs=2", "trainer.accumulate_grad_batches=3"]
+        stop = signal.SIGTERM
+        assert killed(configure(*options, run_dir=tmp_path / "a"), "on_train_batch_start", 1, stop) == 143
+        assert checkpoint_of(tmp_path / "a")["global_step"] == 1  # of the first three batches
+        assert killed(configure(*options, run_dir=tmp_path / "b"), "on_train_batch_start", 4, stop) == 143
+        assert checkpoint_of(tmp_path / "b")["epoch"] == 1  # after the epoch's end
+
+    @pytest.mark.slow
+    def test_a_program_from_the_command_line(self, configure, tmp_path, demo_folder):
+        train(configure())  # the demo data is there
+        options = [*TINY, *TINY_LOCAL, f"data.folder={demo_folder}", "trainer.max_epochs=1000", "logger=none"]
+        program = subprocess.Popen(
+            [sys.executable, "train.py", *options, f"hydra.run.dir={tmp_path / 'long'}"],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        wait_for(tmp_path / "long" / "checkpoints" / "best.ckpt")
+        program.send_signal(signal.SIGINT)
+        _, shown = program.communicate(timeout=60)
+        assert program.returncode == 130
+        assert "stopped by SIGINT after step" in shown
+        assert "Traceback" not in shown
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert path.exists()
+
+
+def test_half_a_checkpoint_never_has_its_name(tmp_path, monkeypatch):
+    path, io = tmp_path / "last.ckpt", AtomicCheckpointIO()
+    io.save_checkpoint({"step": 1}, path)
+
+    def save(content: dict, file: IO[bytes]) -> None:
+        file.write(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        io.save_checkpoint({"step": 2}, path)
+    assert io.load_checkpoint(path) == {"step": 1}
+
+
+def test_a_truncated_checkpoint_is_one_sentence(configure, tmp_path):
+    train(configure())
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    with pytest.raises(InputError, match=r"last.ckpt is no model file: it is damaged"):
+        train(configure("ckpt_path=last"))
+
+
+def test_auto_begins_and_goes_on(configure, tmp_path):
+    train(configure("ckpt_path=auto"))
+    train(configure("ckpt_path=auto", "trainer.max_epochs=2"))
+    assert metrics_of(tmp_path / "run")["steps"] == 2 * STEPS
+
+
+def test_what_tensorboard_shows_twice_is_shown_once(configure, tmp_path):
+    options = ["trainer.max_epochs=3", "logger=tensorboard"]
+    assert killed(configure(*options), "on_train_epoch_end", 1) == -9
+    train(configure(*options, "ckpt_path=last"))
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    for name in ("train/loss/total", "val/vector_distance"):
+        assert [event.step for event in events.Scalars(name)] == [4, 9, 14]
