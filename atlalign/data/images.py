@@ -19,6 +19,7 @@ PixelSize = tuple[float, float]
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 _STRIP_PX = 2**22  # so many pixels are made grey at once
+_JPEG_END, _TAIL_BYTES = b"\xff\xd9", 2**16
 # What a TIFF file says in pixels per cm or inch is as often the resolution of a printer.
 _LARGEST_TAGGED_UM = 30.0
 _MICRONS = {"µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
@@ -126,6 +127,12 @@ def to_unit_range(image: Tensor, dtype: np.dtype[Any], name: str) -> Tensor:
     return (image / float(np.percentile(positive.numpy(), 99.9))).clamp(0, 1)
 
 
+def slide_color(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return the brightness or colour of the slide of an image (h, w) or (h, w, c): the median of its border."""
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return np.asarray(np.median(border, axis=0)).astype(pixels.dtype)
+
+
 def write_tiff(
     path: Path,
     bands: Iterable[NDArray[Any]],
@@ -215,6 +222,9 @@ def _tagged_pixel_size(file: Any, page: Any) -> PixelSize | None:
 def _read_other(path: Path) -> tuple[NDArray[Any], None]:
     import SimpleITK
 
+    if path.suffix.lower() in (".jpg", ".jpeg") and _JPEG_END not in path.read_bytes()[-_TAIL_BYTES:]:
+        # The decoder would fill what is missing with grey.
+        raise InputError(f"{path.name}: cannot be read as an image: its end is missing")
     try:
         return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))), None
     except RuntimeError as error:
