@@ -7,12 +7,13 @@ loaded, and what `save_model` wrote of a training can be resumed.
 
 import io
 import json
+import sys
 from collections.abc import Collection, Mapping
 from math import inf
 from pathlib import Path
 from textwrap import shorten
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -65,17 +66,15 @@ def save_model(
     Raises:
         InputError: If the network cannot say its hyperparameters.
     """
-    from atlalign.training.module import RegistrationModule
-
     path = Path(path)
-    if isinstance(model, RegistrationModule):
+    if _is_training(model):
         network, origin = model.network, _origin(model.origin)
     else:
         network, origin = model, origin or ModelOrigin()
     known = _known(network, origin)
     if separate:
         _save_folder(network, known, path)
-    elif isinstance(model, RegistrationModule) and _has_trained(model):
+    elif _is_training(model) and _has_trained(model):
         with written_whole(path) as unfinished:
             model.trainer.save_checkpoint(unfinished, weights_only=False)
     else:
@@ -180,6 +179,12 @@ def _origin(known: Mapping[str, Any]) -> ModelOrigin:
         version=str(known["version"]) if "version" in known else None,
         config=known["config"] if isinstance(known.get("config"), Mapping) else {},
     )
+
+
+def _is_training(model: nn.Module) -> "TypeGuard[RegistrationModule]":
+    # It can be one only if its module is imported already; importing it here would cost seconds, for Lightning.
+    module = sys.modules.get("atlalign.training.module")
+    return module is not None and isinstance(model, module.RegistrationModule)
 
 
 def _has_trained(module: "RegistrationModule") -> bool:
