@@ -35,12 +35,55 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"atlalign {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_register(commands)
+    _add_transform(commands)
     _add_validate(commands)
     _add_import_keras(commands)
     _add_merge(commands)
     _add_export(commands)
     _add_runs(commands)
     return parser
+
+
+def _add_transform(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "transform",
+        help="take images, points and shapes through a registration",
+        description="Take an image, a label map, a table of points (.csv with x and y, or ap_um, dv_um and ml_um) or "
+        "QuPath's shapes (.geojson) from a section to its reference, or back.",
+    )
+    command.add_argument("input", metavar="INPUT", type=Path, help="an image, .csv or .geojson")
+    command.add_argument(
+        "--with",
+        dest="folder",
+        metavar="FOLDER",
+        type=Path,
+        required=True,
+        help="the section's folder, which `atlalign register` wrote",
+    )
+    command.add_argument("--to", choices=("reference", "section"), required=True, help="where to take it")
+    command.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help=".tif for images, .csv for points, .geojson for shapes; for label maps of the reference also .geojson, "
+        "with the outlines of regions",
+    )
+    command.add_argument(
+        "--labels", action="store_true", help="the image holds ids, which are not to be mixed"
+    )
+    command.add_argument(
+        "--channel", type=int, metavar="N", help="which channel of the image to take, from 0"
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    command.set_defaults(run=_transform)
+
+
+def _transform(options: argparse.Namespace) -> None:
+    from atlalign.apply import Options, transform_file
+
+    wanted = Options(options.to, labels=options.labels, channel=options.channel)
+    print(transform_file(options.input, options.folder, options.out, wanted, overwrite=options.overwrite))
 
 
 def _add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
