@@ -1,0 +1,130 @@
+"""Where sections lie in the atlas: planes and anchorings, by hand and against the atlas's own definition."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from atlalign.data.sections import (
+    GRID,
+    Anchoring,
+    Plane,
+    apply_affine,
+    homogeneous,
+    invert_affine,
+    read_list,
+)
+from atlalign.errors import InputError
+
+# Right to left at one voxel a pixel, as DeepSlice gives it: x falls with s, z falls with t; centre at y = 264.5.
+UPRIGHT = np.array([[456, 264.5, 320], [-456, 0, 0], [0, 0, -320]], dtype=np.float64)
+TILTED = UPRIGHT + np.array([[0, 20, 3], [7, -30, 5], [-4, 12, 6]])
+
+
+def test_a_plane_adds_its_origin_and_its_tilt():
+    plane = Plane.at(5000, (12.5, 25.0), per_ml=0.1, per_dv=-0.2)
+    assert plane.to_atlas(np.array([[0.0, 0.0], [2.0, 1.0]])).tolist() == [
+        [5000, 25, 12.5],
+        [5000, 1025, 2012.5],
+    ]
+    oblique = plane.to_atlas(np.array([[2.0, 0.0], [0.0, 1.0]]))
+    assert oblique[:, 0].tolist() == [5200, 4800]
+
+
+def test_points_go_to_a_plane_along_ap():
+    plane = Plane.at(5000, (12.5, 25.0), per_ml=0.1, per_dv=-0.2)
+    points_mm = np.array([[1.0, 2.0], [5.0, 3.0]])
+    behind = plane.to_atlas(points_mm) + np.array([[70, 0, 0], [-30, 0, 0]])
+    mapped, distance = plane.from_atlas(behind)
+    assert mapped == pytest.approx(points_mm)
+    assert distance == pytest.approx([70, -30])
+
+
+def test_an_anchoring_shows_the_voxels_that_its_definition_names():
+    """The value at (s, t) is that of voxel (527 − ⌊y⌋, 319 − ⌊z⌋, ⌊x⌋) with (x, y, z) = o + s·u + t·v."""
+    anchoring = Anchoring(TILTED, (300, 400))
+    shares = np.random.default_rng(0).uniform(0, 1, (50, 2))
+    x, y, z = (TILTED[0] + shares[:, :1] * TILTED[1] + shares[:, 1:] * TILTED[2]).T
+    voxels = np.stack([GRID[0] - 1 - np.floor(y), GRID[1] - 1 - np.floor(z), np.floor(x)], axis=1)
+    assert (np.floor(apply_affine(anchoring.share_to_um, shares) / 25) == voxels).all()
+
+
+def test_pixels_of_an_image_lie_in_its_plane():
+    anchoring = Anchoring(TILTED, (300, 400))
+    plane = anchoring.plane((12.5, 12.5))
+    pixels = np.array([[0.0, 0.0], [399.0, 0.0], [17.0, 250.0]])
+    atlas_um = apply_affine(anchoring.share_to_um, (pixels + 0.5) / (400, 300))
+    points_mm, distance = plane.from_atlas(atlas_um)
+    assert distance == pytest.approx(0, abs=1e-6)
+    assert plane.to_atlas(points_mm) == pytest.approx(atlas_um)
+    assert apply_affine(anchoring.um_to_pixel(), atlas_um[:, [2, 1]]) == pytest.approx(pixels)
+
+
+def test_an_anchoring_is_made_from_its_plane_and_comes_back():
+    anchoring = Anchoring(TILTED, (300, 400))
+    plane = anchoring.plane((12.5, 37.5))
+    mm_to_um = np.column_stack([plane.matrix[[2, 1], :2], plane.matrix[[2, 1], 2]])
+    pixel_to_mm = invert_affine(anchoring.um_to_pixel() @ homogeneous(mm_to_um))
+    assert Anchoring.of_plane(plane, pixel_to_mm, (300, 400)).vectors == pytest.approx(TILTED)
+
+
+def test_edge_on_sections_are_refused():
+    with pytest.raises(InputError, match="seen edge-on"):
+        Anchoring(np.array([[0, 0, 0], [0, 100, 0], [0, 0, -100.0]]), (10, 10))
+
+
+def entry(vectors: np.ndarray, **replaced) -> dict:
+    numbers = vectors.ravel().tolist()
+    return {"filename": "a.png", "width": 40, "height": 30, "nr": 4, "anchoring": numbers} | replaced
+
+
+def write(path: Path, *slices: dict, **more) -> Path:
+    path.write_text(json.dumps({"slices": slices} | more))
+    return path
+
+
+def test_the_position_is_that_of_the_plane_through_the_centre(tmp_path):
+    tilted = UPRIGHT.copy()
+    tilted[1:, 1] = 20, -10  # the centre comes 5 voxels further forward
+    upright, leaning = read_list(write(tmp_path / "l.json", entry(UPRIGHT), entry(tilted)))
+    assert upright.identity == (25 * (527 - 264), 4, 0)
+    assert leaning.identity.position_um == 25 * (527 - 269)
+    assert upright.anchoring.size == (30, 40)
+    assert upright.path == tmp_path / "a.png"
+
+
+def test_a_table_holds_positions(tmp_path):
+    (tmp_path / "l.csv").write_text("filename,p,image_id\na.png,5000,\nsub/b.tif,6000,17\n")
+    first, second = read_list(tmp_path / "l.csv")
+    assert first.identity == (5000, 0, 0)
+    assert second.identity == (6000, 17, 0)
+    assert (second.path, second.anchoring) == (tmp_path / "sub" / "b.tif", None)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"slices": [entry(UPRIGHT, anchoring=[1, 2])]}, "nine numbers as anchoring of a.png"),
+        ({"slices": [entry(UPRIGHT * [1, 1, 0])]}, "a.png: anchoring: expected a coronal section"),
+        ({"slices": [{}]}, "nine numbers|not a list of sections"),
+        ({"slices": []}, "names no section"),
+        (
+            {"slices": [entry(UPRIGHT)], "target": "WHS_SD_Rat_39um.cutlas"},
+            "found the target 'WHS_SD_Rat_39um",
+        ),
+        ([1, 2], "not a list of sections"),
+    ],
+)
+def test_a_bad_list_is_named(tmp_path, content, sentence):
+    (tmp_path / "l.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=sentence):
+        read_list(tmp_path / "l.json")
+
+
+def test_the_real_list(test_data):
+    sections = read_list(test_data / "sections" / "sections.json")
+    assert len(sections) == 18
+    assert all(section.path.is_file() for section in sections)
+    positions = [section.identity.position_um for section in sections]
+    assert positions == sorted(positions)
