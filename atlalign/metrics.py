@@ -1,9 +1,20 @@
-"""Measures of a registration, each per sample: (B,)."""
+"""Measures of a registration.
 
+Those of fields and images are per sample, (B,); those of regions are per region, and those of points per point.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.spatial import KDTree
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from atlalign.geometry import jacobian_determinant
+from atlalign.geometry import compose, jacobian_determinant, stays_inside, warp_points
+
+# --- fields -----------------------------------------------------------------------------------------------------------
 
 
 def vector_distance(true: Tensor, predicted: Tensor) -> Tensor:
@@ -12,9 +23,65 @@ def vector_distance(true: Tensor, predicted: Tensor) -> Tensor:
     return (true - predicted).square().sum(dim=1).sqrt().mean(dim=(1, 2))
 
 
+def angular_error(true: Tensor, predicted: Tensor) -> Tensor:
+    """Return the mean angle in degrees, 0 to 180, between the vectors (x, y, 1) of two fields (B, 2, H, W).
+
+    The third component, one pixel, defines the angle where a displacement is 0 and keeps it small where both are.
+    Barron et al., *Performance of optical flow techniques*, IJCV 1994.
+    """
+    (a, b), (c, d) = true.unbind(1), predicted.unbind(1)
+    # The arc cosine of their product would lose small angles to rounding.
+    sine = torch.stack([b - d, c - a, a * d - b * c]).square().sum(0).sqrt()
+    return torch.atan2(sine, a * c + b * d + 1).rad2deg().mean(dim=(1, 2))
+
+
+def field_correlation(true: Tensor, predicted: Tensor) -> Tensor:
+    """Return Pearson's r of two fields (B, 2, H, W), the mean of both components; 0 for one that is constant."""
+    components = [correlation(true[:, [i]], predicted[:, [i]]) for i in (0, 1)]
+    return torch.stack(components).mean(0)
+
+
+def r2(true: Tensor, predicted: Tensor) -> Tensor:
+    """Return the coefficient of determination of two fields (B, 2, H, W), the mean of both components.
+
+    1 is perfect, 0 as good as the true mean displacement, and negative worse. A true component that is constant counts
+    as 1 where it is met and as 0 where not.
+    """
+    from torchmetrics.functional import r2_score  # slow to import
+
+    pairs = zip(predicted.flatten(2).mT.double(), true.flatten(2).mT.double(), strict=True)
+    return torch.stack([r2_score(of_predicted, of_true) for of_predicted, of_true in pairs]).float()
+
+
 def folding_fraction(dvf: Tensor) -> Tensor:
     """Return the share of pixels where the field (B, 2, H, W) folds: determinant ≤ 0."""
     return (jacobian_determinant(dvf) <= 0).float().mean(dim=(1, 2))
+
+
+def log_jacobian_std(dvf: Tensor) -> Tensor:
+    """Return the standard deviation of the logarithm of the determinant of a field (B, 2, H, W).
+
+    Pixels that fold have no logarithm and are left out; NaN where all of them fold.
+    """
+    logarithms = [sample[sample > 0].log() for sample in jacobian_determinant(dvf)]
+    # Of nothing it would warn.
+    return torch.stack(
+        [log.std(correction=0) if len(log) else log.new_tensor(torch.nan) for log in logarithms]
+    )
+
+
+def inverse_consistency(dvf: Tensor, inv_dvf: Tensor) -> Tensor:
+    """Return the mean distance in pixels from where a reference point started, after going there and back.
+
+    That is |dvf(q) + inv_dvf(q + dvf(q))|, both (B, 2, H, W), over all q whose q + dvf(q) lies on the image; NaN where
+    none does.
+    """
+    residual = compose(outer=inv_dvf, inner=dvf).square().sum(1).sqrt()
+    inside = stays_inside(dvf)
+    return (residual * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2))
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
 
 
 def correlation(first: Tensor, second: Tensor) -> Tensor:
@@ -22,3 +89,144 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
     first, second = (image.flatten(1) - image.flatten(1).mean(1, keepdim=True) for image in (first, second))
     norm: Tensor = vector_norm(first, dim=1) * vector_norm(second, dim=1)
     return (first * second).sum(1) / norm.clamp_min(1e-6)
+
+
+def mutual_information(first: Tensor, second: Tensor, *, bins: int = 64) -> Tensor:
+    """Return the mutual information in nats of two images (B, 1, H, W) in [0, 1], from a histogram of bins × bins.
+
+    0 where the images tell nothing about each other. Viola & Wells, *Alignment by maximization of mutual information*,
+    IJCV 1997.
+    """
+    first, second = ((image.flatten(1) * bins).long().clamp(0, bins - 1) for image in (first, second))
+    pairs = first * bins + second
+    counts = torch.stack([sample.bincount(minlength=bins**2) for sample in pairs]).double()
+    of_both = counts / counts.sum(1, keepdim=True)
+    joint = of_both.view(-1, bins, bins)
+    of_first, of_second = joint.sum(2), joint.sum(1)
+    return (_entropy(of_first) + _entropy(of_second) - _entropy(of_both)).float()
+
+
+def _entropy(shares: Tensor) -> Tensor:
+    """Return the entropy in nats of the shares (B, N)."""
+    entropy: Tensor = torch.special.entr(shares).sum(1)
+    return entropy
+
+
+# --- points -----------------------------------------------------------------------------------------------------------
+
+
+def target_registration_error(
+    reference_points: Tensor, moving_points: Tensor, dvf: Tensor, *, pixel: tuple[float, float] = (1.0, 1.0)
+) -> Tensor:
+    """Return the distances (B, N) from where the field puts landmarks of the reference to where they are in moving.
+
+    Args:
+        reference_points: (B, N, 2) as (x, y) in pixels.
+        moving_points: The same landmarks in the moving image, (B, N, 2).
+        dvf: (B, 2, H, W) in pixels.
+        pixel: The size of a pixel along x and y in the unit of the result.
+    """
+    difference = warp_points(reference_points, dvf) - moving_points
+    distance: Tensor = vector_norm(difference * difference.new_tensor(pixel), dim=-1)
+    return distance
+
+
+# --- regions ----------------------------------------------------------------------------------------------------------
+
+
+class Contingency(NamedTuple):
+    """How often each pair of labels meets in two label images.
+
+    Attributes:
+        region: The ids in either image, (R,), the background 0 among them where it occurs.
+        pixels: (R, R) counts: row by the label in the first image, column by that in the second.
+    """
+
+    region: NDArray[Any]
+    pixels: NDArray[np.int64]
+
+    def relabelled(self, region: NDArray[Any]) -> "Contingency":
+        """Return the table after each id became that of `region` (R,); those that became the same count as one."""
+        found, place = np.unique(region, return_inverse=True)
+        pixels = np.zeros((len(found), len(found)), np.int64)
+        np.add.at(pixels, (place[:, None], place), self.pixels)
+        return Contingency(found, pixels)
+
+
+class Overlap(NamedTuple):
+    """The agreement of two label images for each region in either, (R,); the background, 0, is none.
+
+    Attributes:
+        region: The ids.
+        dice: Twice the shared area in the sum of both areas.
+        iou: The shared area in the area of either.
+        in_both: Whether the region is in both images at all; where not, the other two are 0.
+    """
+
+    region: NDArray[Any]
+    dice: NDArray[np.float64]
+    iou: NDArray[np.float64]
+    in_both: NDArray[np.bool_]
+
+
+def contingency(true: NDArray[Any], predicted: NDArray[Any]) -> Contingency:
+    """Return the table of two label images of one shape.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if true.shape != predicted.shape:
+        raise ValueError(f"labels: expected one shape, got {true.shape} and {predicted.shape}")
+    found, place = np.unique(np.stack([true, predicted]), return_inverse=True)
+    n = len(found)
+    row, column = place.reshape(2, -1)
+    return Contingency(found, np.bincount(row * n + column, minlength=n * n).reshape(n, n))
+
+
+def overlap(table: Contingency) -> Overlap:
+    """Return the overlap of each region."""
+    chosen = table.region != 0
+    shared = table.pixels.diagonal()[chosen]
+    first, second = table.pixels.sum(1)[chosen], table.pixels.sum(0)[chosen]
+    return Overlap(
+        region=table.region[chosen],
+        dice=2 * shared / (first + second),
+        iou=shared / (first + second - shared),
+        in_both=(first > 0) & (second > 0),
+    )
+
+
+def hausdorff_95(
+    true: NDArray[Any], predicted: NDArray[Any], *, pixel: tuple[float, float] = (1.0, 1.0)
+) -> dict[int, float]:
+    """Return the 95 % Hausdorff distance of each region that is in both label images (H, W), the background 0 apart.
+
+    It is the 95th percentile of the distances from each pixel of one outline to the other outline, the larger of both
+    directions.
+
+    Args:
+        true: Labels.
+        predicted: Labels of the same shape.
+        pixel: The size of a pixel along x and y in the unit of the result.
+    """
+    first, second = _outlines(true, pixel), _outlines(predicted, pixel)
+    return {
+        region: _hausdorff_95(first[region], second[region]) for region in first.keys() & second.keys() - {0}
+    }
+
+
+def _outlines(labels: NDArray[Any], pixel: tuple[float, float]) -> dict[int, NDArray[np.float64]]:
+    """Return the pixels (N, 2) of each label with another label, or the image's edge, beside them."""
+    centre = labels.astype(np.int64)
+    padded = np.pad(centre, 1, constant_values=centre.min() - 1)
+    beside = padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]
+    y, x = np.nonzero(np.any([centre != neighbour for neighbour in beside], axis=0))
+    order = np.argsort(centre[y, x], kind="stable")
+    found, starts = np.unique(centre[y, x][order], return_index=True)
+    points = (np.stack([x, y], axis=1) * np.asarray(pixel))[order]
+    return dict(zip(found.tolist(), np.split(points, starts[1:]), strict=True))
+
+
+def _hausdorff_95(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    there, back = KDTree(second).query(first)[0], KDTree(first).query(second)[0]
+    return float(max(np.percentile(there, 95), np.percentile(back, 95)))
