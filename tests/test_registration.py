@@ -1,0 +1,314 @@
+"""Placing and registering sections: known maps come back, whatever the image's size, depth and orientation."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from atlalign.data.atlas import Atlas, phantom_atlas
+from atlalign.data.images import ImageFile
+from atlalign.data.sections import Anchoring, Plane, apply_affine, invert_affine
+from atlalign.errors import InputError
+from atlalign.geometry import affine_to_dvf, invert, smooth_field, warp
+from atlalign.networks import Registration
+from atlalign.registration import (
+    LIMITS,
+    Placement,
+    Quality,
+    Reference,
+    atlas_reference,
+    image_reference,
+    judge,
+    place,
+    placed_image,
+    read_section,
+    register,
+)
+from atlalign.transform import Grid
+
+SHAPE = (40, 56)
+POSITION_UM = 6000.0
+
+
+@pytest.fixture(scope="module")
+def atlas() -> Atlas:
+    return phantom_atlas(image_shape=(80, 113), spacing_um=1200)
+
+
+@pytest.fixture(scope="module")
+def reference(atlas) -> Reference:
+    return atlas_reference(atlas, Plane.at(POSITION_UM, atlas.origin_um), SHAPE)
+
+
+class Known(nn.Module):
+    """Returns a known field, and its inverse when the pair is swapped."""
+
+    def __init__(self, dvf: torch.Tensor, reference: torch.Tensor) -> None:
+        super().__init__()
+        self.dvf, self.reference = dvf, reference
+
+    def forward(self, reference: torch.Tensor, moving: torch.Tensor) -> Registration:
+        dvf = self.dvf if torch.equal(reference, self.reference) else invert(self.dvf)
+        return Registration(registered=warp(moving, dvf), dvf=dvf)
+
+
+def drawn(reference: Reference, matrix: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return the image (h, w) in 8 bits that shows the reference where `matrix`, reference to image pixels, puts it."""
+    back = torch.from_numpy(invert_affine(matrix))[None]
+    canvas = torch.zeros(1, 1, *shape, dtype=torch.float64)
+    height, width = reference.image.shape[-2:]
+    canvas[..., :height, :width] = reference.image
+    return (warp(canvas, affine_to_dvf(back, shape))[0, 0] * 255).round().byte().numpy()
+
+
+def identity(reference: Reference) -> Known:
+    return Known(torch.zeros(1, 2, *SHAPE), reference.image)
+
+
+class TestReference:
+    def test_it_is_the_atlas_plane_at_the_networks_size(self, atlas, reference):
+        full = atlas_reference(atlas, Plane.at(POSITION_UM, atlas.origin_um), atlas.image_shape)
+        assert torch.equal(full.image[0], atlas.section(POSITION_UM))
+        assert (full.labels == atlas.labels(POSITION_UM)[0].numpy()).all()
+        assert reference.image.shape == (1, 1, *SHAPE)
+        assert reference.labels.shape == atlas.image_shape
+        assert reference.grid.pixel_um == pytest.approx((11400 / 55, 8000 / 39))
+
+    def test_a_tilted_plane_shows_other_planes_on_either_side(self, atlas):
+        tilt = 3600 / 11400
+        plane = Plane.at(POSITION_UM - 1800, atlas.origin_um, per_ml=tilt)
+        tilted = atlas_reference(atlas, plane, atlas.image_shape)
+        assert torch.equal(tilted.image[0, :, :, 0], atlas.section(POSITION_UM - 1800)[..., 0])
+        middle = atlas.section(POSITION_UM)[0, :, 57]
+        assert torch.equal(tilted.image[0, 0, :, 57], middle)
+        assert torch.equal(tilted.image[0, 0, :, 112], atlas.section(POSITION_UM + 1800)[0, :, 112])
+
+    def test_an_empty_plane_is_refused(self, atlas):
+        empty = replace(atlas, template=atlas.template * 0)
+        with pytest.raises(InputError, match="shows none at 6000 µm"):
+            atlas_reference(empty, Plane.at(POSITION_UM, atlas.origin_um), SHAPE)
+
+    @pytest.mark.parametrize(("side", "kept"), [("left", slice(0, 28)), ("right", slice(28, 56))])
+    def test_half_of_it_is_kept(self, reference, side, kept):
+        half = reference.half(side)
+        assert torch.equal(half.image[..., kept], reference.image[..., kept])
+        assert half.image.count_nonzero() == reference.image[..., kept].count_nonzero()
+        assert 0.45 < np.count_nonzero(half.labels) / np.count_nonzero(reference.labels) < 0.55
+        assert not half.tissue[:, {"left": slice(29, None), "right": slice(0, 27)}[side]].any()
+
+    def test_ones_own_image_needs_the_size_of_its_pixels(self):
+        image = ImageFile(np.arange(79 * 111, dtype=np.uint16).reshape(79, 111), None)
+        own = image_reference(image, None, SHAPE, pixel_um=10, name="r")
+        assert own.grid == Grid(SHAPE, (20.0, 20.0))
+        assert own.plane is None
+        assert image_reference(
+            image._replace(pixel_um=(5, 10)), None, SHAPE, pixel_um=None, name="r"
+        ).grid == (
+            SHAPE,
+            (10.0, 20.0),
+        )
+        with pytest.raises(InputError, match=r"r: expected the size of its pixels.*--reference-pixel-um"):
+            image_reference(image, None, SHAPE, pixel_um=None, name="r")
+
+
+class TestReading:
+    IMAGE = np.pad(np.add.outer(np.arange(60), np.arange(90)).astype(np.uint8), 20)
+
+    def test_every_depth_and_colour_gives_the_same(self):
+        expected = read_section(ImageFile(self.IMAGE, None), SHAPE).grey
+        wide = self.IMAGE.astype(np.uint16) * 257
+        brightest = np.percentile(wide[wide > 0], 99.9) / 257 / 255
+        assert torch.allclose(
+            read_section(ImageFile(np.stack([self.IMAGE] * 3, -1), None), SHAPE).grey, expected
+        )
+        for pixels in (wide, wide.astype(np.float32) / 65535):
+            scaled = (expected / brightest).clamp(max=1)
+            assert torch.allclose(read_section(ImageFile(pixels, None), SHAPE).grey, scaled, atol=1e-5)
+
+    def test_a_bright_slide_is_turned_into_a_dark_one(self):
+        dark, bright = (
+            read_section(ImageFile(pixels, None), SHAPE) for pixels in (self.IMAGE, 255 - self.IMAGE)
+        )
+        assert (dark.background, bright.background) == ("dark", "bright")
+        assert torch.allclose(dark.grey, bright.grey, atol=1e-6)
+        kept = read_section(ImageFile(255 - self.IMAGE, None), SHAPE, background="dark")
+        assert torch.allclose(kept.grey, 1 - dark.grey, atol=1e-6)
+
+    def test_a_large_image_is_shrunk_and_says_where_its_pixels_are(self):
+        large = np.kron(self.IMAGE, np.ones((12, 12), np.uint8))
+        section = read_section(ImageFile(large, None), SHAPE)
+        assert section.factor == 13  # 1200 // 40 // 2 = 15 rows, 1560 // 56 // 2 = 13 columns
+        block = large[26:39, 39:52].mean() / 255
+        assert float(section.grey[2, 3]) == pytest.approx(block, abs=1e-5)
+        assert apply_affine(section.to_grey, np.array([[45.0, 32.0]])) == pytest.approx(np.array([[3, 2]]))
+
+    @pytest.mark.parametrize("value", [0, 7, 255])
+    def test_an_empty_image_is_refused(self, value):
+        with pytest.raises(InputError, match=r"s\.png: expected a section, but every pixel is"):
+            read_section(ImageFile(np.full((50, 60), value, np.uint8), None), SHAPE, name="s.png")
+
+
+class TestPlacing:
+    def test_stretched_corners_lie_on_corners(self, reference):
+        section = read_section(ImageFile(drawn(reference, np.eye(2, 3), SHAPE), None), SHAPE)
+        placement = place(section, reference, by="stretch")
+        assert placement.matrix == pytest.approx(np.eye(2, 3))
+        assert placement.pixel_um == pytest.approx(reference.grid.pixel_um)
+        assert (placement.pixel_size_from, placement.placed_by) == ("stretch", "stretch")
+        assert torch.allclose(placed_image(section, placement, SHAPE), reference.image, atol=0.003)
+        larger = read_section(
+            ImageFile(np.zeros((79, 221), np.uint8) + np.eye(79, 221, dtype=np.uint8), None), SHAPE
+        )
+        assert place(larger, reference, by="stretch").matrix == pytest.approx(
+            np.array([[4.0, 0, 0], [0, 2, 0]])
+        )
+
+    @pytest.mark.parametrize("pixel_um", [None, 50.0])
+    def test_a_section_somewhere_on_its_slide_is_found(self, reference, pixel_um):
+        """By its own extent, or by the size of its pixels: the same place within the blur of a coarse mask."""
+        scale = reference.grid.pixel_um[0] / 50, reference.grid.pixel_um[1] / 50
+        matrix = np.array([[scale[0], 0, 61.0], [0, scale[1], 23.0]])
+        section = read_section(ImageFile(drawn(reference, matrix, (220, 330)), None), SHAPE)
+        placement = place(section, reference, pixel_um=pixel_um)
+        assert placement.placed_by == ("fit" if pixel_um is None else "scale")
+        corners = np.array([[0, 0], [55, 0], [0, 39], [55, 39.0]])
+        error = apply_affine(placement.matrix, corners) - apply_affine(matrix, corners)
+        assert np.linalg.norm(error, axis=1).max() < 6
+        assert placement.pixel_um == pytest.approx((50, 50), rel=0.03)
+
+    @pytest.mark.parametrize("by", ["fit", "scale", "stretch"])
+    @pytest.mark.parametrize("mirrored", [False, True])
+    @pytest.mark.parametrize("quarter_turns", [0, 1, 2, 3, -1])
+    def test_a_turned_or_mirrored_image_is_placed_like_the_upright_one(
+        self, reference, by, mirrored, quarter_turns
+    ):
+        upright = drawn(reference, np.array([[1.5, 0, 9], [0, 1.5, 4]]), (75, 105))
+        seen = np.rot90(np.fliplr(upright) if mirrored else upright, -quarter_turns)
+        pixel_um = 100.0 if by == "scale" else None
+        placed = []
+        for image, orientation in (
+            (upright, {}),
+            (seen, {"mirrored": mirrored, "quarter_turns": quarter_turns}),
+        ):
+            section = read_section(ImageFile(np.ascontiguousarray(image), None), SHAPE)
+            placement = place(section, reference, by=by, pixel_um=pixel_um, **orientation)
+            placed.append(placed_image(section, placement, SHAPE))
+        assert torch.allclose(*placed, atol=1e-4)
+
+    def test_an_anchoring_is_followed(self, atlas, reference):
+        """Mirrored, turned, scaled: what was drawn through the anchoring's map comes back as the atlas shows it."""
+        matrix = np.array([[-1.8, 0.2, 130.0], [0.3, 2.1, 8.0]])
+        px_to_mm = np.diag([size / 1000 for size in reference.grid.pixel_um]) @ invert_affine(matrix)
+        anchoring = Anchoring.of_plane(reference.plane, px_to_mm, (110, 150))
+        section = read_section(ImageFile(drawn(reference, matrix, (110, 150)), None), SHAPE)
+        placement = place(section, reference, anchoring=anchoring)
+        assert placement.placed_by == "anchoring"
+        assert placement.matrix == pytest.approx(matrix)
+        inner = (..., slice(3, -3), slice(3, -3))
+        placed = placed_image(section, placement, SHAPE)
+        assert (placed - reference.image)[inner].abs().mean() < 0.02
+        with pytest.raises(InputError, match="expected no --mirrored"):
+            place(section, reference, anchoring=anchoring, mirrored=True)
+
+    def test_what_is_missing_is_named(self, reference):
+        section = read_section(ImageFile(drawn(reference, np.eye(2, 3), SHAPE), None), SHAPE)
+        with pytest.raises(InputError, match="expected an anchored section"):
+            place(section, reference, by="anchoring")
+        with pytest.raises(InputError, match="expected the size of the section's pixels"):
+            place(section, reference, by="scale")
+
+
+class TestRegistering:
+    MATRIX = np.array([[-2.5, 0.3, 160.0], [0.2, 2.2, 8.0]])
+
+    @pytest.fixture
+    def section(self, reference):
+        return read_section(ImageFile(drawn(reference, self.MATRIX, (120, 180)), None), SHAPE)
+
+    @pytest.fixture
+    def placement(self):
+        return Placement(self.MATRIX, (90.0, 100.0), "user", "anchoring")
+
+    def test_points_go_through_the_field_and_then_through_the_placement(self, reference, section, placement):
+        dvf = smooth_field(1, SHAPE, generator=torch.Generator().manual_seed(3)).dvf
+        result = register(Known(dvf, reference.image), reference, section, placement)
+        q = np.array([[10, 7], [28, 20], [50, 33]])
+        moved = q + dvf[0, :, q[:, 1], q[:, 0]].T.numpy()
+        expected = apply_affine(self.MATRIX, moved)
+        points_mm = reference.grid.to_mm(q.astype(np.float64))
+        assert result.transform.to_section(points_mm) == pytest.approx(expected, abs=1e-3)
+        # Back through the inverse, which is known between the pixels of a coarse grid.
+        back = reference.grid.to_pixels(result.transform.to_reference(expected))
+        assert back == pytest.approx(q, abs=0.02)
+        assert torch.equal(result.registered, warp(result.placed, dvf))
+        assert result.transform.section == Grid((120, 180), (90.0, 100.0))
+
+    def test_the_registered_image_is_the_reference_again(self, reference, section, placement):
+        """At the section's resolution: drawn through the map, and brought back by the transform."""
+        result = register(identity(reference), reference, section, placement)
+        image = drawn(reference, self.MATRIX, (120, 180))
+        registered = np.concatenate(list(result.transform.register(image)))
+        assert registered.shape == result.transform.reference.shape == (90, 128)
+        y, x = (
+            np.linspace(0, n - 1, m).round().astype(int) for n, m in zip(SHAPE, registered.shape, strict=True)
+        )
+        expected = (reference.image[0, 0].numpy() * 255)[y[:, None], x]
+        assert np.abs(registered.astype(float) - expected)[6:-6, 6:-6].mean() < 8
+        labels = np.concatenate(list(result.transform.label(reference.labels)))
+        bright = image > 60
+        assert (labels[bright] > 0).mean() > 0.97
+
+    def test_quality_of_a_known_shift(self, reference, section, placement):
+        dvf = torch.tensor([3.0, -4.0]).view(1, 2, 1, 1).expand(1, 2, *SHAPE).contiguous()
+        quality = register(Known(dvf, reference.image), reference, section, placement).quality
+        x_um, y_um = reference.grid.pixel_um
+        length = float(np.hypot(3 * x_um, 4 * y_um))
+        assert quality.displacement_mean_um == pytest.approx(length, rel=1e-5)
+        assert quality.displacement_max_um == pytest.approx(length, rel=1e-5)
+        assert quality.folding == 0
+        assert quality.inverse_consistency_um == pytest.approx(0, abs=0.5)
+        assert quality.similarity_loss > 0.1  # it was in place before
+
+    def test_a_network_that_is_wrong_one_way_is_inconsistent(self, reference, section, placement):
+        shift = torch.full((1, 2, *SHAPE), 2.0)
+        network = Known(shift, reference.image)
+        network.forward = lambda reference, moving: Registration(registered=moving, dvf=shift)
+        quality = register(network, reference, section, placement).quality
+        x_um, y_um = reference.grid.pixel_um
+        assert quality.inverse_consistency_um == pytest.approx(float(np.hypot(4 * x_um, 4 * y_um)), rel=1e-5)
+
+    def test_folds_are_counted(self, reference, section, placement):
+        dvf = torch.zeros(1, 2, *SHAPE)
+        dvf[:, 0, :, 20:] = -5.0  # central differences see the step in two columns
+        quality = register(Known(dvf, reference.image), reference, section, placement).quality
+        assert quality.folding == pytest.approx(2 / SHAPE[1])
+
+    def test_fields_that_are_not_finite_are_refused(self, reference, section, placement):
+        network = Known(torch.full((1, 2, *SHAPE), torch.nan), reference.image)
+        with pytest.raises(InputError, match="displacements that are not finite"):
+            register(network, reference, section, placement)
+
+    def test_a_network_for_another_size_says_so(self, reference, section, placement):
+        from atlalign.networks import GlobalAffineNet
+
+        network = GlobalAffineNet(filters=(4,), dense_layers=(4,), image_shape=(32, 48))
+        with pytest.raises(InputError, match=r"does not take images of \(40, 56\).*32×48"):
+            register(network, reference, section, placement)
+
+
+@pytest.mark.parametrize(
+    ("change", "flag", "reason"),
+    [
+        ({}, "pass", ""),
+        ({"folding": 0.002}, "look", "folding 0.002 > 0"),
+        ({"folding": 0.002, "displacement_max_um": 3001}, "fail", "displacement_max_um 3001 > 3000"),
+        ({"similarity_after": 0.4}, "fail", "similarity_loss 0.1 > 0.05"),
+        ({"inverse_consistency_um": float("nan")}, "fail", "inverse_consistency_um nan > 500"),
+    ],
+)
+def test_what_is_beyond_a_limit_is_flagged_with_its_reason(change, flag, reason):
+    good = Quality(100, 400, 0, 20, 0.5, 0.7)
+    assert judge(replace(good, **change)) == (flag, reason)
+    assert judge(good, LIMITS | {"displacement_max_um": LIMITS["folding"]})[0] == "fail"
