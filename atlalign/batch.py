@@ -440,7 +440,7 @@ _COLUMNS = (
 
 def _row(job: Job, record: Mapping[str, Any]) -> dict[str, Any]:
     x, y = record.get("pixel_um", ("", ""))
-    known = {"section": job.name, "file": job.path.name, "pixel_um_x": x, "pixel_um_y": y, **record}
+    known = {**record, "section": job.name, "file": job.path.name, "pixel_um_x": x, "pixel_um_y": y}
     return {column: known.get(column, "") for column in _COLUMNS}
 
 

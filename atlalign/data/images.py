@@ -22,6 +22,7 @@ _STRIP_PX = 2**22  # so many pixels are made grey at once
 _JPEG_END, _TAIL_BYTES = b"\xff\xd9", 2**16
 # What a TIFF file says in pixels per cm or inch is as often the resolution of a printer.
 _LARGEST_TAGGED_UM = 30.0
+_SOFTWARE = "atlalign"
 _MICRONS = {"µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
 
@@ -166,6 +167,7 @@ def write_tiff(
             photometric="rgb" if len(shape) == 3 else "minisblack",
             resolution=(1e4 / pixel_um[0], 1e4 / pixel_um[1]),
             resolutionunit="CENTIMETER",
+            software=_SOFTWARE,
             metadata=None,
         )
 
@@ -216,7 +218,8 @@ def _tagged_pixel_size(file: Any, page: Any) -> PixelSize | None:
     if length is None or any(counted == 0 for counted, _ in pixels):
         return None
     x, y = (length * by / counted for counted, by in pixels)
-    return (x, y) if unit in _MICRONS or max(x, y) <= _LARGEST_TAGGED_UM else None
+    is_meant = unit in _MICRONS or page.software == _SOFTWARE
+    return (x, y) if is_meant or max(x, y) <= _LARGEST_TAGGED_UM else None
 
 
 def _read_other(path: Path) -> tuple[NDArray[Any], None]:

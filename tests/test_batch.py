@@ -1,0 +1,283 @@
+"""`atlalign register`, as a user calls it: batches, what goes wrong, and going on."""
+
+import csv
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+
+from atlalign import batch as module
+from atlalign.batch import find_jobs
+from atlalign.cli import main
+from atlalign.data.atlas import phantom_atlas
+from atlalign.data.images import read_image, read_labels
+from atlalign.errors import InputError
+from atlalign.models import save_model
+from atlalign.networks import LocalUNet
+from atlalign.transform import SectionTransform
+
+SHAPE = (32, 48)
+FILES = {
+    "forward.nii.gz",
+    "inverse.nii.gz",
+    "labels.tif",
+    "overlay.png",
+    "reference.tif",
+    "reference_labels.tif",
+    "regions.csv",
+    "registered.tif",
+    "transform.json",
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A network that moves everything a little, in some direction."""
+    torch.manual_seed(0)
+    network = LocalUNet(
+        start_filters=(4,),
+        downsample_filters=(4,),
+        middle_filters=(4,),
+        upsample_filters=(4,),
+        end_filters=(4,),
+    )
+    return save_model(network, tmp_path_factory.mktemp("model") / "local.pt")
+
+
+@pytest.fixture
+def sections(tmp_path) -> Path:
+    """Three sections of the phantom, each its own way, and their list."""
+    atlas = phantom_atlas(image_shape=(96, 144), spacing_um=1200)
+    folder = tmp_path / "sections"
+    folder.mkdir()
+    rows = ["filename,p"]
+    for name, position in (("a.png", 4000), ("b.tif", 6000), ("c.jpg", 8000)):
+        image = (atlas.section(position)[0] * 255).byte().numpy()
+        pixels = {
+            "a.png": 255 - np.stack([image] * 3, -1),
+            "b.tif": image.astype(np.uint16) * 200,
+            "c.jpg": image,
+        }
+        write(folder / name, pixels[name])
+        rows.append(f"{name},{position}")
+    (folder / "list.csv").write_text("\n".join(rows))
+    return folder
+
+
+def write(path: Path, pixels: np.ndarray) -> None:
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(pixels, isVector=pixels.ndim == 3), str(path))
+
+
+@pytest.fixture
+def run(model, tmp_path, capsys):
+    """Run the command, and return its exit status and what it printed."""
+
+    def run(*arguments: str | Path) -> tuple[int, str]:
+        options = ["--model", model, "--atlas", "phantom", "--out", tmp_path / "out", "--image-shape", *SHAPE]
+        given = {str(argument) for argument in arguments}
+        for name in ("--model", "--atlas", "--out"):
+            if name in given:
+                place = options.index(name)
+                del options[place : place + 2]
+        status = main([str(argument) for argument in ("register", *arguments, *options)])
+        printed = capsys.readouterr()
+        return status, printed.out + printed.err
+
+    return run
+
+
+def table(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "registrations.csv").open() as file:
+        return {row["section"]: row for row in csv.DictReader(file)}
+
+
+def test_a_list_is_registered_and_each_section_has_its_files(run, sections, tmp_path):
+    status, printed = run(sections)
+    out = tmp_path / "out"
+    assert status == 0
+    assert "3 of 3 sections registered (0 of them before)" in printed
+    assert {path.name for path in out.iterdir()} == {"a", "b", "c", "registrations.csv", "visualign.json"}
+    rows = table(out)
+    for name, background, kind in (
+        ("a", "bright", np.uint8),
+        ("b", "dark", np.uint16),
+        ("c", "dark", np.uint8),
+    ):
+        assert {path.name for path in (out / name).iterdir()} == FILES
+        registered = read_image(out / name / "registered.tif")
+        transform = SectionTransform.load(out / name)
+        assert registered.pixels.dtype == kind
+        assert registered.pixels.shape[:2] == transform.reference.shape
+        assert registered.pixel_um == pytest.approx(transform.reference.pixel_um, rel=1e-5)
+        labels = read_labels(out / name / "labels.tif")
+        assert labels.shape == (96, 144)
+        with (out / name / "regions.csv").open() as file:
+            regions = {int(row["id"]): int(row["pixels"]) for row in csv.DictReader(file)}
+        ids, counts = np.unique(labels[labels > 0], return_counts=True)
+        assert {i: n for i, n in regions.items() if n} == dict(
+            zip(ids.tolist(), counts.tolist(), strict=True)
+        )
+        assert rows[name]["background"] == background
+        assert rows[name]["flag"] in ("pass", "look", "fail")
+        assert float(rows[name]["pixel_um_x"]) == pytest.approx(11400 / 143, rel=0.1)  # by fit
+    assert json.loads((out / "visualign.json").read_text())["slices"][2]["filename"] == "c.jpg"
+    assert SimpleITK.ReadImage(str(out / "a" / "overlay.png")).GetSize()[1] == 640
+
+
+def test_run_again_it_does_what_is_missing_and_nothing_else(run, sections, tmp_path):
+    run(sections)
+    out = tmp_path / "out"
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
+    content = (out / "b" / "forward.nii.gz").read_bytes()
+    first = (out / "registrations.csv").read_bytes()
+    shutil.rmtree(out / "b")
+    status, printed = run(sections)
+    assert status == 0
+    assert "3 of 3 sections registered (2 of them before)" in printed
+    changed = {path.parent.name for path, time in before.items() if path.stat().st_mtime_ns != time}
+    assert changed == {"b"}
+    assert SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(out / "b" / "forward.nii.gz"))).any()
+    assert len((out / "b" / "forward.nii.gz").read_bytes()) == len(content)
+    without_time = [line.split(",")[:-2] for line in first.decode().splitlines()]
+    assert [
+        line.split(",")[:-2] for line in (out / "registrations.csv").read_text().splitlines()
+    ] == without_time
+
+
+def test_a_broken_image_does_not_stop_the_others_and_is_named_at_the_end(run, sections, tmp_path):
+    whole = (sections / "b.tif").read_bytes()
+    (sections / "b.tif").write_bytes(whole[:300])
+    write(sections / "c.jpg", np.zeros((50, 60), np.uint8))
+    status, printed = run(sections)
+    out = tmp_path / "out"
+    assert status == 1
+    assert "2 of 3 sections could not be registered:\n  b.tif: cannot be read as an image" in printed
+    assert "c.jpg: expected a section, but every pixel is 0" in printed
+    assert {path.name for path in out.iterdir()} == {"a", "registrations.csv", "visualign.json"}
+    assert table(out)["b"]["flag"] == "fail"
+    assert "cannot be read" in table(out)["b"]["reason"]
+    (sections / "b.tif").write_bytes(whole)
+    assert "2 of 3 sections registered (1 of them before)" in run(sections)[1]
+    assert (out / "b" / "transform.json").is_file()
+
+
+def test_other_options_do_not_mix_with_what_is_there(run, sections, tmp_path):
+    run(sections)
+    status, printed = run(sections, "--background", "dark")
+    assert status == 1
+    assert "holds something else, or results of another image, model or options" in printed
+    status, printed = run(sections, "--background", "dark", "--overwrite")
+    assert status == 0
+    assert "(0 of them before)" in printed
+    assert table(tmp_path / "out")["a"]["background"] == "dark"
+
+
+def test_a_foreign_folder_is_left_alone(run, sections, tmp_path):
+    (tmp_path / "out" / "a").mkdir(parents=True)
+    (tmp_path / "out" / "a" / "thesis.txt").write_text("years of work")
+    status, printed = run(sections)
+    assert status == 1
+    assert "holds something else" in printed
+    assert (tmp_path / "out" / "a" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("fails", ["write_tiff", "_write_overlay"])
+def test_without_space_nothing_half_written_stays(run, sections, tmp_path, monkeypatch, fails):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, fails, full)
+    status, printed = run(sections)
+    assert status == 1
+    assert "a cannot be written: No space left on device" in printed
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_one_image_needs_its_position(run, sections, tmp_path):
+    status, printed = run(sections / "a.png")
+    assert status == 1
+    assert "expected the position of the section in the atlas (--position)" in printed
+    status, _ = run(sections / "a.png", "--position", "4000", "--pixel-size-um", "80")
+    assert status == 0
+    row = table(tmp_path / "out")["a"]
+    assert (row["pixel_um_x"], row["pixel_size_from"], row["placed_by"]) == ("80", "user", "scale")
+
+
+def test_the_position_lies_in_the_atlas(run, sections):
+    status, printed = run(sections / "a.png", "--position", "14000")
+    assert status == 1
+    assert "position: expected 0 to 13200 µm (atlas 'phantom'), got 14000" in printed
+
+
+def test_a_reference_of_ones_own(run, sections, tmp_path):
+    atlas = phantom_atlas(image_shape=(64, 96), spacing_um=1200)
+    write(tmp_path / "r.png", (atlas.section(4000)[0] * 255).byte().numpy())
+    write(tmp_path / "l.tif", atlas.labels(4000)[0].numpy().astype(np.uint16))
+    own = ("--reference", tmp_path / "r.png", "--reference-labels", tmp_path / "l.tif")
+    status, printed = run(sections / "a.png", *own)
+    assert status == 1
+    assert "expected the size of its pixels" in printed
+    status, _ = run(sections / "a.png", *own, "--reference-pixel-um", "120")
+    assert status == 0
+    out = tmp_path / "out" / "a"
+    assert {path.name for path in out.iterdir()} == FILES
+    assert SectionTransform.load(out).plane is None
+    assert not (tmp_path / "out" / "visualign.json").exists()
+
+
+def test_half_a_section(run, sections, tmp_path):
+    image = read_image(sections / "b.tif").pixels
+    image[:, 72:] = 0
+    write(sections / "b.tif", image)
+    assert run(sections / "b.tif", "--position", "6000", "--hemisphere", "left")[0] == 0
+    labels = read_labels(tmp_path / "out" / "b" / "labels.tif")
+    assert (labels[:, :60] > 0).mean() > 5 * (labels[:, 84:] > 0).mean()
+
+
+def test_limits_can_be_set(run, sections, tmp_path):
+    run(sections / "a.png", "--position", "4000", "--limit", "displacement_max_um=0,0.001")
+    row = table(tmp_path / "out")["a"]
+    assert row["flag"] == "fail"
+    assert "displacement_max_um" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--limit", "fold=1,2"], "unknown measure 'fold'"),
+        (["--limit", "folding=1"], "expected folding=LOOK,FAIL"),
+        (["--device", "toaster"], "expected a device of this machine"),
+        (["--model", "nothing.pt"], "there is no model nothing.pt"),
+        (["--atlas", "no.h5"], "no.h5: no such file"),
+        (["--place", "anchoring"], "expected an anchored section"),
+        (["--place", "scale"], "expected the size of the section's pixels"),
+        (["--channel", "5"], "a.png: expected a channel in 0 … 2, got 5"),
+        (["--mirrored", "--reference", "no.png"], "no.png: no such file"),
+    ],
+)
+def test_bad_options_give_one_sentence(run, sections, tmp_path, arguments, sentence):
+    status, printed = run(sections / "a.png", "--position", "4000", *arguments)
+    assert status == 1
+    assert sentence in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "out" / "a").exists()
+
+
+def test_jobs_are_found(sections, tmp_path):
+    assert [job.name for job in find_jobs([sections])] == ["a", "b", "c"]
+    assert [job.position_um for job in find_jobs([sections])] == [4000, 6000, 8000]
+    assert [job.position_um for job in find_jobs([sections], position_um=7)] == [7, 7, 7]
+    assert [job.position_um for job in find_jobs([sections], listed=False)] == [None] * 3
+    with pytest.raises(InputError, match="found several of a"):
+        find_jobs([sections, sections / "a.png"], position_um=3)
+    with pytest.raises(InputError, match="expected one list of sections"):
+        find_jobs([tmp_path])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="found none in"):
+        find_jobs([tmp_path / "empty"], listed=False)
+    assert find_jobs([Path("x.ome.tif")], position_um=1)[0].name == "x"
