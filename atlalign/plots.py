@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,6 +21,10 @@ from atlalign.geometry import identity_grid, jacobian_determinant
 
 _PANEL_INCHES = 2.6
 _GRID_LINES = 16
+# After Okabe and Ito: told apart by nearly everyone, on a white page and on a dark one.
+_METHOD_COLORS = ("#2b8fd1", "#999999", "#e69f00", "#cc79a7", "#009e73")
+# Stands for the text colour of the page that a chart is put on.
+_PAGE_COLOR = "#010203"
 
 
 class Panel(NamedTuple):
@@ -175,3 +180,95 @@ def _field_axes(dvf: Tensor, title: str) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.set_title(title, fontsize=9)
     return figure, axes
+
+
+def distribution_figure(values: Mapping[str, Sequence[float]], *, label: str) -> Figure:
+    """Draw one row a method: each of its values as a dot, the quartiles as a box."""
+    figure, axes = _chart(height=0.9 + 0.45 * len(values))
+    for row, (of_method, color) in enumerate(zip(values.values(), _colors(values), strict=True)):
+        heights = row + np.random.default_rng(0).uniform(-0.25, 0.25, len(of_method))
+        axes.plot(of_method, heights, "o", color=color, markersize=3.5, alpha=0.5, markeredgewidth=0)
+        box = axes.boxplot(of_method, positions=[row], orientation="horizontal", widths=0.6, showfliers=False)
+        for line in (line for lines in box.values() for line in lines):
+            line.set_color(_PAGE_COLOR)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set_ylim(len(values) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(label)
+    return figure
+
+
+def position_figure(points: Mapping[str, Sequence[tuple[float, float]]], *, label: str) -> Figure:
+    """Draw each method's values over the sections' positions: (mm from the front, value)."""
+    figure, axes = _chart(height=2.6)
+    for (name, of_method), color in zip(points.items(), _colors(points), strict=True):
+        x, y = zip(*of_method, strict=True)
+        axes.plot(x, y, "o", color=color, label=name, markersize=4, alpha=0.7, markeredgewidth=0)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("position from front to back (mm)")
+    axes.set_ylabel(label)
+    _draw_legend(axes)
+    return figure
+
+
+def level_figure(
+    levels: Sequence[int], values: Mapping[str, Sequence[float]], *, xlabel: str, label: str
+) -> Figure:
+    """Draw each method's value at each level, from 0 to 1."""
+    figure, axes = _chart(height=2.6)
+    for (name, of_method), color in zip(values.items(), _colors(values), strict=True):
+        axes.plot(levels, of_method, "o-", color=color, label=name, markersize=4)
+    axes.set_xticks(levels)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(label)
+    _draw_legend(axes)
+    return figure
+
+
+def figure_svg(figure: Figure) -> str:
+    """Return a chart as an <svg> element for a page, whose text and axes take the colour and font of the page."""
+    buffer = StringIO()
+    # Nothing random and no date: the same chart is the same text.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "atlalign"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :].replace(_PAGE_COLOR, "currentColor")
+
+
+def image_uri(image: Tensor) -> str:
+    """Return an image (H, W) in [0, 1] as a data URI, WebP of good quality."""
+    buffer = BytesIO()
+    pixels = image.detach().cpu().float().numpy()
+    options = {"quality": 85, "method": 6}
+    imsave(buffer, pixels, cmap="gray", vmin=0, vmax=1, format="webp", pil_kwargs=options)
+    return f"data:image/webp;base64,{b64encode(buffer.getvalue()).decode()}"
+
+
+def _chart(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for spine in axes.spines.values():
+        spine.set_edgecolor(_PAGE_COLOR)
+    axes.tick_params(colors=_PAGE_COLOR)
+    axes.xaxis.label.set_color(_PAGE_COLOR)
+    axes.yaxis.label.set_color(_PAGE_COLOR)
+    return figure, axes
+
+
+def _draw_legend(axes: Axes) -> None:
+    axes.legend(
+        frameon=False,
+        ncols=3,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        borderaxespad=0,
+        labelcolor=_PAGE_COLOR,
+    )
+
+
+def _colors(values: Sized) -> list[str]:
+    return [_METHOD_COLORS[number % len(_METHOD_COLORS)] for number in range(len(values))]

@@ -1,0 +1,469 @@
+"""Evaluation: a trained network beside baselines on annotated sections, as tables, JSON and a report.
+
+Each sample is measured by itself. Means are over sections: samples that show one section (one `image_id`) are averaged
+first, and the confidence intervals come from a bootstrap over sections, since copies of one are not independent.
+"""
+
+import csv
+import math
+import os
+import platform
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from atlalign import losses, metrics, report
+from atlalign.data import schema
+from atlalign.data.atlas import Atlas
+from atlalign.data.datamodule import RegistrationDataModule, split_samples
+from atlalign.data.dataset import RegistrationBatch, RegistrationDataset, complete
+from atlalign.errors import InputError, unknown_name
+from atlalign.geometry import compose, invert, stays_inside, warp
+from atlalign.methods import Estimate, Method, baseline, network_method
+from atlalign.models import load_model, read_origin
+from atlalign.report import NETWORK, Measures, Row
+from atlalign.training.run import build
+
+_SPLITS = ("val", "train", "all")
+_SPLIT_KEYS = ("val_fraction", "train_indexes", "val_indexes", "split_seed")
+_LANDMARK_COLUMNS = ("reference_x", "reference_y", "moving_x", "moving_y")
+_RECORDED_PACKAGES = ("atlalign", "torch", "torchmetrics", "kornia", "scipy", "SimpleITK", "numpy")
+
+
+def evaluate(config: DictConfig) -> Path:
+    """Evaluate as `conf/evaluate.yaml` describes and return the folder with tables and report.
+
+    Raises:
+        InputError: If something in the configuration, the model or the data is wrong; then nothing is written.
+    """
+    out = Path(config.out).expanduser()
+    if out.exists():
+        raise InputError(f"out: {out} exists already: name another folder")
+    if config.split not in _SPLITS:
+        raise unknown_name("split", config.split, _SPLITS)
+    _check_like_training(config)
+    baselines = {name: baseline(name) for name in config.baselines}
+    network = load_model(config.checkpoint, allow=config.allow)
+    methods = {NETWORK: network_method(network, _device(config.device)), **baselines}
+    trial = _Trial.of(config)
+    rows = trial.run(methods)
+    views = trial.views(methods[NETWORK], rows, config.n_viewers)
+    summaries = report.summarize(rows, n_resamples=config.n_resamples, seed=config.seed)
+    with _whole_folder(out) as folder:
+        report.write(folder, _describe(config, trial), rows, summaries, views)
+    report.print_table(summaries)
+    Console().print(f"tables and report.html are in [bold]{out}[/bold]")
+    return out
+
+
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+
+class Landmarks(NamedTuple):
+    """Points that are known in both images, by the number of a sample or by an image_id.
+
+    `points` are (N, 4) each: x and y in the reference, x and y in the moving image, in pixels.
+    """
+
+    key: str
+    points: dict[int, Tensor]
+
+    def of(self, sample: int, image_id: int) -> tuple[Tensor, Tensor] | None:
+        """Return the points (1, N, 2) in the reference and in the moving image, None if the sample has none."""
+        found = self.points.get(sample if self.key == "sample" else image_id)
+        return None if found is None else (found[None, :, :2], found[None, :, 2:])
+
+
+class Regions:
+    """The regions of one section, as the true field has them.
+
+    A field's labels are what becomes of the section's true regions when it registers the section: the reference's
+    labels go to the section by the inverse of the true field, and come back by the field that is judged. Both maps are
+    composed first, so that labels are looked up once. They are compared with those that come back by the true field
+    itself: the truth has Dice 1, whatever of the reference lies outside the section. The judged field need not have an
+    inverse.
+
+    Args:
+        labels: The reference's region ids (1, H, W).
+        true_dvf: The true field (1, 2, H, W).
+        levels: For each name of a level, what a region counts as there; from ids (N,) to ids (N,).
+        pixel_um: The size of a pixel along x and y.
+    """
+
+    def __init__(
+        self,
+        labels: Tensor,
+        true_dvf: Tensor,
+        levels: Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]],
+        pixel_um: tuple[float, float],
+    ) -> None:
+        self._labels = labels[None]
+        self._levels = levels
+        self._pixel_um = pixel_um
+        self._true_inverse = invert(true_dvf)
+        self._true = self.carried(true_dvf)
+
+    def carried(self, dvf: Tensor) -> NDArray[Any]:
+        """Return the labels (H, W) that a field brings back; 0 where it points out of the section."""
+        there_and_back = compose(outer=self._true_inverse, inner=dvf)
+        labels = warp(self._labels, there_and_back, mode="nearest", padding_mode="border")
+        return (labels[0, 0] * stays_inside(dvf)[0]).numpy()
+
+    def measures(self, dvf: Tensor) -> Measures:
+        """Return the means over regions, overlaps at each level; NaN where there is none."""
+        labels = self.carried(dvf)
+        table = metrics.contingency(self._true, labels)
+        values = {"hd95_um": _mean(metrics.hausdorff_95(self._true, labels, pixel=self._pixel_um).values())}
+        for suffix, level in self._levels.items():
+            found = metrics.overlap(table.relabelled(level(table.region)))
+            values[f"dice{suffix}"] = _mean(found.dice)
+            values[f"iou{suffix}"] = _mean(found.iou)
+            values[f"lost{suffix}"] = _mean(~found.in_both)
+        return values
+
+
+def image_measures(true: Tensor, image: Tensor, perceptual: nn.Module | None = None) -> Measures:
+    """Return the similarity of two images (1, 1, H, W) in [0, 1].
+
+    `ncc` is the mean squared correlation in windows of 9×9, as the loss `ncc_9` has it.
+    """
+    values = {
+        "mse": losses.mse(true, image),
+        "mae": losses.mae(true, image),
+        "psnr": -losses.psnr(true, image),
+        "ssim": -losses.ssim(true, image),
+        "ncc": -losses.ncc(true, image, window=9),
+        "mutual_information": metrics.mutual_information(true, image),
+    }
+    if perceptual is not None:
+        values["perceptual"] = perceptual(true, image)
+    return {name: float(value) for name, value in values.items()}
+
+
+def displacement_measures(true: Tensor, dvf: Tensor, pixel_um: tuple[float, float]) -> Measures:
+    """Return how far a field (1, 2, H, W) is from the true one."""
+    size = true.new_tensor(pixel_um).view(1, 2, 1, 1)
+    values = {
+        "distance_px": metrics.vector_distance(true, dvf),
+        "distance_um": metrics.vector_distance(true * size, dvf * size),
+        "angular_error_deg": metrics.angular_error(true, dvf),
+        "correlation": metrics.field_correlation(true, dvf),
+        "r2": metrics.r2(true, dvf),
+    }
+    return {name: float(value) for name, value in values.items()}
+
+
+def landmark_measures(points: tuple[Tensor, Tensor], dvf: Tensor, pixel_um: tuple[float, float]) -> Measures:
+    """Return the mean target registration errors; `rtre` is relative to the image's diagonal.
+
+    Borovec et al., *ANHIR: Automatic non-rigid histological image registration challenge*, IEEE TMI 2020.
+    """
+    in_pixels = float(metrics.target_registration_error(*points, dvf).mean())
+    in_um = float(metrics.target_registration_error(*points, dvf, pixel=pixel_um).mean())
+    return {"tre_px": in_pixels, "tre_um": in_um, "rtre": in_pixels / math.hypot(*dvf.shape[-2:])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trial:
+    """The samples that are measured, and what against.
+
+    Attributes:
+        dataset: All samples of the file.
+        samples: The numbers of those that are measured.
+        segmentation: Whether regions are measured.
+        landmarks: Where given.
+        perceptual: The perceptual distance of two images, where given.
+    """
+
+    dataset: RegistrationDataset
+    samples: NDArray[np.int64]
+    segmentation: bool
+    landmarks: Landmarks | None = None
+    perceptual: nn.Module | None = None
+    levels: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = field(default_factory=dict)
+
+    @property
+    def atlas(self) -> Atlas:
+        return self.dataset.atlas
+
+    @classmethod
+    def of(cls, config: DictConfig) -> "_Trial":
+        """Build what the configuration describes; what is wrong with a file shows here."""
+        perceptual = None
+        if config.perceptual_weights is not None:
+            perceptual = losses.PerceptualLoss(net="alex", backbone_weights=config.perceptual_weights)
+        atlas: Atlas = build(config.atlas)
+        if config.segmentation and atlas.annotation is None:
+            raise InputError(
+                f"atlas '{atlas.name}' holds no annotation: name a file of region ids, or say segmentation=false"
+            )
+        dataset, samples = _read_data(config, atlas)
+        return cls(
+            dataset=dataset,
+            samples=samples,
+            segmentation=config.segmentation,
+            landmarks=None if config.landmarks is None else _landmarks_of(config, dataset, samples),
+            perceptual=perceptual,
+            levels=_levels(atlas),
+        )
+
+    def run(self, methods: Mapping[str, Method]) -> list[Row]:
+        """Return what each method reaches on each sample."""
+        methods[NETWORK](self.batch(int(self.samples[0])))  # the first call of a network takes longer
+        rows = []
+        for sample in track(self.samples.tolist(), description="evaluating"):
+            batch = self.batch(sample)
+            regions = self._regions(batch) if self.segmentation else None
+            for name, register in methods.items():
+                estimate = register(batch)
+                _check_finite(estimate, name, sample)
+                ids = (int(batch.image_id), int(batch.dataset_id), int(batch.position_um))
+                rows.append(Row(sample, *ids, name, self._measure(batch, sample, estimate, regions)))
+        return rows
+
+    def batch(self, sample: int) -> RegistrationBatch:
+        """Return one sample as a batch."""
+        return complete(default_collate([self.dataset[sample]]))
+
+    def views(self, register: Method, rows: Sequence[Row], n: int) -> list[report.View]:
+        """Return `n` samples, or all if there are fewer, from the worst to the best as `register` has them."""
+        errors = {r.sample: r.measures["displacement/distance_px"] for r in rows if r.method == NETWORK}
+        ranked = sorted(errors, key=lambda sample: -errors[sample])
+        chosen = np.unique(np.linspace(0, len(ranked) - 1, min(n, len(ranked))).round().astype(int))
+        return [self._view(register, ranked[i], errors[ranked[i]]) for i in chosen]
+
+    def _measure(
+        self, batch: RegistrationBatch, sample: int, estimate: Estimate, regions: Regions | None
+    ) -> Measures:
+        dvf, pixel_um = estimate.dvf, self.atlas.pixel_um
+        registered = warp(batch.moving, dvf)
+        points = self.landmarks and self.landmarks.of(sample, int(batch.image_id))
+        groups = {
+            "displacement": displacement_measures(batch.dvf, dvf, pixel_um),
+            "landmarks": landmark_measures(points, dvf, pixel_um) if points else {},
+            "regions": regions.measures(dvf) if regions else {},
+            "reference": image_measures(batch.reference, registered, self.perceptual),
+            "truth": image_measures(batch.registered, registered, self.perceptual),
+            "regularity": {
+                "folding": float(metrics.folding_fraction(dvf)),
+                "log_jacobian_std": float(metrics.log_jacobian_std(dvf)),
+            },
+            "inverse": {"consistency_px": float(metrics.inverse_consistency(dvf, estimate.inv_dvf))},
+            "time": {} if estimate.seconds is None else {"seconds": estimate.seconds},
+        }
+        return {
+            f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()
+        }
+
+    def _regions(self, batch: RegistrationBatch) -> Regions:
+        labels = self.atlas.labels(int(batch.position_um))
+        return Regions(labels, batch.dvf, self.levels, self.atlas.pixel_um)
+
+    def _view(self, register: Method, sample: int, error_px: float) -> report.View:
+        batch = self.batch(sample)
+        registered = warp(batch.moving, register(batch).dvf)
+        images = {
+            "reference": batch.reference,
+            "moving": batch.moving,
+            "registered": registered,
+            "true image": batch.registered,
+        }
+        before = float(metrics.vector_distance(batch.dvf, torch.zeros_like(batch.dvf)))
+        return report.View(
+            title=f"sample {sample}: image {int(batch.image_id)}, {int(batch.position_um)} µm",
+            caption=f"mean distance to the true field {before:.2f} → {error_px:.2f} px",
+            images={name: image[0, 0] for name, image in images.items()},
+            labels=self.atlas.labels(int(batch.position_um))[0] if self.segmentation else None,
+        )
+
+
+# --- what is given ----------------------------------------------------------------------------------------------------
+
+
+def read_landmarks(path: str | Path, scale: tuple[float, float] = (1.0, 1.0)) -> Landmarks:
+    """Return the landmarks in a CSV file.
+
+    Args:
+        path: A table with the columns sample or image_id, reference_x, reference_y, moving_x, moving_y.
+        scale: What x and y are multiplied by.
+
+    Raises:
+        InputError: If the file cannot be read, a column is missing, or a value is no number.
+    """
+    path = Path(path).expanduser()
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or [], list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"landmarks: {path} cannot be read: {error}") from error
+    key = next((name for name in ("sample", "image_id") if name in columns), None)
+    missing = [name for name in _LANDMARK_COLUMNS if name not in columns]
+    if key is None or missing:
+        raise InputError(
+            f"landmarks: {path}: expected the columns sample (or image_id), {', '.join(_LANDMARK_COLUMNS)}; "
+            f"found {', '.join(columns) or 'none'}"
+        )
+    points = defaultdict(list)
+    for line, row in enumerate(rows, start=2):
+        try:
+            number, values = int(row[key]), [float(row[name]) for name in _LANDMARK_COLUMNS]
+        except (TypeError, ValueError) as error:
+            raise InputError(f"landmarks: {path}, line {line}: expected numbers, {error}") from error
+        if not all(map(math.isfinite, values)):
+            raise InputError(f"landmarks: {path}, line {line}: expected finite numbers, found {values}")
+        points[number].append(values)
+    size = torch.tensor([*scale, *scale])
+    return Landmarks(key, {number: torch.tensor(values) * size for number, values in points.items()})
+
+
+def _landmarks_of(config: DictConfig, dataset: RegistrationDataset, samples: NDArray[np.int64]) -> Landmarks:
+    """Return the landmarks, scaled from the file's images to the working size, after a check that they fit the data."""
+    file_shape = schema.summarize(dataset.path).image_shape
+    along_y, along_x = (
+        (new - 1) / (old - 1) for old, new in zip(file_shape, dataset.atlas.image_shape, strict=True)
+    )
+    landmarks = read_landmarks(config.landmarks, (along_x, along_y))
+    ids = np.arange(len(dataset)) if landmarks.key == "sample" else dataset.image_ids.numpy()
+    unknown = sorted(set(landmarks.points) - set(ids.tolist()))
+    if unknown:
+        raise InputError(f"landmarks: {dataset.path} has no {landmarks.key} {unknown[0]}")
+    named = ids[np.isin(ids, list(landmarks.points))]
+    if len(np.unique(named)) < len(named):
+        raise InputError(
+            "landmarks: an image_id stands for several samples, which are deformed each in its own way: name them by "
+            "the column sample"
+        )
+    if not np.isin(ids[samples], named).any():
+        raise InputError(f"landmarks: none of them lies in the samples of split={config.split}")
+    return landmarks
+
+
+def _read_data(config: DictConfig, atlas: Atlas) -> tuple[RegistrationDataset, NDArray[np.int64]]:
+    """Return the checked data set, and the numbers of the samples of the split."""
+    datamodule = build(config.data, atlas=atlas)
+    if not isinstance(datamodule, RegistrationDataModule):
+        raise InputError("data: expected annotated samples in a file: data=h5 data.path=FILE, or data=demo")
+    datamodule.prepare_data()
+    dataset = RegistrationDataset(datamodule.path, atlas)
+    if config.split == "all":
+        return dataset, np.arange(len(dataset))
+    train, val = split_samples(
+        dataset.image_ids.numpy(),
+        train_indexes=datamodule.train_indexes,
+        val_indexes=datamodule.val_indexes,
+        val_fraction=datamodule.val_fraction,
+        seed=datamodule.split_seed,
+    )
+    return dataset, train if config.split == "train" else val
+
+
+def _check_like_training(config: DictConfig) -> None:
+    """Raise an InputError where the checkpoint was trained at another size, or on another split of the same data.
+
+    With another split, samples that trained the network would pass for samples that it never saw.
+    """
+    origin = read_origin(config.checkpoint)
+    shape = tuple(config.data.image_shape)
+    if origin.image_shape not in (None, shape):
+        raise InputError(
+            f"data.image_shape is {shape}, but {config.checkpoint} was trained at {origin.image_shape}: "
+            f"say data.image_shape={list(origin.image_shape)}"
+        )
+    trained: dict[str, Any] = origin.config.get("data", {})
+    data = cast(dict[str, Any], OmegaConf.to_container(config.data, resolve=True))
+    if config.split == "all" or not _same_file(trained, data):
+        return
+    for key in _SPLIT_KEYS:
+        if key in trained and trained[key] != data[key]:
+            raise InputError(
+                f"data.{key} is {data[key]}, but {config.checkpoint} was trained on these data with {trained[key]}: "
+                f"say data.{key}={trained[key]}, or split=all"
+            )
+
+
+def _same_file(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two configurations of data read the same file, or draw the same demo data."""
+    paths = [Path(data.get("path") or "").expanduser().resolve() for data in (one, other)]
+    return one.get("_target_") == other.get("_target_") and paths[0] == paths[1]
+
+
+def _levels(atlas: Atlas) -> dict[str, Callable[[NDArray[Any]], NDArray[Any]]]:
+    """Return the regions as they are annotated, and at each depth of the ontology above."""
+    ontology = atlas.ontology
+    levels: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {"": lambda ids: ids}
+    if ontology is not None:
+        for depth in range(1, ontology.depth + 1):
+            levels[f"/depth_{depth}"] = partial(ontology.at_depth, depth=depth)
+    return levels
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise unknown_name("device", name, ("auto", "cpu", "cuda"))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: there is no CUDA device: say device=cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _check_finite(estimate: Estimate, method: str, sample: int) -> None:
+    for name in ("dvf", "inv_dvf"):
+        if not getattr(estimate, name).isfinite().all():
+            raise InputError(
+                f"sample {sample}: expected finite fields, but {name} of '{method}' holds NaN or infinity"
+            )
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return float(np.mean(listed)) if listed else math.nan
+
+
+# --- what is left -----------------------------------------------------------------------------------------------------
+
+
+def _describe(config: DictConfig, trial: _Trial) -> dict[str, Any]:
+    """Return what makes the evaluation repeatable."""
+    return {
+        "checkpoint": str(config.checkpoint),
+        "data": str(trial.dataset.path),
+        "split": config.split,
+        "atlas": trial.atlas.name,
+        "image_shape": list(trial.atlas.image_shape),
+        "pixel_um": list(trial.atlas.pixel_um),
+        "n_samples": len(trial.samples),
+        "n_sections": len(np.unique(trial.dataset.image_ids.numpy()[trial.samples])),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in _RECORDED_PACKAGES},
+        },
+        "config": OmegaConf.to_container(config, resolve=True),
+    }
+
+
+@contextmanager
+def _whole_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to write into that appears as `path` when all is written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

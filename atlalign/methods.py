@@ -1,0 +1,142 @@
+"""The registrations that an evaluation compares: a network, and baselines that need no training."""
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from atlalign.data.dataset import RegistrationBatch
+from atlalign.errors import InputError, unknown_name
+from atlalign.geometry import affine_to_dvf, identity_grid, invert_affine
+from atlalign.networks import Registration
+
+
+class Estimate(NamedTuple):
+    """The registration of one section.
+
+    Attributes:
+        dvf: (1, 2, H, W) in pixels, on the CPU.
+        inv_dvf: What the method itself takes for the inverse, likewise.
+        seconds: How long finding `dvf` took; None for what is no method of its own.
+    """
+
+    dvf: Tensor
+    inv_dvf: Tensor
+    seconds: float | None
+
+
+Method = Callable[[RegistrationBatch], Estimate]
+"""Registers a batch of one section."""
+
+
+def network_method(network: nn.Module, device: torch.device) -> Method:
+    """Return the method that applies `network`; its inverse is the network's own, or that of the swapped pair."""
+    network = network.to(device).eval()
+
+    def register(batch: RegistrationBatch) -> Estimate:
+        reference, moving = batch.reference.to(device), batch.moving.to(device)
+        with torch.no_grad():
+            started = _now(device)
+            output: Registration = network(reference, moving)
+            seconds = _now(device) - started
+            inverse = network(moving, reference).dvf if output.inv_dvf is None else output.inv_dvf
+        return Estimate(output.dvf.float().cpu(), inverse.float().cpu(), seconds)
+
+    return register
+
+
+def baseline(name: str) -> Method:
+    """Return the baseline `name`.
+
+    - identity: does nothing.
+    - affine: the affine map nearest to the true field in the mean square. It looks at the truth: no method that is only
+      affine can come below its mean squared distance.
+    - ants_affine, ants_syn: ANTs' `Affine` and `SyN` with its defaults (mutual information).
+
+    Raises:
+        InputError: If there is none of that name, or it needs ANTs, which is not installed.
+    """
+    if name not in _BASELINES:
+        raise unknown_name("baseline", name, _BASELINES)
+    if name.startswith("ants"):
+        _import_ants()
+    return _BASELINES[name]
+
+
+def _identity(batch: RegistrationBatch) -> Estimate:
+    zero = torch.zeros_like(batch.dvf)
+    return Estimate(zero, zero, None)
+
+
+def _best_affine(batch: RegistrationBatch) -> Estimate:
+    shape = batch.dvf.shape[-2], batch.dvf.shape[-1]
+    matrix = fit_affine(batch.dvf)
+    dvf, inverse = affine_to_dvf(matrix, shape), affine_to_dvf(invert_affine(matrix), shape)
+    return Estimate(dvf.float(), inverse.float(), None)
+
+
+def fit_affine(dvf: Tensor) -> Tensor:
+    """Return the affine maps (B, 2, 3) that are nearest to the fields (B, 2, H, W) in the mean square, in float64."""
+    shape = dvf.shape[-2], dvf.shape[-1]
+    grid = identity_grid(shape, torch.float64, dvf.device)
+    points = grid.flatten(2).mT.expand(len(dvf), -1, -1)
+    targets = (grid + dvf).flatten(2).mT
+    solution: Tensor = torch.linalg.lstsq(torch.cat([points, torch.ones_like(points[..., :1])], -1), targets)[
+        0
+    ]
+    return solution.mT
+
+
+def _ants(batch: RegistrationBatch, transform: str) -> Estimate:
+    ants = _import_ants()
+    # Its axes are x, y; without spacing and origin its millimetres are pixels.
+    fixed, moving = (ants.from_numpy(image[0, 0].numpy().T) for image in (batch.reference, batch.moving))
+    with TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        found = ants.registration(fixed, moving, transform, outprefix=f"{folder}/", random_seed=1)
+        seconds = time.perf_counter() - started
+        there, back = found["fwdtransforms"], found["invtransforms"]
+        affine_is_inverted = [Path(path).suffix == ".mat" for path in back]
+        dvf = _composed(ants, fixed, there, [False] * len(there), f"{folder}/there_")
+        inverse = _composed(ants, moving, back, affine_is_inverted, f"{folder}/back_")
+    return Estimate(dvf, inverse, seconds)
+
+
+def _composed(ants: Any, image: Any, transforms: list[str], inverted: list[bool], prefix: str) -> Tensor:
+    """Return the field (1, 2, H, W) of a list of ANTs' transforms."""
+    import SimpleITK
+
+    path = ants.apply_transforms(image, image, transforms, whichtoinvert=inverted, compose=prefix)
+    vectors = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path))
+    return torch.from_numpy(vectors.astype(np.float32)).permute(2, 0, 1)[None].contiguous()
+
+
+def _import_ants() -> Any:
+    # Read when ITK starts, which would otherwise take all processors of the machine: as many as PyTorch was given.
+    os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", str(torch.get_num_threads()))
+    try:
+        import ants
+    except ImportError as error:
+        raise InputError("the baselines of ANTs need antspyx: pip install 'atlalign[baselines]'") from error
+    return ants
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+_BASELINES: dict[str, Method] = {
+    "identity": _identity,
+    "affine": _best_affine,
+    "ants_affine": partial(_ants, transform="Affine"),
+    "ants_syn": partial(_ants, transform="SyN"),
+}

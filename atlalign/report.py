@@ -1,0 +1,382 @@
+"""What an evaluation leaves: means over sections, tables, and a page that needs nothing else.
+
+Means are over sections: samples that show one section (one `image_id`) are averaged first, and the confidence intervals
+come from a bootstrap over sections, since copies of one are not independent.
+"""
+
+import csv
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from scipy.stats import bootstrap
+from torch import Tensor
+
+from atlalign import plots
+
+NETWORK = "network"
+"""What the evaluated network is called among the methods."""
+
+METRICS = {
+    "displacement/distance_px": "vector distance (px)",
+    "displacement/distance_um": "vector distance (µm)",
+    "displacement/angular_error_deg": "angular error (°)",
+    "displacement/correlation": "correlation with the true field",
+    "displacement/r2": "r² of the true field",
+    "landmarks/tre_px": "landmark error TRE (px)",
+    "landmarks/tre_um": "landmark error TRE (µm)",
+    "landmarks/rtre": "relative landmark error rTRE",
+    "regions/dice": "Dice of regions",
+    "regions/iou": "IoU of regions",
+    "regions/hd95_um": "HD95 of regions (µm)",
+    "regions/lost": "share of regions lost or made up",
+    "reference/mse": "MSE to the reference",
+    "reference/mae": "MAE to the reference",
+    "reference/psnr": "PSNR to the reference (dB)",
+    "reference/ssim": "SSIM with the reference",
+    "reference/ncc": "NCC with the reference",
+    "reference/mutual_information": "mutual information with the reference",
+    "reference/perceptual": "perceptual distance to the reference",
+    "truth/mse": "MSE to the true image",
+    "truth/mae": "MAE to the true image",
+    "truth/psnr": "PSNR to the true image (dB)",
+    "truth/ssim": "SSIM with the true image",
+    "truth/ncc": "NCC with the true image",
+    "truth/mutual_information": "mutual information with the true image",
+    "truth/perceptual": "perceptual distance to the true image",
+    "regularity/folding": "share of pixels that fold",
+    "regularity/log_jacobian_std": "spread of the log-Jacobian",
+    "inverse/consistency_px": "inverse consistency (px)",
+    "time/seconds": "time per section (s)",
+}
+"""What is measured, in the order of the tables. The true image is the moving one, warped by the true field."""
+
+ALL = "all"
+"""What all data sets together are called in a summary."""
+
+_HEADLINES = ("displacement/distance_um", "regions/dice")
+_DEPTH = "/depth_"
+
+Measures = dict[str, float]
+"""Values by their names in METRICS, and those of regions by depth; NaN where one is not defined."""
+
+
+class Row(NamedTuple):
+    """What one method reached on one sample."""
+
+    sample: int
+    image_id: int
+    dataset_id: int
+    position_um: int
+    method: str
+    measures: Measures
+
+
+class Summary(NamedTuple):
+    """The mean of a measure over sections; `low` and `high` bound it with 95 % confidence, NaN for a single section."""
+
+    dataset: str
+    method: str
+    metric: str
+    mean: float
+    low: float
+    high: float
+    n_sections: int
+
+
+class View(NamedTuple):
+    """One section to look at.
+
+    Attributes:
+        title: Which one.
+        caption: What is to be known about it.
+        images: Images (H, W) in [0, 1] by name, on one grid.
+        labels: Region ids (H, W) of the reference, whose outlines can be shown over every image; None for no outlines.
+    """
+
+    title: str
+    caption: str
+    images: dict[str, Tensor]
+    labels: Tensor | None
+
+
+# --- means ------------------------------------------------------------------------------------------------------------
+
+
+def summarize(rows: Sequence[Row], *, n_resamples: int = 2000, seed: int = 0) -> list[Summary]:
+    """Return the mean over sections of each measure of each method: for all rows together, and for each data set.
+
+    A measure that is defined on none of the sections has no summary.
+    """
+    by_dataset: dict[str, list[Row]] = {ALL: list(rows)}
+    for row in rows:
+        by_dataset.setdefault(str(row.dataset_id), []).append(row)
+    return [
+        Summary(dataset, method, metric, *_interval(means, n_resamples, seed), len(means))
+        for dataset, of_dataset in by_dataset.items()
+        for (method, metric), means in _section_means(of_dataset).items()
+    ]
+
+
+def _section_means(rows: Iterable[Row]) -> dict[tuple[str, str], list[float]]:
+    """Return the means of each section by method and measure, without what is not defined."""
+    values: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        for metric, value in row.measures.items():
+            if not math.isnan(value):
+                values[row.method, metric][row.image_id].append(value)
+    return {key: [float(np.mean(v)) for v in sections.values()] for key, sections in values.items()}
+
+
+def _interval(values: Sequence[float], n_resamples: int, seed: int) -> tuple[float, float, float]:
+    """Return the mean, and its 95 % bounds by the percentile bootstrap."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, math.nan, math.nan
+    found = bootstrap((values,), np.mean, n_resamples=n_resamples, method="percentile", rng=seed)
+    return mean, float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def write(
+    folder: Path,
+    description: Mapping[str, Any],
+    rows: Sequence[Row],
+    summaries: Sequence[Summary],
+    views: Sequence[View],
+) -> None:
+    """Write metrics.csv, summary.csv, summary.json and report.html.
+
+    Args:
+        folder: Where to; it exists.
+        description: What was evaluated on what, plain data; `checkpoint`, `data` and `versions` among it.
+        rows: Each sample and method.
+        summaries: Their means.
+        views: The sections that can be looked at.
+    """
+    _write_rows(folder / "metrics.csv", rows)
+    _write_summaries(folder / "summary.csv", summaries)
+    content = {**description, "confidence": 0.95, "summary": _nested(summaries)}
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "report.html").write_text(render(description, rows, summaries, views), encoding="utf-8")
+
+
+def print_table(summaries: Sequence[Summary]) -> None:
+    """Print the means of all data sets with their intervals, one column a method."""
+    methods = _methods(summaries)
+    of_all = {(s.metric, s.method): s for s in summaries if s.dataset == ALL}
+    table = Table(title="mean over sections [95 % confidence]", title_justify="left")
+    table.add_column("", no_wrap=True)
+    for method in methods:
+        table.add_column(method, justify="right", no_wrap=True)
+    for metric in _measured(METRICS, summaries):
+        table.add_row(METRICS[metric], *(_cell(of_all.get((metric, method))) for method in methods))
+    # A table that is wider than the terminal, or than what is taken for its width, must not be cut.
+    console = Console()
+    needed = Measurement.get(console, console.options.update(width=1000), table).maximum
+    Console(width=max(console.width, needed)).print(table)
+
+
+def _write_rows(path: Path, rows: Sequence[Row]) -> None:
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row.measures))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*Row._fields[:-1], *metrics])
+        for row in rows:
+            writer.writerow([*row[:-1], *(_plain(row.measures.get(metric, math.nan)) for metric in metrics)])
+
+
+def _write_summaries(path: Path, summaries: Sequence[Summary]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(Summary._fields)
+        for summary in summaries:
+            numbers = (_plain(value) for value in (summary.mean, summary.low, summary.high))
+            writer.writerow([*summary[:3], *numbers, summary.n_sections])
+
+
+def _nested(summaries: Iterable[Summary]) -> dict[str, Any]:
+    """Return the summaries by data set, method and measure; None for a bound that there is not."""
+    tree: dict[str, Any] = {}
+    for dataset, method, metric, *bounds, n_sections in summaries:
+        numbers = [None if math.isnan(value) else value for value in bounds]
+        leaf = dict(zip(("mean", "low", "high"), numbers, strict=True))
+        tree.setdefault(dataset, {}).setdefault(method, {})[metric] = {**leaf, "n_sections": n_sections}
+    return tree
+
+
+def _plain(value: float) -> str:
+    """Return a number for a table file: empty for one that is not defined."""
+    return "" if math.isnan(value) else f"{value:.6g}"
+
+
+def _cell(summary: Summary | None) -> str:
+    if summary is None:
+        return "–"
+    if math.isnan(summary.low):
+        return _short(summary.mean)
+    return f"{_short(summary.mean)} [{_short(summary.low)}, {_short(summary.high)}]"
+
+
+def _short(value: float) -> str:
+    """Return a number with three digits that count, or all before the point."""
+    if value == 0 or 100 <= abs(value) < 1e6:
+        return f"{value:.0f}"
+    return f"{value:#.3g}" if 1e-4 <= abs(value) < 100 else f"{value:.1e}"
+
+
+def _methods(summaries: Iterable[Summary]) -> list[str]:
+    return list(dict.fromkeys(s.method for s in summaries))
+
+
+def _measured(metrics: Iterable[str], summaries: Iterable[Summary]) -> list[str]:
+    found = {s.metric for s in summaries}
+    return [metric for metric in metrics if metric in found]
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+class PageTable(NamedTuple):
+    """A table of the page: rows of a title and cells in groups, one column a method."""
+
+    caption: str
+    columns: list[str]
+    groups: list[list[tuple[str, list[str]]]]
+
+
+def render(
+    description: Mapping[str, Any], rows: Sequence[Row], summaries: Sequence[Summary], views: Sequence[View]
+) -> str:
+    """Return the page: tables, charts, and a viewer for each section; it loads nothing and works from disk."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(files("atlalign").joinpath("report.html").read_text(encoding="utf-8"))
+    return template.render(
+        description=description,
+        results=_results_table(summaries),
+        details=[
+            table for table in (_depth_table(summaries), *_dataset_tables(summaries)) if table.groups[0]
+        ],
+        charts=list(_charts(rows, summaries)),
+        views=[_drawn(view) for view in views],
+    )
+
+
+def outline_path(labels: NDArray[Any]) -> str:
+    """Return the lines between pixels of different labels (H, W) as an SVG path; the first pixel ends at (1, 1)."""
+    between_rows = _runs(labels[1:] != labels[:-1])
+    between_columns = _runs((labels[:, 1:] != labels[:, :-1]).T)
+    lines = [f"M{start} {line + 1}h{length}" for line, start, length in between_rows]
+    return "".join(lines + [f"M{line + 1} {start}v{length}" for line, start, length in between_columns])
+
+
+def _runs(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:
+    """Yield row, first column and length of each run of true pixels in a row."""
+    steps = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))))
+    rows, starts = np.nonzero(steps == 1)
+    _, ends = np.nonzero(steps == -1)
+    yield from zip(rows.tolist(), starts.tolist(), (ends - starts).tolist(), strict=True)
+
+
+def _drawn(view: View) -> dict[str, Any]:
+    """Return what the template shows of a view."""
+    height, width = next(iter(view.images.values())).shape
+    return {
+        "title": view.title,
+        "caption": view.caption,
+        "width": width,
+        "height": height,
+        "images": {name: plots.image_uri(image) for name, image in view.images.items()},
+        "outlines": None if view.labels is None else outline_path(view.labels.numpy()),
+    }
+
+
+def _results_table(summaries: Sequence[Summary]) -> PageTable:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for metric in _measured(METRICS, summaries):
+        groups[metric.partition("/")[0]].append(metric)
+    methods = _methods(summaries)
+    cells = _cells(summaries, ALL)
+    rows = [
+        [(METRICS[metric], [cells(metric, method) for method in methods]) for metric in group]
+        for group in groups.values()
+    ]
+    return PageTable("Means over sections, with 95 % confidence intervals", methods, rows)
+
+
+def _depth_table(summaries: Sequence[Summary]) -> PageTable:
+    metrics = dict.fromkeys(s.metric for s in summaries if _DEPTH in s.metric)
+    methods, cells = _methods(summaries), _cells(summaries, ALL)
+    rows = [
+        (f"{METRICS[name]}, depth {depth}", [cells(f"{name}{_DEPTH}{depth}", method) for method in methods])
+        for name in METRICS
+        for depth in (
+            metric.removeprefix(name + _DEPTH) for metric in metrics if metric.startswith(name + _DEPTH)
+        )
+    ]
+    return PageTable("Regions by depth in the ontology", methods, [rows])
+
+
+def _dataset_tables(summaries: Sequence[Summary]) -> Iterator[PageTable]:
+    datasets = [name for name in dict.fromkeys(s.dataset for s in summaries) if name != ALL]
+    methods = _methods(summaries)
+    for metric in _measured(_HEADLINES, summaries) if len(datasets) > 1 else []:
+        rows = [
+            (f"data set {name}", [_cells(summaries, name)(metric, method) for method in methods])
+            for name in datasets
+        ]
+        yield PageTable(f"By data set: {METRICS[metric]}", methods, [rows])
+
+
+def _cells(summaries: Sequence[Summary], dataset: str) -> Callable[[str, str], str]:
+    """Return a function from measure and method to what stands in the table; says where sections are missing."""
+    found = {(s.metric, s.method): s for s in summaries if s.dataset == dataset}
+    most = max(s.n_sections for s in found.values())
+
+    def cell(metric: str, method: str) -> str:
+        summary = found.get((metric, method))
+        few = f" (of {summary.n_sections})" if summary is not None and summary.n_sections < most else ""
+        return _cell(summary) + few
+
+    return cell
+
+
+def _charts(rows: Sequence[Row], summaries: Sequence[Summary]) -> Iterator[tuple[str, Markup]]:
+    methods, metric = _methods(summaries), "displacement/distance_um"
+    label = METRICS[metric]
+    points = {
+        name: [(r.position_um / 1000, r.measures[metric]) for r in rows if r.method == name]
+        for name in methods
+    }
+    distances = {name: [distance for _, distance in of_method] for name, of_method in points.items()}
+    yield "Each sample", _svg(plots.distribution_figure(distances, label=label))
+    yield "From front to back", _svg(plots.position_figure(points, label=label))
+    dice = {(s.method, s.metric): s.mean for s in summaries if s.dataset == ALL}
+    of_depth = "regions/dice" + _DEPTH
+    depths = [int(m.removeprefix(of_depth)) for n, m in dice if n == methods[0] and m.startswith(of_depth)]
+    if depths:
+        curves = {name: [dice[name, f"{of_depth}{depth}"] for depth in depths] for name in methods}
+        figure = plots.level_figure(depths, curves, xlabel="depth in the ontology", label="Dice of regions")
+        yield "By depth", _svg(figure)
+
+
+def _svg(figure: Figure) -> Markup:
+    # Drawn here from numbers and names of methods, which matplotlib escapes.
+    return Markup(plots.figure_svg(figure))

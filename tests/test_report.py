@@ -1,0 +1,244 @@
+"""What an evaluation leaves is right by hand, complete, and works in a browser without a network."""
+
+import csv
+import json
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from atlalign.report import METRICS, Row, View, outline_path, print_table, summarize, write
+
+DISTANCE = "displacement/distance_um"
+DESCRIPTION = {
+    "checkpoint": "runs/<x>/best.ckpt",
+    "data": "my.h5",
+    "split": "val",
+    "n_samples": 4,
+    "n_sections": 3,
+    "atlas": "phantom",
+    "image_shape": [40, 60],
+    "pixel_um": [25.0, 25.0],
+    "versions": {"atlalign": "0.1"},
+}
+
+
+def row(
+    sample: int, image_id: int, value: float, dataset_id: int = 1, method: str = "network", **others
+) -> Row:
+    measures = {DISTANCE: value, "regions/dice": 0.5, "regions/dice/depth_1": 0.75, **others}
+    return Row(sample, image_id, dataset_id, 1000 * sample, method, measures)
+
+
+ROWS = [
+    row(0, 10, 1.0),
+    row(1, 10, 3.0),  # a copy of the same section
+    row(2, 11, 6.0, dataset_id=2),
+    row(3, 12, 10.0, dataset_id=2, **{"landmarks/tre_um": 80.0}),
+]
+
+
+def summary_of(rows, metric: str = DISTANCE, dataset: str = "all", **options):
+    (found,) = [s for s in summarize(rows, **options) if (s.metric, s.dataset) == (metric, dataset)]
+    return found
+
+
+def test_copies_of_a_section_count_once():
+    assert summary_of(ROWS).mean == pytest.approx((2 + 6 + 10) / 3)
+    assert summary_of(ROWS).n_sections == 3
+    assert summary_of(ROWS, dataset="1").mean == 2
+    assert summary_of(ROWS, dataset="2").mean == 8
+
+
+def test_copies_do_not_narrow_the_interval():
+    sections = [row(i, i, float(value)) for i, value in enumerate([1, 5, 9, 4, 7, 2])]
+    copies = [r._replace(sample=100 + 10 * r.sample + i) for r in sections for i in range(8)]
+    alone, copied = summary_of(sections), summary_of(copies)
+    assert (alone.low, alone.high) == (copied.low, copied.high)
+    assert 1 < alone.low < alone.mean < alone.high < 9
+
+
+def test_the_interval_covers_the_true_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(100):
+        found = summary_of([row(i, i, v) for i, v in enumerate(rng.normal(3, 1, 40))], n_resamples=500)
+        covered += found.low <= 3 <= found.high
+    assert 88 <= covered <= 99  # 95 expected; the bootstrap of 40 is a little short
+
+
+def test_one_section_has_no_interval():
+    found = summary_of(ROWS[:2])
+    assert found.mean == 2
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+def test_what_is_not_defined_is_left_out_and_counted():
+    rows = [row(0, 1, 4.0), row(1, 2, math.nan), row(2, 3, 8.0)]
+    assert summary_of(rows) == summary_of([rows[0], rows[2]])
+    assert summary_of(rows).n_sections == 2
+    assert not [s for s in summarize([row(0, 1, math.nan)]) if s.metric == DISTANCE]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    rows = [*ROWS, row(4, 13, 7.0, method="<i>identity", **{"regions/hd95_um": math.nan})]
+    write(folder, DESCRIPTION, rows, summarize(rows), [flat_view()])
+    return folder
+
+
+def flat_view() -> View:
+    """A black reference, a white registered image, and an outline down the middle of both."""
+    labels = torch.ones(40, 60, dtype=torch.int64)
+    labels[:, 30:] = 2
+    images = {
+        "reference": torch.zeros(40, 60),
+        "moving": torch.ones(40, 60) / 2,
+        "registered": torch.ones(40, 60),
+    }
+    return View("sample 0", "0 → 0 px", images, labels)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_tables_hold_every_number(written):
+    rows = table(written / "metrics.csv")
+    assert [float(r[DISTANCE]) for r in rows] == [1, 3, 6, 10, 7]
+    assert rows[4]["regions/hd95_um"] == ""
+    assert [r["landmarks/tre_um"] for r in rows] == ["", "", "", "80", ""]
+    assert rows[2]["dataset_id"] == "2"
+    key = {"dataset": "all", "method": "network", "metric": DISTANCE}
+    (summary,) = [r for r in table(written / "summary.csv") if r.items() >= key.items()]
+    content = json.loads((written / "summary.json").read_text())
+    assert content["versions"] == {"atlalign": "0.1"}
+    leaf = content["summary"]["all"]["network"][DISTANCE]
+    assert (leaf["mean"], leaf["n_sections"]) == (6, 3)
+    assert float(summary["mean"]) == leaf["mean"]
+    assert float(summary["low"]) == pytest.approx(leaf["low"], rel=1e-5)
+    assert content["summary"]["1"]["network"][DISTANCE] == {
+        "mean": 2,
+        "low": None,
+        "high": None,
+        "n_sections": 1,
+    }
+    assert "NaN" not in (written / "summary.json").read_text()
+
+
+def test_the_page_shows_the_tables_and_escapes_names(written):
+    page = (written / "report.html").read_text()
+    assert "6.00 [" in page
+    assert "(of 1)" in page  # landmarks of one section only
+    assert "nan" not in re.sub(r"<svg.*?</svg>|base64,[^\"]*", "", page, flags=re.DOTALL).lower()
+    assert "runs/&lt;x&gt;/best.ckpt" in page
+    assert "<i>identity" not in page
+    assert "By data set" in page
+    assert "Dice of regions, depth 1" in page
+
+
+def test_the_page_names_nothing_to_load(written):
+    page = (written / "report.html").read_text()
+    assert "default-src 'none'" in page  # the browser would refuse it
+    assert all(uri.startswith("data:") for uri in re.findall(r'(?:src|href)="(?!#)([^"]*)"', page))
+    assert not re.search(r"url\((?!#)|@import|fetch\(|XMLHttpRequest|<iframe|<object", page)
+
+
+def test_the_printed_table_is_not_cut_by_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    print_table(summarize([*ROWS, *(r._replace(method=f"method {i}") for i in range(4) for r in ROWS)]))
+    lines = capsys.readouterr().out.splitlines()
+    assert METRICS[DISTANCE] in "".join(lines)
+    assert len({len(line) for line in lines if "│" in line}) == 1
+    assert not any("…" in line for line in lines)
+
+
+def test_outlines_run_between_labels():
+    labels = np.array([[1, 1, 2], [1, 1, 2], [3, 3, 3]])
+    assert outline_path(labels) == "M0 2h3M2 0v2"
+    assert outline_path(np.ones((3, 4))) == ""
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------------
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# The viewer fills the window's upper left corner, without what lies over its pictures.
+STAGED = """
+  .view { position: fixed; inset: 0; z-index: 9; padding: 0; border: 0; width: 600px; }
+  .view > :is(h3, p), .name, .edge { display: none !important; }
+  .stage { border-radius: 0; }
+"""
+
+
+@pytest.fixture
+def browse(written, tmp_path):
+    """Return a function that opens the page, does what a script says, and returns the viewer's pixels (400, 600, 3)."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: the page is not tested in a browser")
+
+    def browse(script: str = "", page: str | None = None) -> np.ndarray:
+        source = page or (written / "report.html").read_text()
+        helpers = "const find = (s) => document.querySelector('.view ' + s);"
+        extra = f"<style>{STAGED}</style><script>{{ {helpers} {script} }}</script></body>"
+        path, shot = tmp_path / "page.html", tmp_path / "shot.png"
+        path.write_text(source.replace("</body>", extra))
+        finished = subprocess.run(
+            [
+                CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
+                "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=700,600",
+                "--virtual-time-budget=1000", f"--screenshot={shot}", path.as_uri(),
+            ],
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert finished.returncode == 0, finished.stderr
+        assert "CONSOLE" not in finished.stderr, finished.stderr
+        return imread(shot)[:400, :600, :3]
+
+    return browse
+
+
+WIPE = "find('.wipe').value = {}; find('.wipe').dispatchEvent(new Event('input'));"
+
+
+def shares(pixels: np.ndarray) -> tuple[float, float]:
+    """Return the shares of black and of white pixels."""
+    return float((pixels.max(-1) < 0.05).mean()), float((pixels.min(-1) > 0.95).mean())
+
+
+def test_the_slider_wipes_and_outlines_can_be_taken_away(browse):
+    shown = browse()
+    assert shares(shown[:, :290]) == pytest.approx((1, 0), abs=0.02)  # left of the edge the reference
+    assert shares(shown[:, 310:]) == pytest.approx((0, 1), abs=0.02)
+    yellow = shown[:, 295:305, 0] - shown[:, 295:305, 2] > 0.3
+    assert yellow.any(axis=1).mean() > 0.95  # the outline, from top to bottom
+    wiped = browse(WIPE.format(80) + "find('.outlined').click();")
+    assert shares(wiped[:, :475]) == pytest.approx((1, 0), abs=0.02)
+    assert shares(wiped[:, 485:]) == pytest.approx((0, 1), abs=0.02)
+    assert (wiped[..., 0] - wiped[..., 2]).max() < 0.1  # no yellow is left
+
+
+def test_pictures_can_be_chosen_and_blink(browse):
+    choose = "const s = find('select.left'); s.value = 'moving'; s.dispatchEvent(new Event('change'));"
+    chosen = browse(choose + WIPE.format(100) + "find('.outlined').click();")
+    assert chosen.min() > 0.4  # the grey moving image fills the stage
+    assert chosen.max() < 0.6
+    blinked = browse("find('.blink').click(); find('.outlined').click();")
+    assert max(shares(blinked)) > 0.99  # one picture at a time
+
+
+def test_the_browser_refuses_and_reports_what_would_be_loaded(browse, written):
+    page = (
+        (written / "report.html").read_text().replace("<main>", '<main><img src="https://example.org/x.png">')
+    )
+    with pytest.raises(AssertionError, match="CONSOLE"):
+        browse(page=page)
