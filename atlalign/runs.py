@@ -111,6 +111,13 @@ def read_run(folder: Path) -> Run:
     return Run(folder, status, reason, _read_config(config) if config.exists() else {}, measured)
 
 
+def has_finished(folder: Path, config: DictConfig) -> bool:
+    """Return whether `folder` holds a run of this very configuration that came to its end."""
+    written = folder / "config.yaml"
+    same = written.exists() and written.read_text() == OmegaConf.to_yaml(config, resolve=True)
+    return same and read_run(folder).status == "finished"
+
+
 def find_runs(folders: Iterable[Path]) -> list[Run]:
     """Read every run in `folders` and below.
 

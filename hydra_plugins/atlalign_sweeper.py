@@ -106,7 +106,7 @@ class OptunaSweeper(Sweeper):
 
     def _run(self, study: "SweepStudy", fixed: Sequence[str], numbers: Sequence[int]) -> None:
         """Launch trials together and take over what became of them."""
-        jobs = {number: [*fixed, *study.overrides(number)] for number in numbers}
+        jobs = {number: _job(fixed, study, number) for number in numbers}
         legal = {
             number: job for number, job in jobs.items() if self._composes(study.folder / str(number), job)
         }
@@ -134,9 +134,8 @@ class OptunaSweeper(Sweeper):
         from atlalign.errors import describe
 
         assert self.launcher is not None
-        overrides = [[*job, *_place(folder, number)] for number, job in jobs.items()]
         try:
-            results = self.launcher.launch(overrides, initial_job_idx=min(jobs))
+            results = self.launcher.launch(list(jobs.values()), initial_job_idx=min(jobs))
         except Exception as error:
             # A job that is killed from outside ends the launcher's batch, not the sweep.
             if not any((folder / str(number) / "config.yaml").exists() for number in jobs):
@@ -145,6 +144,11 @@ class OptunaSweeper(Sweeper):
             return
         for number, result in zip(jobs, results, strict=True):
             _record_silent_failure(folder / str(number), result)
+
+
+def _job(fixed: Sequence[str], study: "SweepStudy", number: int) -> list[str]:
+    """Return the overrides of a trial's run, which goes on where it was begun before."""
+    return ["ckpt_path=auto", *fixed, *study.overrides(number), f"hydra.sweep.subdir={number}"]
 
 
 def _to_go_on(study: "SweepStudy") -> list[int]:
@@ -157,12 +161,6 @@ def _to_go_on(study: "SweepStudy") -> list[int]:
         record_failure(study.folder / str(number), RuntimeError("it was killed twice at the same point"))
         study.settle(number)
     return [number for number in begun if number not in stuck]
-
-
-def _place(folder: Path, number: int) -> list[str]:
-    """Return the overrides that put a trial into its folder, and let it go on from there."""
-    begun = (folder / str(number) / "checkpoints" / "last.ckpt").exists()
-    return [f"hydra.sweep.subdir={number}", *(["ckpt_path=last"] if begun else [])]
 
 
 def _record_silent_failure(folder: Path, result: JobReturn) -> None:

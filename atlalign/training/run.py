@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from atlalign.errors import InputError, unknown_name
-from atlalign.runs import flatten, recorded_failure
+from atlalign.runs import flatten, has_finished, read_run, recorded_failure
 
 _RECORDED_PACKAGES = (
     "atlalign", "torch", "torchvision", "pytorch-lightning", "hydra-core", "h5py", "kornia", "lpips",
@@ -37,6 +37,8 @@ def train(config: DictConfig) -> float:
         InputError: If something in the configuration or the data is wrong, or `config.require_ratio` is missed.
     """
     folder = Path(config.run_dir)
+    if config.ckpt_path == "auto" and has_finished(folder, config):
+        return _objective(read_run(folder).metrics, config.objective)
     checkpoint = _checkpoint_to_resume(config.ckpt_path, folder)
     with recorded_failure(folder, config):
         return _train(config, folder, checkpoint)

@@ -143,7 +143,7 @@ class Pruning(pl.Callback):
         if stage == "fit" and trainer.is_global_zero:
             self._trial = _open_trial(self.run_dir, self.pruner)
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report, and end the run in all processes alike; the last epoch counts in any case.
 
         Raises:

@@ -1,0 +1,300 @@
+"""Sweeps as a user types them: grids and searches, of which runs fail, are stopped and go on."""
+
+import importlib.util
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import RandomSampler
+from optuna.trial import TrialState
+
+import train
+from atlalign.errors import readable_errors
+from atlalign.runs import compare, find_runs, read_run
+from atlalign.training.study import Pruning, SweepStudy, _storage, search_space
+from tests.training.conftest import TINY, TINY_LOCAL
+
+ROOT = Path(__file__).parents[2]
+RATE = "optimizer.lr=tag(log,interval(1e-3,1e-2))"
+
+
+@pytest.fixture
+def arguments(tmp_path, demo_folder):
+    """Return the arguments of a tiny sweep with further ones; its folder is `tmp_path`/sweep."""
+
+    def arguments(*others: str) -> list[str]:
+        places = [f"data.folder={demo_folder}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+        return ["train.py", "-cp", str(ROOT / "conf"), "-m", *TINY, *TINY_LOCAL, *places, *others]
+
+    return arguments
+
+
+@pytest.fixture
+def sweep(arguments, monkeypatch, tmp_path):
+    """Run a sweep in this process and return its folder; a mistake ends it as it ends the command."""
+
+    def sweep(*others: str) -> Path:
+        monkeypatch.setattr(sys, "argv", arguments(*others))
+        with readable_errors():
+            train.main()
+        return tmp_path / "sweep"
+
+    return sweep
+
+
+@pytest.fixture
+def launcher():
+    """The class of the launcher that runs jobs one after the other."""
+    return Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+
+
+def search(n_trials: int, *others: str) -> list[str]:
+    return ["hydra/sweeper=optuna", f"hydra.sweeper.n_trials={n_trials}", *others]
+
+
+def trials(folder: Path):
+    return _storage(folder).get_all_trials(0)
+
+
+def states(folder: Path) -> list[str]:
+    return [trial.state.name for trial in trials(folder)]
+
+
+def test_a_grid_goes_on_past_a_run_that_fails(sweep, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        sweep("data.batch_size=-1,2", "seed=1,2")
+    assert "data.batch_size: expected at least 1, got -1" in capsys.readouterr().err
+    table = compare(find_runs([tmp_path / "sweep"]))
+    assert [run.status for run in table.runs] == ["finished", "finished", "failed", "failed"]
+    assert table.keys == ["data.batch_size", "seed"]
+    assert sorted(table.names[:2]) == ["2", "3"]
+    assert table.runs[3].reason == "data.batch_size: expected at least 1, got -1"
+
+
+def test_a_search_goes_on_past_trials_that_fail(sweep):
+    folder = sweep(*search(4, "data.batch_size=2,-1", "loss=vdclip2,nothing_such", "seed=range(1,5)"))
+    runs = [read_run(folder / str(number)) for number in range(4)]
+    assert states(folder) == [{"finished": "COMPLETE", "failed": "FAIL"}[run.status] for run in runs]
+    reasons = " ".join(run.reason for run in runs)
+    assert "expected at least 1, got -1" in reasons
+    assert "Could not find 'loss/nothing_such'" in reasons
+    for trial, run in zip(trials(folder), runs, strict=True):
+        if run.status == "finished":
+            assert trial.value == run.metrics["val/vector_distance"]
+            assert str(run.config["seed"]) == str(trial.params["seed"])
+
+
+def test_a_resumed_study_is_the_study_left_alone(sweep, tmp_path):
+    options = (RATE, "loss=vdclip2,vdclip3", "hydra.sweeper.sampler.n_startup_trials=1")
+    whole = [(t.params, t.value) for t in trials(sweep(*search(4, *options)))]
+    shutil.rmtree(tmp_path / "sweep")
+    folder = sweep(*search(2, *options))
+    written = {p: p.stat().st_mtime_ns for p in folder.glob("*/metrics.json")}
+    sweep(*search(4, *options))
+    assert [(t.params, t.value) for t in trials(folder)] == whole
+    assert len({str(params) for params, _ in whole}) == 4
+    assert len(written) == 2
+    assert all(path.stat().st_mtime_ns == at for path, at in written.items())
+
+
+def test_a_killed_search_goes_on_with_its_open_trial(arguments, sweep, tmp_path, monkeypatch):
+    folder, n_epochs = tmp_path / "sweep", 30
+    options = search(
+        2, RATE, f"trainer.max_epochs={n_epochs}", "logger=none", "trainer.limit_train_batches=1"
+    )
+    with subprocess.Popen(
+        [sys.executable, *arguments(*options)], cwd=ROOT, stdout=subprocess.DEVNULL
+    ) as process:
+        wait_for((folder / "0" / "checkpoints" / "last.ckpt").exists)
+        wait_for(lambda: len(trials(folder)[0].intermediate_values) > 2)
+        process.send_signal(signal.SIGKILL)
+    assert states(folder) == ["RUNNING"]
+    assert read_run(folder / "0").status == "unfinished"
+    reported = trials(folder)[0].intermediate_values
+    assert 0 < len(reported) < n_epochs
+
+    seen: list[int] = []
+    monkeypatch.setattr(Pruning, "_falls_behind", following(Pruning._falls_behind, seen))
+    sweep(*options)
+    assert states(folder) == ["COMPLETE"]
+    assert seen[0] > 0  # from the checkpoint, not from the start
+    finished = trials(folder)[0].intermediate_values
+    assert list(finished) == list(range(n_epochs))
+    assert reported.items() <= finished.items()
+
+
+def following(method, seen: list[int]):
+    """Return the method, noting the epochs that it is called for."""
+
+    def noted(self, epoch: int, value: float) -> bool:
+        seen.append(epoch)
+        return method(self, epoch, value)
+
+    return noted
+
+
+def wait_for(condition, timeout_s: float = 120) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_trial_that_ends_without_a_word_twice_at_one_point_is_stuck(tmp_path):
+    study = SweepStudy(tmp_path, {"seed": IntDistribution(1, 9)}, [], sampler=RandomSampler)
+    number = study.ask()
+    assert not study.is_stuck(number)
+    assert study.is_stuck(number)
+    checkpoint = tmp_path / str(number) / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    assert not SweepStudy(tmp_path, study.space, [], sampler=RandomSampler).is_stuck(number)
+    assert study.is_stuck(number)
+
+
+def test_trials_that_fall_behind_are_pruned(sweep):
+    options = ("optimizer.lr=1e-3,0.1", "seed=range(1,9)", "trainer.max_epochs=3")
+    early = ("callbacks.pruning.pruner.n_startup_trials=1", "callbacks.pruning.pruner.n_warmup_steps=1")
+    folder = sweep(*search(6, *options, *early))
+    complete = [t for t in trials(folder) if t.state == TrialState.COMPLETE]
+    pruned = [t for t in trials(folder) if t.state == TrialState.PRUNED]
+    assert len(complete) + len(pruned) == 6
+    assert pruned
+    for trial in pruned:
+        assert max(trial.intermediate_values) == 1  # not in the warm-up, not in the last epoch
+        run = read_run(folder / str(trial.number))
+        assert run.status == "pruned"
+        assert run.reason.startswith("after epoch 1 with val/vector_distance")
+    best = min(complete, key=lambda trial: trial.value)
+    assert best.params["optimizer.lr"] == "0.001"
+
+
+HARSH = (
+    "callbacks.pruning.pruner._target_=optuna.pruners.ThresholdPruner", "+callbacks.pruning.pruner.upper=0",
+    "~callbacks.pruning.pruner.n_startup_trials", "callbacks.pruning.pruner.n_warmup_steps=0",
+)  # fmt: skip
+
+
+def test_the_last_epoch_is_never_pruned(sweep):
+    assert states(sweep(*search(1, RATE, *HARSH))) == ["COMPLETE"]
+
+
+def test_a_search_in_which_no_trial_ends_says_so(sweep, capsys):
+    with pytest.raises(SystemExit):
+        sweep(*search(1, RATE, *HARSH, "trainer.max_epochs=2"))
+    assert "no trial came to its end" in capsys.readouterr().err
+
+
+def test_pruning_can_be_switched_off(sweep):
+    folder = sweep(*search(1, RATE, "callbacks.pruning=null"))
+    assert not trials(folder)[0].intermediate_values
+
+
+def test_a_job_that_dies_does_not_end_the_search(sweep, monkeypatch, launcher):
+    launch = launcher.launch
+
+    def dying(self, job_overrides, initial_job_idx):
+        if initial_job_idx == 0:
+            (Path(self.config.hydra.sweep.dir) / "0").mkdir()
+            (Path(self.config.hydra.sweep.dir) / "0" / "config.yaml").write_text("run_dir: ''")
+            raise RuntimeError("job 0 was killed")
+        return launch(self, job_overrides, initial_job_idx)
+
+    monkeypatch.setattr(launcher, "launch", dying)
+    folder = sweep(*search(2, RATE))
+    assert states(folder) == ["RUNNING", "COMPLETE"]
+    monkeypatch.setattr(launcher, "launch", launch)
+    sweep(*search(2, RATE))
+    assert states(folder) == ["COMPLETE", "COMPLETE"]
+
+
+def test_a_launcher_that_begins_nothing_ends_the_search(sweep, monkeypatch, launcher):
+    def broken(self, job_overrides, initial_job_idx):
+        raise FileNotFoundError("sbatch")
+
+    monkeypatch.setattr(launcher, "launch", broken)
+    with pytest.raises(FileNotFoundError, match="sbatch"):
+        sweep(*search(2, RATE))
+
+
+def test_a_folder_is_of_one_search_and_one_process(sweep, tmp_path, capsys):
+    sweep(*search(1, RATE))
+    with pytest.raises(SystemExit):
+        sweep(*search(2, RATE, "loss=vdclip3"))
+    assert "holds a study of other trials" in capsys.readouterr().err
+    with FileLock(tmp_path / "sweep" / "study.lock"), pytest.raises(SystemExit):
+        sweep(*search(2, RATE))
+    assert "another process runs the sweep" in capsys.readouterr().err
+    assert states(tmp_path / "sweep") == ["COMPLETE"]
+
+
+def test_a_search_without_optuna_says_what_to_install(sweep, monkeypatch, capsys):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: None if n == "optuna" else find_spec(n, *a)
+    )
+    with pytest.raises(SystemExit):
+        sweep(*search(1, RATE))
+    assert "pip install 'atlalign[sweep]'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_a_launcher_that_is_not_installed(sweep, capsys):
+    with pytest.raises(SystemExit):
+        sweep("hydra/launcher=ray", "seed=1,2")
+    assert "hydra/launcher=ray is not installed: pip install 'hydra-ray-launcher'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("a=tag(log,interval(1e-4,1))", FloatDistribution(1e-4, 1, log=True)),
+        ("a=interval(0,2)", FloatDistribution(0, 2)),
+        ("a=int(interval(1,5))", IntDistribution(1, 5)),
+        ("a=range(1,6,2)", IntDistribution(1, 5, step=2)),
+        ("a=range(1,6)", IntDistribution(1, 5)),
+        ("a=range(0,1,0.25)", FloatDistribution(0, 0.75, step=0.25)),
+        ("a=range(3,0,-1)", IntDistribution(1, 3)),
+        ("a=x,y", CategoricalDistribution(["x", "y"])),
+        ("a=[4,8],null,'b&c'", CategoricalDistribution(["[4,8]", "null", "'b&c'"])),
+    ],
+)
+def test_what_is_varied_in_hydras_words(override, expected):
+    parse = OverridesParser.create().parse_overrides
+    assert search_space(parse([override, "b=3"])) == {"a": expected}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["joblib", "submitit_local"])
+def test_launchers_run_trials_side_by_side(arguments, tmp_path, name):
+    options = search(2, RATE, "hydra.sweeper.n_jobs=2", f"hydra/launcher={name}")
+    subprocess.run([sys.executable, *arguments(*options)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    folder = tmp_path / "sweep"
+    assert states(folder) == ["COMPLETE", "COMPLETE"]
+    first, second = trials(folder)
+    assert max(first.datetime_start, second.datetime_start) < min(
+        first.datetime_complete, second.datetime_complete
+    )
+    assert len({str(t.params) for t in trials(folder)}) == 2
+    assert all(len(t.intermediate_values) == 1 for t in trials(folder))
+
+
+def test_a_grid_that_was_stopped_goes_on_with_what_is_missing(sweep, tmp_path):
+    folder = sweep("seed=1,2", "ckpt_path=auto")
+    (folder / "1" / "metrics.json").unlink()
+    ends = {n: (folder / n / "checkpoints" / "best.ckpt").stat().st_mtime_ns for n in "01"}
+    sweep("seed=1,2", "ckpt_path=auto")
+    assert [run.status for run in find_runs([folder])] == ["finished", "finished"]
+    assert (folder / "0" / "checkpoints" / "best.ckpt").stat().st_mtime_ns == ends["0"]
+    metrics = (folder / "0" / "metrics.json").stat().st_mtime_ns
+    sweep("seed=1,2", "ckpt_path=auto", "trainer.max_epochs=2")
+    assert [run.metrics["epochs"] for run in find_runs([folder])] == [2, 2]
+    assert (folder / "0" / "metrics.json").stat().st_mtime_ns > metrics
