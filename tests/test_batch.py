@@ -4,18 +4,21 @@ import csv
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK
+import tifffile
 import torch
 
 from atlalign import batch as module
 from atlalign.batch import find_jobs
 from atlalign.cli import main
 from atlalign.data.atlas import phantom_atlas
-from atlalign.data.images import read_image, read_labels
+from atlalign.data.images import read_image, read_labels, write_tiff
 from atlalign.errors import InputError
 from atlalign.models import save_model
 from atlalign.networks import LocalUNet
@@ -281,3 +284,72 @@ def test_jobs_are_found(sections, tmp_path):
     with pytest.raises(InputError, match="found none in"):
         find_jobs([tmp_path / "empty"], listed=False)
     assert find_jobs([Path("x.ome.tif")], position_um=1)[0].name == "x"
+
+
+@pytest.mark.slow
+def test_an_image_of_300_megapixels_fits_into_4_gb(model, tmp_path):
+    """In a process of its own, whose peak of memory can be told from that of the tests."""
+    section = (phantom_atlas(image_shape=(150, 200), spacing_um=1200).section(6000)[0] * 255).byte().numpy()
+    bands = (
+        np.kron(rows, np.ones((100, 100), np.uint8))[..., None].repeat(3, axis=2) for rows in section[:, None]
+    )
+    huge = {"shape": (15000, 20000, 3), "dtype": np.dtype(np.uint8), "pixel_um": (0.55, 0.55)}
+    write_tiff(tmp_path / "huge.tif", bands, **huge)
+    options = (
+        f"--model {model} --atlas phantom --position 6000 --image-shape 160 224 --out {tmp_path / 'out'}"
+    )
+    command = ["register", str(tmp_path / "huge.tif"), *options.split()]
+    code = f"""
+import resource
+from atlalign.cli import main
+assert main({command!r}) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(result.stdout.split()[-1]) < 4e9
+    out = tmp_path / "out" / "huge"
+    with tifffile.TiffFile(out / "registered.tif") as file:
+        assert file.pages.first.shape == (*SectionTransform.load(out).reference.shape, 3)
+    with tifffile.TiffFile(out / "labels.tif") as file:
+        assert file.pages.first.shape == (15000, 20000)
+
+
+def test_real_sections_open_in_simpleitk_with_equal_results(run, test_data, tmp_path):
+    """From the original image and the files alone: the registered image, and the labels in section space."""
+    content = json.loads((test_data / "sections" / "sections.json").read_text())
+    content["slices"] = [
+        entry | {"filename": str(test_data / "sections" / entry["filename"])}
+        for entry in content["slices"][4:6]
+    ]
+    (tmp_path / "two.json").write_text(json.dumps(content))
+    atlas = (
+        "--atlas",
+        test_data / "allen_ccf_25um.h5",
+        "--ontology",
+        test_data / "structure_tree_safe_2017.csv",
+    )
+    status, _ = run(tmp_path / "two.json", *atlas)
+    assert status == 0
+    for entry in content["slices"]:
+        out = tmp_path / "out" / Path(entry["filename"]).stem
+        section = SimpleITK.ReadImage(entry["filename"])
+        labels = SimpleITK.ReadImage(str(out / "labels.tif"))
+        section.SetSpacing(labels.GetSpacing())
+        for moving, name, transform, interpolator in (
+            (section, "registered.tif", "forward.nii.gz", SimpleITK.sitkLinear),
+            (SimpleITK.ReadImage(str(out / "reference_labels.tif")), "labels.tif", "inverse.nii.gz",
+             SimpleITK.sitkNearestNeighbor),
+        ):  # fmt: skip
+            ours = SimpleITK.ReadImage(str(out / name))
+            read = SimpleITK.ReadImage(str(out / transform), SimpleITK.sitkVectorFloat64)
+            field = SimpleITK.DisplacementFieldTransform(read)
+            theirs = SimpleITK.GetArrayFromImage(SimpleITK.Resample(moving, ours, field, interpolator))
+            theirs = theirs[..., :3] if theirs.ndim == 3 else theirs  # the files have an opacity
+            ours = SimpleITK.GetArrayFromImage(ours)
+            covered = theirs != 0  # beyond the section ours is as bright as the slide
+            assert covered.mean() > 0.2
+            difference = np.abs(ours.astype(np.int64) - theirs)[covered]
+            assert (difference > 1).mean() < 2e-3
+    with (out / "regions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {"CP", "PIR", "BST"} <= {row["acronym"] for row in rows}
