@@ -1,0 +1,385 @@
+"""Evaluations at tiny sizes: what is known by hand comes out, and what is wrong gives one sentence and no file."""
+
+import contextlib
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from atlalign.data.atlas import phantom_atlas
+from atlalign.data.datamodule import RegistrationDataModule
+from atlalign.data.dataset import RegistrationBatch
+from atlalign.errors import InputError, readable_errors
+from atlalign.evaluation import Regions, evaluate
+from atlalign.geometry import affine_to_dvf, smooth_field, warp
+from atlalign.methods import baseline, fit_affine
+from atlalign.models import ModelOrigin, save_model
+from atlalign.networks import GlobalAffineNet, Registration
+from atlalign.training.run import train
+from tests.conftest import SHAPE, write_h5
+
+ROOT = Path(__file__).parents[1]
+SHIFT = (3.0, -2.0)
+ALLOW = f"allow=[{__name__}.Shift]"
+
+
+class Shift(torch.nn.Module):
+    """Predicts one displacement everywhere, whatever it sees."""
+
+    def __init__(self, x: float, y: float) -> None:
+        super().__init__()
+        self.hyperparameters = {"x": x, "y": y}
+
+    def forward(self, reference, moving):
+        x, y = self.hyperparameters.values()
+        dvf = torch.tensor([x, y]).view(1, 2, 1, 1).expand(len(moving), 2, *moving.shape[-2:]).contiguous()
+        return Registration(registered=warp(moving, dvf), dvf=dvf, inv_dvf=-dvf)
+
+
+def write_inputs(folder: Path) -> None:
+    """Write my.h5, whose true fields are all `SHIFT`, landmarks.csv and two models."""
+    deltas = np.broadcast_to(np.float16(SHIFT), (6, *SHAPE, 2))
+    positions, datasets = np.array([3000, 3500, 6000, 6500, 9000, 9500]), np.array([1, 1, 2, 2, 2, 2])
+    write_h5(folder / "my.h5", deltas_xy=deltas, inv_deltas_xy=-deltas, p=positions, dataset_id=datasets)
+    (folder / "landmarks.csv").write_text(
+        "sample,reference_x,reference_y,moving_x,moving_y\n0,10,10,13,8\n0,20,12,23,10\n1,15,15,18,14\n"
+    )
+    save_model(GlobalAffineNet((2,), (), SHAPE), folder / "identity.pt")
+    save_model(Shift(*SHIFT), folder / "perfect.pt")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_inputs(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def perfect(tmp_path_factory) -> dict[str, list[dict[str, str]]]:
+    """The rows of a network that knows the truth, and of its baselines, with landmarks."""
+    with contextlib.chdir(tmp_path_factory.mktemp("perfect")):
+        write_inputs(Path())
+        return evaluated("checkpoint=perfect.pt", ALLOW, "split=all", "landmarks=landmarks.csv")
+
+
+def configured(*overrides: str):
+    tiny = [
+        "data.path=my.h5",
+        "data.image_shape=[32,48]",
+        "atlas.spacing_um=1100",
+        "out=out",
+        "n_resamples=50",
+    ]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("evaluate", [*tiny, *overrides])
+
+
+def evaluated(*overrides: str) -> dict[str, list[dict[str, str]]]:
+    """Evaluate, and return the rows of metrics.csv by method."""
+    with (evaluate(configured(*overrides)) / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        name: [r for r in rows if r["method"] == name] for name in dict.fromkeys(r["method"] for r in rows)
+    }
+
+
+def column(rows: list[dict[str, str]], name: str) -> list[float]:
+    return [float(row[name]) for row in rows if row[name]]
+
+
+def shift_lengths() -> tuple[float, float]:
+    """Return the length of `SHIFT` in px and in µm, on the 8 × 11.4 mm of the phantom's planes."""
+    x_um, y_um = 11400 / (SHAPE[1] - 1), 8000 / (SHAPE[0] - 1)
+    return math.hypot(*SHIFT), math.hypot(SHIFT[0] * x_um, SHIFT[1] * y_um)
+
+
+def test_a_perfect_prediction_has_no_error(perfect):
+    rows = perfect["network"]
+    assert len(rows) == 6
+    perfect = {
+        "displacement/distance_px": 0, "displacement/distance_um": 0, "displacement/angular_error_deg": 0,
+        "displacement/r2": 1, "regions/dice": 1, "regions/iou": 1, "regions/dice/depth_1": 1, "regions/hd95_um": 0,
+        "regions/lost": 0, "truth/mse": 0, "truth/ssim": 1, "truth/psnr": 100, "regularity/folding": 0,
+        "regularity/log_jacobian_std": 0, "inverse/consistency_px": 0,
+    }  # fmt: skip
+    for name, value in perfect.items():
+        assert column(rows, name) == pytest.approx([value] * 6, abs=1e-6), name
+    assert column(rows[:2], "landmarks/tre_px") == [0, 1]  # the third landmark is 1 px beside the true field
+    assert column(rows[2:], "landmarks/tre_px") == []
+    assert column(rows, "reference/mse") != column(rows, "truth/mse")
+    assert all(0 < seconds < 10 for seconds in column(rows, "time/seconds"))
+
+
+def test_a_known_shift_gives_known_distances(perfect):
+    px, um = shift_lengths()
+    rows = perfect["identity"]
+    assert column(rows, "displacement/distance_px") == pytest.approx([px] * 6, rel=1e-5)
+    assert column(rows, "displacement/distance_um") == pytest.approx([um] * 6, rel=1e-5)
+    assert column(rows[:1], "landmarks/tre_px") == pytest.approx([px], rel=1e-5)
+    assert column(rows[:1], "landmarks/tre_um") == pytest.approx([um], rel=1e-5)
+    assert column(rows[:1], "landmarks/rtre") == pytest.approx([px / math.hypot(*SHAPE)], rel=1e-5)
+    assert all(0 < dice < 1 for dice in column(rows, "regions/dice"))
+    assert column(rows, "time/seconds") == []
+    assert column(perfect["affine"], "displacement/distance_px") == pytest.approx([0] * 6, abs=1e-3)
+
+
+def test_data_of_another_size_are_measured_at_the_working_size(folder):
+    save_model(Shift(0.0, 0.0), "any_size.pt")
+    twice = ["data.image_shape=[63,95]", "landmarks=landmarks.csv"]  # aligned corners: 62 / 31 = 94 / 47 = 2
+    (row, *_) = evaluated("checkpoint=any_size.pt", ALLOW, "split=all", *twice)["network"]
+    px, um = shift_lengths()
+    assert float(row["displacement/distance_px"]) == pytest.approx(2 * px, rel=1e-5)
+    assert float(row["landmarks/tre_px"]) == pytest.approx(2 * px, rel=1e-5)
+    assert float(row["landmarks/rtre"]) == pytest.approx(2 * px / math.hypot(63, 95), rel=1e-5)
+    assert float(row["landmarks/tre_um"]) == pytest.approx(um, rel=1e-5)
+
+
+def test_an_identity_network_is_the_identity_baseline(folder):
+    methods = evaluated("checkpoint=identity.pt", "split=all")
+    for network, identity in zip(methods["network"], methods["identity"], strict=True):
+        for name in network.keys() - {"method", "time/seconds"}:
+            assert network[name] == identity[name], name
+
+
+def test_everything_is_written_and_printed(folder, capsys):
+    evaluate(configured("checkpoint=identity.pt", "split=all", "n_viewers=3", "perceptual_weights=random"))
+    assert {p.name for p in folder.glob("out/*")} == {
+        "metrics.csv",
+        "summary.csv",
+        "summary.json",
+        "report.html",
+    }
+    content = json.loads((folder / "out" / "summary.json").read_text())
+    assert content["checkpoint"] == "identity.pt"
+    assert content["data"] == "my.h5"
+    assert (content["n_samples"], content["n_sections"]) == (6, 3)
+    assert content["versions"]["torch"]
+    assert content["config"]["baselines"] == ["identity", "affine"]
+    assert content["summary"].keys() == {"all", "1", "2"}
+    assert content["summary"]["2"]["affine"]["displacement/distance_px"]["n_sections"] == 2
+    assert content["summary"]["all"]["network"]["truth/perceptual"]["mean"] > 0
+    page = (folder / "out" / "report.html").read_text()
+    assert page.count('<article class="view">') == 3
+    assert page.count("data:image/webp") == 3 * 4
+    shown = capsys.readouterr().out
+    for expected in ("vector distance (µm)", "identity", "affine", "out"):
+        assert expected in shown
+
+
+def test_only_the_samples_of_the_split_are_measured(folder):
+    split = ["data.split_seed=4", "data.val_fraction=0.3"]
+    val = evaluated("checkpoint=identity.pt", *split)["network"]
+    train_ = evaluated("checkpoint=identity.pt", "split=train", "out=other", *split)["network"]
+    atlas = phantom_atlas(image_shape=SHAPE, spacing_um=1100.0)
+    module = RegistrationDataModule(
+        "my.h5", atlas=atlas, image_shape=SHAPE, split_seed=4, val_fraction=0.3, batch_size=2
+    )
+    module.setup()
+    assert column(val, "sample") == module.val_split.tolist()
+    assert column(train_, "sample") == module.train_split.tolist()
+
+
+def test_a_run_on_demo_data_is_evaluated_on_its_own_validation_sections(folder):
+    demo = ["data=demo", "data.image_shape=[32,48]", "data.n_sections=4", "data.fields_per_section=1",
+            "data.batch_size=2", "atlas.spacing_um=1100"]  # fmt: skip
+    quiet = ["trainer=cpu", "trainer.max_epochs=1", "trainer.enable_progress_bar=false", "callbacks.progress=null",
+             "callbacks.summary=null", "callbacks.figure=null", "logger=none", "run_dir=run",
+             "data.split_seed=3"]  # fmt: skip
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        train(compose("train", ["model=global", *demo, *quiet]))
+        checkpoint = "checkpoint=run/checkpoints/best.ckpt"
+        with pytest.raises(
+            InputError, match=r"data.split_seed is 0, .* with 3: say data.split_seed=3, or split=all"
+        ):
+            evaluate(compose("evaluate", [checkpoint, "out=out", *demo]))
+        out = evaluate(compose("evaluate", [checkpoint, "out=out", *demo, "data.split_seed=3"]))
+    trained = json.loads(Path("run/metrics.json").read_text())["val/vector_distance"]
+    summary = json.loads((out / "summary.json").read_text())["summary"]["all"]["network"]
+    assert summary["displacement/distance_px"]["mean"] == pytest.approx(trained, rel=1e-4)
+
+
+def test_without_regions_an_atlas_needs_no_annotation(folder):
+    rows = evaluated("checkpoint=identity.pt", "segmentation=false")["network"]
+    assert "regions/dice" not in rows[0]
+    assert 'class="outlines"' not in (folder / "out" / "report.html").read_text()
+
+
+# --- regions ----------------------------------------------------------------------------------------------------------
+
+
+def test_regions_move_with_the_error_of_the_field():
+    labels = torch.zeros(1, 20, 30, dtype=torch.int64)
+    labels[:, 5:15, 10:20] = 2**31 + 5
+    zero, off = torch.zeros(1, 2, 20, 30), torch.zeros(1, 2, 20, 30)
+    off[:, 0] = 3
+    found = Regions(labels, zero, {"": lambda ids: ids}, (25.0, 10.0)).measures(off)
+    assert found == {"dice": 0.7, "iou": 70 / 130, "hd95_um": 75, "lost": 0}
+    # Only the error counts: the same 3 px on top of a true shift.
+    true = torch.tensor([2.0, -4.0]).view(1, 2, 1, 1).expand(1, 2, 20, 30).contiguous()
+    assert Regions(labels, true, {"": lambda ids: ids}, (25.0, 10.0)).measures(true + off) == found
+
+
+def test_the_truth_has_dice_1_even_where_it_leaves_the_section():
+    labels = phantom_atlas(image_shape=(64, 96), spacing_um=1100.0).labels(6000)
+    generator = torch.Generator().manual_seed(0)
+    true = smooth_field(
+        1, (64, 96), mean_fraction=0.05, largest_fraction=0.15, spacing=0.25, generator=generator
+    ).dvf
+    found = Regions(labels, true, {"": lambda ids: ids}, (1.0, 1.0)).measures(true)
+    assert (found["dice"], found["hd95_um"]) == (1, 0)
+
+
+def test_regions_without_any_are_not_defined():
+    zero = torch.zeros(1, 2, 20, 30)
+    found = Regions(torch.zeros(1, 20, 30, dtype=torch.int32), zero, {"": lambda ids: ids}, (1.0, 1.0))
+    assert all(math.isnan(value) for value in found.measures(zero).values())
+
+
+# --- baselines --------------------------------------------------------------------------------------------------------
+
+
+def batch_of(dvf: torch.Tensor, reference: torch.Tensor | None = None, moving: torch.Tensor | None = None):
+    return RegistrationBatch(reference, moving, moving, dvf, None, *[torch.zeros(1)] * 3)
+
+
+def test_the_affine_baseline_is_the_least_squares_fit():
+    matrix = torch.tensor([[[1.1, 0.05, -3.0], [-0.02, 0.95, 2.0]]], dtype=torch.float64)
+    dvf = affine_to_dvf(matrix, (20, 30))
+    torch.testing.assert_close(fit_affine(dvf.float()), matrix, atol=1e-5, rtol=0)
+    bent = dvf.float() + torch.randn(1, 2, 20, 30)
+    best = baseline("affine")(batch_of(bent)).dvf
+
+    def mean_square(matrix: torch.Tensor) -> float:
+        return float((affine_to_dvf(matrix, (20, 30)) - bent).square().mean())
+
+    fitted = fit_affine(bent)
+    assert float((best - bent).square().mean()) == pytest.approx(mean_square(fitted), rel=1e-5)
+    for step in 1e-3 * torch.randn(20, 1, 2, 3, dtype=torch.float64):
+        assert mean_square(fitted) < mean_square(fitted + step)
+
+
+@pytest.mark.parametrize("name", ["ants_affine", "ants_syn"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its own
+def test_ants_finds_a_shift_and_its_inverse(name):
+    pytest.importorskip("ants", reason="the optional extra 'baselines' is not installed")
+    reference = phantom_atlas(image_shape=(64, 96), spacing_um=1100.0).section(6000)[None]
+    shift = torch.tensor([4.0, -2.0]).view(1, 2, 1, 1).expand(1, 2, 64, 96).contiguous()
+    found = baseline(name)(batch_of(shift, reference, warp(reference, -shift)))
+    inner = (slice(None), slice(None), slice(16, -16), slice(24, -24))
+    torch.testing.assert_close(found.dvf[inner], shift[inner], atol=0.5, rtol=0)
+    torch.testing.assert_close(found.inv_dvf[inner], -shift[inner], atol=0.5, rtol=0)
+    assert found.seconds > 0
+
+
+def test_a_missing_ants_says_what_to_install(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ants", None)
+    with pytest.raises(InputError, match=r"need antspyx: pip install 'atlalign\[baselines\]'"):
+        evaluate(configured("checkpoint=identity.pt", "baselines=[ants_syn]"))
+
+
+# --- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["checkpoint=none.pt"], "there is no model none.pt"),
+        (["checkpoint=other.pt"], "expected a model file"),
+        (["checkpoint=my.h5"], "my.h5 is no model file"),
+        (["checkpoint=perfect.pt"], "Shift"),
+        (["checkpoint=identity.pt", "data.image_shape=[64,96]"], "say data.image_shape=[32, 48]"),
+        (["checkpoint=identity.pt", "data.path=none.h5"], "none.h5"),
+        (["checkpoint=identity.pt", "data.path=identity.pt"], "not an h5 file"),
+        (["checkpoint=identity.pt", "out=landmarks.csv"], "landmarks.csv exists already"),
+        (["checkpoint=identity.pt", "split=test"], "There are: all, train, val"),
+        (["checkpoint=identity.pt", "baselines=[identity,afine]"], "Did you mean affine"),
+        (["checkpoint=identity.pt", "landmarks=none.csv"], "none.csv cannot be read"),
+        (["checkpoint=identity.pt", "perceptual_weights=my.h5"], "expected a state dict"),
+        (["checkpoint=identity.pt", "device=tpu"], "There are: auto, cpu, cuda"),
+        (["checkpoint=nan.pt", ALLOW], "expected finite fields, but dvf of 'network' holds NaN"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_bad_input_gives_one_sentence_and_leaves_nothing(folder, overrides, message, capsys):
+    torch.save({"weights": torch.zeros(2)}, "other.pt")
+    save_model(Shift(math.nan, 0.0), "nan.pt")
+    before = set(folder.iterdir())
+    with pytest.raises(SystemExit), readable_errors():
+        evaluate(configured(*overrides))
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "Traceback" not in shown
+    assert set(folder.iterdir()) == before
+
+
+def test_samples_that_are_drawn_while_training_are_no_file(folder):
+    small = ["data.image_shape=[32,48]", "atlas.spacing_um=1100"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("evaluate", ["checkpoint=identity.pt", "out=out", "data=online", *small])
+    with pytest.raises(InputError, match="expected annotated samples in a file"):
+        evaluate(config)
+
+
+def test_an_atlas_without_annotation_says_so(folder):
+    np.save("atlas.npy", np.random.default_rng(0).integers(0, 256, (12, *SHAPE), dtype=np.uint8))
+    atlas = ["atlas=file", "atlas.path=atlas.npy", "atlas.spacing_um=1100"]
+    with pytest.raises(InputError, match=r"'atlas' holds no annotation: .* segmentation=false"):
+        evaluate(configured("checkpoint=identity.pt", *atlas))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected the columns sample .* found none"),
+        ("sample,reference_x,reference_y,moving_x\n", "found sample, reference_x, reference_y, moving_x$"),
+        ("reference_x,reference_y,moving_x,moving_y\n", "expected the columns sample"),
+        ("sample,reference_x,reference_y,moving_x,moving_y\n0,1,2,3,four\n", "line 2: expected numbers"),
+        (
+            "sample,reference_x,reference_y,moving_x,moving_y\n0,1,2,3,4\n0,1,2,3\n",
+            "line 3: expected numbers",
+        ),
+        (
+            "sample,reference_x,reference_y,moving_x,moving_y\n0,1,2,3,nan\n",
+            "line 2: expected finite numbers",
+        ),
+        ("sample,reference_x,reference_y,moving_x,moving_y\n99,1,2,3,4\n", "my.h5 has no sample 99"),
+        ("image_id,reference_x,reference_y,moving_x,moving_y\n1000,1,2,3,4\n", "stands for several samples"),
+        (
+            "sample,reference_x,reference_y,moving_x,moving_y\n",
+            "none of them lies in the samples of split=val",
+        ),
+    ],
+)
+def test_landmarks_that_are_wrong(folder, text, message):
+    (folder / "bad.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        evaluate(configured("checkpoint=identity.pt", "landmarks=bad.csv"))
+    assert not (folder / "out").exists()
+
+
+def test_a_network_trained_at_another_size_is_refused(folder):
+    save_model(Shift(*SHIFT), "small.pt", origin=ModelOrigin(image_shape=(64, 96)))
+    with pytest.raises(
+        InputError, match=r"small.pt was trained at \(64, 96\): say data.image_shape=\[64, 96\]"
+    ):
+        evaluate(configured("checkpoint=small.pt", ALLOW))
+
+
+def test_help_says_how():
+    finished = subprocess.run(
+        [sys.executable, "evaluate.py", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert "python evaluate.py checkpoint=runs/X/checkpoints/best.ckpt" in finished.stdout
