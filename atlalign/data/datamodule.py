@@ -1,5 +1,6 @@
 """The data modules: which samples train, which validate, and how they become batches."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from atlalign.data.atlas import Atlas
 from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter, as_augmenter
 from atlalign.data.dataset import RawSample, RegistrationBatch, RegistrationDataset, SeededSampler, complete
 from atlalign.errors import InputError
+from atlalign.files import fingerprint
 
 Indexes = Sequence[int] | str | Path
 
@@ -107,6 +109,14 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         chosen = np.unique(np.linspace(0, len(self.val_split) - 1, n).round().astype(int))
         samples = [self.val_dataset[int(self.val_split[i])] for i in chosen]
         return self.complete(default_collate(samples))
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the SHA-256 of what samples come from, by name; what `prepare_data` prepares must be there."""
+        volumes = (self.atlas.template, self.atlas.annotation)
+        atlas = hashlib.sha256(f"{self.atlas.spacing_um:g}".encode())
+        for volume in volumes:
+            atlas.update(b"" if volume is None else np.ascontiguousarray(volume.numpy()).data)
+        return {"atlas": atlas.hexdigest()}
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> RegistrationBatch:
         """Complete the batch on the device; Lightning calls this for every batch."""
@@ -221,6 +231,10 @@ class RegistrationDataModule(DeviceDataModule):
             seed=self.split_seed,
         )
         self._check_enough_to_train(f"{len(self.train_split)} of {len(dataset)} samples of {self.path} train")
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the SHA-256 of the atlas at the working size and of the file."""
+        return {**super().fingerprints(), "file": fingerprint(self.path)}
 
     def complete(
         self,

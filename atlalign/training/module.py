@@ -52,7 +52,8 @@ class RegistrationModule(pl.LightningModule):
         self.monitor = monitor
         self.seed = seed
         self.origin = dict(origin or {})
-        self._epoch = EpochMeans()
+        self._train_means = EpochMeans()
+        self._val_means = EpochMeans()
 
     def forward(self, reference: Tensor, moving: Tensor) -> Registration:
         """Register `moving` to `reference`, both (B, 1, H, W) in [0, 1]."""
@@ -60,19 +61,23 @@ class RegistrationModule(pl.LightningModule):
         return output
 
     def training_step(self, batch: RegistrationBatch, batch_idx: int) -> Tensor:
-        """Return the total loss of a batch."""
+        """Return the total loss of a batch.
+
+        Of several processes each has its batch and its loss, and steps along the mean of the gradients. For losses
+        that are means over samples that is the gradient of the whole batch; a power of a batch's mean (`vdclip2`) is
+        taken in each process, then averaged.
+        """
         total, values = self._measure(self(batch.reference, batch.moving), batch)
-        self._epoch.add(values, len(batch.dvf))
-        self._show("train", values, len(batch.dvf))
+        self._train_means.add(values, len(batch.dvf))
+        # What the progress bar shows of each step is not worth waiting for the other processes.
+        self.log_dict(_shown("train", values), prog_bar=True, logger=False)
         return total
 
     def validation_step(self, batch: RegistrationBatch, batch_idx: int) -> None:
-        """Measure a batch, and what doing nothing would have given; means are over the samples of all processes."""
+        """Measure a batch, and what doing nothing would have given."""
         _, values = self._measure(self(batch.reference, batch.moving), batch)
         identity = metrics.vector_distance(batch.dvf, torch.zeros_like(batch.dvf))
-        values["identity/vector_distance"] = identity.mean()
-        self.log_dict(_named("val", values), batch_size=len(batch.dvf), sync_dist=True)
-        self._show("val", values, len(batch.dvf))
+        self._val_means.add({**values, "identity/vector_distance": identity.mean()}, len(batch.dvf))
 
     def on_train_batch_start(self, batch: RegistrationBatch, batch_idx: int) -> None:
         """Seed what networks draw by seed, step and process alone, so that a run that was stopped draws the same."""
@@ -80,9 +85,15 @@ class RegistrationModule(pl.LightningModule):
         seed_global_generators(np.random.SeedSequence((self.seed, step, self.global_rank)))
 
     def on_train_epoch_end(self) -> None:
-        """Log the means of the epoch; all processes have trained on as many samples."""
-        self.log_dict(_named("train", self._epoch.means()), batch_size=1, sync_dist=True)
-        self._epoch = EpochMeans()
+        """Log the means over the epoch's samples, those of all processes."""
+        self._log_means("train", self._train_means)
+        self._train_means = EpochMeans()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over the samples that validate, those of all processes."""
+        means = self._log_means("val", self._val_means)
+        self.log_dict(_shown("val", means), prog_bar=True, logger=False, sync_dist=True, batch_size=1)
+        self._val_means = EpochMeans()
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser and, where there is one, the schedule."""
@@ -97,11 +108,11 @@ class RegistrationModule(pl.LightningModule):
         checkpoint["atlalign"] = {"version": __version__, **self.origin}
         with suppress(InputError):  # else the configuration of the model must do
             checkpoint["atlalign"]["architecture"] = describe(self.network)
-        checkpoint["epoch_means"] = self._epoch.state(self.trainer.strategy.reduce)
+        checkpoint["epoch_means"] = self._train_means.state(self.trainer.strategy.reduce)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the means of the epoch."""
-        self._epoch = EpochMeans(**checkpoint.get("epoch_means", {}))
+        self._train_means = EpochMeans(**checkpoint.get("epoch_means", {}))
 
     def _measure(self, output: Registration, batch: RegistrationBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total loss, and all losses and measures by name, without gradients."""
@@ -115,14 +126,17 @@ class RegistrationModule(pl.LightningModule):
         losses = {f"loss/{name}": value.detach() for name, value in terms.items()}
         return terms["total"], {**losses, **measures}
 
-    def _show(self, split: str, values: Mapping[str, Tensor], batch_size: int) -> None:
-        """Put two numbers into the progress bar; those of each step are not worth waiting for the other processes."""
-        shown = {f"{split} loss": values["loss/total"], f"{split} px": values["vector_distance"]}
-        self.log_dict(shown, prog_bar=True, logger=False, batch_size=batch_size, sync_dist=split == "val")
+    def _log_means(self, split: str, epoch: "EpochMeans") -> dict[str, Tensor]:
+        means = epoch.means(self.trainer.strategy.reduce)
+        named = {f"{split}/{name}": mean for name, mean in means.items()}
+        self.log_dict(named, sync_dist=True, batch_size=1)  # the processes agree already
+        return means
 
 
 class EpochMeans:
-    """Means over the samples of an epoch that a checkpoint can hold, unlike Lightning's.
+    """Means over the samples of an epoch, all processes' together.
+
+    Unlike Lightning's, a checkpoint can hold them, and they are right where processes have unequal numbers of samples.
 
     Args:
         n_samples: The samples so far.
@@ -140,12 +154,15 @@ class EpochMeans:
             former = self.sums[name].to(mean.device) if name in self.sums else 0
             self.sums[name] = former + mean.float() * n_samples
 
-    def means(self) -> dict[str, Tensor]:
-        """Return the mean of each value."""
-        return {name: total / self.n_samples for name, total in self.sums.items()}
+    def means(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Return the mean of each value; `reduce` returns the mean of a tensor over the processes."""
+        return {
+            name: reduce(total.clone()) / reduce(torch.full_like(total, self.n_samples))
+            for name, total in self.sums.items()
+        }
 
     def state(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """Return the constructor's arguments as plain data; `reduce` returns a mean over the processes."""
+        """Return the constructor's arguments as plain data, the mean over processes with as many samples."""
         sums = {name: reduce(total.clone()).cpu() for name, total in self.sums.items()}
         return {"n_samples": self.n_samples, "sums": sums}
 
@@ -158,5 +175,6 @@ def seed_global_generators(entropy: np.random.SeedSequence) -> None:
     random.seed(seed)
 
 
-def _named(split: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{split}/{name}": value for name, value in values.items()}
+def _shown(split: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the progress bar's two numbers."""
+    return {f"{split} loss": values["loss/total"], f"{split} px": values["vector_distance"]}

@@ -2,12 +2,10 @@
 
 import json
 import logging
-import platform
 import time
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +16,9 @@ from rich.table import Table
 
 from atlalign.errors import InputError, unknown_name
 from atlalign.runs import flatten, has_finished, read_run, recorded_failure
+from atlalign.training.processes import n_processes_to_start, run_in_processes
+from atlalign.training.record import describe_run, write_record
 
-_RECORDED_PACKAGES = (
-    "atlalign", "torch", "torchvision", "pytorch-lightning", "hydra-core", "h5py", "kornia", "lpips",
-    "albumentations", "numpy",
-)  # fmt: skip
 # What a comparison of runs shows of the configuration.
 _COMPARED = ("model", "loss", "augment", "data", "atlas", "optimizer", "scheduler", "seed")
 
@@ -30,8 +26,8 @@ _COMPARED = ("model", "loss", "augment", "data", "atlas", "optimizer", "schedule
 def train(config: DictConfig) -> float:
     """Train as `conf/train.yaml` describes and return the final value of `config.objective`.
 
-    The run's folder gets the resolved configuration, versions, checkpoints, metrics.json and registered.png, or
-    failure.json in place of the last two.
+    The run's folder gets config.yaml, run.json (see `atlalign.training.record`), checkpoints, metrics.json and
+    registered.png, or failure.json in place of the last two.
 
     Raises:
         InputError: If something in the configuration or the data is wrong, or `config.require_ratio` is missed.
@@ -41,10 +37,15 @@ def train(config: DictConfig) -> float:
         return _objective(read_run(folder).metrics, config.objective)
     checkpoint = _checkpoint_to_resume(config.ckpt_path, folder)
     with recorded_failure(folder, config):
-        return _train(config, folder, checkpoint)
+        n_processes = _n_processes_to_start(config)
+        if not n_processes:
+            return _train(config, checkpoint, describe_run())
+        resolved = OmegaConf.create(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)))
+        run_in_processes(_train, (resolved, checkpoint, describe_run()), n_processes)
+        return _objective(json.loads((folder / "metrics.json").read_text()), config.objective)
 
 
-def _train(config: DictConfig, folder: Path, checkpoint: str | None) -> float:
+def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -> float:
     # The loss goes first: a misspelt key fails before the slow imports and before any data is written.
     loss = build(config.loss)
 
@@ -53,9 +54,11 @@ def _train(config: DictConfig, folder: Path, checkpoint: str | None) -> float:
     _quieten_lightning()
     started = time.monotonic()
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    pl.utilities.rank_zero_only(_write_provenance)(folder, config)
+    folder = Path(config.run_dir)
+    pl.utilities.rank_zero_only(_write_config)(folder, config)
     network = _build_network(config, checkpoint)
     datamodule = _build_datamodule(config, network)
+    pl.utilities.rank_zero_only(_record)(folder, record, datamodule, checkpoint)
     module = _build_module(config, network, loss, datamodule)
     trainer = build(
         config.trainer, logger=build(config.logger) or False, callbacks=_built_values(config.callbacks)
@@ -93,12 +96,23 @@ def build(config: DictConfig | None, **objects: Any) -> Any:
     return hydra.utils.instantiate(config, _convert_="all", _partial_=True)(**objects)
 
 
+def _n_processes_to_start(config: DictConfig) -> int:
+    if config.trainer.devices == 1 and config.trainer.strategy == "auto":
+        return 0  # without the import of Lightning
+    _quieten_lightning()
+    return n_processes_to_start(build(config.trainer, logger=False, callbacks=[], enable_checkpointing=False))
+
+
 def _build_network(config: DictConfig, checkpoint: str | None) -> Any:
+    import torch
+
     network = _network_of_same_run(config, checkpoint)
     if network is None:
         network = build(config.model)
     network.train()
     _freeze(network, config.freeze)
+    if config.channels_last:
+        network.to(memory_format=torch.channels_last)
     if config.compile:
         network.compile()
     return network
@@ -194,11 +208,15 @@ def _quieten_lightning() -> None:
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
 
 
-def _write_provenance(folder: Path, config: DictConfig) -> None:
+def _write_config(folder: Path, config: DictConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
-    versions = {"python": platform.python_version(), **{name: version(name) for name in _RECORDED_PACKAGES}}
-    _write_json(folder / "versions.json", versions)
+
+
+def _record(folder: Path, record: dict[str, Any], datamodule: Any, checkpoint: str | None) -> None:
+    datamodule.prepare_data()
+    goes_on = checkpoint is not None and folder.resolve() in Path(checkpoint).resolve().parents
+    write_record(folder, record, datamodule.fingerprints(), resumed=goes_on)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -148,6 +148,26 @@ class TestSampler:
         assert sorted(i for part in parts for i in self.order(part)) == list(range(11))
         assert [len(part) for part in parts] == [4, 4, 3]
 
+    def test_processes_batches_are_together_the_one_of_a_single_process(self):
+        alone = self.order(SeededSampler(range(11), seed=3, shuffle=True))
+        parts = [
+            self.order(SeededSampler(range(11), seed=3, shuffle=True, rank=r, world_size=2, even=True))
+            for r in range(2)
+        ]
+        assert [len(part) for part in parts] == [5, 5]
+        for first in range(0, 4, 2):  # batches of two in two processes
+            together = parts[0][first : first + 2] + parts[1][first : first + 2]
+            assert sorted(together) == sorted(alone[2 * first : 2 * first + 4])
+
+    def test_an_epoch_goes_on_where_it_was_left_and_the_next_is_whole(self):
+        whole = SeededSampler(range(9), seed=3, shuffle=True, epoch=4)
+        rest = SeededSampler(range(9), seed=3, shuffle=True, epoch=4, start=6)
+        assert list(rest) == list(whole)[6:]
+        assert len(rest) == 9
+        for sampler in (whole, rest):
+            sampler.set_epoch(5)
+        assert list(rest) == list(whole)
+
 
 def test_training_drops_the_last_partial_batch_and_validation_does_not(tmp_path, atlas):
     path = write_h5(tmp_path / "ten.h5", n=10)

@@ -1,6 +1,7 @@
 """Tiny training runs, composed as the command line composes them and run in this process."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,11 @@ def configure(tmp_path, demo_folder):
 def metrics_of(folder: Path) -> dict[str, float]:
     """Return a run's final metrics."""
     return json.loads((folder / "metrics.json").read_text())
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    """Wait until a file is there."""
+    deadline = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert path.exists()

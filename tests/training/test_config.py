@@ -37,7 +37,7 @@ def composed(*overrides: str):
 def test_every_option_builds(option):
     group, name = option.split("/")
     config = composed(f"{group}={name}")
-    if group == "trainer" and name in ("gpu", "ddp"):
+    if group == "trainer" and name in ("gpu", "ddp", "cluster"):
         config.trainer.accelerator, config.trainer.devices = "cpu", 1  # the device of these is not everywhere
     for node in config[group].values() if group in ("callbacks", "augment") else [config[group]]:
         build(node)
@@ -76,7 +76,9 @@ def test_every_experiment_and_sweep_composes_and_its_parts_build(option):
 def test_groups_are_those_that_are_promised():
     promised = {"model", "loss", "augment", "data", "atlas", "trainer", "logger", "experiment"}
     assert promised <= {option.split("/")[0] for option in OPTIONS}
-    assert {"cpu", "gpu", "ddp", "debug"} <= {o.split("/")[1] for o in OPTIONS if o.startswith("trainer/")}
+    assert {"cpu", "gpu", "ddp", "cluster", "debug"} <= {
+        o.split("/")[1] for o in OPTIONS if o.startswith("trainer/")
+    }
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import IO
 
@@ -22,7 +21,7 @@ from atlalign.geometry import warp
 from atlalign.networks import Registration
 from atlalign.training.resume import AtomicCheckpointIO
 from atlalign.training.run import train
-from tests.training.conftest import TINY, TINY_LOCAL, metrics_of
+from tests.training.conftest import TINY, TINY_LOCAL, metrics_of, wait_for
 
 ROOT = Path(__file__).parents[2]
 # Two epochs of five steps; last.ckpt within epochs as well.
@@ -243,13 +242,6 @@ class TestStopped:
         assert program.returncode == 130
         assert "stopped by SIGINT after step" in shown
         assert "Traceback" not in shown
-
-
-def wait_for(path: Path, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert path.exists()
 
 
 def test_half_a_checkpoint_never_has_its_name(tmp_path, monkeypatch):
