@@ -93,7 +93,7 @@ def test_a_search_goes_on_past_trials_that_fail(sweep):
 
 
 def test_a_resumed_study_is_the_study_left_alone(sweep, tmp_path):
-    options = (RATE, "loss=vdclip2,vdclip3", "hydra.sweeper.sampler.n_startup_trials=1")
+    options = (RATE, "loss=vdclip2,vdclip3", "hydra.sweeper.sampler.n_startup_trials=3")
     whole = [(t.params, t.value) for t in trials(sweep(*search(4, *options)))]
     shutil.rmtree(tmp_path / "sweep")
     folder = sweep(*search(2, *options))
