@@ -365,7 +365,7 @@ def _transform_shapes(source: Path, results: _Results, out: Path, options: Optio
         raise InputError(f"{source}: {error}") from error
     _write_json(out, content)
     beyond = int((~_inside(moved.before, grid)).sum())
-    return f"{moved.shapes} shapes, with a point each {edge:.3g} px of an edge; {beyond} points were beyond the image"
+    return f"{moved.shapes} shapes, no edge longer than {edge:.3g} px; {beyond} points beyond the image"
 
 
 def _longest_edge(field: Displacement, grid: Grid) -> float:
