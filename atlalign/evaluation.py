@@ -40,6 +40,7 @@ from atlalign.report import NETWORK, Measures, Row
 from atlalign.training.run import build
 
 _SPLITS = ("val", "train", "all")
+_LEAST = {"n_viewers": 0, "n_resamples": 1, "seed": 0}
 _SPLIT_KEYS = ("val_fraction", "train_indexes", "val_indexes", "split_seed")
 _LANDMARK_COLUMNS = ("reference_x", "reference_y", "moving_x", "moving_y")
 _RECORDED_PACKAGES = ("atlalign", "torch", "torchmetrics", "kornia", "scipy", "SimpleITK", "numpy")
@@ -56,6 +57,9 @@ def evaluate(config: DictConfig) -> Path:
         raise InputError(f"out: {out} exists already: name another folder")
     if config.split not in _SPLITS:
         raise unknown_name("split", config.split, _SPLITS)
+    for key, least in _LEAST.items():
+        if config[key] < least:
+            raise InputError(f"{key}: expected at least {least}, got {config[key]}")
     _check_like_training(config)
     baselines = {name: baseline(name) for name in config.baselines}
     network = load_model(config.checkpoint, allow=config.allow)
@@ -385,9 +389,11 @@ def _check_like_training(config: DictConfig) -> None:
             f"data.image_shape is {shape}, but {config.checkpoint} was trained at {origin.image_shape}: "
             f"say data.image_shape={list(origin.image_shape)}"
         )
-    trained: dict[str, Any] = origin.config.get("data", {})
-    data = cast(dict[str, Any], OmegaConf.to_container(config.data, resolve=True))
-    if config.split == "all" or not _same_file(trained, data):
+    trained, data = (
+        origin.config.get("data"),
+        cast(dict[str, Any], OmegaConf.to_container(config.data, resolve=True)),
+    )
+    if config.split == "all" or not isinstance(trained, Mapping) or not _same_file(trained, data):
         return
     for key in _SPLIT_KEYS:
         if key in trained and trained[key] != data[key]:

@@ -131,6 +131,16 @@ def test_a_known_shift_gives_known_distances(perfect):
     assert column(perfect["affine"], "displacement/distance_px") == pytest.approx([0] * 6, abs=1e-3)
 
 
+def test_landmarks_may_name_the_section_where_it_has_one_sample(folder):
+    write_h5(folder / "my.h5", image_id=np.arange(6))
+    text = Path("landmarks.csv").read_text()
+    Path("landmarks.csv").write_text(text.replace("sample,", "image_id,").replace("\n1,", "\n4,"))
+    rows = evaluated("checkpoint=identity.pt", "split=all", "landmarks=landmarks.csv", "baselines=[]")[
+        "network"
+    ]
+    assert [bool(row["landmarks/tre_px"]) for row in rows] == [True, False, False, False, True, False]
+
+
 def test_data_of_another_size_are_measured_at_the_working_size(folder):
     save_model(Shift(0.0, 0.0), "any_size.pt")
     twice = ["data.image_shape=[63,95]", "landmarks=landmarks.csv"]  # aligned corners: 62 / 31 = 94 / 47 = 2
@@ -303,6 +313,7 @@ def test_a_missing_ants_says_what_to_install(folder, monkeypatch):
         (["checkpoint=identity.pt", "baselines=[identity,afine]"], "Did you mean affine"),
         (["checkpoint=identity.pt", "landmarks=none.csv"], "none.csv cannot be read"),
         (["checkpoint=identity.pt", "perceptual_weights=my.h5"], "expected a state dict"),
+        (["checkpoint=identity.pt", "n_viewers=-1"], "n_viewers: expected at least 0, got -1"),
         (["checkpoint=identity.pt", "device=tpu"], "There are: auto, cpu, cuda"),
         (["checkpoint=nan.pt", ALLOW], "expected finite fields, but dvf of 'network' holds NaN"),
     ],
