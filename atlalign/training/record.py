@@ -1,6 +1,7 @@
 """What a run was: its command, code, versions and data, in run.json."""
 
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -69,6 +70,9 @@ def _command() -> str | None:
         return None
     hydra = HydraConfig.get()
     folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    paths = [f"PYTHONPATH={os.environ['PYTHONPATH']}"] if os.environ.get("PYTHONPATH") else []
+    # Within a launcher's process the command line is the launcher's.
+    script = sys.argv[0] if Path(sys.argv[0]).stem == hydra.job.name else f"{hydra.job.name}.py"
     name = [] if hydra.job.config_name == "train" else ["--config-name", str(hydra.job.config_name)]
     places = [part for folder in folders for part in ("--config-dir", folder)]
     # Where a run lies is not part of it, and there lies one already.
@@ -77,7 +81,7 @@ def _command() -> str | None:
         for text in hydra.overrides.task
         if text.split("=")[0] not in ("run_dir", "ckpt_path", "+ckpt_path")
     ]
-    return shlex.join(["python", sys.argv[0], *places, *name, *overrides])
+    return shlex.join([*paths, "python", script, *places, *name, *overrides])
 
 
 def _version(package: str) -> str | None:
