@@ -170,6 +170,8 @@ def find_jobs(inputs: Sequence[Path], *, position_um: float | None = None, liste
         elif path.is_dir() and (not listed or position_um is not None):
             found = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGES)
             jobs += [Job(file, number, position_um) for number, file in enumerate(found, len(jobs) + 1)]
+        elif position_um is not None:
+            raise InputError(f"{path}: expected no --position beside a list of sections, which has its own")
         else:
             jobs += [_listed_job(section) for section in read_list(find_list(path))]
     names = [job.name for job in jobs]

@@ -264,15 +264,13 @@ def _add_register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 def _add_reference_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("what to register to")
     group.add_argument(
-        "--atlas", default="allen", help="allen (default; downloaded once), phantom, or a file"
+        "--atlas", help="allen (default; downloaded once), phantom, or a file"
     )
     group.add_argument(
         "--annotation", metavar="FILE", help="the region ids of an atlas file, if it does not hold them"
     )
     group.add_argument("--ontology", metavar="CSV", help="the names of an atlas file's regions")
-    group.add_argument(
-        "--spacing-um", type=float, default=25.0, help="the size of an atlas file's voxels (25)"
-    )
+    group.add_argument("--spacing-um", type=float, help="the size of an atlas file's voxels (25)")
     group.add_argument(
         "--position", type=float, metavar="UM", help="where the images lie, from the front of the atlas"
     )
@@ -382,7 +380,7 @@ def _references(
     if options.reference is not None:
         return _own_reference(options, shape)
     atlas = open_atlas(
-        options.atlas,
+        options.atlas or "allen",
         phantom_shape=shape,
         annotation_path=options.annotation,
         ontology_path=options.ontology,
@@ -398,6 +396,9 @@ def _own_reference(
     from atlalign.data.ontology import read_ontology
     from atlalign.registration import image_reference
 
+    for name in ("atlas", "annotation", "spacing_um", "position"):
+        if getattr(options, name) is not None:
+            raise InputError(f"expected either --reference or --{name.replace('_', '-')}, got both")
     labels = None if options.reference_labels is None else read_labels(options.reference_labels)
     reference = image_reference(
         read_image(options.reference),

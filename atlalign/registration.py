@@ -5,7 +5,7 @@ from the size of its pixels, or by fitting the tissue. The network's field does 
 by both together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -510,7 +510,7 @@ def _transform(reference: Reference, section: Section, placement: Placement, dvf
     )
 
 
-def _displacement(grid: Grid, to_mm: Any, scale: Points) -> Displacement:
+def _displacement(grid: Grid, to_mm: Callable[[Points], Points], scale: Points) -> Displacement:
     """Return the map of a function that takes pixels, `scale` times those of the grid, to mm of the other frame."""
     pixels = identity_grid(grid.shape, torch.float64, torch.device("cpu"))[0].flatten(1).T.numpy()
     mm = to_mm(pixels * scale) - grid.to_mm(pixels)

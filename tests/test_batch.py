@@ -83,8 +83,8 @@ def run(model, tmp_path, capsys):
     def run(*arguments: str | Path) -> tuple[int, str]:
         options = ["--model", model, "--atlas", "phantom", "--out", tmp_path / "out", "--image-shape", *SHAPE]
         given = {str(argument) for argument in arguments}
-        for name in ("--model", "--atlas", "--out"):
-            if name in given:
+        for name, replacing in (("--model", "--model"), ("--atlas", "--atlas"), ("--atlas", "--reference")):
+            if replacing in given:
                 place = options.index(name)
                 del options[place : place + 2]
         status = main([str(argument) for argument in ("register", *arguments, *options)])
@@ -260,13 +260,15 @@ def test_limits_can_be_set(run, sections, tmp_path):
         (["--place", "anchoring"], "expected an anchored section"),
         (["--place", "scale"], "expected the size of the section's pixels"),
         (["--channel", "5"], "a.png: expected a channel in 0 … 2, got 5"),
-        (["--mirrored", "--reference", "no.png"], "no.png: no such file"),
+        (["--reference", "no.png"], "expected either --reference or --position, got both"),
+        (["--spacing-um", "10"], "atlas 'phantom' has its own annotation, ontology and spacing"),
     ],
 )
 def test_bad_options_give_one_sentence(run, sections, tmp_path, arguments, sentence):
     status, printed = run(sections / "a.png", "--position", "4000", *arguments)
     assert status == 1
     assert sentence in printed
+    assert printed.count("error: ") == 1
     assert "Traceback" not in printed
     assert not (tmp_path / "out" / "a").exists()
 
@@ -276,6 +278,8 @@ def test_jobs_are_found(sections, tmp_path):
     assert [job.position_um for job in find_jobs([sections])] == [4000, 6000, 8000]
     assert [job.position_um for job in find_jobs([sections], position_um=7)] == [7, 7, 7]
     assert [job.position_um for job in find_jobs([sections], listed=False)] == [None] * 3
+    with pytest.raises(InputError, match="expected no --position beside a list"):
+        find_jobs([sections / "list.csv"], position_um=7)
     with pytest.raises(InputError, match="found several of a"):
         find_jobs([sections, sections / "a.png"], position_um=3)
     with pytest.raises(InputError, match="expected one list of sections"):

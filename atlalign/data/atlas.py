@@ -237,7 +237,7 @@ def open_atlas(
     phantom_shape: tuple[int, int],
     annotation_path: str | Path | None = None,
     ontology_path: str | Path | None = None,
-    spacing_um: float = 25.0,
+    spacing_um: float | None = None,
 ) -> Atlas:
     """Return an atlas at its own resolution, with region ids if it has any.
 
@@ -246,17 +246,25 @@ def open_atlas(
         phantom_shape: The (H, W) that the phantom is drawn at: it has no size of its own.
         annotation_path: For a file, see `file_atlas`.
         ontology_path: For a file.
-        spacing_um: For a file.
+        spacing_um: For a file; 25 if None.
 
     Raises:
-        InputError: As the three above do.
+        InputError: As the three above do, and if something is given that only a file needs.
     """
+    of_file = (annotation_path, ontology_path, spacing_um)
+    if name in ("phantom", "allen") and any(value is not None for value in of_file):
+        raise InputError(
+            f"atlas '{name}' has its own annotation, ontology and spacing: expected none beside it"
+        )
     if name == "phantom":
         return phantom_atlas(image_shape=phantom_shape)
     if name == "allen":
         return allen_atlas()
     return file_atlas(
-        name, annotation_path=annotation_path, ontology_path=ontology_path, spacing_um=spacing_um
+        name,
+        annotation_path=annotation_path,
+        ontology_path=ontology_path,
+        spacing_um=25.0 if spacing_um is None else spacing_um,
     )
 
 
