@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from atlalign import __version__, exports
 from atlalign.data.atlas import Atlas
-from atlalign.data.images import ImageFile, read_image, resize_images, write_tiff
+from atlalign.data.images import ImageFile, read_image, resize_images, slide_color, write_tiff
 from atlalign.data.ontology import Ontology
 from atlalign.data.sections import Anchoring, ListedSection, Plane, find_list, read_list
 from atlalign.errors import InputError
@@ -296,7 +296,11 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
         _write_results(unfinished, image, reference, result, recipe.ontology)
         if result.transform.plane is not None:
             record["visualign"] = exports.visualign_slice(
-                result.transform, job.path.name, job.number, anchoring=job.anchoring
+                result.transform,
+                job.path.name,
+                job.number,
+                anchoring=job.anchoring,
+                tissue=reference.tissue.numpy(),
             )
         record["seconds"] = round(time.perf_counter() - start, 2)
         result.transform.save(unfinished, record)
@@ -338,7 +342,7 @@ def _write_results(
 ) -> None:
     transform, pixels = result.transform, image.pixels
     shape = (*transform.reference.shape, *pixels.shape[2:])
-    registered = transform.register(pixels, fill=_slide_color(pixels))
+    registered = transform.register(pixels, fill=slide_color(pixels))
     _write(folder / "registered.tif", registered, shape, pixels.dtype, transform.reference)
     grey = (reference.image[0, 0] * 255).round().byte().numpy()
     _write(folder / "reference.tif", [grey], grey.shape, grey.dtype, reference.grid)
@@ -366,12 +370,6 @@ def _write(
     path: Path, bands: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: np.dtype[Any], grid: Grid
 ) -> None:
     write_tiff(path, bands, shape=shape, dtype=dtype, pixel_um=grid.pixel_um)
-
-
-def _slide_color(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Return the brightness or colour of the slide: the median of the image's border."""
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    return np.asarray(np.median(border, axis=0)).astype(pixels.dtype)
 
 
 # --- the picture for checking -----------------------------------------------------------------------------------------
