@@ -1,19 +1,24 @@
 """Every command and every Python example of README does what a reader types it for, at tiny sizes."""
 
 import itertools
+import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import SimpleITK
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from atlalign.cli import main as atlalign
 from atlalign.data import schema
 from atlalign.data.generate import generate
-from atlalign.models import save_model
+from atlalign.data.phantom import phantom_ontology, phantom_volume
+from atlalign.models import ModelOrigin, merge_global_local, save_model
 from atlalign.networks import GlobalAffineNet, LocalUNet
 from atlalign.training.run import train
 from tests.conftest import write_h5
@@ -31,6 +36,7 @@ COMMANDS = [
 ]
 TRAININGS = [command for command in COMMANDS if "train.py" in command]
 GENERATIONS = [command for command in COMMANDS if "generate.py" in command]
+REGION_COLUMNS = "id,acronym,name,structure_id_path,color_hex_triplet"
 SHAPE = (64, 96)  # the smallest that the perceptual losses' networks take
 TINY = [
     "data.image_shape=[64,96]", "data.batch_size=2", "trainer.max_epochs=1", "trainer.limit_train_batches=1",
@@ -52,10 +58,38 @@ def single_runs(arguments: list[str]) -> list[list[str]]:
     ]
 
 
+@pytest.fixture(scope="module")
+def example_files(tmp_path_factory) -> Path:
+    """The files that README's commands start from, and a section that its own command has registered."""
+    folder = tmp_path_factory.mktemp("readme")
+    write_my_sections(folder)
+    origin = ModelOrigin(image_shape=SHAPE)
+    network = GlobalAffineNet((2,), (), SHAPE)
+    save_model(network, folder / "global.pt", origin=origin)
+    save_model(LocalUNet((), (), (), (), ()), folder / "local.pt", origin=origin)
+    pair = merge_global_local(folder / "global.pt", folder / "local.pt")
+    save_model(pair, folder / "merged.pt", origin=origin)
+    writer = KerasWriter()
+    writer.add_global(network)
+    writer.file(folder / "old_model.h5")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        registers = next(c for c in COMMANDS if c[1:3] == ["register", "sections.json"])
+        assert atlalign(registers[1:]) == 0
+    return folder
+
+
 @pytest.fixture
-def runnable(tmp_path, monkeypatch):
-    """Return a function that turns README's arguments into those of a tiny run on files that exist here."""
+def in_example_files(example_files, tmp_path, monkeypatch) -> Path:
+    """A copy of them, to work in."""
+    shutil.copytree(example_files, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def runnable(in_example_files, tmp_path, monkeypatch):
+    """Return a function that turns README's arguments into those of a tiny run on files that exist here."""
     write_my_sections(tmp_path)
     for name in ("my.h5", "made.h5"):
         write_h5(tmp_path / name, shape=SHAPE)
@@ -69,7 +103,9 @@ def runnable(tmp_path, monkeypatch):
 
     def runnable(arguments: list[str]) -> list[str]:
         extra = list(TINY)
-        if "data=h5" not in arguments:
+        if "data=online" in arguments:
+            extra += ["data.samples_per_epoch=2", "data.n_val=1"]
+        elif "data=h5" not in arguments:
             extra += ["data.n_sections=4", "data.fields_per_section=1"]
         if not any(a.startswith("atlas=") for a in arguments):
             extra += ["atlas.spacing_um=1100"]
@@ -82,12 +118,8 @@ def runnable(tmp_path, monkeypatch):
 
 
 def write_atlas(path: Path) -> None:
-    import SimpleITK as sitk  # noqa: N813
-
-    from atlalign.data.phantom import phantom_volume
-
     template, _ = phantom_volume(shape=(528, 8, 12), seed=0)
-    sitk.WriteImage(sitk.GetImageFromArray(template.transpose(2, 1, 0)), path)
+    write_image(path, template.transpose(2, 1, 0))
 
 
 @pytest.mark.parametrize(
@@ -122,24 +154,33 @@ def test_generate_commands(command, tmp_path, monkeypatch):
 
 
 def write_my_sections(folder: Path) -> None:
-    """Write what README's generate.py commands start from: a data set, an atlas, anchored sections."""
-    import json
-
-    import h5py
-    import SimpleITK as sitk  # noqa: N813
-
-    from atlalign.data.phantom import phantom_volume
-
-    template, labels = phantom_volume(shape=(132, *SHAPE), seed=0)
+    """Write a data set, an atlas, anchored sections, and what belongs to them."""
+    template, labels = phantom_volume(shape=(264, *SHAPE), seed=0)
     with h5py.File(folder / "atlas_25um.h5", "w") as file:
         file["template"], file["annotation"] = template, labels
     zeros = np.zeros((2, *SHAPE, 2), np.float16)
-    planes = template[[50, 70]]
+    planes = template[[100, 140]]
     write_h5(folder / "my.h5", n=2, shape=SHAPE, img=planes, deltas_xy=zeros, inv_deltas_xy=zeros)
-    sitk.WriteImage(sitk.GetImageFromArray(255 - planes[0]), folder / "a.png")
-    anchoring = [456, 264, 320, -456, 0, 0, 0, 0, -320]
-    entry = {"filename": "a.png", "nr": 1, "width": SHAPE[1], "height": SHAPE[0], "anchoring": anchoring}
+    for name, image in (("section.tif", 255 - planes[0]), ("gfp.tif", planes[0]), ("plane.png", planes[0])):
+        write_image(folder / name, image)
+    write_image(folder / "plane_labels.tif", labels[100])
+    anchoring = [456, 396, 320, -456, 0, 0, 0, 0, -320]
+    entry = {"filename": "section.tif", "nr": 1, "width": 96, "height": 64, "anchoring": anchoring}
     (folder / "sections.json").write_text(json.dumps({"slices": [entry]}))
+    rows = [
+        f'{region.id},{region.acronym},"{region.name}",/{"/".join(map(str, region.path))}/,'
+        f"{bytes(region.color).hex()}"
+        for region in phantom_ontology()
+    ]
+    (folder / "regions.csv").write_text("\n".join([REGION_COLUMNS, *rows]))
+    (folder / "cells.csv").write_text("x,y,kind\n40,30,neuron\n50.5,20,glia\n")
+    (folder / "targets.csv").write_text("ap_um,dv_um,ml_um\n3300,4000,6000\n")
+    cell = {"type": "Feature", "properties": {}, "geometry": {"type": "Point", "coordinates": [40.5, 30.5]}}
+    (folder / "cells.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [cell]}))
+
+
+def write_image(path: Path, pixels: np.ndarray) -> None:
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(pixels), path)
 
 
 def test_the_atlas_that_is_downloaded_composes():
@@ -166,21 +207,13 @@ def test_validate_command(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "atlalign"], ids=" ".join)
-def test_atlalign_commands(command, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    network = GlobalAffineNet((2,), (), SHAPE)
-    writer = KerasWriter()
-    writer.add_global(network)
-    writer.file(tmp_path / "old_model.h5")
-    save_model(network, "global.pt")
-    save_model(LocalUNet((), (), (), (), ()), "local.pt")
+def test_atlalign_commands(command, in_example_files):
     assert atlalign(command[1:]) == 0
     assert Path(command[command.index("--out") + 1]).exists()
 
 
 @pytest.mark.parametrize("code", [b for language, b in BLOCKS if language == "python"])
-def test_python_examples(code, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_python_examples(code, in_example_files):
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
 
 
