@@ -68,6 +68,8 @@ class LastCheckpoint(Checkpoint):
         trainer.callback_metrics.update(self._metrics)
         self._saved_at = time.monotonic()
         self._alone = trainer.world_size == 1
+        if trainer.received_sigterm:  # while the run was set up, when Lightning listened
+            self._signal, trainer._signal_connector.received_sigterm = signal.SIGTERM, False
         if threading.current_thread() is threading.main_thread():
             for number in _STOP_SIGNALS:  # Lightning puts the former handlers back
                 signal.signal(number, self._note_signal)

@@ -207,7 +207,11 @@ def test_killed_with_a_network_that_draws_at_random(configure, tmp_path):
 class TestStopped:
     """SIGTERM and Ctrl-C save, say so, and end with the status that shells expect."""
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+    @pytest.mark.parametrize(
+        "number",
+        [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)],
+        ids=lambda n: n.name,
+    )
     def test_within_an_epoch(self, configure, tmp_path, capfd, number):
         seldom = ["trainer.max_epochs=2", "logger=csv", "optimizer=adam"]
         assert killed(configure(*seldom), "on_train_batch_start", 6, number) == 128 + number
@@ -228,6 +232,10 @@ class TestStopped:
         assert killed(configure(*options, run_dir=tmp_path / "b"), "on_train_batch_start", 4, stop) == 143
         assert checkpoint_of(tmp_path / "b")["epoch"] == 1  # after the epoch's end
 
+    def test_before_the_first_step(self, configure, tmp_path):
+        assert killed(configure(), "on_sanity_check_start", 0, signal.SIGTERM) == 143
+        assert checkpoint_of(tmp_path / "run")["global_step"] == 0
+
     @pytest.mark.slow
     def test_a_program_from_the_command_line(self, configure, tmp_path, demo_folder):
         train(configure())  # the demo data is there
@@ -242,6 +250,13 @@ class TestStopped:
         assert program.returncode == 130
         assert "stopped by SIGINT after step" in shown
         assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(("minutes", "saved"), [("0", 3), ("60", 0), ("null", 0)])
+def test_saves_within_an_epoch_when_it_is_time(configure, tmp_path, minutes, saved):
+    config = configure(f"callbacks.last.every_n_minutes={minutes}")
+    assert killed(config, "on_train_batch_start", 3) == -9
+    assert checkpoint_of(tmp_path / "run")["global_step"] == saved
 
 
 def test_half_a_checkpoint_never_has_its_name(tmp_path, monkeypatch):
