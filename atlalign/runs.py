@@ -111,6 +111,11 @@ def read_run(folder: Path) -> Run:
     return Run(folder, status, reason, _read_config(config) if config.exists() else {}, measured)
 
 
+def has_begun(folder: Path) -> bool:
+    """Return whether `folder` holds a run."""
+    return (folder / "config.yaml").exists()
+
+
 def has_finished(folder: Path, config: DictConfig) -> bool:
     """Return whether `folder` holds a run of this very configuration that came to its end."""
     written = folder / "config.yaml"

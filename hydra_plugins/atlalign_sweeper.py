@@ -131,15 +131,16 @@ class OptunaSweeper(Sweeper):
         return True
 
     def _launch(self, folder: Path, jobs: Mapping[int, Sequence[str]]) -> None:
-        from atlalign.errors import describe
+        from atlalign.errors import InputError, describe
+        from atlalign.runs import has_begun
 
         assert self.launcher is not None
         try:
             results = self.launcher.launch(list(jobs.values()), initial_job_idx=min(jobs))
         except Exception as error:
             # A job that is killed from outside ends the launcher's batch, not the sweep.
-            if not any((folder / str(number) / "config.yaml").exists() for number in jobs):
-                raise
+            if not any(has_begun(folder / str(number)) for number in jobs):
+                raise InputError(f"the launcher began no run: {describe(error)}") from error
             _log.warning(f"trials {', '.join(map(str, jobs))}: {describe(error)}")
             return
         for number, result in zip(jobs, results, strict=True):

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from pytorch_lightning.trainer.states import TrainerFn
 
 from atlalign.errors import InputError
-from atlalign.runs import Pruned, Run, read_run
+from atlalign.runs import Pruned, Run, has_begun, read_run
 
 _FILE = "study.journal"
 _NAME = "atlalign"
@@ -94,7 +94,9 @@ class SweepStudy:
         return run
 
     def is_stuck(self, number: int) -> bool:
-        """Return whether the trial was begun again before, and has come no further since."""
+        """Return whether the trial's run was begun again before, and has come no further since."""
+        if not has_begun(self.folder / str(number)):
+            return False
         checkpoint = self.folder / str(number) / "checkpoints" / "last.ckpt"
         progress = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         key = f"begun again/{number}"

@@ -151,10 +151,12 @@ def wait_for(condition, timeout_s: float = 120) -> None:
 def test_a_trial_that_ends_without_a_word_twice_at_one_point_is_stuck(tmp_path):
     study = SweepStudy(tmp_path, {"seed": IntDistribution(1, 9)}, [], sampler=RandomSampler)
     number = study.ask()
-    assert not study.is_stuck(number)
-    assert study.is_stuck(number)
+    assert [study.is_stuck(number) for _ in range(3)] == [False] * 3  # the run never began
     checkpoint = tmp_path / str(number) / "checkpoints" / "last.ckpt"
     checkpoint.parent.mkdir(parents=True)
+    (tmp_path / str(number) / "config.yaml").touch()
+    assert not study.is_stuck(number)
+    assert study.is_stuck(number)
     checkpoint.touch()
     assert not SweepStudy(tmp_path, study.space, [], sampler=RandomSampler).is_stuck(number)
     assert study.is_stuck(number)
@@ -216,13 +218,19 @@ def test_a_job_that_dies_does_not_end_the_search(sweep, monkeypatch, launcher):
     assert states(folder) == ["COMPLETE", "COMPLETE"]
 
 
-def test_a_launcher_that_begins_nothing_ends_the_search(sweep, monkeypatch, launcher):
+def test_a_launcher_that_begins_nothing_ends_the_search(sweep, monkeypatch, launcher, tmp_path, capsys):
     def broken(self, job_overrides, initial_job_idx):
         raise FileNotFoundError("sbatch")
 
-    monkeypatch.setattr(launcher, "launch", broken)
-    with pytest.raises(FileNotFoundError, match="sbatch"):
-        sweep(*search(2, RATE))
+    with monkeypatch.context() as patched:
+        patched.setattr(launcher, "launch", broken)
+        for _ in range(3):
+            with pytest.raises(SystemExit):
+                sweep(*search(2, RATE))
+    assert "error: the launcher began no run: FileNotFoundError: sbatch" in capsys.readouterr().err
+    assert states(tmp_path / "sweep") == ["RUNNING"]
+    sweep(*search(2, RATE))
+    assert states(tmp_path / "sweep") == ["COMPLETE", "COMPLETE"]
 
 
 def test_a_folder_is_of_one_search_and_one_process(sweep, tmp_path, capsys):
@@ -298,3 +306,12 @@ def test_a_grid_that_was_stopped_goes_on_with_what_is_missing(sweep, tmp_path):
     sweep("seed=1,2", "ckpt_path=auto", "trainer.max_epochs=2")
     assert [run.metrics["epochs"] for run in find_runs([folder])] == [2, 2]
     assert (folder / "0" / "metrics.json").stat().st_mtime_ns > metrics
+
+
+@pytest.mark.slow
+def test_a_pruned_run_of_two_processes_ends_in_both(sweep, tmp_path):
+    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=2")
+    with pytest.raises(SystemExit):
+        sweep(*search(1, RATE, *HARSH, *two))
+    assert states(tmp_path / "sweep") == ["PRUNED"]
+    assert read_run(tmp_path / "sweep" / "0").reason.startswith("after epoch 0")
