@@ -18,7 +18,7 @@ from atlalign.data.datamodule import RegistrationDataModule
 from atlalign.data.dataset import RegistrationBatch
 from atlalign.errors import InputError, readable_errors
 from atlalign.evaluation import Regions, evaluate
-from atlalign.geometry import affine_to_dvf, smooth_field, warp
+from atlalign.geometry import affine_to_dvf, invert, smooth_field, stays_inside, warp
 from atlalign.methods import baseline, fit_affine
 from atlalign.models import ModelOrigin, save_model
 from atlalign.networks import GlobalAffineNet, Registration
@@ -237,14 +237,32 @@ def test_regions_move_with_the_error_of_the_field():
     assert Regions(labels, true, {"": lambda ids: ids}, (25.0, 10.0)).measures(true + off) == found
 
 
-def test_the_truth_has_dice_1_even_where_it_leaves_the_section():
+@pytest.fixture(scope="module")
+def bent():
+    """A plane's labels, and two smooth fields of 5 px in the mean and 14 px at most."""
     labels = phantom_atlas(image_shape=(64, 96), spacing_um=1100.0).labels(6000)
     generator = torch.Generator().manual_seed(0)
-    true = smooth_field(
-        1, (64, 96), mean_fraction=0.05, largest_fraction=0.15, spacing=0.25, generator=generator
-    ).dvf
+    size = {"mean_fraction": 0.05, "largest_fraction": 0.15}
+    return labels, *smooth_field(2, (64, 96), **size, spacing=0.25, generator=generator).dvf.split(1)
+
+
+def test_the_truth_has_dice_1_even_where_it_leaves_the_section(bent):
+    labels, true, _ = bent
     found = Regions(labels, true, {"": lambda ids: ids}, (1.0, 1.0)).measures(true)
     assert (found["dice"], found["hd95_um"]) == (1, 0)
+
+
+def test_labels_go_to_the_section_by_the_truth_and_come_back_by_the_judged_field(bent):
+    labels, true, judged = bent
+    regions = Regions(labels, true, {}, (1.0, 1.0))
+    in_section = warp(labels[None], invert(true), mode="nearest")
+    for field in (true, judged):
+        inside = stays_inside(field)[0].numpy()
+        expected = warp(in_section, field, mode="nearest")[0, 0].numpy()
+        # Looked up twice instead of once, an outline is rounded twice; a wrong order or sign leaves half.
+        assert (regions.carried(field) == expected)[inside].mean() > 0.93
+        assert not regions.carried(field)[~inside].any()
+    assert (regions.carried(true) == labels[0].numpy())[stays_inside(true)[0].numpy()].mean() > 0.99
 
 
 def test_regions_without_any_are_not_defined():
