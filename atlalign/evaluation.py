@@ -12,7 +12,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +44,10 @@ _LEAST = {"n_viewers": 0, "n_resamples": 1, "seed": 0}
 _SPLIT_KEYS = ("val_fraction", "train_indexes", "val_indexes", "split_seed")
 _LANDMARK_COLUMNS = ("reference_x", "reference_y", "moving_x", "moving_y")
 _RECORDED_PACKAGES = ("atlalign", "torch", "torchmetrics", "kornia", "scipy", "SimpleITK", "numpy")
+
+
+Relabelling = Callable[[NDArray[Any]], NDArray[Any]]
+"""From region ids (N,) to the ids (N,) that they count as."""
 
 
 def evaluate(config: DictConfig) -> Path:
@@ -105,7 +109,7 @@ class Regions:
     Args:
         labels: The reference's region ids (1, H, W).
         true_dvf: The true field (1, 2, H, W).
-        levels: For each name of a level, what a region counts as there; from ids (N,) to ids (N,).
+        levels: What regions count as, by what is appended to the names of the measures.
         pixel_um: The size of a pixel along x and y.
     """
 
@@ -113,7 +117,7 @@ class Regions:
         self,
         labels: Tensor,
         true_dvf: Tensor,
-        levels: Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]],
+        levels: Mapping[str, Relabelling],
         pixel_um: tuple[float, float],
     ) -> None:
         self._labels = labels[None]
@@ -189,17 +193,16 @@ class _Trial:
     Attributes:
         dataset: All samples of the file.
         samples: The numbers of those that are measured.
-        segmentation: Whether regions are measured.
-        landmarks: Where given.
-        perceptual: The perceptual distance of two images, where given.
+        levels: What regions are measured by, as for `Regions`; None for no regions.
+        landmarks: Points that are known in both images; None for none.
+        perceptual: The perceptual distance of two images; None to do without.
     """
 
     dataset: RegistrationDataset
     samples: NDArray[np.int64]
-    segmentation: bool
-    landmarks: Landmarks | None = None
-    perceptual: nn.Module | None = None
-    levels: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = field(default_factory=dict)
+    levels: Mapping[str, Relabelling] | None
+    landmarks: Landmarks | None
+    perceptual: nn.Module | None
 
     @property
     def atlas(self) -> Atlas:
@@ -220,10 +223,9 @@ class _Trial:
         return cls(
             dataset=dataset,
             samples=samples,
-            segmentation=config.segmentation,
+            levels=_levels(atlas) if config.segmentation else None,
             landmarks=None if config.landmarks is None else _landmarks_of(config, dataset, samples),
             perceptual=perceptual,
-            levels=_levels(atlas),
         )
 
     def run(self, methods: Mapping[str, Method]) -> list[Row]:
@@ -232,7 +234,7 @@ class _Trial:
         rows = []
         for sample in track(self.samples.tolist(), description="evaluating"):
             batch = self.batch(sample)
-            regions = self._regions(batch) if self.segmentation else None
+            regions = self._regions(batch)
             for name, register in methods.items():
                 estimate = register(batch)
                 _check_finite(estimate, name, sample)
@@ -245,7 +247,7 @@ class _Trial:
         return complete(default_collate([self.dataset[sample]]))
 
     def views(self, register: Method, rows: Sequence[Row], n: int) -> list[report.View]:
-        """Return `n` samples, or all if there are fewer, from the worst to the best as `register` has them."""
+        """Return `n` samples, or all if there are fewer, from the network's worst to its best, registered by it."""
         errors = {r.sample: r.measures["displacement/distance_px"] for r in rows if r.method == NETWORK}
         ranked = sorted(errors, key=lambda sample: -errors[sample])
         chosen = np.unique(np.linspace(0, len(ranked) - 1, min(n, len(ranked))).round().astype(int))
@@ -274,7 +276,9 @@ class _Trial:
             f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()
         }
 
-    def _regions(self, batch: RegistrationBatch) -> Regions:
+    def _regions(self, batch: RegistrationBatch) -> Regions | None:
+        if self.levels is None:
+            return None
         labels = self.atlas.labels(int(batch.position_um))
         return Regions(labels, batch.dvf, self.levels, self.atlas.pixel_um)
 
@@ -292,7 +296,7 @@ class _Trial:
             title=f"sample {sample}: image {int(batch.image_id)}, {int(batch.position_um)} µm",
             caption=f"mean distance to the true field {before:.2f} → {error_px:.2f} px",
             images={name: image[0, 0] for name, image in images.items()},
-            labels=self.atlas.labels(int(batch.position_um))[0] if self.segmentation else None,
+            labels=None if self.levels is None else self.atlas.labels(int(batch.position_um))[0],
         )
 
 
@@ -389,10 +393,8 @@ def _check_like_training(config: DictConfig) -> None:
             f"data.image_shape is {shape}, but {config.checkpoint} was trained at {origin.image_shape}: "
             f"say data.image_shape={list(origin.image_shape)}"
         )
-    trained, data = (
-        origin.config.get("data"),
-        cast(dict[str, Any], OmegaConf.to_container(config.data, resolve=True)),
-    )
+    trained = origin.config.get("data")
+    data = cast(dict[str, Any], OmegaConf.to_container(config.data, resolve=True))
     if config.split == "all" or not isinstance(trained, Mapping) or not _same_file(trained, data):
         return
     for key in _SPLIT_KEYS:
@@ -409,10 +411,10 @@ def _same_file(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return one.get("_target_") == other.get("_target_") and paths[0] == paths[1]
 
 
-def _levels(atlas: Atlas) -> dict[str, Callable[[NDArray[Any]], NDArray[Any]]]:
+def _levels(atlas: Atlas) -> dict[str, Relabelling]:
     """Return the regions as they are annotated, and at each depth of the ontology above."""
     ontology = atlas.ontology
-    levels: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {"": lambda ids: ids}
+    levels: dict[str, Relabelling] = {"": lambda ids: ids}
     if ontology is not None:
         for depth in range(1, ontology.depth + 1):
             levels[f"/depth_{depth}"] = partial(ontology.at_depth, depth=depth)
