@@ -6,6 +6,8 @@ import math
 import re
 import shutil
 import subprocess
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from atlalign import plots
 from atlalign.report import METRICS, Row, View, outline_path, print_table, summarize, write
 
 DISTANCE = "displacement/distance_um"
@@ -166,6 +169,40 @@ def test_outlines_run_between_labels():
     labels = np.array([[1, 1, 2], [1, 1, 2], [3, 3, 3]])
     assert outline_path(labels) == "M0 2h3M2 0v2"
     assert outline_path(np.ones((3, 4))) == ""
+
+
+def test_charts_show_the_numbers():
+    points = {"network": [(1.0, 30.0), (2.5, 10.0)], "identity": [(1.0, 50.0), (2.5, 70.0)]}
+    (axes,) = plots.position_figure(points, label="error").axes
+    assert {line.get_label(): line.get_xydata().tolist() for line in axes.lines} == {
+        name: [list(point) for point in of_method] for name, of_method in points.items()
+    }
+    (axes,) = plots.distribution_figure({"one": [1.0, 2.0, 9.0], "two": [4.0]}, label="error").axes
+    dots = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "o"]
+    assert dots == [[1, 2, 9], [4]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "two"]
+    (axes,) = plots.level_figure([1, 2], {"one": [0.9, 0.5]}, xlabel="depth", label="Dice").axes
+    assert axes.lines[0].get_xydata().tolist() == [[1, 0.9], [2, 0.5]]
+
+
+def test_a_chart_takes_the_colours_of_the_page_and_is_always_the_same():
+    first, second = (
+        plots.figure_svg(plots.level_figure([1, 2], {"one": [0.9, 0.5]}, xlabel="depth", label="a<b"))
+        for _ in "ab"
+    )
+    assert first == second
+    assert first.startswith("<svg")
+    assert "currentColor" in first
+    assert "a&lt;b" in first
+    assert "#010203" not in first
+
+
+def test_a_picture_comes_back_from_its_uri():
+    image = torch.linspace(0, 1, 60).expand(40, 60)
+    kind, _, data = plots.image_uri(image).partition(",")
+    assert kind == "data:image/webp;base64"
+    back = imread(BytesIO(b64decode(data)), format="webp")
+    np.testing.assert_allclose(back[..., 0] / 255, image, atol=0.03)
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
