@@ -46,7 +46,7 @@ def run_in_processes(function: Callable[..., object], arguments: Sequence[Any], 
     from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
     errors = multiprocessing.get_context("spawn").SimpleQueue()
-    job = (function, tuple(arguments), n_processes, _free_port(), errors)
+    job = (function, tuple(arguments), n_processes, free_port(), errors)
     started = start_processes(_run, job, n_processes, join=False)  # type: ignore[no-untyped-call]
     with _handing_on_signals(started.processes) as received:
         try:
@@ -105,7 +105,8 @@ def _handing_on_signals(processes: Sequence[BaseProcess]) -> Iterator[list[int]]
             signal.signal(number, handler)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine that nobody listens at."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

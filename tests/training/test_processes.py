@@ -11,6 +11,7 @@ import torch
 
 from atlalign.data.datamodule import RegistrationDataModule
 from atlalign.errors import InputError
+from atlalign.training.processes import free_port
 from atlalign.training.run import train
 from tests.conftest import SHAPE
 from tests.training.conftest import TINY, TINY_LOCAL, metrics_of, wait_for
@@ -98,28 +99,34 @@ class TestCommandLine:
         assert len(list((tmp_path / "1").glob("*.log"))) == 1
 
     @pytest.mark.slow
-    def test_torchrun(self, configure, demo_folder, tmp_path):
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        options = [
-            "trainer=cluster",
-            "trainer.accelerator=cpu",
-            "data.batch_size=1",
-            f"hydra.run.dir={tmp_path / 'run'}",
-        ]
-        self.finish(self.program(demo_folder, *options, launcher=torchrun))
+    @pytest.mark.parametrize("n_machines", [1, 2])
+    def test_torchrun(self, configure, demo_folder, tmp_path, n_machines):
+        port, n_here = free_port(), 2 // n_machines
+        options = ["trainer=cluster", "trainer.accelerator=cpu", "data.batch_size=1"]
+        programs = []
+        for machine in range(n_machines):
+            where = [f"--nnodes={n_machines}", f"--node-rank={machine}", f"--nproc-per-node={n_here}"]
+            where += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+            torchrun = [sys.executable, "-m", "torch.distributed.run", *where]
+            run_dir = f"hydra.run.dir={tmp_path / 'run'}"
+            programs.append(self.program(demo_folder, *options, run_dir, launcher=torchrun))
+        for program in programs:
+            self.finish(program)
         train(configure(*TWO, run_dir=tmp_path / "ddp"))
         assert_close(tmp_path / "run", tmp_path / "ddp")
 
     @pytest.mark.slow
-    def test_sigterm_saves_in_all_processes_and_the_run_goes_on(self, configure, demo_folder, tmp_path):
-        options = [*TWO, "trainer.max_epochs=40", "callbacks.last.every_n_minutes=null"]
+    @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=str)
+    def test_a_stopped_run_goes_on(self, configure, demo_folder, tmp_path, number, status):
+        options = [*TWO, "trainer.max_epochs=30", "callbacks.last.every_n_minutes=null"]
         program = self.program(demo_folder, *options, f"hydra.run.dir={tmp_path / 'run'}")
         wait_for(tmp_path / "run" / "checkpoints" / "best.ckpt")
-        program.send_signal(signal.SIGTERM)
-        _, shown = program.communicate(timeout=60)
-        assert program.returncode == 143, shown
-        assert shown.count("stopped by SIGTERM after step") == 1
-        assert 0 < torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] < 5 * 40
+        program.send_signal(number)
+        _, shown = program.communicate(timeout=60)  # ends when all processes have ended
+        assert program.returncode == status, shown
+        assert shown.count("stopped by SIG") == 1  # the processes of one that is killed stop as for Ctrl-C
+        last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+        assert 0 < last["global_step"] < 5 * 30
         train(configure(*options, "ckpt_path=last"))
         train(configure(*options, run_dir=tmp_path / "whole"))
         assert_close(tmp_path / "run", tmp_path / "whole")
