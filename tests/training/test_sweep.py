@@ -108,7 +108,7 @@ def test_a_resumed_study_is_the_study_left_alone(sweep, tmp_path):
 def test_a_killed_search_goes_on_with_its_open_trial(arguments, sweep, tmp_path, monkeypatch):
     folder, n_epochs = tmp_path / "sweep", 30
     options = search(
-        2, RATE, f"trainer.max_epochs={n_epochs}", "logger=none", "trainer.limit_train_batches=1"
+        1, RATE, f"trainer.max_epochs={n_epochs}", "logger=none", "trainer.limit_train_batches=1"
     )
     with subprocess.Popen(
         [sys.executable, *arguments(*options)], cwd=ROOT, stdout=subprocess.DEVNULL
