@@ -56,6 +56,8 @@ def evaluate(config: DictConfig) -> Path:
     Raises:
         InputError: If something in the configuration, the model or the data is wrong; then nothing is written.
     """
+    # Whatever must be given is asked for here: an object that is built without it would only miss an argument.
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     out = Path(config.out).expanduser()
     if out.exists():
         raise InputError(f"out: {out} exists already: name another folder")

@@ -325,6 +325,8 @@ def test_a_missing_ants_says_what_to_install(folder, monkeypatch):
         (["checkpoint=perfect.pt"], "Shift"),
         (["checkpoint=identity.pt", "data.image_shape=[64,96]"], "say data.image_shape=[32, 48]"),
         (["checkpoint=identity.pt", "data.path=none.h5"], "none.h5"),
+        (["checkpoint=identity.pt", "data.path=???"], "Missing mandatory value: data.path"),
+        (["checkpoint=???"], "Missing mandatory value: checkpoint"),
         (["checkpoint=identity.pt", "data.path=identity.pt"], "not an h5 file"),
         (["checkpoint=identity.pt", "out=landmarks.csv"], "landmarks.csv exists already"),
         (["checkpoint=identity.pt", "split=test"], "There are: all, train, val"),
