@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from textwrap import shorten
 
-
 # What brings Hydra's optional launchers.
 _LAUNCHERS = {
     "hydra/launcher/joblib": "atlalign[cluster]",
