@@ -259,7 +259,7 @@ def test_labels_go_to_the_section_by_the_truth_and_come_back_by_the_judged_field
     for field in (true, judged):
         inside = stays_inside(field)[0].numpy()
         expected = warp(in_section, field, mode="nearest")[0, 0].numpy()
-        # Looked up twice instead of once, an outline is rounded twice; a wrong order or sign leaves three quarters at most (0.78).
+        # Looked up twice instead of once, an outline is rounded twice; a wrong order or sign leaves at most 0.78.
         assert (regions.carried(field) == expected)[inside].mean() > 0.93
         assert not regions.carried(field)[~inside].any()
     assert (regions.carried(true) == labels[0].numpy())[stays_inside(true)[0].numpy()].mean() > 0.99
@@ -325,7 +325,7 @@ def test_a_missing_ants_says_what_to_install(folder, monkeypatch):
         (["checkpoint=perfect.pt"], "Shift"),
         (["checkpoint=identity.pt", "data.image_shape=[64,96]"], "say data.image_shape=[32, 48]"),
         (["checkpoint=identity.pt", "data.path=none.h5"], "none.h5"),
-        (["checkpoint=identity.pt", "data.path=???"], "Missing mandatory value: data.path"),
+        (["checkpoint=identity.pt", "data.path=???"], "full_key: data.path"),
         (["checkpoint=???"], "Missing mandatory value: checkpoint"),
         (["checkpoint=identity.pt", "data.path=identity.pt"], "not an h5 file"),
         (["checkpoint=identity.pt", "out=landmarks.csv"], "landmarks.csv exists already"),
