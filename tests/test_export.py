@@ -12,7 +12,7 @@ from atlalign.cli import main
 from atlalign.errors import InputError
 from atlalign.export import FIELD_TOLERANCE_PX, INTENSITY_TOLERANCE, export_model
 from atlalign.models import save_model
-from atlalign.networks import GlobalAffineNet, LocalUNet, MergedNet, Registration
+from atlalign.networks import CoarseToFineNet, GlobalAffineNet, LocalUNet, MergedNet, Registration
 
 SHAPE = (32, 44)  # the local network crops the width to 40
 FIELDS = {"dvf", "inv_dvf", "global_dvf"}
@@ -34,6 +34,9 @@ def network(name: str) -> nn.Module:
         return strong(GlobalAffineNet((2, 3), (4,), SHAPE))
     if name == "local":
         return strong(LocalUNet((2,), (3, 4, 3), (5,), (4, 4, 4), (3,), compute_inv=True))
+    if name == "coarse to fine":
+        velocity_net = strong(LocalUNet((2,), (3, 4), (5,), (4,), (3,), compute_inv=True, velocity_steps=2))
+        return CoarseToFineNet(velocity_net, (2, 1))
     return MergedNet(network("global"), network("local"), expose_global=True)
 
 
@@ -52,6 +55,7 @@ def run(path: Path, reference: Tensor, moving: Tensor) -> dict[str, Tensor]:
     [
         ("merged", {"registered", "dvf", "inv_dvf", "global_registered", "global_dvf"}, ".onnx"),
         ("merged", {"registered", "dvf", "inv_dvf", "global_registered", "global_dvf"}, ".pt2"),
+        ("coarse to fine", {"registered", "dvf", "inv_dvf"}, ".onnx"),
         # The parts alone, of which the merged one is made.
         pytest.param("global", {"registered", "dvf"}, ".onnx", marks=pytest.mark.slow),
         pytest.param("local", {"registered", "dvf", "inv_dvf"}, ".onnx", marks=pytest.mark.slow),

@@ -20,7 +20,7 @@ from atlalign.geometry import warp
 from atlalign.keras_import import import_keras
 from atlalign.losses import RegistrationLoss
 from atlalign.models import ModelOrigin, load_model, merge_global_local, read_origin, save_model
-from atlalign.networks import GlobalAffineNet, LocalUNet, MergedNet, Registration
+from atlalign.networks import CoarseToFineNet, GlobalAffineNet, LocalUNet, MergedNet, Registration
 from atlalign.networks.architecture import describe
 from atlalign.training.module import RegistrationModule
 from tests.keras_writer import KerasWriter
@@ -34,6 +34,10 @@ def tiny_global() -> GlobalAffineNet:
 
 def tiny_local(compute_inv: bool = False) -> LocalUNet:
     return moved(LocalUNet((2,), (3, 4), (5,), (6, 4), (3,), compute_inv=compute_inv))
+
+
+def tiny_velocity() -> LocalUNet:
+    return moved(LocalUNet((2,), (3, 4), (5,), (6,), (3,), compute_inv=True, velocity_steps=5))
 
 
 def moved(network: nn.Module) -> nn.Module:
@@ -61,7 +65,13 @@ NETWORKS = {
     "global": tiny_global,
     "local": tiny_local,
     "local with inverse": lambda: tiny_local(compute_inv=True),
+    "velocity": lambda: tiny_velocity(),
+    "coarse to fine": lambda: moved(CoarseToFineNet(tiny_velocity(), (2, 1))),
+    "coarse to fine, shared": lambda: CoarseToFineNet(tiny_velocity(), (3, 2), shared_weights=True),
     "merged": lambda: merge_global_local(tiny_global(), tiny_local(), expose_global=True),
+    "merged, coarse to fine": lambda: merge_global_local(
+        tiny_global(), CoarseToFineNet(tiny_velocity(), (2,))
+    ),
 }
 
 

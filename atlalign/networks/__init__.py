@@ -1,5 +1,6 @@
 """Networks: `forward(reference, moving)` returns a `Registration`; hyperparameters are plain numbers."""
 
+from atlalign.networks.coarse_to_fine import CoarseToFineNet
 from atlalign.networks.global_affine import GlobalAffineNet
 from atlalign.networks.layers import Affine2DVF, BilinearInterpolation, DVFComposition, Registration
 from atlalign.networks.local_unet import LocalUNet
@@ -8,6 +9,7 @@ from atlalign.networks.merged import MergedNet, MergedRegistration
 __all__ = [
     "Affine2DVF",
     "BilinearInterpolation",
+    "CoarseToFineNet",
     "DVFComposition",
     "GlobalAffineNet",
     "LocalUNet",

@@ -7,12 +7,14 @@ from typing import Any, cast
 from torch import nn
 
 from atlalign.errors import InputError, unknown_name
+from atlalign.networks.coarse_to_fine import CoarseToFineNet
 from atlalign.networks.global_affine import GlobalAffineNet
 from atlalign.networks.local_unet import LocalUNet
 from atlalign.networks.merged import MergedNet
 
 _NETWORKS: dict[str, type[nn.Module]] = {
-    f"atlalign.networks.{cls.__name__}": cls for cls in (GlobalAffineNet, LocalUNet, MergedNet)
+    f"atlalign.networks.{cls.__name__}": cls
+    for cls in (CoarseToFineNet, GlobalAffineNet, LocalUNet, MergedNet)
 }
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atlalign.geometry import integrate, limit_steepness, resize
 from atlalign.networks.global_affine import init_glorot
 from atlalign.networks.layers import BilinearInterpolation, Registration
 
@@ -17,21 +18,31 @@ class LocalUNet(nn.Module):
     """Predicts the displacement of each pixel from a pair of images of any size from 32 px up.
 
     Ronneberger et al., *U-Net*, MICCAI 2015. Sides that `size_multiple` does not divide are cropped by at most
-    4 px at each end where that suffices (456 → 448) and padded with zeros otherwise; the field is 0 on the cropped
-    margin.
+    4 px at each end where that suffices (456 → 448) and padded with zeros otherwise; on the cropped margin the field
+    is 0, a velocity that of the border.
+
+    With `velocity_steps` the network predicts a stationary velocity field, which is integrated to the displacement
+    (Dalca et al., *Unsupervised learning of probabilistic diffeomorphic registration*, MedIA 2019). It is limited to
+    2 px per px (`atlalign.geometry.limit_steepness`), so that the field does not fold, and the inverse field comes of
+    its negative, without a second pass.
 
     Args:
         start_filters: Channels of the convolutions at full resolution before the first pooling.
         downsample_filters: Channels of the convolution after each pooling.
         middle_filters: Channels of the convolutions at the lowest resolution.
         upsample_filters: Channels of the two convolutions after each upsampling, one before and one after the skip.
+            Each upsampling less than there are poolings halves the grid that the output is predicted on; it is resized
+            to the images, and with a half or a quarter most of the time is saved.
         end_filters: Channels of the convolutions at full resolution before the output.
-        compute_inv: Predict the inverse field as well: the same weights on the swapped images.
+        compute_inv: Give the inverse field as well: the same weights on the swapped images, or the negative velocity.
         size_multiple: A multiple of 2**len(downsample_filters), which it is where not given. Networks imported from
             Keras were cropped to multiples of 16 even with fewer poolings.
+        velocity_steps: Predict a velocity, integrated by so many squarings (7 are good for 60 px); None for the
+            displacement itself.
 
     Raises:
-        ValueError: If there are not as many upsamplings as poolings, or the poolings do not divide `size_multiple`.
+        ValueError: If there are more upsamplings than poolings, the poolings do not divide `size_multiple`, or the
+            squarings are negative.
     """
 
     def __init__(
@@ -43,14 +54,18 @@ class LocalUNet(nn.Module):
         end_filters: Sequence[int] = (64, 64),
         compute_inv: bool = False,
         size_multiple: int | None = None,
+        velocity_steps: int | None = None,
     ) -> None:
         super().__init__()
-        if len(upsample_filters) != len(downsample_filters):
+        if len(upsample_filters) > len(downsample_filters):
             raise ValueError(
-                "upsample_filters and downsample_filters: expected equal numbers of levels, got "
+                "upsample_filters: expected at most as many levels as downsample_filters, got "
                 f"{len(upsample_filters)} and {len(downsample_filters)}"
             )
+        if velocity_steps is not None and velocity_steps < 0:
+            raise ValueError(f"velocity_steps: expected None or at least 0, got {velocity_steps}")
         self.compute_inv = compute_inv
+        self.velocity_steps = velocity_steps
         reduction = 2 ** len(downsample_filters)
         self.size_multiple = reduction if size_multiple is None else size_multiple
         if self.size_multiple < reduction or self.size_multiple % reduction:
@@ -63,6 +78,7 @@ class LocalUNet(nn.Module):
             "end_filters": [int(n) for n in end_filters],
             "compute_inv": compute_inv,
             "size_multiple": self.size_multiple,
+            "velocity_steps": velocity_steps,
         }
         self.start = _convs(2, start_filters)
         skips = [start_filters[-1] if start_filters else 2, *downsample_filters]
@@ -72,7 +88,7 @@ class LocalUNet(nn.Module):
         self.middle = _convs(skips[-1], middle_filters)
         channels = middle_filters[-1] if middle_filters else skips[-1]
         self.up = nn.ModuleList()
-        for out, skip in zip(upsample_filters, reversed(skips[:-1]), strict=True):
+        for out, skip in zip(upsample_filters, reversed(skips[:-1]), strict=False):
             self.up.append(_Up(channels, skip, out))
             channels = out
         self.end = _convs(channels, end_filters)
@@ -86,16 +102,35 @@ class LocalUNet(nn.Module):
 
     def displacement(self, reference: Tensor, moving: Tensor) -> Tensor:
         """Return the predicted field (B, 2, H, W) in pixels."""
-        pair = torch.cat([reference, moving], dim=1)
-        margins = _margins(pair.shape[-2], pair.shape[-1], self.size_multiple)
-        dvf = self._unet(F.pad(pair, margins))
-        return F.pad(dvf, [-margin for margin in margins])
+        if self.velocity_steps is None:
+            return self._predict(reference, moving, beyond_crop="constant")
+        return integrate(self.velocity(reference, moving), self.velocity_steps)
+
+    def velocity(self, reference: Tensor, moving: Tensor) -> Tensor:
+        """Return the predicted velocity (B, 2, H, W) in pixels per unit time; only with `velocity_steps`."""
+        # A jump to 0 at the crop would be steep.
+        return limit_steepness(self._predict(reference, moving, beyond_crop="replicate").float())
 
     def forward(self, reference: Tensor, moving: Tensor) -> Registration:
         """Register `moving` to `reference`, both (B, 1, H, W) in [0, 1]."""
-        dvf = self.displacement(reference, moving)
-        inv_dvf = self.displacement(moving, reference) if self.compute_inv else None
+        dvf, inv_dvf = self._fields(reference, moving)
         return Registration(registered=self.warp(moving, dvf), dvf=dvf, inv_dvf=inv_dvf)
+
+    def _fields(self, reference: Tensor, moving: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.velocity_steps is None:
+            dvf = self.displacement(reference, moving)
+            return dvf, self.displacement(moving, reference) if self.compute_inv else None
+        velocity = self.velocity(reference, moving)
+        dvf = integrate(velocity, self.velocity_steps)
+        return dvf, integrate(-velocity, self.velocity_steps) if self.compute_inv else None
+
+    def _predict(self, reference: Tensor, moving: Tensor, beyond_crop: str) -> Tensor:
+        """Return the network's output at the size of the images; F.pad's mode says what stands on the margin."""
+        pair = torch.cat([reference, moving], dim=1)
+        margins = _margins(pair.shape[-2], pair.shape[-1], self.size_multiple)
+        padded = F.pad(pair, margins)
+        predicted = resize(self._unet(padded), (padded.shape[-2], padded.shape[-1]))
+        return F.pad(predicted, [-margin for margin in margins], mode=beyond_crop)
 
     def _unet(self, pair: Tensor) -> Tensor:
         skips = [self.start(pair)]

@@ -20,6 +20,7 @@ from atlalign.geometry import (
     invert,
     jacobian,
     jacobian_determinant,
+    limit_steepness,
     resize,
     warp,
     warp_points,
@@ -274,6 +275,34 @@ def test_the_field_of_minus_the_velocity_is_the_inverse():
     velocity = wave(9, 6)
     # The residual is interpolation's, and small against the displacement (9 px) and its second order (1 px).
     assert inner_part(residual(integrate(velocity), integrate(-velocity))).max() < 0.03
+
+
+def test_only_steep_velocities_are_scaled_down_each_as_a_whole():
+    velocity = torch.zeros(3, 2, 4, 5)
+    velocity[0, 0, 1, 2] = 8.0  # 8 px per px along x and y
+    velocity[1, 1, :, 3:] = -5.0  # along x alone
+    velocity[2, 1] = 1.5 * torch.arange(4.0)[:, None]
+    limited = limit_steepness(velocity)
+    torch.testing.assert_close(limited[0], velocity[0] / 4)
+    torch.testing.assert_close(limited[1], velocity[1] * 0.4)
+    assert torch.equal(limited[2], velocity[2])
+
+
+def test_a_velocity_of_zero_has_a_gradient():
+    velocity = torch.zeros(1, 2, 8, 8, requires_grad=True)
+    limit_steepness(velocity).sum().backward()
+    assert torch.equal(velocity.grad, torch.ones(1, 2, 8, 8))
+
+
+@pytest.mark.parametrize("spacing_px", [1, 2, 8])
+@pytest.mark.parametrize("size_px", [5, 100])
+def test_white_noise_integrates_to_a_field_without_folds(spacing_px, size_px):
+    noise = size_px * torch.randn(2, 2, SHAPE[0] // spacing_px, SHAPE[1] // spacing_px)
+    velocity = resize(noise, SHAPE)
+    assert (jacobian_determinant(integrate(velocity)) <= 0).float().mean() > 1e-3
+    limited = limit_steepness(velocity)
+    there, back = integrate(limited), integrate(-limited)
+    assert min(jacobian_determinant(there).min(), jacobian_determinant(back).min()) > 0.03
 
 
 # --- invert -----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from atlalign.geometry import warp
+from atlalign.geometry import compose, integrate, jacobian_determinant, stays_inside, warp
 from atlalign.networks import Affine2DVF, BilinearInterpolation, DVFComposition, GlobalAffineNet, LocalUNet
 
 
@@ -109,6 +109,79 @@ def test_inverse_is_the_same_network_on_swapped_images():
     assert LocalUNet((2,), (3,), (3,), (3,), (4,))(reference, moving).inv_dvf is None
 
 
+# --- velocities, and coarser grids
+
+
+def rough(network: LocalUNet, gain: float = 1000.0) -> LocalUNet:
+    """Make an untrained network predict hundreds of pixels that vary from pixel to pixel."""
+    torch.nn.init.normal_(network.to_dvf.weight, std=gain)
+    return network
+
+
+def smooth(network: LocalUNet) -> LocalUNet:
+    """Make an untrained network predict some pixels that vary slowly."""
+    torch.nn.init.normal_(network.to_dvf.weight, std=1.0)
+    return network
+
+
+@pytest.mark.parametrize("levels", [3, 2, 1])  # the whole grid, a half and a quarter of it
+@pytest.mark.parametrize("shape", [(64, 86), (96, 136)], ids=str)  # the former's width is cropped to 80
+def test_a_velocity_network_never_folds(shape, levels):
+    images = torch.rand(2, 2, 1, *shape)
+    plain = rough(LocalUNet((4,), (4,) * 3, (4,), (4,) * levels, (4,)))(*images)
+    assert (jacobian_determinant(plain.dvf) <= 0).float().mean() > 0.05
+    network = rough(LocalUNet((4,), (4,) * 3, (4,), (4,) * levels, (4,), compute_inv=True, velocity_steps=7))
+    output = network(*images)
+    assert output.dvf.abs().max() > 0.5
+    for dvf in (output.dvf, output.inv_dvf):
+        assert jacobian_determinant(dvf).min() > 0.03
+
+
+@pytest.mark.parametrize(("levels", "mean_px", "largest_px"), [(3, 0.2, 1.5), (2, 0.1, 1.5), (1, 0.1, 1.5)])
+def test_the_inverse_of_the_roughest_velocity_is_exact_to_interpolation(levels, mean_px, largest_px):
+    network = LocalUNet((4,), (4,) * 3, (4,), (4,) * levels, (4,), compute_inv=True, velocity_steps=7)
+    output = rough(network)(*torch.rand(2, 2, 1, 96, 136))
+    inside = stays_inside(output.inv_dvf)
+    residual = compose(output.dvf, output.inv_dvf).square().sum(1).sqrt()[inside]
+    assert residual.mean() < mean_px
+    assert residual.max() < largest_px
+
+
+def test_a_velocity_is_integrated_forwards_and_backwards_in_one_pass():
+    network = smooth(LocalUNet((4,), (4, 4), (4,), (4,), (4,), compute_inv=True, velocity_steps=6))
+    passes = []
+    network.middle.register_forward_hook(lambda *_: passes.append(1))
+    reference, moving = torch.rand(2, 2, 1, 32, 38)
+    output = network(reference, moving)
+    assert len(passes) == 1
+    velocity = network.velocity(reference, moving)
+    assert velocity.abs().max() > 0.5
+    torch.testing.assert_close(output.dvf, integrate(velocity, 6))
+    torch.testing.assert_close(output.inv_dvf, integrate(-velocity, 6))
+    torch.testing.assert_close(network.displacement(reference, moving), output.dvf)
+    torch.testing.assert_close(output.registered, warp(moving, output.dvf))
+
+
+def test_a_velocity_goes_on_where_the_images_were_cropped():
+    network = LocalUNet((1,), (1,) * 4, (1,), (1,) * 4, (1,), velocity_steps=7)
+    torch.nn.init.constant_(network.to_dvf.bias, 3.0)
+    torch.nn.init.zeros_(network.to_dvf.weight)
+    dvf = network(*torch.rand(2, 1, 1, 32, 40)).dvf  # cropped to 32
+    torch.testing.assert_close(dvf, torch.full((1, 2, 32, 40), 3.0))
+
+
+def test_fewer_upsamplings_predict_on_a_coarser_grid():
+    network = smooth(LocalUNet((2,), (3, 4), (5,), (4,), (6,)))
+    reference, moving = torch.rand(2, 1, 1, 32, 40)
+    coarse = network._unet(torch.cat([reference, moving], 1)).detach()
+    assert coarse.shape == (1, 2, 16, 20)
+    dvf = network(reference, moving).dvf.detach()
+    # Corners stay corners: displacements grow by 31/15 and 39/19.
+    scale = torch.tensor([39 / 19, 31 / 15])
+    torch.testing.assert_close(dvf[0, :, 31, 39], coarse[0, :, 15, 19] * scale)
+    torch.testing.assert_close(dvf[0, :, 0, 0], coarse[0, :, 0, 0] * scale)
+
+
 @pytest.mark.parametrize(
     ("size", "cropped"), [(32, 32), (40, 32), (41, 41), (47, 47), (48, 48), (456, 448), (457, 457)]
 )
@@ -126,7 +199,8 @@ def test_local_crops_up_to_four_pixels_a_side_and_pads_beyond(size, cropped):
 @pytest.mark.parametrize("shape", [(32, 32), (33, 47), (63, 100)])
 def test_any_image_size_trains(shape):
     reference, moving = torch.rand(2, 1, 1, *shape)
-    for network in (LocalUNet(compute_inv=True), GlobalAffineNet(image_shape=shape)):
+    diffeomorphic = LocalUNet(compute_inv=True, upsample_filters=(8, 8, 8), velocity_steps=7)
+    for network in (LocalUNet(compute_inv=True), diffeomorphic, GlobalAffineNet(image_shape=shape)):
         output = network(reference, moving)
         assert output.dvf.shape == (1, 2, *shape)
         torch.testing.assert_close(output.registered, warp(moving, output.dvf))
@@ -137,8 +211,10 @@ def test_any_image_size_trains(shape):
 def test_wrong_hyperparameters_say_what_is_wrong():
     with pytest.raises(ValueError, match="5 blocks need at least 32 px a side, got 20×40"):
         GlobalAffineNet(image_shape=(20, 40))
-    with pytest.raises(ValueError, match="equal numbers of levels, got 2 and 1"):
+    with pytest.raises(ValueError, match="at most as many levels as downsample_filters, got 2 and 1"):
         LocalUNet(upsample_filters=(4, 4), downsample_filters=(4,))
+    with pytest.raises(ValueError, match="velocity_steps: expected None or at least 0, got -1"):
+        LocalUNet(velocity_steps=-1)
     with pytest.raises(ValueError, match="takes images of 32×40 px, got 32×48"):
         GlobalAffineNet(image_shape=(32, 40))(*torch.rand(2, 1, 1, 32, 48))
 
