@@ -208,8 +208,17 @@ def test_validate_command(tmp_path, capsys):
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "atlalign"], ids=" ".join)
 def test_atlalign_commands(command, in_example_files):
+    if command[1] == "runs":
+        write_run(Path(command[2]) / "0")
     assert atlalign(command[1:]) == 0
-    assert Path(command[command.index("--out") + 1]).exists()
+    out = command[command.index("--out") + 1] if "--out" in command else f"{command[2]}/runs.csv"
+    assert Path(out).exists()
+
+
+def write_run(folder: Path) -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        data = ["data.n_sections=4", "data.fields_per_section=1", "atlas.spacing_um=1100"]
+        train(compose("train", [*TINY, *data, "logger=none", f"run_dir={folder}"]))
 
 
 @pytest.mark.parametrize("code", [b for language, b in BLOCKS if language == "python"])
@@ -228,6 +237,7 @@ def test_tables_name_every_option():
         "callbacks",
         "logger",
         "experiment",
+        "sweep",
         "source",
         "deformation",
     ):
