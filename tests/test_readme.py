@@ -18,6 +18,7 @@ from atlalign.cli import main as atlalign
 from atlalign.data import schema
 from atlalign.data.generate import generate
 from atlalign.data.phantom import phantom_ontology, phantom_volume
+from atlalign.evaluation import evaluate
 from atlalign.models import ModelOrigin, merge_global_local, save_model
 from atlalign.networks import GlobalAffineNet, LocalUNet
 from atlalign.training.run import train
@@ -35,6 +36,7 @@ COMMANDS = [
     if line.strip()
 ]
 TRAININGS = [command for command in COMMANDS if "train.py" in command]
+EVALUATIONS = [command for command in COMMANDS if "evaluate.py" in command]
 GENERATIONS = [command for command in COMMANDS if "generate.py" in command]
 REGION_COLUMNS = "id,acronym,name,structure_id_path,color_hex_triplet"
 SHAPE = (64, 96)  # the smallest that the perceptual losses' networks take
@@ -153,6 +155,21 @@ def test_generate_commands(command, tmp_path, monkeypatch):
     assert schema.validate(path).n_samples > 0
 
 
+@pytest.mark.parametrize("command", EVALUATIONS, ids=" ".join)
+def test_evaluate_commands(command, in_example_files):
+    if "ants" in " ".join(command):
+        pytest.importorskip("ants", exc_type=ImportError)
+    arguments = [*command[command.index("evaluate.py") + 1 :], "data.image_shape=[64,96]", "split=all"]
+    if "data=demo" in arguments:
+        arguments += ["data.n_sections=2", "data.fields_per_section=1"]
+    if not any(a.startswith("atlas=") for a in arguments):
+        arguments += ["atlas.spacing_um=1100"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        evaluate(compose("evaluate", arguments))
+    out = next(a.removeprefix("out=") for a in arguments if a.startswith("out="))
+    assert (Path(out) / "report.html").stat().st_size > 30_000
+
+
 def write_my_sections(folder: Path) -> None:
     """Write a data set, an atlas, anchored sections, and what belongs to them."""
     template, labels = phantom_volume(shape=(264, *SHAPE), seed=0)
@@ -174,6 +191,9 @@ def write_my_sections(folder: Path) -> None:
     ]
     (folder / "regions.csv").write_text("\n".join([REGION_COLUMNS, *rows]))
     (folder / "cells.csv").write_text("x,y,kind\n40,30,neuron\n50.5,20,glia\n")
+    (folder / "landmarks.csv").write_text(
+        "sample,reference_x,reference_y,moving_x,moving_y\n0,40,30,41,30\n1,50,20,50,21\n"
+    )
     (folder / "targets.csv").write_text("ap_um,dv_um,ml_um\n3300,4000,6000\n")
     cell = {"type": "Feature", "properties": {}, "geometry": {"type": "Point", "coordinates": [40.5, 30.5]}}
     (folder / "cells.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [cell]}))
@@ -190,7 +210,7 @@ def test_the_atlas_that_is_downloaded_composes():
 
 
 def test_no_command_is_left_out():
-    known = ("train.py", "generate.py", "make", "pip", "tensorboard", "atlalign")
+    known = ("train.py", "generate.py", "evaluate.py", "make", "pip", "tensorboard", "atlalign")
     assert len(TRAININGS) >= 8
     assert len(GENERATIONS) >= 3
     assert all(any(word in command for word in known) for command in COMMANDS)

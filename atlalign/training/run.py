@@ -32,6 +32,7 @@ def train(config: DictConfig) -> float:
     Raises:
         InputError: If something in the configuration or the data is wrong, or `config.require_ratio` is missed.
     """
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # names what must be given
     folder = Path(config.run_dir)
     if config.ckpt_path == "auto" and has_finished(folder, config):
         return _objective(read_run(folder).metrics, config.objective)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from atlalign.errors import InputError
@@ -150,6 +151,13 @@ def test_a_required_improvement_that_is_missed_fails(configure):
         InputError, match=r"expected an error of at most 0.01 times that of doing nothing, got"
     ):
         train(configure("require_ratio=0.01"))
+
+
+def test_what_must_be_given_is_named(configure):
+    config = configure()
+    config.data.folder = "???"
+    with pytest.raises(MissingMandatoryValue, match=r"data\.folder"):
+        train(config)
 
 
 def test_an_unknown_objective_says_what_exists(configure):
