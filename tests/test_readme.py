@@ -266,9 +266,9 @@ def test_tables_name_every_option():
 
 
 def test_every_loss_key_is_listed():
-    from atlalign.losses import ALL_DVF_LOSSES, ALL_IMAGE_LOSSES
+    from atlalign.losses import ALL_DVF_LOSSES, ALL_IMAGE_LOSSES, ALL_REGULARITY_LOSSES
 
-    for key in {*ALL_DVF_LOSSES, *ALL_IMAGE_LOSSES}:
+    for key in {*ALL_DVF_LOSSES, *ALL_IMAGE_LOSSES, *ALL_REGULARITY_LOSSES}:
         assert f"`{key}`" in README
 
 

@@ -3,6 +3,7 @@
 from atlalign.losses.combine import (
     ALL_DVF_LOSSES,
     ALL_IMAGE_LOSSES,
+    ALL_REGULARITY_LOSSES,
     DVF2IMG,
     LossRegistry,
     Mixer,
@@ -21,10 +22,12 @@ from atlalign.losses.dvf import (
 )
 from atlalign.losses.image import NCC, mae, mse, ncc, pearson, psnr, ssim
 from atlalign.losses.perceptual import Backbone, PerceptualLoss
+from atlalign.losses.regularity import gradicon, inverse_consistency
 
 __all__ = [
     "ALL_DVF_LOSSES",
     "ALL_IMAGE_LOSSES",
+    "ALL_REGULARITY_LOSSES",
     "DVF2IMG",
     "NCC",
     "Backbone",
@@ -36,6 +39,8 @@ __all__ = [
     "UnknownLossError",
     "VDClipper",
     "grad",
+    "gradicon",
+    "inverse_consistency",
     "jacobian",
     "jacobian_distance",
     "mae",

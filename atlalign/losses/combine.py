@@ -24,6 +24,7 @@ from atlalign.losses.dvf import (
 )
 from atlalign.losses.image import NCC, mae, mse, pearson, psnr, ssim
 from atlalign.losses.perceptual import MODELS, NETS, Backbone, Model, Net, PerceptualLoss
+from atlalign.losses.regularity import OfEachField, gradicon, inverse_consistency
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 BackboneSource = Callable[[Net], Backbone]
@@ -222,6 +223,16 @@ ALL_DVF_LOSSES = LossRegistry(
         **{key: _on_fields(factory) for key, factory in _SIMILARITIES.items()},
     },
 )
+ALL_REGULARITY_LOSSES = LossRegistry(
+    "regularity loss",
+    {
+        "gradicon": _constant(gradicon),
+        "inverse_consistency": _constant(inverse_consistency),
+        "grad": _built(lambda: OfEachField(Grad())),
+        "jacobian": _built(lambda: OfEachField(FunctionLoss(jacobian))),
+    },
+)
+"""Losses of the predicted fields alone: `loss(dvf, inv_dvf)`."""
 
 
 class Registered(Protocol):
@@ -244,21 +255,23 @@ _TERMS: dict[str, LossRegistry] = {
     "image": ALL_IMAGE_LOSSES,
     "dvf": ALL_DVF_LOSSES,
     "inv_dvf": ALL_DVF_LOSSES,
+    "regularity": ALL_REGULARITY_LOSSES,
 }
 
 
 class RegistrationLoss(nn.Module):
-    """The weighted sum of a loss on registered images, one on fields and one on inverse fields.
+    """The weighted sum of a loss on registered images, one on fields, one on inverse fields and one on regularity.
 
     Args:
         image: A key of ALL_IMAGE_LOSSES, any `loss(y_true, y_pred)`, or None to leave the term out.
         dvf: The same of ALL_DVF_LOSSES.
         inv_dvf: The same; skipped where the network gives no inverse.
-        weights: Of terms by name (image, dvf, inv_dvf), none negative; 1 where not given.
+        regularity: A key of ALL_REGULARITY_LOSSES, or any `loss(dvf, inv_dvf)` of the prediction alone.
+        weights: Of terms by name (image, dvf, inv_dvf, regularity), none negative; 1 where not given.
         backbone_weights: Those of `PerceptualLoss`, for all perceptual losses given by a key; these share one network.
 
     Raises:
-        InputError: If no term is set, a key or the name of a weight is unknown, or a weight is negative.
+        InputError: If no term looks at the truth, a key or the name of a weight is unknown, or a weight is negative.
     """
 
     def __init__(
@@ -266,13 +279,14 @@ class RegistrationLoss(nn.Module):
         image: str | Loss | None = None,
         dvf: str | Loss | None = None,
         inv_dvf: str | Loss | None = None,
+        regularity: str | Loss | None = None,
         *,
         weights: Mapping[str, float] | None = None,
         backbone_weights: str | None = None,
     ) -> None:
         super().__init__()
-        terms = {"image": image, "dvf": dvf, "inv_dvf": inv_dvf}
-        if all(term is None for term in terms.values()):
+        terms = {"image": image, "dvf": dvf, "inv_dvf": inv_dvf, "regularity": regularity}
+        if image is dvf is inv_dvf is None:
             raise InputError("loss: expected at least one of loss.image, loss.dvf and loss.inv_dvf, got none")
         self.weights = _term_weights(weights or {})
         backbones = shared_backbones(backbone_weights)
@@ -290,17 +304,18 @@ class RegistrationLoss(nn.Module):
         """Return the unweighted value of each active term by its name, and their weighted sum as "total".
 
         Raises:
-            InputError: If inv_dvf is a term and the batch has none, or it is the only term and the network gives none.
+            InputError: If inv_dvf is a term and the batch has none, or it is the only term with a truth and the network
+                gives none, or the regularity needs an inverse and the network gives none.
         """
         values = {
-            name: loss(*_truth_and_prediction(name, output, batch))
+            name: loss(*_arguments(name, output, batch))
             for name, loss in self.terms.items()
             if name != "inv_dvf" or output.inv_dvf is not None
         }
-        if not values:
+        if not values.keys() - {"regularity"}:
             raise InputError(
-                "loss: expected a network with an inverse, since loss.inv_dvf is the only term, got one without; "
-                "set model.compute_inv=true or loss.dvf"
+                "loss: expected a network with an inverse, since loss.inv_dvf is the only term with a truth, got one "
+                "without; set model.compute_inv=true or loss.dvf"
             )
         weighted = [self.weights[name] * value for name, value in values.items()]
         return {**values, "total": torch.stack(weighted).sum()}
@@ -315,7 +330,10 @@ def _term_weights(weights: Mapping[str, float]) -> dict[str, float]:
     return {name: float(weights.get(name, 1)) for name in _TERMS}
 
 
-def _truth_and_prediction(name: str, output: Registered, batch: Registered) -> tuple[Tensor, Tensor]:
+def _arguments(name: str, output: Registered, batch: Registered) -> tuple[Tensor, Tensor | None]:
+    """Return the truth and the prediction, or both predicted fields where there is no truth."""
+    if name == "regularity":
+        return output.dvf, output.inv_dvf
     attribute = "registered" if name == "image" else name
     truth, prediction = getattr(batch, attribute), getattr(output, attribute)
     if truth is None:

@@ -11,11 +11,13 @@ from atlalign.errors import InputError
 from atlalign.losses import (
     ALL_DVF_LOSSES,
     ALL_IMAGE_LOSSES,
+    ALL_REGULARITY_LOSSES,
     DVF2IMG,
     Mixer,
     PerceptualLoss,
     RegistrationLoss,
     VDClipper,
+    gradicon,
     mae,
     mse,
     vector_distance,
@@ -193,13 +195,38 @@ def test_inverse_term_is_skipped_where_the_network_gives_none():
     assert set(loss(registration(inverse=False), registration())) == {"dvf", "total"}
     with pytest.raises(InputError, match=r"data\.return_inverse=true"):
         loss(registration(), registration(inverse=False))
-    with pytest.raises(InputError, match=r"loss\.inv_dvf is the only term.*model\.compute_inv=true"):
+    with pytest.raises(
+        InputError, match=r"loss\.inv_dvf is the only term with a truth.*model\.compute_inv=true"
+    ):
         RegistrationLoss(inv_dvf="mse")(registration(inverse=False), registration())
+
+
+def test_regularity_is_a_term_of_the_prediction_alone():
+    output, batch = registration(), registration(inverse=False)
+    values = RegistrationLoss(dvf="mse", regularity="gradicon", weights={"regularity": 0.3})(output, batch)
+    assert list(values) == ["dvf", "regularity", "total"]
+    torch.testing.assert_close(values["regularity"], gradicon(output.dvf, output.inv_dvf))
+    torch.testing.assert_close(values["total"], values["dvf"] + 0.3 * values["regularity"])
+    mixed = RegistrationLoss(dvf="mse", regularity="gradicon&grad")(output, batch)["regularity"]
+    grad = ALL_REGULARITY_LOSSES["grad"](output.dvf, output.inv_dvf)
+    torch.testing.assert_close(mixed, (values["regularity"] + grad) / 2)
+    own = RegistrationLoss(dvf="mse", regularity=lambda dvf, inv_dvf: inv_dvf.sum())
+    torch.testing.assert_close(own(output, batch)["regularity"], output.inv_dvf.sum())
+    with pytest.raises(InputError, match=r"the only term with a truth.*model\.compute_inv=true"):
+        RegistrationLoss(inv_dvf="mse", regularity="grad")(registration(inverse=False), batch)
+    with pytest.raises(
+        InputError, match=r"gradicon needs a network with an inverse.*model\.compute_inv=true"
+    ):
+        RegistrationLoss(dvf="mse", regularity="gradicon")(registration(inverse=False), batch)
 
 
 def test_wrong_terms_and_weights_are_refused():
     with pytest.raises(InputError, match="at least one of"):
         RegistrationLoss()
+    with pytest.raises(InputError, match="at least one of"):
+        RegistrationLoss(regularity="grad")
+    with pytest.raises(InputError, match=r"unknown regularity loss 'gradicn'\. Did you mean gradicon"):
+        RegistrationLoss(dvf="mse", regularity="gradicn")
     with pytest.raises(InputError, match=r"unknown term in loss\.weights 'inverse'.*dvf, image, inv_dvf"):
         RegistrationLoss(dvf="mse", weights={"inverse": 1})
     for weight in (-0.1, float("nan"), float("inf"), "much"):
