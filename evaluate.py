@@ -9,7 +9,7 @@ from atlalign.errors import readable_errors
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
     """Measure a checkpoint and baselines on annotated sections; write tables and a report."""
-    from atlalign.evaluation import evaluate
+    from atlalign.evaluation.evaluate import evaluate
 
     evaluate(config)
 

@@ -12,9 +12,10 @@ from atlalign.errors import InputError, unknown_name
 if TYPE_CHECKING:
     import torch
 
-    from atlalign.batch import Job, Recipe
     from atlalign.data.ontology import Ontology
-    from atlalign.registration import Limit, Reference
+    from atlalign.registration.batch import Job, Recipe
+    from atlalign.registration.placement import Reference
+    from atlalign.registration.register import Limit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,7 +81,7 @@ def _add_transform(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _transform(options: argparse.Namespace) -> None:
-    from atlalign.apply import Options, transform_file
+    from atlalign.registration.apply import Options, transform_file
 
     wanted = Options(options.to, labels=options.labels, channel=options.channel)
     print(transform_file(options.input, options.folder, options.out, wanted, overwrite=options.overwrite))
@@ -122,8 +123,8 @@ def _add_import_keras(commands: "argparse._SubParsersAction[argparse.ArgumentPar
 
 
 def _import_keras(options: argparse.Namespace) -> None:
-    from atlalign.keras_import import ORIGIN, import_keras
     from atlalign.models import save_model
+    from atlalign.models.keras_import import ORIGIN, import_keras
 
     network = import_keras(options.path)
     save_model(network, options.out, origin=ORIGIN)
@@ -173,7 +174,7 @@ def _add_runs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def _runs(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from atlalign.runs import compare, find_runs, reasons, rich_table, write_table
+    from atlalign.training.runs import compare, find_runs, reasons, rich_table, write_table
 
     table = compare(find_runs(options.folders), options.sort, descending=options.descending)
     paths = write_table(table, options.out or options.folders[0] / "runs")
@@ -208,8 +209,8 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _export(options: argparse.Namespace) -> None:
-    from atlalign.export import export_model
     from atlalign.models import load_model, read_origin
+    from atlalign.models.export import export_model
 
     network = load_model(options.model)
     shape = options.image_shape or read_origin(options.model).image_shape
@@ -263,9 +264,7 @@ def _add_register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _add_reference_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("what to register to")
-    group.add_argument(
-        "--atlas", help="allen (default; downloaded once), phantom, or a file"
-    )
+    group.add_argument("--atlas", help="allen (default; downloaded once), phantom, or a file")
     group.add_argument(
         "--annotation", metavar="FILE", help="the region ids of an atlas file, if it does not hold them"
     )
@@ -312,7 +311,7 @@ def _add_section_options(command: argparse.ArgumentParser) -> None:
 def _register(options: argparse.Namespace) -> None:
     from rich.progress import track
 
-    from atlalign.batch import TABLE, find_jobs, register_batch
+    from atlalign.registration.batch import TABLE, find_jobs, register_batch
 
     jobs = find_jobs(options.inputs, position_um=options.position, listed=options.reference is None)
     outcomes = list(
@@ -335,9 +334,9 @@ def _register(options: argparse.Namespace) -> None:
 
 
 def _recipe(options: argparse.Namespace) -> "Recipe":
-    from atlalign.batch import Options, Recipe
     from atlalign.files import fingerprint
     from atlalign.models import load_model, read_origin
+    from atlalign.registration.batch import Options, Recipe
 
     shape = options.image_shape or read_origin(options.model).image_shape
     if shape is None:
@@ -374,8 +373,8 @@ def _references(
     options: argparse.Namespace, shape: tuple[int, int]
 ) -> "tuple[Callable[[Job], Reference], Ontology | None, str]":
     """Return what sections are registered to, what its labels mean, and what it is called."""
-    from atlalign.batch import AtlasReferences
     from atlalign.data.atlas import open_atlas
+    from atlalign.registration.batch import AtlasReferences
 
     if options.reference is not None:
         return _own_reference(options, shape)
@@ -394,7 +393,7 @@ def _own_reference(
 ) -> "tuple[Callable[[Job], Reference], Ontology | None, str]":
     from atlalign.data.images import read_image, read_labels
     from atlalign.data.ontology import read_ontology
-    from atlalign.registration import image_reference
+    from atlalign.registration.placement import image_reference
 
     for name in ("atlas", "annotation", "spacing_um", "position"):
         if getattr(options, name) is not None:
@@ -415,7 +414,7 @@ def _own_reference(
 
 def _limits(texts: Sequence[str]) -> "dict[str, Limit]":
     """Return the limits of quality, those given as MEASURE=LOOK,FAIL replacing the usual ones."""
-    from atlalign.registration import LIMITS, Limit
+    from atlalign.registration.register import LIMITS, Limit
 
     limits = dict(LIMITS)
     for text in texts:

@@ -121,7 +121,7 @@ class OptunaSweeper(Sweeper):
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
-        from atlalign.runs import record_failure
+        from atlalign.training.runs import record_failure
 
         try:
             self.validate_batch_is_legal([job])
@@ -132,7 +132,7 @@ class OptunaSweeper(Sweeper):
 
     def _launch(self, folder: Path, jobs: Mapping[int, Sequence[str]]) -> None:
         from atlalign.errors import InputError, describe
-        from atlalign.runs import has_begun
+        from atlalign.training.runs import has_begun
 
         assert self.launcher is not None
         try:
@@ -154,7 +154,7 @@ def _job(fixed: Sequence[str], study: "SweepStudy", number: int) -> list[str]:
 
 def _to_go_on(study: "SweepStudy") -> list[int]:
     """Return the trials that an earlier call left under way, less those that end without a word each time."""
-    from atlalign.runs import record_failure
+    from atlalign.training.runs import record_failure
 
     begun = [number for number in study.open_trials() if study.settle(number).status == "unfinished"]
     stuck = [number for number in begun if study.is_stuck(number)]
@@ -166,7 +166,7 @@ def _to_go_on(study: "SweepStudy") -> list[int]:
 
 def _record_silent_failure(folder: Path, result: JobReturn) -> None:
     """Record the error of a run that ended before it could do so itself."""
-    from atlalign.runs import read_run, record_failure
+    from atlalign.training.runs import read_run, record_failure
 
     if result.status == JobStatus.COMPLETED or read_run(folder).status != "unfinished":
         return

@@ -18,12 +18,12 @@ from atlalign.cli import main as atlalign
 from atlalign.data import schema
 from atlalign.data.generate import generate
 from atlalign.data.phantom import phantom_ontology, phantom_volume
-from atlalign.evaluation import evaluate
+from atlalign.evaluation.evaluate import evaluate
 from atlalign.models import ModelOrigin, merge_global_local, save_model
 from atlalign.networks import GlobalAffineNet, LocalUNet
 from atlalign.training.run import train
 from tests.conftest import write_h5
-from tests.keras_writer import KerasWriter
+from tests.models.keras_writer import KerasWriter
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

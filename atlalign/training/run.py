@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from atlalign.errors import InputError, unknown_name
-from atlalign.runs import flatten, has_finished, read_run, recorded_failure
 from atlalign.training.processes import n_processes_to_start, run_in_processes
 from atlalign.training.record import describe_run, write_record
+from atlalign.training.runs import flatten, has_finished, read_run, recorded_failure
 
 # What a comparison of runs shows of the configuration.
 _COMPARED = ("model", "loss", "augment", "data", "atlas", "optimizer", "scheduler", "seed")

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from pytorch_lightning.trainer.states import TrainerFn
 
 from atlalign.errors import InputError
-from atlalign.runs import Pruned, Run, has_begun, read_run
+from atlalign.training.runs import Pruned, Run, has_begun, read_run
 
 _FILE = "study.journal"
 _NAME = "atlalign"

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 import train
 from atlalign.errors import readable_errors
-from atlalign.runs import compare, find_runs, read_run
+from atlalign.training.runs import compare, find_runs, read_run
 from atlalign.training.study import Pruning, SweepStudy, _storage, search_space
 from tests.training.conftest import TINY, TINY_LOCAL
 

@@ -14,15 +14,15 @@ import SimpleITK
 import tifffile
 import torch
 
-from atlalign import batch as module
-from atlalign.batch import find_jobs
 from atlalign.cli import main
 from atlalign.data.atlas import phantom_atlas
 from atlalign.data.images import read_image, read_labels, write_tiff
 from atlalign.errors import InputError
 from atlalign.models import save_model
 from atlalign.networks import LocalUNet
-from atlalign.transform import SectionTransform
+from atlalign.registration import batch as module
+from atlalign.registration.batch import find_jobs
+from atlalign.registration.transform import SectionTransform
 
 SHAPE = (32, 48)
 FILES = {

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from atlalign.cli import main
 from atlalign.errors import InputError
-from atlalign.export import FIELD_TOLERANCE_PX, INTENSITY_TOLERANCE, export_model
 from atlalign.models import save_model
+from atlalign.models.export import FIELD_TOLERANCE_PX, INTENSITY_TOLERANCE, export_model
 from atlalign.networks import CoarseToFineNet, GlobalAffineNet, LocalUNet, MergedNet, Registration
 
 SHAPE = (32, 44)  # the local network crops the width to 40

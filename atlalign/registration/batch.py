@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from atlalign import __version__, exports
+from atlalign import __version__
 from atlalign.data.atlas import Atlas
 from atlalign.data.images import ImageFile, read_image, resize_images, slide_color, write_tiff
 from atlalign.data.ontology import Ontology
@@ -26,24 +26,20 @@ from atlalign.data.sections import Anchoring, ListedSection, Plane, find_list, r
 from atlalign.errors import InputError
 from atlalign.files import written_whole
 from atlalign.plots import overlay
-from atlalign.registration import (
-    LIMITS,
+from atlalign.registration import exports
+from atlalign.registration.placement import (
     Background,
-    Limit,
     Placement,
     Placing,
-    Quality,
     Reference,
-    Registered,
     Section,
     Side,
     atlas_reference,
-    judge,
     place,
     read_section,
-    register,
 )
-from atlalign.transform import RECORD, Grid, SectionTransform, read_record
+from atlalign.registration.register import LIMITS, Limit, Quality, Registered, judge, register
+from atlalign.registration.transform import RECORD, Grid, SectionTransform, read_record
 
 TABLE, VISUALIGN = "registrations.csv", "visualign.json"
 """What stands beside the sections' folders."""

@@ -7,12 +7,12 @@ import pytest
 import SimpleITK
 import torch
 
-from atlalign import transform as module
 from atlalign.data.images import read_image, write_tiff
 from atlalign.data.sections import Plane
 from atlalign.errors import InputError
 from atlalign.geometry import invert, smooth_field
-from atlalign.transform import Displacement, Grid, SectionTransform
+from atlalign.registration import transform as module
+from atlalign.registration.transform import Displacement, Grid, SectionTransform
 
 WORK = Grid((24, 40), (100.0, 120.0))
 SECTION = Grid((90, 70), (40.0, 50.0))

@@ -17,15 +17,15 @@ from atlalign.data.atlas import phantom_atlas
 from atlalign.data.datamodule import RegistrationDataModule
 from atlalign.data.dataset import RegistrationBatch
 from atlalign.errors import InputError, readable_errors
-from atlalign.evaluation import Regions, evaluate
+from atlalign.evaluation.evaluate import Regions, evaluate
+from atlalign.evaluation.methods import baseline, fit_affine
 from atlalign.geometry import affine_to_dvf, invert, smooth_field, stays_inside, warp
-from atlalign.methods import baseline, fit_affine
 from atlalign.models import ModelOrigin, save_model
 from atlalign.networks import GlobalAffineNet, Registration
 from atlalign.training.run import train
 from tests.conftest import SHAPE, write_h5
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHIFT = (3.0, -2.0)
 ALLOW = f"allow=[{__name__}.Shift]"
 

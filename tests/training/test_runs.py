@@ -9,7 +9,15 @@ from omegaconf import OmegaConf
 
 from atlalign.cli import main as atlalign
 from atlalign.errors import InputError
-from atlalign.runs import Pruned, compare, find_runs, read_run, record_failure, recorded_failure, rows
+from atlalign.training.runs import (
+    Pruned,
+    compare,
+    find_runs,
+    read_run,
+    record_failure,
+    recorded_failure,
+    rows,
+)
 
 DISTANCE = "val/vector_distance"
 

@@ -267,7 +267,9 @@ def render(
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(files("atlalign").joinpath("report.html").read_text(encoding="utf-8"))
+    template = environment.from_string(
+        files("atlalign.evaluation").joinpath("report.html").read_text(encoding="utf-8")
+    )
     return template.render(
         description=description,
         results=_results_table(summaries),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from atlalign.data.sections import Points
 from atlalign.errors import InputError
-from atlalign.exports import RegionName
+from atlalign.registration.exports import RegionName
 
 _NESTING = {
     "Point": 0, "MultiPoint": 1, "LineString": 1, "MultiLineString": 2, "Polygon": 2, "MultiPolygon": 3,

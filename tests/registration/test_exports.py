@@ -12,7 +12,8 @@ from scipy.spatial import Delaunay
 from atlalign.data.ontology import Ontology, Region
 from atlalign.data.sections import Anchoring, Plane, apply_affine, read_list
 from atlalign.errors import InputError
-from atlalign.exports import (
+from atlalign.geometry import smooth_field
+from atlalign.registration.exports import (
     MARKER_ERROR_UM,
     MARKERS_AT_MOST,
     RegionAreas,
@@ -21,8 +22,7 @@ from atlalign.exports import (
     write_regions,
     write_visualign,
 )
-from atlalign.geometry import smooth_field
-from atlalign.transform import FORWARD, INVERSE, Displacement, Grid, SectionTransform
+from atlalign.registration.transform import FORWARD, INVERSE, Displacement, Grid, SectionTransform
 
 ONTOLOGY = Ontology(
     [

@@ -13,20 +13,17 @@ from atlalign.data.sections import Anchoring, Plane, apply_affine, invert_affine
 from atlalign.errors import InputError
 from atlalign.geometry import affine_to_dvf, invert, smooth_field, warp
 from atlalign.networks import Registration
-from atlalign.registration import (
-    LIMITS,
+from atlalign.registration.placement import (
     Placement,
-    Quality,
     Reference,
     atlas_reference,
     image_reference,
-    judge,
     place,
     placed_image,
     read_section,
-    register,
 )
-from atlalign.transform import Grid
+from atlalign.registration.register import LIMITS, Quality, judge, register
+from atlalign.registration.transform import Grid
 
 SHAPE = (40, 56)
 POSITION_UM = 6000.0

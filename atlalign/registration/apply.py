@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from atlalign.data.images import read_image, read_labels, slide_color, write_tiff
 from atlalign.data.sections import Points
 from atlalign.errors import InputError
-from atlalign.exports import RegionName, read_regions
 from atlalign.files import written_whole
-from atlalign.geojson import move_shapes, outlines
-from atlalign.transform import Displacement, Grid, SectionTransform, warp_in_bands
+from atlalign.registration.exports import RegionName, read_regions
+from atlalign.registration.geojson import move_shapes, outlines
+from atlalign.registration.transform import Displacement, Grid, SectionTransform, warp_in_bands
 
 Side = Literal["reference", "section"]
 

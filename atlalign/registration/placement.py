@@ -1,34 +1,21 @@
-"""A trained network as a user applies it: a section of any size is placed on its reference plane and registered.
+"""Where a section lies on its reference plane before the network looks at it, whatever its size and orientation."""
 
-Two maps make up the result. The *placement* is affine and brings the section to the network's size: from an anchoring,
-from the size of its pixels, or by fitting the tissue. The network's field does the rest. Images are interpolated once,
-by both together.
-"""
-
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from atlalign.data.atlas import Atlas
 from atlalign.data.images import ImageFile, PixelSize, resize_images, shrink_to_grey, to_unit_range
 from atlalign.data.sections import Anchoring, Plane, Points, apply_affine, homogeneous, invert_affine
 from atlalign.errors import InputError
 from atlalign.geometry import (
-    compose,
     identity_grid,
-    invert,
-    jacobian_determinant,
     sample,
-    stays_inside,
-    warp_points,
 )
-from atlalign.metrics import mutual_information
-from atlalign.transform import Displacement, Grid, SectionTransform
+from atlalign.registration.transform import Grid
 
 Placing = Literal["auto", "anchoring", "scale", "fit", "stretch"]
 Background = Literal["auto", "bright", "dark"]
@@ -357,161 +344,3 @@ def _antialiased(image: Tensor, factor: float) -> Tensor:
     size = 2 * max(1, int(np.ceil(3 * sigma))) + 1
     blurred: Tensor = gaussian_blur2d(image, size, (sigma, sigma), border_type="replicate")
     return blurred
-
-
-# --- registration -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Quality:
-    """How a registration went; lengths over the reference's tissue.
-
-    Attributes:
-        displacement_mean_um: By how much the network moves it.
-        displacement_max_um: The largest such displacement.
-        folding: The share of the plane on which the field folds.
-        inverse_consistency_um: The mean distance from where a point comes back to, when the network also registers the
-            reference to the section: what a network is sure of, it finds both ways.
-        similarity_before: Mutual information of section and reference, in nats, as placed.
-        similarity_after: The same when registered.
-    """
-
-    displacement_mean_um: float
-    displacement_max_um: float
-    folding: float
-    inverse_consistency_um: float
-    similarity_before: float
-    similarity_after: float
-
-    @property
-    def similarity_loss(self) -> float:
-        """By how much the similarity has fallen."""
-        return self.similarity_before - self.similarity_after
-
-
-class Limit(NamedTuple):
-    """From what on a measure of `Quality` calls for a look, and from what on the registration counts as failed."""
-
-    look: float
-    fail: float
-
-
-LIMITS: Mapping[str, Limit] = {
-    "displacement_max_um": Limit(1500.0, 3000.0),
-    "folding": Limit(0.0, 0.01),
-    "inverse_consistency_um": Limit(150.0, 500.0),
-    "similarity_loss": Limit(0.0, 0.05),
-}
-"""The limits that `judge` goes by; a value above one is beyond it."""
-
-
-def judge(quality: Quality, limits: Mapping[str, Limit] = LIMITS) -> tuple[str, str]:
-    """Return pass, look or fail, and the reason for the latter two."""
-    found = {name: getattr(quality, name) for name in limits}
-    for flag, bounds in (
-        ("fail", {name: limit.fail for name, limit in limits.items()}),
-        ("look", {name: limit.look for name, limit in limits.items()}),
-    ):
-        # What is not a number is beyond every limit.
-        beyond = [
-            f"{name} {found[name]:.4g} > {bound:g}"
-            for name, bound in bounds.items()
-            if not found[name] <= bound
-        ]
-        if beyond:
-            return flag, "; ".join(beyond)
-    return "pass", ""
-
-
-class Registered(NamedTuple):
-    """A registered section.
-
-    Attributes:
-        transform: Between the section's image and the reference.
-        placed: (1, 1, H, W), the section before the network looked at it.
-        registered: (1, 1, H, W).
-        quality: How it went.
-    """
-
-    transform: SectionTransform
-    placed: Tensor
-    registered: Tensor
-    quality: Quality
-
-
-@torch.inference_mode()
-def register(network: nn.Module, reference: Reference, section: Section, placement: Placement) -> Registered:
-    """Register a placed section to its reference.
-
-    Args:
-        network: Takes (reference, moving) and returns a `Registration`; it runs where its weights are.
-        reference: At the size that the network takes.
-        section: The image.
-        placement: Where it lies on the reference.
-
-    Raises:
-        InputError: If the network does not take images of that size, or its field is not finite.
-    """
-    placed = placed_image(section, placement, reference.grid.shape)
-    device = next((parameter.device for parameter in network.parameters()), placed.device)
-    pair = (reference.image.to(device), placed.to(device))
-    try:
-        output, swapped = network(*pair), network(*pair[::-1])
-    except (ValueError, RuntimeError) as error:
-        raise InputError(f"the network does not take images of {reference.grid.shape}: {error}") from error
-    dvf, back = output.dvf.float().cpu(), swapped.dvf.float().cpu()
-    if not bool(dvf.isfinite().all()):
-        raise InputError("the network returned displacements that are not finite")
-    registered = output.registered.float().cpu()
-    quality = _quality(reference, placed, registered, dvf, back)
-    return Registered(_transform(reference, section, placement, dvf), placed, registered, quality)
-
-
-def _quality(reference: Reference, placed: Tensor, registered: Tensor, dvf: Tensor, back: Tensor) -> Quality:
-    tissue = reference.tissue
-    displacement = _length_um(dvf, reference.grid)[tissue]
-    residual = _length_um(compose(back, dvf), reference.grid)[tissue & stays_inside(dvf)[0]]
-    return Quality(
-        displacement_mean_um=float(displacement.mean()),
-        displacement_max_um=float(displacement.max()),
-        folding=float((jacobian_determinant(dvf) <= 0).float().mean()),
-        inverse_consistency_um=float(residual.mean()),
-        similarity_before=float(mutual_information(reference.image, placed)),
-        similarity_after=float(mutual_information(reference.image, registered)),
-    )
-
-
-def _length_um(dvf: Tensor, grid: Grid) -> Tensor:
-    return (dvf[0] * torch.tensor(grid.pixel_um).view(2, 1, 1)).square().sum(dim=0).sqrt()
-
-
-def _transform(reference: Reference, section: Section, placement: Placement, dvf: Tensor) -> SectionTransform:
-    image = Grid(section.shape, placement.pixel_um)
-    field = dvf.double()
-
-    def to_section_mm(points: Points) -> Points:
-        moved = warp_points(torch.from_numpy(points)[None], field)[0].numpy()
-        return image.to_mm(apply_affine(placement.matrix, moved))
-
-    inverse = invert(field)
-
-    def to_reference_mm(points: Points) -> Points:
-        placed = apply_affine(invert_affine(placement.matrix), points)
-        return reference.grid.to_mm(warp_points(torch.from_numpy(placed)[None], inverse)[0].numpy())
-
-    # As fine as the network's grid: more would only repeat what is between its pixels.
-    coarse = image.finer(max(min(reference.grid.pixel_um), *placement.pixel_um))
-    scale = np.array(coarse.pixel_um) / np.array(placement.pixel_um)
-    return SectionTransform(
-        _displacement(reference.grid, to_section_mm, np.ones(2)),
-        _displacement(coarse, to_reference_mm, scale),
-        image,
-        reference.plane,
-    )
-
-
-def _displacement(grid: Grid, to_mm: Callable[[Points], Points], scale: Points) -> Displacement:
-    """Return the map of a function that takes pixels, `scale` times those of the grid, to mm of the other frame."""
-    pixels = identity_grid(grid.shape, torch.float64, torch.device("cpu"))[0].flatten(1).T.numpy()
-    mm = to_mm(pixels * scale) - grid.to_mm(pixels)
-    return Displacement(grid, torch.from_numpy(mm.T.reshape(2, *grid.shape).astype(np.float32)))

@@ -16,7 +16,7 @@ import torch
 from matplotlib.image import imread
 
 from atlalign import plots
-from atlalign.report import METRICS, Row, View, outline_path, print_table, summarize, write
+from atlalign.evaluation.report import METRICS, Row, View, outline_path, print_table, summarize, write
 
 DISTANCE = "displacement/distance_um"
 DESCRIPTION = {

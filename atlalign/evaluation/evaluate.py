@@ -27,16 +27,17 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from atlalign import losses, metrics, report
+from atlalign import losses, metrics
 from atlalign.data import schema
 from atlalign.data.atlas import Atlas
 from atlalign.data.datamodule import RegistrationDataModule, split_samples
 from atlalign.data.dataset import RegistrationBatch, RegistrationDataset, complete
 from atlalign.errors import InputError, unknown_name
+from atlalign.evaluation import report
+from atlalign.evaluation.methods import Estimate, Method, baseline, network_method
+from atlalign.evaluation.report import NETWORK, Measures, Row
 from atlalign.geometry import compose, invert, stays_inside, warp
-from atlalign.methods import Estimate, Method, baseline, network_method
 from atlalign.models import load_model, read_origin
-from atlalign.report import NETWORK, Measures, Row
 from atlalign.training.run import build
 
 _SPLITS = ("val", "train", "all")

@@ -16,7 +16,7 @@ from atlalign.data.ontology import Ontology
 from atlalign.data.sections import Anchoring, Plane, Points, apply_affine, invert_affine
 from atlalign.errors import InputError
 from atlalign.files import written_whole
-from atlalign.transform import SectionTransform
+from atlalign.registration.transform import SectionTransform
 
 MARKER_ERROR_UM = 25.0
 """How far VisuAlign's interpolation between markers may be off: a voxel of its atlas."""

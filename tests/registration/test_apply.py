@@ -10,14 +10,14 @@ import pytest
 import SimpleITK
 import torch
 
-from atlalign.apply import LABELS, REGIONS
 from atlalign.cli import main
 from atlalign.data.images import read_image, read_labels, write_tiff
 from atlalign.data.sections import Plane
-from atlalign.exports import RegionAreas, write_regions
 from atlalign.geometry import smooth_field
-from atlalign.transform import FORWARD, INVERSE, RECORD, Displacement, Grid, SectionTransform
-from tests.test_exports import ONTOLOGY
+from atlalign.registration.apply import LABELS, REGIONS
+from atlalign.registration.exports import RegionAreas, write_regions
+from atlalign.registration.transform import FORWARD, INVERSE, RECORD, Displacement, Grid, SectionTransform
+from tests.registration.test_exports import ONTOLOGY
 
 REFERENCE = Grid((60, 80), (50.0, 60.0))
 SECTION = Grid((180, 240), (20.0, 21.0))
@@ -494,7 +494,7 @@ def test_no_space_leaves_what_was_there(transform, tmp_path, monkeypatch, capsys
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("atlalign.apply.csv.writer", full)
+    monkeypatch.setattr("atlalign.registration.apply.csv.writer", full)
     arguments = [
         tmp_path / "a.csv",
         "--with",

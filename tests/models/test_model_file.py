@@ -17,13 +17,13 @@ from atlalign.cli import main
 from atlalign.data.dataset import RegistrationBatch
 from atlalign.errors import InputError
 from atlalign.geometry import warp
-from atlalign.keras_import import import_keras
 from atlalign.losses import RegistrationLoss
 from atlalign.models import ModelOrigin, load_model, merge_global_local, read_origin, save_model
+from atlalign.models.keras_import import import_keras
 from atlalign.networks import CoarseToFineNet, GlobalAffineNet, LocalUNet, MergedNet, Registration
 from atlalign.networks.architecture import describe
 from atlalign.training.module import RegistrationModule
-from tests.keras_writer import KerasWriter
+from tests.models.keras_writer import KerasWriter
 
 SHAPE = (32, 48)
 

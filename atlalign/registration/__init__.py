@@ -1,0 +1,1 @@
+"""Registering sections with a trained network: where they lie, the maps to files, batches, and what others read."""
