@@ -36,6 +36,7 @@ COMMANDS = [
     if line.strip()
 ]
 TRAININGS = [command for command in COMMANDS if "train.py" in command]
+ON_SEVERAL = ("trainer=ddp", "trainer=cluster")  # run by tests/training/test_processes.py
 EVALUATIONS = [command for command in COMMANDS if "evaluate.py" in command]
 GENERATIONS = [command for command in COMMANDS if "generate.py" in command]
 REGION_COLUMNS = "id,acronym,name,structure_id_path,color_hex_triplet"
@@ -125,7 +126,7 @@ def write_atlas(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [c for c in TRAININGS if "…" not in c and "atlas=allen" not in c], ids=" ".join
+    "command", [c for c in TRAININGS if not {"…", "atlas=allen", *ON_SEVERAL} & set(c)], ids=" ".join
 )
 def test_training_commands(command, runnable, tmp_path):
     arguments = [a for a in command[command.index("train.py") + 1 :] if a != "-m"]
@@ -207,6 +208,13 @@ def test_the_atlas_that_is_downloaded_composes():
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", ["data=h5", "data.path=my.h5", "atlas=allen"])
     assert config.atlas._target_ == "atlalign.data.atlas.allen_atlas"
+
+
+@pytest.mark.parametrize("command", [c for c in TRAININGS if set(ON_SEVERAL) & set(c)], ids=" ".join)
+def test_commands_for_several_processes_compose(command):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", [a for a in command[command.index("train.py") + 1 :] if "run.dir" not in a])
+    assert config.trainer.strategy == "ddp"
 
 
 def test_no_command_is_left_out():
