@@ -7,7 +7,7 @@ sample comes twice, and the truth is as exact as that of precomputed data.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from atlalign.data.atlas import Atlas
 from atlalign.data.augmenters import BatchAugmenter
 from atlalign.data.contrast import Contrast, Range, apply_contrast, check_range
+from atlalign.data.damage import Damage, check_probabilities, missing, missing_half
 from atlalign.data.datamodule import DeviceDataModule
 from atlalign.data.dataset import RegistrationBatch, SampleKey
 from atlalign.data.demo import tissue_planes
@@ -48,6 +49,7 @@ _COARSE_PX, _COARSE_WIDTH = 4, 64
 # A velocity's largest change in pixels per pixel: lengths change by at most exp(2), and the grid does not fold.
 _STEEPEST = 2.0
 _INVERSE_TOLERANCE_PX = 0.05
+_Drawn = TypeVar("_Drawn", bound=NamedTuple)
 
 
 # --- deformations -----------------------------------------------------------------------------------------------------
@@ -154,6 +156,26 @@ def _ends(values: Range) -> tuple[Tensor, Tensor]:
     return low, high
 
 
+# --- how a section lies beside its reference --------------------------------------------------------------------------
+
+
+class Setting(NamedTuple):
+    """How the images of a batch differ from a section beside its own plane; the first axis is the batch's."""
+
+    position_error: Tensor  # (B,), uniform in [−1, 1]: a share of the largest error
+    half_reference: Tensor  # (B, 1, 1, 1): whether the reference of a half section shows that half alone
+    mirrored: Tensor  # (B, 1, 1, 1): whether both images are mirrored, left to right
+
+
+def draw_setting(
+    *, p_half_reference: float, p_mirrored: float, generator: torch.Generator | None = None
+) -> Setting:
+    """Return one random setting (B = 1), on the CPU."""
+    error, half, mirror = torch.rand(3, 1, generator=generator)
+    single = (1, 1, 1, 1)
+    return Setting(2 * error - 1, (half < p_half_reference).view(single), (mirror < p_mirrored).view(single))
+
+
 # --- samples ----------------------------------------------------------------------------------------------------------
 
 
@@ -233,7 +255,7 @@ class OnlineDataModule(DeviceDataModule):
     """Batches of atlas sections in synthetic contrast under known deformations, made on the training device.
 
     With R a section in its contrast, u a deformation and w its inverse, the moving image is R(p + w(p)), so that the
-    moving image warped by u is R again; the reference is the plane of the template.
+    moving image warped by u is R again; the reference is the plane of the template, or one near it.
 
     Args:
         atlas: The atlas at the working size, with its annotation where there is a contrast.
@@ -246,6 +268,11 @@ class OnlineDataModule(DeviceDataModule):
         spacing: Distance of the smooth fields' knots as a fraction of the width; smaller is rougher.
         contrast: Draws the contrast of sections from `labels` and `generator`, as `draw_contrast` does; None leaves
             the template as it is.
+        damage: Draws what is missing in sections, likewise, as `draw_damage` does; None leaves them whole.
+        p_half_reference: The probability that the reference of a section with a half missing shows that half alone.
+        p_mirrored: The probability that section and reference are mirrored, left to right.
+        position_error_um: The reference lies up to so far before or behind the section's plane, uniformly, as after an
+            anchoring that errs; `position_um` is the reference's, and the truth stays that within the plane.
         position_range_um: The planes that are used lie at these positions, from front to back; None for all.
         val_fraction: The share of the planes that validate.
         n_val_blocks: They lie in so many blocks of neighbours, and planes within 100 µm of a block are left out.
@@ -263,6 +290,10 @@ class OnlineDataModule(DeviceDataModule):
         largest_fraction: Range = (0.03, 0.08),
         spacing: float = 0.25,
         contrast: Callable[..., Contrast] | None = None,
+        damage: Callable[..., Damage] | None = None,
+        p_half_reference: float = 0.0,
+        p_mirrored: float = 0.0,
+        position_error_um: float = 0.0,
         position_range_um: Sequence[float] | None = None,
         val_fraction: float = 0.2,
         n_val_blocks: int = 4,
@@ -280,6 +311,13 @@ class OnlineDataModule(DeviceDataModule):
                 f"data.contrast needs region ids, but atlas '{atlas.name}' holds none: set atlas.with_annotation=true, "
                 "or data.contrast=null for the template's own contrast"
             )
+        check_probabilities("data", p_half_reference=p_half_reference, p_mirrored=p_mirrored)
+        if not 0 <= position_error_um < math.inf:
+            raise InputError(f"data.position_error_um: expected at least 0 µm, got {position_error_um}")
+        for draw in (contrast, damage):
+            if draw is not None:
+                # A wrong range fails now, and not in the first batch.
+                draw(atlas.template[:1, None], generator=torch.Generator())
         for name in ("moving", "reference"):
             if self._per_image(name):
                 raise InputError(
@@ -296,7 +334,10 @@ class OnlineDataModule(DeviceDataModule):
             largest_fraction=largest_fraction,
             spacing=spacing,
         )
+        self.draw_setting = partial(draw_setting, p_half_reference=p_half_reference, p_mirrored=p_mirrored)
         self.contrast = contrast
+        self.damage = damage
+        self.position_error_um = position_error_um
         self.position_range_um = position_range_um
         self.val_fraction = val_fraction
         self.n_val_blocks = n_val_blocks
@@ -326,10 +367,21 @@ class OnlineDataModule(DeviceDataModule):
     ) -> RegistrationBatch:
         """Return the batch of planes (B,) and seeds (B,), made on the device where these are."""
         plane, device = batch["plane"].cpu(), batch["plane"].device
-        reference = self.atlas.template[plane][:, None].to(device).float() / 255
         generators = [torch.Generator().manual_seed(seed) for seed in batch["seed"].tolist()]
         pair = self._fields(generators, device)
-        section = self._in_contrast(reference, plane, generators)
+        # What a section looks like is drawn before what is wrong with it: each option leaves the others' draws.
+        contrast = self._drawn(self.contrast, plane, generators, device)
+        damage = self._drawn(self.damage, plane, generators, device)
+        setting = _batched([self.draw_setting(generator=generator) for generator in generators], device)
+        section = self._section(plane, contrast, damage, device)
+        reference_plane = self._reference_plane(plane, setting)
+        reference = self._template(reference_plane, device)
+        if damage is not None:
+            hidden = setting.half_reference & missing_half(damage, self.atlas.image_shape)
+            reference = reference.masked_fill(hidden, 0)
+        section, reference = (
+            torch.where(setting.mirrored, image.flip(-1), image) for image in (section, reference)
+        )
         # The border goes on, so that no black frame betrays the affine map of a section on a bright ground.
         moving = warp(section, pair.inverse, padding_mode="border")
         moving = moving if moving_augmenter is None else moving_augmenter(moving)
@@ -340,23 +392,48 @@ class OnlineDataModule(DeviceDataModule):
             registered=warp(moving, pair.dvf),
             dvf=pair.dvf,
             inv_dvf=pair.inverse if self.return_inverse else None,
-            position_um=(plane * self.atlas.spacing_um).round().long().to(device),
+            position_um=(reference_plane * self.atlas.spacing_um).round().long().to(device),
             image_id=batch["plane"],
             dataset_id=torch.zeros_like(batch["plane"]),
         )
 
     def _fields(self, generators: list[torch.Generator], device: torch.device) -> FieldPair:
-        drawn = [self.draw_deformation(generator=generator) for generator in generators]
-        batch = Deformation(*(torch.cat(parts).to(device) for parts in zip(*drawn, strict=True)))
-        return apply_deformation(batch, self.atlas.image_shape, self.deformation)
+        drawn = _batched([self.draw_deformation(generator=generator) for generator in generators], device)
+        return apply_deformation(drawn, self.atlas.image_shape, self.deformation)
 
-    def _in_contrast(self, template: Tensor, plane: Tensor, generators: list[torch.Generator]) -> Tensor:
-        if self.contrast is None or self.atlas.annotation is None:
-            return template
-        labels = self.atlas.annotation[plane][:, None]
-        drawn = [self.contrast(one[None], generator=g) for one, g in zip(labels, generators, strict=True)]
-        batch = Contrast(*(torch.cat(parts).to(template.device) for parts in zip(*drawn, strict=True)))
-        return apply_contrast(template, labels.to(template.device), batch)
+    def _drawn(
+        self,
+        draw: Callable[..., _Drawn] | None,
+        plane: Tensor,
+        generators: list[torch.Generator],
+        device: torch.device,
+    ) -> _Drawn | None:
+        """Return what `draw` draws for each section, by its own generator."""
+        if draw is None:
+            return None
+        sections = self.atlas.template[plane][:, None]
+        pairs = zip(sections, generators, strict=True)
+        return _batched([draw(section[None], generator=generator) for section, generator in pairs], device)
+
+    def _section(
+        self, plane: Tensor, contrast: Contrast | None, damage: Damage | None, device: torch.device
+    ) -> Tensor:
+        """Return the sections (B, 1, H, W) as they are before the deformation."""
+        template = self._template(plane, device)
+        lost = None if damage is None else missing(damage, self.atlas.image_shape)
+        if contrast is None or self.atlas.annotation is None:
+            return template if lost is None else template.masked_fill(lost, 0)
+        labels = self.atlas.annotation[plane][:, None].to(device)
+        return apply_contrast(template, labels if lost is None else labels.masked_fill(lost, 0), contrast)
+
+    def _template(self, plane: Tensor, device: torch.device) -> Tensor:
+        return self.atlas.template[plane][:, None].to(device).float() / 255
+
+    def _reference_plane(self, plane: Tensor, setting: Setting) -> Tensor:
+        """Return the plane (B,) of each reference, on the CPU."""
+        error_um = self.position_error_um * setting.position_error.cpu().double()
+        position_um = (plane + 0.5) * self.atlas.spacing_um + error_um
+        return self.atlas.plane_index(position_um.clamp(0, self.atlas.extent_um))
 
     def _planes(self) -> np.ndarray:
         planes = tissue_planes(self.atlas)
@@ -369,6 +446,12 @@ class OnlineDataModule(DeviceDataModule):
         position = planes * self.atlas.spacing_um
         chosen: np.ndarray = planes[(position >= first) & (position <= last)]
         return chosen
+
+
+def _batched(drawn: Sequence[_Drawn], device: torch.device) -> _Drawn:
+    """Return one named tuple of tensors on the device, of those drawn for each sample."""
+    parts = (torch.cat(part).to(device) for part in zip(*drawn, strict=True))
+    return drawn[0]._make(parts)
 
 
 def _check_counts(**counts: int) -> None:

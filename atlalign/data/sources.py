@@ -1,5 +1,6 @@
 """What samples are made from: an annotated data set, an atlas alone, or images of sections at known positions."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from atlalign.data import schema
 from atlalign.data.atlas import Atlas
 from atlalign.data.contrast import apply_contrast, draw_contrast
+from atlalign.data.damage import draw_damage, missing
 from atlalign.data.images import read_image, resize_images, shrink_to_grey, to_unit_range
 from atlalign.data.sections import (
     GRID,
@@ -150,41 +152,67 @@ class AtlasSource:
         atlas: With annotation, unless `contrast` is None.
         n_sections: The number of sections.
         contrast: Options of `atlalign.data.contrast.draw_contrast`; None keeps the template's own contrast.
+        damage: Options of `atlalign.data.damage.draw_damage`; None leaves sections whole.
+        position_error_um: The position that is written lies up to so far from the section's, uniformly, as after an
+            anchoring that errs.
         seed: Decides the positions.
 
     Raises:
-        InputError: If the atlas shows no tissue, or its annotation is needed and missing.
+        InputError: If the atlas shows no tissue, its annotation is needed and missing, or an option is out of range.
     """
 
     def __init__(
-        self, *, atlas: Atlas, n_sections: int = 100, contrast: Mapping[str, Any] | None, seed: int = 0
+        self,
+        *,
+        atlas: Atlas,
+        n_sections: int = 100,
+        contrast: Mapping[str, Any] | None,
+        damage: Mapping[str, Any] | None = None,
+        position_error_um: float = 0.0,
+        seed: int = 0,
     ) -> None:
         if n_sections < 1:
             raise InputError(f"source.n_sections: expected at least 1, got {n_sections}")
+        if not 0 <= position_error_um < math.inf:
+            raise InputError(f"source.position_error_um: expected at least 0 µm, got {position_error_um}")
         self.atlas = atlas
         self.image_shape = atlas.image_shape
         self.contrast = None if contrast is None else dict(contrast)
         if self.contrast is not None:
             draw_contrast(atlas.labels(0)[None], **self.contrast)  # fails before anything is written
+        self.damage = dict(damage or {})
+        draw_damage(atlas.section(0)[None], **self.damage)
         self._positions_um = _draw_positions(atlas, n_sections, seed)
+        errors_um = np.random.default_rng((seed, 1)).uniform(-1, 1, n_sections) * position_error_um
+        self._found_um = [
+            int(np.clip(position + error, 0, atlas.extent_um))
+            for position, error in zip(self._positions_um, errors_um, strict=True)
+        ]
 
     def __len__(self) -> int:
         return len(self._positions_um)
 
     def identity(self, original: int) -> Identity:
-        """Return the section's position, its plane as image_id, and dataset_id 0."""
-        position = self._positions_um[original]
-        return Identity(position, int(self.atlas.plane_index(position)), 0)
+        """Return the section's position with its error, the plane that it truly is as image_id, and dataset_id 0."""
+        plane = int(self.atlas.plane_index(self._positions_um[original]))
+        return Identity(self._found_um[original], plane, 0)
 
     def start(self, original: int, generator: torch.Generator) -> Start:
-        """Return the section in a contrast drawn for this sample."""
+        """Return the section in a contrast, and with damage, drawn for this sample."""
         position = self._positions_um[original]
         template = self.atlas.section(position)[None]
+        lost = self._lost(template, generator)
         if self.contrast is None:
-            return Start.registered(template)
+            return Start.registered(template.masked_fill(lost, 0))
         labels = self.atlas.labels(position)[None]
         contrast = draw_contrast(labels, **self.contrast, generator=generator)
-        return Start.registered(apply_contrast(template, labels, contrast))
+        return Start.registered(apply_contrast(template, labels.masked_fill(lost, 0), contrast))
+
+    def _lost(self, section: Tensor, generator: torch.Generator) -> Tensor:
+        """Return where (1, 1, H, W) nothing is left of the section."""
+        # Damage has random numbers of its own, and leaves all others as they are without it.
+        own = torch.Generator().manual_seed(generator.initial_seed() ^ 1)
+        return missing(draw_damage(section, **self.damage, generator=own), self.image_shape)
 
 
 def _draw_positions(atlas: Atlas, n_sections: int, seed: int) -> list[int]:

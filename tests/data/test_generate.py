@@ -319,6 +319,32 @@ def test_real_sections_lie_on_their_atlas_planes(test_data, tmp_path):
     assert overlaps[True] > overlaps[False] + 0.03
 
 
+# --- what real sections are like --------------------------------------------------------------------------------------
+
+
+def samples(tmp_path: Path, name: str, *overrides: str) -> dict[str, np.ndarray]:
+    with h5py.File(generate(from_atlas(tmp_path / f"{name}.h5", *overrides)), "r") as file:
+        return {key: file[key][:] for key in ("img", "deltas_xy", "p", "image_id")}
+
+
+def test_errors_in_position_and_damage_change_nothing_else(tmp_path):
+    lenient = ["max_difference=0.2", "source.n_sections=3"]
+    plain = samples(tmp_path, "plain", *lenient)
+    off = samples(tmp_path, "off", *lenient, "source.damage=null")
+    assert all(np.array_equal(plain[key], off[key]) for key in plain)
+    worn = samples(
+        tmp_path, "worn", *lenient, "source.position_error_um=500", "source.damage.p_half=1",
+        "source.damage.p_holes=1",
+    )  # fmt: skip
+    assert np.array_equal(plain["deltas_xy"], worn["deltas_xy"])
+    assert np.array_equal(plain["image_id"], worn["image_id"])
+    assert len(plain["p"]) == len(worn["p"]) == 6
+    errors = worn["p"].astype(int) - plain["p"].astype(int)
+    assert np.abs(errors).max() <= 500
+    assert (errors != 0).all()
+    assert (np.abs(plain["img"].astype(int) - worn["img"]) > 20).mean(axis=(1, 2)).min() > 0.05
+
+
 # --- reproducible, whatever happens -----------------------------------------------------------------------------------
 
 
@@ -531,6 +557,8 @@ def test_a_bad_list_of_images_leaves_nothing(spoil, message, tmp_path):
         ("atlas.with_annotation=false", "holds no annotation"),
         ("source.contrast.noise=[2,1]", "contrast.noise"),
         ("source.n_sections=0", "n_sections"),
+        ("source.position_error_um=-1", "source.position_error_um: expected at least 0"),
+        ("source.damage.p_cut=2", "damage.p_cut: expected a probability"),
         ("per_original=0", "per_original: expected at least 1, got 0"),
         ("seed=-1", "seed: expected at least 0"),
         ("workers=-1", "workers: expected at least 0"),

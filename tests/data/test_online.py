@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.utils.data import default_collate
 from atlalign.data.atlas import phantom_atlas
 from atlalign.data.augmenters import augmenter_1, kornia_1
 from atlalign.data.contrast import draw_contrast
+from atlalign.data.damage import draw_damage
 from atlalign.data.dataset import SeededSampler
 from atlalign.data.online import (
     DEFORMATIONS,
@@ -122,9 +124,9 @@ def test_the_true_field_brings_the_moving_image_to_the_section_that_it_was_made_
     brain, deformation, monkeypatch
 ):
     made = []
-    original = OnlineDataModule._in_contrast
+    original = OnlineDataModule._section
     monkeypatch.setattr(
-        OnlineDataModule, "_in_contrast", lambda *arguments: made.append(original(*arguments)) or made[-1]
+        OnlineDataModule, "_section", lambda *arguments: made.append(original(*arguments)) or made[-1]
     )
     smooth_light = functools.partial(draw_contrast, noise=(0, 0.01), texture=(0, 0.02), blur_px=(1, 1.5))
     datamodule = module(brain, deformation=deformation, contrast=smooth_light)
@@ -213,6 +215,88 @@ def test_batched_augmenters_change_moving_image_and_what_it_is_registered_to(bra
     torch.testing.assert_close(changed.registered, warp(changed.moving, changed.dvf))
 
 
+# --- what real sections are like
+
+
+def val_batch(brain, **arguments):
+    datamodule = module(brain, **{"samples_per_epoch": 64, **arguments})
+    return first_batch(datamodule, datamodule.val_dataloader())
+
+
+def test_with_all_options_off_the_numbers_are_those_of_before_there_were_any(brain):
+    batch = val_batch(brain)
+    torch.testing.assert_close(batch.moving.mean(), torch.tensor(0.52222), atol=1e-4, rtol=0)
+    torch.testing.assert_close(batch.moving[1, 0, 40, 60], torch.tensor(0.47377), atol=1e-3, rtol=0)
+    torch.testing.assert_close(batch.dvf[2, 1, 40, 60], torch.tensor(-5.47894), atol=1e-2, rtol=0)
+    assert batch.position_um.tolist() == [4200, 4500, 6900, 9000]
+    off = val_batch(brain, damage=draw_damage, p_half_reference=1.0)
+    for one, other in zip(batch, off, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_with_an_error_in_position_the_reference_alone_is_another_plane(brain):
+    plain, moved = (val_batch(brain, n_val=32, batch_size=32, position_error_um=e) for e in (0, 1000))
+    for name in ("moving", "registered", "dvf", "inv_dvf", "image_id"):
+        assert torch.equal(getattr(plain, name), getattr(moved, name)), name
+    for i, position in enumerate(moved.position_um.tolist()):
+        assert torch.equal(moved.reference[i], brain.section(position))
+    error = (moved.position_um - plain.position_um).float()
+    assert error.abs().max() <= 1000 + 300 / 2
+    assert error.std() == pytest.approx(1000 / 3**0.5, rel=0.3)
+    assert error.mean().abs() < 400
+
+
+def test_the_reference_stays_within_the_atlas(brain):
+    positions = val_batch(brain, position_error_um=1e6, n_val=16, batch_size=16).position_um
+    assert set(positions.tolist()) == {0, 13200 - 300}
+
+
+def test_damage_changes_the_section_where_it_lies_and_nothing_of_the_truth(brain):
+    damage = functools.partial(draw_damage, p_holes=1.0, hole_share=(0.2, 0.2))
+    plain, damaged = val_batch(brain), val_batch(brain, damage=damage)
+    for name in ("reference", "dvf", "inv_dvf", "position_um"):
+        assert torch.equal(getattr(plain, name), getattr(damaged, name)), name
+    changed = ((plain.moving - damaged.moving).abs() > 0.02).float().mean((1, 2, 3))
+    assert changed.min() > 0.01
+    assert changed.max() < 0.4
+    torch.testing.assert_close(damaged.registered, warp(damaged.moving, damaged.dvf))
+
+
+def test_without_contrast_what_is_missing_is_black(brain):
+    plain = val_batch(brain, contrast=None)
+    damaged = val_batch(brain, contrast=None, damage=functools.partial(draw_damage, p_half=1.0))
+    left, right = damaged.moving[..., :50], damaged.moving[..., -50:]
+    assert all((one == 0).all() != (other == 0).all() for one, other in zip(left, right, strict=True))
+    assert torch.equal(plain.reference, damaged.reference)
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_the_reference_of_a_half_is_halved_on_the_same_side(brain, p):
+    half = functools.partial(draw_damage, p_half=1.0)
+    batch = val_batch(brain, contrast=None, damage=half, p_half_reference=p)
+    plain = val_batch(brain).reference
+    for reference, moving, whole in zip(batch.reference, batch.moving, plain, strict=True):
+        missing = slice(0, 68) if moving[..., :50].sum() < moving[..., -50:].sum() else slice(68, None)
+        expected = whole.clone()
+        expected[..., missing] *= 1 - p
+        assert torch.equal(reference, expected)
+
+
+def test_mirrored_images_are_mirrored_together_and_registered_by_the_same_truth(brain):
+    # Not symmetric, so that a reference that is not mirrored shows.
+    template = brain.template.clone()
+    template[..., :68] //= 2
+    lopsided = replace(brain, template=template)
+    plain, mirrored = (val_batch(lopsided, contrast=None, p_mirrored=p) for p in (0.0, 1.0))
+    assert torch.equal(mirrored.reference, plain.reference.flip(-1))
+    assert torch.equal(mirrored.dvf, plain.dvf)
+    for batch in (plain, mirrored):
+        assert (batch.registered - batch.reference)[INNER].abs().mean() < 0.02
+    some = val_batch(lopsided, contrast=None, p_mirrored=0.5, n_val=16, batch_size=16).reference
+    brighter = some[..., :68].sum((1, 2, 3)) > some[..., 68:].sum((1, 2, 3))
+    assert brighter.unique().tolist() == [False, True]
+
+
 # --- which planes
 
 
@@ -259,6 +343,11 @@ def test_positions_outside_of_the_range_are_not_used(brain):
         ({"mean_fraction": (0.03, 0.01)}, r"data.mean_fraction: expected \[from, to\]"),
         ({"largest_fraction": (0.03, 0.19)}, "data.largest_fraction: .* ≤ 0.15, got"),
         ({"largest_fraction": (0.03, 0.3), "deformation": "affine"}, "data.largest_fraction: .* ≤ 0.2, got"),
+        ({"p_mirrored": 2.0}, r"data.p_mirrored: expected a probability"),
+        ({"p_half_reference": -1.0}, r"data.p_half_reference: expected a probability"),
+        ({"position_error_um": -1.0}, "data.position_error_um: expected at least 0 µm, got -1"),
+        ({"damage": functools.partial(draw_damage, p_cut=7)}, "damage.p_cut: expected a probability"),
+        ({"contrast": functools.partial(draw_contrast, noise=(2, 1))}, "contrast.noise: expected"),
         ({"spacing": 0.0}, "data.spacing: expected 0.05 to 1"),
         ({"position_range_um": [0, 99999]}, "data.position_range_um: .* ≤ 13200, got"),
         ({"image_shape": (32, 48)}, "data.image_shape is"),
