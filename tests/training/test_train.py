@@ -1,6 +1,5 @@
 """Whole training runs at tiny sizes, composed as the command line composes them and run in this process."""
 
-
 import pytest
 import torch
 from omegaconf import OmegaConf
