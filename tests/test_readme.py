@@ -106,13 +106,14 @@ def runnable(in_example_files, tmp_path, monkeypatch):
 
     def runnable(arguments: list[str]) -> list[str]:
         extra = list(TINY)
-        if "data=online" in arguments:
+        if {"data=online", "experiment=atlas_alone"} & set(arguments):
             extra += ["data.samples_per_epoch=2", "data.n_val=1"]
         elif "data=h5" not in arguments:
             extra += ["data.n_sections=4", "data.fields_per_section=1"]
-        if not any(a.startswith("atlas=") for a in arguments):
+        if not any(a.startswith(("atlas=", "atlas.path")) for a in arguments):
             extra += ["atlas.spacing_um=1100"]
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            extra += ["require_ratio=null"]
             if "perceptual" in str(compose("train", [*arguments, *extra]).loss):
                 extra += ["loss.backbone_weights=random"]
         return [a for a in arguments if not a.startswith(("loss.backbone_weights", "ckpt_path"))] + extra
