@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Threads that wait without spinning: little slower alone, several times faster beside other work.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test test-all check format clean
+.PHONY: help demo test test-all check format bench bench-gpu clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -29,6 +29,12 @@ check: $(VENV)/.installed  ## lint, format and types
 format: $(VENV)/.installed  ## mend lint and format where that can be done by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed  ## how fast it is, side by side with what it could be: runs/bench.json
+	$(BIN)/python -m benchmarks
+
+bench-gpu: $(VENV)/.installed  ## the same of a GPU: runs/bench-gpu.json
+	$(BIN)/python -m benchmarks --gpu --out runs/bench-gpu.json
 
 clean:  ## remove the environment and what tools have left; runs/ and demo_data/ stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

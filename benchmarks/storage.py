@@ -1,4 +1,4 @@
-"""Times and sizes of ways to store a generated data set: `python benchmarks/storage.py my.h5`.
+"""Times and sizes of ways to store a generated data set: `python -m benchmarks.storage my.h5`.
 
 A sample is the image, the field and its inverse; the samples are those of the file, copied into files stored otherwise.
 Reading is at random, one sample at a time, as training does; the file is in the system's cache then.

@@ -1,0 +1,155 @@
+"""Rows of data loading: from the h5 file to the batch, and whether training ever waits for it."""
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import h5py
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from atlalign.data.atlas import phantom_atlas
+from atlalign.data.augmenters import augmenter_1
+from atlalign.data.datamodule import RegistrationDataModule
+from atlalign.data.demo import write_demo
+from atlalign.losses import RegistrationLoss
+from atlalign.networks import LocalUNet
+from atlalign.training.module import RegistrationModule
+from benchmarks.measure import Measured, Size, Turns, in_turns, scratch
+
+_BATCH = 4
+Augment = Callable[[np.ndarray], np.ndarray]
+
+
+def data_module(folder: Path, size: Size, **options: Any) -> RegistrationDataModule:
+    """Return a data module on a new file of `size.samples` samples that train, and 4 that validate."""
+    atlas = phantom_atlas(image_shape=size.shape, spacing_um=1100.0, with_annotation=False)
+    path = folder / "data.h5"
+    if not path.exists():
+        write_demo(path, atlas, n_sections=size.samples // 4 + 1, fields_per_section=4)
+    last = list(range(size.samples, size.samples + 4))
+    options = {"batch_size": _BATCH, "val_indexes": last, **options}
+    module = RegistrationDataModule(path, atlas=atlas, image_shape=size.shape, **options)
+    module.prepare_data()
+    module.setup()
+    return module
+
+
+def reading(size: Size) -> Measured:
+    """Compare an epoch of batches, completed on the CPU, with h5py's reading of the same samples as float32."""
+    with scratch() as folder:
+        module = data_module(folder, size)
+        return _against_h5py(module, partial(_read, module), size)
+
+
+def augmenting(size: Size) -> Measured:
+    """Compare the same with augmented moving images; h5py's are given to albumentations as well."""
+    augment = augmenter_1()
+    with scratch() as folder:
+        module = data_module(folder, size, augment={"moving": augmenter_1()})
+        return _against_h5py(
+            module, partial(_read, module, lambda image: augment(image=image)["image"]), size
+        )
+
+
+def _against_h5py(module: RegistrationDataModule, other: Callable[[], None], size: Size) -> Measured:
+    def ours() -> None:
+        for raw in module.train_dataloader():
+            module.complete(raw)
+
+    turns = in_turns(ours, other, size)
+    per_sample = [1e3 * min(times) / size.samples for times in turns]
+    note = f"{per_sample[0]:.2f} and {per_sample[1]:.2f} ms a sample"
+    return Measured(turns.times_as_fast(), turns, note)
+
+
+def _read(module: RegistrationDataModule, augment: Augment | None = None) -> None:
+    """Read the samples that train, in a random order, as float32: images in [0, 1] and fields in pixels."""
+    with h5py.File(module.path, "r") as file:
+        for sample in np.random.default_rng(0).permutation(module.train_split):
+            image = file["img"][sample] * np.float32(1 / 255)
+            if augment is not None:
+                augment(image)
+            file["deltas_xy"][sample].astype(np.float32)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+class _OneBatch(pl.LightningDataModule):
+    """Gives one batch, ready on the device, again and again."""
+
+    def __init__(self, batch: Any, n: int) -> None:
+        super().__init__()
+        self.batches = [batch] * n
+
+    def train_dataloader(self) -> Any:
+        """Return the batches of an epoch."""
+        return torch.utils.data.DataLoader(self.batches, batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> Any:
+        """Return as many."""
+        return self.train_dataloader()
+
+
+class _Clock(pl.Callback):
+    """Remembers when each step had ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Note the time."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(perf_counter())
+
+    def seconds_per_step(self) -> float:
+        """Return the mean without the first step, which also warms up."""
+        return (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1)
+
+
+def training_loop(size: Size) -> Measured:
+    """Compare steps of a run that reads its batches in its own process with steps on one batch."""
+    with scratch() as folder:
+        return compare_loops(data_module(folder, size), size, accelerator="cpu")
+
+
+def compare_loops(data: RegistrationDataModule, size: Size, **trainer: Any) -> Measured:
+    """Compare Lightning's steps on the batches of the data module with those on its first batch alone."""
+    steps = size.steps + 1
+    one = _OneBatch(data.complete(next(iter(data.train_dataloader()))), steps)
+    turns = Turns([], [])
+    for turn in range(size.repeats):
+        for times, batches in _alternately([(turns.ours, data), (turns.other, one)], turn):
+            times.append(_seconds_per_step(batches, steps, **trainer))
+    note = f"{min(turns.ours):.3g} and {min(turns.other):.3g} s a step"
+    return Measured(turns.times_as_fast(), turns, note)
+
+
+def _alternately(pairs: list[Any], turn: int) -> Iterator[Any]:
+    return reversed(pairs) if turn % 2 else iter(pairs)
+
+
+def _seconds_per_step(data: pl.LightningDataModule, steps: int, **trainer: Any) -> float:
+    clock = _Clock()
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    fit = pl.Trainer(
+        max_steps=steps,
+        limit_val_batches=0,
+        callbacks=[clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **trainer,
+    )
+    loss = RegistrationLoss(image="mse", dvf="vector_distance", weights={"image": 1, "dvf": 0.1})
+    network = LocalUNet().to(memory_format=torch.channels_last)
+    fit.fit(RegistrationModule(network, loss, optimizer=partial(torch.optim.RMSprop, lr=1e-3)), data)
+    return clock.seconds_per_step()

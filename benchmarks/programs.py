@@ -1,0 +1,214 @@
+"""Rows of whole programs: `atlalign register`, how long programs take to start, and how much memory training takes."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from time import perf_counter, sleep
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import nn
+
+from atlalign import models
+from atlalign.cli import main as atlalign
+from atlalign.data.phantom import phantom_volume
+from atlalign.networks import LocalUNet
+from benchmarks.loading import data_module
+from benchmarks.measure import Measured, NotMeasuredError, Size, Turns, in_turns, scratch
+from benchmarks.networks import random_batch, stepper
+
+_ROOT = Path(__file__).parent.parent
+
+
+# --- atlalign register ------------------------------------------------------------------------------------------------
+
+
+def registering(size: Size) -> Measured:
+    """Compare a batch of sections, images to folders of results, with what it spends in the network."""
+    turns = Turns([], [])
+    with scratch() as folder:
+        _save_network(folder / "local.pt", size)
+        arguments = [
+            *_sections(folder / "sections", size),
+            "--model",
+            str(folder / "local.pt"),
+            "--device",
+            "cpu",
+        ]
+        for turn in range(max(1, size.repeats // 3)):
+            with _watched() as (network_s, loaded):
+                start = perf_counter()
+                status = atlalign(["register", *arguments, "--out", str(folder / f"out{turn}")])
+                turns.ours.append(perf_counter() - start)
+            turns.other.append(sum(network_s))
+            assert status == 0
+    note = f"{min(turns.ours):.3g} and {min(turns.other):.3g} s; {len(network_s)} passes, {len(loaded)} model loaded"
+    return Measured(turns.times_as_long(), turns, note)
+
+
+def _save_network(path: Path, size: Size) -> None:
+    network = LocalUNet()
+    with torch.no_grad():
+        network.to_dvf.weight.mul_(
+            0.01
+        )  # displacements as those of a trained one, or nothing would have an inverse
+    models.save_model(
+        network, path, origin=models.ModelOrigin(image_shape=size.shape)
+    )
+
+
+def _sections(folder: Path, size: Size) -> list[str]:
+    """Return what `atlalign register` is to register, and to what: real sections where the environment has them."""
+    real = os.environ.get("ATLALIGN_TEST_DATA")
+    if real:
+        return [f"{real}/sections", "--atlas", f"{real}/allen_ccf_25um.h5"]
+    write_sections(folder, size)
+    return [str(folder), "--atlas", "phantom"]
+
+
+def write_sections(folder: Path, size: Size) -> None:
+    """Write sections of another phantom, dark on a bright slide, and the list of their positions."""
+    import SimpleITK
+
+    folder.mkdir()
+    images, _ = phantom_volume(shape=(size.sections + 4, *size.section_shape), seed=1)
+    positions = [round((index + 0.5) / len(images) * 13200) for index in range(len(images))]
+    lines = ["filename,p"]
+    for number, (image, position) in enumerate([*zip(images, positions, strict=True)][2:-2]):
+        lines.append(f"{number:03}.png,{position}")
+        colored = SimpleITK.GetImageFromArray(np.stack([255 - image] * 3, -1), isVector=True)
+        SimpleITK.WriteImage(colored, str(folder / f"{number:03}.png"))
+    (folder / "sections.csv").write_text("\n".join(lines) + "\n")
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[tuple[list[float], list[str]]]:
+    """Collect the seconds of each pass of a local network, and the model files that are loaded; print nothing."""
+    network_s: list[float] = []
+    loaded: list[str] = []
+    forward, load = LocalUNet.forward, models.load_model
+
+    def timed(self: LocalUNet, *images: torch.Tensor) -> object:
+        start = perf_counter()
+        output = forward(self, *images)
+        network_s.append(perf_counter() - start)
+        return output
+
+    def counted(path: str) -> nn.Module:
+        loaded.append(path)
+        return load(path)
+
+    silent = contextlib.redirect_stdout(io.StringIO())
+    with patch.object(LocalUNet, "forward", timed), patch.object(models, "load_model", counted), silent:
+        yield network_s, loaded
+
+
+# --- how long programs take to start ----------------------------------------------------------------------------------
+
+
+def starting_cli(size: Size) -> Measured:
+    """Compare `atlalign --help` with an interpreter that does nothing."""
+    script = Path(sys.executable).with_name("atlalign")
+    return _longer([sys.executable, str(script), "--help"], [sys.executable, "-c", ""], size)
+
+
+def starting_training(size: Size) -> Measured:
+    """Compare `python train.py --help` with an interpreter that imports torch."""
+    script = _ROOT / "train.py"
+    return _longer([sys.executable, str(script), "--help"], [sys.executable, "-c", "import torch"], size)
+
+
+def _longer(ours: Sequence[str], other: Sequence[str], size: Size) -> Measured:
+    def run(command: Sequence[str]) -> None:
+        subprocess.run(command, cwd=_ROOT, check=True, stdout=subprocess.DEVNULL)
+
+    turns = in_turns(lambda: run(ours), lambda: run(other), size, block_s=0)
+    return Measured(turns.longer_by(), turns, " and ".join(f"{min(times):.2f} s" for times in turns))
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+_IMPORTS = """
+import hydra, matplotlib.pyplot, pytorch_lightning, tensorboard, torch, atlalign.training.callbacks
+import atlalign.data.datamodule, atlalign.plots, atlalign.training.module, atlalign.training.run
+print([int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")][0])
+"""
+
+
+def memory(size: Size) -> Measured:
+    """Compare the largest memory of a training run, its two workers included, with what it cannot do without.
+
+    That is the resident size after the imports, the atlas, and what a step keeps for its gradients. Memory that
+    processes share is counted once.
+    """
+    if not Path("/proc/self/smaps_rollup").exists():
+        raise NotMeasuredError("needs Linux, where /proc tells what processes share")
+    with scratch() as folder:
+        data = data_module(folder, size)
+        volume = np.random.default_rng(0).integers(256, size=(size.planes, *size.shape), dtype=np.uint8)
+        np.save(folder / "atlas.npy", volume)
+        step = kept_bytes(size)
+        command = [
+            sys.executable, str(_ROOT / "train.py"), "data=h5", f"data.path={data.path}", "atlas=file",
+            f"atlas.path={folder / 'atlas.npy'}", f"data.image_shape=[{size.shape[0]},{size.shape[1]}]",
+            "data.num_workers=2", "trainer=cpu", f"trainer.max_steps={size.steps}", "trainer.limit_val_batches=1",
+            f"hydra.run.dir={folder / 'run'}",
+        ]  # fmt: skip
+        peak = _peak_bytes(command)
+    imports = 1024 * int(subprocess.check_output([sys.executable, "-c", _IMPORTS], cwd=_ROOT))
+    parts = {"imports": imports, "atlas": volume.nbytes, "kept by a step": step}
+    note = f"{peak / 1e6:.0f} MB; " + ", ".join(f"{name} {part / 1e6:.0f}" for name, part in parts.items())
+    turns = Turns([float(peak)], [float(sum(parts.values()))])
+    return Measured(turns.times_as_long(), turns, note)
+
+
+def kept_bytes(size: Size) -> int:
+    """Return the bytes of the tensors that a training step keeps for its gradients, each counted once."""
+    kept: dict[int, int] = {}
+    alive: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        alive.append(tensor)  # or another one could get its address
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        stepper(LocalUNet(), random_batch(4, size.shape))()
+    return sum(kept.values())
+
+
+def _peak_bytes(command: Sequence[str]) -> int:
+    """Run a command and return the largest memory that it and its processes took together."""
+    peak = 0
+    with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while process.poll() is None:
+            peak = max(peak, sum(map(_proportional_bytes, _family(process.pid))))
+            sleep(0.05)
+        _, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(errors.decode())
+    return peak
+
+
+def _family(pid: int) -> list[int]:
+    """Return a process and all that it has started."""
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:  # it has ended
+        return []
+    return [pid, *chain.from_iterable(map(_family, children))]
+
+
+def _proportional_bytes(pid: int) -> int:
+    """Return the memory of a process, what several share divided among them."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # it has ended
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
