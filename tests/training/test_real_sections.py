@@ -18,6 +18,7 @@ REAL = [
     "data.position_error_um=300", "data.damage.p_holes=0.3", "data.damage.p_tears=0.3", "data.damage.p_cut=0.3",
     "data.damage.p_half=0.3", "data.p_half_reference=0.5", "data.p_mirrored=0.5",
 ]  # fmt: skip
+LIGHT = ["loss.weights.regularity=0.1"]
 
 
 def narrow(node: str) -> list[str]:
@@ -30,7 +31,7 @@ def narrow(node: str) -> list[str]:
     [
         (["model=local_velocity", *narrow("model"), "loss.regularity=gradicon"], 0),
         (["model=coarse_to_fine", *narrow("model.net"), "model.reductions=[2,1]"], 0),
-        (["model=local", *narrow("model"), "model.compute_inv=false", "loss.regularity='jacobian&grad'"], 1e-3),
+        (["model=local", *narrow("model"), "loss.regularity='jacobian&grad'", *LIGHT], 1e-3),
     ],
     ids=["velocity, GradICON", "coarse to fine", "folds and roughness"],
 )
