@@ -2,7 +2,8 @@
 
 A model file is a checkpoint without the training: `state_dict` holds the weights under `network.`, `atlalign` the
 architecture as a configuration names it: `_target_` and the constructor's arguments. So whatever training wrote can be
-loaded, and what `save_model` wrote of a training can be resumed.
+loaded, and what `save_model` wrote of a training can be resumed. A name that ends in .safetensors gives a file that
+other programs read, too: the weights, and all else as JSON in its metadata.
 """
 
 import io
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["ModelOrigin", "common_origin", "load_model", "merge_global_local", "read_origin", "save_model"]
 
 _PREFIX = "network."
+_SAFETENSORS = ".safetensors"
+_METADATA = "atlalign"
 _Value = TypeVar("_Value")
 
 
@@ -59,7 +62,8 @@ def save_model(
 
     Args:
         model: A network with the attribute `hyperparameters` (its constructor's arguments), or a `RegistrationModule`.
-        path: The file, written under a temporary name first; what was there is replaced.
+        path: The file, written under a temporary name first; what was there is replaced. With the ending .safetensors
+            it holds the network and its origin alone.
         separate: Write a folder of `architecture.json` and `weights.pt` instead, without optimiser and configuration.
         origin: What is known of the network, as `read_origin` returns it; a `RegistrationModule` knows it itself.
 
@@ -74,6 +78,8 @@ def save_model(
     known = _known(network, origin)
     if separate:
         _save_folder(network, known, path)
+    elif path.suffix == _SAFETENSORS:
+        _save_safetensors(network, {**known, "config": dict(origin.config)}, path)
     elif _is_training(model) and _has_trained(model):
         with written_whole(path) as unfinished:
             model.trainer.save_checkpoint(unfinished, weights_only=False)
@@ -205,6 +211,19 @@ def _save_network(network: nn.Module, known: Mapping[str, Any], path: Path) -> N
     _write(path, {"state_dict": state, "atlalign": known})
 
 
+def _save_safetensors(network: nn.Module, known: Mapping[str, Any], path: Path) -> None:
+    from safetensors.torch import save
+
+    # The format holds no tensor twice, as parts with the same weights have it.
+    weights = {
+        name: weight.clone(memory_format=torch.contiguous_format)
+        for name, weight in _weights(network).items()
+    }
+    content = save(weights, metadata={_METADATA: json.dumps(known)})
+    with written_whole(path) as unfinished:
+        unfinished.write_bytes(content)
+
+
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()  # torch's own writer says nothing of a full disk
     torch.save(content, buffer)
@@ -232,7 +251,22 @@ def _read_folder(folder: Path) -> tuple[Any, Any]:
     return known, _read_plain(folder / "weights.pt")
 
 
+def _read_safetensors(path: Path) -> tuple[Any, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise InputError(f"there is no model {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            known = json.loads((file.metadata() or {})[_METADATA])
+            return known, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise InputError(f"{path} is no model file: it is damaged, or not of atlalign") from error
+
+
 def _read_file(path: Path) -> tuple[Any, Any]:
+    if path.suffix == _SAFETENSORS:
+        return _read_safetensors(path)
     match _read_plain(path):
         case {"state_dict": dict(state), "atlalign": known}:
             weights = {name[len(_PREFIX) :]: w for name, w in state.items() if name.startswith(_PREFIX)}
@@ -255,6 +289,7 @@ def _read_plain(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or malicious file may raise anything
+        hint = " (`atlalign import-keras` reads those of the Keras package)" if path.suffix == ".h5" else ""
         raise InputError(
-            f"{path} is no model file: it is damaged, of another format, or holds more than plain data"
+            f"{path} is no model file: it is damaged, of another format, or holds more than plain data{hint}"
         ) from error

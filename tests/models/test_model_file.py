@@ -1,6 +1,7 @@
 """Models as files: what is written comes back, what Keras wrote is understood, and nothing in a file is run."""
 
 import errno
+import json
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -61,6 +64,7 @@ def assert_same(one: nn.Module, other: nn.Module, shape: tuple[int, int] = SHAPE
                 torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+CONFIG = {"data": {"image_shape": [64, 96]}, "seed": 3}
 NETWORKS = {
     "global": tiny_global,
     "local": tiny_local,
@@ -86,6 +90,33 @@ def test_a_saved_network_comes_back(make, separate, tmp_path):
     names = {p.name for p in path.iterdir()} if separate else {path.name}
     assert names == ({"architecture.json", "weights.pt"} if separate else {"model.pt"})
     assert {p.name for p in path.parent.iterdir()} == {"model.pt"}
+
+
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+def test_a_network_in_safetensors_comes_back_with_its_origin(make, tmp_path):
+    network = make().to(memory_format=torch.channels_last)
+    origin = ModelOrigin(303.0, SHAPE, config=CONFIG)
+    path = save_model(network, tmp_path / "model.safetensors", origin=origin)
+    assert_same(network.to(memory_format=torch.contiguous_format), load_model(path))
+    assert read_origin(path) == ModelOrigin(303.0, SHAPE, __version__, CONFIG)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+    with safe_open(path, "pt") as file:
+        assert set(file.keys()) == set(network.state_dict())
+
+
+def test_what_is_no_safetensors_file_of_ours_says_so(tmp_path):
+    path = save_model(tiny_local(), tmp_path / "model.safetensors")
+    whole = path.read_bytes()
+    for content in (whole[:-50], b"", b"text", save({"a": torch.zeros(2)})):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"model\.safetensors is no model file"):
+            load_model(path)
+    with pytest.raises(InputError, match="there is no model"):
+        load_model(tmp_path / "none.safetensors")
+    architecture = json.dumps({"architecture": {"_target_": "pathlib.Path.touch"}})
+    path.write_bytes(save({"a": torch.zeros(2)}, metadata={"atlalign": architecture}))
+    with pytest.raises(InputError, match="unknown network"):
+        load_model(path)
 
 
 class Shift(nn.Module):
@@ -212,8 +243,6 @@ def test_a_training_checkpoint_is_a_model_file(tmp_path):
 
 
 # --- what a file tells besides
-
-CONFIG = {"data": {"image_shape": [64, 96]}, "seed": 3}
 
 
 @pytest.mark.parametrize("separate", [False, True])
