@@ -19,7 +19,7 @@ from atlalign.data.demo import write_demo
 from atlalign.losses import RegistrationLoss
 from atlalign.networks import LocalUNet
 from atlalign.training.module import RegistrationModule
-from benchmarks.measure import Measured, Size, Turns, in_turns, scratch
+from benchmarks.measure import Measured, Size, Turns, in_turns, scratch, turn_numbers
 
 _BATCH = 4
 Augment = Callable[[np.ndarray], np.ndarray]
@@ -124,7 +124,7 @@ def compare_loops(data: RegistrationDataModule, size: Size, **trainer: Any) -> M
     steps = size.steps + 1
     one = _OneBatch(data.complete(next(iter(data.train_dataloader()))), steps)
     turns = Turns([], [])
-    for turn in range(size.repeats):
+    for turn in turn_numbers(size):
         for times, batches in _alternately([(turns.ours, data), (turns.other, one)], turn):
             times.append(_seconds_per_step(batches, steps, **trainer))
     note = f"{min(turns.ours):.3g} and {min(turns.other):.3g} s a step"

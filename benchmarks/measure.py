@@ -15,6 +15,8 @@ import torch
 
 Work = Callable[[], object]
 
+_FEWEST_TURNS = 3
+
 
 @dataclass(frozen=True)
 class Size:
@@ -22,7 +24,8 @@ class Size:
 
     Attributes:
         shape: (H, W) of images and fields.
-        repeats: Turns of each row.
+        repeats: Turns of each row …
+        patience_s: … or as many, but at least three, as it can begin within this time.
         block_s: What takes less is repeated within a turn until it takes about so long.
         matrix: Rows of the square matrices whose product tells what the machine can do.
         samples: In the h5 file.
@@ -34,6 +37,7 @@ class Size:
 
     shape: tuple[int, int] = (320, 456)
     repeats: int = 7
+    patience_s: float = 20.0
     block_s: float = 0.2
     matrix: int = 2048
     samples: int = 32
@@ -107,11 +111,20 @@ def in_turns(ours: Work, other: Work, size: Size, *, block_s: float | None = Non
     works = (ours, other)
     calls = [_calls(work, size.block_s if block_s is None else block_s) for work in works]
     turns = Turns([], [])
-    for turn in range(size.repeats):
+    for turn in turn_numbers(size):
         # Each is the first one in half of the turns.
         for which in (0, 1) if turn % 2 else (1, 0):
             turns[which].append(seconds(works[which], calls[which]) / calls[which])
     return turns
+
+
+def turn_numbers(size: Size) -> Iterator[int]:
+    """Yield the number of each turn, until there were enough or time is up."""
+    start = perf_counter()
+    for turn in range(size.repeats):
+        if turn >= _FEWEST_TURNS and perf_counter() - start > size.patience_s:
+            return
+        yield turn
 
 
 def _calls(work: Work, block_s: float) -> int:

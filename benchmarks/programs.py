@@ -20,7 +20,7 @@ from atlalign.cli import main as atlalign
 from atlalign.data.phantom import phantom_volume
 from atlalign.networks import LocalUNet
 from benchmarks.loading import data_module
-from benchmarks.measure import Measured, NotMeasuredError, Size, Turns, in_turns, scratch
+from benchmarks.measure import Measured, NotMeasuredError, Size, Turns, in_turns, scratch, seconds
 from benchmarks.networks import random_batch, stepper
 
 _ROOT = Path(__file__).parent.parent
@@ -31,36 +31,28 @@ _ROOT = Path(__file__).parent.parent
 
 def registering(size: Size) -> Measured:
     """Compare a batch of sections, images to folders of results, with what it spends in the network."""
-    turns = Turns([], [])
     with scratch() as folder:
-        _save_network(folder / "local.pt", size)
-        arguments = [
-            *_sections(folder / "sections", size),
-            "--model",
-            str(folder / "local.pt"),
-            "--device",
-            "cpu",
-        ]
-        for turn in range(max(1, size.repeats // 3)):
-            with _watched() as (network_s, loaded):
-                start = perf_counter()
-                status = atlalign(["register", *arguments, "--out", str(folder / f"out{turn}")])
-                turns.ours.append(perf_counter() - start)
-            turns.other.append(sum(network_s))
-            assert status == 0
-    note = f"{min(turns.ours):.3g} and {min(turns.other):.3g} s; {len(network_s)} passes, {len(loaded)} model loaded"
+        model = _save_network(folder / "local.pt", size)
+        arguments = [*_sections(folder / "sections", size), "--model", str(model), "--device", "cpu"]
+        with _watched() as (network_s, loaded):
+            total_s = seconds(lambda: _run_cli(["register", *arguments, "--out", str(folder / "out")]))
+    turns = Turns([total_s], [sum(network_s)])
+    note = f"{total_s:.3g} and {sum(network_s):.3g} s; {len(network_s)} passes, models loaded: {len(loaded)}"
     return Measured(turns.times_as_long(), turns, note)
 
 
-def _save_network(path: Path, size: Size) -> None:
+def _run_cli(arguments: list[str]) -> None:
+    status = atlalign(arguments)
+    if status:
+        raise RuntimeError(f"atlalign {' '.join(arguments)} ended with status {status}")
+
+
+def _save_network(path: Path, size: Size) -> Path:
     network = LocalUNet()
     with torch.no_grad():
-        network.to_dvf.weight.mul_(
-            0.01
-        )  # displacements as those of a trained one, or nothing would have an inverse
-    models.save_model(
-        network, path, origin=models.ModelOrigin(image_shape=size.shape)
-    )
+        # Displacements of a trained network's size, or there would be no inverse.
+        network.to_dvf.weight.mul_(0.01)
+    return models.save_model(network, path, origin=models.ModelOrigin(image_shape=size.shape))
 
 
 def _sections(folder: Path, size: Size) -> list[str]:

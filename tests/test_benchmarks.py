@@ -8,7 +8,7 @@ import torch
 
 from atlalign.networks import LocalUNet
 from benchmarks import __main__ as bench
-from benchmarks.measure import NotMeasuredError, Size, Turns, Wanted, in_turns
+from benchmarks.measure import NotMeasuredError, Size, Turns, Wanted, in_turns, turn_numbers
 from benchmarks.networks import forward_multiply_adds, local_layers, step_multiply_adds
 
 TINY = Size(
@@ -72,6 +72,11 @@ def test_turns_alternate_and_each_comes_first_as_often():
     turns = in_turns(lambda: order.append("ours"), lambda: order.append("other"), Size(repeats=4), block_s=0)
     assert order[2:] == ["other", "ours", "ours", "other", "other", "ours", "ours", "other"]
     assert [len(times) for times in turns] == [4, 4]
+
+
+def test_a_row_that_takes_long_gets_three_turns():
+    patient, hasty = Size(repeats=5), Size(repeats=5, patience_s=0)
+    assert [list(turn_numbers(size)) for size in (patient, hasty)] == [[0, 1, 2, 3, 4], [0, 1, 2]]
 
 
 def test_nominal_multiply_adds_are_those_of_the_plain_architecture():
