@@ -336,17 +336,21 @@ def _register(options: argparse.Namespace) -> None:
 def _recipe(options: argparse.Namespace) -> "Recipe":
     from atlalign.files import fingerprint
     from atlalign.models import load_model, read_origin
+    from atlalign.networks.memory_format import fastest_memory_format
     from atlalign.registration.batch import Options, Recipe
 
+    device = _device(options.device)
     shape = options.image_shape or read_origin(options.model).image_shape
     if shape is None:
         raise InputError(
             f"{options.model} does not tell the size of its images: give --image-shape HEIGHT WIDTH"
         )
     height, width = shape
+    if min(shape) < 2:
+        raise InputError(f"--image-shape: expected at least 2×2 px, got {height}×{width}")
     reference, ontology, name = _references(options, (height, width))
     return Recipe(
-        network=load_model(options.model).to(_device(options.device)),
+        network=load_model(options.model).to(device).to(memory_format=fastest_memory_format(device)),
         image_shape=(height, width),
         reference=reference,
         ontology=ontology,
@@ -378,6 +382,9 @@ def _references(
 
     if options.reference is not None:
         return _own_reference(options, shape)
+    for name in ("reference_labels", "reference_pixel_um"):
+        if getattr(options, name) is not None:
+            raise InputError(f"expected --{name.replace('_', '-')} beside --reference, got no --reference")
     atlas = open_atlas(
         options.atlas or "allen",
         phantom_shape=shape,
@@ -425,6 +432,8 @@ def _limits(texts: Sequence[str]) -> "dict[str, Limit]":
             look, fail = (float(number) for number in numbers.split(","))
         except ValueError as error:
             raise InputError(f"--limit {text}: expected {name}=LOOK,FAIL, two numbers") from error
+        if not look <= fail:
+            raise InputError(f"--limit {text}: expected {name}=LOOK,FAIL, the second no lower than the first")
         limits[name] = Limit(look, fail)
     return limits
 

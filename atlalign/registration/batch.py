@@ -236,6 +236,8 @@ def _outcome(job: Job, recipe: Recipe, folder: Path, *, overwrite: bool) -> Outc
 
 
 def _failed(job: Job, error: str) -> Outcome:
+    name = job.path.name
+    error = error if error.startswith(name) else f"{name}: {error}"
     return Outcome(_row(job, {"flag": "fail", "reason": error}), error=error)
 
 

@@ -1,5 +1,6 @@
 """Where a section lies on its reference plane before the network looks at it, whatever its size and orientation."""
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -11,10 +12,7 @@ from atlalign.data.atlas import Atlas
 from atlalign.data.images import ImageFile, PixelSize, resize_images, shrink_to_grey, to_unit_range
 from atlalign.data.sections import Anchoring, Plane, Points, apply_affine, homogeneous, invert_affine
 from atlalign.errors import InputError
-from atlalign.geometry import (
-    identity_grid,
-    sample,
-)
+from atlalign.geometry import identity_grid, sample
 from atlalign.registration.transform import Grid
 
 Placing = Literal["auto", "anchoring", "scale", "fit", "stretch"]
@@ -24,6 +22,8 @@ Side = Literal["left", "right"]
 _BRIGHT_SLIDE = 0.5
 # The section is shrunk to at least so many times the network's resolution before it is sampled.
 _OVERSAMPLING = 2
+# How much of the reference's area an image may show: a wrong unit is off by more, and asks for a huge registered image.
+_LEAST_SHARE, _LARGEST_SHARE = 0.01, 100.0
 
 
 # --- the reference ----------------------------------------------------------------------------------------------------
@@ -112,13 +112,15 @@ def image_reference(
         name: For messages.
 
     Raises:
-        InputError: If the size of its pixels is not known.
+        InputError: If the size of its pixels is not known, or not above 0.
     """
     size = image.pixel_um if pixel_um is None else (pixel_um, pixel_um)
     if size is None:
         raise InputError(
             f"{name}: expected the size of its pixels, which the file does not say (--reference-pixel-um)"
         )
+    if not all(0 < length < np.inf for length in size):
+        raise InputError(f"{name}: expected pixels of more than 0 µm (--reference-pixel-um), got {_um(size)}")
     grey = to_unit_range(shrink_to_grey(image.pixels), image.pixels.dtype, name)
     height, width = image.pixels.shape[:2]
     grid = Grid((height, width), size).with_shape(image_shape)
@@ -241,9 +243,11 @@ def place(
         quarter_turns: So many times the image has to be turned by 90° counter-clockwise to be upright.
 
     Raises:
-        InputError: If what `by` needs is not there, or the image shows no tissue.
+        InputError: If what `by` needs is not there, the image shows no tissue, or its pixels cannot have their size.
     """
     known = section.pixel_um if pixel_um is None else (pixel_um, pixel_um)
+    if known is not None:
+        _check_size(known, section.shape, reference.grid)
     if by == "auto":
         by = "anchoring" if anchoring is not None else "fit" if known is None else "scale"
     if by == "anchoring":
@@ -258,6 +262,22 @@ def place(
     if known is not None:
         return Placement(matrix, known, "file" if pixel_um is None else "user", by)
     return Placement(matrix, _implied_pixel_um(matrix, reference.grid), by, by)
+
+
+def _check_size(pixel_um: PixelSize, shape: tuple[int, int], reference: Grid) -> None:
+    """Raise an error unless an image (h, w) with such pixels shows about as much as the reference."""
+    share = (
+        math.prod(shape) * math.prod(pixel_um) / math.prod(reference.shape) / math.prod(reference.pixel_um)
+    )
+    if not (min(pixel_um) > 0 and _LEAST_SHARE <= share <= _LARGEST_SHARE):
+        raise InputError(
+            f"expected pixels of a size at which the image shows {_LEAST_SHARE:g} to {_LARGEST_SHARE:g} times the "
+            f"reference's area (--pixel-size-um), got {_um(pixel_um)}"
+        )
+
+
+def _um(pixel_um: PixelSize) -> str:
+    return f"{pixel_um[0]:g} × {pixel_um[1]:g} µm"
 
 
 def _anchored(anchoring: Anchoring | None, reference: Reference) -> Points:

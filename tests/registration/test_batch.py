@@ -87,7 +87,7 @@ def run(model, tmp_path, capsys):
             if replacing in given:
                 place = options.index(name)
                 del options[place : place + 2]
-        status = main([str(argument) for argument in ("register", *arguments, *options)])
+        status = main([str(argument) for argument in ("register", *options, *arguments)])
         printed = capsys.readouterr()
         return status, printed.out + printed.err
 
@@ -254,6 +254,14 @@ def test_limits_can_be_set(run, sections, tmp_path):
     [
         (["--limit", "fold=1,2"], "unknown measure 'fold'"),
         (["--limit", "folding=1"], "expected folding=LOOK,FAIL"),
+        (["--limit", "folding=2,1"], "the second no lower than the first"),
+        (["--limit", "folding=nan,nan"], "the second no lower than the first"),
+        (["--image-shape", "1", "96"], "--image-shape: expected at least 2×2 px, got 1×96"),
+        (
+            ["--pixel-size-um", "0"],
+            "a.png: expected pixels of a size at which the image shows 0.01 to 100 times",
+        ),
+        (["--reference-labels", "l.tif"], "expected --reference-labels beside --reference"),
         (["--device", "toaster"], "expected a device of this machine"),
         (["--model", "nothing.pt"], "there is no model nothing.pt"),
         (["--atlas", "no.h5"], "no.h5: no such file"),

@@ -108,6 +108,8 @@ class TestReference:
         )
         with pytest.raises(InputError, match=r"r: expected the size of its pixels.*--reference-pixel-um"):
             image_reference(image, None, SHAPE, pixel_um=None, name="r")
+        with pytest.raises(InputError, match=r"r: expected pixels of more than 0 µm .*, got 0 × 0 µm"):
+            image_reference(image, None, SHAPE, pixel_um=0, name="r")
 
 
 class TestReading:
@@ -215,6 +217,15 @@ class TestPlacing:
             place(section, reference, by="anchoring")
         with pytest.raises(InputError, match="expected the size of the section's pixels"):
             place(section, reference, by="scale")
+
+    @pytest.mark.parametrize("by", ["scale", "fit"])
+    @pytest.mark.parametrize("pixel_um", [0.0, -20.0, float("nan"), float("inf"), 0.2, 20000.0])
+    def test_pixels_of_an_impossible_size_are_refused(self, reference, by, pixel_um):
+        section = read_section(ImageFile(drawn(reference, np.eye(2, 3), SHAPE), None), SHAPE)
+        with pytest.raises(
+            InputError, match=r"expected pixels of a size at which .* \(--pixel-size-um\), got"
+        ):
+            place(section, reference, by=by, pixel_um=pixel_um)
 
 
 class TestRegistering:
