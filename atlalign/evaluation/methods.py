@@ -16,6 +16,7 @@ from atlalign.data.dataset import RegistrationBatch
 from atlalign.errors import InputError, unknown_name
 from atlalign.geometry import affine_to_dvf, identity_grid, invert_affine
 from atlalign.networks import Registration
+from atlalign.networks.memory_format import fastest_memory_format
 
 
 class Estimate(NamedTuple):
@@ -38,7 +39,7 @@ Method = Callable[[RegistrationBatch], Estimate]
 
 def network_method(network: nn.Module, device: torch.device) -> Method:
     """Return the method that applies `network`; its inverse is the network's own, or that of the swapped pair."""
-    network = network.to(device).eval()
+    network = network.to(device).to(memory_format=fastest_memory_format(device)).eval()
 
     def register(batch: RegistrationBatch) -> Estimate:
         reference, moving = batch.reference.to(device), batch.moving.to(device)

@@ -64,6 +64,7 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
     trainer = build(
         config.trainer, logger=build(config.logger) or False, callbacks=_built_values(config.callbacks)
     )
+    network.to(memory_format=_memory_format(config.channels_last, trainer.strategy.root_device))
     if checkpoint:
         _rewind_logs(trainer.loggers, checkpoint)
     trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
@@ -105,18 +106,24 @@ def _n_processes_to_start(config: DictConfig) -> int:
 
 
 def _build_network(config: DictConfig, checkpoint: str | None) -> Any:
-    import torch
-
     network = _network_of_same_run(config, checkpoint)
     if network is None:
         network = build(config.model)
     network.train()
     _freeze(network, config.freeze)
-    if config.channels_last:
-        network.to(memory_format=torch.channels_last)
     if config.compile:
         network.compile()
     return network
+
+
+def _memory_format(channels_last: bool | None, device: Any) -> Any:
+    import torch
+
+    from atlalign.networks.memory_format import fastest_memory_format
+
+    if channels_last is None:
+        return fastest_memory_format(device)
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _network_of_same_run(config: DictConfig, checkpoint: str | None) -> Any:
