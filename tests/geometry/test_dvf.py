@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from atlalign.geometry import (
     affine_to_dvf,
     compose,
+    draw_velocity,
     identity_grid,
     integrate,
     inverse_mask,
@@ -303,6 +304,14 @@ def test_white_noise_integrates_to_a_field_without_folds(spacing_px, size_px):
     limited = limit_steepness(velocity)
     there, back = integrate(limited), integrate(-limited)
     assert min(jacobian_determinant(there).min(), jacobian_determinant(back).min()) > 0.03
+
+
+@pytest.mark.parametrize("spacing", [0.15, 0.25])
+def test_a_smooth_velocity_and_its_negative_are_inverse_at_the_working_size(spacing):
+    velocity = draw_velocity(2, (320, 456), spacing=spacing)
+    velocity *= 15 / velocity.abs().amax((1, 2, 3), keepdim=True)
+    assert torch.equal(limit_steepness(velocity), velocity)
+    assert residual(integrate(velocity), integrate(-velocity)).max() < 0.05
 
 
 # --- invert -----------------------------------------------------------------------------------------------------------
