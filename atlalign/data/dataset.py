@@ -16,6 +16,8 @@ from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter
 from atlalign.data.images import resize_images
 from atlalign.geometry import resize, warp
 
+_READ = ("img", "deltas_xy", "inv_deltas_xy")
+
 
 class RegistrationBatch(NamedTuple):
     """What a network trains on: images (B, 1, H, W) in [0, 1], fields (B, 2, H, W) in pixels, ids (B,).
@@ -132,7 +134,7 @@ class RegistrationDataset(Dataset[RawSample]):
         self.return_inverse = return_inverse
         self.moving_augmenter = moving_augmenter
         self.reference_augmenter = reference_augmenter
-        self._file: h5py.File | None = None
+        self._arrays: dict[str, h5py.Dataset] = {}
         self._process: int | None = None
         with h5py.File(self.path, "r") as file:
             self.positions_um = torch.from_numpy(file["p"][:].astype(np.int64))
@@ -143,31 +145,32 @@ class RegistrationDataset(Dataset[RawSample]):
         return len(self.image_ids)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_process": None}
+        return {**self.__dict__, "_arrays": {}, "_process": None}
 
     def __getitem__(self, key: SampleKey | int) -> RawSample:
         index, seed = key if isinstance(key, tuple) else (key, key)
-        file = self._open()
+        arrays = self._open()
         position = self.positions_um[index]
-        moving = resize_images(torch.from_numpy(file["img"][index])[None], self.atlas.image_shape)
+        moving = resize_images(torch.from_numpy(arrays["img"][index])[None], self.atlas.image_shape)
         reference = self.atlas.template[self.atlas.plane_index(position)][None]
         sample = RawSample(
             reference=_augment(reference, self.reference_augmenter, seed + 1),
             moving=_augment(moving, self.moving_augmenter, seed),
-            dvf=torch.from_numpy(file["deltas_xy"][index]),
+            dvf=torch.from_numpy(arrays["deltas_xy"][index]),
             position_um=position,
             image_id=self.image_ids[index],
             dataset_id=self.dataset_ids[index],
         )
         if self.return_inverse:
-            sample["inv_dvf"] = torch.from_numpy(file["inv_deltas_xy"][index])
+            sample["inv_dvf"] = torch.from_numpy(arrays["inv_deltas_xy"][index])
         return sample
 
-    def _open(self) -> h5py.File:
+    def _open(self) -> dict[str, h5py.Dataset]:
         # A handle that came through a fork shares its file position with the parent: open one's own.
-        if self._file is None or self._process != os.getpid():
-            self._file, self._process = h5py.File(self.path, "r"), os.getpid()
-        return self._file
+        if self._process != os.getpid():
+            file = h5py.File(self.path, "r")
+            self._arrays, self._process = {name: file[name] for name in _READ}, os.getpid()
+        return self._arrays
 
 
 def complete(

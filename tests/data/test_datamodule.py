@@ -191,19 +191,19 @@ def test_workers_read_what_the_process_reads(h5_file, atlas, context):
 
 def test_each_process_opens_the_file_once(h5_file, atlas):
     dataset = RegistrationDataset(h5_file, atlas)
-    assert dataset._file is None
+    assert dataset._arrays == {}
     _ = dataset[0], dataset[1]
-    handle = dataset._file
+    handles = dataset._arrays
     _ = dataset[2]
-    assert dataset._file is handle
-    assert pickle.loads(pickle.dumps(dataset))._file is None
+    assert dataset._arrays is handles
+    assert pickle.loads(pickle.dumps(dataset))._arrays == {}
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        assert pool.apply(_handle_after_read, (dataset,)) != id(handle)
+        assert pool.apply(_handle_after_read, (dataset,)) != id(handles["img"])
 
 
 def _handle_after_read(dataset):
     _ = dataset[0]
-    return id(dataset._file)
+    return id(dataset._arrays["img"])
 
 
 def brighter(image):
