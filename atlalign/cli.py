@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; a user's mistake gives its sentence on stderr and exit status 1."""
+    """Run one subcommand; a user's mistake gives its sentence on stderr and exit status 1, Ctrl-C 130."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: what is finished stays", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -208,7 +208,10 @@ def register_batch(
     Raises:
         InputError: If a folder of results was made in another way, or nothing can be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror}") from error
     rows: list[dict[str, Any]] = []
     try:
         for job in jobs:

@@ -194,6 +194,8 @@ class SectionTransform:
         try:
             height, width = (int(size) for size in record["section"]["shape"])
             x, y = (float(size) for size in record["section"]["pixel_um"])
+            if min(height, width) < 2 or not (0 < x < np.inf and 0 < y < np.inf):
+                raise ValueError(f"a section of {height}×{width} px of {x:g} × {y:g} µm")
             plane = (
                 None
                 if record["plane"] is None

@@ -189,6 +189,35 @@ def test_a_foreign_folder_is_left_alone(run, sections, tmp_path):
     assert (tmp_path / "out" / "a" / "thesis.txt").read_text() == "years of work"
 
 
+def test_a_file_in_place_of_the_folder_of_results_is_named(run, sections, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    status, printed = run(sections)
+    assert status == 1
+    assert "out cannot be written: File exists" in printed
+    assert (tmp_path / "out").read_text() == "a file"
+
+
+def test_a_batch_that_is_interrupted_ends_in_one_sentence_and_goes_on(run, sections, tmp_path, monkeypatch):
+    def interrupted(path, *args, **kwargs):
+        if path.parent.name == ".b.unfinished":
+            raise KeyboardInterrupt
+        write_tiff(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_tiff", interrupted)
+        status, printed = run(sections)
+    assert status == 130
+    assert "interrupted: what is finished stays" in printed
+    assert set(table(tmp_path / "out")) == {"a"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "a",
+        "registrations.csv",
+        "visualign.json",
+    }
+    assert run(sections)[0] == 0
+    assert set(table(tmp_path / "out")) > {"a", "b"}
+
+
 @pytest.mark.parametrize("fails", ["write_tiff", "_write_overlay"])
 def test_without_space_nothing_half_written_stays(run, sections, tmp_path, monkeypatch, fails):
     def full(*args, **kwargs):

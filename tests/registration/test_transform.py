@@ -1,5 +1,6 @@
 """Transforms against SimpleITK's own resampling and points, and against hand-computable maps."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,12 @@ def test_a_transform_comes_back_from_its_files(transform, tmp_path):
     assert module.read_record(tmp_path)["model"] == "m.pt"
 
 
+def _set_section(folder: Path, **values: list[float]) -> None:
+    record = module.read_record(folder)
+    record["section"] |= values
+    (folder / module.RECORD).write_text(json.dumps(record))
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
@@ -129,6 +136,9 @@ def test_a_transform_comes_back_from_its_files(transform, tmp_path):
         (lambda f: (f / module.RECORD).write_text("{"), "expected a folder that `atlalign register` wrote"),
         (lambda f: (f / module.RECORD).write_text('{"format": 99}'), "of format 1"),
         (lambda f: (f / module.RECORD).write_text('{"format": 1}'), "expected the record of a transform"),
+        (lambda f: _set_section(f, pixel_um=[0, 12]), "a section of .* px of 0 × 12 µm"),
+        (lambda f: _set_section(f, pixel_um=[float("nan"), 12]), "a section of .* px of nan × 12 µm"),
+        (lambda f: _set_section(f, shape=[0, 60]), "a section of 0×60 px"),
         (lambda f: (f / module.FORWARD).unlink(), "found no file"),
         (
             lambda f: (f / module.INVERSE).write_bytes((f / module.INVERSE).read_bytes()[:200]),
