@@ -392,9 +392,10 @@ def _check_like_training(config: DictConfig) -> None:
     origin = read_origin(config.checkpoint)
     shape = tuple(config.data.image_shape)
     if origin.image_shape not in (None, shape):
+        height, width = origin.image_shape
         raise InputError(
             f"data.image_shape is {shape}, but {config.checkpoint} was trained at {origin.image_shape}: "
-            f"say data.image_shape={list(origin.image_shape)}"
+            f"say data.image_shape=[{height},{width}]"
         )
     trained = origin.config.get("data")
     data = cast(dict[str, Any], OmegaConf.to_container(config.data, resolve=True))

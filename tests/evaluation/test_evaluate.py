@@ -323,7 +323,7 @@ def test_a_missing_ants_says_what_to_install(folder, monkeypatch):
         (["checkpoint=other.pt"], "expected a model file"),
         (["checkpoint=my.h5"], "my.h5 is no model file"),
         (["checkpoint=perfect.pt"], "Shift"),
-        (["checkpoint=identity.pt", "data.image_shape=[64,96]"], "say data.image_shape=[32, 48]"),
+        (["checkpoint=identity.pt", "data.image_shape=[64,96]"], "say data.image_shape=[32,48]"),
         (["checkpoint=identity.pt", "data.path=none.h5"], "none.h5"),
         (["checkpoint=identity.pt", "data.path=???"], "full_key: data.path"),
         (["checkpoint=???"], "Missing mandatory value: checkpoint"),
@@ -399,7 +399,7 @@ def test_landmarks_that_are_wrong(folder, text, message):
 def test_a_network_trained_at_another_size_is_refused(folder):
     save_model(Shift(*SHIFT), "small.pt", origin=ModelOrigin(image_shape=(64, 96)))
     with pytest.raises(
-        InputError, match=r"small.pt was trained at \(64, 96\): say data.image_shape=\[64, 96\]"
+        InputError, match=r"small.pt was trained at \(64, 96\): say data.image_shape=\[64,96\]"
     ):
         evaluate(configured("checkpoint=small.pt", ALLOW))
 
