@@ -241,14 +241,16 @@ def _read_table(path: Path) -> list[ListedSection]:
     missing = [name for name in ("filename", "p") if rows and name not in rows[0]]
     if missing:
         raise InputError(f"{path}: expected the columns filename and p, {' and '.join(missing)} is missing")
-    return [
-        ListedSection(
-            path.parent / row["filename"],
-            Identity(int(row["p"]), int(row.get("image_id") or place), int(row.get("dataset_id") or 0)),
-            None,
-        )
-        for place, row in enumerate(rows)
-    ]
+    return [_section_of_row(path, place, row) for place, row in enumerate(rows)]
+
+
+def _section_of_row(path: Path, place: int, row: Mapping[str, str]) -> ListedSection:
+    try:
+        identity = Identity(int(row["p"]), int(row.get("image_id") or place), int(row.get("dataset_id") or 0))
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"{name}={row[name]}" for name in ("p", "image_id", "dataset_id") if name in row)
+        raise InputError(f"{path}, row {place + 1}: expected whole numbers, found {given}") from error
+    return ListedSection(path.parent / row["filename"], identity, None)
 
 
 _LIST_READERS = {".json": _read_anchored, ".csv": _read_table}

@@ -122,6 +122,13 @@ def test_a_bad_list_is_named(tmp_path, content, sentence):
         read_list(tmp_path / "l.json")
 
 
+@pytest.mark.parametrize("cells", ["a.png,front,1", "a.png,7200.5,1", "a.png"])
+def test_a_row_without_whole_numbers_is_named(tmp_path, cells):
+    (tmp_path / "l.csv").write_text(f"filename,p,image_id\nb.png,5000,0\n{cells}\n")
+    with pytest.raises(InputError, match=r"l.csv, row 2: expected whole numbers, found p="):
+        read_list(tmp_path / "l.csv")
+
+
 def test_the_real_list(test_data):
     sections = read_list(test_data / "sections" / "sections.json")
     assert len(sections) == 18
