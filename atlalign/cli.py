@@ -249,6 +249,13 @@ def _add_register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     _add_reference_options(command)
     _add_section_options(command)
     command.add_argument(
+        "--refine",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="steps of optimisation on each pair of images after the network, such as 50; slower, and closer",
+    )
+    command.add_argument(
         "--limit",
         action="append",
         default=[],
@@ -351,6 +358,8 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
     height, width = shape
     if min(shape) < 2:
         raise InputError(f"--image-shape: expected at least 2×2 px, got {height}×{width}")
+    if options.refine < 0:
+        raise InputError(f"--refine: expected at least 0 steps, got {options.refine}")
     reference, ontology, name = _references(options, (height, width))
     return Recipe(
         network=load_model(options.model).to(device).to(memory_format=fastest_memory_format(device)),
@@ -364,6 +373,7 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
             quarter_turns=options.quarter_turns,
             channel=options.channel,
             pixel_um=options.pixel_size_um,
+            refinement_steps=options.refine,
             limits=_limits(options.limit),
         ),
         origin={

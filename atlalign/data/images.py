@@ -248,7 +248,7 @@ def _channels_last(pixels: NDArray[Any], channel: int | None, name: str) -> NDAr
     if pixels.ndim != 3 or channels not in (3, 4):
         raise InputError(
             f"{name}: expected one image in grey or colour, found shape {pixels.shape}; of several channels one can be "
-            "chosen"
+            "chosen (--channel)"
         )
     return np.ascontiguousarray(pixels[..., :3])
 

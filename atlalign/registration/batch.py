@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,7 +73,7 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """How sections are read and placed, the same for all of a batch; see `read_image`, `read_section` and `place`."""
+    """How sections are read, placed and refined; see `read_image`, `read_section`, `place` and `register`."""
 
     by: Placing = "auto"
     background: Background = "auto"
@@ -81,6 +81,7 @@ class Options:
     quarter_turns: int = 0
     channel: int | None = None
     pixel_um: float | None = None
+    refinement_steps: int = 0
     limits: Mapping[str, Limit] = field(default_factory=lambda: dict(LIMITS))
 
 
@@ -264,8 +265,9 @@ def _settings(job: Job, recipe: Recipe) -> dict[str, Any]:
 def _is_done(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> bool:
     if not folder.exists():
         return False
-    if (folder / RECORD).is_file() and read_record(folder).get("settings") == settings:
-        return True
+    with suppress(InputError):  # a damaged record is something else
+        if read_record(folder).get("settings") == settings:
+            return True
     if overwrite:
         return False
     raise InputError(
@@ -280,7 +282,9 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
     image = read_image(job.path, channel=recipe.options.channel)
     reference = recipe.reference(job)
     section, placement = _placed(image, reference, job, recipe)
-    result = register(recipe.network, reference, section, placement)
+    result = register(
+        recipe.network, reference, section, placement, refinement_steps=recipe.options.refinement_steps
+    )
     flag, reason = judge(result.quality, recipe.options.limits)
     record = {
         "flag": flag,

@@ -20,10 +20,12 @@ from atlalign.geometry import (
     invert,
     jacobian_determinant,
     stays_inside,
+    warp,
     warp_points,
 )
 from atlalign.metrics import mutual_information
 from atlalign.registration.placement import Placement, Reference, Section, placed_image
+from atlalign.registration.refine import refine
 from atlalign.registration.transform import Displacement, Grid, SectionTransform
 
 
@@ -105,7 +107,14 @@ class Registered(NamedTuple):
 
 
 @torch.inference_mode()
-def register(network: nn.Module, reference: Reference, section: Section, placement: Placement) -> Registered:
+def register(
+    network: nn.Module,
+    reference: Reference,
+    section: Section,
+    placement: Placement,
+    *,
+    refinement_steps: int = 0,
+) -> Registered:
     """Register a placed section to its reference.
 
     Args:
@@ -113,6 +122,7 @@ def register(network: nn.Module, reference: Reference, section: Section, placeme
         reference: At the size that the network takes.
         section: The image.
         placement: Where it lies on the reference.
+        refinement_steps: So many steps of `refine` follow.
 
     Raises:
         InputError: If the network does not take images of that size, or its field is not finite.
@@ -127,20 +137,26 @@ def register(network: nn.Module, reference: Reference, section: Section, placeme
     dvf, back = output.dvf.float().cpu(), swapped.dvf.float().cpu()
     if not bool(dvf.isfinite().all()):
         raise InputError("the network returned displacements that are not finite")
-    registered = output.registered.float().cpu()
-    quality = _quality(reference, placed, registered, dvf, back)
+    # What the network is sure of is asked of the network alone.
+    there_and_back = torch.where(stays_inside(dvf)[:, None], compose(back, dvf), torch.nan)
+    if refinement_steps:
+        dvf = refine(reference.image, placed, dvf, steps=refinement_steps)
+    registered = warp(placed, dvf)
+    quality = _quality(reference, placed, registered, dvf, there_and_back)
     return Registered(_transform(reference, section, placement, dvf), placed, registered, quality)
 
 
-def _quality(reference: Reference, placed: Tensor, registered: Tensor, dvf: Tensor, back: Tensor) -> Quality:
+def _quality(
+    reference: Reference, placed: Tensor, registered: Tensor, dvf: Tensor, there_and_back: Tensor
+) -> Quality:
     tissue = reference.tissue
     displacement = _length_um(dvf, reference.grid)[tissue]
-    residual = _length_um(compose(back, dvf), reference.grid)[tissue & stays_inside(dvf)[0]]
+    residual = _length_um(there_and_back, reference.grid)[tissue]
     return Quality(
         displacement_mean_um=float(displacement.mean()),
         displacement_max_um=float(displacement.max()),
         folding=float((jacobian_determinant(dvf) <= 0).float().mean()),
-        inverse_consistency_um=float(residual.mean()),
+        inverse_consistency_um=float(residual.nanmean()),
         similarity_before=float(mutual_information(reference.image, placed)),
         similarity_after=float(mutual_information(reference.image, registered)),
     )

@@ -180,6 +180,16 @@ def test_other_options_do_not_mix_with_what_is_there(run, sections, tmp_path):
     assert table(tmp_path / "out")["a"]["background"] == "dark"
 
 
+def test_a_damaged_result_is_made_again_where_that_is_wanted(run, sections, tmp_path):
+    run(sections)
+    record = tmp_path / "out" / "a" / "transform.json"
+    record.write_text("{")
+    assert "holds something else" in run(sections)[1]
+    assert record.read_text() == "{"
+    assert run(sections, "--overwrite")[0] == 0
+    assert json.loads(record.read_text())["format"] == 1
+
+
 def test_a_foreign_folder_is_left_alone(run, sections, tmp_path):
     (tmp_path / "out" / "a").mkdir(parents=True)
     (tmp_path / "out" / "a" / "thesis.txt").write_text("years of work")
@@ -269,6 +279,18 @@ def test_half_a_section(run, sections, tmp_path):
     assert run(sections / "b.tif", "--position", "6000", "--hemisphere", "left")[0] == 0
     labels = read_labels(tmp_path / "out" / "b" / "labels.tif")
     assert (labels[:, :60] > 0).mean() > 5 * (labels[:, 84:] > 0).mean()
+
+
+def test_refinement_raises_the_similarity(run, sections, tmp_path):
+    run(sections / "a.png", "--position", "4000")
+    before = float(table(tmp_path / "out")["a"]["similarity_after"])
+    status, _ = run(sections / "a.png", "--position", "4000", "--refine", "20", "--overwrite")
+    assert status == 0
+    assert float(table(tmp_path / "out")["a"]["similarity_after"]) > before
+    assert (
+        "expected at least 0 steps, got -1"
+        in run(sections / "a.png", "--position", "4000", "--refine", "-1")[1]
+    )
 
 
 def test_limits_can_be_set(run, sections, tmp_path):
