@@ -31,7 +31,7 @@ class Size:
         samples: In the h5 file.
         sections: To register.
         section_shape: (H, W) of these.
-        steps: Training steps in a turn.
+        steps: Training steps in a turn: the fewer, the less the load changes within it.
         planes: Of the whole atlas.
     """
 
@@ -43,7 +43,7 @@ class Size:
     samples: int = 32
     sections: int = 18
     section_shape: tuple[int, int] = (670, 1024)
-    steps: int = 4
+    steps: int = 1
     planes: int = 528
 
 

@@ -149,7 +149,7 @@ def memory(size: Size) -> Measured:
         command = [
             sys.executable, str(_ROOT / "train.py"), "data=h5", f"data.path={data.path}", "atlas=file",
             f"atlas.path={folder / 'atlas.npy'}", f"data.image_shape=[{size.shape[0]},{size.shape[1]}]",
-            "data.num_workers=2", "trainer=cpu", f"trainer.max_steps={size.steps}", "trainer.limit_val_batches=1",
+            "data.num_workers=2", "trainer=cpu", "trainer.max_steps=2", "trainer.limit_val_batches=1",
             f"hydra.run.dir={folder / 'run'}",
         ]  # fmt: skip
         peak = _peak_bytes(command)
