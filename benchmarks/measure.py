@@ -96,7 +96,7 @@ class Wanted(NamedTuple):
 
     def shown(self, value: float) -> str:
         """Return a number as tables show it."""
-        return f"{100 * value:.0f} %" if self.unit == "%" else f"{value:.2f} {self.unit}"
+        return f"{100 * value:.3g} %" if self.unit == "%" else f"{value:.2f} {self.unit}"
 
 
 def in_turns(ours: Work, other: Work, size: Size, *, block_s: float | None = None) -> Turns:
