@@ -243,7 +243,10 @@ def _add_register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         help="an image; a list of sections (.json of QuickNII or DeepSlice, .csv with filename and p); a folder",
     )
     command.add_argument(
-        "--model", metavar="FILE", required=True, help="a model file, a folder or a checkpoint"
+        "--model",
+        metavar="FILE",
+        type=Path,
+        help="a model file, a folder or a checkpoint; what comes with the package (default)",
     )
     command.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder of results")
     _add_reference_options(command)
@@ -345,16 +348,15 @@ def _register(options: argparse.Namespace) -> None:
 
 def _recipe(options: argparse.Namespace) -> "Recipe":
     from atlalign.files import fingerprint
-    from atlalign.models import load_model, read_origin
+    from atlalign.models import SHIPPED_MODEL, load_model, read_origin
     from atlalign.networks.memory_format import fastest_memory_format
     from atlalign.registration.batch import Options, Recipe
 
     device = _device(options.device)
-    shape = options.image_shape or read_origin(options.model).image_shape
+    model = options.model or SHIPPED_MODEL
+    shape = options.image_shape or read_origin(model).image_shape
     if shape is None:
-        raise InputError(
-            f"{options.model} does not tell the size of its images: give --image-shape HEIGHT WIDTH"
-        )
+        raise InputError(f"{model} does not tell the size of its images: give --image-shape HEIGHT WIDTH")
     height, width = shape
     if min(shape) < 2:
         raise InputError(f"--image-shape: expected at least 2×2 px, got {height}×{width}")
@@ -362,7 +364,7 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
         raise InputError(f"--refine: expected at least 0 steps, got {options.refine}")
     reference, ontology, name = _references(options, (height, width))
     return Recipe(
-        network=load_model(options.model).to(device).to(memory_format=fastest_memory_format(device)),
+        network=load_model(model).to(device).to(memory_format=fastest_memory_format(device)),
         image_shape=(height, width),
         reference=reference,
         ontology=ontology,
@@ -377,8 +379,8 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
             limits=_limits(options.limit),
         ),
         origin={
-            "model": Path(options.model).name,
-            "model_sha256": fingerprint(Path(options.model)),
+            "model": model.name,
+            "model_sha256": fingerprint(model),
             "image_shape": [height, width],
             "hemisphere": options.hemisphere,
             "reference": name,

@@ -66,7 +66,7 @@ class Limit(NamedTuple):
 LIMITS: Mapping[str, Limit] = {
     "displacement_max_um": Limit(1500.0, 3000.0),
     "folding": Limit(0.0, 0.01),
-    "inverse_consistency_um": Limit(150.0, 500.0),
+    "inverse_consistency_um": Limit(300.0, 500.0),
     "similarity_loss": Limit(0.0, 0.05),
 }
 """The limits that `judge` goes by; a value above one is beyond it."""

@@ -533,7 +533,10 @@ def test_a_bad_annotated_file_leaves_nothing(write, message, tmp_path):
             lambda f: (f / "list.csv").write_text("filename,pos\na.png,1\n"),
             "columns filename and p, p is missing",
         ),
-        (lambda f: (f / "list.csv").write_text("filename,p\na.png,far\n"), "not a list of sections"),
+        (
+            lambda f: (f / "list.csv").write_text("filename,p\na.png,far\n"),
+            "row 1: expected whole numbers, found p=far",
+        ),
         (lambda f: (f / "list.csv").write_text("filename,p\n"), "names no section"),
         (lambda f: (f / "list.csv").unlink(), "expected one list of sections"),
         (
