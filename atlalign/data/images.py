@@ -14,6 +14,10 @@ from torch import Tensor
 
 from atlalign.errors import InputError
 
+TIFF_ENDINGS = (".tif", ".tiff")
+IMAGE_ENDINGS = (*TIFF_ENDINGS, ".png", ".jpg", ".jpeg")
+"""What the names of images that users give end in."""
+
 PixelSize = tuple[float, float]
 """Of one pixel along x and y, in µm."""
 
@@ -69,7 +73,7 @@ def read_image(path: str | Path, *, channel: int | None = None) -> ImageFile:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path.name}: no such file in {path.parent}")
-    pixels, pixel_um = (_read_tiff if path.suffix.lower() in (".tif", ".tiff") else _read_other)(path)
+    pixels, pixel_um = (_read_tiff if path.suffix.lower() in TIFF_ENDINGS else _read_other)(path)
     return ImageFile(_checked(_channels_last(pixels, channel, path.name), path.name), pixel_um)
 
 

@@ -15,21 +15,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from atlalign.data.images import read_image, read_labels, slide_color, write_tiff
+from atlalign.data.images import IMAGE_ENDINGS, TIFF_ENDINGS, read_image, read_labels, slide_color, write_tiff
 from atlalign.data.sections import Points
 from atlalign.errors import InputError
 from atlalign.files import written_whole
 from atlalign.registration.exports import RegionName, read_regions
 from atlalign.registration.geojson import move_shapes, outlines
-from atlalign.registration.transform import Displacement, Grid, SectionTransform, warp_in_bands
+from atlalign.registration.transform import (
+    LABELS,
+    REGIONS,
+    Displacement,
+    Grid,
+    SectionTransform,
+    warp_in_bands,
+)
 
 Side = Literal["reference", "section"]
 
-LABELS, REGIONS = "reference_labels.tif", "regions.csv"
-"""What a folder of results has beside its transform, where the reference has labels."""
-
-_TIFF = (".tif", ".tiff")
-_IMAGES = (*_TIFF, ".png", ".jpg", ".jpeg")
 _SHAPES = (".geojson", ".json")
 _TABLES = (".csv",)
 _ATLAS = ("ap_um", "dv_um", "ml_um")
@@ -102,12 +104,12 @@ def transform_file(
 def _job(source: Path, out: Path, options: Options) -> _Job:
     """Return what to do with a file, by the endings of its name and of the one to write."""
     kinds: list[tuple[tuple[str, ...], tuple[str, ...], _Job]] = [
-        (_IMAGES, _TIFF, _transform_image),
+        (IMAGE_ENDINGS, TIFF_ENDINGS, _transform_image),
         (_TABLES, _TABLES, _transform_table),
         (_SHAPES, _SHAPES, _transform_shapes),
     ]
     if options.labels and out.suffix.lower() in _SHAPES:
-        kinds = [(_IMAGES, _SHAPES, _write_outlines)]
+        kinds = [(IMAGE_ENDINGS, _SHAPES, _write_outlines)]
     elif options.labels or options.channel is not None:
         kinds = kinds[:1]
     for endings, out_endings, job in kinds:

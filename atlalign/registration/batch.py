@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from atlalign import __version__
 from atlalign.data.atlas import Atlas
-from atlalign.data.images import ImageFile, read_image, slide_color, write_tiff
+from atlalign.data.images import IMAGE_ENDINGS, ImageFile, read_image, slide_color, write_tiff
 from atlalign.data.ontology import Ontology
 from atlalign.data.sections import Anchoring, ListedSection, Plane, find_list, read_list
 from atlalign.errors import InputError
@@ -40,12 +40,11 @@ from atlalign.registration.placement import (
     read_section,
 )
 from atlalign.registration.register import LIMITS, Limit, Quality, Registered, judge, register
-from atlalign.registration.transform import RECORD, Grid, SectionTransform, read_record
+from atlalign.registration.transform import LABELS, RECORD, REGIONS, Grid, SectionTransform, read_record
 
 TABLE, VISUALIGN = "registrations.csv", "visualign.json"
 """What stands beside the sections' folders."""
 
-_IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _OVERLAY_PX = 640  # the height of the picture for checking
 _OUTLINE = np.array([255, 200, 0], np.uint8)
 
@@ -163,10 +162,10 @@ def find_jobs(inputs: Sequence[Path], *, position_um: float | None = None, liste
     """
     jobs: list[Job] = []
     for path in inputs:
-        if path.suffix.lower() in _IMAGES:
+        if path.suffix.lower() in IMAGE_ENDINGS:
             jobs.append(Job(path, len(jobs) + 1, position_um))
         elif path.is_dir() and (not listed or position_um is not None):
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGES)
+            found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_ENDINGS)
             jobs += [Job(file, number, position_um) for number, file in enumerate(found, len(jobs) + 1)]
         elif position_um is not None:
             raise InputError(f"{path}: expected no --position beside a list of sections, which has its own")
@@ -178,7 +177,7 @@ def find_jobs(inputs: Sequence[Path], *, position_um: float | None = None, liste
         raise InputError(f"expected images of different names, found several of {', '.join(repeated)}")
     if not jobs:
         raise InputError(
-            f"expected images ({', '.join(_IMAGES)}), found none in {', '.join(map(str, inputs))}"
+            f"expected images ({', '.join(IMAGE_ENDINGS)}), found none in {', '.join(map(str, inputs))}"
         )
     if listed and any(job.position_um is None for job in jobs):
         raise InputError(
@@ -230,8 +229,9 @@ def _outcome(job: Job, recipe: Recipe, folder: Path, *, overwrite: bool) -> Outc
     if not job.path.is_file():
         return _failed(job, f"{job.path.name}: no such file in {job.path.parent}")
     settings = _settings(job, recipe)
-    if _is_done(folder, settings, overwrite=overwrite):
-        return Outcome(_row(job, read_record(folder)), is_new=False)
+    done = _former_record(folder, settings, overwrite=overwrite)
+    if done is not None:
+        return Outcome(_row(job, done), is_new=False)
     try:
         return Outcome(_row(job, _register_into(job, recipe, folder, settings)))
     except InputError as error:
@@ -262,14 +262,16 @@ def _settings(job: Job, recipe: Recipe) -> dict[str, Any]:
     return json.loads(json.dumps(settings))  # type: ignore[no-any-return]
 
 
-def _is_done(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> bool:
+def _former_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
+    """Return the record of the same work done before; None where it is to be done."""
     if not folder.exists():
-        return False
+        return None
     with suppress(InputError):  # a damaged record is something else
-        if read_record(folder).get("settings") == settings:
-            return True
+        record = read_record(folder)
+        if record.get("settings") == settings:
+            return record
     if overwrite:
-        return False
+        return None
     raise InputError(
         f"{folder} holds something else, or results of another image, model or options: choose another --out, or "
         "--overwrite"
@@ -363,13 +365,11 @@ def _write_labels(
     """Write the labels of the reference and of the section, and the areas of the section's regions."""
     labels = labels.astype(np.uint32)
     grid = transform.forward.grid.with_shape((labels.shape[0], labels.shape[1]))
-    _write(folder / "reference_labels.tif", [labels], labels.shape, labels.dtype, grid)
+    _write(folder / LABELS, [labels], labels.shape, labels.dtype, grid)
     areas = exports.RegionAreas(transform.section.pixel_um)
     in_section = areas.counted(transform.label(labels))
     _write(folder / "labels.tif", in_section, transform.section.shape, labels.dtype, transform.section)
-    exports.write_regions(
-        folder / "regions.csv", areas, ontology, known=np.unique(labels[labels > 0]).tolist()
-    )
+    exports.write_regions(folder / REGIONS, areas, ontology, known=np.unique(labels[labels > 0]).tolist())
 
 
 def _write(

@@ -25,6 +25,8 @@ from atlalign.geometry import sample, warp_points
 
 FORWARD, INVERSE, RECORD = "forward.nii.gz", "inverse.nii.gz", "transform.json"
 """The files of a transform."""
+LABELS, REGIONS = "reference_labels.tif", "regions.csv"
+"""What stands beside them, where the reference has labels."""
 
 _FORMAT = 1
 _READ_BYTES = 2**20
