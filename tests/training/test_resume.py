@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import IO
 
@@ -290,6 +291,8 @@ def test_auto_begins_and_goes_on(configure, tmp_path):
 def test_what_tensorboard_shows_twice_is_shown_once(configure, tmp_path):
     options = ["trainer.max_epochs=3", "logger=tensorboard"]
     assert killed(configure(*options), "on_train_epoch_end", 1) == -9
+    # TensorBoard reads files in the order of their names, which begin with the second of their start.
+    time.sleep(1.1)
     train(configure(*options, "ckpt_path=last"))
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     for name in ("train/loss/total", "val/vector_distance"):
