@@ -9,7 +9,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -257,43 +257,50 @@ def warp_in_bands(
     """
     height, width = target.shape
     take = _take_nearest if nearest else _interpolate
+    exact = replace(displacement, mm=displacement.mm.double())  # once, not for every tile
     for top in range(0, height, _TILE_PX):
         rows = torch.arange(top, min(top + _TILE_PX, height))
         # A tile needs little of the image, however the section is turned.
         tiles = (torch.arange(left, min(left + _TILE_PX, width)) for left in range(0, width, _TILE_PX))
-        points = (_sources(rows, columns, source, displacement, target) for columns in tiles)
+        points = (_sources(rows, columns, source, exact, target) for columns in tiles)
         yield np.concatenate([take(image, tile, fill) for tile in points], axis=1)
 
 
 def _sources(rows: Tensor, columns: Tensor, source: Grid, displacement: Displacement, target: Grid) -> Tensor:
-    """Return where (h, w, 2) the pixels of a tile lie in the source image, in its pixels (x, y)."""
+    """Return where the pixels of a tile lie in the source image, (2, h, w) in its pixels, x first.
+
+    Coordinates stay planes: arithmetic along a last axis of two numbers takes twice as long.
+    """
     size, new_size, source_size = (
-        torch.tensor(grid.pixel_um, dtype=torch.float64) / 1000
+        torch.tensor(grid.pixel_um, dtype=torch.float64).view(2, 1, 1) / 1000
         for grid in (displacement.grid, target, source)
     )
     y, x = torch.meshgrid(rows, columns, indexing="ij")
-    points_mm = torch.stack([x, y], dim=-1) * new_size
-    shift = sample(displacement.mm[None].double(), (points_mm / size)[None], padding_mode="border")[0]
-    return (points_mm + shift.permute(1, 2, 0)) / source_size
+    points_mm = torch.stack([x, y]) * new_size
+    shift = _sampled(displacement.mm, points_mm / size)
+    return (points_mm + shift) / source_size
+
+
+def _sampled(planes: Tensor, points: Tensor) -> Tensor:
+    """Return the values (c, h, w) of planes (c, H, W) at points (2, h, w); beyond the border, those of the border."""
+    return sample(planes[None], points.permute(1, 2, 0)[None], padding_mode="border")[0]
 
 
 def _interpolate(image: NDArray[Any], points: Tensor, fill: Any) -> NDArray[Any]:
     crop, origin = _crop(image, points)
     channels = crop.reshape(*crop.shape[:2], -1)
-    values = torch.from_numpy(channels.astype(np.float32)).permute(2, 0, 1)[None]
-    sampled = (
-        sample(values, (points - origin).float()[None], padding_mode="border")[0].permute(1, 2, 0).numpy()
-    )
+    values = torch.from_numpy(channels.astype(np.float32)).permute(2, 0, 1)
+    sampled = _sampled(values, (points - origin).float()).permute(1, 2, 0).numpy()
     if image.dtype.kind in "ui":
         sampled = sampled.round()
-    tile = sampled.astype(image.dtype).reshape(*points.shape[:2], *image.shape[2:])
+    tile = sampled.astype(image.dtype).reshape(*points.shape[1:], *image.shape[2:])
     tile[~_inside(image, points)] = fill
     return tile
 
 
 def _take_nearest(image: NDArray[Any], points: Tensor, fill: Any) -> NDArray[Any]:
     height, width = image.shape[:2]
-    x, y = (points + 0.5).floor().long().numpy().transpose(2, 0, 1)
+    x, y = (points + 0.5).floor().long().numpy()
     tile: NDArray[Any] = image[y.clip(0, height - 1), x.clip(0, width - 1)]
     tile[~_inside(image, points)] = fill
     return tile
@@ -301,15 +308,15 @@ def _take_nearest(image: NDArray[Any], points: Tensor, fill: Any) -> NDArray[Any
 
 def _inside(image: NDArray[Any], points: Tensor) -> NDArray[np.bool_]:
     height, width = image.shape[:2]
-    limit = torch.tensor([width, height]) - 0.5
-    inside: NDArray[np.bool_] = ((points >= -0.5) & (points < limit)).all(dim=-1).numpy()
+    x, y = points.numpy()
+    inside: NDArray[np.bool_] = (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
     return inside
 
 
 def _crop(image: NDArray[Any], points: Tensor) -> tuple[NDArray[Any], Tensor]:
-    """Return the part of the image that the points (h, w, 2) lie in, and where its first pixel lies."""
+    """Return the part of the image that the points (2, h, w) lie in, and where (2, 1, 1) its first pixel lies."""
     limit = torch.tensor([image.shape[1], image.shape[0]])
-    first = torch.minimum(points.amin(dim=(0, 1)).floor().long().clamp(min=0), limit - 2)
-    last = torch.maximum(points.amax(dim=(0, 1)).ceil().long(), first + 1)
+    first = torch.minimum(points.amin(dim=(1, 2)).floor().long().clamp(min=0), limit - 2)
+    last = torch.maximum(points.amax(dim=(1, 2)).ceil().long(), first + 1)
     (left, top), (right, bottom) = first.tolist(), last.tolist()
-    return image[top : bottom + 1, left : right + 1], first
+    return image[top : bottom + 1, left : right + 1], first.view(2, 1, 1)
