@@ -2,7 +2,8 @@
 
 Each sample's numbers come from the seed and its own number alone, whatever process makes it. The samples of an original
 are one part, written whole into `<out>.partial`; when all parts are there they are copied into one file, which then
-appears under its name. So the same command goes on after a crash and ends with the same bytes.
+appears under its name. So the same command goes on after a crash and ends with the same bytes. One run at a time writes
+there: it holds a lock of the operating system, which a killed process does not keep.
 """
 
 import errno
@@ -11,12 +12,13 @@ import multiprocessing
 import os
 import platform
 import shutil
+import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
@@ -28,6 +30,7 @@ import h5py
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -96,7 +99,8 @@ def generate(config: "DictConfig") -> Path:
     """Write the data set that `conf/generate.yaml` describes, a figure of samples beside it, and return its path.
 
     Raises:
-        InputError: If something in the configuration or the input is wrong; then nothing is left behind.
+        InputError: If something in the configuration or the input is wrong, then nothing is left behind; or if another
+            run is writing there.
         UnfinishedError: If the disk is full or a process was killed; the same command goes on.
     """
     out = Path(config.out).expanduser()
@@ -104,18 +108,25 @@ def generate(config: "DictConfig") -> Path:
     _check_free(out)
     request = _request(config)
     recipe = _build_recipe(config)
+    with _only_run(out):
+        _check_free(out)  # another run may have ended in the meantime
+        counts = _make(recipe, out, request, config.workers)
+    _print_report(counts, out)
+    return out
+
+
+def _make(recipe: Recipe, out: Path, request: dict[str, Any], workers: int) -> "Counts":
+    """Write what is missing of the data set, and give it its name."""
     partial = _open_partial(out, request)
     try:
         with _sentences_about(out):
-            _write_parts(recipe, partial, config.workers)
-            counts = _publish(recipe, partial, out, request)
+            _write_parts(recipe, partial, workers)
+            return _publish(recipe, partial, out, request)
     except UnfinishedError:
         raise
     except InputError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _print_report(counts, out)
-    return out
 
 
 # --- one sample -------------------------------------------------------------------------------------------------------
@@ -435,6 +446,43 @@ def _check_free(out: Path) -> None:
 
 def _partial(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
+
+
+@contextmanager
+def _only_run(out: Path) -> Iterator[None]:
+    """Keep other runs, of any machine that sees the folder, from writing the same data set.
+
+    Raises:
+        InputError: If another run does, or the folder cannot be written or locked.
+    """
+    path, holder = out.with_name(f"{out.name}.lock"), out.with_name(f"{out.name}.running")
+    lock = FileLock(path)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"out: {_holder(holder)} is writing {out}: wait for it, or name another file"
+        ) from error
+    except OSError as error:
+        raise InputError(f"out: {out} cannot be locked: {error.strerror or error}") from error
+    try:
+        with suppress(OSError):  # only others miss it
+            _write_whole(holder, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        # Both go before the lock does, or they might be those of the next run.
+        for file in (holder, path):
+            with suppress(OSError):
+                file.unlink()
+        lock.release()
+
+
+def _holder(note: Path) -> str:
+    """Return who holds the lock, in words."""
+    with suppress(OSError):
+        return f"another run, {note.read_text()},"
+    return "another run"
 
 
 def _request(config: "DictConfig") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from importlib.metadata import version
@@ -414,6 +415,54 @@ def test_processes_do_not_change_the_bytes(tmp_path):
     here = generate(from_atlas(tmp_path / "here.h5"))
     there = generate(from_atlas(tmp_path / "there.h5", "workers=2"))
     assert here.read_bytes() == there.read_bytes()
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from atlalign.data import generate
+with generate._only_run(Path(sys.argv[1])):
+    print("holds it", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def other_run(tmp_path):
+    """Another process that is writing out.h5."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "out.h5")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "holds it\n"
+        yield process
+        process.kill()
+
+
+def test_a_run_beside_another_is_refused_and_changes_nothing(other_run, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    where = rf"another run, process {other_run.pid} on {socket.gethostname()}, is writing .*out\.h5"
+    with pytest.raises(InputError, match=where):
+        generate(from_atlas(tmp_path / "out.h5"))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_lock_of_a_killed_run_is_no_lock(other_run, tmp_path):
+    other_run.kill()
+    other_run.wait()
+    assert len(list(tmp_path.iterdir())) == 2
+    generate(from_atlas(tmp_path / "out.h5"))
+    assert {path.name for path in tmp_path.iterdir()} == {"out.h5", "out.png"}
+
+
+def test_a_run_that_waited_for_another_does_not_replace_its_file(tmp_path, monkeypatch):
+    """The other run ends between the first look at the name and the lock."""
+    out = tmp_path / "out.h5"
+    build_recipe = module._build_recipe
+    monkeypatch.setattr(
+        module, "_build_recipe", lambda config: (out.write_bytes(b"made by another"), build_recipe(config))[1]
+    )
+    with pytest.raises(InputError, match="exists already"):
+        generate(from_atlas(out))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"out.h5": b"made by another"}
 
 
 @pytest.mark.slow
