@@ -14,9 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
-from numpy.typing import NDArray
 from torch import Tensor
 
+from atlalign.data.images import overlay
 from atlalign.geometry import identity_grid, jacobian_determinant
 
 _PANEL_INCHES = 2.6
@@ -63,12 +63,6 @@ def registration_figure(panels: list[Panel]) -> Figure:
         _draw_panel(list(axes[row]), panel)
         axes[row, 0].set_ylabel(panel.title, fontsize=8)
     return figure
-
-
-def overlay(reference: Tensor, other: Tensor) -> NDArray[np.float32]:
-    """Return an RGB image (H, W, 3): the reference in magenta, the other image in green."""
-    reference, other = (image.detach().cpu().float().clamp(0, 1) for image in (reference, other))
-    return torch.stack([reference, other, reference], dim=-1).numpy()
 
 
 def draw_grid(axes: Axes, dvf: Tensor, n_lines: int = _GRID_LINES) -> None:

@@ -403,7 +403,7 @@ def _load_annotation(volume: _Volume, shape: tuple[int, int]) -> Tensor:
     rows, columns = _nearest(height, shape[0]), _nearest(width, shape[1])
     ids = np.empty((planes, *shape), volume.array.dtype)
     for part, block in volume.blocks():
-        ids[part] = block.take(rows, axis=1).take(columns, axis=2)
+        ids[part] = block if (height, width) == shape else block.take(rows, axis=1).take(columns, axis=2)
     return torch.from_numpy(_signed(ids))
 
 

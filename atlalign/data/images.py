@@ -1,7 +1,6 @@
 """Images between files and the working size."""
 
 import math
-import zlib
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -138,6 +137,12 @@ def slide_color(pixels: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(np.median(border, axis=0)).astype(pixels.dtype)
 
 
+def overlay(reference: Tensor, other: Tensor) -> NDArray[np.float32]:
+    """Return an RGB image (H, W, 3) of two (H, W) in [0, 1]: the reference in magenta, the other one in green."""
+    reference, other = (image.detach().cpu().float().clamp(0, 1) for image in (reference, other))
+    return torch.stack([reference, other, reference], dim=-1).numpy()
+
+
 def write_tiff(
     path: Path,
     bands: Iterable[NDArray[Any]],
@@ -156,11 +161,12 @@ def write_tiff(
         pixel_um: The size of a pixel.
     """
     import tifffile
+    from imagecodecs import deflate_encode  # in half of zlib's time
 
     remaining = iter(bands)
     first = next(remaining)
     # In strips and not in tiles, of which ITK makes four channels.
-    strips = (zlib.compress(band.tobytes()) for band in chain([first], remaining))
+    strips = (bytes(deflate_encode(band.tobytes())) for band in chain([first], remaining))
     with tifffile.TiffWriter(path, bigtiff=math.prod(shape) * dtype.itemsize > 2**31) as file:
         file.write(
             strips,
