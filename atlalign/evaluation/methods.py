@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from atlalign.data.dataset import RegistrationBatch
 from atlalign.errors import InputError, unknown_name
-from atlalign.geometry import affine_to_dvf, identity_grid, invert_affine
+from atlalign.geometry import affine_to_dvf, identity_grid, invert, invert_affine
 from atlalign.networks import Registration
 from atlalign.networks.memory_format import fastest_memory_format
 
@@ -60,14 +61,19 @@ def baseline(name: str) -> Method:
     - affine: the affine map nearest to the true field in the mean square. It looks at the truth: no method that is only
       affine can come below its mean squared distance.
     - ants_affine, ants_syn: ANTs' `Affine` and `SyN` with its defaults (mutual information).
+    - ants_syncc: its `SyNCC`, affine by mutual information and SyN by cross-correlation in windows of radius 4, with up
+      to 2100, 1200, 1200 and 20 iterations at 1/4, 1/3, 1/2 and all of the resolution.
+    - elastix: elastix' default affine map and then its default B-spline (mutual information), with knots every 10 px.
 
     Raises:
-        InputError: If there is none of that name, or it needs ANTs, which is not installed.
+        InputError: If there is none of that name, or it needs ANTs or elastix, which is not installed.
     """
     if name not in _BASELINES:
         raise unknown_name("baseline", name, _BASELINES)
     if name.startswith("ants"):
         _import_ants()
+    if name == "elastix":
+        _import_itk()
     return _BASELINES[name]
 
 
@@ -119,14 +125,54 @@ def _composed(ants: Any, image: Any, transforms: list[str], inverted: list[bool]
     return torch.from_numpy(vectors.astype(np.float32)).permute(2, 0, 1)[None].contiguous()
 
 
+def _elastix(batch: RegistrationBatch) -> Estimate:
+    itk = _import_itk()
+    # In its arrays the axes are rows, columns; without spacing and origin its millimetres are pixels.
+    fixed, moving = (
+        itk.GetImageFromArray(image[0, 0].contiguous().numpy()) for image in (batch.reference, batch.moving)
+    )
+    parameters = itk.ParameterObject.New()
+    for stage in ("affine", "bspline"):
+        parameters.AddParameterMap(parameters.GetDefaultParameterMap(stage))
+    started = time.perf_counter()
+    _, found = itk.elastix_registration_method(
+        fixed, moving, parameter_object=parameters, log_to_console=False
+    )
+    seconds = time.perf_counter() - started
+    vectors = itk.GetArrayFromImage(itk.transformix_deformation_field(moving, found, log_to_console=False))
+    dvf = torch.from_numpy(vectors.astype(np.float32)).permute(2, 0, 1)[None].contiguous()
+    return Estimate(dvf, invert(dvf), seconds)
+
+
 def _import_ants() -> Any:
-    # Read when ITK starts, which would otherwise take all processors of the machine: as many as PyTorch was given.
-    os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", str(torch.get_num_threads()))
+    _limit_itk_threads()
     try:
         import ants
     except ImportError as error:
         raise InputError("the baselines of ANTs need antspyx: pip install 'atlalign[baselines]'") from error
     return ants
+
+
+def _import_itk() -> Any:
+    _limit_itk_threads()
+    try:
+        import itk
+
+        # Its modules are read when they are first asked for. Where warnings are errors, those that their types give
+        # end the process.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            itk.ParameterObject, itk.elastix_registration_method  # noqa: B018
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            "the baseline elastix needs itk-elastix: pip install 'atlalign[baselines]'"
+        ) from error
+    return itk
+
+
+def _limit_itk_threads() -> None:
+    # Read when ITK starts, which would otherwise take all processors of the machine: as many as PyTorch was given.
+    os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", str(torch.get_num_threads()))
 
 
 def _now(device: torch.device) -> float:
@@ -140,4 +186,6 @@ _BASELINES: dict[str, Method] = {
     "affine": _best_affine,
     "ants_affine": partial(_ants, transform="Affine"),
     "ants_syn": partial(_ants, transform="SyN"),
+    "ants_syncc": partial(_ants, transform="SyNCC"),
+    "elastix": _elastix,
 }
