@@ -8,13 +8,14 @@ from torch import nn
 
 from atlalign.errors import InputError, unknown_name
 from atlalign.networks.coarse_to_fine import CoarseToFineNet
+from atlalign.networks.correlation_pyramid import CorrelationPyramidNet
 from atlalign.networks.global_affine import GlobalAffineNet
 from atlalign.networks.local_unet import LocalUNet
 from atlalign.networks.merged import MergedNet
 
 _NETWORKS: dict[str, type[nn.Module]] = {
     f"atlalign.networks.{cls.__name__}": cls
-    for cls in (CoarseToFineNet, GlobalAffineNet, LocalUNet, MergedNet)
+    for cls in (CoarseToFineNet, CorrelationPyramidNet, GlobalAffineNet, LocalUNet, MergedNet)
 }
 
 

@@ -1,0 +1,141 @@
+"""The correlation pyramid: a local network that looks for each pixel's features nearby, from coarse to fine."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atlalign.geometry import integrate, limit_steepness, resize, warp
+from atlalign.networks.layers import BilinearInterpolation, Registration
+
+_FLAT = 1e-3  # Features shorter than this count as none: noise has no direction.
+
+
+class CorrelationPyramidNet(nn.Module):
+    """Predicts a stationary velocity field from correlations of learned features, from the coarsest level down.
+
+    Sun et al., *PWC-Net: CNNs for optical flow using pyramid, warping, and cost volume*, CVPR 2018, with a velocity in
+    place of the flow, so that the field does not fold (`atlalign.geometry.limit_steepness`) and the field of the
+    negative velocity is its inverse. Both images pass one encoder. At each level the moving features are warped by the
+    field so far and compared with the reference's at every displacement up to the level's radius; from what matches, a
+    decoder corrects the velocity. The network begins as the identity.
+
+    Args:
+        encoder_filters: Channels of the features at 1/2, 1/4, … of the images' size; as many levels as entries.
+        radii: How far each level looks, in its own pixels, the finest first.
+        decoder_filters: Channels of the convolutions between the correlations and a level's correction.
+        velocity_steps: Squarings that integrate the velocity (7 are good for 60 px).
+        compute_inv: Give the inverse field as well.
+
+    Raises:
+        ValueError: If there is no level, or not one radius of at least 1 for each.
+    """
+
+    def __init__(
+        self,
+        encoder_filters: Sequence[int] = (16, 32, 32, 32),
+        radii: Sequence[int] = (2, 3, 4, 4),
+        decoder_filters: Sequence[int] = (48, 32),
+        velocity_steps: int = 7,
+        compute_inv: bool = False,
+    ) -> None:
+        super().__init__()
+        if not encoder_filters or len(radii) != len(encoder_filters) or min(radii) < 1:
+            raise ValueError(
+                "radii: expected a radius of at least 1 for each of encoder_filters, got "
+                f"{list(radii)} for {list(encoder_filters)}"
+            )
+        self.velocity_steps = velocity_steps
+        self.compute_inv = compute_inv
+        self.hyperparameters: dict[str, Any] = {
+            "encoder_filters": [int(n) for n in encoder_filters],
+            "radii": [int(radius) for radius in radii],
+            "decoder_filters": [int(n) for n in decoder_filters],
+            "velocity_steps": int(velocity_steps),
+            "compute_inv": compute_inv,
+        }
+        self.radii = self.hyperparameters["radii"]
+        self.encoder = nn.ModuleList()
+        self.decoders = nn.ModuleList()
+        channels = 1
+        for out, radius in zip(encoder_filters, self.radii, strict=True):
+            self.encoder.append(nn.Sequential(_conv(channels, out, stride=2), _conv(out, out)))
+            self.decoders.append(_decoder((2 * radius + 1) ** 2 + 2 * out + 2, decoder_filters))
+            channels = out
+        self.warp = BilinearInterpolation()
+
+    def forward(self, reference: Tensor, moving: Tensor) -> Registration:
+        """Register `moving` to `reference`, both (B, 1, H, W) in [0, 1]."""
+        velocity = self.velocity(reference, moving)
+        dvf = integrate(velocity, self.velocity_steps)
+        inverse = integrate(-velocity, self.velocity_steps) if self.compute_inv else None
+        return Registration(registered=self.warp(moving, dvf), dvf=dvf, inv_dvf=inverse)
+
+    def velocity(self, reference: Tensor, moving: Tensor) -> Tensor:
+        """Return the predicted velocity (B, 2, H, W) in pixels per unit time."""
+        levels = list(zip(self._features(reference), self._features(moving), strict=True))
+        velocity = moving.new_zeros(len(moving), 2, *levels[-1][0].shape[-2:], dtype=torch.float32)
+        for (fixed, other), decoder, radius in reversed(
+            list(zip(levels, self.decoders, self.radii, strict=True))
+        ):
+            velocity = resize(velocity, (fixed.shape[-2], fixed.shape[-1]))
+            dvf = integrate(velocity, self.velocity_steps)
+            moved = warp(other, dvf.to(other.dtype), padding_mode="border")
+            seen = [correlate(fixed, moved, radius), fixed, moved, velocity.to(fixed.dtype)]
+            velocity = velocity + decoder(torch.cat(seen, dim=1)).float()
+        return limit_steepness(resize(velocity, (moving.shape[-2], moving.shape[-1])))
+
+    def _features(self, image: Tensor) -> list[Tensor]:
+        """Return features at each level, the finest first."""
+        features = []
+        for level in self.encoder:
+            image = level(image)
+            features.append(image)
+        return features
+
+
+def correlate(fixed: Tensor, other: Tensor, radius: int) -> Tensor:
+    """Return the cosines between `fixed` at q and `other` at q + d, for each d of up to `radius` px along x and y.
+
+    From each image's features its mean is taken first, which all of its pixels share. Beyond the border nothing
+    matches.
+
+    Args:
+        fixed: Features (B, C, H, W).
+        other: Features (B, C, H, W).
+        radius: In pixels.
+
+    Returns:
+        (B, (2·radius + 1)², H, W) in [−1, 1], ordered by the displacement's y, then x.
+    """
+    height, width = fixed.shape[-2:]
+    here, there = _directions(fixed), F.pad(_directions(other), (radius,) * 4)
+    displacements = range(2 * radius + 1)
+    cosines = [
+        (here * there[:, :, y : y + height, x : x + width]).sum(1)
+        for y in displacements
+        for x in displacements
+    ]
+    return torch.stack(cosines, dim=1)
+
+
+def _directions(features: Tensor) -> Tensor:
+    return F.normalize(features - features.mean((2, 3), keepdim=True), dim=1, eps=_FLAT)
+
+
+def _conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, stride, padding=1), nn.LeakyReLU(0.1))
+
+
+def _decoder(in_channels: int, filters: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for out_channels in filters:
+        layers.append(_conv(in_channels, out_channels))
+        in_channels = out_channels
+    correction = nn.Conv2d(in_channels, 2, 3, padding=1)
+    nn.init.zeros_(correction.weight)
+    assert correction.bias is not None
+    nn.init.zeros_(correction.bias)
+    return nn.Sequential(*layers, correction)
