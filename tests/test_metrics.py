@@ -12,6 +12,7 @@ from atlalign.metrics import (
     contingency,
     correlation,
     field_correlation,
+    field_variance,
     folding_fraction,
     hausdorff_95,
     inverse_consistency,
@@ -69,8 +70,21 @@ def test_agreement_of_fields():
     assert r2(true, mean).tolist() == pytest.approx([0, 0], abs=1e-5)  # the mean explains nothing
     swapped = field_correlation(true, torch.stack([true[:, 0], -true[:, 1]], 1))
     assert swapped.tolist() == pytest.approx([0, 0], abs=1e-5)  # r = 1 in x, −1 in y
-    assert r2(constant(3, 1), constant(3, 1)).item() == 1
-    assert r2(constant(3, 1), constant(3, 2)).item() == 0.5  # met in x, missed in y
+    assert r2(constant(3.0, 1.0), constant(3.0, 1.0)).isnan().all()  # nothing varies
+
+
+def test_r2_is_that_of_all_pixels_together():
+    """Weighted by the true variances, components and fields give the r² of all values."""
+    true = torch.randn(3, 2, 8, 10) * torch.tensor([1.0, 5.0, 0.1]).view(3, 1, 1, 1) + 2
+    true[:, 0] *= 3
+    predicted = 0.8 * true + torch.randn(3, 2, 8, 10)
+    mean = true.mean((2, 3), keepdim=True)
+    weights = field_variance(true)
+    pooled = (r2(true, predicted) * weights).sum() / weights.sum()
+    assert pooled.item() == pytest.approx(
+        (1 - (true - predicted).square().sum() / (true - mean).square().sum()).item(), rel=1e-5
+    )
+    assert r2(true, predicted)[2] < -1 < 0.8 < pooled  # whose mean would be far below 0
 
 
 def test_log_jacobian_std_sees_spread_but_not_size():

@@ -1,7 +1,8 @@
 """What an evaluation leaves: means over sections, tables, and a page that needs nothing else.
 
 Means are over sections: samples that show one section (one `image_id`) are averaged first, and the confidence intervals
-come from a bootstrap over sections, since copies of one are not independent.
+come from a bootstrap over sections, since copies of one are not independent. r² is pooled: its mean is weighted by the
+variance of each true field, since a ratio of little to little would otherwise count as much as any other.
 """
 
 import csv
@@ -65,6 +66,9 @@ METRICS = {
 
 ALL = "all"
 """What all data sets together are called in a summary."""
+
+_WEIGHTED_BY = {"displacement/r2": "displacement/variance_px2"}
+"""The measures whose means are weighted, and by which measure of the same sample."""
 
 _HEADLINES = ("displacement/distance_um", "regions/dice")
 _DEPTH = "/depth_"
@@ -130,23 +134,35 @@ def summarize(rows: Sequence[Row], *, n_resamples: int = 2000, seed: int = 0) ->
     ]
 
 
-def _section_means(rows: Iterable[Row]) -> dict[tuple[str, str], list[float]]:
-    """Return the means of each section by method and measure, without what is not defined."""
-    values: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+def _section_means(rows: Iterable[Row]) -> dict[tuple[str, str], NDArray[np.float64]]:
+    """Return the means of each section by method and measure, without what is not defined.
+
+    They are (sections, 2): of the weighted value, and of the weight.
+    """
+    pairs: dict[tuple[str, str], dict[int, list[tuple[float, float]]]]
+    pairs = defaultdict(lambda: defaultdict(list))
     for row in rows:
         for metric, value in row.measures.items():
             if not math.isnan(value):
-                values[row.method, metric][row.image_id].append(value)
-    return {key: [float(np.mean(v)) for v in sections.values()] for key, sections in values.items()}
+                weight = row.measures[_WEIGHTED_BY[metric]] if metric in _WEIGHTED_BY else 1.0
+                pairs[row.method, metric][row.image_id].append((weight * value, weight))
+    return {key: np.array([np.mean(v, axis=0) for v in sections.values()]) for key, sections in pairs.items()}
 
 
-def _interval(values: Sequence[float], n_resamples: int, seed: int) -> tuple[float, float, float]:
-    """Return the mean, and its 95 % bounds by the percentile bootstrap."""
-    mean = float(np.mean(values))
+def _interval(means: NDArray[np.float64], n_resamples: int, seed: int) -> tuple[float, float, float]:
+    """Return the weighted mean, and its 95 % bounds by the percentile bootstrap."""
+    values, weights = means.T
+    mean = float(_weighted_mean(values, weights))
     if len(values) < 2:
         return mean, math.nan, math.nan
-    found = bootstrap((values,), np.mean, n_resamples=n_resamples, method="percentile", rng=seed)
+    found = bootstrap(
+        (values, weights), _weighted_mean, n_resamples=n_resamples, method="percentile", paired=True, rng=seed
+    )
     return mean, float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def _weighted_mean(values: NDArray[Any], weights: NDArray[Any], axis: int = -1) -> Any:
+    return values.sum(axis) / weights.sum(axis)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -59,6 +59,19 @@ def test_copies_of_a_section_count_once():
     assert summary_of(ROWS, dataset="2").mean == 8
 
 
+def test_r2_is_weighted_by_the_variance_of_the_true_field():
+    """A field that hardly varies counts hardly, however bad its ratio: (9 · 0.9 − 1 · 8 + 2 · 0.5) / (9 + 1 + 2)."""
+    rows = [
+        row(n, section, 1.0, **{"displacement/r2": r2, "displacement/variance_px2": variance})
+        for n, (section, r2, variance) in enumerate(
+            [(1, 0.9, 9.0), (2, -8.0, 1.0), (3, 0.5, 2.0), (3, math.nan, 0.0)]
+        )
+    ]
+    found = summary_of(rows, "displacement/r2")
+    assert found.mean == pytest.approx((8.1 - 8 + 1) / 12)
+    assert (found.low, found.high) == pytest.approx((-8, 0.9))
+
+
 def test_copies_do_not_narrow_the_interval():
     sections = [row(i, i, float(value)) for i, value in enumerate([1, 5, 9, 4, 7, 2])]
     copies = [r._replace(sample=100 + 10 * r.sample + i) for r in sections for i in range(8)]
