@@ -191,6 +191,8 @@ class RegistrationDataModule(DeviceDataModule):
         val_fraction: The share of image_ids that validate where no indexes are given.
         train_indexes: Samples that train: a list, or an .npy file; default: all that share no image with validation.
         val_indexes: Samples that validate, likewise.
+        dark_ground: Turn moving images on a bright slide into bright tissue on dark, as `atlalign register` does;
+            None is False.
         others: What `DeviceDataModule` takes.
     """
 
@@ -201,6 +203,7 @@ class RegistrationDataModule(DeviceDataModule):
         val_fraction: float = 0.2,
         train_indexes: Indexes | None = None,
         val_indexes: Indexes | None = None,
+        dark_ground: bool | None = None,
         **others: Any,
     ) -> None:
         super().__init__(**others)
@@ -210,6 +213,7 @@ class RegistrationDataModule(DeviceDataModule):
         self.val_fraction = val_fraction
         self.train_indexes = train_indexes
         self.val_indexes = val_indexes
+        self.dark_ground = bool(dark_ground)
 
     def prepare_data(self) -> None:
         """Check the file; Lightning calls this in one process."""
@@ -247,7 +251,13 @@ class RegistrationDataModule(DeviceDataModule):
         return complete(batch, moving_augmenter=moving_augmenter, reference_augmenter=reference_augmenter)
 
     def _dataset(self, **augmenters: ImageAugmenter | None) -> RegistrationDataset:
-        return RegistrationDataset(self.path, self.atlas, return_inverse=self.return_inverse, **augmenters)
+        return RegistrationDataset(
+            self.path,
+            self.atlas,
+            return_inverse=self.return_inverse,
+            dark_ground=self.dark_ground,
+            **augmenters,
+        )
 
 
 def split_samples(

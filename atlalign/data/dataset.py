@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 
 from atlalign.data.atlas import Atlas
 from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter
-from atlalign.data.images import resize_images
+from atlalign.data.images import has_bright_ground, resize_images
 from atlalign.geometry import resize, warp
 
 _READ = ("img", "deltas_xy", "inv_deltas_xy")
@@ -116,6 +116,7 @@ class RegistrationDataset(Dataset[RawSample]):
         path: The h5 file, already checked.
         atlas: Gives the reference section at each sample's position, at the working size.
         return_inverse: Read the inverse fields as well.
+        dark_ground: Turn moving images on a bright slide into bright tissue on dark, as `atlalign register` does.
         moving_augmenter: Applied to the moving image at the working size.
         reference_augmenter: Applied to the reference image.
     """
@@ -126,12 +127,14 @@ class RegistrationDataset(Dataset[RawSample]):
         atlas: Atlas,
         *,
         return_inverse: bool = False,
+        dark_ground: bool = False,
         moving_augmenter: ImageAugmenter | None = None,
         reference_augmenter: ImageAugmenter | None = None,
     ) -> None:
         self.path = Path(path)
         self.atlas = atlas
         self.return_inverse = return_inverse
+        self.dark_ground = dark_ground
         self.moving_augmenter = moving_augmenter
         self.reference_augmenter = reference_augmenter
         self._arrays: dict[str, h5py.Dataset] = {}
@@ -152,6 +155,8 @@ class RegistrationDataset(Dataset[RawSample]):
         arrays = self._open()
         position = self.positions_um[index]
         moving = resize_images(torch.from_numpy(arrays["img"][index])[None], self.atlas.image_shape)
+        if self.dark_ground and has_bright_ground(moving[0]):
+            moving = 255 - moving
         reference = self.atlas.template[self.atlas.plane_index(position)][None]
         sample = RawSample(
             reference=_augment(reference, self.reference_augmenter, seed + 1),

@@ -131,6 +131,16 @@ def to_unit_range(image: Tensor, dtype: np.dtype[Any], name: str) -> Tensor:
     return (image / float(np.percentile(positive.numpy(), 99.9))).clamp(0, 1)
 
 
+def slide_brightness(image: Tensor) -> float:
+    """Return how bright the slide of an image (h, w) in grey is: the median of its border."""
+    return float(torch.cat([image[0], image[-1], image[:, 0], image[:, -1]]).median())
+
+
+def has_bright_ground(image: Tensor) -> bool:
+    """Return whether an image (h, w), uint8 or in [0, 1], shows its section on a bright slide."""
+    return slide_brightness(image) > (127 if image.dtype == torch.uint8 else 0.5)
+
+
 def slide_color(pixels: NDArray[Any]) -> NDArray[Any]:
     """Return the brightness or colour of the slide of an image (h, w) or (h, w, c): the median of its border."""
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])

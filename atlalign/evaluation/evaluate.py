@@ -37,7 +37,7 @@ from atlalign.evaluation import report
 from atlalign.evaluation.methods import Estimate, Method, baseline, network_method
 from atlalign.evaluation.report import NETWORK, Measures, Row
 from atlalign.geometry import compose, invert, stays_inside, warp
-from atlalign.models import load_model, read_origin
+from atlalign.models import ModelOrigin, load_model, read_origin
 from atlalign.training.run import build
 
 _SPLITS = ("val", "train", "all")
@@ -59,6 +59,8 @@ def evaluate(config: DictConfig) -> Path:
     """
     # Whatever must be given is asked for here: an object that is built without it would only miss an argument.
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    origin = read_origin(config.checkpoint)
+    config = _as_trained(config, origin)
     out = Path(config.out).expanduser()
     if out.exists():
         raise InputError(f"out: {out} exists already: name another folder")
@@ -67,7 +69,7 @@ def evaluate(config: DictConfig) -> Path:
     for key, least in _LEAST.items():
         if config[key] < least:
             raise InputError(f"{key}: expected at least {least}, got {config[key]}")
-    _check_like_training(config)
+    _check_like_training(config, origin)
     baselines = {name: baseline(name) for name in config.baselines}
     network = load_model(config.checkpoint, allow=config.allow)
     methods = {NETWORK: network_method(network, _device(config.device)), **baselines}
@@ -167,7 +169,7 @@ def image_measures(true: Tensor, image: Tensor, perceptual: nn.Module | None = N
 
 
 def displacement_measures(true: Tensor, dvf: Tensor, pixel_um: tuple[float, float]) -> Measures:
-    """Return how far a field (1, 2, H, W) is from the true one."""
+    """Return how far a field (1, 2, H, W) is from the true one, and what r² is weighted by."""
     size = true.new_tensor(pixel_um).view(1, 2, 1, 1)
     values = {
         "distance_px": metrics.vector_distance(true, dvf),
@@ -175,6 +177,7 @@ def displacement_measures(true: Tensor, dvf: Tensor, pixel_um: tuple[float, floa
         "angular_error_deg": metrics.angular_error(true, dvf),
         "correlation": metrics.field_correlation(true, dvf),
         "r2": metrics.r2(true, dvf),
+        "variance_px2": metrics.field_variance(true),
     }
     return {name: float(value) for name, value in values.items()}
 
@@ -371,7 +374,7 @@ def _read_data(config: DictConfig, atlas: Atlas) -> tuple[RegistrationDataset, N
     if not isinstance(datamodule, RegistrationDataModule):
         raise InputError("data: expected annotated samples in a file: data=h5 data.path=FILE, or data=demo")
     datamodule.prepare_data()
-    dataset = RegistrationDataset(datamodule.path, atlas)
+    dataset = RegistrationDataset(datamodule.path, atlas, dark_ground=datamodule.dark_ground)
     if config.split == "all":
         return dataset, np.arange(len(dataset))
     train, val = split_samples(
@@ -384,12 +387,30 @@ def _read_data(config: DictConfig, atlas: Atlas) -> tuple[RegistrationDataset, N
     return dataset, train if config.split == "train" else val
 
 
-def _check_like_training(config: DictConfig) -> None:
+def _as_trained(config: DictConfig, origin: ModelOrigin) -> DictConfig:
+    """Return the configuration with what its data leave open as the network was trained, and say what that is."""
+    data = config.data
+    found: dict[str, Any] = {}
+    if data.image_shape is None:
+        if origin.image_shape is None:
+            raise InputError(
+                f"{config.checkpoint} does not tell the size of its images: say data.image_shape=[HEIGHT,WIDTH]"
+            )
+        found["image_shape"] = list(origin.image_shape)
+    if "dark_ground" in data and data.dark_ground is None:
+        trained = origin.config.get("data")
+        known = trained if isinstance(trained, Mapping) else {}
+        found["dark_ground"] = bool(known.get("dark_ground", True))
+    for name, value in found.items():
+        print(f"data.{name}={str(value).lower().replace(' ', '')}, to suit {config.checkpoint}")
+    return cast(DictConfig, OmegaConf.merge(config, {"data": found}))
+
+
+def _check_like_training(config: DictConfig, origin: ModelOrigin) -> None:
     """Raise an InputError where the checkpoint was trained at another size, or on another split of the same data.
 
     With another split, samples that trained the network would pass for samples that it never saw.
     """
-    origin = read_origin(config.checkpoint)
     shape = tuple(config.data.image_shape)
     if origin.image_shape not in (None, shape):
         height, width = origin.image_shape

@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atlalign.data.atlas import Atlas
-from atlalign.data.images import ImageFile, PixelSize, resize_images, shrink_to_grey, to_unit_range
+from atlalign.data.images import (
+    ImageFile,
+    PixelSize,
+    has_bright_ground,
+    resize_images,
+    shrink_to_grey,
+    slide_brightness,
+    to_unit_range,
+)
 from atlalign.data.sections import Anchoring, Plane, Points, apply_affine, homogeneous, invert_affine
 from atlalign.errors import InputError
 from atlalign.geometry import identity_grid, sample
@@ -19,7 +27,6 @@ Placing = Literal["auto", "anchoring", "scale", "fit", "stretch"]
 Background = Literal["auto", "bright", "dark"]
 Side = Literal["left", "right"]
 
-_BRIGHT_SLIDE = 0.5
 # The section is shrunk to at least so many times the network's resolution before it is sampled.
 _OVERSAMPLING = 2
 # How much of the reference's area an image may show: a wrong unit is off by more, and asks for a huge registered image.
@@ -178,15 +185,10 @@ def read_section(
     if float(grey.max() - grey.min()) == 0:
         raise InputError(f"{name}: expected a section, but every pixel is {float(grey[0, 0]):g}")
     if background == "auto":
-        background = "bright" if _slide(grey) > _BRIGHT_SLIDE else "dark"
+        background = "bright" if has_bright_ground(grey) else "dark"
     if background == "bright":
         grey = 1 - grey
     return Section(grey, factor, (height, width), image.pixel_um, background)
-
-
-def _slide(image: Tensor) -> float:
-    """Return how bright (h, w) the slide is: the median of the border."""
-    return float(torch.cat([image[0], image[-1], image[:, 0], image[:, -1]]).median())
 
 
 def _tissue(image: Tensor) -> Tensor:
@@ -350,7 +352,7 @@ def placed_image(section: Section, placement: Placement, shape: tuple[int, int])
     grey = _antialiased(section.grey[None, None], pixels_per_pixel)
     target = identity_grid(shape, torch.float64, grey.device)[0].permute(1, 2, 0)
     points = target @ torch.from_numpy(matrix[:, :2]).T + torch.from_numpy(matrix[:, 2])
-    slide = _slide(section.grey)
+    slide = slide_brightness(section.grey)
     return sample(grey - slide, points[None].float()) + slide
 
 

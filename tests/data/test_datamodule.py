@@ -46,6 +46,21 @@ def test_a_sample_is_what_the_file_and_the_atlas_hold(tmp_path, atlas):
     assert complete(next(iter(DataLoader(RegistrationDataset(path, atlas))))).inv_dvf is None
 
 
+def test_bright_slides_become_dark_where_that_is_wanted(tmp_path, atlas):
+    """A dark spot on a white slide becomes a bright one on black, in the registered image as well; others stay."""
+    image = np.full((6, *SHAPE), 250, np.uint8)
+    image[:, 10, 20] = 55
+    image[1] = 255 - image[1]
+    nowhere = np.zeros((6, *SHAPE, 2), np.float16)
+    path = write_h5(tmp_path / "bright.h5", img=image, deltas_xy=nowhere, inv_deltas_xy=nowhere)
+    for wanted in (False, True):
+        dataset = RegistrationDataset(path, atlas, dark_ground=wanted)
+        batch = complete(next(iter(DataLoader(dataset, batch_size=2))))
+        torch.testing.assert_close(batch.registered, batch.moving)
+        ground, spot = ((batch.moving[:, 0, y, x] * 255).round().tolist() for y, x in ((0, 0), (10, 20)))
+        assert (ground, spot) == (([5, 5], [200, 200]) if wanted else ([250, 5], [55, 200]))
+
+
 def test_another_working_size_resizes_images_and_fields(tmp_path, atlas):
     ramp = np.tile(np.linspace(0, 255, 95).round().astype(np.uint8), (6, 63, 1))
     deltas = np.zeros((6, 63, 95, 2), np.float16)

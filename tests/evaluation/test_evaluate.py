@@ -15,11 +15,9 @@ from hydra import compose, initialize_config_dir
 
 from atlalign.data.atlas import phantom_atlas
 from atlalign.data.datamodule import RegistrationDataModule
-from atlalign.data.dataset import RegistrationBatch
 from atlalign.errors import InputError, readable_errors
 from atlalign.evaluation.evaluate import Regions, evaluate
-from atlalign.evaluation.methods import baseline, fit_affine
-from atlalign.geometry import affine_to_dvf, invert, smooth_field, stays_inside, warp
+from atlalign.geometry import invert, smooth_field, stays_inside, warp
 from atlalign.models import ModelOrigin, save_model
 from atlalign.networks import GlobalAffineNet, Registration
 from atlalign.training.run import train
@@ -106,10 +104,11 @@ def test_a_perfect_prediction_has_no_error(perfect):
     assert len(rows) == 6
     perfect = {
         "displacement/distance_px": 0, "displacement/distance_um": 0, "displacement/angular_error_deg": 0,
-        "displacement/r2": 1, "regions/dice": 1, "regions/iou": 1, "regions/dice/depth_1": 1, "regions/hd95_um": 0,
+        "regions/dice": 1, "regions/iou": 1, "regions/dice/depth_1": 1, "regions/hd95_um": 0,
         "regions/lost": 0, "truth/mse": 0, "truth/ssim": 1, "truth/psnr": 100, "regularity/folding": 0,
         "regularity/log_jacobian_std": 0, "inverse/consistency_px": 0,
     }  # fmt: skip
+    assert column(rows, "displacement/r2") == []  # a shift does not vary
     for name, value in perfect.items():
         assert column(rows, name) == pytest.approx([value] * 6, abs=1e-6), name
     assert column(rows[:2], "landmarks/tre_px") == [0, 1]  # the third landmark is 1 px beside the true field
@@ -216,6 +215,33 @@ def test_a_run_on_demo_data_is_evaluated_on_its_own_validation_sections(folder):
     assert summary["displacement/distance_px"]["mean"] == pytest.approx(trained, rel=1e-4)
 
 
+def test_what_is_left_open_is_as_the_network_was_trained(folder, capsys):
+    open_ = ["data.image_shape=null", "split=all", "segmentation=false", "baselines=[]"]
+    out = evaluate(configured("checkpoint=identity.pt", *open_))
+    assert json.loads((out / "summary.json").read_text())["image_shape"] == list(SHAPE)
+    assert "data.image_shape=[32,48], to suit identity.pt" in capsys.readouterr().out
+    with pytest.raises(
+        InputError, match=r"perfect.pt does not tell the size .*: say data.image_shape=\[HEIGHT,WIDTH\]"
+    ):
+        evaluate(configured("checkpoint=perfect.pt", ALLOW, "out=other", *open_))
+
+
+@pytest.mark.parametrize(
+    ("trained", "told", "dark"),
+    [(None, None, True), (False, None, False), (None, False, False), (False, True, True)],
+)
+def test_sections_on_bright_slides_are_turned_dark_as_in_use_or_as_in_training(folder, trained, told, dark):
+    """Sections that are nearly white all over: seen as they are, or nearly black."""
+    write_h5(folder / "bright.h5", img=np.full((6, *SHAPE), 240, np.uint8))
+    config = {} if trained is None else {"data": {"dark_ground": trained}}
+    save_model(Shift(0.0, 0.0), "known.pt", origin=ModelOrigin(image_shape=SHAPE, config=config))
+    override = [] if told is None else [f"data.dark_ground={str(told).lower()}"]
+    quick = ["segmentation=false", "baselines=[]", "split=all", "n_viewers=0"]
+    rows = evaluated("checkpoint=known.pt", ALLOW, "data.path=bright.h5", *quick, *override)["network"]
+    difference = np.mean(column(rows, "reference/mae"))  # most of the phantom is dark
+    assert difference < 0.4 if dark else difference > 0.6
+
+
 def test_without_regions_an_atlas_needs_no_annotation(folder):
     rows = evaluated("checkpoint=identity.pt", "segmentation=false")["network"]
     assert "regions/dice" not in rows[0]
@@ -269,48 +295,6 @@ def test_regions_without_any_are_not_defined():
     zero = torch.zeros(1, 2, 20, 30)
     found = Regions(torch.zeros(1, 20, 30, dtype=torch.int32), zero, {"": lambda ids: ids}, (1.0, 1.0))
     assert all(math.isnan(value) for value in found.measures(zero).values())
-
-
-# --- baselines --------------------------------------------------------------------------------------------------------
-
-
-def batch_of(dvf: torch.Tensor, reference: torch.Tensor | None = None, moving: torch.Tensor | None = None):
-    return RegistrationBatch(reference, moving, moving, dvf, None, *[torch.zeros(1)] * 3)
-
-
-def test_the_affine_baseline_is_the_least_squares_fit():
-    matrix = torch.tensor([[[1.1, 0.05, -3.0], [-0.02, 0.95, 2.0]]], dtype=torch.float64)
-    dvf = affine_to_dvf(matrix, (20, 30))
-    torch.testing.assert_close(fit_affine(dvf.float()), matrix, atol=1e-5, rtol=0)
-    bent = dvf.float() + torch.randn(1, 2, 20, 30)
-    best = baseline("affine")(batch_of(bent)).dvf
-
-    def mean_square(matrix: torch.Tensor) -> float:
-        return float((affine_to_dvf(matrix, (20, 30)) - bent).square().mean())
-
-    fitted = fit_affine(bent)
-    assert float((best - bent).square().mean()) == pytest.approx(mean_square(fitted), rel=1e-5)
-    for step in 1e-3 * torch.randn(20, 1, 2, 3, dtype=torch.float64):
-        assert mean_square(fitted) < mean_square(fitted + step)
-
-
-@pytest.mark.parametrize("name", ["ants_affine", "ants_syn"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its own
-def test_ants_finds_a_shift_and_its_inverse(name):
-    pytest.importorskip("ants", reason="the optional extra 'baselines' is not installed")
-    reference = phantom_atlas(image_shape=(64, 96), spacing_um=1100.0).section(6000)[None]
-    shift = torch.tensor([4.0, -2.0]).view(1, 2, 1, 1).expand(1, 2, 64, 96).contiguous()
-    found = baseline(name)(batch_of(shift, reference, warp(reference, -shift)))
-    inner = (slice(None), slice(None), slice(16, -16), slice(24, -24))
-    torch.testing.assert_close(found.dvf[inner], shift[inner], atol=0.5, rtol=0)
-    torch.testing.assert_close(found.inv_dvf[inner], -shift[inner], atol=0.5, rtol=0)
-    assert found.seconds > 0
-
-
-def test_a_missing_ants_says_what_to_install(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ants", None)
-    with pytest.raises(InputError, match=r"need antspyx: pip install 'atlalign\[baselines\]'"):
-        evaluate(configured("checkpoint=identity.pt", "baselines=[ants_syn]"))
 
 
 # --- what is wrong ----------------------------------------------------------------------------------------------------
