@@ -139,7 +139,11 @@ def _elastix(batch: RegistrationBatch) -> Estimate:
         fixed, moving, parameter_object=parameters, log_to_console=False
     )
     seconds = time.perf_counter() - started
-    vectors = itk.GetArrayFromImage(itk.transformix_deformation_field(moving, found, log_to_console=False))
+    with TemporaryDirectory() as folder:  # where it leaves a file of the field
+        field = itk.transformix_deformation_field(
+            moving, found, log_to_console=False, output_directory=folder
+        )
+        vectors = itk.GetArrayFromImage(field)
     dvf = torch.from_numpy(vectors.astype(np.float32)).permute(2, 0, 1)[None].contiguous()
     return Estimate(dvf, invert(dvf), seconds)
 
