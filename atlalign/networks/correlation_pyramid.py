@@ -76,7 +76,7 @@ class CorrelationPyramidNet(nn.Module):
     def velocity(self, reference: Tensor, moving: Tensor) -> Tensor:
         """Return the predicted velocity (B, 2, H, W) in pixels per unit time."""
         levels = list(zip(self._features(reference), self._features(moving), strict=True))
-        velocity = moving.new_zeros(len(moving), 2, *levels[-1][0].shape[-2:], dtype=torch.float32)
+        velocity = moving.new_zeros(moving.shape[0], 2, *levels[-1][0].shape[-2:], dtype=torch.float32)
         for (fixed, other), decoder, radius in reversed(
             list(zip(levels, self.decoders, self.radii, strict=True))
         ):

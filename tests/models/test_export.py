@@ -12,7 +12,14 @@ from atlalign.cli import main
 from atlalign.errors import InputError
 from atlalign.models import save_model
 from atlalign.models.export import FIELD_TOLERANCE_PX, INTENSITY_TOLERANCE, export_model
-from atlalign.networks import CoarseToFineNet, GlobalAffineNet, LocalUNet, MergedNet, Registration
+from atlalign.networks import (
+    CoarseToFineNet,
+    CorrelationPyramidNet,
+    GlobalAffineNet,
+    LocalUNet,
+    MergedNet,
+    Registration,
+)
 
 SHAPE = (32, 44)  # the local network crops the width to 40
 FIELDS = {"dvf", "inv_dvf", "global_dvf"}
@@ -37,6 +44,11 @@ def network(name: str) -> nn.Module:
     if name == "coarse to fine":
         velocity_net = strong(LocalUNet((2,), (3, 4), (5,), (4,), (3,), compute_inv=True, velocity_steps=2))
         return CoarseToFineNet(velocity_net, (2, 1))
+    if name == "correlation pyramid":
+        pyramid = CorrelationPyramidNet((3, 4), (1, 2), (4,), velocity_steps=2, compute_inv=True)
+        for decoder in pyramid.decoders:
+            torch.nn.init.normal_(decoder[-1].weight, std=0.5)
+        return pyramid
     return MergedNet(network("global"), network("local"), expose_global=True)
 
 
@@ -56,6 +68,7 @@ def run(path: Path, reference: Tensor, moving: Tensor) -> dict[str, Tensor]:
         ("merged", {"registered", "dvf", "inv_dvf", "global_registered", "global_dvf"}, ".onnx"),
         ("merged", {"registered", "dvf", "inv_dvf", "global_registered", "global_dvf"}, ".pt2"),
         ("coarse to fine", {"registered", "dvf", "inv_dvf"}, ".onnx"),
+        ("correlation pyramid", {"registered", "dvf", "inv_dvf"}, ".onnx"),
         # The parts alone, of which the merged one is made.
         pytest.param("global", {"registered", "dvf"}, ".onnx", marks=pytest.mark.slow),
         pytest.param("local", {"registered", "dvf", "inv_dvf"}, ".onnx", marks=pytest.mark.slow),

@@ -23,7 +23,14 @@ from atlalign.geometry import warp
 from atlalign.losses import RegistrationLoss
 from atlalign.models import ModelOrigin, load_model, merge_global_local, read_origin, save_model
 from atlalign.models.keras_import import import_keras
-from atlalign.networks import CoarseToFineNet, GlobalAffineNet, LocalUNet, MergedNet, Registration
+from atlalign.networks import (
+    CoarseToFineNet,
+    CorrelationPyramidNet,
+    GlobalAffineNet,
+    LocalUNet,
+    MergedNet,
+    Registration,
+)
 from atlalign.networks.architecture import describe
 from atlalign.training.module import RegistrationModule
 from tests.models.keras_writer import KerasWriter
@@ -72,6 +79,7 @@ NETWORKS = {
     "velocity": lambda: tiny_velocity(),
     "coarse to fine": lambda: moved(CoarseToFineNet(tiny_velocity(), (2, 1))),
     "coarse to fine, shared": lambda: CoarseToFineNet(tiny_velocity(), (3, 2), shared_weights=True),
+    "correlation pyramid": lambda: CorrelationPyramidNet((3, 4), (1, 2), (4,), compute_inv=True),
     "merged": lambda: merge_global_local(tiny_global(), tiny_local(), expose_global=True),
     "merged, coarse to fine": lambda: merge_global_local(
         tiny_global(), CoarseToFineNet(tiny_velocity(), (2,))

@@ -31,9 +31,10 @@ def narrow(node: str) -> list[str]:
     [
         (["model=local_velocity", *narrow("model"), "loss.regularity=gradicon"], 0),
         (["model=coarse_to_fine", *narrow("model.net"), "model.reductions=[2,1]"], 0),
+        (["model=correlation_pyramid", "model.encoder_filters=[8,16,16]", "model.radii=[2,2,2]"], 0),
         (["model=local", *narrow("model"), "loss.regularity='jacobian&grad'", *LIGHT], 1e-3),
     ],
-    ids=["velocity, GradICON", "coarse to fine", "folds and roughness"],
+    ids=["velocity, GradICON", "coarse to fine", "correlation pyramid", "folds and roughness"],
 )
 def test_a_tiny_training_beats_doing_nothing(options, folds_at_most, configure, tmp_path):
     train(configure(*EASY, *REAL, *options, tiny=()))
