@@ -1,0 +1,204 @@
+"""The comparison on real sections runs from end to end, and its measures are what its tables say."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from atlalign.data.atlas import phantom_atlas
+from atlalign.data.sections import Anchoring, Plane
+from atlalign.geometry import compose, invert, smooth_field, warp
+from atlalign.models import ModelOrigin, save_model
+from atlalign.networks import GlobalAffineNet
+
+SCRIPT = Path(__file__).parents[1] / "experiments" / "07-real-sections" / "compare.py"
+SIZE, SPACING_UM = (41, 58), 200.0  # cubes, as a file's voxels must be
+POSITIONS_UM = (5000.0, 7000.0)
+
+
+def load():
+    spec = importlib.util.spec_from_file_location("compare", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["compare"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+compare = load()
+
+
+def write_inputs(folder: Path) -> list[str]:
+    """Write a phantom as atlas, planes of it as anchored sections on bright slides, and a network that does nothing."""
+    atlas = phantom_atlas(image_shape=SIZE, spacing_um=SPACING_UM)
+    with h5py.File(folder / "atlas.h5", "w") as file:
+        file["template"], file["annotation"] = atlas.template.numpy(), atlas.annotation.numpy()
+    slices = []
+    for number, position_um in enumerate(POSITIONS_UM):
+        image = 255 - atlas.template[int(position_um // SPACING_UM)].numpy()
+        Image.fromarray(image).save(folder / f"s{number}.png")
+        pixel_to_mm = np.diag([SPACING_UM / 1000, SPACING_UM / 1000, 1])[:2]
+        plane = Plane.at(position_um + SPACING_UM / 2, (SPACING_UM / 2, SPACING_UM / 2))
+        anchoring = Anchoring.of_plane(plane, pixel_to_mm, SIZE).to_json()
+        slices.append(
+            {
+                "filename": f"s{number}.png",
+                "nr": number,
+                "width": SIZE[1],
+                "height": SIZE[0],
+                "anchoring": anchoring,
+            }
+        )
+    (folder / "sections.json").write_text(
+        json.dumps({"target": "ABA_Mouse_CCFv3_2017_25um.cutlas", "slices": slices})
+    )
+    save_model(
+        GlobalAffineNet((2,), (), (32, 48)), folder / "model.safetensors", origin=ModelOrigin(None, (32, 48))
+    )
+    options = {"atlas": "atlas.h5", "sections": "sections.json", "model": "model.safetensors", "out": "out"}
+    paths = [word for name, path in options.items() for word in (f"--{name}", str(folder / path))]
+    numbers = ["--spacing-um", "200", "--size", "41", "58", "--steps", "2", "--planes", "2", "--threads", "1"]
+    return [*paths, *numbers, "--methods", "identity", "anchoring", "ours", "ours_refined"]
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("compare")
+    arguments = write_inputs(folder)
+    assert compare.main(arguments) == 0
+    return arguments
+
+
+def out(arguments: list[str]) -> Path:
+    return Path(arguments[arguments.index("--out") + 1])
+
+
+def test_tables_rows_and_pictures_are_written(arguments):
+    folder = out(arguments)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "a.csv",
+        "a.png",
+        "b.csv",
+        "b.jpg",
+        "c.csv",
+        "c.png",
+        "fields",
+        "results.json",
+        "tables.md",
+    }
+    content = json.loads((folder / "results.json").read_text())
+    rows = {part: {row["method"] for row in found} for part, found in content["results"].items()}
+    placed = {"anchoring", "ours", "ours_refined"}
+    assert rows == {"a": placed, "b": {"identity", *placed}, "c": placed}
+    text = (folder / "tables.md").read_text()
+    assert "ours, refined" in text
+    assert {mark["what"].split(": ")[1] for mark in content["marks"]} == {
+        "time, median",
+        "registrations that fold",
+    }
+
+
+def test_a_network_that_does_nothing_leaves_what_anchoring_leaves(arguments):
+    results = json.loads((out(arguments) / "results.json").read_text())["results"]
+    for part, key in (
+        ("a", "error_um"),
+        ("b", "mutual_information"),
+        ("b", "tissue_dice"),
+        ("c", "error_um"),
+    ):
+        for anchored, found in zip(
+            *(
+                [row[key] for row in results[part] if row["method"] == method]
+                for method in ("anchoring", "ours")
+            ),
+            strict=True,
+        ):
+            assert found == pytest.approx(anchored, rel=1e-3), (part, key)
+    # The sections are planes of the atlas: where they are anchored, nothing is left to be done.
+    dice = {row["method"]: row["tissue_dice"] for row in results["b"]}
+    assert dice["anchoring"] > 0.97
+
+
+def test_what_was_found_is_taken_from_the_folder(arguments, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("registered again")
+
+    before = (out(arguments) / "tables.md").read_text()
+    monkeypatch.setattr(compare, "register", fail)
+    assert compare.main(arguments) == 0
+    assert (out(arguments) / "tables.md").read_text() == before
+    with pytest.raises(AssertionError, match="registered again"):
+        compare.main([*arguments, "--again", "ours"])
+
+
+def test_a_misspelt_method_gives_one_sentence(arguments, capsys):
+    assert compare.main([*arguments, "--methods", "ours_refind"]) == 1
+    assert "Did you mean ours_refined" in capsys.readouterr().err
+
+
+def test_perfect_registrations_agree_with_the_known_warp():
+    def bent(seed: int) -> torch.Tensor:
+        return smooth_field(
+            1, (80, 114), mean_fraction=0.05, largest_fraction=0.05, spacing=0.25,
+            generator=torch.Generator().manual_seed(seed),
+        ).dvf  # fmt: skip
+
+    plain, known = bent(1), bent(2)
+    warped = compose(outer=invert(known), inner=plain)
+    assert compare.disagreement(plain, warped, known).abs().max() < 0.1
+    # The other order and the mere sum are wrong by whole pixels.
+    assert (compose(outer=warped, inner=known) - plain).abs().max() > 1
+    assert (warped + known - plain).abs().max() > 1
+    # And the same in images: the warped section, registered, is the section, registered.
+    image = smooth_field(1, (80, 114), generator=torch.Generator().manual_seed(3)).dvf[:, :1]
+    twice, once = warp(warp(image, known), warped), warp(image, plain)
+    inner = (..., slice(12, -12), slice(12, -12))
+    assert (twice - once)[inner].abs().max() < 0.1 * image.std()
+
+
+def test_tissue_is_filled_and_specks_are_none():
+    image = torch.full((1, 1, 40, 60), 0.1)
+    image[..., 10:30, 10:50] = 0.4
+    image[..., 15:20, 20:30] = 0.1  # a ventricle
+    image[..., 3:5, 3:5] = 0.9  # a speck
+    expected = np.zeros((40, 60), bool)
+    expected[10:30, 10:50] = True
+    np.testing.assert_array_equal(compare.tissue_of(image), expected)
+
+
+def row(method: str, section: int, **values: float) -> dict:
+    return {"section": f"s{section}", "method": method, "folds": 0.0, "seconds": 1.0, **values}
+
+
+def test_marks_are_met_where_they_are():
+    a = [row("ants_syn", i, error_um=200.0) for i in range(6)]
+    a += [row("ours", i, error_um=90.0 + 4 * i) for i in range(6)]  # 100 in the mean
+    b = [row("ants_syn", i, mutual_information=0.5, tissue_dice=0.9) for i in range(6)]
+    b += [
+        row("ours", i, mutual_information=0.6 if i else 0.4, tissue_dice=0.8 if i < 2 else 1.0)
+        for i in range(6)
+    ]
+    found = {mark.what: (mark.wanted, mark.measured, mark.is_met) for mark in compare.marks({"a": a, "b": b})}
+    assert found == {
+        "ours: disagreement": ("≤ 100 µm, half of SyN's", "100 µm", True),
+        "ours: mutual information above SyN's": ("≥ 5 of 6", "5 of 6", True),
+        "ours: tissue Dice above SyN's": ("≥ 5 of 6", "4 of 6", False),
+        "ours: time, median": ("< 0.5 s", "1.00 s", False),
+        "ours: registrations that fold": ("0", "0 of 12", True),
+    }
+
+
+def test_tables_line_up():
+    table = compare.markdown(["method", "µm"], [["a longer name", "1"], ["b", "1234"]])
+    assert table.splitlines() == [
+        "| method        |   µm |",
+        "|---------------|-----:|",
+        "| a longer name |    1 |",
+        "| b             | 1234 |",
+    ]
