@@ -360,9 +360,9 @@ def _antialiased(image: Tensor, factor: float) -> Tensor:
     """Return an image (1, 1, h, w) without what is lost when only each `factor`-th pixel is looked at."""
     if factor <= 1:
         return image
-    from kornia.filters import gaussian_blur2d  # slow to import
+    from scipy.ndimage import gaussian_filter
 
     sigma = max((factor - 1) / 2, 0.001)
-    size = 2 * max(1, int(np.ceil(3 * sigma))) + 1
-    blurred: Tensor = gaussian_blur2d(image, size, (sigma, sigma), border_type="replicate")
-    return blurred
+    radius = max(1, int(np.ceil(3 * sigma)))
+    blurred = gaussian_filter(image[0, 0].numpy(), sigma, mode="nearest", radius=radius)
+    return torch.from_numpy(blurred)[None, None]
