@@ -70,6 +70,12 @@ class Plane:
         rows = [[1000 * per_ml, 1000 * per_dv, position_um], [0, 1000, dv], [1000, 0, ml]]
         return cls(np.array(rows, dtype=np.float64))
 
+    def moved(self, distance_um: float) -> "Plane":
+        """Return the plane that lies so far further back along AP, with the same frame."""
+        matrix = self.matrix.copy()
+        matrix[0, 2] += distance_um
+        return Plane(matrix)
+
     def to_atlas(self, points_mm: Points) -> Points:
         """Return (AP, DV, ML) in µm (N, 3) of points (N, 2) of the frame."""
         return apply_affine(self.matrix, points_mm)

@@ -37,12 +37,24 @@ from atlalign.registration.placement import (
     atlas_reference,
     place,
     read_section,
+    turned_around,
 )
-from atlalign.registration.register import LIMITS, Limit, Quality, Registered, judge, register
+from atlalign.registration.register import (
+    LIMITS,
+    Alternative,
+    Limit,
+    Quality,
+    Registered,
+    judge,
+    register,
+)
 from atlalign.registration.transform import LABELS, RECORD, REGIONS, Grid, SectionTransform, read_record
 
 TABLE, VISUALIGN = "registrations.csv", "visualign.json"
 """What stands beside the sections' folders."""
+
+NEARBY_UM = (-1500.0, -1000.0, 1000.0, 1500.0)
+"""How far from its plane a section is looked at as well: beyond the some hundred µm that an anchoring may err."""
 
 _OVERLAY_PX = 640  # the height of the picture for checking
 _OUTLINE = np.array([255, 200, 0], np.uint8)
@@ -132,6 +144,14 @@ class AtlasReferences:
         self.image_shape = image_shape
         self.hemisphere = hemisphere
 
+    def nearby(self, job: Job) -> dict[float, Reference]:
+        """Return the planes before and behind that of a section by their distance in µm, where they show tissue."""
+        found = {}
+        for distance_um in NEARBY_UM:
+            with suppress(InputError):
+                found[distance_um] = self._reference(job, distance_um)
+        return found
+
     def __call__(self, job: Job) -> Reference:
         """Return the reference of one section.
 
@@ -140,11 +160,15 @@ class AtlasReferences:
         """
         assert job.position_um is not None  # `find_jobs` sees to that
         self.atlas.plane_index(job.position_um)  # raises outside
+        return self._reference(job)
+
+    def _reference(self, job: Job, distance_um: float = 0.0) -> Reference:
+        assert job.position_um is not None
         if job.anchoring is None:
             plane = Plane.at(job.position_um, self.atlas.origin_um)
         else:
             plane = job.anchoring.plane(self.atlas.origin_um)
-        reference = atlas_reference(self.atlas, plane, self.image_shape)
+        reference = atlas_reference(self.atlas, plane.moved(distance_um), self.image_shape)
         return reference if self.hemisphere is None else reference.half(self.hemisphere)
 
 
@@ -282,11 +306,18 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
     start = time.perf_counter()
     image = read_image(job.path, channel=recipe.options.channel)
     reference = recipe.reference(job)
-    section, placement = _placed(image, reference, job, recipe)
+    options = recipe.options
+    section = read_section(image, recipe.image_shape, background=options.background, name=job.path.name)
+    placement = _place(section, reference, job, options)
     result = register(
-        recipe.network, reference, section, placement, refinement_steps=recipe.options.refinement_steps
+        recipe.network,
+        reference,
+        section,
+        placement,
+        refinement_steps=options.refinement_steps,
+        alternatives=_alternatives(section, reference, placement, job, recipe),
     )
-    flag, reason = judge(result.quality, recipe.options.limits)
+    flag, reason = judge(result.quality, options.limits)
     record = {
         "flag": flag,
         "reason": reason,
@@ -314,10 +345,8 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
     return record
 
 
-def _placed(image: ImageFile, reference: Reference, job: Job, recipe: Recipe) -> tuple[Section, Placement]:
-    options = recipe.options
-    section = read_section(image, recipe.image_shape, background=options.background, name=job.path.name)
-    placement = place(
+def _place(section: Section, reference: Reference, job: Job, options: Options) -> Placement:
+    return place(
         section,
         reference,
         by=options.by,
@@ -326,7 +355,23 @@ def _placed(image: ImageFile, reference: Reference, job: Job, recipe: Recipe) ->
         mirrored=options.mirrored,
         quarter_turns=options.quarter_turns,
     )
-    return section, placement
+
+
+def _alternatives(
+    section: Section, reference: Reference, placement: Placement, job: Job, recipe: Recipe
+) -> Iterator[Alternative]:
+    """Yield the section upside down, and where its size is known on planes before and behind its own."""
+    yield Alternative("upside down", reference, turned_around(placement, reference))
+    if placement.placed_by == "fit" or not isinstance(recipe.reference, AtlasReferences):
+        return  # what is brought to the size of each plane tells them apart too badly
+    assert job.position_um is not None
+    for distance_um, other in recipe.reference.nearby(job).items():
+        try:
+            placement = _place(section, other, job, recipe.options)
+        except InputError:  # too little tissue there to lie on
+            continue
+        where = f"{abs(distance_um):.0f} µm further {'back' if distance_um > 0 else 'to the front'}"
+        yield Alternative(f"{where}, at {job.position_um + distance_um:.0f} µm", other, placement)
 
 
 @contextmanager

@@ -266,6 +266,13 @@ def place(
     return Placement(matrix, _implied_pixel_um(matrix, reference.grid), by, by)
 
 
+def turned_around(placement: Placement, reference: Reference) -> Placement:
+    """Return the placement of the section turned by 180° about the centre of the reference's tissue."""
+    centre, _ = _moments(reference.tissue, np.ones(2))
+    half_turn = np.column_stack([-np.eye(2), 2 * centre])
+    return placement._replace(matrix=placement.matrix @ homogeneous(half_turn))
+
+
 def _check_size(pixel_um: PixelSize, shape: tuple[int, int], reference: Grid) -> None:
     """Raise an error unless an image (h, w) with such pixels shows about as much as the reference."""
     share = (

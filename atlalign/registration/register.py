@@ -4,9 +4,9 @@ Two maps make up the result. The *placement* is affine and brings the section to
 does the rest. Images are interpolated once, by both together.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ class Quality:
             reference to the section: what a network is sure of, it finds both ways.
         similarity_before: Mutual information of section and reference, in nats, as placed.
         similarity_after: The same when registered.
+        similarity_elsewhere: The largest similarity, as placed, among the alternatives; 0 if none was tried.
+        elsewhere: The alternative that has it.
     """
 
     displacement_mean_um: float
@@ -49,11 +51,18 @@ class Quality:
     inverse_consistency_um: float
     similarity_before: float
     similarity_after: float
+    similarity_elsewhere: float = 0.0
+    elsewhere: str = ""
 
     @property
     def similarity_loss(self) -> float:
         """By how much the similarity has fallen."""
         return self.similarity_before - self.similarity_after
+
+    @property
+    def better_elsewhere(self) -> float:
+        """By how much the section, as placed, is more similar to an alternative: of what has been deformed, any is."""
+        return self.similarity_elsewhere - self.similarity_before
 
 
 class Limit(NamedTuple):
@@ -68,8 +77,14 @@ LIMITS: Mapping[str, Limit] = {
     "folding": Limit(0.0, 0.01),
     "inverse_consistency_um": Limit(300.0, 500.0),
     "similarity_loss": Limit(0.0, 0.05),
+    "better_elsewhere": Limit(0.02, 1.0),
 }
-"""The limits that `judge` goes by; a value above one is beyond it."""
+"""The limits that `judge` goes by; a value above one is beyond it.
+
+`better_elsewhere` was measured on 18 anchored sections of a brown immunostain. By their anchoring none was doubted where
+it lies; 1000 µm off 91 % were, 2000 µm off 94 %, and 76 % upside down. At the size of their pixels it was 12 %, 82 to
+100 %, 81 to 100 % and 94 %; 500 µm off cannot be told.
+"""
 
 
 def judge(quality: Quality, limits: Mapping[str, Limit] = LIMITS) -> tuple[str, str]:
@@ -82,12 +97,27 @@ def judge(quality: Quality, limits: Mapping[str, Limit] = LIMITS) -> tuple[str, 
         # What is not a number is beyond every limit.
         beyond = [
             f"{name} {found[name]:.4g} > {bound:g}"
+            + (f" (it fits better {quality.elsewhere})" if name == "better_elsewhere" else "")
             for name, bound in bounds.items()
             if not found[name] <= bound
         ]
         if beyond:
             return flag, "; ".join(beyond)
     return "pass", ""
+
+
+class Alternative(NamedTuple):
+    """Where a section could lie as well.
+
+    Attributes:
+        where: In words that go on from "it fits better …".
+        reference: The plane there.
+        placement: How the section lies on it.
+    """
+
+    where: str
+    reference: Reference
+    placement: Placement
 
 
 class Registered(NamedTuple):
@@ -114,6 +144,7 @@ def register(
     placement: Placement,
     *,
     refinement_steps: int = 0,
+    alternatives: Iterable[Alternative] = (),
 ) -> Registered:
     """Register a placed section to its reference.
 
@@ -123,6 +154,7 @@ def register(
         section: The image.
         placement: Where it lies on the reference.
         refinement_steps: So many steps of `refine` follow.
+        alternatives: Where the section is looked at as well, as placed, in case it was said to lie in the wrong place.
 
     Raises:
         InputError: If the network does not take images of that size, or its field is not finite.
@@ -143,6 +175,7 @@ def register(
         dvf = refine(reference.image, placed, dvf, steps=refinement_steps)
     registered = warp(placed, dvf)
     quality = _quality(reference, placed, registered, dvf, there_and_back)
+    quality = replace(quality, **_best(section, alternatives))
     return Registered(_transform(reference, section, placement, dvf), placed, registered, quality)
 
 
@@ -160,6 +193,15 @@ def _quality(
         similarity_before=float(mutual_information(reference.image, placed)),
         similarity_after=float(mutual_information(reference.image, registered)),
     )
+
+
+def _best(section: Section, alternatives: Iterable[Alternative]) -> dict[str, Any]:
+    """Return the largest similarity among the alternatives and where it is, as `Quality` has them."""
+    found = [
+        (float(mutual_information(other.image, placed_image(section, placement, other.grid.shape))), where)
+        for where, other, placement in alternatives
+    ]
+    return dict(zip(("similarity_elsewhere", "elsewhere"), max(found), strict=True)) if found else {}
 
 
 def _length_um(dvf: Tensor, grid: Grid) -> Tensor:

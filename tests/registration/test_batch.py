@@ -293,6 +293,50 @@ def test_refinement_raises_the_similarity(run, sections, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("position", "better"),
+    [
+        ("6600", None),
+        ("7600", "1000 µm further to the front, at 6600 µm"),
+        ("5100", "1500 µm further back, at 6600 µm"),
+    ],
+)
+def test_a_wrong_position_is_told_with_a_better_one(run, sections, tmp_path, position, better):
+    """The section shows the middle of the plane from 6000 to 7200 µm."""
+    run(sections / "b.tif", "--position", position, "--place", "stretch")
+    row = table(tmp_path / "out")["b"]
+    elsewhere, before = float(row["similarity_elsewhere"]), float(row["similarity_before"])
+    assert (elsewhere > before) is (better is not None)
+    if better:
+        assert row["elsewhere"] == better
+        assert f"(it fits better {better})" in row["reason"]
+
+
+def test_an_upside_down_section_is_told_by_whatever_it_is_placed(run, sections, tmp_path):
+    upright = read_image(sections / "b.tif").pixels
+    write(sections / "b.tif", np.ascontiguousarray(upright[::-1, ::-1]))
+    for name, place in (("fit", "fit"), ("stretch", "stretch")):
+        run(sections / "b.tif", "--position", "6000", "--place", place, "--overwrite")
+        assert "(it fits better upside down)" in table(tmp_path / "out")["b"]["reason"], name
+
+
+def test_a_plane_is_not_doubted_where_the_section_was_brought_to_its_size(run, sections, tmp_path):
+    """Nor where there is no other plane: only whether it is upside down is asked."""
+    run(sections / "b.tif", "--position", "7000", "--place", "fit")
+    assert table(tmp_path / "out")["b"]["elsewhere"] == "upside down"
+    own = [
+        "--reference",
+        sections / "c.jpg",
+        "--reference-pixel-um",
+        "80",
+        "--place",
+        "stretch",
+        "--overwrite",
+    ]
+    run(sections / "b.tif", *own)
+    assert table(tmp_path / "out")["b"]["elsewhere"] == "upside down"
+
+
 def test_limits_can_be_set(run, sections, tmp_path):
     run(sections / "a.png", "--position", "4000", "--limit", "displacement_max_um=0,0.001")
     row = table(tmp_path / "out")["a"]

@@ -21,6 +21,7 @@ from atlalign.registration.placement import (
     place,
     placed_image,
     read_section,
+    turned_around,
 )
 from atlalign.registration.register import LIMITS, Quality, judge, register
 from atlalign.registration.transform import Grid
@@ -306,6 +307,19 @@ class TestRegistering:
             register(network, reference, section, placement)
 
 
+def test_a_section_is_turned_about_the_tissue_it_lies_on(reference):
+    placement = Placement(np.array([[0.9, 0.2, 3.0], [-0.2, 0.9, 8.0]]), (1.0, 1.0), "user", "scale")
+    turned = turned_around(placement, reference)
+    y, x = np.nonzero(reference.tissue.numpy())
+    centre = np.array([[x.mean(), y.mean()]])
+    assert apply_affine(turned.matrix, centre) == pytest.approx(apply_affine(placement.matrix, centre))
+    right = centre + np.array([[5, 2]])
+    assert apply_affine(turned.matrix, right) == pytest.approx(
+        apply_affine(placement.matrix, 2 * centre - right)
+    )
+    assert turned_around(turned, reference).matrix == pytest.approx(placement.matrix)
+
+
 @pytest.mark.parametrize(
     ("change", "flag", "reason"),
     [
@@ -319,4 +333,6 @@ class TestRegistering:
 def test_what_is_beyond_a_limit_is_flagged_with_its_reason(change, flag, reason):
     good = Quality(100, 400, 0, 20, 0.5, 0.7)
     assert judge(replace(good, **change)) == (flag, reason)
+    doubted = replace(good, similarity_elsewhere=0.55, elsewhere="upside down")
+    assert judge(doubted) == ("look", "better_elsewhere 0.05 > 0.02 (it fits better upside down)")
     assert judge(good, LIMITS | {"displacement_max_um": LIMITS["folding"]})[0] == "fail"
