@@ -45,9 +45,9 @@ def r2(true: Tensor, predicted: Tensor) -> Tensor:
     """Return the coefficient of determination of two fields (B, 2, H, W), over all pixels of both components.
 
     1 − Σ|true − predicted|² / Σ|true − mean(true)|²: 1 is perfect, 0 as good as the true mean displacement, negative is
-    worse, and NaN stands where the true field is constant. Components are weighted by their variance, as `variance_weighted` of
-    scikit-learn's `r2_score` does. Weighted by `field_variance` as well, the mean over fields is the r² of all of their
-    pixels together, each around its own field's mean.
+    worse, and NaN stands where the true field is constant. Components are weighted by their variance, as
+    `variance_weighted` of scikit-learn's `r2_score` does. Weighted by `field_variance` as well, the mean over fields is
+    the r² of all of their pixels together, each around its own field's mean.
     """
     variance = field_variance(true).to(true)
     error = (true - predicted).square().sum(1).mean((1, 2))
