@@ -613,13 +613,26 @@ def tables(results: Mapping[str, Sequence[Row]]) -> str:
     return "\n".join([*texts, "## Marks\n\n" + table_of_marks(marks(results))])
 
 
+def grids(setting: Setting, options: argparse.Namespace, model: Path) -> str:
+    """Return a sentence on the sizes at which methods work, for what stands below it."""
+    (height, width), shape = setting.size, read_origin(model).image_shape
+    own = "" if shape is None else f" Our network sees {shape[0]}×{shape[1]} px of them."
+    threads = "1 thread" if options.threads == 1 else f"{options.threads} threads"
+    return (
+        f"Images of {height}×{width} px for all methods, which all measures are taken at.{own} Refinement takes "
+        f"{options.steps} steps. Times are medians on {threads}.\n\n"
+    )
+
+
 def compare(options: argparse.Namespace) -> None:
-    torch.set_num_threads(options.threads)
     atlas = file_atlas(options.atlas, spacing_um=options.spacing_um, ontology_path=options.ontology)
     if atlas.annotation is None:
         raise InputError(f"{options.atlas}: expected an atlas with an annotation, found none")
-    sections = spread(read_list(options.sections), options.only or sys.maxsize)
+    if min(options.only, options.planes, options.threads, *options.size) < 1:
+        raise InputError("expected --only, --planes, --threads and --size of at least 1")
+    sections = spread(read_list(options.sections), options.only)
     setting = Setting(atlas, sections, tuple(options.size), options.planes)
+    torch.set_num_threads(options.threads)
     model = options.model or SHIPPED_MODEL
     weights = fingerprint(model)
     find = Kept(
@@ -630,11 +643,14 @@ def compare(options: argparse.Namespace) -> None:
     )
     results = measured(setting, options.parts, find)
     write_results(options.out, setting, results, find)
+    text = grids(setting, options, model) + tables(results)
+    with written_whole(options.out / TABLES) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
     about = {name: getattr(options, name) for name in ("size", "threads", "steps")} | {"model": weights}
     content = {**about, "results": results, "marks": [mark._asdict() for mark in marks(results)]}
     with written_whole(options.out / "results.json") as unfinished:
         unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print((options.out / TABLES).read_text(encoding="utf-8"))
+    print(text)
 
 
 def measured(setting: Setting, parts: Sequence[str], find: Kept) -> dict[str, list[Row]]:
@@ -651,7 +667,7 @@ def measured(setting: Setting, parts: Sequence[str], find: Kept) -> dict[str, li
 
 
 def write_results(out: Path, setting: Setting, results: Mapping[str, Sequence[Row]], find: Kept) -> None:
-    """Write rows, tables and pictures."""
+    """Write rows and pictures of each part."""
     for part, rows in results.items():
         with written_whole(out / f"{part}.csv") as unfinished:
             write_rows(unfinished, rows)
@@ -659,8 +675,6 @@ def write_results(out: Path, setting: Setting, results: Mapping[str, Sequence[Ro
             draw_errors(rows, out / f"{part}.png")
     if "b" in results:
         draw_sections(setting, list(find.methods), find, out / "b.jpg")
-    with written_whole(out / TABLES) as unfinished:
-        unfinished.write_text(tables(results), encoding="utf-8")
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -683,7 +697,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--model", type=Path, help="a model file (default: the one that ships)")
     add("--steps", type=int, default=50, help="of refinement (default: %(default)s)")
     add("--size", type=int, nargs=2, default=[320, 456], metavar=("H", "W"), help="(default: 320 456)")
-    add("--only", type=int, metavar="N", help="so many sections, spread over the list")
+    add("--only", type=int, metavar="N", default=sys.maxsize, help="so many sections, spread over the list")
     add("--planes", type=int, default=12, help="of the atlas, in part (c) (default: %(default)s)")
     add("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=", ".join(METHODS))
     add("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="(default: all)")
