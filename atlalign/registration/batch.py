@@ -37,6 +37,7 @@ from atlalign.registration.placement import (
     atlas_reference,
     place,
     read_section,
+    seen_from_behind,
     turned_around,
 )
 from atlalign.registration.register import (
@@ -360,8 +361,14 @@ def _place(section: Section, reference: Reference, job: Job, options: Options) -
 def _alternatives(
     section: Section, reference: Reference, placement: Placement, job: Job, recipe: Recipe
 ) -> Iterator[Alternative]:
-    """Yield the section upside down, and where its size is known on planes before and behind its own."""
+    """Yield the section upside down, half a section mirrored, and planes before and behind its own.
+
+    The latter only where the section's size is known.
+    """
     yield Alternative("upside down", reference, turned_around(placement, reference))
+    if isinstance(recipe.reference, AtlasReferences) and recipe.reference.hemisphere is not None:
+        # Of a whole brain both sides look alike.
+        yield Alternative("mirrored", reference, seen_from_behind(placement, reference))
     if placement.placed_by == "fit" or not isinstance(recipe.reference, AtlasReferences):
         return  # what is brought to the size of each plane tells them apart too badly
     assert job.position_um is not None

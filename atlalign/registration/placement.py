@@ -90,15 +90,15 @@ def atlas_reference(atlas: Atlas, plane: Plane, image_shape: tuple[int, int]) ->
     pixels = identity_grid(grid.shape, torch.float64, torch.device("cpu"))[0].flatten(1).T.numpy()
     position_um = torch.from_numpy(plane.to_atlas(grid.to_mm(pixels))[:, 0]).view(grid.shape)
     image, labels = atlas.cut(position_um)
-    if not image.any():
+    resized = resize_images(image, image_shape)[None]
+    regions = None if labels is None else labels[0].numpy()
+    reference = Reference(resized, regions, grid.with_shape(image_shape), plane)
+    if not image.any() or not reference.tissue.any():
         middle = float(position_um[grid.shape[0] // 2, grid.shape[1] // 2])
         raise InputError(
             f"position: expected a plane with tissue, atlas '{atlas.name}' shows none at {middle:.0f} µm"
         )
-    image = resize_images(image, image_shape)[None]
-    return Reference(
-        image, None if labels is None else labels[0].numpy(), grid.with_shape(image_shape), plane
-    )
+    return reference
 
 
 def image_reference(
@@ -268,9 +268,18 @@ def place(
 
 def turned_around(placement: Placement, reference: Reference) -> Placement:
     """Return the placement of the section turned by 180° about the centre of the reference's tissue."""
+    return _about_tissue(placement, reference, -np.eye(2))
+
+
+def seen_from_behind(placement: Placement, reference: Reference) -> Placement:
+    """Return the placement of the section mirrored, left to right, about the centre of the reference's tissue."""
+    return _about_tissue(placement, reference, np.diag([-1.0, 1.0]))
+
+
+def _about_tissue(placement: Placement, reference: Reference, linear: Points) -> Placement:
     centre, _ = _moments(reference.tissue, np.ones(2))
-    half_turn = np.column_stack([-np.eye(2), 2 * centre])
-    return placement._replace(matrix=placement.matrix @ homogeneous(half_turn))
+    about = np.column_stack([linear, centre - linear @ centre])
+    return placement._replace(matrix=placement.matrix @ homogeneous(about))
 
 
 def _check_size(pixel_um: PixelSize, shape: tuple[int, int], reference: Grid) -> None:

@@ -81,9 +81,9 @@ LIMITS: Mapping[str, Limit] = {
 }
 """The limits that `judge` goes by; a value above one is beyond it.
 
-`better_elsewhere` was measured on 18 anchored sections of a brown immunostain. By their anchoring none was doubted where
-it lies; 1000 µm off 91 % were, 2000 µm off 94 %, and 76 % upside down. At the size of their pixels it was 12 %, 82 to
-100 %, 81 to 100 % and 94 %; 500 µm off cannot be told.
+`better_elsewhere` was measured on 18 sections of a brown immunostain. Placed by their anchoring, none is doubted on its
+plane, 91 % are 1000 µm off, 94 % 2000 µm off, 76 % upside down. Placed at the size of their pixels, 12 % are doubted on
+their plane, 91 % 1000 and 2000 µm off, 94 % upside down. A plane 500 µm off is told by half.
 """
 
 

@@ -320,6 +320,17 @@ def test_an_upside_down_section_is_told_by_whatever_it_is_placed(run, sections, 
         assert "(it fits better upside down)" in table(tmp_path / "out")["b"]["reason"], name
 
 
+def test_half_a_section_seen_from_behind_is_told(run, sections, tmp_path):
+    image = read_image(sections / "b.tif").pixels
+    image[:, :72] = 0
+    write(sections / "b.tif", image)
+    half = [sections / "b.tif", "--position", "6600", "--hemisphere", "left", "--place", "fit"]
+    run(*half)
+    assert "(it fits better mirrored)" in table(tmp_path / "out")["b"]["reason"]
+    run(*half, "--mirrored", "--overwrite")
+    assert "it fits better" not in table(tmp_path / "out")["b"]["reason"]
+
+
 def test_a_plane_is_not_doubted_where_the_section_was_brought_to_its_size(run, sections, tmp_path):
     """Nor where there is no other plane: only whether it is upside down is asked."""
     run(sections / "b.tif", "--position", "7000", "--place", "fit")

@@ -21,6 +21,7 @@ from atlalign.registration.placement import (
     place,
     placed_image,
     read_section,
+    seen_from_behind,
     turned_around,
 )
 from atlalign.registration.register import LIMITS, Quality, judge, register
@@ -85,8 +86,10 @@ class TestReference:
 
     def test_an_empty_plane_is_refused(self, atlas):
         empty = replace(atlas, template=atlas.template * 0)
-        with pytest.raises(InputError, match="shows none at 6000 µm"):
-            atlas_reference(empty, Plane.at(POSITION_UM, atlas.origin_um), SHAPE)
+        without_regions = replace(atlas, annotation=atlas.annotation * 0)
+        for nothing in (empty, without_regions):
+            with pytest.raises(InputError, match="shows none at 6000 µm"):
+                atlas_reference(nothing, Plane.at(POSITION_UM, atlas.origin_um), SHAPE)
 
     @pytest.mark.parametrize(("side", "kept"), [("left", slice(0, 28)), ("right", slice(28, 56))])
     def test_half_of_it_is_kept(self, reference, side, kept):
@@ -317,6 +320,9 @@ def test_a_section_is_turned_about_the_tissue_it_lies_on(reference):
     assert apply_affine(turned.matrix, right) == pytest.approx(
         apply_affine(placement.matrix, 2 * centre - right)
     )
+    mirrored = seen_from_behind(placement, reference)
+    left = centre + np.array([[-5, 2]])
+    assert apply_affine(mirrored.matrix, right) == pytest.approx(apply_affine(placement.matrix, left))
     assert turned_around(turned, reference).matrix == pytest.approx(placement.matrix)
 
 
