@@ -20,6 +20,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from io import BytesIO
 from multiprocessing.connection import wait
@@ -181,8 +182,10 @@ def deform(
     return Sample(image[0, 0].byte().numpy(), _channels_last(dvf), _channels_last(inverse))
 
 
+@lru_cache(maxsize=2)
 def registered_image(start: Start) -> Tensor:
-    """Return the registered image (1, 1, H, W) that samples of this start are made of."""
+    """Return the registered image (1, 1, H, W) that samples of this start are made of; do not change it in place."""
+    # Samples of an annotated original share its starts, and tensors are told apart by identity.
     return warp_on_slide(start.moving, start.dvf)
 
 
@@ -272,7 +275,7 @@ def _write_parts(recipe: Recipe, partial: Path, workers: int) -> None:
 def _made(recipe: Recipe, partial: Path, originals: list[int], workers: int) -> Iterator[int]:
     """Make the parts of `originals`, in this process if `workers` is 0, and yield each when it is there."""
     if workers == 0 or not originals:
-        with _one_thread():
+        with one_thread():
             for original in originals:
                 make_part(recipe, original, partial)
                 yield original
@@ -286,7 +289,8 @@ def _made(recipe: Recipe, partial: Path, originals: list[int], workers: int) -> 
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread, as each process that makes samples does."""
     # Another number of threads may add in another order, and so change the last bits.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
