@@ -128,12 +128,13 @@ def random_batch(n: int, shape: tuple[int, int], device: str = "cpu") -> Registr
     """Return a batch to train on whose values do not matter."""
     image, dvf = torch.rand(n, 1, *shape, device=device), smooth_fields(n, shape, 15).to(device)
     ids = torch.zeros(n, dtype=torch.int64)
-    return RegistrationBatch(image, image, warp(image, dvf), dvf, None, ids, ids, ids)
+    return RegistrationBatch(image, image, warp(image, dvf), dvf, dvf, ids, ids, ids)
 
 
 def stepper(network: LocalUNet, batch: RegistrationBatch, precision: torch.dtype = torch.float32) -> Work:
-    """Return one step: losses mse and vector_distance, gradients, RMSprop."""
-    loss = RegistrationLoss(image="mse", dvf="vector_distance", weights={"image": 1, "dvf": 0.1})
+    """Return one step: losses mse and vector_distance (of the inverse, too, if there is one), gradients, RMSprop."""
+    weights = {"image": 1, "dvf": 0.1, "inv_dvf": 0.1}
+    loss = RegistrationLoss(image="mse", dvf="vector_distance", inv_dvf="vector_distance", weights=weights)
     optimizer = torch.optim.RMSprop(network.parameters(), lr=1e-3, alpha=0.9, eps=1e-7)
     device = batch.dvf.device.type
 

@@ -161,7 +161,10 @@ def memory(size: Size) -> Measured:
 
 
 def kept_bytes(size: Size) -> int:
-    """Return the bytes of the tensors that a training step keeps for its gradients, each counted once."""
+    """Return the bytes of the tensors that a training step keeps for its gradients, each counted once.
+
+    The network is that of conf/model/local.yaml, which predicts both fields.
+    """
     kept: dict[int, int] = {}
     alive: list[torch.Tensor] = []
 
@@ -171,7 +174,8 @@ def kept_bytes(size: Size) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        stepper(LocalUNet(), random_batch(4, size.shape))()
+        network = LocalUNet(compute_inv=True).to(memory_format=torch.channels_last)
+        stepper(network, random_batch(4, size.shape))()
     return sum(kept.values())
 
 
