@@ -92,7 +92,7 @@ class LocalUNet(nn.Module):
             self.up.append(_Up(channels, skip, out))
             channels = out
         self.end = _convs(channels, end_filters)
-        self.to_dvf = nn.Conv2d(end_filters[-1] if end_filters else channels, 2, 2)
+        self.to_dvf = nn.Conv2d(end_filters[-1] if end_filters else channels, 2, 2, padding=1)
         self.warp = BilinearInterpolation()
         self.reset_parameters()
 
@@ -139,9 +139,10 @@ class LocalUNet(nn.Module):
         features = self.middle(skips.pop())
         for up in self.up:
             features = up(features, skips.pop())
-        # A 2×2 kernel has no centre: like Keras' 'same', pad after the last row and column.
-        dvf: Tensor = self.to_dvf(F.pad(self.end(features), (0, 1, 0, 1)))
-        return dvf
+        # A 2×2 kernel has no centre: like Keras' 'same', only the zeros after the last row and column count. (To pad
+        # there alone would copy the largest feature maps of all.)
+        dvf: Tensor = self.to_dvf(self.end(features))
+        return dvf[..., 1:, 1:]
 
 
 class _Up(nn.Module):
