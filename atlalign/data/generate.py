@@ -468,6 +468,8 @@ def _only_run(out: Path) -> Iterator[None]:
         raise InputError(
             f"out: {_holder(holder)} is writing {out}: wait for it, or name another file"
         ) from error
+    except FileExistsError as error:
+        raise InputError(f"out: {out} cannot be written: {out.parent} is no folder") from error
     except OSError as error:
         raise InputError(f"out: {out} cannot be locked: {error.strerror or error}") from error
     try:
