@@ -636,7 +636,7 @@ def test_what_exists_is_not_overwritten(tmp_path):
 
 def test_an_output_that_cannot_be_written_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written: .*file is no folder"):
+    with pytest.raises(InputError, match=r"cannot be written: .*file is no folder"):
         generate(from_atlas(tmp_path / "file" / "a.h5"))
 
 
