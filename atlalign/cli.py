@@ -362,7 +362,7 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
         raise InputError(f"--image-shape: expected at least 2×2 px, got {height}×{width}")
     if options.refine < 0:
         raise InputError(f"--refine: expected at least 0 steps, got {options.refine}")
-    reference, ontology, name = _references(options, (height, width))
+    reference, ontology, of_reference = _references(options, (height, width))
     return Recipe(
         network=load_model(model).to(device).to(memory_format=fastest_memory_format(device)),
         image_shape=(height, width),
@@ -383,15 +383,15 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
             "model_sha256": fingerprint(model),
             "image_shape": [height, width],
             "hemisphere": options.hemisphere,
-            "reference": name,
+            **of_reference,
         },
     )
 
 
 def _references(
     options: argparse.Namespace, shape: tuple[int, int]
-) -> "tuple[Callable[[Job], Reference], Ontology | None, str]":
-    """Return what sections are registered to, what its labels mean, and what it is called."""
+) -> "tuple[Callable[[Job], Reference], Ontology | None, dict[str, str]]":
+    """Return what sections are registered to, what its labels mean, and what tells it from another one."""
     from atlalign.data.atlas import open_atlas
     from atlalign.registration.batch import AtlasReferences
 
@@ -407,14 +407,16 @@ def _references(
         ontology_path=options.ontology,
         spacing_um=options.spacing_um,
     )
-    return AtlasReferences(atlas, shape, options.hemisphere), atlas.ontology, atlas.name
+    origin = {"reference": atlas.name, "reference_sha256": atlas.fingerprint()}
+    return AtlasReferences(atlas, shape, options.hemisphere), atlas.ontology, origin
 
 
 def _own_reference(
     options: argparse.Namespace, shape: tuple[int, int]
-) -> "tuple[Callable[[Job], Reference], Ontology | None, str]":
+) -> "tuple[Callable[[Job], Reference], Ontology | None, dict[str, str]]":
     from atlalign.data.images import read_image, read_labels
     from atlalign.data.ontology import read_ontology
+    from atlalign.files import fingerprint_of
     from atlalign.registration.placement import image_reference
 
     for name in ("atlas", "annotation", "spacing_um", "position"):
@@ -431,7 +433,12 @@ def _own_reference(
     if options.hemisphere is not None:
         reference = reference.half(options.hemisphere)
     ontology = None if options.ontology is None else read_ontology(options.ontology)
-    return lambda job: reference, ontology, Path(options.reference).name
+    content = fingerprint_of(reference.fingerprint(), None if ontology is None else list(ontology))
+    return (
+        lambda job: reference,
+        ontology,
+        {"reference": Path(options.reference).name, "reference_sha256": content},
+    )
 
 
 def _limits(texts: Sequence[str]) -> "dict[str, Limit]":

@@ -5,6 +5,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from atlalign.errors import InputError
 
@@ -38,4 +41,16 @@ def fingerprint(path: Path) -> str:
     for file in files:
         with file.open("rb") as content:
             total.update(hashlib.file_digest(content, "sha256").digest())
+    return total.hexdigest()
+
+
+def fingerprint_of(*values: Any) -> str:
+    """Return the SHA-256 of arrays, their types and shapes included, and of plain data."""
+    total = hashlib.sha256()
+    for value in values:
+        if isinstance(value, np.ndarray):
+            total.update(f"{value.dtype.str} {value.shape} ".encode())
+            total.update(np.ascontiguousarray(value).data)
+        else:
+            total.update(f"{value!r} ".encode())
     return total.hexdigest()

@@ -22,6 +22,7 @@ from atlalign.data.images import resize_images
 from atlalign.data.ontology import Ontology, Region, read_ontology
 from atlalign.data.phantom import EXTENT_MM, phantom_ontology, phantom_volume
 from atlalign.errors import InputError
+from atlalign.files import fingerprint_of
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +65,13 @@ class Atlas:
     def extent_um(self) -> float:
         """The largest position: P · spacing."""
         return len(self.template) * self.spacing_um
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of all that the atlas holds but its name: takes a second or two for each GB."""
+        annotation = None if self.annotation is None else self.annotation.numpy()
+        frame = (self.spacing_um, self.pixel_um, self.origin_um)
+        regions = None if self.ontology is None else list(self.ontology)
+        return fingerprint_of(self.template.numpy(), annotation, frame, regions)
 
     def plane_index(self, position_um: float | Tensor) -> Tensor:
         """Return min(position // spacing, P − 1), int64 in the shape of `position_um`.

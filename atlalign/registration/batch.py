@@ -106,7 +106,7 @@ class Recipe:
         reference: Returns what a section is registered to.
         ontology: What the labels mean, if that is known.
         options: How sections are read and placed.
-        origin: Model and reference in plain words, kept with each result.
+        origin: What tells model and reference from others, as plain data that is kept with each result.
     """
 
     network: nn.Module
@@ -271,18 +271,14 @@ def _failed(job: Job, error: str) -> Outcome:
 
 
 def _settings(job: Job, recipe: Recipe) -> dict[str, Any]:
-    """Return, as plain data, what tells one result from another."""
+    """Return, as plain data and by name, what tells one result from another."""
     status = job.path.stat()
     of_image = {"file": job.path.name, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
     where = {
         "position_um": job.position_um,
         "anchoring": None if job.anchoring is None else job.anchoring.to_json(),
     }
-    settings = {
-        "image": {**of_image, **where},
-        "options": asdict(recipe.options),
-        "origin": dict(recipe.origin),
-    }
+    settings = {**of_image, **where, **asdict(recipe.options), **recipe.origin}
     return json.loads(json.dumps(settings))  # type: ignore[no-any-return]
 
 
@@ -290,16 +286,17 @@ def _former_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool
     """Return the record of the same work done before; None where it is to be done."""
     if not folder.exists():
         return None
+    former: dict[str, Any] = {}
     with suppress(InputError):  # a damaged record is something else
         record = read_record(folder)
-        if record.get("settings") == settings:
+        former = record.get("settings", {})
+        if former == settings:
             return record
     if overwrite:
         return None
-    raise InputError(
-        f"{folder} holds something else, or results of another image, model or options: choose another --out, or "
-        "--overwrite"
-    )
+    changed = sorted(name for name in former | dict(settings) if former.get(name) != settings.get(name))
+    found = f"results made with another {', '.join(changed)}" if former else "something else"
+    raise InputError(f"{folder} holds {found}: choose another --out, or --overwrite")
 
 
 def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

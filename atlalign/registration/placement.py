@@ -20,6 +20,7 @@ from atlalign.data.images import (
 )
 from atlalign.data.sections import Anchoring, Plane, Points, apply_affine, homogeneous, invert_affine
 from atlalign.errors import InputError
+from atlalign.files import fingerprint_of
 from atlalign.geometry import identity_grid, sample
 from atlalign.registration.transform import Grid
 
@@ -62,6 +63,11 @@ class Reference(NamedTuple):
             for size, new_size in zip(self.labels.shape, (height, width), strict=True)
         )
         return torch.from_numpy(self.labels[rows[:, None].numpy(), columns.numpy()] != 0)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of all of it."""
+        plane = None if self.plane is None else self.plane.matrix
+        return fingerprint_of(self.image.numpy(), self.labels, tuple(self.grid), plane)
 
     def half(self, side: Side) -> "Reference":
         """Return the reference with nothing on the other side of the image's middle."""

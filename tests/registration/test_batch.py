@@ -173,11 +173,61 @@ def test_other_options_do_not_mix_with_what_is_there(run, sections, tmp_path):
     run(sections)
     status, printed = run(sections, "--background", "dark")
     assert status == 1
-    assert "holds something else, or results of another image, model or options" in printed
+    assert "a holds results made with another background: choose another --out, or --overwrite" in printed
     status, printed = run(sections, "--background", "dark", "--overwrite")
     assert status == 0
     assert "(0 of them before)" in printed
     assert table(tmp_path / "out")["a"]["background"] == "dark"
+
+
+def test_another_reference_of_the_same_name_is_another_one(run, sections, tmp_path):
+    """Each of its files counts by its content, and so do the size of its voxels and the names of its regions."""
+    atlas = phantom_atlas(image_shape=(64, 96), spacing_um=1200)
+
+    def volumes(folder: Path, labels: np.ndarray) -> tuple[Path, Path]:
+        folder.mkdir()
+        np.save(folder / "atlas.npy", atlas.template.numpy())
+        np.save(folder / "ids.npy", labels)
+        return folder / "atlas.npy", folder / "ids.npy"
+
+    names = tmp_path / "names.csv"
+    names.write_text("id,acronym,name,structure_id_path,color_hex_triplet\n1,a,A,/1/,ff0000\n")
+    template, ids = volumes(tmp_path / "one", atlas.annotation.numpy())
+    _, other_ids = volumes(tmp_path / "two", atlas.annotation.numpy() * 2)
+    first = [sections / "b.tif", "--position", "6000", "--spacing-um", "1200", "--atlas"]
+    assert run(*first, template, "--annotation", ids)[0] == 0
+    assert "(1 of them before)" in run(*first, template, "--annotation", ids)[1]
+    for changed in (
+        [template, "--annotation", other_ids],
+        [template],
+        [template, "--annotation", ids, "--ontology", names],
+        [template, "--annotation", ids, "--spacing-um", "1210"],
+    ):
+        status, printed = run(*first, *changed)
+        assert (status, "b holds results made with another reference_sha256:" in printed) == (1, True), (
+            changed
+        )
+
+
+def test_another_image_of_the_same_name_is_another_reference(run, sections, tmp_path):
+    atlas = phantom_atlas(image_shape=(64, 96), spacing_um=1200)
+    for folder, position in (("one", 6000), ("two", 8000)):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "r.png", (atlas.section(position)[0] * 255).byte().numpy())
+    write(tmp_path / "l.tif", atlas.labels(6000)[0].numpy().astype(np.uint16))
+    one, two = (["--reference", tmp_path / folder / "r.png"] for folder in ("one", "two"))
+    size = ["--reference-pixel-um", "120"]
+    assert run(sections / "b.tif", *one, *size)[0] == 0
+    assert "(1 of them before)" in run(sections / "b.tif", *one, *size)[1]
+    for changed in (
+        [*two, *size],
+        [*one, *size, "--reference-labels", tmp_path / "l.tif"],
+        [*one, "--reference-pixel-um", "121"],
+    ):
+        status, printed = run(sections / "b.tif", *changed)
+        assert (status, "b holds results made with another reference_sha256:" in printed) == (1, True), (
+            changed
+        )
 
 
 def test_a_damaged_result_is_made_again_where_that_is_wanted(run, sections, tmp_path):
