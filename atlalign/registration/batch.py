@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,13 +50,26 @@ from atlalign.registration.register import (
     judge,
     register,
 )
-from atlalign.registration.transform import LABELS, RECORD, REGIONS, Grid, SectionTransform, read_record
+from atlalign.registration.transform import (
+    FORWARD,
+    INVERSE,
+    LABELS,
+    RECORD,
+    REGIONS,
+    Grid,
+    SectionTransform,
+    read_record,
+)
 
 TABLE, VISUALIGN = "registrations.csv", "visualign.json"
 """What stands beside the sections' folders."""
 
 NEARBY_UM = (-1500.0, -1000.0, 1000.0, 1500.0)
 """How far from its plane a section is looked at as well: beyond the some hundred µm that an anchoring may err."""
+
+_IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY = "registered.tif", "labels.tif", "reference.tif", "overlay.png"
+_RESULTS = {FORWARD, INVERSE, RECORD, LABELS, REGIONS, _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY}
+_WORTHLESS = {".DS_Store", "Thumbs.db"}  # what file managers leave behind
 
 _OVERLAY_PX = 640  # the height of the picture for checking
 _OUTLINE = np.array([255, 200, 0], np.uint8)
@@ -231,7 +245,8 @@ def register_batch(
         overwrite: Replace results that were made in another way.
 
     Raises:
-        InputError: If a folder of results was made in another way, or nothing can be written.
+        InputError: If a folder of results was made in another way, holds something else as well, or nothing can be
+            written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -293,10 +308,20 @@ def _former_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool
         if former == settings:
             return record
     if overwrite:
+        _check_replaceable(folder)
         return None
     changed = sorted(name for name in former | dict(settings) if former.get(name) != settings.get(name))
     found = f"results made with another {', '.join(changed)}" if former else "something else"
     raise InputError(f"{folder} holds {found}: choose another --out, or --overwrite")
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raise an error where more than a former result would be lost."""
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file"}
+    foreign = found - (_RESULTS if RECORD in found else set()) - _WORTHLESS
+    if foreign:
+        names = shorten(", ".join(sorted(foreign)), 80)
+        raise InputError(f"{folder} holds more than results ({names}): move it away, or choose another --out")
 
 
 def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -399,12 +424,12 @@ def _write_results(
     transform, pixels = result.transform, image.pixels
     shape = (*transform.reference.shape, *pixels.shape[2:])
     registered = transform.register(pixels, fill=slide_color(pixels))
-    _write(folder / "registered.tif", registered, shape, pixels.dtype, transform.reference)
+    _write(folder / _IMAGE, registered, shape, pixels.dtype, transform.reference)
     grey = (reference.image[0, 0] * 255).round().byte().numpy()
-    _write(folder / "reference.tif", [grey], grey.shape, grey.dtype, reference.grid)
+    _write(folder / _REFERENCE, [grey], grey.shape, grey.dtype, reference.grid)
     if reference.labels is not None:
         _write_labels(folder, reference.labels, transform, ontology)
-    _write_overlay(folder / "overlay.png", pixels, reference, result)
+    _write_overlay(folder / _OVERLAY, pixels, reference, result)
 
 
 def _write_labels(
@@ -416,7 +441,7 @@ def _write_labels(
     _write(folder / LABELS, [labels], labels.shape, labels.dtype, grid)
     areas = exports.RegionAreas(transform.section.pixel_um)
     in_section = areas.counted(transform.label(labels))
-    _write(folder / "labels.tif", in_section, transform.section.shape, labels.dtype, transform.section)
+    _write(folder / _IMAGE_LABELS, in_section, transform.section.shape, labels.dtype, transform.section)
     exports.write_regions(folder / REGIONS, areas, ontology, known=np.unique(labels[labels > 0]).tolist())
 
 

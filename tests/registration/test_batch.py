@@ -240,13 +240,28 @@ def test_a_damaged_result_is_made_again_where_that_is_wanted(run, sections, tmp_
     assert json.loads(record.read_text())["format"] == 1
 
 
-def test_a_foreign_folder_is_left_alone(run, sections, tmp_path):
-    (tmp_path / "out" / "a").mkdir(parents=True)
-    (tmp_path / "out" / "a" / "thesis.txt").write_text("years of work")
-    status, printed = run(sections)
-    assert status == 1
-    assert "holds something else" in printed
-    assert (tmp_path / "out" / "a" / "thesis.txt").read_text() == "years of work"
+@pytest.mark.parametrize("name", ["thesis.txt", "labels.tif"])
+def test_a_foreign_folder_is_left_alone(run, sections, tmp_path, name):
+    own = tmp_path / "out" / "a" / name
+    own.parent.mkdir(parents=True)
+    own.write_text("years of work")
+    for more, sentence in (([], "holds something else"), (["--overwrite"], f"more than results ({name})")):
+        status, printed = run(sections, *more)
+        assert status == 1
+        assert sentence in printed
+        assert own.read_text() == "years of work"
+
+
+def test_what_users_put_beside_results_is_not_lost(run, sections, tmp_path):
+    run(sections)
+    own = tmp_path / "out" / "a" / "cells.csv"
+    own.write_text("x,y")
+    (own.parent / ".DS_Store").touch()
+    again = [sections, "--background", "dark", "--overwrite"]
+    assert "a holds more than results (cells.csv): move it away" in run(*again)[1]
+    own.rename(tmp_path / "cells.csv")
+    assert run(*again)[0] == 0
+    assert {path.name for path in own.parent.iterdir()} == FILES
 
 
 def test_a_file_in_place_of_the_folder_of_results_is_named(run, sections, tmp_path):
