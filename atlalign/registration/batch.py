@@ -236,7 +236,8 @@ def register_batch(
 ) -> Iterator[Outcome]:
     """Register sections one after the other and yield what became of each; what is there already is left alone.
 
-    An image that cannot be registered has its reason in the table, and the next one follows.
+    An image that cannot be registered has its reason in the table, and the next one follows. The tables show all
+    folders of results in `out`, whichever call wrote them.
 
     Args:
         jobs: What to register.
@@ -252,16 +253,15 @@ def register_batch(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror}") from error
-    rows: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
     try:
         for job in jobs:
             outcome = _outcome(job, recipe, out / job.name, overwrite=overwrite)
-            rows.append(outcome.row)
+            if outcome.error:
+                failed.append(outcome.row)
             yield outcome
     finally:
-        if rows:
-            _write_table(out / TABLE, rows)
-            _write_visualign(out / VISUALIGN, [out / job.name for job in jobs])
+        _write_tables(out, failed)
 
 
 def _outcome(job: Job, recipe: Recipe, folder: Path, *, overwrite: bool) -> Outcome:
@@ -270,9 +270,9 @@ def _outcome(job: Job, recipe: Recipe, folder: Path, *, overwrite: bool) -> Outc
     settings = _settings(job, recipe)
     done = _former_record(folder, settings, overwrite=overwrite)
     if done is not None:
-        return Outcome(_row(job, done), is_new=False)
+        return Outcome(_row(job.name, done), is_new=False)
     try:
-        return Outcome(_row(job, _register_into(job, recipe, folder, settings)))
+        return Outcome(_row(job.name, _register_into(job, recipe, folder, settings)))
     except InputError as error:
         return _failed(job, str(error))
     except OSError as error:
@@ -282,7 +282,8 @@ def _outcome(job: Job, recipe: Recipe, folder: Path, *, overwrite: bool) -> Outc
 def _failed(job: Job, error: str) -> Outcome:
     name = job.path.name
     error = error if error.startswith(name) else f"{name}: {error}"
-    return Outcome(_row(job, {"flag": "fail", "reason": error}), error=error)
+    record = {"flag": "fail", "reason": error, "settings": {"file": name}}
+    return Outcome(_row(job.name, record), error=error)
 
 
 def _settings(job: Job, recipe: Recipe) -> dict[str, Any]:
@@ -528,9 +529,30 @@ _COLUMNS = (
 )
 
 
-def _row(job: Job, record: Mapping[str, Any]) -> dict[str, Any]:
+def _write_tables(out: Path, failed: Iterable[Mapping[str, Any]]) -> None:
+    """Write the tables of all folders of results, and of what failed now."""
+    shown = None
+    while shown != (
+        finished := sorted(out.glob(f"[!.]*/{RECORD}"))
+    ):  # another process may write here as well
+        shown = finished
+        records = {}
+        for path in finished:
+            with suppress(InputError):  # a damaged one is made again
+                records[path.parent.name] = read_record(path.parent)
+        rows = {name: _row(name, record) for name, record in records.items()}
+        rows |= {row["section"]: row for row in failed}
+        if rows:
+            _write_table(out / TABLE, [rows[name] for name in sorted(rows)])
+        slices = [record["visualign"] for record in records.values() if "visualign" in record]
+        if slices:
+            exports.write_visualign(out / VISUALIGN, sorted(slices, key=lambda entry: int(entry["nr"])))
+
+
+def _row(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
     x, y = record.get("pixel_um", ("", ""))
-    known = {**record, "section": job.name, "file": job.path.name, "pixel_um_x": x, "pixel_um_y": y}
+    file = record.get("settings", {}).get("file", "")
+    known = {**record, "section": name, "file": file, "pixel_um_x": x, "pixel_um_y": y}
     return {column: known.get(column, "") for column in _COLUMNS}
 
 
@@ -543,11 +565,3 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _rounded(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
-
-
-def _write_visualign(path: Path, folders: Sequence[Path]) -> None:
-    records = [read_record(folder) for folder in folders if (folder / RECORD).is_file()]
-    slices = [record["visualign"] for record in records if "visualign" in record]
-    if slices:
-        with written_whole(path) as unfinished:
-            exports.write_visualign(unfinished, slices)

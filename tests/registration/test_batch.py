@@ -152,6 +152,38 @@ def test_run_again_it_does_what_is_missing_and_nothing_else(run, sections, tmp_p
     ] == without_time
 
 
+def test_the_tables_show_what_all_calls_have_registered(run, sections, tmp_path):
+    """As of one call for each image, one of which fails, or a call that ends early."""
+
+    def shown() -> tuple[set[str], set[str]]:
+        slices = json.loads((tmp_path / "out" / "visualign.json").read_text())["slices"]
+        return set(table(tmp_path / "out")), {entry["filename"] for entry in slices}
+
+    run(sections / "b.tif", "--position", "6000")
+    run(sections / "a.png", "--position", "4000")
+    assert shown() == ({"a", "b"}, {"a.png", "b.tif"})
+    assert table(tmp_path / "out")["b"]["file"] == "b.tif"
+    assert run(sections / "c.jpg", "--position", "14000")[0] == 1
+    assert shown() == ({"a", "b", "c"}, {"a.png", "b.tif"})
+    assert table(tmp_path / "out")["c"]["flag"] == "fail"
+    assert run(sections / "a.png", "--position", "5000")[0] == 1  # other results are there
+    assert shown() == ({"a", "b"}, {"a.png", "b.tif"})
+
+
+def test_the_tables_show_what_another_process_wrote_meanwhile(run, sections, tmp_path, monkeypatch):
+    run(sections / "a.png", "--position", "4000")
+
+    def slowly(path, rows):
+        if not (tmp_path / "out" / "b").exists():
+            shutil.copytree(tmp_path / "out" / "a", tmp_path / "out" / "b")
+        write_table(path, rows)
+
+    write_table = module._write_table
+    monkeypatch.setattr(module, "_write_table", slowly)
+    run(sections / "a.png", "--position", "4000")
+    assert set(table(tmp_path / "out")) == {"a", "b"}
+
+
 def test_a_broken_image_does_not_stop_the_others_and_is_named_at_the_end(run, sections, tmp_path):
     whole = (sections / "b.tif").read_bytes()
     (sections / "b.tif").write_bytes(whole[:300])
