@@ -263,7 +263,8 @@ def _add_register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         action="append",
         default=[],
         metavar="MEASURE=LOOK,FAIL",
-        help="from what on a measure of quality calls for a look, and from what on it fails; may be repeated",
+        help="from what on a measure of quality calls for a look, and from what on it fails; may be repeated, and also "
+        "judges what was registered before",
     )
     command.add_argument(
         "--image-shape", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="what the network takes"

@@ -59,6 +59,7 @@ from atlalign.registration.transform import (
     Grid,
     SectionTransform,
     read_record,
+    write_record,
 )
 
 TABLE, VISUALIGN = "registrations.csv", "visualign.json"
@@ -270,7 +271,10 @@ def _outcome(job: Job, recipe: Recipe, folder: Path, *, overwrite: bool) -> Outc
     settings = _settings(job, recipe)
     done = _former_record(folder, settings, overwrite=overwrite)
     if done is not None:
-        return Outcome(_row(job.name, done), is_new=False)
+        judged = _judged(done, recipe.options.limits)
+        if judged != done:
+            write_record(folder, judged)
+        return Outcome(_row(job.name, judged), is_new=False)
     try:
         return Outcome(_row(job.name, _register_into(job, recipe, folder, settings)))
     except InputError as error:
@@ -287,7 +291,7 @@ def _failed(job: Job, error: str) -> Outcome:
 
 
 def _settings(job: Job, recipe: Recipe) -> dict[str, Any]:
-    """Return, as plain data and by name, what tells one result from another."""
+    """Return, as plain data and by name, what tells one result from another; all but the limits, which judge it."""
     status = job.path.stat()
     of_image = {"file": job.path.name, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
     where = {
@@ -295,6 +299,7 @@ def _settings(job: Job, recipe: Recipe) -> dict[str, Any]:
         "anchoring": None if job.anchoring is None else job.anchoring.to_json(),
     }
     settings = {**of_image, **where, **asdict(recipe.options), **recipe.origin}
+    del settings["limits"]
     return json.loads(json.dumps(settings))  # type: ignore[no-any-return]
 
 
@@ -341,10 +346,7 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
         refinement_steps=options.refinement_steps,
         alternatives=_alternatives(section, reference, placement, job, recipe),
     )
-    flag, reason = judge(result.quality, options.limits)
-    record = {
-        "flag": flag,
-        "reason": reason,
+    measured = {
         "position_um": job.position_um,
         **asdict(result.quality),
         "pixel_um": placement.pixel_um,
@@ -354,6 +356,7 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
         "settings": dict(settings),
         "version": __version__,
     }
+    record = _judged(measured, options.limits)
     with _written_whole(folder) as unfinished:
         _write_results(unfinished, image, reference, result, recipe.ontology)
         if result.transform.plane is not None:
@@ -367,6 +370,13 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
         record["seconds"] = round(time.perf_counter() - start, 2)
         result.transform.save(unfinished, record)
     return record
+
+
+def _judged(record: Mapping[str, Any], limits: Mapping[str, Limit]) -> dict[str, Any]:
+    """Return a record with the flag that its measures have by these limits, and the reason."""
+    flag, reason = judge(Quality(**{measure: record[measure] for measure in _MEASURES}), limits)
+    bounds = {name: list(limit) for name, limit in limits.items()}
+    return {**record, "flag": flag, "reason": reason, "limits": bounds}
 
 
 def _place(section: Section, reference: Reference, job: Job, options: Options) -> Placement:

@@ -21,6 +21,7 @@ from torch import Tensor
 from atlalign.data.images import PixelSize
 from atlalign.data.sections import Plane, Points
 from atlalign.errors import InputError
+from atlalign.files import written_whole
 from atlalign.geometry import sample, warp_points
 
 FORWARD, INVERSE, RECORD = "forward.nii.gz", "inverse.nii.gz", "transform.json"
@@ -186,8 +187,7 @@ class SectionTransform:
             "section": {"shape": self.section.shape, "pixel_um": self.section.pixel_um},
             "plane": None if self.plane is None else self.plane.matrix.tolist(),
         }
-        text = json.dumps({"format": _FORMAT, **frames, **record}, indent=2, ensure_ascii=False) + "\n"
-        (folder / RECORD).write_text(text, encoding="utf-8")
+        write_record(folder, {"format": _FORMAT, **frames, **record})
 
     @classmethod
     def load(cls, folder: str | Path) -> "SectionTransform":
@@ -227,6 +227,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
         raise InputError(f"{folder / RECORD}: expected the record of a transform, of format {_FORMAT}")
     return record
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write all that is kept with a transform as plain data, in place of what was."""
+    with written_whole(folder / RECORD) as unfinished:
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def _check_gzip(path: Path) -> None:

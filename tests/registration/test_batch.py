@@ -452,6 +452,16 @@ def test_limits_can_be_set(run, sections, tmp_path):
     assert "displacement_max_um" in row["reason"]
 
 
+def test_other_limits_judge_what_was_registered_before(run, sections, tmp_path):
+    image = [sections / "a.png", "--position", "4000", "--limit"]
+    flags = []
+    for limit in ("displacement_max_um=0,0.001", "displacement_max_um=0,9e9"):
+        assert run(*image, limit)[0] == 0
+        flags.append(table(tmp_path / "out")["a"]["flag"])
+    assert "(1 of them before): 0 pass, 1 look, 0 fail" in run(*image, limit)[1]
+    assert flags == ["fail", "look"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
