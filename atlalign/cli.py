@@ -285,7 +285,10 @@ def _add_reference_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--ontology", metavar="CSV", help="the names of an atlas file's regions")
     group.add_argument("--spacing-um", type=float, help="the size of an atlas file's voxels (25)")
     group.add_argument(
-        "--position", type=float, metavar="UM", help="where the images lie, from the front of the atlas"
+        "--position",
+        type=float,
+        metavar="UM",
+        help="where the images lie, from the front of the atlas; in the Allen atlas bregma lies at about 5400",
     )
     group.add_argument("--reference", metavar="IMAGE", help="an image of one's own, in place of an atlas")
     group.add_argument("--reference-labels", metavar="IMAGE", help="its regions")
@@ -293,7 +296,8 @@ def _add_reference_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--hemisphere",
         choices=("left", "right"),
-        help="the half of the reference's image that the sections show",
+        help="the half of the brain that the sections show, wherever it lies in their images; the left one lies "
+        "at the left of the reference",
     )
 
 
@@ -313,7 +317,12 @@ def _add_section_options(command: argparse.ArgumentParser) -> None:
         "--background", choices=("auto", "bright", "dark"), default="auto", help="what the slide is"
     )
     group.add_argument("--channel", type=int, help="which channel, from 0, of images that have several")
-    group.add_argument("--mirrored", action="store_true", help="the images show the sections from behind")
+    group.add_argument(
+        "--mirrored",
+        action="store_true",
+        help="the images show the right of the brain at their left, as seen from the front: the atlas has its left "
+        "there; anchorings say so by themselves",
+    )
     group.add_argument(
         "--quarter-turns",
         type=int,

@@ -1,6 +1,7 @@
 """Where sections lie in the atlas: planes, the anchoring of QuickNII and DeepSlice, and lists of sections.
 
-Atlas coordinates are µm along (AP, DV, ML), from the front, from the top and along the columns of a coronal plane.
+Atlas coordinates are µm along (AP, DV, ML), from the front, from the top and along the columns of a coronal plane: in
+the Allen atlas, by its own convention (PIR) and QuickNII's, from the left of the brain.
 """
 
 import csv

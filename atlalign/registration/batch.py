@@ -36,9 +36,9 @@ from atlalign.registration.placement import (
     Section,
     Side,
     atlas_reference,
+    flipped,
     place,
     read_section,
-    seen_from_behind,
     turned_around,
 )
 from atlalign.registration.register import (
@@ -152,7 +152,7 @@ class AtlasReferences:
     Args:
         atlas: At its own resolution.
         image_shape: The network's (H, W).
-        hemisphere: Keep only the half on this side of the plane's image.
+        hemisphere: Keep only the half on this side of the plane, which has the left of the brain at its left.
     """
 
     def __init__(self, atlas: Atlas, image_shape: tuple[int, int], hemisphere: Side | None = None) -> None:
@@ -401,7 +401,7 @@ def _alternatives(
     yield Alternative("upside down", reference, turned_around(placement, reference))
     if isinstance(recipe.reference, AtlasReferences) and recipe.reference.hemisphere is not None:
         # Of a whole brain both sides look alike.
-        yield Alternative("mirrored", reference, seen_from_behind(placement, reference))
+        yield Alternative("mirrored", reference, flipped(placement, reference))
     if placement.placed_by == "fit" or not isinstance(recipe.reference, AtlasReferences):
         return  # what is brought to the size of each plane tells them apart too badly
     assert job.position_um is not None

@@ -247,7 +247,7 @@ def place(
             auto: the first of these that is possible.
         anchoring: Of the image.
         pixel_um: The size of the section's pixels; None takes the file's word.
-        mirrored: The image shows the section from behind.
+        mirrored: The image shows the right of the reference at its left; an atlas has the left of the brain there.
         quarter_turns: So many times the image has to be turned by 90° counter-clockwise to be upright.
 
     Raises:
@@ -277,7 +277,7 @@ def turned_around(placement: Placement, reference: Reference) -> Placement:
     return _about_tissue(placement, reference, -np.eye(2))
 
 
-def seen_from_behind(placement: Placement, reference: Reference) -> Placement:
+def flipped(placement: Placement, reference: Reference) -> Placement:
     """Return the placement of the section mirrored, left to right, about the centre of the reference's tissue."""
     return _about_tissue(placement, reference, np.diag([-1.0, 1.0]))
 

@@ -378,6 +378,24 @@ def test_half_a_section(run, sections, tmp_path):
     assert (labels[:, :60] > 0).mean() > 5 * (labels[:, 84:] > 0).mean()
 
 
+@pytest.mark.parametrize("how", ["seen from behind", "mirrored", "anchored"])
+def test_ml_counts_from_the_left_of_the_brain(run, sections, tmp_path, how):
+    """It is at the image's left, but where --mirrored or an anchoring whose x falls along the image say otherwise."""
+    anchored = {"filename": str(sections / "b.tif"), "width": 144, "height": 96, "nr": 1}
+    anchored["anchoring"] = [456, 284, 320, -456, 0, 0, 0, 0, -320]
+    (tmp_path / "list.json").write_text(json.dumps({"slices": [anchored]}))
+    image = [sections / "b.tif", "--position", "6100", "--place", "stretch"]
+    options = {
+        "seen from behind": image,
+        "mirrored": [*image, "--mirrored"],
+        "anchored": [tmp_path / "list.json"],
+    }
+    assert run(*options[how])[0] == 0
+    transform = SectionTransform.load(tmp_path / "out" / "b")
+    left, right = transform.plane.to_atlas(transform.to_reference(np.array([[30.0, 48.0], [114.0, 48.0]])))
+    assert (left[2] < 5700 < right[2]) if how == "seen from behind" else (right[2] < 5700 < left[2])
+
+
 def test_refinement_raises_the_similarity(run, sections, tmp_path):
     run(sections / "a.png", "--position", "4000")
     before = float(table(tmp_path / "out")["a"]["similarity_after"])
@@ -417,7 +435,7 @@ def test_an_upside_down_section_is_told_by_whatever_it_is_placed(run, sections, 
         assert "(it fits better upside down)" in table(tmp_path / "out")["b"]["reason"], name
 
 
-def test_half_a_section_seen_from_behind_is_told(run, sections, tmp_path):
+def test_half_a_section_with_its_sides_exchanged_is_told(run, sections, tmp_path):
     image = read_image(sections / "b.tif").pixels
     image[:, :72] = 0
     write(sections / "b.tif", image)

@@ -17,11 +17,11 @@ from atlalign.registration.placement import (
     Placement,
     Reference,
     atlas_reference,
+    flipped,
     image_reference,
     place,
     placed_image,
     read_section,
-    seen_from_behind,
     turned_around,
 )
 from atlalign.registration.register import LIMITS, Quality, judge, register
@@ -320,7 +320,7 @@ def test_a_section_is_turned_about_the_tissue_it_lies_on(reference):
     assert apply_affine(turned.matrix, right) == pytest.approx(
         apply_affine(placement.matrix, 2 * centre - right)
     )
-    mirrored = seen_from_behind(placement, reference)
+    mirrored = flipped(placement, reference)
     left = centre + np.array([[-5, 2]])
     assert apply_affine(mirrored.matrix, right) == pytest.approx(apply_affine(placement.matrix, left))
     assert turned_around(turned, reference).matrix == pytest.approx(placement.matrix)
