@@ -23,10 +23,18 @@ PixelSize = tuple[float, float]
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 _STRIP_PX = 2**22  # so many pixels are made grey at once
 _JPEG_END, _TAIL_BYTES = b"\xff\xd9", 2**16
+_PNG_START = b"\x89PNG"
 # What a TIFF file says in pixels per cm or inch is as often the resolution of a printer.
 _LARGEST_TAGGED_UM = 30.0
 _SOFTWARE = "atlalign"
 _MICRONS = {"µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+
+
+class _Pixels(NamedTuple):
+    """What is in a file: (h, w) or (h, w, c), and whether the first three of several channels are red, green, blue."""
+
+    array: NDArray[Any]
+    is_color: bool
 
 
 class ImageFile(NamedTuple):
@@ -60,7 +68,7 @@ def read_image(path: str | Path, *, channel: int | None = None) -> ImageFile:
     """Return an image: PNG, JPG, TIFF, OME-TIFF and what else SimpleITK reads; opacity is left out.
 
     The pixel size is that of OME and ImageJ metadata, or of a TIFF's resolution where it is plausible for a
-    microscope (at most 30 µm). Of a pyramid the largest level is read.
+    microscope (at most 30 µm). Of a pyramid the largest level is read. The EXIF orientation of a JPG is not looked at.
 
     Args:
         path: The file.
@@ -73,7 +81,7 @@ def read_image(path: str | Path, *, channel: int | None = None) -> ImageFile:
     if not path.is_file():
         raise InputError(f"{path.name}: no such file in {path.parent}")
     pixels, pixel_um = (_read_tiff if path.suffix.lower() in TIFF_ENDINGS else _read_other)(path)
-    return ImageFile(_checked(_channels_last(pixels, channel, path.name), path.name), pixel_um)
+    return ImageFile(_checked(_chosen(pixels, channel, path.name), path.name), pixel_um)
 
 
 def read_labels(path: str | Path) -> NDArray[Any]:
@@ -192,24 +200,33 @@ def write_tiff(
         )
 
 
-def _read_tiff(path: Path) -> tuple[NDArray[Any], PixelSize | None]:
-    """Return the first image of a TIFF file, its channels at the front or the back, and its pixel size."""
+def _read_tiff(path: Path) -> tuple[_Pixels, PixelSize | None]:
+    """Return the first image of a TIFF file and its pixel size."""
     import tifffile
 
     try:
         with tifffile.TiffFile(path) as file:
             series = file.series[0]
-            pixels = series.asarray()
+            array = series.asarray().squeeze()
             axes = "".join(axis for axis, n in zip(series.axes, series.shape, strict=True) if n > 1)
             page = file.pages.first
+            if array.dtype == bool:
+                array = array.astype(np.uint8) * 255
             if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-                pixels = np.iinfo(pixels.dtype).max - pixels
+                array = np.iinfo(array.dtype).max - array
             pixel_um = _ome_pixel_size(file) or _tagged_pixel_size(file, page)
     except Exception as error:  # a damaged file may raise anything
         raise InputError(f"{path.name}: cannot be read as an image: {error}") from error
     if axes not in ("YX", "YXS", "SYX", "CYX", "YXC"):
         raise InputError(f"{path.name}: expected one image, found axes {series.axes} of sizes {series.shape}")
-    return pixels.squeeze(), pixel_um
+    if "S" not in axes:
+        channels = axes.find("C")  # −1 without: the array stays as it is
+        return _Pixels(np.moveaxis(array, channels, -1), is_color=False), pixel_um
+    array = np.moveaxis(array, axes.index("S"), 2)
+    opacities = sum(sample in (1, 2) for sample in page.extrasamples)  # ASSOCALPHA, UNASSALPHA
+    array = array[..., : array.shape[2] - opacities]
+    is_color = page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
+    return _Pixels(array, is_color=is_color and array.shape[2] in (3, 4)), pixel_um
 
 
 def _ome_pixel_size(file: Any) -> PixelSize | None:
@@ -219,10 +236,11 @@ def _ome_pixel_size(file: Any) -> PixelSize | None:
         return None
     images = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
     pixels = (images[0] if isinstance(images, list) else images)["Pixels"]
+    units = {axis: _MICRONS.get(pixels.get(f"PhysicalSize{axis}Unit", "µm")) for axis in "XY"}
     sizes = [
-        float(pixels[f"PhysicalSize{axis}"]) * _MICRONS[pixels.get(f"PhysicalSize{axis}Unit", "µm")]
-        for axis in "XY"
-        if f"PhysicalSize{axis}" in pixels
+        float(pixels[f"PhysicalSize{axis}"]) * unit
+        for axis, unit in units.items()
+        if unit is not None and f"PhysicalSize{axis}" in pixels
     ]
     return (sizes[0], sizes[1]) if len(sizes) == 2 else None
 
@@ -242,35 +260,41 @@ def _tagged_pixel_size(file: Any, page: Any) -> PixelSize | None:
     return (x, y) if is_meant or max(x, y) <= _LARGEST_TAGGED_UM else None
 
 
-def _read_other(path: Path) -> tuple[NDArray[Any], None]:
+def _read_other(path: Path) -> tuple[_Pixels, None]:
     import SimpleITK
+    from imagecodecs import png_decode
 
-    if path.suffix.lower() in (".jpg", ".jpeg") and _JPEG_END not in path.read_bytes()[-_TAIL_BYTES:]:
+    content = path.read_bytes()
+    if path.suffix.lower() in (".jpg", ".jpeg") and _JPEG_END not in content[-_TAIL_BYTES:]:
         # The decoder would fill what is missing with grey.
         raise InputError(f"{path.name}: cannot be read as an image: its end is missing")
     try:
-        return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))), None
-    except RuntimeError as error:
+        if content.startswith(_PNG_START):  # of which SimpleITK does not read grey with opacity
+            array = png_decode(content)
+            has_opacity = array.ndim == 3 and array.shape[2] in (2, 4)
+            return _Pixels(array[..., :-1] if has_opacity else array, is_color=True), None
+        image: Any = SimpleITK.ReadImage(str(path))
+    except (RuntimeError, ValueError) as error:
         raise InputError(f"{path.name}: cannot be read as an image") from error
+    if image.GetDimension() != 2:
+        raise InputError(f"{path.name}: expected one image, found sizes {image.GetSize()}")
+    is_color = image.GetNumberOfComponentsPerPixel() in (3, 4)
+    return _Pixels(SimpleITK.GetArrayFromImage(image), is_color), None
 
 
-def _channels_last(pixels: NDArray[Any], channel: int | None, name: str) -> NDArray[Any]:
-    """Return (h, w) or (h, w, 3) of an image whose channels, if any, are its shortest axis."""
-    if pixels.ndim == 3 and pixels.shape[0] < pixels.shape[2]:
-        pixels = np.moveaxis(pixels, 0, 2)
-    channels = pixels.shape[2] if pixels.ndim == 3 else 1
-    if channel is not None:
-        if not 0 <= channel < channels:
-            raise InputError(f"{name}: expected a channel in 0 … {channels - 1}, got {channel}")
-        return pixels if pixels.ndim == 2 else pixels[..., channel]
-    if pixels.ndim == 2:
-        return pixels
-    if pixels.ndim != 3 or channels not in (3, 4):
+def _chosen(pixels: _Pixels, channel: int | None, name: str) -> NDArray[Any]:
+    """Return (h, w), of the one channel that there is or that was chosen, or (h, w, 3) in colour."""
+    array = pixels.array if pixels.array.ndim == 3 else pixels.array[..., None]
+    channels = array.shape[2]
+    if channel is not None and not 0 <= channel < channels:
+        raise InputError(f"{name}: expected a channel in 0 … {channels - 1}, got {channel}")
+    if channel is not None or channels == 1:
+        return array[..., channel or 0]
+    if not pixels.is_color:
         raise InputError(
-            f"{name}: expected one image in grey or colour, found shape {pixels.shape}; of several channels one can be "
-            "chosen (--channel)"
+            f"{name}: expected grey or colour, found {channels} channels: choose one (--channel)"
         )
-    return np.ascontiguousarray(pixels[..., :3])
+    return np.ascontiguousarray(array[..., :3])
 
 
 def _checked(pixels: NDArray[Any], name: str) -> NDArray[Any]:

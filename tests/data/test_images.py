@@ -7,6 +7,7 @@ import pytest
 import SimpleITK
 import tifffile
 import torch
+from imagecodecs import png_encode
 
 from atlalign.data import images as module
 from atlalign.data.images import read_image, read_labels, shrink_to_grey, to_unit_range
@@ -57,6 +58,28 @@ def test_opacity_is_left_out(tmp_path):
     assert (read_image(path).pixels == COLOR).all()
 
 
+def test_opacity_of_grey_is_left_out(tmp_path):
+    grey = COLOR[..., 0]
+    opaque = COLOR[..., :2]
+    (tmp_path / "a.png").write_bytes(png_encode(np.ascontiguousarray(opaque)))
+    write(
+        tmp_path / "a.tif",
+        opaque,
+        photometric="minisblack",
+        planarconfig="contig",
+        extrasamples=["unassalpha"],
+    )
+    for name in ("a.png", "a.tif"):
+        assert (read_image(tmp_path / name).pixels == grey).all()
+
+
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_one_bit_a_pixel_is_black_and_white(tmp_path, photometric):
+    bits = COLOR[..., 0] > 99
+    pixels = read_image(write(tmp_path / "a.tif", bits, photometric=photometric)).pixels
+    assert (pixels == 255 * (bits if photometric == "minisblack" else ~bits)).all()
+
+
 @pytest.mark.parametrize("planar", ["separate", "contig"])
 def test_colour_is_read_however_it_is_laid_out(tmp_path, planar):
     pixels = np.moveaxis(COLOR, 2, 0) if planar == "separate" else COLOR
@@ -81,6 +104,12 @@ class TestPixelSize:
         }
         path = write(tmp_path / "a.ome.tif", GREY, ome=True, metadata=metadata)
         assert read_image(path).pixel_um == pytest.approx((0.65, 0.65))
+
+    @pytest.mark.parametrize("unit", ["pixel", "Å"])
+    def test_ome_in_an_unknown_unit_is_none(self, tmp_path, unit):
+        metadata = {f"PhysicalSize{a}{u}": v for a in "XY" for u, v in (("", 2.0), ("Unit", unit))}
+        path = write(tmp_path / "a.ome.tif", GREY, ome=True, metadata={"axes": "YX"} | metadata)
+        assert read_image(path).pixel_um is None
 
     def test_imagej(self, tmp_path):
         path = write(
@@ -111,8 +140,22 @@ class TestSeveralChannels:
         assert (read_image(path, channel=1).pixels == GREY + 7).all()
         assert (read_image(path, channel=0).pixels == GREY).all()
 
-    def test_without_a_choice_it_says_so(self, path):
-        with pytest.raises(InputError, match="one can be chosen"):
+    @pytest.mark.parametrize("channels", [2, 3, 4])
+    @pytest.mark.parametrize("kind", ["ome", "imagej"])
+    def test_without_a_choice_it_says_so(self, tmp_path, channels, kind):
+        """Three or four of them are not taken for colour and opacity: the file tells them apart."""
+        pixels = np.stack([GREY + k for k in range(channels)])
+        path = write(
+            tmp_path / "b.tif", pixels, photometric="minisblack", metadata={"axes": "CYX"}, **{kind: True}
+        )
+        with pytest.raises(InputError, match=rf"found {channels} channels: choose one \(--channel\)"):
+            read_image(path)
+        assert (read_image(path, channel=channels - 1).pixels == GREY + channels - 1).all()
+
+    def test_samples_are_channels_unless_they_are_colour(self, tmp_path):
+        several = np.stack([GREY, GREY + 1, GREY + 2], axis=2)
+        path = write(tmp_path / "b.tif", several, photometric="minisblack", planarconfig="contig")
+        with pytest.raises(InputError, match="found 3 channels: choose one"):
             read_image(path)
 
     def test_the_choice_exists(self, path):
