@@ -115,7 +115,7 @@ def image_reference(
     pixel_um: float | None,
     name: str,
 ) -> Reference:
-    """Return an image of one's own as reference.
+    """Return an image of one's own as reference, with a dark background.
 
     Args:
         image: In grey or colour.
@@ -135,6 +135,8 @@ def image_reference(
     if not all(0 < length < np.inf for length in size):
         raise InputError(f"{name}: expected pixels of more than 0 µm (--reference-pixel-um), got {_um(size)}")
     grey = to_unit_range(shrink_to_grey(image.pixels), image.pixels.dtype, name)
+    if has_bright_ground(grey):
+        grey = 1 - grey
     height, width = image.pixels.shape[:2]
     grid = Grid((height, width), size).with_shape(image_shape)
     return Reference(resize_images(grey[None], image_shape)[None], labels, grid, None)

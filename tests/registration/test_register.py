@@ -115,6 +115,15 @@ class TestReference:
         with pytest.raises(InputError, match=r"r: expected pixels of more than 0 µm .*, got 0 × 0 µm"):
             image_reference(image, None, SHAPE, pixel_um=0, name="r")
 
+    def test_ones_own_image_may_be_bright_or_dark(self):
+        tissue = np.pad(np.arange(60 * 80, dtype=np.uint8).reshape(60, 80), 10)
+        dark, bright = (
+            image_reference(ImageFile(pixels, (25, 25)), None, SHAPE, pixel_um=None, name="r")
+            for pixels in (tissue, 255 - tissue)
+        )
+        assert torch.allclose(dark.image, bright.image, atol=1e-6)
+        assert float(bright.image[0, 0, 0, 0]) == 0
+
 
 class TestReading:
     IMAGE = np.pad(np.add.outer(np.arange(60), np.arange(90)).astype(np.uint8), 20)
