@@ -33,11 +33,19 @@ class Identity(NamedTuple):
 
 
 class ListedSection(NamedTuple):
-    """One image of a list: its file, what its samples keep, and its anchoring if it has one."""
+    """One image of a list.
+
+    Attributes:
+        path: Its file.
+        identity: What its samples keep.
+        anchoring: Where it lies, if the list says that.
+        problem: What is wrong with what the list says of it, if anything: then its position means nothing.
+    """
 
     path: Path
     identity: Identity
     anchoring: "Anchoring | None"
+    problem: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,18 +236,23 @@ def _read_anchored(path: Path) -> list[ListedSection]:
 
 
 def _anchored_section(path: Path, place: int, entry: Mapping[str, Any]) -> ListedSection:
-    numbers = np.array(entry.get("anchoring", ()), dtype=np.float64)
-    if numbers.shape != (9,) or not np.isfinite(numbers).all():
-        raise InputError(f"{path}: expected nine numbers as anchoring of {entry['filename']}")
+    file, number = path.parent / entry["filename"], int(entry.get("nr", place))
     try:
-        anchoring = Anchoring(numbers.reshape(3, 3), (int(entry["height"]), int(entry["width"])))
+        anchoring = _anchoring(entry)
     except InputError as error:
-        raise InputError(f"{path}: {entry['filename']}: {error}") from error
+        return ListedSection(file, Identity(0, number, 0), None, problem=str(error))
     # The plane that the centre lies in starts a little before it.
     position_um = int(np.floor(anchoring.position_um / GRID_UM) * GRID_UM)
-    return ListedSection(
-        path.parent / entry["filename"], Identity(position_um, int(entry.get("nr", place)), 0), anchoring
-    )
+    return ListedSection(file, Identity(position_um, number, 0), anchoring)
+
+
+def _anchoring(entry: Mapping[str, Any]) -> Anchoring:
+    numbers = np.array(entry.get("anchoring", ()), dtype=np.float64)
+    if numbers.shape != (9,) or not np.isfinite(numbers).all():
+        raise InputError(
+            "anchoring: expected nine numbers, found " + (f"{numbers.size}" if numbers.size else "none")
+        )
+    return Anchoring(numbers.reshape(3, 3), (int(entry["height"]), int(entry["width"])))
 
 
 def _read_table(path: Path) -> list[ListedSection]:

@@ -315,7 +315,9 @@ def _working_map(anchoring: Anchoring, image_shape: tuple[int, int]) -> Tensor:
 def _section_problems(section: ListedSection, extent_um: float) -> list[str]:
     problems = []
     position = section.identity.position_um
-    if not 0 <= position <= extent_um:
+    if section.problem:
+        problems.append(f"{section.path.name}: {section.problem}")
+    elif not 0 <= position <= extent_um:
         problems.append(
             f"{section.path.name}: expected a position in [0, {extent_um:g}] µm, found {position}"
         )

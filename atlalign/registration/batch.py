@@ -84,12 +84,14 @@ class Job(NamedTuple):
         number: The section's number.
         position_um: Where the section lies in the atlas; None where that does not matter.
         anchoring: Of the image, if it has one.
+        problem: Why it cannot be registered, if that is known from the list.
     """
 
     path: Path
     number: int
     position_um: float | None = None
     anchoring: Anchoring | None = None
+    problem: str = ""
 
     @property
     def name(self) -> str:
@@ -194,7 +196,7 @@ def find_jobs(inputs: Sequence[Path], *, position_um: float | None = None, liste
     Args:
         inputs: Images; lists of sections (.json of QuickNII or DeepSlice, .csv); folders with one such list.
         position_um: Where all of the images without a list lie.
-        listed: Whether folders need a list; otherwise all of their images are taken.
+        listed: Whether folders need a list; otherwise all of their images are taken, and positions do not matter.
 
     Raises:
         InputError: If nothing is found, a position is missing, or two images would have the same folder of results.
@@ -209,7 +211,7 @@ def find_jobs(inputs: Sequence[Path], *, position_um: float | None = None, liste
         elif position_um is not None:
             raise InputError(f"{path}: expected no --position beside a list of sections, which has its own")
         else:
-            jobs += [_listed_job(section) for section in read_list(find_list(path))]
+            jobs += [_listed_job(section, listed=listed) for section in read_list(find_list(path))]
     names = [job.name for job in jobs]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -218,7 +220,7 @@ def find_jobs(inputs: Sequence[Path], *, position_um: float | None = None, liste
         raise InputError(
             f"expected images ({', '.join(IMAGE_ENDINGS)}), found none in {', '.join(map(str, inputs))}"
         )
-    if listed and any(job.position_um is None for job in jobs):
+    if listed and any(job.position_um is None and not job.problem for job in jobs):
         raise InputError(
             "expected the position of the section in the atlas (--position), a list of sections with positions, or a "
             "reference image (--reference)"
@@ -226,8 +228,12 @@ def find_jobs(inputs: Sequence[Path], *, position_um: float | None = None, liste
     return jobs
 
 
-def _listed_job(section: ListedSection) -> Job:
+def _listed_job(section: ListedSection, *, listed: bool) -> Job:
     anchoring = section.anchoring
+    if not listed:  # the reference is no plane of an atlas
+        return Job(section.path, section.identity.image_id)
+    if section.problem:
+        return Job(section.path, section.identity.image_id, problem=section.problem)
     position_um = section.identity.position_um if anchoring is None else anchoring.position_um
     return Job(section.path, section.identity.image_id, position_um, anchoring)
 
@@ -268,6 +274,8 @@ def register_batch(
 def _outcome(job: Job, recipe: Recipe, folder: Path, *, overwrite: bool) -> Outcome:
     if not job.path.is_file():
         return _failed(job, f"{job.path.name}: no such file in {job.path.parent}")
+    if job.problem:
+        return _failed(job, job.problem)
     settings = _settings(job, recipe)
     done = _former_record(folder, settings, overwrite=overwrite)
     if done is not None:

@@ -590,7 +590,7 @@ def test_a_bad_annotated_file_leaves_nothing(write, message, tmp_path):
         (lambda f: (f / "list.csv").unlink(), "expected one list of sections"),
         (
             lambda f: (f / "list.csv").rename(f / "l.json").write_text('{"slices":[{"filename":"a.png"}]}'),
-            "nine numbers as anchoring of a.png",
+            "a.png: anchoring: expected nine numbers, found none",
         ),
         (lambda f: (f / "list.csv").rename(f / "l.json").write_text("{"), "not a list of sections"),
     ],

@@ -105,9 +105,7 @@ def test_a_table_holds_positions(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ({"slices": [entry(UPRIGHT, anchoring=[1, 2])]}, "nine numbers as anchoring of a.png"),
-        ({"slices": [entry(UPRIGHT * [1, 1, 0])]}, "a.png: anchoring: expected a coronal section"),
-        ({"slices": [{}]}, "nine numbers|not a list of sections"),
+        ({"slices": [{}]}, "not a list of sections"),
         ({"slices": []}, "names no section"),
         (
             {"slices": [entry(UPRIGHT)], "target": "WHS_SD_Rat_39um.cutlas"},
@@ -120,6 +118,18 @@ def test_a_bad_list_is_named(tmp_path, content, sentence):
     (tmp_path / "l.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=sentence):
         read_list(tmp_path / "l.json")
+
+
+def test_a_section_without_a_place_does_not_stop_the_others(tmp_path):
+    """QuickNII leaves out the anchoring of sections that have none yet."""
+    entries = [entry(UPRIGHT), entry(UPRIGHT, anchoring=[1, 2]), entry(UPRIGHT * [1, 1, 0])]
+    without = entry(UPRIGHT, nr=9)
+    del without["anchoring"]
+    good, short, edge_on, none = read_list(write(tmp_path / "l.json", *entries, without))
+    assert (good.problem, good.identity.position_um) == ("", 25 * 263)
+    assert short.problem == "anchoring: expected nine numbers, found 2"
+    assert edge_on.problem == "anchoring: expected a coronal section, found one seen edge-on"
+    assert (none.problem, none.identity.image_id) == ("anchoring: expected nine numbers, found none", 9)
 
 
 @pytest.mark.parametrize("cells", ["a.png,front,1", "a.png,7200.5,1", "a.png"])
