@@ -327,7 +327,8 @@ def _add_section_options(command: argparse.ArgumentParser) -> None:
         "--quarter-turns",
         type=int,
         default=0,
-        help="how often to turn them by 90° counter-clockwise to be upright",
+        help="how often to turn them by 90° counter-clockwise to be upright; the EXIF orientation of a JPG is not "
+        "looked at",
     )
 
 
@@ -372,6 +373,8 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
         raise InputError(f"--image-shape: expected at least 2×2 px, got {height}×{width}")
     if options.refine < 0:
         raise InputError(f"--refine: expected at least 0 steps, got {options.refine}")
+    if abs(options.quarter_turns) > 3:
+        raise InputError(f"--quarter-turns: expected -3 to 3 turns by 90°, got {options.quarter_turns}")
     reference, ontology, of_reference = _references(options, (height, width))
     return Recipe(
         network=load_model(model).to(device).to(memory_format=fastest_memory_format(device)),

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ GRID = (528, 320, 456)
 """The grid of QuickNII and DeepSlice: voxels of the Allen atlas along (AP, DV, ML)."""
 GRID_UM = 25.0
 """The size of such a voxel."""
+LIST_ENDINGS = (".json", ".csv")
+"""What the names of lists of sections end in."""
 
 
 class Identity(NamedTuple):
@@ -210,7 +213,7 @@ def read_list(path: Path) -> list[ListedSection]:
     """
     reader = _LIST_READERS.get(path.suffix.lower())
     if reader is None:
-        raise InputError(f"expected a .json or .csv list of sections or a folder, got {path}")
+        raise InputError(f"expected a {' or '.join(LIST_ENDINGS)} list of sections or a folder, got {path}")
     try:
         sections = reader(path)
     except (OSError, UnicodeDecodeError) as error:
@@ -258,19 +261,28 @@ def _anchoring(entry: Mapping[str, Any]) -> Anchoring:
 def _read_table(path: Path) -> list[ListedSection]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
-    missing = [name for name in ("filename", "p") if rows and name not in rows[0]]
-    if missing:
-        raise InputError(f"{path}: expected the columns filename and p, {' and '.join(missing)} is missing")
+    if rows and not {"filename", "p"} <= rows[0].keys():
+        found = shorten(", ".join(map(str, rows[0])), 80)
+        raise InputError(f"{path}: expected the columns filename and p, separated by commas, found {found}")
     return [_section_of_row(path, place, row) for place, row in enumerate(rows)]
 
 
 def _section_of_row(path: Path, place: int, row: Mapping[str, str]) -> ListedSection:
     try:
-        identity = Identity(int(row["p"]), int(row.get("image_id") or place), int(row.get("dataset_id") or 0))
+        identity = Identity(
+            _whole(row["p"]), _whole(row.get("image_id") or place), _whole(row.get("dataset_id") or 0)
+        )
     except (TypeError, ValueError) as error:
         given = ", ".join(f"{name}={row[name]}" for name in ("p", "image_id", "dataset_id") if name in row)
         raise InputError(f"{path}, row {place + 1}: expected whole numbers, found {given}") from error
     return ListedSection(path.parent / row["filename"], identity, None)
 
 
-_LIST_READERS = {".json": _read_anchored, ".csv": _read_table}
+def _whole(cell: str | int) -> int:
+    number = float(cell)  # spreadsheets may write 6720.0
+    if not number.is_integer():
+        raise ValueError(cell)
+    return int(number)
+
+
+_LIST_READERS = dict(zip(LIST_ENDINGS, (_read_anchored, _read_table), strict=True))

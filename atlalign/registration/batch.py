@@ -24,7 +24,7 @@ from atlalign import __version__
 from atlalign.data.atlas import Atlas
 from atlalign.data.images import IMAGE_ENDINGS, ImageFile, overlay, read_image, slide_color, write_tiff
 from atlalign.data.ontology import Ontology
-from atlalign.data.sections import Anchoring, ListedSection, Plane, find_list, read_list
+from atlalign.data.sections import LIST_ENDINGS, Anchoring, ListedSection, Plane, find_list, read_list
 from atlalign.errors import InputError
 from atlalign.files import written_whole
 from atlalign.registration import exports
@@ -68,6 +68,7 @@ TABLE, VISUALIGN = "registrations.csv", "visualign.json"
 NEARBY_UM = (-1500.0, -1000.0, 1000.0, 1500.0)
 """How far from its plane a section is looked at as well: beyond the some hundred µm that an anchoring may err."""
 
+_LEAST_UM = 50.0  # no brain has its tip there, nor as many mm
 _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY = "registered.tif", "labels.tif", "reference.tif", "overlay.png"
 _RESULTS = {FORWARD, INVERSE, RECORD, LABELS, REGIONS, _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY}
 _WORTHLESS = {".DS_Store", "Thumbs.db"}  # what file managers leave behind
@@ -199,7 +200,8 @@ def find_jobs(inputs: Sequence[Path], *, position_um: float | None = None, liste
         listed: Whether folders need a list; otherwise all of their images are taken, and positions do not matter.
 
     Raises:
-        InputError: If nothing is found, a position is missing, or two images would have the same folder of results.
+        InputError: If nothing is found, a position is missing or can only be meant in mm, or two images would have the
+            same folder of results.
     """
     jobs: list[Job] = []
     for path in inputs:
@@ -208,6 +210,13 @@ def find_jobs(inputs: Sequence[Path], *, position_um: float | None = None, liste
         elif path.is_dir() and (not listed or position_um is not None):
             found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_ENDINGS)
             jobs += [Job(file, number, position_um) for number, file in enumerate(found, len(jobs) + 1)]
+        elif not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        elif path.is_file() and path.suffix.lower() not in LIST_ENDINGS:
+            raise InputError(
+                f"{path}: expected an image ({', '.join(IMAGE_ENDINGS)}), a list of sections "
+                f"({', '.join(LIST_ENDINGS)}) or a folder"
+            )
         elif position_um is not None:
             raise InputError(f"{path}: expected no --position beside a list of sections, which has its own")
         else:
@@ -225,6 +234,12 @@ def find_jobs(inputs: Sequence[Path], *, position_um: float | None = None, liste
             "expected the position of the section in the atlas (--position), a list of sections with positions, or a "
             "reference image (--reference)"
         )
+    for job in jobs:
+        if job.position_um is not None and job.anchoring is None and 0 < job.position_um < _LEAST_UM:
+            raise InputError(
+                f"{job.path.name}: expected a position in µm from the front of the atlas, got {job.position_um:g}: "
+                "is that mm?"
+            )
     return jobs
 
 

@@ -580,7 +580,7 @@ def test_a_bad_annotated_file_leaves_nothing(write, message, tmp_path):
         (lambda f: (f / "list.csv").write_text("filename,p\na.png,13201\n"), "a.png: expected a position"),
         (
             lambda f: (f / "list.csv").write_text("filename,pos\na.png,1\n"),
-            "columns filename and p, p is missing",
+            "columns filename and p, separated by commas, found filename",
         ),
         (
             lambda f: (f / "list.csv").write_text("filename,p\na.png,far\n"),

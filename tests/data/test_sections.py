@@ -95,7 +95,7 @@ def test_the_position_is_that_of_the_plane_through_the_centre(tmp_path):
 
 
 def test_a_table_holds_positions(tmp_path):
-    (tmp_path / "l.csv").write_text("filename,p,image_id\na.png,5000,\nsub/b.tif,6000,17\n")
+    (tmp_path / "l.csv").write_text("filename,p,image_id\na.png,5000,\nsub/b.tif,6000.0,17\n")
     first, second = read_list(tmp_path / "l.csv")
     assert first.identity == (5000, 0, 0)
     assert second.identity == (6000, 17, 0)
@@ -130,6 +130,12 @@ def test_a_section_without_a_place_does_not_stop_the_others(tmp_path):
     assert short.problem == "anchoring: expected nine numbers, found 2"
     assert edge_on.problem == "anchoring: expected a coronal section, found one seen edge-on"
     assert (none.problem, none.identity.image_id) == ("anchoring: expected nine numbers, found none", 9)
+
+
+def test_another_separator_is_named(tmp_path):
+    (tmp_path / "l.csv").write_text("filename;p\na.png;5000\n")
+    with pytest.raises(InputError, match="filename and p, separated by commas, found filename;p"):
+        read_list(tmp_path / "l.csv")
 
 
 @pytest.mark.parametrize("cells", ["a.png,front,1", "a.png,7200.5,1", "a.png"])

@@ -512,6 +512,7 @@ def test_other_limits_judge_what_was_registered_before(run, sections, tmp_path):
         (["--place", "anchoring"], "expected an anchored section"),
         (["--place", "scale"], "expected the size of the section's pixels"),
         (["--channel", "5"], "a.png: expected a channel in 0 … 2, got 5"),
+        (["--quarter-turns", "90"], "--quarter-turns: expected -3 to 3 turns by 90°, got 90"),
         (["--reference", "no.png"], "expected either --reference or --position, got both"),
         (["--spacing-um", "10"], "atlas 'phantom' has its own annotation, ontology and spacing"),
     ],
@@ -528,18 +529,31 @@ def test_bad_options_give_one_sentence(run, sections, tmp_path, arguments, sente
 def test_jobs_are_found(sections, tmp_path):
     assert [job.name for job in find_jobs([sections])] == ["a", "b", "c"]
     assert [job.position_um for job in find_jobs([sections])] == [4000, 6000, 8000]
-    assert [job.position_um for job in find_jobs([sections], position_um=7)] == [7, 7, 7]
+    assert [job.position_um for job in find_jobs([sections], position_um=700)] == [700, 700, 700]
     assert [job.position_um for job in find_jobs([sections], listed=False)] == [None] * 3
     with pytest.raises(InputError, match="expected no --position beside a list"):
-        find_jobs([sections / "list.csv"], position_um=7)
+        find_jobs([sections / "list.csv"], position_um=700)
     with pytest.raises(InputError, match="found several of a"):
-        find_jobs([sections, sections / "a.png"], position_um=3)
+        find_jobs([sections, sections / "a.png"], position_um=300)
     with pytest.raises(InputError, match="expected one list of sections"):
         find_jobs([tmp_path])
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="found none in"):
         find_jobs([tmp_path / "empty"], listed=False)
-    assert find_jobs([Path("x.ome.tif")], position_um=1)[0].name == "x"
+    assert find_jobs([Path("x.ome.tif")], position_um=100)[0].name == "x"
+    (tmp_path / "x.bmp").touch()
+    for name, sentence in (("x.bmp", "expected an image"), ("nothing", "no such file or folder")):
+        for position_um in (None, 700):
+            with pytest.raises(InputError, match=f"{name}: {sentence}"):
+                find_jobs([tmp_path / name], position_um=position_um)
+
+
+def test_a_position_in_mm_is_told(sections):
+    with pytest.raises(InputError, match=r"a\.png: expected a position in µm .*, got 6\.7: is that mm\?"):
+        find_jobs([sections / "a.png"], position_um=6.7)
+    (sections / "list.csv").write_text("filename,p\na.png,7\n")
+    with pytest.raises(InputError, match=r"got 7: is that mm\?"):
+        find_jobs([sections])
 
 
 @pytest.mark.slow
