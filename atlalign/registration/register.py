@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from atlalign.data.sections import Points, apply_affine, invert_affine
-from atlalign.errors import InputError
+from atlalign.errors import InputError, describe
 from atlalign.geometry import (
     compose,
     identity_grid,
@@ -157,7 +157,8 @@ def register(
         alternatives: Where the section is looked at as well, as placed, in case it was said to lie in the wrong place.
 
     Raises:
-        InputError: If the network does not take images of that size, or its field is not finite.
+        InputError: If the network fails, as on images of another size or for want of memory, or its field is not
+            finite.
     """
     placed = placed_image(section, placement, reference.grid.shape)
     device = next((parameter.device for parameter in network.parameters()), placed.device)
@@ -165,7 +166,8 @@ def register(
     try:
         output, swapped = network(*pair), network(*pair[::-1])
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"the network does not take images of {reference.grid.shape}: {error}") from error
+        height, width = reference.grid.shape
+        raise InputError(f"the network fails on images of {height}×{width} px: {describe(error)}") from error
     dvf, back = output.dvf.float().cpu(), swapped.dvf.float().cpu()
     if not bool(dvf.isfinite().all()):
         raise InputError("the network returned displacements that are not finite")

@@ -315,7 +315,19 @@ class TestRegistering:
         from atlalign.networks import GlobalAffineNet
 
         network = GlobalAffineNet(filters=(4,), dense_layers=(4,), image_shape=(32, 48))
-        with pytest.raises(InputError, match=r"does not take images of \(40, 56\).*32×48"):
+        with pytest.raises(InputError, match=r"fails on images of 40×56 px: .*32×48"):
+            register(network, reference, section, placement)
+
+    def test_a_want_of_memory_is_not_called_a_wrong_size(self, reference, section, placement):
+        network = Known(torch.zeros(1, 2, *SHAPE), reference.image)
+
+        def forward(reference, moving):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+        network.forward = forward
+        with pytest.raises(
+            InputError, match=r"fails on images of 40×56 px: OutOfMemoryError: CUDA out of memory"
+        ):
             register(network, reference, section, placement)
 
 
