@@ -226,7 +226,9 @@ def _transform_table(source: Path, results: _Results, out: Path, options: Option
         added = _to_section(table, results.transform, source)
     taken = [name for name in added if name in table.header]
     if taken:
-        raise InputError(f"{source}: expected no column {', '.join(taken)}, which is to be added: rename it")
+        raise InputError(
+            f"{source}: expected no column {', '.join(taken)}, which is to be added: rename it before"
+        )
     with out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*table.header, *added])
@@ -291,7 +293,11 @@ def _ids(labels: NDArray[Any], points_mm: Points, reference: Grid) -> NDArray[np
 def _region_columns(ids: NDArray[np.int64], regions: Mapping[int, RegionName]) -> _Columns:
     named = [regions.get(i, RegionName("", "", None)) for i in ids.tolist()]
     cells = ["" if i < 0 else str(i) for i in ids.tolist()]
-    return {"region_id": cells, "acronym": [n.acronym for n in named], "name": [n.name for n in named]}
+    return {
+        "region_id": cells,
+        "region_acronym": [region.acronym for region in named],
+        "region_name": [region.name for region in named],
+    }
 
 
 def _columns(names: Sequence[str], values: Points) -> _Columns:

@@ -185,9 +185,9 @@ def test_one_channel_of_several_is_taken(transform, tmp_path):
 
 def test_points_go_to_the_atlas_as_in_simpleitk(transform, tmp_path):
     pixels = np.random.default_rng(0).uniform((40, 30), (200, 150), (200, 2))
-    cells = [{"cell": f"n°{i}", "x": x, "y": y} for i, (x, y) in enumerate(pixels)]
+    cells = [{"name": f"n°{i}", "x": x, "y": y} for i, (x, y) in enumerate(pixels)]
     found = rows(run(write_rows(tmp_path / "cells.csv", cells), "reference", "atlas.csv"))
-    assert [row["cell"] for row in found] == [cell["cell"] for cell in cells]
+    assert [row["name"] for row in found] == [cell["name"] for cell in cells]
     field = read_by_itk(tmp_path / "s1" / INVERSE)
     grid = REFERENCE.with_shape(LABEL_IMAGE.shape)
     names = {0: ("", ""), 997: ("root", "root"), 8: ("grey", "Basic cell groups, and regions")}
@@ -199,7 +199,7 @@ def test_points_go_to_the_atlas_as_in_simpleitk(transform, tmp_path):
         assert atlas == pytest.approx((5000 + 100 * x, 200 + 1000 * y, 100 + 1000 * x), abs=0.1)
         column, line = np.rint(grid.to_pixels(np.array([x, y]))).astype(int)
         assert int(row["region_id"]) == LABEL_IMAGE[line, column]
-        assert (row["acronym"], row["name"]) == names[int(row["region_id"])]
+        assert (row["region_acronym"], row["region_name"]) == names[int(row["region_id"])]
     assert {row["region_id"] for row in found} == {"0", "8", "997"}
 
 
