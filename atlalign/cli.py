@@ -347,10 +347,11 @@ def _register(options: argparse.Namespace) -> None:
     )
     flags = [outcome.row["flag"] for outcome in outcomes if not outcome.error]
     errors = [outcome.error for outcome in outcomes if outcome.error]
-    counts = ", ".join(f"{flags.count(flag)} {flag}" for flag in ("pass", "look", "fail"))
-    before = sum(not outcome.is_new for outcome in outcomes)
-    print(f"{len(flags)} of {len(jobs)} sections registered ({before} of them before): {counts}")
-    print(f"written: {options.out / TABLE}")
+    if flags:
+        counts = ", ".join(f"{flags.count(flag)} {flag}" for flag in ("pass", "look", "fail"))
+        before = sum(not outcome.is_new for outcome in outcomes)
+        print(f"{len(flags)} of {len(jobs)} sections registered ({before} of them before): {counts}")
+        print(f"written: {options.out / TABLE}")
     if errors:
         raise InputError(
             f"{len(errors)} of {len(jobs)} sections could not be registered:\n  " + "\n  ".join(errors)
