@@ -565,9 +565,8 @@ _COLUMNS = (
 def _write_tables(out: Path, failed: Iterable[Mapping[str, Any]]) -> None:
     """Write the tables of all folders of results, and of what failed now."""
     shown = None
-    while shown != (
-        finished := sorted(out.glob(f"[!.]*/{RECORD}"))
-    ):  # another process may write here as well
+    # Other processes may finish sections of their own meanwhile.
+    while shown != (finished := sorted(out.glob(f"[!.]*/{RECORD}"))):
         shown = finished
         records = {}
         for path in finished:
@@ -579,7 +578,14 @@ def _write_tables(out: Path, failed: Iterable[Mapping[str, Any]]) -> None:
             _write_table(out / TABLE, [rows[name] for name in sorted(rows)])
         slices = [record["visualign"] for record in records.values() if "visualign" in record]
         if slices:
-            exports.write_visualign(out / VISUALIGN, sorted(slices, key=lambda entry: int(entry["nr"])))
+            exports.write_visualign(out / VISUALIGN, _numbered(slices))
+
+
+def _numbered(slices: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return entries of VisuAlign by their numbers, or numbered anew: without a list each call begins at 1."""
+    if len({entry["nr"] for entry in slices}) == len(slices):
+        return sorted(slices, key=lambda entry: int(entry["nr"]))
+    return [{**entry, "nr": number} for number, entry in enumerate(slices, start=1)]
 
 
 def _row(name: str, record: Mapping[str, Any]) -> dict[str, Any]:

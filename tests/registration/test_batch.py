@@ -163,6 +163,8 @@ def test_the_tables_show_what_all_calls_have_registered(run, sections, tmp_path)
     run(sections / "a.png", "--position", "4000")
     assert shown() == ({"a", "b"}, {"a.png", "b.tif"})
     assert table(tmp_path / "out")["b"]["file"] == "b.tif"
+    slices = json.loads((tmp_path / "out" / "visualign.json").read_text())["slices"]
+    assert [entry["nr"] for entry in slices] == [1, 2]
     assert run(sections / "c.jpg", "--position", "14000")[0] == 1
     assert shown() == ({"a", "b", "c"}, {"a.png", "b.tif"})
     assert table(tmp_path / "out")["c"]["flag"] == "fail"
