@@ -1,11 +1,12 @@
-"""A file is there whole or not at all."""
+"""A file is there whole or not at all, and is known by its content."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from atlalign.errors import InputError
-from atlalign.files import written_whole
+from atlalign.files import fingerprint_of, written_whole
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
@@ -49,3 +50,13 @@ def test_what_the_system_refuses_is_a_sentence(tmp_path):
         written_whole(tmp_path / "file" / "x.txt"),
     ):
         pass
+
+
+def test_a_fingerprint_of_arrays_tells_types_and_shapes():
+    values = np.arange(6, dtype=np.int32)
+    others = (values.reshape(2, 3), values.view(np.uint32), values[::-1], (0, 1, 2, 3, 4, 5))
+    assert len({fingerprint_of(value) for value in (values, *others)}) == 5
+    assert fingerprint_of(values.copy(), None, (1.5, "a")) == fingerprint_of(values, None, (1.5, "a"))
+    assert fingerprint_of(values, None) != fingerprint_of(None, values)
+    strided = np.arange(12, dtype=np.int32)[::2] // 2
+    assert fingerprint_of(strided) == fingerprint_of(values)

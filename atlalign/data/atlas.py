@@ -175,7 +175,7 @@ def file_atlas(
 
     uint8 intensities are taken as they are, others divided by the 99.9th percentile of the voxels above 0. Images are
     resized with antialiasing, ids to the nearest neighbour, both with aligned corners. Orientation in the header is not
-    looked at: the first plane must be the front one.
+    looked at: the first plane must be the front one, its first row the top, its first column the left of the brain.
 
     Args:
         path: The file.
