@@ -30,7 +30,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
 
 def describe(error: BaseException) -> str:
     """Return `error` in one short line: the sentence of a user's mistake, or what other errors are called and say."""
-    return shorten(_sentence(error) or f"{type(error).__name__}: {error}", 300)
+    return shorten(sentence(error) or f"{type(error).__name__}: {error}", 300)
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = _sentence(error) if wanted == "0" else None
+        message = sentence(error) if wanted == "0" else None
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)
@@ -54,8 +54,8 @@ def readable_errors() -> Iterator[None]:
         os.environ["HYDRA_FULL_ERROR"] = wanted
 
 
-def _sentence(error: BaseException) -> str | None:
-    """Return what to tell the user, from the first known mistake in the chain of causes."""
+def sentence(error: BaseException) -> str | None:
+    """Return what to tell the user, from the first known mistake in the chain of causes; None where there is none."""
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
