@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from rich.table import Table
 from atlalign.errors import InputError, unknown_name
 from atlalign.training.processes import n_processes_to_start, run_in_processes
 from atlalign.training.record import describe_run, write_record
-from atlalign.training.runs import flatten, has_finished, read_run, recorded_failure
+from atlalign.training.runs import begin, flatten, has_begun, has_finished, read_run, recorded_failure
 
 # What a comparison of runs shows of the configuration.
 _COMPARED = ("model", "loss", "augment", "data", "atlas", "optimizer", "scheduler", "seed")
@@ -56,14 +57,14 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
     started = time.monotonic()
     pl.seed_everything(config.seed, workers=True, verbose=False)
     folder = Path(config.run_dir)
-    pl.utilities.rank_zero_only(_write_config)(folder, config)
+    if not has_begun(folder):
+        pl.utilities.rank_zero_only(begin)(folder, config)
     network = _build_network(config, checkpoint)
     datamodule = _build_datamodule(config, network)
-    pl.utilities.rank_zero_only(_record)(folder, record, datamodule, checkpoint)
     module = _build_module(config, network, loss, datamodule)
-    trainer = build(
-        config.trainer, logger=build(config.logger) or False, callbacks=_built_values(config.callbacks)
-    )
+    start = partial(_begin, config, record, checkpoint)
+    callbacks = [*_built_values(config.callbacks), pl.callbacks.LambdaCallback(on_train_start=start)]
+    trainer = build(config.trainer, logger=build(config.logger) or False, callbacks=callbacks)
     network.to(memory_format=_memory_format(config.channels_last, trainer.strategy.root_device))
     if checkpoint:
         _rewind_logs(trainer.loggers, checkpoint)
@@ -80,6 +81,7 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
         "seconds": round(time.monotonic() - started, 1),
     }
     if trainer.is_global_zero:
+        begin(folder, config)  # of a run that had nothing left to train
         _write_json(folder / "metrics.json", metrics)
         _log_hyperparameters(loggers, config, metrics)
         _draw_result(module, datamodule, folder / "registered.png")
@@ -216,15 +218,16 @@ def _quieten_lightning() -> None:
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
 
 
-def _write_config(folder: Path, config: DictConfig) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
-
-
-def _record(folder: Path, record: dict[str, Any], datamodule: Any, checkpoint: str | None) -> None:
-    datamodule.prepare_data()
+def _begin(
+    config: DictConfig, record: dict[str, Any], checkpoint: str | None, trainer: Any, module: Any
+) -> None:
+    """Write what the run is, now that all that could be wrong with it has been found."""
+    if not trainer.is_global_zero:
+        return
+    folder = Path(config.run_dir)
+    begin(folder, config)
     goes_on = checkpoint is not None and folder.resolve() in Path(checkpoint).resolve().parents
-    write_record(folder, record, datamodule.fingerprints(), resumed=goes_on)
+    write_record(folder, record, trainer.datamodule.fingerprints(), resumed=goes_on)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

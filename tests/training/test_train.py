@@ -1,5 +1,7 @@
 """Whole training runs at tiny sizes, composed as the command line composes them and run in this process."""
 
+import json
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -89,6 +91,19 @@ def test_a_run_does_not_overwrite_another(configure):
     train(configure())
     with pytest.raises(InputError, match="holds a run already: go on with ckpt_path=last"):
         train(configure())
+
+
+def test_a_mistaken_resume_leaves_a_finished_run_alone(configure, tmp_path):
+    train(configure("require_ratio=100"))
+    names = ("metrics.json", "config.yaml", "run.json")
+    written = {name: (tmp_path / "run" / name).read_text() for name in names}
+    for mistake in ("atlas.spacing_um=-1", "model.end_filters=[5]", "data.batch_size=100"):
+        with pytest.raises(Exception):  # noqa: B017, PT011 - other tests have what each says
+            train(configure("ckpt_path=last", "trainer.max_epochs=2", mistake))
+        assert {name: (tmp_path / "run" / name).read_text() for name in written} == written
+    train(configure("ckpt_path=last"))  # with nothing left to do
+    assert json.loads(written["metrics.json"])["steps"] == metrics_of(tmp_path / "run")["steps"]
+    assert "require_ratio: null" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 def test_resuming_from_nothing_is_an_error(configure, tmp_path):
