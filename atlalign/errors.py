@@ -2,10 +2,11 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from textwrap import shorten
+from typing import Any
 
 # What brings Hydra's optional launchers.
 _LAUNCHERS = {
@@ -26,6 +27,31 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     close = get_close_matches(name, names, n=3)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     return InputError(f"unknown {kind} '{name}'.{hint} There are: {', '.join(names)}")
+
+
+def check_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -> None:
+    """Check that what is given by these names are numbers of at least so much, whole ones where `least` has an int.
+
+    Raises:
+        InputError: At the first that is not.
+    """
+    for name, lowest in least.items():
+        value, whole = given[name], isinstance(lowest, int)
+        if not isinstance(value, int if whole else int | float):
+            raise InputError(f"{name}: expected a {'whole ' * whole}number, got {value}")
+        if not value >= lowest:
+            raise InputError(f"{name}: expected at least {lowest:g}, got {value}")
+
+
+@contextmanager
+def mistakes_in(name: str) -> Iterator[None]:
+    """Turn any error inside into a sentence on what the user gave under `name`, unless it has one already."""
+    try:
+        yield
+    except Exception as error:
+        if sentence(error):
+            raise
+        raise InputError(f"{name}: {describe(error)}") from error
 
 
 def describe(error: BaseException) -> str:

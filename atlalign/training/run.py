@@ -15,13 +15,15 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from atlalign.errors import InputError, unknown_name
+from atlalign.errors import InputError, check_numbers, mistakes_in, unknown_name
 from atlalign.training.processes import n_processes_to_start, run_in_processes
 from atlalign.training.record import describe_run, write_record
 from atlalign.training.runs import begin, flatten, has_begun, has_finished, read_run, recorded_failure
 
 # What a comparison of runs shows of the configuration.
 _COMPARED = ("model", "loss", "augment", "data", "atlas", "optimizer", "scheduler", "seed")
+# Batches are float32 images and fields, on which networks of another precision cannot work.
+_PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
 def train(config: DictConfig) -> float:
@@ -48,6 +50,7 @@ def train(config: DictConfig) -> float:
 
 
 def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -> float:
+    check_numbers(config, {"seed": 0})
     # The loss goes first: a misspelt key fails before the slow imports and before any data is written.
     loss = build(config.loss)
 
@@ -65,6 +68,10 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
     start = partial(_begin, config, record, checkpoint)
     callbacks = [*_built_values(config.callbacks), pl.callbacks.LambdaCallback(on_train_start=start)]
     trainer = build(config.trainer, logger=build(config.logger) or False, callbacks=callbacks)
+    if trainer.precision not in _PRECISIONS:
+        raise InputError(
+            f"trainer.precision: expected one of {', '.join(_PRECISIONS)}, got {trainer.precision}"
+        )
     network.to(memory_format=_memory_format(config.channels_last, trainer.strategy.root_device))
     if checkpoint:
         _rewind_logs(trainer.loggers, checkpoint)
@@ -91,13 +98,31 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
 
 
 def build(config: DictConfig | None, **objects: Any) -> Any:
-    """Build what `config` names by `_target_` with plain arguments and `objects`; None where it names nothing."""
+    """Build what `config` names by `_target_` with plain arguments and `objects`; None where it names nothing.
+
+    Raises:
+        InputError: If what it names does not take these arguments.
+    """
     if not config:
         return None
-    if not objects:
-        return hydra.utils.instantiate(config, _convert_="all")
-    # Hydra would turn objects among the arguments into configurations: they are given afterwards.
-    return hydra.utils.instantiate(config, _convert_="all", _partial_=True)(**objects)
+    with mistakes_in(config._get_full_key(None)):
+        if not objects:
+            return hydra.utils.instantiate(config, _convert_="all")
+        # Hydra would turn objects among the arguments into configurations: they are given afterwards.
+        return hydra.utils.instantiate(config, _convert_="all", _partial_=True)(**objects)
+
+
+def _build_function(config: DictConfig | None) -> Any:
+    """Build a function with some of its arguments, which tells when it is called what is wrong with these."""
+    function = build(config)
+    if config is None or function is None:
+        return None
+
+    def call(*arguments: Any) -> Any:
+        with mistakes_in(config._get_full_key(None)):
+            return function(*arguments)
+
+    return call
 
 
 def _n_processes_to_start(config: DictConfig) -> int:
@@ -171,8 +196,8 @@ def _build_module(config: DictConfig, network: Any, loss: Any, datamodule: Any) 
     return RegistrationModule(
         network,
         loss,
-        optimizer=build(config.optimizer),
-        scheduler=build(config.scheduler),
+        optimizer=_build_function(config.optimizer),
+        scheduler=_build_function(config.scheduler),
         monitor=config.objective,
         seed=config.seed,
         origin=origin,

@@ -173,9 +173,43 @@ def test_what_must_be_given_is_named(configure):
         train(config)
 
 
-def test_an_unknown_objective_says_what_exists(configure):
-    with pytest.raises(InputError, match=r"no metric 'val/dice'; there are: .*val/vector_distance"):
-        train(configure("objective=val/dice", "callbacks.best=null"))
+def test_an_unknown_objective_says_what_exists_before_it_trains(configure, tmp_path):
+    with pytest.raises(InputError, match=r"objective: 'val/dice'. There are: .*val/vector_distance"):
+        train(configure("objective=val/dice"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["optimizer.lr=abc"], "optimizer: .* not supported between instances of 'float' and 'str'"),
+        (["scheduler=plateau", "scheduler.factor=2"], "scheduler: .*Factor should be < 1.0"),
+        (["seed=-1"], "seed: expected at least 0, got -1"),
+        (["trainer.max_epochs=-3"], "trainer: .*max_epochs.* You passed in -3"),
+        (["trainer.precision=bf16-true"], "trainer.precision: expected one of 32-true, 16-mixed, bf16-mixed, got"),
+        (["data.batch_size=abc"], "data.batch_size: expected a whole number, got abc"),
+        (["data.num_workers=-1"], "data.num_workers: expected at least 0, got -1"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_mistakes_are_one_sentence(configure, overrides, words):
+    with pytest.raises(InputError, match=words):
+        train(configure(*overrides))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(configure):
+    with pytest.raises(InputError, match=r"trainer: .*No supported gpu backend found"):
+        train(configure("trainer=gpu"))
+
+
+def test_a_checkpoint_of_another_network(configure, tmp_path):
+    train(configure(run_dir=tmp_path / "other"))
+    checkpoint = f"ckpt_path={tmp_path / 'other' / 'checkpoints' / 'last.ckpt'}"
+    with pytest.raises(
+        InputError, match=r"ckpt_path: expected .* the configured network, .*: network.end.0.bias"
+    ):
+        train(configure(checkpoint, "model.end_filters=[5]"))
 
 
 def test_a_misspelt_loss_says_what_exists(configure):
