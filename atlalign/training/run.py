@@ -222,7 +222,24 @@ def _checkpoint_to_resume(ckpt_path: str | None, folder: Path) -> str | None:
     path = last if ckpt_path == "last" else Path(ckpt_path)
     if not path.is_file():
         raise InputError(f"ckpt_path: there is no checkpoint {path}")
+    if not _holds_training(path):
+        raise InputError(
+            f"ckpt_path: {path} holds a network, but no training to go on with; model=pretrained "
+            f"model.path={path} begins with its weights"
+        )
     return str(path)
+
+
+def _holds_training(path: Path) -> bool:
+    """Return whether a model file holds the state of a training, as checkpoints do."""
+    import torch
+
+    from atlalign.models import read_origin
+
+    read_origin(path)  # says what is wrong with a file that is none
+    with suppress(Exception):  # of other formats than torch's
+        return "optimizer_states" in torch.load(path, map_location="meta", weights_only=True)
+    return False
 
 
 def _rewind_logs(loggers: Iterable[Any], checkpoint: str) -> None:
