@@ -289,10 +289,15 @@ def _log_hyperparameters(loggers: list[Any], config: DictConfig, metrics: dict[s
 
 
 def _draw_result(module: Any, datamodule: Any, path: Path) -> None:
+    import torch
+
     from atlalign.plots import registration_figure
     from atlalign.training.callbacks import register_examples
 
-    registration_figure(register_examples(module.cpu(), datamodule, n_sections=4)).savefig(path)
+    # Lightning has brought the network to the CPU, for which it would be compiled anew.
+    with torch.compiler.set_stance("force_eager"):
+        panels = register_examples(module.cpu(), datamodule, n_sections=4)
+    registration_figure(panels).savefig(path)
 
 
 def _print_result(metrics: dict[str, float], folder: Path) -> None:

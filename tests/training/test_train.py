@@ -9,6 +9,8 @@ from omegaconf.errors import MissingMandatoryValue
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from atlalign.errors import InputError
+from atlalign.networks import LocalUNet
+from atlalign.training import run
 from atlalign.training.run import train
 from tests.training.conftest import TINY, metrics_of
 
@@ -256,3 +258,25 @@ def test_a_compiled_network_trains_and_keeps_its_names(configure, tmp_path):
     train(configure("compile=true"))
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert "network.start.0.weight" in state
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+def test_the_final_picture_is_drawn_without_a_compiler(configure, monkeypatch):
+    compiled, drawn = [], []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    def draw(*arguments):
+        torch.compiler.reset()  # as when the network is brought to another device
+        before = len(compiled)
+        draw_result(*arguments)
+        drawn.append((before, len(compiled)))
+
+    draw_result = run._draw_result
+    monkeypatch.setattr(run, "_draw_result", draw)
+    monkeypatch.setattr(LocalUNet, "compile", lambda self: torch.nn.Module.compile(self, backend=backend))
+    train(configure("compile=true"))
+    ((before, after),) = drawn
+    assert after == before > 0
