@@ -159,11 +159,21 @@ def _network_of_same_run(config: DictConfig, checkpoint: str | None) -> Any:
 
     if checkpoint is None:
         return None
-    if read_origin(checkpoint).config.get("model") != OmegaConf.to_container(config.model, resolve=True):
+    former = read_origin(checkpoint).config
+    _check_optimizer(config, OmegaConf.create(dict(former)))
+    if former.get("model") != OmegaConf.to_container(config.model, resolve=True):
         return None
     with suppress(InputError):  # a network from outside of the package is built as the configuration says
         return load_model(checkpoint)
     return None
+
+
+def _check_optimizer(config: DictConfig, former: DictConfig) -> None:
+    """Check that a run that goes on optimises as before, to which the state in its checkpoint belongs."""
+    for key in ("optimizer._target_", "freeze"):
+        before, now = OmegaConf.select(former, key), OmegaConf.select(config, key)
+        if before is not None and before != now:
+            raise InputError(f"{key}: expected {before}, as in the checkpoint to go on from, got {now}")
 
 
 def _freeze(network: Any, parts: Sequence[str]) -> None:

@@ -205,13 +205,19 @@ def test_a_gpu_that_is_not_there(configure):
         train(configure("trainer=gpu"))
 
 
-def test_a_checkpoint_of_another_network(configure, tmp_path):
+def test_a_checkpoint_of_another_network_or_optimiser(configure, tmp_path):
     train(configure(run_dir=tmp_path / "other"))
     checkpoint = f"ckpt_path={tmp_path / 'other' / 'checkpoints' / 'last.ckpt'}"
     with pytest.raises(
         InputError, match=r"ckpt_path: expected .* the configured network, .*: network.end.0.bias"
     ):
         train(configure(checkpoint, "model.end_filters=[5]"))
+    with pytest.raises(InputError, match=r"optimizer._target_: expected torch.optim.RMSprop, as in"):
+        train(configure(checkpoint, "optimizer=adam"))
+    with pytest.raises(
+        InputError, match=r"freeze: expected \[\], as in the checkpoint to go on from, got \['start'\]"
+    ):
+        train(configure(checkpoint, "freeze=[start]"))
 
 
 def test_a_misspelt_loss_says_what_exists(configure):
