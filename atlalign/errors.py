@@ -2,10 +2,11 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from textwrap import shorten
+from typing import Any
 
 # What brings Hydra's optional launchers.
 _LAUNCHERS = {
@@ -28,9 +29,34 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} '{name}'.{hint} There are: {', '.join(names)}")
 
 
+def check_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -> None:
+    """Check that what is given by these names are numbers of at least so much, whole ones where `least` has an int.
+
+    Raises:
+        InputError: At the first that is not.
+    """
+    for name, lowest in least.items():
+        value, whole = given[name], isinstance(lowest, int)
+        if not isinstance(value, int if whole else int | float):
+            raise InputError(f"{name}: expected a {'whole ' * whole}number, got {value}")
+        if not value >= lowest:
+            raise InputError(f"{name}: expected at least {lowest:g}, got {value}")
+
+
+@contextmanager
+def mistakes_in(name: str) -> Iterator[None]:
+    """Turn any error inside into a sentence on what the user gave under `name`, unless it has one already."""
+    try:
+        yield
+    except Exception as error:
+        if sentence(error):
+            raise
+        raise InputError(f"{name}: {describe(error)}") from error
+
+
 def describe(error: BaseException) -> str:
     """Return `error` in one short line: the sentence of a user's mistake, or what other errors are called and say."""
-    return shorten(_sentence(error) or f"{type(error).__name__}: {error}", 300)
+    return shorten(sentence(error) or f"{type(error).__name__}: {error}", 300)
 
 
 @contextmanager
@@ -45,7 +71,7 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = _sentence(error) if wanted == "0" else None
+        message = sentence(error) if wanted == "0" else None
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)
@@ -54,8 +80,8 @@ def readable_errors() -> Iterator[None]:
         os.environ["HYDRA_FULL_ERROR"] = wanted
 
 
-def _sentence(error: BaseException) -> str | None:
-    """Return what to tell the user, from the first known mistake in the chain of causes."""
+def sentence(error: BaseException) -> str | None:
+    """Return what to tell the user, from the first known mistake in the chain of causes; None where there is none."""
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities import move_data_to_device
 
 from atlalign.data.atlas import phantom_atlas
 from atlalign.data.augmenters import augmenter_1
@@ -134,7 +135,9 @@ def training_loop(size: Size) -> Measured:
 def compare_loops(data: RegistrationDataModule, size: Size, **trainer: Any) -> Measured:
     """Compare Lightning's steps on the batches of the data module with those on its first batch alone."""
     steps = size.steps + 1
-    one = _OneBatch(data.complete(next(iter(data.train_dataloader()))), steps)
+    device = torch.device("cuda" if trainer["accelerator"] == "gpu" else "cpu")
+    raw = move_data_to_device(next(iter(data.train_dataloader())), device)
+    one = _OneBatch(data.complete(raw), steps)
     turns = Turns([], [])
     for turn in turn_numbers(size):
         for times, batches in _alternately([(turns.ours, data), (turns.other, one)], turn):

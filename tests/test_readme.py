@@ -108,7 +108,7 @@ def runnable(in_example_files, tmp_path, monkeypatch):
         extra = list(TINY)
         if {"data=online", "experiment=atlas_alone"} & set(arguments):
             extra += ["data.samples_per_epoch=2", "data.n_val=1"]
-        elif "data=h5" not in arguments:
+        elif not {"data=h5", "experiment=fine_tuning"} & set(arguments):
             extra += ["data.n_sections=4", "data.fields_per_section=1"]
         if not any(a.startswith(("atlas=", "atlas.path")) for a in arguments):
             extra += ["atlas.spacing_um=1100"]

@@ -5,7 +5,8 @@ and then seen through blur, uneven light and noise, on a dark or a bright ground
 learns shapes, not a stain: Hoffmann et al., *SynthMorph: learning contrast-invariant registration without acquired
 images*, IEEE TMI 2022.
 
-Draws come from a generator on the CPU and are moved then: the same seed gives the same sections on every device.
+Draws come from a generator on the CPU and are moved then: the same seed means the same sections on every device. Their
+blur is a convolution, for which cuDNN takes TF32 unless told otherwise: they differ by rounding, up to about 1e-3.
 """
 
 import math

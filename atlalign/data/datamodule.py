@@ -15,7 +15,7 @@ from atlalign.data import schema
 from atlalign.data.atlas import Atlas
 from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter, as_augmenter
 from atlalign.data.dataset import RawSample, RegistrationBatch, RegistrationDataset, SeededSampler, complete
-from atlalign.errors import InputError
+from atlalign.errors import InputError, check_numbers
 from atlalign.files import fingerprint
 
 Indexes = Sequence[int] | str | Path
@@ -67,8 +67,10 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
             raise InputError(
                 f"data.image_shape is {tuple(image_shape)}, but the atlas has {atlas.image_shape}"
             )
-        if batch_size < 1:
-            raise InputError(f"data.batch_size: expected at least 1, got {batch_size}")
+        check_numbers(
+            {"data.batch_size": batch_size, "data.num_workers": num_workers},
+            {"data.batch_size": 1, "data.num_workers": 0},
+        )
         self.atlas = atlas
         self.batch_size = batch_size
         self.shuffle = shuffle

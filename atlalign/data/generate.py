@@ -41,7 +41,7 @@ from torch import Tensor
 from atlalign.data import schema
 from atlalign.data.deformations import Deformation, RejectedError
 from atlalign.data.sources import Source, Start, warp_on_slide
-from atlalign.errors import InputError
+from atlalign.errors import InputError, check_numbers
 from atlalign.geometry import compose, invert, jacobian_determinant, stays_inside, warp
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ _LEAST = {
     "per_original": 1,
     "max_trials": 1,
     "max_corrupted_pixels": 1,
-    "max_difference": 0,
+    "max_difference": 0.0,
     "seed": 0,
     "workers": 0,
 }
@@ -105,7 +105,7 @@ def generate(config: "DictConfig") -> Path:
         UnfinishedError: If the disk is full or a process was killed; the same command goes on.
     """
     out = Path(config.out).expanduser()
-    _check_numbers(config)
+    check_numbers(config, _LEAST)
     _check_free(out)
     request = _request(config)
     recipe = _build_recipe(config)
@@ -429,12 +429,6 @@ def _draw_samples(recipe: Recipe, assembled: Path, numbers: list[int], figure: P
 
 
 # --- what may go wrong ------------------------------------------------------------------------------------------------
-
-
-def _check_numbers(config: "DictConfig") -> None:
-    for name, least in _LEAST.items():
-        if not config[name] >= least:
-            raise InputError(f"{name}: expected at least {least}, got {config[name]}")
 
 
 def _check_free(out: Path) -> None:

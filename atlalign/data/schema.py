@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,17 @@ from typing import IO, Any, NamedTuple
 import h5py
 import numpy as np
 import platformdirs
+from numpy.typing import NDArray
 
 from atlalign.errors import InputError
+
+log = logging.getLogger(__name__)
 
 ATLAS_EXTENT_UM = 13200.0
 SMALLEST_SIDE_PX = 32
 _BYTES_A_CHUNK = 64 * 2**20
+_SAMPLES_DOUBTED = 16
+_LEAST_DOUBTED_PX = 0.5
 
 
 class ArraySpec(NamedTuple):
@@ -83,6 +89,23 @@ def content_problems(path: str | Path, extent_um: float = ATLAS_EXTENT_UM) -> It
             )
 
 
+def doubts(path: str | Path) -> list[str]:
+    """Return what a valid file is hardly meant to hold; of the fields up to 16 samples are looked at.
+
+    Inverses are judged by the median over the pixels that stay on the image: the Keras package's goes astray at the
+    border, and is right elsewhere.
+    """
+    with h5py.File(path, "r") as file:
+        images = np.unique(file["image_id"])
+        chosen = np.unique(np.linspace(0, len(file["p"]) - 1, _SAMPLES_DOUBTED).round().astype(int)).tolist()
+        found: dict[str, list[int]] = {}
+        for sample in chosen:
+            for doubt in _doubts_about_fields(file["deltas_xy"][sample], file["inv_deltas_xy"][sample]):
+                found.setdefault(doubt, []).append(sample)
+    alone = [f"image_id: all samples are of image {images[0]}, so that none can validate"]
+    return alone * (len(images) == 1) + [f"{doubt} in {_listing('sample', s)}" for doubt, s in found.items()]
+
+
 def summarize(path: str | Path) -> FileSummary:
     """Return the number of samples and the image shape of a file whose structure is right."""
     with h5py.File(path, "r") as file:
@@ -91,7 +114,7 @@ def summarize(path: str | Path) -> FileSummary:
 
 
 def validate(path: str | Path, extent_um: float = ATLAS_EXTENT_UM) -> FileSummary:
-    """Check structure and contents, whatever was checked before.
+    """Check structure and contents, whatever was checked before, and warn of what is doubtful.
 
     Raises:
         InputError: With every problem of the file, one a line.
@@ -101,6 +124,8 @@ def validate(path: str | Path, extent_um: float = ATLAS_EXTENT_UM) -> FileSummar
         problems = list(_read_errors_as_problems(path, extent_um))
     if problems:
         raise invalid_file(path, problems)
+    for doubt in doubts(path):
+        log.warning("%s: %s", path, doubt)
     return summarize(path)
 
 
@@ -133,9 +158,16 @@ def create(
 
     One sample is one chunk, so that reading at random touches nothing else. The fields are byte-shuffled and
     compressed with LZF, which every h5py has: quicker to write than gzip, a tenth more bytes (benchmarks/storage.py).
+
+    Raises:
+        InputError: If the images would be smaller than a valid file's; then there is no file.
     """
-    file = h5py.File(path, "x")
     height, width = image_shape
+    if min(height, width) < SMALLEST_SIDE_PX:
+        raise InputError(
+            f"data.image_shape: expected at least {SMALLEST_SIDE_PX} px a side, got {height}×{width}"
+        )
+    file = h5py.File(path, "x")
     shapes = {"img": (height, width), "deltas_xy": (height, width, 2), "inv_deltas_xy": (height, width, 2)}
     for name, spec in CONTRACT.items():
         shape = shapes.get(name, ())
@@ -210,6 +242,24 @@ def _non_finite_samples(array: h5py.Dataset) -> list[int]:
         finite = np.isfinite(array[start : start + step]).reshape(-1, int(np.prod(array.shape[1:]))).all(1)
         samples += (start + np.flatnonzero(~finite)).tolist()
     return samples
+
+
+def _doubts_about_fields(deltas_xy: NDArray[np.float16], inv_deltas_xy: NDArray[np.float16]) -> Iterator[str]:
+    import torch
+
+    from atlalign.geometry import compose, stays_inside
+
+    dvf, inverse = (
+        torch.from_numpy(field).float().permute(2, 0, 1)[None] for field in (deltas_xy, inv_deltas_xy)
+    )
+    for name, field in (("deltas_xy", dvf), ("inv_deltas_xy", inverse)):
+        if stays_inside(field).float().mean() < 0.5:
+            yield f"{name}: most points are taken from outside of the image"
+    inside = stays_inside(dvf)[0]
+    if inside.any():
+        left, whole = (field[0].norm(dim=0)[inside].median() for field in (compose(inverse, dvf), dvf))
+        if left > max(_LEAST_DOUBTED_PX, whole / 2):
+            yield "inv_deltas_xy: expected the inverse of deltas_xy, found another field"
 
 
 def _listing(noun: str, numbers: list[int], at_most: int = 10) -> str:

@@ -32,7 +32,7 @@ from atlalign.data import schema
 from atlalign.data.atlas import Atlas
 from atlalign.data.datamodule import RegistrationDataModule, split_samples
 from atlalign.data.dataset import RegistrationBatch, RegistrationDataset, complete
-from atlalign.errors import InputError, unknown_name
+from atlalign.errors import InputError, check_numbers, unknown_name
 from atlalign.evaluation import report
 from atlalign.evaluation.methods import Estimate, Method, baseline, network_method
 from atlalign.evaluation.report import NETWORK, Measures, Row
@@ -66,9 +66,7 @@ def evaluate(config: DictConfig) -> Path:
         raise InputError(f"out: {out} exists already: name another folder")
     if config.split not in _SPLITS:
         raise unknown_name("split", config.split, _SPLITS)
-    for key, least in _LEAST.items():
-        if config[key] < least:
-            raise InputError(f"{key}: expected at least {least}, got {config[key]}")
+    check_numbers(config, _LEAST)
     _check_like_training(config, origin)
     baselines = {name: baseline(name) for name in config.baselines}
     network = load_model(config.checkpoint, allow=config.allow)

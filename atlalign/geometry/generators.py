@@ -1,6 +1,7 @@
 """Random displacement fields: parameters are drawn by one function and applied by another, so they can be replayed.
 
-Draws come from a generator on the CPU and are moved then: the same seed gives the same numbers on every device.
+Draws come from a generator on the CPU and are moved then: the same seed gives the same parameters on every device, and
+fields that agree up to rounding.
 Lengths are fractions of the image's width where a name says fraction or spacing, pixels where it says px.
 """
 

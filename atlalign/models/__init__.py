@@ -1,8 +1,7 @@
 """Models as files: saved, loaded, merged, imported and exported."""
 
-from pathlib import Path
-
 from atlalign.models.model_file import (
+    SHIPPED_MODEL,
     ModelOrigin,
     common_origin,
     load_model,
@@ -20,6 +19,3 @@ __all__ = [
     "read_origin",
     "save_model",
 ]
-
-SHIPPED_MODEL = Path(__file__).parents[1] / "weights" / "real_sections.safetensors"
-"""The network that comes with the package; README.md beside it says what it can do."""

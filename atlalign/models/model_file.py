@@ -28,7 +28,18 @@ from atlalign.networks.architecture import construct, describe
 if TYPE_CHECKING:
     from atlalign.training.module import RegistrationModule
 
-__all__ = ["ModelOrigin", "common_origin", "load_model", "merge_global_local", "read_origin", "save_model"]
+__all__ = [
+    "SHIPPED_MODEL",
+    "ModelOrigin",
+    "common_origin",
+    "load_model",
+    "merge_global_local",
+    "read_origin",
+    "save_model",
+]
+
+SHIPPED_MODEL = Path(__file__).parents[1] / "weights" / "real_sections.safetensors"
+"""The network that comes with the package; README.md beside it says what it can do."""
 
 _PREFIX = "network."
 _SAFETENSORS = ".safetensors"
@@ -88,17 +99,17 @@ def save_model(
     return path
 
 
-def load_model(path: str | Path, *, allow: Collection[str] = ()) -> nn.Module:
+def load_model(path: str | Path | None = None, *, allow: Collection[str] = ()) -> nn.Module:
     """Return the network in a model file, a folder or a training checkpoint, on the CPU and ready to be applied.
 
     Args:
-        path: What `save_model` or training wrote.
+        path: What `save_model` or training wrote; None for the network that comes with the package.
         allow: Importable names of further network classes that the file may name, such as `my_lab.Shift`.
 
     Raises:
         InputError: If there is no such file, it holds more than plain data, or names a class that is not allowed.
     """
-    path = Path(path)
+    path = SHIPPED_MODEL if path is None else Path(path)
     known, weights = _read(path)
     try:
         network = construct(_architecture(known), allow)

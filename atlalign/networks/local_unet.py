@@ -109,7 +109,7 @@ class LocalUNet(nn.Module):
     def velocity(self, reference: Tensor, moving: Tensor) -> Tensor:
         """Return the predicted velocity (B, 2, H, W) in pixels per unit time; only with `velocity_steps`."""
         # A jump to 0 at the crop would be steep.
-        return limit_steepness(self._predict(reference, moving, beyond_crop="replicate").float())
+        return limit_steepness(self._predict(reference, moving, beyond_crop="replicate"))
 
     def forward(self, reference: Tensor, moving: Tensor) -> Registration:
         """Register `moving` to `reference`, both (B, 1, H, W) in [0, 1]."""
@@ -129,7 +129,7 @@ class LocalUNet(nn.Module):
         pair = torch.cat([reference, moving], dim=1)
         margins = _margins(pair.shape[-2], pair.shape[-1], self.size_multiple)
         padded = F.pad(pair, margins)
-        predicted = resize(self._unet(padded), (padded.shape[-2], padded.shape[-1]))
+        predicted = resize(self._unet(padded).float(), (padded.shape[-2], padded.shape[-1]))
         return F.pad(predicted, [-margin for margin in margins], mode=beyond_crop)
 
     def _unet(self, pair: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from atlalign import __version__, metrics
 from atlalign.data.dataset import RegistrationBatch
-from atlalign.errors import InputError
+from atlalign.errors import InputError, unknown_name
 from atlalign.losses import RegistrationLoss
 from atlalign.networks import Registration
 from atlalign.networks.architecture import describe
@@ -28,7 +28,7 @@ class RegistrationModule(pl.LightningModule):
         loss: The weighted terms.
         optimizer: From parameters to an optimiser.
         scheduler: From the optimiser to a learning-rate schedule, stepped after each epoch.
-        monitor: The metric that a plateau schedule watches.
+        monitor: The metric that picks the best checkpoint, and that a plateau schedule watches.
         seed: Decides, with step and process, what a network draws at random in training.
         origin: Plain data kept in each checkpoint: the resolved configuration and the atlas' intensity scale.
     """
@@ -90,8 +90,15 @@ class RegistrationModule(pl.LightningModule):
         self._train_means = EpochMeans()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means over the samples that validate, those of all processes."""
+        """Log the means over the samples that validate, those of all processes.
+
+        Raises:
+            InputError: If `monitor` is none of them, in the validation before the first step.
+        """
         means = self._log_means("val", self._val_means)
+        known = [f"val/{name}" for name in means]
+        if self.monitor not in known:
+            raise unknown_name("metric in objective:", self.monitor, known)
         self.log_dict(_shown("val", means), prog_bar=True, logger=False, sync_dist=True, batch_size=1)
         self._val_means = EpochMeans()
 
@@ -111,7 +118,19 @@ class RegistrationModule(pl.LightningModule):
         checkpoint["epoch_means"] = self._train_means.state(self.trainer.strategy.reduce)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the means of the epoch."""
+        """Go on with the means of the epoch.
+
+        Raises:
+            InputError: If the checkpoint is one of another network.
+        """
+        expected = {name: weight.shape for name, weight in self.state_dict().items()}
+        found = {name: weight.shape for name, weight in checkpoint["state_dict"].items()}
+        other = sorted(name for name, _ in expected.items() ^ found.items())
+        if other:
+            raise InputError(
+                "ckpt_path: expected a checkpoint of the configured network, found other weights: "
+                f"{', '.join(other[:3])}{' …' if len(other) > 3 else ''}"
+            )
         self._train_means = EpochMeans(**checkpoint.get("epoch_means", {}))
 
     def _measure(self, output: Registration, batch: RegistrationBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -7,16 +7,19 @@ processes, none are started here.
 """
 
 import os
+import pickle
 import signal
 import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from atlalign.errors import InputError
+from atlalign.errors import InputError, sentence
 
 
 def n_processes_to_start(trainer: Any) -> int:
@@ -39,26 +42,26 @@ def run_in_processes(function: Callable[..., object], arguments: Sequence[Any], 
     second SIGINT kills them.
 
     Raises:
-        Exception: What was raised in the first process that failed; the others are ended.
+        Exception: What was raised in the first process that failed, without its causes; the others are ended.
         SystemExit: If one ended the program, such as `atlalign.training.resume.Stopped`.
     """
-    from torch import multiprocessing
     from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
-    errors = multiprocessing.get_context("spawn").SimpleQueue()
-    job = (function, tuple(arguments), n_processes, free_port(), errors)
-    started = start_processes(_run, job, n_processes, join=False)  # type: ignore[no-untyped-call]
-    with _handing_on_signals(started.processes) as received:
-        try:
-            while not started.join():
-                pass
-        except ProcessExitedException as ended:
-            if not errors.empty():
-                raise errors.get() from None
-            if ended.exit_code > 0:
-                raise SystemExit(ended.exit_code) from None
-            if not received:
-                raise
+    with TemporaryDirectory() as folder:
+        error_file = Path(folder) / "error"
+        job = (function, tuple(arguments), n_processes, free_port(), error_file)
+        started = start_processes(_run, job, n_processes, join=False)  # type: ignore[no-untyped-call]
+        with _handing_on_signals(started.processes) as received:
+            try:
+                while not started.join():
+                    pass
+            except ProcessExitedException as ended:
+                if error_file.exists():
+                    raise pickle.loads(error_file.read_bytes()) from None
+                if ended.exit_code > 0:
+                    raise SystemExit(ended.exit_code) from None
+                if not received:
+                    raise
     if received:
         raise SystemExit(128 + received[0])
 
@@ -69,7 +72,7 @@ def _run(
     arguments: tuple[Any, ...],
     n_processes: int,
     port: int,
-    errors: Any,
+    error_file: Path,
 ) -> None:
     place = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": n_processes}
     os.environ.update({name: str(value) for name, value in place.items()})
@@ -77,9 +80,26 @@ def _run(
     try:
         function(*arguments)
     except Exception as error:
-        error.add_note(f"in process {rank}:\n{traceback.format_exc()}")
-        errors.put(error)
+        content = _pickled(error, f"in process {rank}:\n{traceback.format_exc()}")
+        # A file and no pipe, which would hold up this process until somebody reads; the first to fail is told of.
+        with suppress(FileExistsError), error_file.open("xb") as file:
+            file.write(content)
         raise SystemExit(1) from error
+
+
+def _pickled(error: Exception, note: str) -> bytes:
+    """Return the error with a note, or where it or its sentence would be lost on the way, one that says the same."""
+    if told := sentence(error):
+        error = InputError(told)
+    error.add_note(note)
+    try:
+        content = pickle.dumps(error)
+        pickle.loads(content)
+    except Exception:  # a class may answer to being copied with anything
+        plain = RuntimeError(f"{type(error).__name__}: {error}")
+        plain.add_note(note)
+        content = pickle.dumps(plain)
+    return content
 
 
 @contextmanager

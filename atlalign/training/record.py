@@ -28,8 +28,6 @@ def describe_run() -> dict[str, Any]:
     holds for the checkouts of the package and of `folder`, as far as they are ones, commit and whether tracked files
     have changed since.
     """
-    import torch
-
     folders = {_checkout(path) for path in (Path(atlalign.__file__).parent, Path.cwd())} - {None}
     return {
         "command": _command(),
@@ -38,12 +36,11 @@ def describe_run() -> dict[str, Any]:
         "git": [_state(folder) for folder in sorted(filter(None, folders))],
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "machine": platform.platform(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
 
 
 def write_record(folder: Path, record: Mapping[str, Any], data: Mapping[str, str], *, resumed: bool) -> None:
-    """Write `folder`/run.json: the record with the hashes of the data; a resumed run adds to the record of the first.
+    """Write `folder`/run.json: the record with GPUs and hashes of the data; a resumed run adds to that of the first.
 
     Args:
         folder: The run's folder.
@@ -51,8 +48,12 @@ def write_record(folder: Path, record: Mapping[str, Any], data: Mapping[str, str
         data: Hashes by what they are of.
         resumed: Whether the run in this folder goes on.
     """
+    import torch
+
     path = folder / "run.json"
-    content: dict[str, Any] = {**record, "data": dict(data), "resumed": []}
+    # Asking for their names takes memory on a GPU: only a process that trains does.
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    content: dict[str, Any] = {**record, "gpus": gpus, "data": dict(data), "resumed": []}
     if resumed and path.exists():
         former = json.loads(path.read_text())
         earlier = former.pop("resumed")

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,13 +15,15 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from atlalign.errors import InputError, unknown_name
+from atlalign.errors import InputError, check_numbers, mistakes_in, unknown_name
 from atlalign.training.processes import n_processes_to_start, run_in_processes
 from atlalign.training.record import describe_run, write_record
-from atlalign.training.runs import flatten, has_finished, read_run, recorded_failure
+from atlalign.training.runs import begin, flatten, has_begun, has_finished, read_run, recorded_failure
 
 # What a comparison of runs shows of the configuration.
 _COMPARED = ("model", "loss", "augment", "data", "atlas", "optimizer", "scheduler", "seed")
+# Batches are float32 images and fields, on which networks of another precision cannot work.
+_PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
 def train(config: DictConfig) -> float:
@@ -47,6 +50,7 @@ def train(config: DictConfig) -> float:
 
 
 def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -> float:
+    check_numbers(config, {"seed": 0})
     # The loss goes first: a misspelt key fails before the slow imports and before any data is written.
     loss = build(config.loss)
 
@@ -56,14 +60,18 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
     started = time.monotonic()
     pl.seed_everything(config.seed, workers=True, verbose=False)
     folder = Path(config.run_dir)
-    pl.utilities.rank_zero_only(_write_config)(folder, config)
+    if not has_begun(folder):
+        pl.utilities.rank_zero_only(begin)(folder, config)
     network = _build_network(config, checkpoint)
     datamodule = _build_datamodule(config, network)
-    pl.utilities.rank_zero_only(_record)(folder, record, datamodule, checkpoint)
     module = _build_module(config, network, loss, datamodule)
-    trainer = build(
-        config.trainer, logger=build(config.logger) or False, callbacks=_built_values(config.callbacks)
-    )
+    start = partial(_begin, config, record, checkpoint)
+    callbacks = [*_built_values(config.callbacks), pl.callbacks.LambdaCallback(on_train_start=start)]
+    trainer = build(config.trainer, logger=build(config.logger) or False, callbacks=callbacks)
+    if trainer.precision not in _PRECISIONS:
+        raise InputError(
+            f"trainer.precision: expected one of {', '.join(_PRECISIONS)}, got {trainer.precision}"
+        )
     network.to(memory_format=_memory_format(config.channels_last, trainer.strategy.root_device))
     if checkpoint:
         _rewind_logs(trainer.loggers, checkpoint)
@@ -80,6 +88,7 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
         "seconds": round(time.monotonic() - started, 1),
     }
     if trainer.is_global_zero:
+        begin(folder, config)  # of a run that had nothing left to train
         _write_json(folder / "metrics.json", metrics)
         _log_hyperparameters(loggers, config, metrics)
         _draw_result(module, datamodule, folder / "registered.png")
@@ -89,13 +98,31 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
 
 
 def build(config: DictConfig | None, **objects: Any) -> Any:
-    """Build what `config` names by `_target_` with plain arguments and `objects`; None where it names nothing."""
+    """Build what `config` names by `_target_` with plain arguments and `objects`; None where it names nothing.
+
+    Raises:
+        InputError: If what it names does not take these arguments.
+    """
     if not config:
         return None
-    if not objects:
-        return hydra.utils.instantiate(config, _convert_="all")
-    # Hydra would turn objects among the arguments into configurations: they are given afterwards.
-    return hydra.utils.instantiate(config, _convert_="all", _partial_=True)(**objects)
+    with mistakes_in(config._get_full_key(None)):
+        if not objects:
+            return hydra.utils.instantiate(config, _convert_="all")
+        # Hydra would turn objects among the arguments into configurations: they are given afterwards.
+        return hydra.utils.instantiate(config, _convert_="all", _partial_=True)(**objects)
+
+
+def _build_function(config: DictConfig | None) -> Any:
+    """Build a function with some of its arguments, which tells when it is called what is wrong with these."""
+    function = build(config)
+    if config is None or function is None:
+        return None
+
+    def call(*arguments: Any) -> Any:
+        with mistakes_in(config._get_full_key(None)):
+            return function(*arguments)
+
+    return call
 
 
 def _n_processes_to_start(config: DictConfig) -> int:
@@ -132,11 +159,21 @@ def _network_of_same_run(config: DictConfig, checkpoint: str | None) -> Any:
 
     if checkpoint is None:
         return None
-    if read_origin(checkpoint).config.get("model") != OmegaConf.to_container(config.model, resolve=True):
+    former = read_origin(checkpoint).config
+    _check_optimizer(config, OmegaConf.create(dict(former)))
+    if former.get("model") != OmegaConf.to_container(config.model, resolve=True):
         return None
     with suppress(InputError):  # a network from outside of the package is built as the configuration says
         return load_model(checkpoint)
     return None
+
+
+def _check_optimizer(config: DictConfig, former: DictConfig) -> None:
+    """Check that a run that goes on optimises as before, to which the state in its checkpoint belongs."""
+    for key in ("optimizer._target_", "freeze"):
+        before, now = OmegaConf.select(former, key), OmegaConf.select(config, key)
+        if before is not None and before != now:
+            raise InputError(f"{key}: expected {before}, as in the checkpoint to go on from, got {now}")
 
 
 def _freeze(network: Any, parts: Sequence[str]) -> None:
@@ -169,8 +206,8 @@ def _build_module(config: DictConfig, network: Any, loss: Any, datamodule: Any) 
     return RegistrationModule(
         network,
         loss,
-        optimizer=build(config.optimizer),
-        scheduler=build(config.scheduler),
+        optimizer=_build_function(config.optimizer),
+        scheduler=_build_function(config.scheduler),
         monitor=config.objective,
         seed=config.seed,
         origin=origin,
@@ -195,7 +232,24 @@ def _checkpoint_to_resume(ckpt_path: str | None, folder: Path) -> str | None:
     path = last if ckpt_path == "last" else Path(ckpt_path)
     if not path.is_file():
         raise InputError(f"ckpt_path: there is no checkpoint {path}")
+    if not _holds_training(path):
+        raise InputError(
+            f"ckpt_path: {path} holds a network, but no training to go on with; model=pretrained "
+            f"model.path={path} begins with its weights"
+        )
     return str(path)
+
+
+def _holds_training(path: Path) -> bool:
+    """Return whether a model file holds the state of a training, as checkpoints do."""
+    import torch
+
+    from atlalign.models import read_origin
+
+    read_origin(path)  # says what is wrong with a file that is none
+    with suppress(Exception):  # of other formats than torch's
+        return "optimizer_states" in torch.load(path, map_location="meta", weights_only=True)
+    return False
 
 
 def _rewind_logs(loggers: Iterable[Any], checkpoint: str) -> None:
@@ -216,15 +270,16 @@ def _quieten_lightning() -> None:
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
 
 
-def _write_config(folder: Path, config: DictConfig) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
-
-
-def _record(folder: Path, record: dict[str, Any], datamodule: Any, checkpoint: str | None) -> None:
-    datamodule.prepare_data()
+def _begin(
+    config: DictConfig, record: dict[str, Any], checkpoint: str | None, trainer: Any, module: Any
+) -> None:
+    """Write what the run is, now that all that could be wrong with it has been found."""
+    if not trainer.is_global_zero:
+        return
+    folder = Path(config.run_dir)
+    begin(folder, config)
     goes_on = checkpoint is not None and folder.resolve() in Path(checkpoint).resolve().parents
-    write_record(folder, record, datamodule.fingerprints(), resumed=goes_on)
+    write_record(folder, record, trainer.datamodule.fingerprints(), resumed=goes_on)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -244,10 +299,15 @@ def _log_hyperparameters(loggers: list[Any], config: DictConfig, metrics: dict[s
 
 
 def _draw_result(module: Any, datamodule: Any, path: Path) -> None:
+    import torch
+
     from atlalign.plots import registration_figure
     from atlalign.training.callbacks import register_examples
 
-    registration_figure(register_examples(module.cpu(), datamodule, n_sections=4)).savefig(path)
+    # Lightning has brought the network to the CPU, for which it would be compiled anew.
+    with torch.compiler.set_stance("force_eager"):
+        panels = register_examples(module.cpu(), datamodule, n_sections=4)
+    registration_figure(panels).savefig(path)
 
 
 def _print_result(metrics: dict[str, float], folder: Path) -> None:

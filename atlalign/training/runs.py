@@ -73,14 +73,17 @@ class RunTable:
 def recorded_failure(folder: Path, config: DictConfig) -> Iterator[None]:
     """Where the run inside ends with an error, leave in its `folder` what it was and why it ended.
 
-    What an earlier attempt left as its end is removed at the start.
+    A run that had finished there stays as it is where the new attempt fails before it has begun to train.
     """
     started = time.monotonic()
-    for name in ("failure.json", "metrics.json"):
-        (folder / name).unlink(missing_ok=True)
+    finished = _time_of(folder / "metrics.json")
+    if finished is None:
+        (folder / "failure.json").unlink(missing_ok=True)
     try:
         yield
     except Exception as error:
+        if finished is not None and _time_of(folder / "metrics.json") == finished:
+            raise
         record_failure(folder, error, seconds=round(time.monotonic() - started, 1))
         if not (folder / "config.yaml").exists():
             with suppress(OmegaConfBaseException):  # this may be what ended it
@@ -88,11 +91,17 @@ def recorded_failure(folder: Path, config: DictConfig) -> Iterator[None]:
         raise
 
 
+def begin(folder: Path, config: DictConfig) -> None:
+    """Write the run's configuration, and remove what an earlier attempt left as its end."""
+    _write(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    for name in ("failure.json", "metrics.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
 def record_failure(folder: Path, error: BaseException, **metrics: float) -> None:
     """Write to `folder`/failure.json that the run there ended with `error`."""
     status, reason = ("pruned", str(error)) if isinstance(error, Pruned) else ("failed", describe(error))
     content = {"status": status, "reason": reason, "metrics": metrics}
-    folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "failure.json", json.dumps(content, indent=2) + "\n")
 
 
@@ -322,8 +331,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _time_of(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
 def _write(path: Path, text: str) -> None:
     """Write to a temporary name first, so that no half-written file is ever read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}")
     unfinished.write_text(text)
     unfinished.replace(path)

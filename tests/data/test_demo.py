@@ -130,3 +130,10 @@ def test_examples_are_spread_over_the_validation_split(tmp_path, brain):
     demo.setup()
     assert len(demo.examples(2).image_id.unique()) == 2
     assert len(demo.examples(99).image_id) == len(demo.val_split)
+
+
+def test_images_that_no_file_may_hold_leave_none(tmp_path):
+    tiny = phantom_atlas(image_shape=(16, 16), spacing_um=600)
+    with pytest.raises(InputError, match=r"data.image_shape: expected at least 32 px a side, got 16×16"):
+        write_demo(tmp_path / "demo.h5", tiny, n_sections=2, fields_per_section=1)
+    assert not list(tmp_path.iterdir())

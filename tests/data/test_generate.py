@@ -613,6 +613,7 @@ def test_a_bad_list_of_images_leaves_nothing(spoil, message, tmp_path):
         ("source.damage.p_cut=2", "damage.p_cut: expected a probability"),
         ("per_original=0", "per_original: expected at least 1, got 0"),
         ("seed=-1", "seed: expected at least 0"),
+        ("max_difference=abc", "max_difference: expected a number, got abc"),
         ("workers=-1", "workers: expected at least 0"),
         ("out=my.txt", "ends in .h5"),
         ("deformation.largest_fraction=-1", "largest_fraction"),

@@ -117,3 +117,27 @@ def test_create_makes_a_valid_file(tmp_path):
         assert dict(file.attrs) == {"seed": 1, "config": '{"a": [1, 2]}'}
         assert (file["img"][1] == 200).all()
         assert file["deltas_xy"].chunks == (1, *SHAPE, 2)
+
+
+@pytest.mark.parametrize(
+    ("deltas_px", "inverse_px", "doubt"),
+    [
+        (5, -5, None),
+        (0.3, 0, None),
+        (5, 0, "inv_deltas_xy: expected the inverse of deltas_xy, found another field in samples 0, 1, 2, 3"),
+        (5, 5, "inv_deltas_xy: expected the inverse of deltas_xy, found another field in samples 0, 1, 2, 3"),
+        (10_000, -5, "deltas_xy: most points are taken from outside of the image in samples 0, 1, 2, 3"),
+    ],
+)
+def test_fields_that_make_no_sense_are_doubted(tmp_path, caplog, deltas_px, inverse_px, doubt):
+    deltas, inverse = (np.full((4, *SHAPE, 2), px, np.float16) for px in (deltas_px, inverse_px))
+    # As extrapolated outside of the points' convex hull, which is no reason to doubt.
+    inverse[:, :4] += 119
+    path = write_h5(tmp_path / "a.h5", n=4, deltas_xy=deltas, inv_deltas_xy=inverse)
+    assert schema.validate(path).n_samples == 4
+    assert [record.getMessage() for record in caplog.records] == [f"{path}: {doubt}"] * (doubt is not None)
+
+
+def test_one_image_alone_is_doubted(tmp_path, caplog):
+    schema.validate(write_h5(tmp_path / "a.h5", image_id=np.full(6, 3)))
+    assert "image_id: all samples are of image 3, so that none can validate" in caplog.text

@@ -229,3 +229,11 @@ def test_layers_are_the_geometry_functions():
     torch.testing.assert_close(warped[0, 0, 3, 1], image[0, 0, 2, 3])
     twice = DVFComposition()(dvf, dvf)
     torch.testing.assert_close(twice[0, :, 2, 2], torch.tensor([4.0, -2.0]))
+
+
+@pytest.mark.parametrize("velocity_steps", [None, 7])
+def test_half_precision_keeps_the_local_field_in_float32(velocity_steps):
+    network = LocalUNet((4,), (4, 4), (4,), (4, 4), (4,), compute_inv=True, velocity_steps=velocity_steps)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = network(*torch.rand(2, 1, 1, 32, 48))
+    assert output.dvf.dtype == output.inv_dvf.dtype == output.registered.dtype == torch.float32

@@ -11,7 +11,7 @@ import torch
 
 from atlalign.data.datamodule import RegistrationDataModule
 from atlalign.errors import InputError
-from atlalign.training.processes import free_port
+from atlalign.training.processes import free_port, run_in_processes
 from atlalign.training.run import train
 from tests.conftest import SHAPE
 from tests.training.conftest import TINY, TINY_LOCAL, metrics_of, wait_for
@@ -69,6 +69,33 @@ def test_a_mistake_in_the_processes_is_told_as_in_one(configure, tmp_path):
     with pytest.raises(InputError, match=r"require_ratio: expected an error of at most 0.01 times"):
         train(configure(*TWO, "require_ratio=0.01"))
     assert "require_ratio" in json.loads((tmp_path / "run" / "failure.json").read_text())["reason"]
+
+
+class TwoWordsError(Exception):
+    """Cannot be unpickled, and its message is larger than what a pipe holds."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one + two)
+
+
+def fail(kind: str) -> None:
+    if kind == "no copy":
+        raise TwoWordsError("too " * 25_000, "long")
+    try:
+        raise InputError("expected " + "much " * 25_000 + "more")
+    except InputError as cause:
+        raise ValueError("without a sentence") from cause
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "ending"),
+    [("no copy", RuntimeError, "too long"), ("its cause tells", InputError, "much more")],
+)
+def test_errors_of_any_size_and_class_arrive(kind, expected, ending):
+    with pytest.raises(expected) as raised:
+        run_in_processes(fail, [kind], 2)
+    assert str(raised.value).endswith(ending)
+    assert "in fail" in raised.value.__notes__[0]
 
 
 def test_each_process_needs_something_to_validate(atlas, h5_file, monkeypatch):

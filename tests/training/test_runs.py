@@ -11,6 +11,7 @@ from atlalign.cli import main as atlalign
 from atlalign.errors import InputError
 from atlalign.training.runs import (
     Pruned,
+    begin,
     compare,
     find_runs,
     read_run,
@@ -111,6 +112,18 @@ def test_a_failing_run_leaves_its_reason_and_configuration(tmp_path):
     assert run.metrics["seconds"] >= 0
     with recorded_failure(tmp_path, config):
         assert read_run(tmp_path).status == "unfinished"
+
+
+def test_a_run_that_had_finished_stays_until_the_new_attempt_begins(tmp_path):
+    config = OmegaConf.create({"run_dir": str(tmp_path), "seed": 2})
+    folder = write_run(tmp_path / "run", {DISTANCE: 3.0}, seed=1)
+    with pytest.raises(InputError), recorded_failure(folder, config):
+        raise InputError("there is no atlas")
+    assert (read_run(folder).status, read_run(folder).config["seed"]) == ("finished", 1)
+    with pytest.raises(InputError), recorded_failure(folder, config):
+        raise InputError(str(begin(folder, config)))
+    run = read_run(folder)
+    assert (run.status, run.config["seed"], list(run.metrics)) == ("failed", 2, ["seconds"])
 
 
 def test_a_run_that_missed_its_goal_keeps_its_metrics(tmp_path):

@@ -1,5 +1,7 @@
 """Whole training runs at tiny sizes, composed as the command line composes them and run in this process."""
 
+import json
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -7,6 +9,8 @@ from omegaconf.errors import MissingMandatoryValue
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from atlalign.errors import InputError
+from atlalign.networks import LocalUNet
+from atlalign.training import run
 from atlalign.training.run import train
 from tests.training.conftest import TINY, metrics_of
 
@@ -91,6 +95,19 @@ def test_a_run_does_not_overwrite_another(configure):
         train(configure())
 
 
+def test_a_mistaken_resume_leaves_a_finished_run_alone(configure, tmp_path):
+    train(configure("require_ratio=100"))
+    names = ("metrics.json", "config.yaml", "run.json")
+    written = {name: (tmp_path / "run" / name).read_text() for name in names}
+    for mistake in ("atlas.spacing_um=-1", "model.end_filters=[5]", "data.batch_size=100"):
+        with pytest.raises(Exception):  # noqa: B017, PT011 - other tests have what each says
+            train(configure("ckpt_path=last", "trainer.max_epochs=2", mistake))
+        assert {name: (tmp_path / "run" / name).read_text() for name in written} == written
+    train(configure("ckpt_path=last"))  # with nothing left to do
+    assert json.loads(written["metrics.json"])["steps"] == metrics_of(tmp_path / "run")["steps"]
+    assert "require_ratio: null" in (tmp_path / "run" / "config.yaml").read_text()
+
+
 def test_resuming_from_nothing_is_an_error(configure, tmp_path):
     with pytest.raises(InputError, match=r"there is no checkpoint .*last.ckpt"):
         train(configure("ckpt_path=last"))
@@ -158,9 +175,49 @@ def test_what_must_be_given_is_named(configure):
         train(config)
 
 
-def test_an_unknown_objective_says_what_exists(configure):
-    with pytest.raises(InputError, match=r"no metric 'val/dice'; there are: .*val/vector_distance"):
-        train(configure("objective=val/dice", "callbacks.best=null"))
+def test_an_unknown_objective_says_what_exists_before_it_trains(configure, tmp_path):
+    with pytest.raises(InputError, match=r"objective: 'val/dice'. There are: .*val/vector_distance"):
+        train(configure("objective=val/dice"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["optimizer.lr=abc"], "optimizer: .* not supported between instances of 'float' and 'str'"),
+        (["scheduler=plateau", "scheduler.factor=2"], "scheduler: .*Factor should be < 1.0"),
+        (["seed=-1"], "seed: expected at least 0, got -1"),
+        (["trainer.max_epochs=-3"], "trainer: .*max_epochs.* You passed in -3"),
+        (["trainer.precision=bf16-true"], "trainer.precision: expected one of 32-true, 16-mixed, bf16-mixed, got"),
+        (["data.batch_size=abc"], "data.batch_size: expected a whole number, got abc"),
+        (["data.num_workers=-1"], "data.num_workers: expected at least 0, got -1"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_mistakes_are_one_sentence(configure, overrides, words):
+    with pytest.raises(InputError, match=words):
+        train(configure(*overrides))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(configure):
+    with pytest.raises(InputError, match=r"trainer: .*No supported gpu backend found"):
+        train(configure("trainer=gpu"))
+
+
+def test_a_checkpoint_of_another_network_or_optimiser(configure, tmp_path):
+    train(configure(run_dir=tmp_path / "other"))
+    checkpoint = f"ckpt_path={tmp_path / 'other' / 'checkpoints' / 'last.ckpt'}"
+    with pytest.raises(
+        InputError, match=r"ckpt_path: expected .* the configured network, .*: network.end.0.bias"
+    ):
+        train(configure(checkpoint, "model.end_filters=[5]"))
+    with pytest.raises(InputError, match=r"optimizer._target_: expected torch.optim.RMSprop, as in"):
+        train(configure(checkpoint, "optimizer=adam"))
+    with pytest.raises(
+        InputError, match=r"freeze: expected \[\], as in the checkpoint to go on from, got \['start'\]"
+    ):
+        train(configure(checkpoint, "freeze=[start]"))
 
 
 def test_a_misspelt_loss_says_what_exists(configure):
@@ -207,3 +264,25 @@ def test_a_compiled_network_trains_and_keeps_its_names(configure, tmp_path):
     train(configure("compile=true"))
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert "network.start.0.weight" in state
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+def test_the_final_picture_is_drawn_without_a_compiler(configure, monkeypatch):
+    compiled, drawn = [], []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    def draw(*arguments):
+        torch.compiler.reset()  # as when the network is brought to another device
+        before = len(compiled)
+        draw_result(*arguments)
+        drawn.append((before, len(compiled)))
+
+    draw_result = run._draw_result
+    monkeypatch.setattr(run, "_draw_result", draw)
+    monkeypatch.setattr(LocalUNet, "compile", lambda self: torch.nn.Module.compile(self, backend=backend))
+    train(configure("compile=true"))
+    ((before, after),) = drawn
+    assert after == before > 0
