@@ -150,21 +150,50 @@ class _Up(nn.Module):
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.before = _convs(in_channels, [out_channels])
+        self.before = nn.Sequential(_DoublingConv2d(in_channels, out_channels, 3), _activation())
         self.after = _convs(out_channels + skip_channels, [out_channels])
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        up = self.before(F.interpolate(features, scale_factor=2, mode="nearest"))
-        joined: Tensor = self.after(torch.cat([up, skip], dim=1))
+        joined: Tensor = self.after(torch.cat([self.before(features), skip], dim=1))
         return joined
+
+
+class _DoublingConv2d(nn.Conv2d):
+    """Doubles the resolution, and convolves; its weights are those of a convolution after it."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return convolve_doubled(features, self.weight, self.bias)
+
+
+def convolve_doubled(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the convolution, zeros beyond the border, of features whose every pixel has become 2×2.
+
+    As a transposed convolution of the features themselves it takes 4/9 of the multiply-adds, and no such large copy.
+
+    Args:
+        features: (B, C, H, W), at half of the resolution.
+        weight: (C', C, 3, 3).
+        bias: (C',).
+
+    Returns:
+        (B, C', 2·H, 2·W).
+    """
+    # What a pixel adds to each of the 4×4 that it reaches: the sum of the taps that meet its 2×2 there.
+    taps = F.pad(weight.flip(-2, -1), (1, 1, 1, 1))
+    reached = 4 * F.avg_pool2d(taps, 2, stride=1)
+    return F.conv_transpose2d(features, reached.transpose(0, 1), bias, stride=2, padding=1)
 
 
 def _convs(in_channels: int, filters: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for out_channels in filters:
-        layers += [nn.Conv2d(in_channels, out_channels, 3, padding="same"), nn.LeakyReLU(0.2, inplace=True)]
+        layers += [nn.Conv2d(in_channels, out_channels, 3, padding="same"), _activation()]
         in_channels = out_channels
     return nn.Sequential(*layers)
+
+
+def _activation() -> nn.Module:
+    return nn.LeakyReLU(0.2, inplace=True)
 
 
 def _margins(height: int, width: int, multiple: int) -> list[int]:

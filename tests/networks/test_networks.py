@@ -6,6 +6,7 @@ import torch
 
 from atlalign.geometry import compose, integrate, jacobian_determinant, stays_inside, warp
 from atlalign.networks import Affine2DVF, BilinearInterpolation, DVFComposition, GlobalAffineNet, LocalUNet
+from atlalign.networks.local_unet import convolve_doubled
 
 
 def n_parameters(network: torch.nn.Module) -> int:
@@ -98,6 +99,19 @@ def test_local_forward_equals_numpy_layer_by_layer():
     expected = np.pad(conv(x, network.to_dvf, 0, 1), ((0, 0), (0, 0), (1, 1)))
     dvf = network(reference, moving).dvf[0].detach().numpy()
     np.testing.assert_allclose(dvf, expected, atol=1e-5)
+
+
+def test_convolving_what_is_doubled_needs_no_copy():
+    generator = torch.Generator().manual_seed(0)
+    features, weight, bias = (
+        torch.rand(size, generator=generator, dtype=torch.float64) for size in ((2, 3, 4, 5), (2, 3, 3, 3), 2)
+    )
+    doubled = features.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    expected = torch.nn.functional.conv2d(doubled, weight, bias, padding=1)
+    torch.testing.assert_close(convolve_doubled(features, weight, bias), expected, rtol=0, atol=1e-12)
+    inputs = [part.requires_grad_() for part in (features, weight, bias)]
+    assert torch.autograd.gradcheck(convolve_doubled, inputs)
+    assert torch.autograd.gradgradcheck(convolve_doubled, inputs)
 
 
 def test_inverse_is_the_same_network_on_swapped_images():
