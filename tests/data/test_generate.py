@@ -18,9 +18,10 @@ from PIL import Image
 
 from atlalign.data import generate as module
 from atlalign.data import schema
-from atlalign.data.deformations import Affine, Anchor, EdgeStretching, Mix, SmoothVelocity
+from atlalign.data.deformations import Affine, Anchor, EdgeStretching, Mix, RejectedError, SmoothVelocity
 from atlalign.data.generate import (
     UnfinishedError,
+    deform,
     figure_path,
     generate,
     registered_image,
@@ -505,6 +506,14 @@ def test_what_is_rejected_is_counted_and_left_out(tmp_path, capsys):
     assert "a field folds" in shown
     assert "left out" in shown
     assert schema.validate(path).n_samples == kept
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_pixel_that_is_not_finite_is_enough(value):
+    inverse = torch.zeros(1, 2, *SHAPE)
+    inverse[0, 1, 3, 5] = value
+    with pytest.raises(RejectedError, match="a field is not finite"):
+        deform(Start.registered(blobs()), inverse)
 
 
 def test_nothing_is_written_when_every_draw_is_rejected(tmp_path):
