@@ -156,7 +156,7 @@ def scratch() -> Iterator[Path]:
 
 def describe_machine() -> dict[str, Any]:
     """Return, as plain data, where and with what versions this runs; nothing of it names a person or a folder."""
-    from atlalign.training.record import describe_run
+    from atlalign.training.record import describe_run, gpu_names
 
     run = describe_run()
     return {
@@ -167,7 +167,7 @@ def describe_machine() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "gpus": run["gpus"],
+        "gpus": gpu_names(),
         "load_before": load(),
     }
 

@@ -60,7 +60,8 @@ class CoarseToFineNet(nn.Module):
         inverse: Tensor | None = dvf if self.compute_inv else None
         for index, reduction in enumerate(self.reductions):
             net = self.nets[0 if self.shared_weights else index]
-            found: Registration = net(_shrink(reference, reduction), _shrink(warp(moving, dvf), reduction))
+            so_far = warp(moving, dvf, padding_mode="border")
+            found: Registration = net(_shrink(reference, reduction), _shrink(so_far, reduction))
             dvf = compose(outer=dvf, inner=resize(found.dvf, shape))
             if inverse is not None and found.inv_dvf is not None:
                 inverse = compose(outer=resize(found.inv_dvf, shape), inner=inverse)

@@ -28,6 +28,8 @@ class CorrelationPyramidNet(nn.Module):
         decoder_filters: Channels of the convolutions between the correlations and a level's correction.
         velocity_steps: Squarings that integrate the velocity (7 are good for 60 px).
         compute_inv: Give the inverse field as well.
+        mirrored: Look at both images mirrored, left to right, as well, and take the mean velocity: in twice the time,
+            what the network has learned of one side serves the other.
 
     Raises:
         ValueError: If there is no level, or not one radius of at least 1 for each.
@@ -40,6 +42,7 @@ class CorrelationPyramidNet(nn.Module):
         decoder_filters: Sequence[int] = (48, 32),
         velocity_steps: int = 7,
         compute_inv: bool = False,
+        mirrored: bool = False,
     ) -> None:
         super().__init__()
         if not encoder_filters or len(radii) != len(encoder_filters) or min(radii) < 1:
@@ -49,12 +52,14 @@ class CorrelationPyramidNet(nn.Module):
             )
         self.velocity_steps = velocity_steps
         self.compute_inv = compute_inv
+        self.mirrored = mirrored
         self.hyperparameters: dict[str, Any] = {
             "encoder_filters": [int(n) for n in encoder_filters],
             "radii": [int(radius) for radius in radii],
             "decoder_filters": [int(n) for n in decoder_filters],
             "velocity_steps": int(velocity_steps),
             "compute_inv": compute_inv,
+            "mirrored": mirrored,
         }
         self.radii = self.hyperparameters["radii"]
         self.encoder = nn.ModuleList()
@@ -75,6 +80,12 @@ class CorrelationPyramidNet(nn.Module):
 
     def velocity(self, reference: Tensor, moving: Tensor) -> Tensor:
         """Return the predicted velocity (B, 2, H, W) in pixels per unit time."""
+        velocity = self._velocity(reference, moving)
+        if self.mirrored:
+            velocity = (velocity + _mirrored(self._velocity(reference.flip(-1), moving.flip(-1)))) / 2
+        return limit_steepness(velocity)
+
+    def _velocity(self, reference: Tensor, moving: Tensor) -> Tensor:
         levels = list(zip(self._features(reference), self._features(moving), strict=True))
         velocity = moving.new_zeros(moving.shape[0], 2, *levels[-1][0].shape[-2:], dtype=torch.float32)
         for (fixed, other), decoder, radius in reversed(
@@ -85,7 +96,7 @@ class CorrelationPyramidNet(nn.Module):
             moved = warp(other, dvf.to(other.dtype), padding_mode="border")
             seen = [correlate(fixed, moved, radius), fixed, moved, velocity.to(fixed.dtype)]
             velocity = velocity + decoder(torch.cat(seen, dim=1)).float()
-        return limit_steepness(resize(velocity, (moving.shape[-2], moving.shape[-1])))
+        return resize(velocity, (moving.shape[-2], moving.shape[-1]))
 
     def _features(self, image: Tensor) -> list[Tensor]:
         """Return features at each level, the finest first."""
@@ -123,6 +134,11 @@ def correlate(fixed: Tensor, other: Tensor, radius: int) -> Tensor:
 
 def _directions(features: Tensor) -> Tensor:
     return F.normalize(features - features.mean((2, 3), keepdim=True), dim=1, eps=_FLAT)
+
+
+def _mirrored(field: Tensor) -> Tensor:
+    """Return what a field (B, 2, H, W) is in images that are mirrored, left to right: x changes its sign."""
+    return field.flip(-1) * field.new_tensor([-1.0, 1.0]).view(1, 2, 1, 1)
 
 
 def _conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:

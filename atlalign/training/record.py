@@ -48,12 +48,9 @@ def write_record(folder: Path, record: Mapping[str, Any], data: Mapping[str, str
         data: Hashes by what they are of.
         resumed: Whether the run in this folder goes on.
     """
-    import torch
-
     path = folder / "run.json"
     # Asking for their names takes memory on a GPU: only a process that trains does.
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    content: dict[str, Any] = {**record, "gpus": gpus, "data": dict(data), "resumed": []}
+    content: dict[str, Any] = {**record, "gpus": gpu_names(), "data": dict(data), "resumed": []}
     if resumed and path.exists():
         former = json.loads(path.read_text())
         earlier = former.pop("resumed")
@@ -61,6 +58,13 @@ def write_record(folder: Path, record: Mapping[str, Any], data: Mapping[str, str
         content = {**former, "resumed": [*earlier, content]}
     with written_whole(path) as unfinished:
         unfinished.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def gpu_names() -> list[str]:
+    """Return the names of this machine's GPUs; asking for them may occupy the first one."""
+    import torch
+
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
 def _command() -> str | None:

@@ -123,3 +123,16 @@ def test_it_learns_to_match_in_few_steps():
 def test_each_level_needs_a_radius(radii):
     with pytest.raises(ValueError, match="radius of at least 1 for each of encoder_filters"):
         CorrelationPyramidNet(radii=radii)
+
+
+def test_mirrored_images_give_the_mirrored_field_if_it_looks_at_both():
+    reference, moving = images(), images()
+    torch.manual_seed(0)
+    one_sided, both = steep(small_net()).eval(), small_net(mirrored=True).eval()
+    both.load_state_dict(one_sided.state_dict())
+    sign = torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1)
+    with torch.inference_mode():
+        for network, alike in ((one_sided, False), (both, True)):
+            plain = network.velocity(reference, moving)
+            mirrored = network.velocity(reference.flip(-1), moving.flip(-1)).flip(-1) * sign
+            assert torch.allclose(plain, mirrored, atol=1e-4) is alike
