@@ -256,7 +256,14 @@ def _add_register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         type=int,
         default=0,
         metavar="STEPS",
-        help="steps of optimisation on each pair of images after the network, such as 50; slower, and closer",
+        help="steps of optimisation on each pair of images after the network, such as 80; slower, and closer",
+    )
+    command.add_argument(
+        "--refine-by",
+        choices=("balanced", "mutual_information", "local_correlation"),
+        default="balanced",
+        help="what these steps make similar: local_correlation for stains that differ from the reference in each "
+        "region, as in-situ hybridisations do; mutual_information for those alike (default: both)",
     )
     command.add_argument(
         "--limit",
@@ -390,6 +397,7 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
             channel=options.channel,
             pixel_um=options.pixel_size_um,
             refinement_steps=options.refine,
+            refine_by=options.refine_by,
             limits=_limits(options.limit),
         ),
         origin={

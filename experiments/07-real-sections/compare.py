@@ -49,6 +49,7 @@ from atlalign.registration.placement import (
     placed_image,
     read_section,
 )
+from atlalign.registration.refine import RefineBy
 from atlalign.registration.register import register
 
 METHODS = {
@@ -60,6 +61,7 @@ METHODS = {
     "elastix": "elastix affine + B-spline",
     "ours": "ours",
     "ours_refined": "ours, refined",
+    "ours_refined_local": "ours, refined by local correlation",
 }
 YARDSTICK = "ants_syn"
 _MEAN_WARP = 10 / 456  # of the width, over the image
@@ -173,7 +175,7 @@ def classical(name: str) -> Method:
     return run
 
 
-def ours(atlas: Atlas, model: Path, refinement_steps: int) -> Method:
+def ours(atlas: Atlas, model: Path, refinement_steps: int, refine_by: RefineBy = "balanced") -> Method:
     """Return what `atlalign register` does with a section, at the size of the model's own images.
 
     The time is that of all of `register`: the network both ways, the field, its inverse and the measures of quality.
@@ -190,7 +192,9 @@ def ours(atlas: Atlas, model: Path, refinement_steps: int) -> Method:
         section = Section(pair.moving[0, 0], 1, grid.shape, grid.pixel_um, "dark")
         placement = place(section, reference, by="stretch")
         started = time.perf_counter()
-        found = register(network, reference, section, placement, refinement_steps=refinement_steps)
+        found = register(
+            network, reference, section, placement, refinement_steps=refinement_steps, refine_by=refine_by
+        )
         seconds = time.perf_counter() - started
         pixels = identity_grid(grid.shape, torch.float64, torch.device("cpu"))[0].flatten(1).T.numpy()
         moved = found.transform.to_section(grid.to_mm(pixels)) - pixels
@@ -206,6 +210,7 @@ def make_methods(names: Sequence[str], atlas: Atlas, model: Path, steps: int) ->
         "anchoring": lambda: nothing,
         "ours": partial(ours, atlas, model, 0),
         "ours_refined": partial(ours, atlas, model, steps),
+        "ours_refined_local": partial(ours, atlas, model, steps, "local_correlation"),
     }
     for name in names:
         if name not in METHODS:
@@ -638,7 +643,8 @@ def compare(options: argparse.Namespace) -> None:
     find = Kept(
         make_methods(options.methods, atlas, model, options.steps),
         options.out / "fields",
-        {"ours": weights, "ours_refined": f"{weights} {options.steps}"},
+        {"ours": weights}
+        | dict.fromkeys(("ours_refined", "ours_refined_local"), f"{weights} {options.steps}"),
         options.again,
     )
     results = measured(setting, options.parts, find)
@@ -695,7 +701,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--ontology", type=Path, help="a table of the regions: Dice by depth")
     add("--out", type=Path, required=True, help="the folder to write")
     add("--model", type=Path, help="a model file (default: the one that ships)")
-    add("--steps", type=int, default=50, help="of refinement (default: %(default)s)")
+    add("--steps", type=int, default=80, help="of refinement (default: %(default)s)")
     add("--size", type=int, nargs=2, default=[320, 456], metavar=("H", "W"), help="(default: 320 456)")
     add("--only", type=int, metavar="N", default=sys.maxsize, help="so many sections, spread over the list")
     add("--planes", type=int, default=12, help="of the atlas, in part (c) (default: %(default)s)")

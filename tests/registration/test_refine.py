@@ -1,12 +1,14 @@
 """Refinement at test time: it comes closer to a known warp, in another contrast, and never folds."""
 
+import math
+
 import pytest
 import torch
 
 from atlalign.data.atlas import phantom_atlas
 from atlalign.geometry import compose, integrate, invert, jacobian_determinant, smooth_field, warp
 from atlalign.registration import refine as refinement
-from atlalign.registration.refine import refine
+from atlalign.registration.refine import SIMILARITIES, refine
 
 SHAPE = (64, 92)
 
@@ -90,3 +92,36 @@ def test_it_repeats_itself_and_works_inside_of_inference_mode(reference, dvf, no
         refined = refine(reference, moving, nothing, steps=2)
     assert refined.abs().max() > 0
     assert torch.equal(refined, refine(reference, moving, nothing, steps=2))
+
+
+@pytest.mark.parametrize("by", SIMILARITIES)
+def test_each_similarity_alone_comes_closer(reference, dvf, nothing, by):
+    refined = refine(reference, warp(reference, invert(dvf)), nothing, steps=50, by=by)
+    assert distance(refined, dvf, reference) < 0.5 * distance(nothing, dvf, reference)
+
+
+def test_mutual_information_is_that_of_the_histogram():
+    # Four equally likely pairs of bins, one to one: log(4) nats; at both ends the blur leaves the table.
+    levels = torch.tensor([0.0, 10, 20, 31]).repeat(16, 16).view(1, 16, 64) / 31
+    mutual = refinement._mutual_information(levels, levels[..., [1, 2, 3, 0] * 16])
+    assert mutual.item() == pytest.approx(math.log(4), abs=5e-3)
+    assert refinement._mutual_information(levels, levels.mT.reshape(1, 16, 64)).item() == pytest.approx(
+        0, abs=1e-3
+    )
+
+
+def test_the_gradient_of_mutual_information_is_that_of_its_change():
+    torch.manual_seed(0)
+    fixed = torch.rand(1, 200, 300)
+    warped = (0.8 * fixed + 0.1 * torch.rand_like(fixed)).requires_grad_()
+    value = refinement._mutual_information(fixed, warped)
+    (gradient,) = torch.autograd.grad(value, warped)
+    towards = (0.8 * fixed + 0.05 - warped).detach()  # less noise
+    change = refinement._mutual_information(fixed, warped.detach() + 0.3 * towards) - value
+    assert 0.3 * (gradient * towards).sum().item() == pytest.approx(change.item(), rel=0.5)
+
+
+def test_local_correlation_is_1_for_any_linear_relation(reference):
+    rough = torch.rand(1, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    assert refinement._local_correlation(rough, 0.9 - 0.7 * rough).item() > 0.95  # a floor of variance
+    assert refinement._local_correlation(rough, torch.full_like(rough, 0.5)).item() < 1e-6
