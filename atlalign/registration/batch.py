@@ -41,7 +41,6 @@ from atlalign.registration.placement import (
     read_section,
     turned_around,
 )
-from atlalign.registration.refine import RefineBy
 from atlalign.registration.register import (
     LIMITS,
     Alternative,
@@ -112,7 +111,7 @@ class Options:
     channel: int | None = None
     pixel_um: float | None = None
     refinement_steps: int = 0
-    refine_by: RefineBy = "balanced"
+    refinement_smoothness: float = 0.01
     limits: Mapping[str, Limit] = field(default_factory=lambda: dict(LIMITS))
 
 
@@ -369,7 +368,7 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
         section,
         placement,
         refinement_steps=options.refinement_steps,
-        refine_by=options.refine_by,
+        refinement_smoothness=options.refinement_smoothness,
         alternatives=_alternatives(section, reference, placement, job, recipe),
     )
     measured = {

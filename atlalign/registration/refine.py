@@ -1,8 +1,5 @@
 """Refinement at test time: some steps of optimisation of the field on the very pair of images."""
 
-from collections.abc import Mapping
-from typing import Literal, NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -13,53 +10,31 @@ _BINS = 32
 _BLUR_BINS = 0.5  # of the histogram of both images
 _WINDOW_PX = 2.0  # the standard deviation of the windows of local correlation
 _FLAT = 1e-3  # a window whose variance is far below says nothing: noise and the slide
-_SMOOTHNESS = (0.2, 0.01)  # the first and the last step's, as shares of the width
+_FIRST_SMOOTHNESS = 0.2  # as a share of the width
 _STEP = 0.06  # how far the point that moves most goes, as a share of the smoothness
 _MOMENTUM = 0.7
 _ROUNDING = 1e-6  # a loss that is lower by less is not lower
 _NEGLIGIBLE = 1e-6  # of a Gaussian's height: smaller numbers only slow products down
 
 
-class Similarity(NamedTuple):
-    """What refinement ascends: the sum of two similarities by these weights, at least 0.
-
-    Attributes:
-        mutual_information: Of the whole images, in nats. It finds borders where a stain follows the reference's
-            intensities, and drifts where it does not.
-        local_correlation: Squared, the mean over windows: 0 to 1. It asks for shapes alone.
-    """
-
-    mutual_information: float
-    local_correlation: float
-
-
-RefineBy = Literal["balanced", "mutual_information", "local_correlation"]
-SIMILARITIES: Mapping[RefineBy, Similarity] = {
-    "balanced": Similarity(mutual_information=1.0, local_correlation=1.0),
-    "mutual_information": Similarity(mutual_information=1.0, local_correlation=0.0),
-    "local_correlation": Similarity(mutual_information=0.0, local_correlation=1.0),
-}
-
-
-def refine(
-    reference: Tensor, moving: Tensor, dvf: Tensor, *, steps: int, by: RefineBy = "balanced"
-) -> Tensor:
+def refine(reference: Tensor, moving: Tensor, dvf: Tensor, *, steps: int, smoothness: float = 0.01) -> Tensor:
     """Return the field (1, 2, H, W) in pixels after `steps` steps of optimisation of what it leaves.
 
     A stationary velocity field is integrated and composed with `dvf`, so that nothing folds that did not fold before.
-    It makes the reference similar to the moving image and, by the inverse, the moving image to the reference
-    (Avants et al., *Symmetric diffeomorphic image registration with cross-correlation*, MedIA 2008). Neither
-    similarity asks which of the images is brighter. What regularises the field is that gradients are taken in a space
-    of smooth fields (Beg et al., *Computing large deformation metric mappings via geodesic flows of diffeomorphisms*,
-    IJCV 2005): a Gaussian smooths them, wide at first and narrower from step to step. The best of all steps is
-    returned, which may be the start.
+    What it ascends is the mutual information in nats and the squared local correlation, of the reference with the
+    moving image and, by the inverse, of the moving image with the reference (Avants et al., *Symmetric diffeomorphic
+    image registration with cross-correlation*, MedIA 2008). Neither asks which of the images is brighter. What
+    regularises the field is that gradients are taken in a space of smooth fields (Beg et al., *Computing large
+    deformation metric mappings via geodesic flows of diffeomorphisms*, IJCV 2005): a Gaussian smooths them, wide at
+    first and narrower from step to step. The best of all steps is returned, which may be the start.
 
     Args:
         reference: (1, 1, H, W) in [0, 1].
         moving: (1, 1, H, W) in [0, 1].
         dvf: The field to start from.
         steps: How many; 80 are good for what a network leaves.
-        by: What is ascended.
+        smoothness: The standard deviation of the last step's Gaussian as a share of the width, up to 0.2: what is as
+            narrow as 0.01 follows borders, what is as wide as 0.1 trusts that deformations are smooth.
     """
     with torch.inference_mode(False), torch.enable_grad():
         start = dvf.detach().clone()
@@ -67,10 +42,10 @@ def refine(
         velocity = best = _nothing(start)
         direction, lowest = torch.zeros_like(velocity), float("inf")
         for step in range(steps + 1):
-            loss, gradient = _loss_and_gradient(images, velocity, SIMILARITIES[by])
+            loss, gradient = _loss_and_gradient(images, velocity)
             if loss < lowest - _ROUNDING:
                 best, lowest = velocity, loss
-            width = _SMOOTHNESS[0] * (_SMOOTHNESS[1] / _SMOOTHNESS[0]) ** (step / max(1, steps))
+            width = _FIRST_SMOOTHNESS * (smoothness / _FIRST_SMOOTHNESS) ** (step / max(1, steps))
             width_points = width * velocity.shape[-1]
             direction = _MOMENTUM * direction - (1 - _MOMENTUM) * _smooth_unit(gradient, width_points)
             velocity = velocity + _STEP * width_points * direction
@@ -88,17 +63,13 @@ def _field(velocity: Tensor, like: Tensor) -> Tensor:
     return resize(integrate(limit_steepness(velocity)), (like.shape[-2], like.shape[-1]))
 
 
-def _loss_and_gradient(images: Tensor, velocity: Tensor, similarity: Similarity) -> tuple[float, Tensor]:
+def _loss_and_gradient(images: Tensor, velocity: Tensor) -> tuple[float, Tensor]:
     """Return how unlike two images (2, 1, H, W) are, and its gradient; each of them is warped to the other."""
     velocity = velocity.detach().requires_grad_()
     fields = _field(torch.cat([velocity, -velocity]), images)
     warped = warp(images.flip(0), fields, padding_mode="border")
-    loss = velocity.new_zeros(())
-    if similarity.mutual_information:
-        ways = [_mutual_information(*pair) for pair in zip(images, warped, strict=True)]
-        loss = loss - similarity.mutual_information * torch.stack(ways).mean()
-    if similarity.local_correlation:
-        loss = loss - similarity.local_correlation * _local_correlation(images, warped)
+    mutual_information = [_mutual_information(*pair) for pair in zip(images, warped, strict=True)]
+    loss = -torch.stack(mutual_information).mean() - _local_correlation(images, warped)
     (gradient,) = torch.autograd.grad(loss, velocity)
     return loss.item(), gradient
 

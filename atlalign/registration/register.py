@@ -25,7 +25,7 @@ from atlalign.geometry import (
 )
 from atlalign.metrics import mutual_information
 from atlalign.registration.placement import Placement, Reference, Section, placed_image
-from atlalign.registration.refine import RefineBy, refine
+from atlalign.registration.refine import refine
 from atlalign.registration.transform import Displacement, Grid, SectionTransform
 
 
@@ -144,7 +144,7 @@ def register(
     placement: Placement,
     *,
     refinement_steps: int = 0,
-    refine_by: RefineBy = "balanced",
+    refinement_smoothness: float = 0.01,
     alternatives: Iterable[Alternative] = (),
 ) -> Registered:
     """Register a placed section to its reference.
@@ -155,7 +155,7 @@ def register(
         section: The image.
         placement: Where it lies on the reference.
         refinement_steps: So many steps of `refine` follow.
-        refine_by: What these make similar.
+        refinement_smoothness: As `refine` has it.
         alternatives: Where the section is looked at as well, as placed, in case it was said to lie in the wrong place.
 
     Raises:
@@ -176,7 +176,7 @@ def register(
     # What the network is sure of is asked of the network alone.
     there_and_back = torch.where(stays_inside(dvf)[:, None], compose(back, dvf), torch.nan)
     if refinement_steps:
-        dvf = refine(reference.image, placed, dvf, steps=refinement_steps, by=refine_by)
+        dvf = refine(reference.image, placed, dvf, steps=refinement_steps, smoothness=refinement_smoothness)
     registered = warp(placed, dvf)
     quality = _quality(reference, placed, registered, dvf, there_and_back)
     quality = replace(quality, **_best(section, alternatives))

@@ -49,7 +49,6 @@ from atlalign.registration.placement import (
     placed_image,
     read_section,
 )
-from atlalign.registration.refine import RefineBy
 from atlalign.registration.register import register
 
 METHODS = {
@@ -61,7 +60,7 @@ METHODS = {
     "elastix": "elastix affine + B-spline",
     "ours": "ours",
     "ours_refined": "ours, refined",
-    "ours_refined_local": "ours, refined by local correlation",
+    "ours_refined_smooth": "ours, refined smoothly",
 }
 YARDSTICK = "ants_syn"
 _MEAN_WARP = 10 / 456  # of the width, over the image
@@ -175,7 +174,7 @@ def classical(name: str) -> Method:
     return run
 
 
-def ours(atlas: Atlas, model: Path, refinement_steps: int, refine_by: RefineBy = "balanced") -> Method:
+def ours(atlas: Atlas, model: Path, refinement_steps: int, smoothness: float = 0.01) -> Method:
     """Return what `atlalign register` does with a section, at the size of the model's own images.
 
     The time is that of all of `register`: the network both ways, the field, its inverse and the measures of quality.
@@ -193,7 +192,12 @@ def ours(atlas: Atlas, model: Path, refinement_steps: int, refine_by: RefineBy =
         placement = place(section, reference, by="stretch")
         started = time.perf_counter()
         found = register(
-            network, reference, section, placement, refinement_steps=refinement_steps, refine_by=refine_by
+            network,
+            reference,
+            section,
+            placement,
+            refinement_steps=refinement_steps,
+            refinement_smoothness=smoothness,
         )
         seconds = time.perf_counter() - started
         pixels = identity_grid(grid.shape, torch.float64, torch.device("cpu"))[0].flatten(1).T.numpy()
@@ -210,7 +214,7 @@ def make_methods(names: Sequence[str], atlas: Atlas, model: Path, steps: int) ->
         "anchoring": lambda: nothing,
         "ours": partial(ours, atlas, model, 0),
         "ours_refined": partial(ours, atlas, model, steps),
-        "ours_refined_local": partial(ours, atlas, model, steps, "local_correlation"),
+        "ours_refined_smooth": partial(ours, atlas, model, steps, 0.1),
     }
     for name in names:
         if name not in METHODS:
@@ -644,7 +648,7 @@ def compare(options: argparse.Namespace) -> None:
         make_methods(options.methods, atlas, model, options.steps),
         options.out / "fields",
         {"ours": weights}
-        | dict.fromkeys(("ours_refined", "ours_refined_local"), f"{weights} {options.steps}"),
+        | dict.fromkeys(("ours_refined", "ours_refined_smooth"), f"{weights} {options.steps}"),
         options.again,
     )
     results = measured(setting, options.parts, find)

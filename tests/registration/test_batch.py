@@ -417,12 +417,13 @@ def test_refinement_raises_the_similarity(run, sections, tmp_path):
     before = float(table(tmp_path / "out")["a"]["similarity_after"])
     status, _ = run(sections / "a.png", "--position", "4000", "--refine", "20", "--overwrite")
     assert status == 0
-    balanced = float(table(tmp_path / "out")["a"]["similarity_after"])
-    assert balanced > before
-    again = ("--position", "4000", "--refine", "20", "--refine-by", "local_correlation")
+    closely = float(table(tmp_path / "out")["a"]["similarity_after"])
+    assert closely > before
+    again = ("--position", "4000", "--refine", "20", "--refine-smoothness", "0.1")
     assert "--overwrite" in run(sections / "a.png", *again)[1]  # it would be another result
     assert run(sections / "a.png", *again, "--overwrite")[0] == 0
-    assert float(table(tmp_path / "out")["a"]["similarity_after"]) != balanced
+    assert float(table(tmp_path / "out")["a"]["similarity_after"]) != closely
+    assert "expected 0.005 to 0.2" in run(sections / "a.png", *again[:-1], "2")[1]
     assert (
         "expected at least 0 steps, got -1"
         in run(sections / "a.png", "--position", "4000", "--refine", "-1")[1]
