@@ -35,14 +35,14 @@ def test_on_the_phantom_in_synthetic_contrasts():
     assert shape == (160, 228)
     atlas = phantom_atlas(image_shape=shape, spacing_um=600)
     ratio, folds = remaining(atlas, [2000 + 1200 * i for i in range(N_SECTIONS)])
-    assert ratio < 0.3  # 0.23 when it was made
+    assert ratio < 0.3  # 0.24 when it was made
     assert folds == 0
 
 
 def test_on_the_real_atlas_in_synthetic_contrasts(test_data: Path):
     atlas = file_atlas(test_data / "allen_ccf_25um.h5", image_shape=(160, 228))
     ratio, folds = remaining(atlas, [2500 + 1200 * i for i in range(N_SECTIONS)])
-    assert ratio < 0.31  # 0.24 when it was made
+    assert ratio < 0.28  # 0.21 when it was made
     assert folds == 0
 
 
