@@ -257,7 +257,9 @@ def _doubts_about_fields(deltas_xy: NDArray[np.float16], inv_deltas_xy: NDArray[
             yield f"{name}: most points are taken from outside of the image"
     inside = stays_inside(dvf)[0]
     if inside.any():
-        left, whole = (field[0].norm(dim=0)[inside].median() for field in (compose(inverse, dvf), dvf))
+        left, whole = (
+            float(field[0].square().sum(0).sqrt()[inside].median()) for field in (compose(inverse, dvf), dvf)
+        )
         if left > max(_LEAST_DOUBTED_PX, whole / 2):
             yield "inv_deltas_xy: expected the inverse of deltas_xy, found another field"
 

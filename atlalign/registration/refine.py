@@ -97,10 +97,11 @@ def _mutual_information(fixed: Tensor, warped: Tensor) -> Tensor:
 
 def _local_correlation(first: Tensor, second: Tensor) -> Tensor:
     """Return the mean squared correlation of images (B, 1, H, W) around each pixel: 0 where one is flat."""
-    along_y, along_x = (_gaussian(size, _WINDOW_PX, first) for size in first.shape[-2:])
+    windows = (_gaussian(size, _WINDOW_PX, first) for size in first.shape[-2:])
+    along_y, along_x = (window / window.sum(1, keepdim=True) for window in windows)
 
     def around(image: Tensor) -> Tensor:
-        return (along_y / along_y.sum(1, keepdim=True)) @ image @ (along_x / along_x.sum(0, keepdim=True))
+        return along_y @ image @ along_x.mT
 
     mean_first, mean_second = around(first), around(second)
     first_variance = (around(first * first) - mean_first.square()).clamp_min(0)
