@@ -252,6 +252,12 @@ def _add_register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     _add_reference_options(command)
     _add_section_options(command)
     command.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="how many sections are worked on at a time; as many as cores, but at most 4 (default)",
+    )
+    command.add_argument(
         "--refine",
         type=int,
         default=0,
@@ -346,9 +352,10 @@ def _register(options: argparse.Namespace) -> None:
     from atlalign.registration.batch import TABLE, find_jobs, register_batch
 
     jobs = find_jobs(options.inputs, position_um=options.position, listed=options.reference is None)
+    workers = min(len(jobs), _workers(options.workers))
     outcomes = list(
         track(
-            register_batch(jobs, _recipe(options), options.out, overwrite=options.overwrite),
+            register_batch(jobs, _recipe(options), options.out, overwrite=options.overwrite, workers=workers),
             description="registering",
             total=len(jobs),
         )
@@ -364,6 +371,15 @@ def _register(options: argparse.Namespace) -> None:
         raise InputError(
             f"{len(errors)} of {len(jobs)} sections could not be registered:\n  " + "\n  ".join(errors)
         )
+
+
+def _workers(wanted: int | None) -> int:
+    import torch
+
+    if wanted is not None and wanted < 1:
+        raise InputError(f"--workers: expected at least 1, got {wanted}")
+    # More would rather need memory than save time.
+    return min(4, torch.get_num_threads()) if wanted is None else wanted
 
 
 def _recipe(options: argparse.Namespace) -> "Recipe":

@@ -61,7 +61,13 @@ ROWS: dict[str, Row] = {
     ),
     "online": Row("a batch of data=online", "local training step", _at_most(0.1, "%"), fields.online),
     "register": Row(
-        "atlalign register, 18 sections", "its time in the network", _at_most(2.0), programs.registering
+        "atlalign register, 18 sections", "its passes of the network", _at_most(2.0), programs.registering
+    ),
+    "register_large": Row(
+        "the same, local network, 320×456",
+        "its passes of the network",
+        _at_most(2.0),
+        programs.registering_large,
     ),
     "start_cli": Row("atlalign --help", "bare interpreter", _at_most(0.3, "s more"), programs.starting_cli),
     "start_train": Row(

@@ -7,6 +7,7 @@ from the top of the brain.
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -331,14 +332,15 @@ def _assemble(
             f"{annotation.source}: expected the template's shape {tuple(template.array.shape)}, "
             f"got {tuple(annotation.array.shape)}"
         )
-    ids = None if annotation is None else _load_annotation(annotation, shape)
-    grey, scale = _load_template(template, shape)
+    with ThreadPoolExecutor(1) as other_core:
+        ids = None if annotation is None else other_core.submit(_load_annotation, annotation, shape)
+        grey, scale = _load_template(template, shape)
     # Corners are aligned: the distance of the outermost pixels' centres stays what it was.
     along_y, along_x = ((own - 1) / (new - 1) * spacing_um for own, new in zip(own_shape, shape, strict=True))
     half = spacing_um / 2
     return Atlas(
         grey,
-        ids,
+        None if ids is None else ids.result(),
         spacing_um,
         name,
         scale,
@@ -353,15 +355,25 @@ def _load_template(volume: _Volume, shape: tuple[int, int]) -> tuple[Tensor, flo
     if volume.array.dtype.kind not in "uif":
         raise InputError(f"{volume.source}: expected integers or floats, got {volume.array.dtype}")
     brightness = _Brightness(int(np.prod(volume.array.shape)))
-    resized = torch.empty(volume.array.shape[0], *shape)
+    is_own_shape = volume.array.shape[1:] == shape
+    # In few bytes as long as the scale is not known: as floats a large atlas would be four times what comes of it.
+    resized = np.empty((volume.array.shape[0], *shape), volume.array.dtype if is_own_shape else np.float32)
     for planes, block in volume.blocks():
         _check_intensities(block, planes.start, volume.source)
         brightness.add(block)
-        resized[planes] = resize_images(torch.from_numpy(block.astype(np.float32)), shape)
+        resized[planes] = block if is_own_shape else resize_images(_floats(block), shape)
     if brightness.lowest == brightness.highest:
         raise InputError(f"{volume.source}: expected an image, but every voxel is {brightness.lowest:g}")
     scale = 255.0 if volume.array.dtype == np.uint8 else brightness.white
-    return resized.mul_(255 / scale).clamp_(max=255).round_().to(torch.uint8), scale
+    grey = torch.empty(resized.shape, dtype=torch.uint8)
+    for start in range(0, len(grey), _BLOCK):
+        planes = slice(start, start + _BLOCK)
+        grey[planes] = _floats(resized[planes]).mul_(255 / scale).clamp_(max=255).round_()
+    return grey, scale
+
+
+def _floats(block: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(block.astype(np.float32))
 
 
 class _Brightness:

@@ -7,7 +7,7 @@ centres lie at 0 … W−1, and the outermost centres are the image's corners.
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -86,8 +86,9 @@ def sample(
         padding_mode: What lies beyond the border.
     """
     unit = _unit(_grid_shape(image), points.dtype, points.device).flatten()
+    grid = torch.addcmul(-torch.ones_like(unit), points, unit)
     return F.grid_sample(
-        image.to(points.dtype), points * unit - 1, mode=mode, padding_mode=padding_mode, align_corners=True
+        image.to(points.dtype), grid, mode=mode, padding_mode=padding_mode, align_corners=True
     )
 
 
@@ -402,8 +403,7 @@ def _squared_norm(vectors: Tensor) -> Tensor:
 
 def _sample(image: Tensor, dvf: Tensor, mode: str, padding_mode: str) -> Tensor:
     field = _precise(dvf)
-    of_field = (_grid_shape(field), field.dtype, field.device)
-    grid = torch.addcmul(_unit_grid(*of_field), field, _unit_row(*of_field)).permute(0, 2, 3, 1)
+    grid = _in_units(field).permute(0, 2, 3, 1)
     sampled = F.grid_sample(
         image.to(grid.dtype), grid, mode=mode, padding_mode=padding_mode, align_corners=True
     )
@@ -443,11 +443,38 @@ def _unit(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> T
     return torch.tensor(lengths, dtype=dtype, device=device).view(1, 2, 1, 1)
 
 
+def _in_units(dvf: Tensor) -> Tensor:
+    """Return where (B, 2, H, W) the displaced pixels lie, in grid_sample's unit."""
+    if torch.compiler.is_compiling():
+        return _InUnits.forward(dvf)
+    return cast(Tensor, _InUnits.apply(dvf))
+
+
+class _InUnits(torch.autograd.Function):
+    """Scales fields, whose components lie one after the other in memory, and gradients, where they lie side by side."""
+
+    @staticmethod
+    def forward(dvf: Tensor) -> Tensor:
+        of_field = (_grid_shape(dvf), dvf.dtype, dvf.device)
+        return torch.addcmul(_unit_grid(*of_field), dvf, _unit(*of_field))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        del ctx, inputs, output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        del ctx
+        (gradient,) = gradients
+        return gradient * _unit_row(_grid_shape(gradient), gradient.dtype, gradient.device)
+
+
 @_cached
 def _unit_row(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return `_unit` at each column, (1, 2, 1, W), x beside y in memory.
 
-    So does the gradient lie that grid_sample returns, and is scaled by this in 0.4 times as long as by `_unit`.
+    So does the gradient lie that grid_sample returns, and is scaled by this in 0.4 times as long as by `_unit`; fields,
+    which lie otherwise, take 2.5 times as long.
     """
     row = _unit(shape, dtype, device).permute(0, 2, 3, 1).expand(1, 1, shape[1], 2)
     return row.contiguous().permute(0, 3, 1, 2)

@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -255,9 +256,9 @@ def _listed_job(section: ListedSection, *, listed: bool) -> Job:
 
 
 def register_batch(
-    jobs: Sequence[Job], recipe: Recipe, out: Path, *, overwrite: bool = False
+    jobs: Sequence[Job], recipe: Recipe, out: Path, *, overwrite: bool = False, workers: int = 1
 ) -> Iterator[Outcome]:
-    """Register sections one after the other and yield what became of each; what is there already is left alone.
+    """Register sections and yield, in their order, what became of each; what is there already is left alone.
 
     An image that cannot be registered has its reason in the table, and the next one follows. The tables show all
     folders of results in `out`, whichever call wrote them.
@@ -267,6 +268,7 @@ def register_batch(
         recipe: With what.
         out: The folder of results.
         overwrite: Replace results that were made in another way.
+        workers: How many sections are worked on at a time, each with its share of torch's threads.
 
     Raises:
         InputError: If a folder of results was made in another way, holds something else as well, or nothing can be
@@ -278,13 +280,33 @@ def register_batch(
         raise InputError(f"{out} cannot be written: {error.strerror}") from error
     failed: list[dict[str, Any]] = []
     try:
-        for job in jobs:
-            outcome = _outcome(job, recipe, out / job.name, overwrite=overwrite)
-            if outcome.error:
-                failed.append(outcome.row)
-            yield outcome
+        with _at_once(workers) as map_:
+            for outcome in map_(lambda job: _outcome(job, recipe, out / job.name, overwrite=overwrite), jobs):
+                if outcome.error:
+                    failed.append(outcome.row)
+                yield outcome
     finally:
         _write_tables(out, failed)
+
+
+@contextmanager
+def _at_once(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Yield a `map` whose calls are made by so many threads, among which torch's are divided.
+
+    Half of a section's work has one thread only, which is why this is faster than all threads for each section in turn.
+    When something fails, calls that have not begun never will, and those that have are waited for.
+    """
+    if workers == 1:
+        yield map
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // workers))
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def _outcome(job: Job, recipe: Recipe, folder: Path, *, overwrite: bool) -> Outcome:

@@ -93,8 +93,9 @@ def atlas_reference(atlas: Atlas, plane: Plane, image_shape: tuple[int, int]) ->
         InputError: If the plane shows nothing of the atlas.
     """
     grid = Grid(atlas.image_shape, atlas.pixel_um)
-    pixels = identity_grid(grid.shape, torch.float64, torch.device("cpu"))[0].flatten(1).T.numpy()
-    position_um = torch.from_numpy(plane.to_atlas(grid.to_mm(pixels))[:, 0]).view(grid.shape)
+    per_x, per_y, at_origin = plane.matrix[0] * (*grid.pixel_um, 1000.0) / 1000
+    rows, columns = (torch.arange(size, dtype=torch.float64) for size in grid.shape)
+    position_um = (at_origin + per_y * rows)[:, None] + per_x * columns
     image, labels = atlas.cut(position_um)
     resized = resize_images(image, image_shape)[None]
     regions = None if labels is None else labels[0].numpy()
@@ -369,24 +370,46 @@ def _implied_pixel_um(matrix: Points, grid: Grid) -> PixelSize:
     return float(x), float(y)
 
 
-def placed_image(section: Section, placement: Placement, shape: tuple[int, int]) -> Tensor:
-    """Return the section (1, 1, H, W) as it lies on the reference; beyond its border it is as bright as the slide."""
-    matrix = section.to_grey @ homogeneous(placement.matrix)
-    pixels_per_pixel = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
-    grey = _antialiased(section.grey[None, None], pixels_per_pixel)
-    target = identity_grid(shape, torch.float64, grey.device)[0].permute(1, 2, 0)
+def antialiased(section: Section, placement: Placement) -> Section:
+    """Return a section without the detail that is lost where it is placed; other places of its scale need no more."""
+    return section._replace(grey=_antialiased(section.grey, _pixels_per_pixel(section, placement)))
+
+
+def placed_image(
+    section: Section, placement: Placement, shape: tuple[int, int], *, antialias: bool = True
+) -> Tensor:
+    """Return the section (1, 1, H, W) as it lies on the reference; beyond its border it is as bright as the slide.
+
+    Args:
+        section: The section.
+        placement: Where it lies.
+        shape: (H, W).
+        antialias: Whether that is still to be done, see `antialiased`.
+    """
+    if antialias:
+        section = antialiased(section, placement)
+    matrix = _to_grey(section, placement)
+    target = identity_grid(shape, torch.float64, section.grey.device)[0].permute(1, 2, 0)
     points = target @ torch.from_numpy(matrix[:, :2]).T + torch.from_numpy(matrix[:, 2])
     slide = slide_brightness(section.grey)
-    return sample(grey - slide, points[None].float()) + slide
+    return sample(section.grey[None, None] - slide, points[None].float()) + slide
+
+
+def _to_grey(section: Section, placement: Placement) -> Points:
+    """Return the map (2, 3) from pixels of the reference to those of `section.grey`."""
+    return section.to_grey @ homogeneous(placement.matrix)
+
+
+def _pixels_per_pixel(section: Section, placement: Placement) -> float:
+    return float(np.sqrt(abs(np.linalg.det(_to_grey(section, placement)[:, :2]))))
 
 
 def _antialiased(image: Tensor, factor: float) -> Tensor:
-    """Return an image (1, 1, h, w) without what is lost when only each `factor`-th pixel is looked at."""
+    """Return an image (h, w) without what is lost when only each `factor`-th pixel is looked at."""
     if factor <= 1:
         return image
     from scipy.ndimage import gaussian_filter
 
     sigma = max((factor - 1) / 2, 0.001)
     radius = max(1, int(np.ceil(3 * sigma)))
-    blurred = gaussian_filter(image[0, 0].numpy(), sigma, mode="nearest", radius=radius)
-    return torch.from_numpy(blurred)[None, None]
+    return torch.from_numpy(gaussian_filter(image.numpy(), sigma, mode="nearest", radius=radius))

@@ -24,7 +24,7 @@ from atlalign.geometry import (
     warp_points,
 )
 from atlalign.metrics import mutual_information
-from atlalign.registration.placement import Placement, Reference, Section, placed_image
+from atlalign.registration.placement import Placement, Reference, Section, antialiased, placed_image
 from atlalign.registration.refine import refine
 from atlalign.registration.transform import Displacement, Grid, SectionTransform
 
@@ -162,7 +162,8 @@ def register(
         InputError: If the network fails, as on images of another size or for want of memory, or its field is not
             finite.
     """
-    placed = placed_image(section, placement, reference.grid.shape)
+    section = antialiased(section, placement)
+    placed = placed_image(section, placement, reference.grid.shape, antialias=False)
     device = next((parameter.device for parameter in network.parameters()), placed.device)
     pair = (reference.image.to(device), placed.to(device))
     try:
@@ -200,11 +201,14 @@ def _quality(
 
 
 def _best(section: Section, alternatives: Iterable[Alternative]) -> dict[str, Any]:
-    """Return the largest similarity among the alternatives and where it is, as `Quality` has them."""
-    found = [
-        (float(mutual_information(other.image, placed_image(section, placement, other.grid.shape))), where)
-        for where, other, placement in alternatives
-    ]
+    """Return the largest similarity among the alternatives and where it is, as `Quality` has them.
+
+    The section is antialiased: all alternatives have its scale.
+    """
+    found = []
+    for where, other, placement in alternatives:
+        placed = placed_image(section, placement, other.grid.shape, antialias=False)
+        found.append((float(mutual_information(other.image, placed)), where))
     return dict(zip(("similarity_elsewhere", "elsewhere"), max(found), strict=True)) if found else {}
 
 

@@ -9,7 +9,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -269,28 +269,42 @@ def warp_in_bands(
     """
     height, width = target.shape
     take = _take_nearest if nearest else _interpolate
-    exact = replace(displacement, mm=displacement.mm.double())  # once, not for every tile
+    source_mm = torch.tensor(source.pixel_um, dtype=torch.float64).view(2, 1, 1) / 1000
+    shift = displacement.mm.double() / source_mm  # once, not for every tile
     for top in range(0, height, _TILE_PX):
         rows = torch.arange(top, min(top + _TILE_PX, height))
         # A tile needs little of the image, however the section is turned.
         tiles = (torch.arange(left, min(left + _TILE_PX, width)) for left in range(0, width, _TILE_PX))
-        points = (_sources(rows, columns, source, exact, target) for columns in tiles)
+        points = (
+            _sources(
+                _axes(target, displacement.grid, rows, columns), shift, _axes(target, source, rows, columns)
+            )
+            for columns in tiles
+        )
         yield np.concatenate([take(image, tile, fill) for tile in points], axis=1)
 
 
-def _sources(rows: Tensor, columns: Tensor, source: Grid, displacement: Displacement, target: Grid) -> Tensor:
+def _axes(target: Grid, grid: Grid, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x (1, w) and y (h, 1) of a tile of the target, in pixels of another grid."""
+    x, y = (own / other for own, other in zip(target.pixel_um, grid.pixel_um, strict=True))
+    return columns.double()[None] * x, rows.double()[:, None] * y
+
+
+def _sources(in_shift: tuple[Tensor, Tensor], shift: Tensor, in_source: tuple[Tensor, Tensor]) -> Tensor:
     """Return where the pixels of a tile lie in the source image, (2, h, w) in its pixels, x first.
 
     Coordinates stay planes: arithmetic along a last axis of two numbers takes twice as long.
+
+    Args:
+        in_shift: Their x and y in pixels of the shift.
+        shift: (2, H, W) in pixels of the source.
+        in_source: Their x and y in pixels of the source.
     """
-    size, new_size, source_size = (
-        torch.tensor(grid.pixel_um, dtype=torch.float64).view(2, 1, 1) / 1000
-        for grid in (displacement.grid, target, source)
-    )
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    points_mm = torch.stack([x, y]) * new_size
-    shift = _sampled(displacement.mm, points_mm / size)
-    return (points_mm + shift) / source_size
+    x, y = in_shift
+    moved = _sampled(shift, torch.stack([x.expand(len(y), -1), y.expand(-1, x.shape[1])]))
+    for plane, axis in zip(moved, in_source, strict=True):
+        plane += axis
+    return moved
 
 
 def _sampled(planes: Tensor, points: Tensor) -> Tensor:

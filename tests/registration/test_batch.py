@@ -3,9 +3,13 @@
 import csv
 import errno
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -327,7 +331,7 @@ def test_a_batch_that_is_interrupted_ends_in_one_sentence_and_goes_on(run, secti
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_tiff", interrupted)
-        status, printed = run(sections)
+        status, printed = run(sections, "--workers", "1")
     assert status == 130
     assert "interrupted: what is finished stays" in printed
     assert set(table(tmp_path / "out")) == {"a"}
@@ -338,6 +342,49 @@ def test_a_batch_that_is_interrupted_ends_in_one_sentence_and_goes_on(run, secti
     }
     assert run(sections)[0] == 0
     assert set(table(tmp_path / "out")) > {"a", "b"}
+
+
+def test_ctrl_c_ends_several_workers_when_they_have_finished_their_sections(
+    run, sections, tmp_path, monkeypatch
+):
+    both_at_work = threading.Barrier(2)
+
+    def interrupting(*args, **kwargs):
+        if args[0].parent.name == ".b.unfinished" and args[0].name == "registered.tif":
+            both_at_work.wait(timeout=60)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+        elif args[0].parent.name == ".a.unfinished" and args[0].name == "registered.tif":
+            both_at_work.wait(timeout=60)
+            time.sleep(0.5)
+        write_tiff(*args, **kwargs)
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(module, "write_tiff", interrupting)
+    status, printed = run(sections, "--workers", "2")
+    assert status == 130
+    assert "interrupted: what is finished stays" in printed
+    assert set(table(tmp_path / "out")) == {"a", "b"}  # c had not begun
+    assert {path.name for path in (tmp_path / "out" / "a").iterdir()} == FILES
+    assert torch.get_num_threads() == threads
+
+
+def test_any_number_of_workers_comes_to_the_same(run, sections, tmp_path):
+    outs = {}
+    for workers in ("1", "2", "5"):
+        assert run(sections, "--workers", workers)[0] == 0
+        outs[workers] = (tmp_path / "out").rename(tmp_path / f"out{workers}")
+    for path in sorted(outs["1"].rglob("*.tif")):
+        for other in (outs["2"], outs["5"]):
+            image = tifffile.imread(other / path.relative_to(outs["1"]))
+            # Sums of another number of threads differ in their last bits.
+            assert np.abs(image.astype(float) - tifffile.imread(path)).max() <= 1
+    assert {name: row["flag"] for name, row in table(outs["5"]).items()} == {
+        name: row["flag"] for name, row in table(outs["1"]).items()
+    }
+    status, printed = run(sections, "--workers", "0")
+    assert status == 1
+    assert "--workers: expected at least 1, got 0" in printed
 
 
 @pytest.mark.parametrize("fails", ["write_tiff", "_write_overlay"])
