@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atlalign.geometry import integrate, limit_steepness, resize, warp
-from atlalign.networks.layers import BilinearInterpolation, Registration
+from atlalign.networks.layers import BilinearInterpolation, Registration, precisely
 
 _FLAT = 1e-3  # Features shorter than this count as none: noise has no direction.
 
@@ -95,7 +95,7 @@ class CorrelationPyramidNet(nn.Module):
             dvf = integrate(velocity, self.velocity_steps)
             moved = warp(other, dvf.to(other.dtype), padding_mode="border")
             seen = [correlate(fixed, moved, radius), fixed, moved, velocity.to(fixed.dtype)]
-            velocity = velocity + decoder(torch.cat(seen, dim=1)).float()
+            velocity = velocity + precisely(decoder[-1], decoder[:-1](torch.cat(seen, dim=1)))
         return resize(velocity, (moving.shape[-2], moving.shape[-1]))
 
     def _features(self, image: Tensor) -> list[Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from atlalign.errors import InputError
-from atlalign.networks.layers import Affine2DVF, BilinearInterpolation, Registration
+from atlalign.networks.layers import Affine2DVF, BilinearInterpolation, Registration, precisely
 
 _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
@@ -78,13 +78,11 @@ class GlobalAffineNet(nn.Module):
             raise InputError(f"the global network takes images of {expected} px, got {found}")
         features = self.features(torch.cat([reference, moving], dim=1))
         flat = features.permute(0, 2, 3, 1).flatten(1)
-        matrix: Tensor = self.to_affine(self.dense(flat))
-        return matrix.view(-1, 2, 3)
+        return precisely(self.to_affine, self.dense(flat)).view(-1, 2, 3)
 
     def forward(self, reference: Tensor, moving: Tensor) -> Registration:
         """Register `moving` to `reference`, both (B, 1, H, W) in [0, 1]."""
-        # Half precision would round coordinates of some hundred pixels to quarters.
-        dvf = self.to_dvf(self.affine(reference, moving).float())
+        dvf = self.to_dvf(self.affine(reference, moving))
         return Registration(registered=self.warp(moving, dvf), dvf=dvf)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from atlalign.geometry import integrate, limit_steepness, resize
 from atlalign.networks.global_affine import init_glorot
-from atlalign.networks.layers import BilinearInterpolation, Registration
+from atlalign.networks.layers import BilinearInterpolation, Registration, precisely
 
 _LARGEST_CROP_PX = 4
 
@@ -129,7 +129,7 @@ class LocalUNet(nn.Module):
         pair = torch.cat([reference, moving], dim=1)
         margins = _margins(pair.shape[-2], pair.shape[-1], self.size_multiple)
         padded = F.pad(pair, margins)
-        predicted = resize(self._unet(padded).float(), (padded.shape[-2], padded.shape[-1]))
+        predicted = resize(self._unet(padded), (padded.shape[-2], padded.shape[-1]))
         return F.pad(predicted, [-margin for margin in margins], mode=beyond_crop)
 
     def _unet(self, pair: Tensor) -> Tensor:
@@ -141,8 +141,7 @@ class LocalUNet(nn.Module):
             features = up(features, skips.pop())
         # A 2×2 kernel has no centre: like Keras' 'same', only the zeros after the last row and column count. (To pad
         # there alone would copy the largest feature maps of all.)
-        dvf: Tensor = self.to_dvf(self.end(features))
-        return dvf[..., 1:, 1:]
+        return precisely(self.to_dvf, self.end(features))[..., 1:, 1:]
 
 
 class _Up(nn.Module):

@@ -62,7 +62,7 @@ class MergedNet(nn.Module):
 
     def forward(self, reference: Tensor, moving: Tensor) -> MergedRegistration:
         """Register `moving` to `reference`, both (B, 1, H, W) in [0, 1]."""
-        matrix = self.global_net.affine(reference, moving).float()
+        matrix = self.global_net.affine(reference, moving)
         global_dvf = self.global_net.to_dvf(matrix)
         global_registered = warp(moving, global_dvf)
         local: Registration = self.local_net(reference, global_registered)

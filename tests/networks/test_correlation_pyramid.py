@@ -99,7 +99,9 @@ def test_a_sample_does_not_depend_on_its_batch():
 def test_half_precision_keeps_fields_in_float32():
     network, reference, moving = steep(small_net()), images(), images()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert network(reference, moving).dvf.dtype == torch.float32
+        dvf = network(reference, moving).dvf
+    assert dvf.dtype == torch.float32
+    assert not torch.equal(dvf, dvf.bfloat16().float())
 
 
 def test_it_learns_to_match_in_few_steps():

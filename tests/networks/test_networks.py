@@ -245,9 +245,27 @@ def test_layers_are_the_geometry_functions():
     torch.testing.assert_close(twice[0, :, 2, 2], torch.tensor([4.0, -2.0]))
 
 
+def is_finer_than_bfloat16(values: torch.Tensor) -> bool:
+    return values.dtype == torch.float32 and not torch.equal(values, values.bfloat16().float())
+
+
 @pytest.mark.parametrize("velocity_steps", [None, 7])
 def test_half_precision_keeps_the_local_field_in_float32(velocity_steps):
     network = LocalUNet((4,), (4, 4), (4,), (4, 4), (4,), compute_inv=True, velocity_steps=velocity_steps)
     with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert network.end[0](torch.rand(1, 4, 8, 8)).dtype == torch.bfloat16
         output = network(*torch.rand(2, 1, 1, 32, 48))
-    assert output.dvf.dtype == output.inv_dvf.dtype == output.registered.dtype == torch.float32
+    assert is_finer_than_bfloat16(output.dvf)
+    assert is_finer_than_bfloat16(output.inv_dvf)
+    assert output.registered.dtype == torch.float32
+
+
+def test_half_precision_keeps_the_global_map_in_float32():
+    """1.003 is 1 in bfloat16: at 456 px that is an error of more than a pixel."""
+    network = GlobalAffineNet(image_shape=(32, 48))
+    exact = torch.tensor([[1.003, 0.001, 20.06], [-0.001, 0.998, -7.03]])
+    with torch.no_grad():
+        network.to_affine.bias.copy_(exact.flatten())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        matrix = network.affine(*torch.rand(2, 1, 1, 32, 48))
+    torch.testing.assert_close(matrix[0], exact, rtol=0, atol=1e-7)
