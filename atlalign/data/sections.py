@@ -156,6 +156,20 @@ class Anchoring:
         height, width = self.size
         return np.array([[width, 0, -0.5], [0, height, -0.5]]) @ homogeneous(ml_dv)
 
+    def on(self, size: tuple[int, int]) -> "Anchoring":
+        """Return the anchoring of an image of another size (h, w) that shows the same, such as a full scan.
+
+        Raises:
+            InputError: If its proportions differ by more than comes from rounding to pixels.
+        """
+        (height, width), (own_height, own_width) = size, self.size
+        if abs(height / own_height * own_width / width - 1) > 1.5 / min(*size, *self.size):
+            raise InputError(
+                f"expected the proportions of the image that was anchored, {own_height}×{own_width} px, found "
+                f"{height}×{width} px"
+            )
+        return Anchoring(self.vectors, size)
+
     def to_json(self) -> list[float]:
         """Return o, u, v as nine numbers."""
         return [float(value) for value in self.vectors.ravel()]

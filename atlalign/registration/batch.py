@@ -539,8 +539,9 @@ def _thumbnail(pixels: NDArray[Any], height: int) -> NDArray[np.uint8]:
         1, pixels.shape[0] // (2 * height)
     )  # averaging all of a large image would need several times its memory
     small = pixels[::step, ::step]
-    if small.dtype != np.uint8:
-        small = _in_8_bits(small / max(float(np.percentile(small, 99.9)), 1e-6))
+    white = float(np.percentile(small, 99.9))
+    if small.dtype != np.uint8 or white < 128:
+        small = _in_8_bits(small / max(white, 1e-6))
     colored = small if small.ndim == 3 else np.stack([small] * 3, axis=-1)
     return _scaled(colored, height)
 

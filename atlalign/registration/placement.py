@@ -197,6 +197,8 @@ def read_section(
         background = "bright" if has_bright_ground(grey) else "dark"
     if background == "bright":
         grey = 1 - grey
+    elif image.pixels.dtype == np.uint8:  # as in other depths, the brightest of a dim stain is 1
+        grey = to_unit_range(grey, np.dtype(np.float32), name)
     return Section(grey, factor, (height, width), image.pixel_um, background)
 
 
@@ -248,13 +250,14 @@ def place(
         by: anchoring: where the anchoring puts it; scale: at the size that its pixels have, the centres of tissue on
             one another; fit: the same at the size at which both tissues spread as far; stretch: corner on corner;
             auto: the first of these that is possible.
-        anchoring: Of the image.
+        anchoring: Of the image, or of a smaller or larger scan of it.
         pixel_um: The size of the section's pixels; None takes the file's word.
         mirrored: The image shows the right of the reference at its left; an atlas has the left of the brain there.
         quarter_turns: So many times the image has to be turned by 90° counter-clockwise to be upright.
 
     Raises:
-        InputError: If what `by` needs is not there, the image shows no tissue, or its pixels cannot have their size.
+        InputError: If what `by` needs is not there, the image shows no tissue, its pixels cannot have their size, or it
+            has other proportions than the image that was anchored.
     """
     known = section.pixel_um if pixel_um is None else (pixel_um, pixel_um)
     if known is not None:
@@ -266,7 +269,7 @@ def place(
             raise InputError(
                 "expected no --mirrored and no --quarter-turns: the anchoring says how the section lies"
             )
-        matrix = _anchored(anchoring, reference)
+        matrix = _anchored(section, reference, anchoring)
     else:
         turned = _turned(section.shape, mirrored=mirrored, quarter_turns=quarter_turns)
         matrix = _upright(section, reference, by, known, turned)
@@ -307,12 +310,12 @@ def _um(pixel_um: PixelSize) -> str:
     return f"{pixel_um[0]:g} × {pixel_um[1]:g} µm"
 
 
-def _anchored(anchoring: Anchoring | None, reference: Reference) -> Points:
+def _anchored(section: Section, reference: Reference, anchoring: Anchoring | None) -> Points:
     if anchoring is None or reference.plane is None:
         raise InputError("--place anchoring: expected an anchored section and an atlas")
     mm = reference.grid.to_mm(np.eye(2))
     to_um = reference.plane.matrix[[2, 1]] @ homogeneous(np.column_stack([mm, (0, 0)]))
-    return anchoring.um_to_pixel() @ homogeneous(to_um)
+    return anchoring.on(section.shape).um_to_pixel() @ homogeneous(to_um)
 
 
 def _turned(shape: tuple[int, int], *, mirrored: bool, quarter_turns: int) -> Points:
