@@ -27,6 +27,9 @@ from atlalign.files import fingerprint_of
 
 _log = logging.getLogger(__name__)
 
+PHANTOM = "phantom"
+"""The name of the atlas that is drawn."""
+
 _AXES = ("AP", "DV", "ML")
 _BLOCK = 16  # Planes read at once.
 _BRIGHT = 0.001  # The share of tissue that may be brighter than white.
@@ -153,7 +156,7 @@ def phantom_atlas(
         torch.from_numpy(template),
         annotation,
         spacing_um,
-        "phantom",
+        PHANTOM,
         255.0,
         pixel_um=(width_um / (shape[1] - 1), height_um / (shape[0] - 1)),
         ontology=phantom_ontology(),
@@ -261,11 +264,11 @@ def open_atlas(
         InputError: As the three above do, and if something is given that only a file needs.
     """
     of_file = (annotation_path, ontology_path, spacing_um)
-    if name in ("phantom", "allen") and any(value is not None for value in of_file):
+    if name in (PHANTOM, "allen") and any(value is not None for value in of_file):
         raise InputError(
             f"atlas '{name}' has its own annotation, ontology and spacing: expected none beside it"
         )
-    if name == "phantom":
+    if name == PHANTOM:
         return phantom_atlas(image_shape=phantom_shape)
     if name == "allen":
         return allen_atlas()

@@ -1,6 +1,7 @@
 """The data modules: which samples train, which validate, and how they become batches."""
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from atlalign.data import schema
-from atlalign.data.atlas import Atlas
+from atlalign.data.atlas import PHANTOM, Atlas
 from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter, as_augmenter
 from atlalign.data.dataset import RawSample, RegistrationBatch, RegistrationDataset, SeededSampler, complete
 from atlalign.errors import InputError, check_numbers
 from atlalign.files import fingerprint
+
+_log = logging.getLogger(__name__)
 
 Indexes = Sequence[int] | str | Path
 
@@ -220,6 +223,12 @@ class RegistrationDataModule(DeviceDataModule):
     def prepare_data(self) -> None:
         """Check the file; Lightning calls this in one process."""
         schema.check_once(self.path, self.atlas.extent_um)
+        if self.atlas.name == PHANTOM and PHANTOM not in schema.provenance(self.path):
+            _log.warning(
+                "%s: its sections meet planes of the phantom, a drawn brain. Give the atlas that they are registered "
+                "to: atlas=file atlas.path=FILE, or atlas=allen",
+                self.path,
+            )
 
     def setup(self, stage: str | None = None) -> None:
         """Split the samples; Lightning calls this in each process."""

@@ -89,6 +89,12 @@ def content_problems(path: str | Path, extent_um: float = ATLAS_EXTENT_UM) -> It
             )
 
 
+def provenance(path: Path) -> str:
+    """Return what a file says of where it comes from, as one text; nothing where it was made by another program."""
+    with h5py.File(path, "r") as file:
+        return " ".join(f"{name}={value}" for name, value in file.attrs.items())
+
+
 def doubts(path: str | Path) -> list[str]:
     """Return what a valid file is hardly meant to hold; of the fields up to 16 samples are looked at.
 

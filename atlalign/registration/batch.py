@@ -74,6 +74,15 @@ _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY = "registered.tif", "labels.tif", "r
 _RESULTS = {FORWARD, INVERSE, RECORD, LABELS, REGIONS, _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY}
 _WORTHLESS = {".DS_Store", "Thumbs.db"}  # what file managers leave behind
 
+_SAID = {
+    "file": "image", "bytes": "image", "modified_ns": "image", "position_um": "position",
+    "by": "--place", "background": "--background", "mirrored": "--mirrored", "quarter_turns": "--quarter-turns",
+    "channel": "--channel", "pixel_um": "--pixel-size-um", "refinement_steps": "--refine",
+    "refinement_smoothness": "--refine-smoothness", "image_shape": "--image-shape", "hemisphere": "--hemisphere",
+    "model_sha256": "model", "reference_sha256": "reference",
+}  # fmt: skip
+"""What settings are called where they are made."""
+
 _OVERLAY_PX = 640  # the height of the picture for checking
 _OUTLINE = np.array([255, 200, 0], np.uint8)
 
@@ -260,8 +269,8 @@ def register_batch(
 ) -> Iterator[Outcome]:
     """Register sections and yield, in their order, what became of each; what is there already is left alone.
 
-    An image that cannot be registered has its reason in the table, and the next one follows. The tables show all
-    folders of results in `out`, whichever call wrote them.
+    Where an image cannot be registered, or its folder holds something else, the outcome says why, and the next one
+    follows. The tables show all folders of results in `out`, whichever call wrote them, and what has none.
 
     Args:
         jobs: What to register.
@@ -271,8 +280,7 @@ def register_batch(
         workers: How many sections are worked on at a time, each with its share of torch's threads.
 
     Raises:
-        InputError: If a folder of results was made in another way, holds something else as well, or nothing can be
-            written.
+        InputError: If nothing can be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -315,7 +323,10 @@ def _outcome(job: Job, recipe: Recipe, folder: Path, *, overwrite: bool) -> Outc
     if job.problem:
         return _failed(job, job.problem)
     settings = _settings(job, recipe)
-    done = _former_record(folder, settings, overwrite=overwrite)
+    try:
+        done = _former_record(folder, settings, overwrite=overwrite)
+    except InputError as error:
+        return _failed(job, str(error))
     if done is not None:
         judged = _judged(done, recipe.options.limits)
         if judged != done:
@@ -350,20 +361,21 @@ def _settings(job: Job, recipe: Recipe) -> dict[str, Any]:
 
 
 def _former_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
-    """Return the record of the same work done before; None where it is to be done."""
+    """Return the record of the same work done before; None where it is to be done, as where a file is missing."""
     if not folder.exists():
         return None
     former: dict[str, Any] = {}
     with suppress(InputError):  # a damaged record is something else
         record = read_record(folder)
         former = record.get("settings", {})
-        if former == settings:
+        if former == settings and all((folder / name).exists() for name in record.get("files", ())):
             return record
-    if overwrite:
+    if overwrite or former == settings:
         _check_replaceable(folder)
         return None
-    changed = sorted(name for name in former | dict(settings) if former.get(name) != settings.get(name))
-    found = f"results made with another {', '.join(changed)}" if former else "something else"
+    changed = {name for name in former | dict(settings) if former.get(name) != settings.get(name)}
+    said = sorted({_SAID.get(name, name) for name in changed})
+    found = f"results made with another {', '.join(said)}" if former else "something else"
     raise InputError(f"{folder} holds {found}: choose another --out, or --overwrite")
 
 
@@ -414,6 +426,7 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
                 anchoring=job.anchoring,
                 tissue=reference.tissue.numpy(),
             )
+        record["files"] = sorted({FORWARD, INVERSE, *(path.name for path in unfinished.iterdir())})
         record["seconds"] = round(time.perf_counter() - start, 2)
         result.transform.save(unfinished, record)
     return record
@@ -597,8 +610,8 @@ def _write_tables(out: Path, failed: Iterable[Mapping[str, Any]]) -> None:
         for path in finished:
             with suppress(InputError):  # a damaged one is made again
                 records[path.parent.name] = read_record(path.parent)
-        rows = {name: _row(name, record) for name, record in records.items()}
-        rows |= {row["section"]: row for row in failed}
+        rows = {row["section"]: row for row in failed}
+        rows |= {name: _row(name, record) for name, record in records.items()}
         if rows:
             _write_table(out / TABLE, [rows[name] for name in sorted(rows)])
         slices = [record["visualign"] for record in records.values() if "visualign" in record]

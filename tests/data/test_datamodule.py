@@ -2,7 +2,9 @@
 
 import multiprocessing
 import pickle
+from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -249,3 +251,17 @@ def test_bad_arguments_of_the_data_module(h5_file, atlas, tmp_path):
     far = write_h5(tmp_path / "far.h5", p=np.full(6, 1100))
     with pytest.raises(InputError, match=r"positions in \[0, 1000\] µm"):
         datamodule(far, atlas)
+
+
+def test_sections_of_unknown_origin_are_not_taken_for_the_phantoms_in_silence(
+    h5_file, atlas, tmp_path, caplog
+):
+    drawn = replace(atlas, name="phantom")
+    datamodule(h5_file, drawn)
+    assert "meet planes of the phantom, a drawn brain. Give the atlas" in caplog.text
+    caplog.clear()
+    datamodule(h5_file, atlas)
+    with h5py.File(h5_file, "r+") as file:
+        file.attrs["atlas"] = "phantom"  # as the demo data has it
+    datamodule(h5_file, drawn)
+    assert "phantom" not in caplog.text
