@@ -1,6 +1,7 @@
 """Refinement at test time: some steps of optimisation of the field on the very pair of images."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from atlalign.geometry import compose, integrate, limit_steepness, resize, sample, warp
@@ -10,6 +11,8 @@ _BINS = 32
 _BLUR_BINS = 0.5  # of the histogram of both images
 _WINDOW_PX = 2.0  # the standard deviation of the windows of local correlation
 _FLAT = 1e-3  # a window whose variance is far below says nothing: noise and the slide
+_OFF_SLIDE = 0.05  # brighter or darker than it is tissue
+_PIECE = 0.025  # as a share of the width: what is torn off is wider than what a network leaves
 _FIRST_SMOOTHNESS = 0.2  # as a share of the width
 _STEP = 0.06  # how far the point that moves most goes, as a share of the smoothness
 _MOMENTUM = 0.7
@@ -28,6 +31,8 @@ def refine(reference: Tensor, moving: Tensor, dvf: Tensor, *, steps: int, smooth
     deformation metric mappings via geodesic flows of diffeomorphisms*, IJCV 2005): a Gaussian smooths them, wide at
     first and narrower from step to step. The best of all steps is returned, which may be the start.
 
+    Where a piece of tissue is missing in one of the images, neither is compared: what is left would be pulled over it.
+
     Args:
         reference: (1, 1, H, W) in [0, 1].
         moving: (1, 1, H, W) in [0, 1].
@@ -39,10 +44,11 @@ def refine(reference: Tensor, moving: Tensor, dvf: Tensor, *, steps: int, smooth
     with torch.inference_mode(False), torch.enable_grad():
         start = dvf.detach().clone()
         images = torch.cat([reference, warp(moving, dvf, padding_mode="border")]).detach().clone()
+        weights = _comparable(images)
         velocity = best = _nothing(start)
         direction, lowest = torch.zeros_like(velocity), float("inf")
         for step in range(steps + 1):
-            loss, gradient = _loss_and_gradient(images, velocity)
+            loss, gradient = _loss_and_gradient(images, weights, velocity)
             if loss < lowest - _ROUNDING:
                 best, lowest = velocity, loss
             width = _FIRST_SMOOTHNESS * (smoothness / _FIRST_SMOOTHNESS) ** (step / max(1, steps))
@@ -50,6 +56,22 @@ def refine(reference: Tensor, moving: Tensor, dvf: Tensor, *, steps: int, smooth
             direction = _MOMENTUM * direction - (1 - _MOMENTUM) * _smooth_unit(gradient, width_points)
             velocity = velocity + _STEP * width_points * direction
         return compose(start, _field(best, start))
+
+
+def _comparable(images: Tensor) -> Tensor:
+    """Return 1 where images (2, 1, H, W) can be compared, 0 around tissue that lies too far from any of the other's."""
+    radius = max(1, round(_PIECE * images.shape[-1]))
+    border = torch.cat([images[:, 0, [0, -1]].flatten(1), images[:, 0, :, [0, -1]].flatten(1)], dim=1)
+    slide = border.median(dim=1).values.view(-1, 1, 1, 1)
+    tissue = _grown(-_grown(-((images - slide).abs() > _OFF_SLIDE).float(), 1), 1)  # without specks
+    only_there = tissue.flip(0) * (1 - _grown(tissue, radius))
+    return 1 - _grown(only_there, radius).amax(0, keepdim=True)
+
+
+def _grown(mask: Tensor, radius: int) -> Tensor:
+    """Return the largest value within squares of `radius` pixels to each side."""
+    along_y = F.max_pool2d(mask, (2 * radius + 1, 1), 1, (radius, 0))
+    return F.max_pool2d(along_y, (1, 2 * radius + 1), 1, (0, radius))
 
 
 def _nothing(dvf: Tensor) -> Tensor:
@@ -63,28 +85,28 @@ def _field(velocity: Tensor, like: Tensor) -> Tensor:
     return resize(integrate(limit_steepness(velocity)), (like.shape[-2], like.shape[-1]))
 
 
-def _loss_and_gradient(images: Tensor, velocity: Tensor) -> tuple[float, Tensor]:
+def _loss_and_gradient(images: Tensor, weights: Tensor, velocity: Tensor) -> tuple[float, Tensor]:
     """Return how unlike two images (2, 1, H, W) are, and its gradient; each of them is warped to the other."""
     velocity = velocity.detach().requires_grad_()
     fields = _field(torch.cat([velocity, -velocity]), images)
     warped = warp(images.flip(0), fields, padding_mode="border")
-    mutual_information = [_mutual_information(*pair) for pair in zip(images, warped, strict=True)]
-    loss = -torch.stack(mutual_information).mean() - _local_correlation(images, warped)
+    mutual_information = [_mutual_information(*pair, weights) for pair in zip(images, warped, strict=True)]
+    loss = -torch.stack(mutual_information).mean() - _local_correlation(images, warped, weights)
     (gradient,) = torch.autograd.grad(loss, velocity)
     return loss.item(), gradient
 
 
-def _mutual_information(fixed: Tensor, warped: Tensor) -> Tensor:
-    """Return the mutual information in nats of images (1, H, W), which has a gradient along the second.
+def _mutual_information(fixed: Tensor, warped: Tensor, weights: Tensor) -> Tensor:
+    """Return the mutual information in nats of weighted images (1, H, W), which has a gradient along the second.
 
-    It is the mean of log p(f, w) / (p(f) p(w)), p by a blurred histogram of all pixels. That p changes with the
+    It is the mean of log p(f, w) / (p(f) p(w)), p by a blurred histogram of the pixels. That p changes with the
     images adds nothing to the gradient but the change of the total, which is 0 (Viola & Wells, *Alignment by
     maximization of mutual information*, IJCV 1997): it counts as fixed.
     """
     bins = torch.stack([warped.flatten(), fixed.flatten()], dim=-1) * (_BINS - 1)  # x, y in the table
     with torch.no_grad():
         place = bins.round().long().clamp(0, _BINS - 1)
-        counts = torch.bincount(place[:, 1] * _BINS + place[:, 0], minlength=_BINS**2).to(fixed)
+        counts = torch.bincount(place[:, 1] * _BINS + place[:, 0], weights.flatten(), minlength=_BINS**2)
         blur = _gaussian(_BINS, _BLUR_BINS, fixed)
         of_both = blur @ counts.view(_BINS, _BINS) @ blur.T
         of_both = of_both / of_both.sum()
@@ -92,10 +114,10 @@ def _mutual_information(fixed: Tensor, warped: Tensor) -> Tensor:
         shares = (of_both, of_both.sum(1, keepdim=True), of_both.sum(0, keepdim=True))
         of_both, of_fixed, of_warped = (share.clamp_min(torch.finfo(share.dtype).tiny) for share in shares)
         table = of_both.log() - of_fixed.log() - of_warped.log()
-    return sample(table[None, None], bins[None, None], padding_mode="border").mean()
+    return _mean(sample(table[None, None], bins[None, None], padding_mode="border").view_as(weights), weights)
 
 
-def _local_correlation(first: Tensor, second: Tensor) -> Tensor:
+def _local_correlation(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
     """Return the mean squared correlation of images (B, 1, H, W) around each pixel: 0 where one is flat."""
     windows = (_gaussian(size, _WINDOW_PX, first) for size in first.shape[-2:])
     along_y, along_x = (window / window.sum(1, keepdim=True) for window in windows)
@@ -107,7 +129,12 @@ def _local_correlation(first: Tensor, second: Tensor) -> Tensor:
     first_variance = (around(first * first) - mean_first.square()).clamp_min(0)
     second_variance = (around(second * second) - mean_second.square()).clamp_min(0)
     covariance = around(first * second) - mean_first * mean_second
-    return (covariance.square() / ((first_variance + _FLAT) * (second_variance + _FLAT))).mean()
+    return _mean(covariance.square() / ((first_variance + _FLAT) * (second_variance + _FLAT)), weights)
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean of values (B, 1, H, W) by weights (1, 1, H, W); 0 without any weight."""
+    return (values * weights).mean() / weights.mean().clamp_min(torch.finfo(weights.dtype).tiny)
 
 
 def _smooth_unit(gradient: Tensor, sigma: float) -> Tensor:

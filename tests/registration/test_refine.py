@@ -74,7 +74,7 @@ def test_both_ways_are_inverse_to_each_other(reference, dvf, nothing):
     moving = warp(reference, invert(dvf))
     there, back = refine(reference, moving, nothing, steps=20), refine(moving, reference, nothing, steps=20)
     assert distance(there, nothing, reference) > 0.5
-    assert distance(compose(back, there), nothing, reference) < 0.02
+    assert distance(compose(back, there), nothing, reference) < 0.05
 
 
 def test_nothing_folds_however_little_it_is_smoothed(reference, nothing, monkeypatch):
@@ -104,25 +104,61 @@ def test_the_smoother_it_is_the_less_fields_bend(reference, dvf, nothing):
 def test_mutual_information_is_that_of_the_histogram():
     # Four equally likely pairs of bins, one to one: log(4) nats; at both ends the blur leaves the table.
     levels = torch.tensor([0.0, 10, 20, 31]).repeat(16, 16).view(1, 16, 64) / 31
-    mutual = refinement._mutual_information(levels, levels[..., [1, 2, 3, 0] * 16])
+    all_ = torch.ones(1, 1, 16, 64)
+    mutual = refinement._mutual_information(levels, levels[..., [1, 2, 3, 0] * 16], all_)
     assert mutual.item() == pytest.approx(math.log(4), abs=5e-3)
-    assert refinement._mutual_information(levels, levels.mT.reshape(1, 16, 64)).item() == pytest.approx(
-        0, abs=1e-3
-    )
+    apart = refinement._mutual_information(levels, levels.mT.reshape(1, 16, 64), all_)
+    assert apart.item() == pytest.approx(0, abs=1e-3)
+    # What has no weight does not count: the right half of the second image says something else.
+    half = torch.cat([torch.ones(1, 1, 16, 32), torch.zeros(1, 1, 16, 32)], dim=-1)
+    mixed = torch.cat([levels[..., :32], levels.mT.reshape(1, 16, 64)[..., 32:]], dim=-1)
+    assert refinement._mutual_information(levels, mixed, half).item() == pytest.approx(math.log(4), abs=0.02)
+    assert refinement._mutual_information(levels, mixed, all_).item() < 1.2
 
 
 def test_the_gradient_of_mutual_information_is_that_of_its_change():
     torch.manual_seed(0)
     fixed = torch.rand(1, 200, 300)
     warped = (0.8 * fixed + 0.1 * torch.rand_like(fixed)).requires_grad_()
-    value = refinement._mutual_information(fixed, warped)
+    weights = torch.ones(1, *fixed.shape)
+    value = refinement._mutual_information(fixed, warped, weights)
     (gradient,) = torch.autograd.grad(value, warped)
     towards = (0.8 * fixed + 0.05 - warped).detach()  # less noise
-    change = refinement._mutual_information(fixed, warped.detach() + 0.3 * towards) - value
+    change = refinement._mutual_information(fixed, warped.detach() + 0.3 * towards, weights) - value
     assert 0.3 * (gradient * towards).sum().item() == pytest.approx(change.item(), rel=0.5)
 
 
 def test_local_correlation_is_1_for_any_linear_relation(reference):
     rough = torch.rand(1, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
-    assert refinement._local_correlation(rough, 0.9 - 0.7 * rough).item() > 0.95  # a floor of variance
-    assert refinement._local_correlation(rough, torch.full_like(rough, 0.5)).item() < 1e-6
+    all_ = torch.ones_like(rough)
+    assert refinement._local_correlation(rough, 0.9 - 0.7 * rough, all_).item() > 0.95  # a floor of variance
+    assert refinement._local_correlation(rough, torch.full_like(rough, 0.5), all_).item() < 1e-6
+    assert refinement._local_correlation(rough, rough, 0 * all_).item() == 0
+
+
+def test_what_is_left_is_not_pulled_over_a_piece_that_is_torn_off(nothing, monkeypatch):
+    y, x = torch.meshgrid(*(torch.arange(float(size)) for size in SHAPE), indexing="ij")
+    ellipse = torch.sigmoid(12 - 12 * ((x - 46) / 34) ** 2 - 12 * ((y - 32) / 22) ** 2)
+    whole = (ellipse * (0.6 + 0.1 * torch.cos(x / 6) * torch.cos(y / 5)))[None, None]
+    torn = whole * torch.sigmoid(3 * (60 - x))
+
+    def moved_px() -> float:
+        """Return by how much what lies beside the tear is moved."""
+        beside = refine(whole, torn, nothing, steps=50)[0, :, 32, 50:60]
+        return beside.square().sum(0).sqrt().mean().item()
+
+    assert moved_px() < 0.3
+    monkeypatch.setattr(refinement, "_PIECE", 1.0)  # no piece is as large
+    assert moved_px() > 0.6
+
+
+def test_what_can_be_compared_is_what_has_tissue_of_the_other_nearby():
+    images = torch.zeros(2, 1, 40, 80)
+    images[:, :, 10:30, 10:30] = 0.5
+    images[1, :, 10:30, 31:33] = 0.5  # within the radius of 2 px
+    images[0, :, 10:30, 50:70] = 0.5  # only there
+    images[0, :, 36, 76] = 1.0  # a speck
+    expected = torch.ones(1, 1, 40, 80)
+    expected[:, :, 8:32, 48:72] = 0
+    assert torch.equal(refinement._comparable(images), expected)
+    assert torch.equal(refinement._comparable(1 - images), expected)
