@@ -357,9 +357,9 @@ def _transform_shapes(source: Path, results: _Results, out: Path, options: Optio
     transform, content = results.transform, _read_json(source)
     reference = transform.reference
     if options.to == "reference":
-        grid, field = transform.section, transform.inverse
+        grid, field, target = transform.section, transform.inverse, reference
     else:
-        grid, field = reference, transform.forward
+        grid, field, target = reference, transform.forward, transform.section
 
     def move(pixels: Points) -> Points:
         if options.to == "reference":
@@ -372,8 +372,11 @@ def _transform_shapes(source: Path, results: _Results, out: Path, options: Optio
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     _write_json(out, content)
-    beyond = int((~_inside(moved.before, grid)).sum())
-    return f"{moved.shapes} shapes, no edge longer than {edge:.3g} px; {beyond} points beyond the image"
+    beyond = ~(_inside(moved.before, grid) & _inside(move(moved.before), target))
+    return (
+        f"{moved.shapes} shapes, no edge longer than {edge:.3g} px; {beyond.sum()} points beyond the image or the "
+        "reference"
+    )
 
 
 def _longest_edge(field: Displacement, grid: Grid) -> float:

@@ -223,7 +223,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: expected a folder that `atlalign register` wrote: {error}") from error
+        several = any(folder.glob(f"*/{RECORD}"))
+        reason = (
+            "that of one section, which lies in it"
+            if several
+            else f"one that `atlalign register` wrote: {error}"
+        )
+        raise InputError(f"{folder}: expected a section's folder, {reason}") from error
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
         raise InputError(f"{folder / RECORD}: expected the record of a transform, of format {_FORMAT}")
     return record

@@ -311,6 +311,21 @@ def test_shapes_move_as_points_half_a_pixel_apart(transform, tmp_path):
     assert np.allclose(back[0]["geometry"]["coordinates"], places, atol=0.05)
 
 
+def test_points_that_leave_the_reference_are_counted(transform, tmp_path, capsys):
+    pixels = centres(SECTION).reshape(-1, 2) / (np.array(SECTION.pixel_um) / 1000)
+    mapped = transform.reference.to_pixels(transform.to_reference(pixels))
+    height, width = transform.reference.shape
+    outside = ((mapped < -0.5) | (mapped >= (width - 0.5, height - 0.5))).any(axis=1)
+    assert 0 < outside.sum() < len(pixels)
+    places = [*(pixels[~outside][:3] + 0.5).tolist(), *(pixels[outside][:2] + 0.5).tolist(), [-9.0, 5.0]]
+    run(
+        geojson(tmp_path / "a.geojson", {"type": "MultiPoint", "coordinates": places}),
+        "reference",
+        "b.geojson",
+    )
+    assert "3 points beyond the image or the reference" in capsys.readouterr().out
+
+
 def test_a_document_keeps_all_but_its_coordinates(transform, tmp_path):
     child = {"type": "Feature", "geometry": polygon(HOLE), "properties": {"objectType": "detection"}}
     cell = {
@@ -445,7 +460,7 @@ FEATURE = '{"type": "Feature", "geometry": {"type": "%s", "coordinates": %s}}'
         ("wrong_size.tif", None, ["--channel", "3"], "expected a channel in 0"),
         ("wrong_size.tif", None, ["--labels", "--out", "a.geojson"], "expected --to section"),
         ("wrong_size.tif", None, ["--out", "a.png"], "expected an --out that ends in .tif or .tiff"),
-        ("wrong_size.tif", None, ["--with", "none"], "expected a folder that `atlalign register` wrote"),
+        ("wrong_size.tif", None, ["--with", "none"], "expected a section's folder, one that `atlalign register` wrote"),
         ("none.csv", None, [], "no such file"),
         ("a.csv", "x,y\n1,2\n", ["--out", "there.csv"], "there.csv exists: choose another --out, or --overwrite"),
     ],

@@ -132,8 +132,8 @@ def _set_section(folder: Path, **values: list[float]) -> None:
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda f: (f / module.RECORD).unlink(), "expected a folder that `atlalign register` wrote"),
-        (lambda f: (f / module.RECORD).write_text("{"), "expected a folder that `atlalign register` wrote"),
+        (lambda f: (f / module.RECORD).unlink(), "one that `atlalign register` wrote"),
+        (lambda f: (f / module.RECORD).write_text("{"), "one that `atlalign register` wrote"),
         (lambda f: (f / module.RECORD).write_text('{"format": 99}'), "of format 1"),
         (lambda f: (f / module.RECORD).write_text('{"format": 1}'), "expected the record of a transform"),
         (lambda f: _set_section(f, pixel_um=[0, 12]), "a section of .* px of 0 × 12 µm"),
@@ -150,6 +150,15 @@ def test_a_damaged_transform_is_named(transform, tmp_path, damage, sentence):
     transform.save(tmp_path, {})
     damage(tmp_path)
     with pytest.raises(InputError, match=sentence):
+        SectionTransform.load(tmp_path)
+
+
+def test_the_folder_of_all_sections_is_told_from_that_of_one(transform, tmp_path):
+    (tmp_path / "a").mkdir()
+    transform.save(tmp_path / "a", {})
+    with pytest.raises(
+        InputError, match="expected a section's folder, that of one section, which lies in it"
+    ):
         SectionTransform.load(tmp_path)
 
 
