@@ -246,13 +246,11 @@ def find_jobs(inputs: Sequence[Path], *, position_um: float | None = None, liste
 
 
 def _listed_job(section: ListedSection, *, listed: bool) -> Job:
-    anchoring = section.anchoring
     if not listed:  # the reference is no plane of an atlas
         return Job(section.path, section.identity.image_id)
     if section.problem:
         return Job(section.path, section.identity.image_id, problem=section.problem)
-    position_um = section.identity.position_um if anchoring is None else anchoring.position_um
-    return Job(section.path, section.identity.image_id, position_um, anchoring)
+    return Job(section.path, section.identity.image_id, section.position_um, section.anchoring)
 
 
 def register_batch(
@@ -310,10 +308,10 @@ def _at_once(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
 
 
 def _outcome(job: Job, recipe: Recipe, folder: Path, *, overwrite: bool) -> Outcome:
-    if not job.path.is_file():
-        return _failed(job, f"{job.path.name}: no such file in {job.path.parent}")
     if job.problem:
         return _failed(job, job.problem)
+    if not job.path.is_file():
+        return _failed(job, f"{job.path.name}: no such file in {job.path.parent}")
     settings = _settings(job, recipe)
     done = _former_record(folder, settings, overwrite=overwrite)
     if done is not None:
