@@ -27,6 +27,7 @@ GRID_UM = 25.0
 LIST_ENDINGS = (".json", ".csv")
 """What the names of lists of sections end in."""
 
+_LEAST_UM = 50.0  # no brain has its tip there, nor as many mm
 _DEEPSLICE = ("ox", "oy", "oz", "ux", "uy", "uz", "vx", "vy", "vz")
 
 
@@ -206,6 +207,18 @@ def apply_affine(matrix: Points, points: Points) -> Points:
     return np.asarray(points @ matrix[:, :2].T + matrix[:, 2], dtype=np.float64)
 
 
+def check_is_um(position_um: float, where: str) -> None:
+    """Check that a position from the front of the atlas cannot only be meant in mm.
+
+    Raises:
+        InputError: If it can; the message begins with `where`.
+    """
+    if 0 < position_um < _LEAST_UM:
+        raise InputError(
+            f"{where}: expected a position in µm from the front of the atlas, got {position_um:g}: is that mm?"
+        )
+
+
 # --- lists ------------------------------------------------------------------------------------------------------------
 
 
@@ -306,6 +319,7 @@ def _positioned_section(folder: Path, name: str, cells: Mapping[str, str], place
     try:
         file = _file(folder, cells)
         position_um = float(_number(cells["p"], f"{name}, p"))
+        check_is_um(position_um, f"{name}, p")
         image_id = _whole(cells.get("image_id"), f"{name}, image_id", default=place)
         dataset_id = _whole(cells.get("dataset_id"), f"{name}, dataset_id", default=0)
     except InputError as error:

@@ -595,6 +595,7 @@ def test_a_bad_annotated_file_leaves_nothing(write, message, tmp_path):
             lambda f: (f / "list.csv").write_text("filename,p\na.png,far\n"),
             "a.png: line 2, p: expected a number, found 'far'",
         ),
+        (lambda f: (f / "list.csv").write_text("filename,p\na.png,7.2\n"), r"got 7\.2: is that mm"),
         (lambda f: (f / "list.csv").write_text("filename,p\n"), "names no section"),
         (lambda f: (f / "list.csv").unlink(), "expected one list of sections"),
         (

@@ -198,9 +198,9 @@ def test_positions_may_be_fractions_which_identities_round_down(tmp_path, p, pos
 
 
 def test_ids_of_a_table_keep_their_digits(tmp_path):
-    (tmp_path / "l.csv").write_text(f"filename,p,image_id,dataset_id\na.png,1,{2**60 + 1},{2**63 - 1}\n")
+    (tmp_path / "l.csv").write_text(f"filename,p,image_id,dataset_id\na.png,100,{2**60 + 1},{2**63 - 1}\n")
     (found,) = read_list(tmp_path / "l.csv")
-    assert found.identity == (1, 2**60 + 1, 2**63 - 1)
+    assert found.identity == (100, 2**60 + 1, 2**63 - 1)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_ids_of_a_table_keep_their_digits(tmp_path):
         ("a.png,nan,1", "a.png", "line 4, p: expected a number, found 'nan'"),
         ("a.png,1e999999999,1", "a.png", "line 4, p: expected a number of at most 64 bits, found '1e999999999'"),
         ("a.png,5000,1.5", "a.png", "line 4, image_id: expected a whole number, found '1.5'"),
-        (f"a.png,1,{10**25}", "a.png", f"line 4, image_id: expected a number of at most 64 bits, found '{10**25}'"),
+        (f"a.png,100,{10**25}", "a.png", f"line 4, image_id: expected a number of at most 64 bits, found '{10**25}'"),
         (",5000,1", "line 4", "expected a filename, found none"),
     ],
 )  # fmt: skip
