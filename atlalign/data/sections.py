@@ -4,17 +4,18 @@ Atlas coordinates are µm along (AP, DV, ML), from the front, from the top and a
 the Allen atlas, by its own convention (PIR) and QuickNII's, from the left of the brain.
 """
 
-import csv
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from atlalign.data.tables import cut, read_table, read_text
 from atlalign.errors import InputError
 
 Points = NDArray[np.float64]
@@ -25,6 +26,9 @@ GRID_UM = 25.0
 """The size of such a voxel."""
 LIST_ENDINGS = (".json", ".csv")
 """What the names of lists of sections end in."""
+
+_LEAST_UM = 50.0  # no brain has its tip there, nor as many mm
+_DEEPSLICE = ("ox", "oy", "oz", "ux", "uy", "uz", "vx", "vy", "vz")
 
 
 class Identity(NamedTuple):
@@ -39,14 +43,16 @@ class ListedSection(NamedTuple):
     """One image of a list.
 
     Attributes:
-        path: Its file.
-        identity: What its samples keep.
-        anchoring: Where it lies, if the list says that.
+        path: Its file; where the list names none, the entry's own name in the list.
+        identity: What its samples keep; its position is rounded down.
+        position_um: Where its centre lies along AP.
+        anchoring: Where all of it lies, if the list says that.
         problem: What is wrong with what the list says of it, if anything: then its position means nothing.
     """
 
     path: Path
     identity: Identity
+    position_um: float
     anchoring: "Anchoring | None"
     problem: str = ""
 
@@ -201,6 +207,18 @@ def apply_affine(matrix: Points, points: Points) -> Points:
     return np.asarray(points @ matrix[:, :2].T + matrix[:, 2], dtype=np.float64)
 
 
+def check_is_um(position_um: float, where: str) -> None:
+    """Check that a position from the front of the atlas cannot only be meant in mm.
+
+    Raises:
+        InputError: If it can; the message begins with `where`.
+    """
+    if 0 < position_um < _LEAST_UM:
+        raise InputError(
+            f"{where}: expected a position in µm from the front of the atlas, got {position_um:g}: is that mm?"
+        )
+
+
 # --- lists ------------------------------------------------------------------------------------------------------------
 
 
@@ -220,7 +238,11 @@ def find_list(path: Path) -> Path:
 
 
 def read_list(path: Path) -> list[ListedSection]:
-    """Return the sections of a list; their files are not looked at.
+    """Return the sections of a list; what is wrong with one of them is its `problem`.
+
+    A table's columns are `filename`, `p` in µm and perhaps `image_id` and `dataset_id`, or those of DeepSlice, whose
+    CSV file does not say what it is anchored to: it must be the Allen atlas at 25 µm. Images are not read; those whose
+    backslashes have to be slashes are found.
 
     Raises:
         InputError: If the list cannot be read, is not one, or is empty.
@@ -228,14 +250,7 @@ def read_list(path: Path) -> list[ListedSection]:
     reader = _LIST_READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"expected a {' or '.join(LIST_ENDINGS)} list of sections or a folder, got {path}")
-    try:
-        sections = reader(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not a list of sections: {type(error).__name__} {error}") from error
+    sections = reader(path)
     if not sections:
         raise InputError(f"{path}: the list names no section")
     return sections
@@ -243,60 +258,129 @@ def read_list(path: Path) -> list[ListedSection]:
 
 def _read_anchored(path: Path) -> list[ListedSection]:
     """Return the sections of a QuickNII or DeepSlice file, whose anchoring is in 25 µm voxels of the Allen atlas."""
-    content = json.loads(path.read_text(encoding="utf-8-sig"))
+    text = read_text(path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a list of sections, for it is not JSON: {error}") from error
+    slices = content.get("slices") if isinstance(content, dict) else None
+    if not isinstance(slices, list):
+        raise InputError(
+            f"{path}: not a list of sections: expected QuickNII's object with slices, found {_shown(content)}"
+        )
     target = str(content.get("target", "25um"))
     if "25um" not in target:
         raise InputError(
             f"{path}: expected an anchoring to the Allen atlas at 25um, found the target '{target}'"
         )
-    return [_anchored_section(path, place, entry) for place, entry in enumerate(content["slices"])]
-
-
-def _anchored_section(path: Path, place: int, entry: Mapping[str, Any]) -> ListedSection:
-    file, number = path.parent / entry["filename"], int(entry.get("nr", place))
-    try:
-        anchoring = _anchoring(entry)
-    except InputError as error:
-        return ListedSection(file, Identity(0, number, 0), None, problem=str(error))
-    # The plane that the centre lies in starts a little before it.
-    position_um = int(np.floor(anchoring.position_um / GRID_UM) * GRID_UM)
-    return ListedSection(file, Identity(position_um, number, 0), anchoring)
-
-
-def _anchoring(entry: Mapping[str, Any]) -> Anchoring:
-    numbers = np.array(entry.get("anchoring", ()), dtype=np.float64)
-    if numbers.shape != (9,) or not np.isfinite(numbers).all():
-        raise InputError(
-            "anchoring: expected nine numbers, found " + (f"{numbers.size}" if numbers.size else "none")
-        )
-    return Anchoring(numbers.reshape(3, 3), (int(entry["height"]), int(entry["width"])))
+    return [
+        _anchored_section(path.parent, f"slices[{place}]", entry, place) for place, entry in enumerate(slices)
+    ]
 
 
 def _read_table(path: Path) -> list[ListedSection]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    if rows and not {"filename", "p"} <= rows[0].keys():
-        found = shorten(", ".join(map(str, rows[0])), 80)
-        raise InputError(f"{path}: expected the columns filename and p, separated by commas, found {found}")
-    return [_section_of_row(path, place, row) for place, row in enumerate(rows)]
-
-
-def _section_of_row(path: Path, place: int, row: Mapping[str, str]) -> ListedSection:
-    try:
-        identity = Identity(
-            _whole(row["p"]), _whole(row.get("image_id") or place), _whole(row.get("dataset_id") or 0)
+    table = read_table(path)
+    if "ox" in table.names:
+        rows = table.records(
+            ["filenames", *_DEEPSLICE, "width", "height"], hint=": use DeepSlice's .json file"
         )
-    except (TypeError, ValueError) as error:
-        given = ", ".join(f"{name}={row[name]}" for name in ("p", "image_id", "dataset_id") if name in row)
-        raise InputError(f"{path}, row {place + 1}: expected whole numbers, found {given}") from error
-    return ListedSection(path.parent / row["filename"], identity, None)
+        return [
+            _anchored_section(path.parent, f"line {line}", _deepslice_entry(cells), place)
+            for place, (line, cells) in enumerate(rows)
+        ]
+    rows = table.records(["filename", "p"])
+    return [
+        _positioned_section(path.parent, f"line {line}", cells, place)
+        for place, (line, cells) in enumerate(rows)
+    ]
 
 
-def _whole(cell: str | int) -> int:
-    number = float(cell)  # spreadsheets may write 6720.0
-    if not number.is_integer():
-        raise ValueError(cell)
+def _deepslice_entry(cells: Mapping[str, str]) -> dict[str, Any]:
+    return {**cells, "filename": cells["filenames"], "anchoring": [cells[name] for name in _DEEPSLICE]}
+
+
+def _anchored_section(folder: Path, name: str, entry: Any, place: int) -> ListedSection:
+    """Return what an entry of QuickNII's says, which is called `name` where it names no file."""
+    file, number = folder / name, place
+    try:
+        file = _file(folder, entry)
+        number = _whole(entry.get("nr"), "nr", default=place)
+        anchoring = _anchoring(entry)
+    except InputError as error:
+        return ListedSection(file, Identity(0, number, 0), 0.0, None, problem=str(error))
+    # The plane that the centre lies in starts a little before it.
+    plane_um = int(np.floor(anchoring.position_um / GRID_UM) * GRID_UM)
+    return ListedSection(file, Identity(plane_um, number, 0), anchoring.position_um, anchoring)
+
+
+def _positioned_section(folder: Path, name: str, cells: Mapping[str, str], place: int) -> ListedSection:
+    """Return what a row says, which is called `name` where it names no file."""
+    file = folder / name
+    try:
+        file = _file(folder, cells)
+        position_um = float(_number(cells["p"], f"{name}, p"))
+        check_is_um(position_um, f"{name}, p")
+        image_id = _whole(cells.get("image_id"), f"{name}, image_id", default=place)
+        dataset_id = _whole(cells.get("dataset_id"), f"{name}, dataset_id", default=0)
+    except InputError as error:
+        return ListedSection(file, Identity(0, place, 0), 0.0, None, problem=str(error))
+    return ListedSection(file, Identity(math.floor(position_um), image_id, dataset_id), position_um, None)
+
+
+def _file(folder: Path, entry: Any) -> Path:
+    """Return the file that an entry names, perhaps with the backslashes of Windows."""
+    if not isinstance(entry, Mapping):
+        raise InputError(f"expected an object with a filename, found {_shown(entry)}")
+    name = entry.get("filename")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"expected a filename, found {_shown(name)}")
+    slashed = folder / name.replace("\\", "/")
+    return slashed if slashed.is_file() else folder / name
+
+
+def _anchoring(entry: Mapping[str, Any]) -> Anchoring:
+    given = entry.get("anchoring")
+    if not isinstance(given, list) or len(given) != 9:
+        found = len(given) if isinstance(given, list) else _shown(given)
+        raise InputError(f"anchoring: expected nine numbers, found {found}")
+    vectors = np.array([float(_number(value, "anchoring")) for value in given]).reshape(3, 3)
+    height, width = (_whole(entry.get(side), side, default=0) for side in ("height", "width"))
+    if height < 1 or width < 1:
+        raise InputError(
+            "expected width and height of the image that was anchored, in pixels, found "
+            f"{width or 'no width'} and {height or 'no height'}"
+        )
+    return Anchoring(vectors, (height, width))
+
+
+def _whole(value: Any, name: str, *, default: int) -> int:
+    if value in (None, ""):
+        return default
+    number = _number(value, name)  # spreadsheets may write 6720.0
+    if number % 1:
+        raise InputError(f"{name}: expected a whole number, found {_shown(value)}")
     return int(number)
+
+
+def _number(value: Any, name: str) -> Decimal:
+    """Return a number that an h5 file can hold the whole part of, with all of its digits."""
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        number = Decimal("nan")
+    if not number.is_finite():
+        raise InputError(f"{name}: expected a number, found {_shown(value)}")
+    if not -(2**63) <= number < 2**63:
+        raise InputError(f"{name}: expected a number of at most 64 bits, found {_shown(value)}")
+    return number
+
+
+def _shown(value: Any) -> str:
+    if value in (None, ""):
+        return "none"
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return f"'{cut(str(value), 40)}'"
 
 
 _LIST_READERS = dict(zip(LIST_ENDINGS, (_read_anchored, _read_table), strict=True))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from atlalign.data.images import IMAGE_ENDINGS, TIFF_ENDINGS, read_image, read_labels, slide_color, write_tiff
 from atlalign.data.sections import Points
+from atlalign.data.tables import Table, read_table
 from atlalign.errors import InputError
 from atlalign.files import written_whole
 from atlalign.registration.exports import RegionName, read_regions
@@ -77,8 +78,8 @@ def transform_file(
 ) -> str:
     """Write what a saved transform makes of a file, and return one line on it.
 
-    Images come out as TIFF, tables as CSV and shapes as GeoJSON; a label map of the reference also as the outlines of
-    its regions, if `out` is GeoJSON.
+    Images come out as TIFF, tables as CSV with commas and decimal points, whatever they had, and shapes as GeoJSON; a
+    label map of the reference also as the outlines of its regions, if `out` is GeoJSON.
 
     Args:
         source: An image, a table of points (.csv) or shapes (.geojson, .json).
@@ -210,21 +211,18 @@ def _write_outlines(source: Path, results: _Results, out: Path, options: Options
 # --- points -----------------------------------------------------------------------------------------------------------
 
 
-class _Table(NamedTuple):
-    header: list[str]
-    rows: list[list[str]]
-
-
 _Columns = dict[str, list[str]]
 
 
 def _transform_table(source: Path, results: _Results, out: Path, options: Options) -> str:
-    table = _read_table(source)
+    table = read_table(source)
+    if not table.rows:
+        raise InputError(f"{source}: expected names of columns and points below, found no point")
     if options.to == "reference":
-        added = _to_reference(_numbers(table, _SECTION, source), results)
+        added = _to_reference(_numbers(table, _SECTION), results)
     else:
-        added = _to_section(table, results.transform, source)
-    taken = [name for name in added if name in table.header]
+        added = _to_section(table, results.transform)
+    taken = [name for name in added if name in table.names]
     if taken:
         raise InputError(
             f"{source}: expected no column {', '.join(taken)}, which is to be added: rename it before"
@@ -256,15 +254,15 @@ def _to_reference(pixels: Points, results: _Results) -> _Columns:
     return columns
 
 
-def _to_section(table: _Table, transform: SectionTransform, source: Path) -> _Columns:
+def _to_section(table: Table, transform: SectionTransform) -> _Columns:
     """Return columns for points of the atlas, or of the reference in its pixels; cells are empty for those outside."""
     grid = transform.reference
     extra: _Columns = {}
-    if transform.plane is not None and any(name in table.header for name in _ATLAS):
-        points_mm, off_um = transform.plane.from_atlas(_numbers(table, _ATLAS, source))
+    if transform.plane is not None and any(name in table.names for name in _ATLAS):
+        points_mm, off_um = transform.plane.from_atlas(_numbers(table, _ATLAS))
         extra = _columns(("off_plane_um",), off_um[:, None])
     else:
-        points_mm = grid.to_mm(_numbers(table, _REFERENCE, source))
+        points_mm = grid.to_mm(_numbers(table, _REFERENCE))
     pixels = np.full(points_mm.shape, np.nan)
     inside = _inside(grid.to_pixels(points_mm), grid)
     pixels[inside] = transform.to_section(points_mm[inside])
@@ -308,41 +306,19 @@ def _columns(names: Sequence[str], values: Points) -> _Columns:
     }
 
 
-def _read_table(path: Path) -> _Table:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *rows = [row for row in csv.reader(file) if row] or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as CSV: {error}") from error
-    if not rows:
-        raise InputError(f"{path}: expected names of columns and points below, found no point")
-    if len(set(header)) < len(header):
-        raise InputError(f"{path}: expected each column once, found {', '.join(header)}")
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(header):
-            raise InputError(f"{path}, point {number}: expected {len(header)} cells, found {len(row)}")
-    return _Table(header, rows)
-
-
-def _numbers(table: _Table, columns: Sequence[str], path: Path) -> Points:
+def _numbers(table: Table, columns: Sequence[str]) -> Points:
     """Return columns (N, k) of a table; empty cells are NaN."""
-    missing = [name for name in columns if name not in table.header]
-    if missing:
-        raise InputError(
-            f"{path}: expected the columns {', '.join(columns)}, found {shorten(', '.join(table.header), 80)}"
-        )
-    places = [table.header.index(name) for name in columns]
     return np.array(
         [
-            [_number(row[place], f"{path}, point {number}, {table.header[place]}") for place in places]
-            for number, row in enumerate(table.rows, start=1)
+            [_number(cells[name], f"{table.path}, line {line}, {name}") for name in columns]
+            for line, cells in table.records(columns)
         ]
     )
 
 
 def _number(cell: str, where: str) -> float:
     try:
-        number = float(cell) if cell.strip() else np.nan
+        number = float(cell) if cell else np.nan
     except ValueError:
         number = np.inf
     if np.isinf(number):

@@ -25,7 +25,15 @@ from atlalign import __version__
 from atlalign.data.atlas import Atlas
 from atlalign.data.images import IMAGE_ENDINGS, ImageFile, overlay, read_image, slide_color, write_tiff
 from atlalign.data.ontology import Ontology
-from atlalign.data.sections import LIST_ENDINGS, Anchoring, ListedSection, Plane, find_list, read_list
+from atlalign.data.sections import (
+    LIST_ENDINGS,
+    Anchoring,
+    ListedSection,
+    Plane,
+    check_is_um,
+    find_list,
+    read_list,
+)
 from atlalign.errors import InputError
 from atlalign.files import written_whole
 from atlalign.registration import exports
@@ -69,7 +77,6 @@ TABLE, VISUALIGN = "registrations.csv", "visualign.json"
 NEARBY_UM = (-1500.0, -1000.0, 1000.0, 1500.0)
 """How far from its plane a section is looked at as well: beyond the some hundred µm that an anchoring may err."""
 
-_LEAST_UM = 50.0  # no brain has its tip there, nor as many mm
 _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY = "registered.tif", "labels.tif", "reference.tif", "overlay.png"
 _RESULTS = {FORWARD, INVERSE, RECORD, LABELS, REGIONS, _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY}
 _WORTHLESS = {".DS_Store", "Thumbs.db"}  # what file managers leave behind
@@ -246,22 +253,17 @@ def find_jobs(inputs: Sequence[Path], *, position_um: float | None = None, liste
             "reference image (--reference)"
         )
     for job in jobs:
-        if job.position_um is not None and job.anchoring is None and 0 < job.position_um < _LEAST_UM:
-            raise InputError(
-                f"{job.path.name}: expected a position in µm from the front of the atlas, got {job.position_um:g}: "
-                "is that mm?"
-            )
+        if job.position_um is not None and job.anchoring is None:
+            check_is_um(job.position_um, job.path.name)
     return jobs
 
 
 def _listed_job(section: ListedSection, *, listed: bool) -> Job:
-    anchoring = section.anchoring
     if not listed:  # the reference is no plane of an atlas
         return Job(section.path, section.identity.image_id)
     if section.problem:
         return Job(section.path, section.identity.image_id, problem=section.problem)
-    position_um = section.identity.position_um if anchoring is None else anchoring.position_um
-    return Job(section.path, section.identity.image_id, position_um, anchoring)
+    return Job(section.path, section.identity.image_id, section.position_um, section.anchoring)
 
 
 def register_batch(
@@ -318,10 +320,10 @@ def _at_once(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
 
 
 def _outcome(job: Job, recipe: Recipe, folder: Path, *, overwrite: bool) -> Outcome:
-    if not job.path.is_file():
-        return _failed(job, f"{job.path.name}: no such file in {job.path.parent}")
     if job.problem:
         return _failed(job, job.problem)
+    if not job.path.is_file():
+        return _failed(job, f"{job.path.name}: no such file in {job.path.parent}")
     settings = _settings(job, recipe)
     try:
         done = _former_record(folder, settings, overwrite=overwrite)

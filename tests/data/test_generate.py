@@ -589,12 +589,13 @@ def test_a_bad_annotated_file_leaves_nothing(write, message, tmp_path):
         (lambda f: (f / "list.csv").write_text("filename,p\na.png,13201\n"), "a.png: expected a position"),
         (
             lambda f: (f / "list.csv").write_text("filename,pos\na.png,1\n"),
-            "columns filename and p, separated by commas, found filename",
+            "columns filename, p, separated by commas, semicolons or tabs, found 'filename', 'pos'",
         ),
         (
             lambda f: (f / "list.csv").write_text("filename,p\na.png,far\n"),
-            "row 1: expected whole numbers, found p=far",
+            "a.png: line 2, p: expected a number, found 'far'",
         ),
+        (lambda f: (f / "list.csv").write_text("filename,p\na.png,7.2\n"), r"got 7\.2: is that mm"),
         (lambda f: (f / "list.csv").write_text("filename,p\n"), "names no section"),
         (lambda f: (f / "list.csv").unlink(), "expected one list of sections"),
         (

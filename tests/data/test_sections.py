@@ -95,23 +95,26 @@ def test_the_position_is_that_of_the_plane_through_the_centre(tmp_path):
 
 
 def test_a_table_holds_positions(tmp_path):
-    (tmp_path / "l.csv").write_text("filename,p,image_id\na.png,5000,\nsub/b.tif,6000.0,17\n")
-    first, second = read_list(tmp_path / "l.csv")
+    (tmp_path / "l.csv").write_text("filename,p,image_id\na.png,5000,\nsub/b.tif,6000.0,17\nc.png,7000,\n")
+    first, second, third = read_list(tmp_path / "l.csv")
     assert first.identity == (5000, 0, 0)
+    assert first.position_um == 5000
     assert second.identity == (6000, 17, 0)
+    assert third.identity == (7000, 2, 0)
     assert (second.path, second.anchoring) == (tmp_path / "sub" / "b.tif", None)
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ({"slices": [{}]}, "not a list of sections"),
+        ({"slices": {"a": 1}}, "expected QuickNII's object with slices, found an object"),
         ({"slices": []}, "names no section"),
         (
             {"slices": [entry(UPRIGHT)], "target": "WHS_SD_Rat_39um.cutlas"},
             "found the target 'WHS_SD_Rat_39um",
         ),
-        ([1, 2], "not a list of sections"),
+        ([1, 2], "expected QuickNII's object with slices, found a list"),
+        (None, "expected QuickNII's object with slices, found none"),
     ],
 )
 def test_a_bad_list_is_named(tmp_path, content, sentence):
@@ -132,17 +135,108 @@ def test_a_section_without_a_place_does_not_stop_the_others(tmp_path):
     assert (none.problem, none.identity.image_id) == ("anchoring: expected nine numbers, found none", 9)
 
 
-def test_another_separator_is_named(tmp_path):
-    (tmp_path / "l.csv").write_text("filename;p\na.png;5000\n")
-    with pytest.raises(InputError, match="filename and p, separated by commas, found filename;p"):
+SIZE = "expected width and height of the image that was anchored, in pixels"
+
+
+@pytest.mark.parametrize(
+    ("replaced", "name", "problem"),
+    [
+        ({"nr": "s099"}, "a.png", "nr: expected a number, found 's099'"),
+        ({"nr": 4.5}, "a.png", "nr: expected a whole number, found '4.5'"),
+        ({"nr": 10**30}, "a.png", f"nr: expected a number of at most 64 bits, found '{10**30}'"),
+        ({"anchoring": None}, "a.png", "anchoring: expected nine numbers, found none"),
+        ({"anchoring": [[1, 2, 3]] * 9}, "a.png", "anchoring: expected a number, found a list"),
+        ({"anchoring": [float("nan")] * 9}, "a.png", "anchoring: expected a number, found 'nan'"),
+        ({"anchoring": [10**400] * 9}, "a.png", f"anchoring: expected a number of at most 64 bits, found '{10**39}…'"),
+        ({"width": None}, "a.png", f"{SIZE}, found no width and 30"),
+        ({"height": 0}, "a.png", f"{SIZE}, found 40 and no height"),
+        ({"width": "wide"}, "a.png", "width: expected a number, found 'wide'"),
+        ({"filename": ""}, "slices[1]", "expected a filename, found none"),
+        ({"filename": 3}, "slices[1]", "expected a filename, found '3'"),
+        (None, "slices[1]", "expected an object with a filename, found none"),
+    ],
+)  # fmt: skip
+def test_a_bad_entry_is_named_and_stops_no_other(tmp_path, replaced, name, problem):
+    bad = None if replaced is None else entry(UPRIGHT, **replaced)
+    first, found, last = read_list(write(tmp_path / "l.json", entry(UPRIGHT), bad, entry(UPRIGHT)))
+    assert (found.path, found.problem) == (tmp_path / name, problem)
+    assert first.problem == last.problem == ""
+
+
+@pytest.mark.parametrize(("nr", "number"), [(None, 1), ("012", 12), (7.0, 7), (0, 0), (2**60 + 1, 2**60 + 1)])
+def test_numbers_of_entries_keep_their_digits(tmp_path, nr, number):
+    """Without one the entry's place counts."""
+    _, found = read_list(write(tmp_path / "l.json", entry(UPRIGHT), entry(UPRIGHT, nr=nr)))
+    assert (found.problem, found.identity.image_id) == ("", number)
+
+
+@pytest.mark.parametrize("nr", ["nr", "Nr"])
+def test_the_table_of_deepslice_says_what_its_json_says(tmp_path, nr):
+    numbers = ",".join(map(str, TILTED.ravel()))
+    header = f"Filenames,ox,oy,oz,ux,uy,uz,vx,vy,vz,width,height,{nr}"
+    (tmp_path / "l.csv").write_text(f"{header}\na.png,{numbers},40,30.0,4\n,{numbers},40,30,4\n")
+    found, nameless = read_list(tmp_path / "l.csv")
+    (known,) = read_list(write(tmp_path / "l.json", entry(TILTED)))
+    assert (found.path, found.identity, found.position_um) == (known.path, known.identity, known.position_um)
+    assert (found.anchoring.vectors == known.anchoring.vectors).all()
+    assert found.anchoring.size == known.anchoring.size
+    assert (nameless.path.name, nameless.problem) == ("line 3", "expected a filename, found none")
+    (tmp_path / "l.csv").write_text(f"{header.partition(',width')[0]}\na.png,{numbers}\n")
+    with pytest.raises(
+        InputError, match=r"expected the columns .*width, height, .*: use DeepSlice's \.json file"
+    ):
         read_list(tmp_path / "l.csv")
 
 
-@pytest.mark.parametrize("cells", ["a.png,front,1", "a.png,7200.5,1", "a.png"])
-def test_a_row_without_whole_numbers_is_named(tmp_path, cells):
-    (tmp_path / "l.csv").write_text(f"filename,p,image_id\nb.png,5000,0\n{cells}\n")
-    with pytest.raises(InputError, match=r"l.csv, row 2: expected whole numbers, found p="):
-        read_list(tmp_path / "l.csv")
+@pytest.mark.parametrize(
+    ("p", "position_um", "whole"), [("7217.5", 7217.5, 7217), ("6000.0", 6000, 6000), ("-0.5", -0.5, -1)]
+)
+def test_positions_may_be_fractions_which_identities_round_down(tmp_path, p, position_um, whole):
+    (tmp_path / "l.csv").write_text(f"filename,p\na.png,{p}\n")
+    (found,) = read_list(tmp_path / "l.csv")
+    assert (found.position_um, found.identity.position_um) == (position_um, whole)
+
+
+def test_ids_of_a_table_keep_their_digits(tmp_path):
+    (tmp_path / "l.csv").write_text(f"filename,p,image_id,dataset_id\na.png,100,{2**60 + 1},{2**63 - 1}\n")
+    (found,) = read_list(tmp_path / "l.csv")
+    assert found.identity == (100, 2**60 + 1, 2**63 - 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "problem"),
+    [
+        ("a.png,front,1", "a.png", "line 4, p: expected a number, found 'front'"),
+        ("a.png,,1", "a.png", "line 4, p: expected a number, found none"),
+        ("a.png,nan,1", "a.png", "line 4, p: expected a number, found 'nan'"),
+        ("a.png,1e999999999,1", "a.png", "line 4, p: expected a number of at most 64 bits, found '1e999999999'"),
+        ("a.png,5000,1.5", "a.png", "line 4, image_id: expected a whole number, found '1.5'"),
+        (f"a.png,100,{10**25}", "a.png", f"line 4, image_id: expected a number of at most 64 bits, found '{10**25}'"),
+        (",5000,1", "line 4", "expected a filename, found none"),
+    ],
+)  # fmt: skip
+def test_a_bad_row_is_named_and_stops_no_other(tmp_path, row, name, problem):
+    """By its line in a spreadsheet, which counts those that are blank."""
+    (tmp_path / "l.csv").write_text(f"filename,p,image_id\nb.png,5000,0\n\n{row}\nc.png,6000,7\n")
+    first, found, last = read_list(tmp_path / "l.csv")
+    assert (found.path.name, found.problem) == (name, problem)
+    assert first.problem == last.problem == ""
+
+
+def test_backslashes_of_windows_are_slashes_where_that_file_exists(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.png").touch()
+    (tmp_path / "l.csv").write_text("filename,p\nsub\\a.png,1\nsub\\b.png,2\n")
+    found, missing = read_list(tmp_path / "l.csv")
+    assert found.path == tmp_path / "sub" / "a.png"
+    assert missing.path == tmp_path / "sub\\b.png"
+
+
+@pytest.mark.parametrize("name", ["l.csv", "l.json"])
+def test_another_encoding_is_told_in_our_words(tmp_path, name):
+    (tmp_path / name).write_bytes("filename,p\nSüd.png,5000\n".encode("latin-1"))
+    with pytest.raises(InputError, match=rf"{name}: cannot be read as UTF-8 text: save it as \w+ UTF-8$"):
+        read_list(tmp_path / name)
 
 
 def test_the_real_list(test_data):

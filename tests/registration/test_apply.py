@@ -249,6 +249,13 @@ def test_points_that_lie_outside_keep_their_rows(transform, tmp_path, capsys):
     assert found[1]["x"] == ""
 
 
+def test_points_of_a_german_spreadsheet_come_out_with_commas_and_points(transform, tmp_path):
+    (tmp_path / "german.csv").write_bytes("\ufeffX ; Y;n\r\n100,5;90;ä, b\r\n;;\r\n".encode())
+    found = run(tmp_path / "german.csv", "reference", "out.csv")
+    cells = write_rows(tmp_path / "cells.csv", [{"X": 100.5, "Y": 90, "n": "ä, b"}])
+    assert found.read_bytes() == run(cells, "reference", "known.csv").read_bytes()
+
+
 def test_without_plane_and_labels_points_have_reference_pixels_alone(tmp_path):
     known = maps()
     save(SectionTransform(known.forward, known.inverse, SECTION, None), tmp_path / "s1")
@@ -426,17 +433,17 @@ FEATURE = '{"type": "Feature", "geometry": {"type": "%s", "coordinates": %s}}'
 @pytest.mark.parametrize(
     ("name", "content", "options", "sentence"),
     [
-        ("a.csv", "x,y\n1,two\n", [], "a.csv, point 1, y: expected a number, found 'two'"),
+        ("a.csv", "x,y\n1,two\n", [], "a.csv, line 2, y: expected a number, found 'two'"),
         ("a.csv", "x,y\n1,inf\n", [], "expected a number, found 'inf'"),
-        ("a.csv", "x,z\n1,2\n", [], "expected the columns x, y, found x, z"),
-        ("a.csv", "x,y\n1\n", [], "point 1: expected 2 cells, found 1"),
+        ("a.csv", "x,z\n1,2\n", [], "expected the columns x, y, separated by commas, semicolons or tabs, found"),
+        ("a.csv", "x,y\n1\n", [], "a.csv, line 2: expected 2 cells, found 1"),
         ("a.csv", "x,y\n", [], "found no point"),
         ("a.csv", "", [], "found no point"),
         ("a.csv", "x,x,y\n1,1,2\n", [], "expected each column once"),
-        ("a.csv", "x,y,ap_um\n1,1,2\n", [], "expected no column ap_um"),
-        ("a.csv", "x,y\n1,1\n", ["--to", "section"], "expected the columns x_reference, y_reference, found x, y"),
+        ("a.csv", "x,y,AP_um\n1,1,2\n", [], "expected no column ap_um"),
+        ("a.csv", "x,y\n1,1\n", ["--to", "section"], "expected the columns x_reference, y_reference, separated"),
         ("a.csv", "ap_um,dv_um\n1,1\n", ["--to", "section"], "expected the columns ap_um, dv_um, ml_um"),
-        ("a.csv", b"\xff\xfe\x00", [], "cannot be read as CSV"),
+        ("a.csv", b"\xff\xfe\x00", [], "cannot be read as UTF-8 text: save it as CSV UTF-8"),
         ("a.csv", "x,y\n1,2\n", ["--labels"], "expected a name that ends in one of .tif"),
         ("a.geojson", "", [], "cannot be read as GeoJSON"),
         ("a.geojson", "{", [], "cannot be read as GeoJSON"),

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -621,9 +622,22 @@ def test_jobs_are_found(sections, tmp_path):
 def test_a_position_in_mm_is_told(sections):
     with pytest.raises(InputError, match=r"a\.png: expected a position in µm .*, got 6\.7: is that mm\?"):
         find_jobs([sections / "a.png"], position_um=6.7)
-    (sections / "list.csv").write_text("filename,p\na.png,7\n")
-    with pytest.raises(InputError, match=r"got 7: is that mm\?"):
-        find_jobs([sections])
+    (sections / "list.csv").write_text("filename,p\na.png,7.2\n")
+    (job,) = find_jobs([sections])
+    assert re.match(r"line 2, p: expected a position in µm .*, got 7\.2: is that mm\?", job.problem)
+
+
+def test_a_list_of_a_german_spreadsheet_is_registered_but_for_its_bad_rows(run, sections, tmp_path):
+    (sections / "list.csv").write_text("Filename; P\na.png;4000,5\n;6000\nc.jpg;far\n;\n\n")
+    status, printed = run(sections)
+    assert status == 1
+    assert "line 3: expected a filename, found none" in printed
+    assert "c.jpg: line 4, p: expected a number, found 'far'" in printed
+    assert SectionTransform.load(tmp_path / "out" / "a").plane.matrix[0, 2] == 4000.5
+    assert {name: row["flag"] for name, row in table(tmp_path / "out").items() if name != "a"} == {
+        "line 3": "fail",
+        "c": "fail",
+    }
 
 
 @pytest.mark.slow

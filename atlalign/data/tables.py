@@ -1,0 +1,108 @@
+"""Tables that users bring, as spreadsheets and programs write them."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from atlalign.errors import InputError
+
+_SEPARATORS = ",;\t"
+_DECIMAL_COMMA = re.compile(r"^([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)$")
+
+
+class Table(NamedTuple):
+    """A table of texts, without spaces around them.
+
+    Attributes:
+        path: Its file.
+        header: The names of the columns as they are written; each once, whatever its case, if it is not empty.
+        rows: Their cells, one for each column.
+        lines: The number that a spreadsheet shows beside each row.
+    """
+
+    path: Path
+    header: list[str]
+    rows: list[list[str]]
+    lines: list[int]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the columns in lower case."""
+        return [name.lower() for name in self.header]
+
+    def records(self, columns: Sequence[str], *, hint: str = "") -> Iterator[tuple[int, dict[str, str]]]:
+        """Return each row's line and its cells by the names of their columns in lower case.
+
+        Args:
+            columns: Those that there must be.
+            hint: What to do where one is missing.
+
+        Raises:
+            InputError: If one is missing.
+        """
+        names = self.names
+        if not set(columns) <= set(names):
+            found = cut(", ".join(f"'{name}'" for name in self.header), 80) or "none"
+            raise InputError(
+                f"{self.path}: expected the columns {', '.join(columns)}, separated by commas, semicolons or tabs, "
+                f"found {found}{hint}"
+            )
+        return zip(self.lines, (dict(zip(names, row, strict=True)) for row in self.rows), strict=True)
+
+
+def cut(text: str, length: int) -> str:
+    """Return a text, or where it is longer its first characters and an ellipsis."""
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file in UTF-8, with or without its mark.
+
+    Raises:
+        InputError: If it cannot be read, or is written in another way.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        kind = path.suffix[1:].upper()
+        raise InputError(f"{path}: cannot be read as UTF-8 text: save it as {kind} UTF-8") from error
+
+
+def read_table(path: Path) -> Table:
+    """Return a table whose cells are separated by commas, semicolons or tabs, by what makes most columns of its header.
+
+    Where semicolons do, decimal commas become points. Blank lines and empty rows at the end are left out.
+
+    Raises:
+        InputError: If the file cannot be read, names a column twice, or has a row of another length.
+    """
+    text = read_text(path)
+    try:
+        separator = max(_SEPARATORS, key=lambda mark: len(next(_cells(text.lstrip(), mark), [])))
+        found = [(line, row) for line, row in enumerate(_cells(text, separator), 1) if row not in ([], [""])]
+    except csv.Error as error:
+        raise InputError(f"{path}: cannot be read as CSV: {error}") from error
+    while found and not any(found[-1][1]):
+        found.pop()
+    (_, header), *found = found or [(0, [])]
+    named = [name.lower() for name in header if name]
+    if len(set(named)) < len(named):
+        raise InputError(f"{path}: expected each column once, found {', '.join(header)}")
+    width = len(header)
+    for line, row in found:
+        if len(row) < width or any(row[width:]):
+            raise InputError(f"{path}, line {line}: expected {width} cells, found {len(row)}")
+    rows = [row[:width] for _, row in found]
+    if separator == ";":
+        rows = [[_DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in row] for row in rows]
+    return Table(path, header, rows, [line for line, _ in found])
+
+
+def _cells(text: str, separator: str) -> Iterator[list[str]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    return ([cell.strip() for cell in cells] for cells in reader)
