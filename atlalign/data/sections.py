@@ -223,7 +223,7 @@ def check_is_um(position_um: float, where: str) -> None:
 
 
 def find_list(path: Path) -> Path:
-    """Return `path`, or of a folder the one list of sections (.json, .csv) in it.
+    """Return `path`, or of a folder the one list of sections (.json, .csv) in it; both of one name are one list.
 
     Raises:
         InputError: If a folder has none, or several.
@@ -231,10 +231,11 @@ def find_list(path: Path) -> Path:
     if not path.is_dir():
         return path
     found = sorted(p for p in path.iterdir() if p.suffix.lower() in _LIST_READERS)
-    if len(found) != 1:
+    # DeepSlice saves both; of them the .json comes last.
+    if len({p.stem for p in found}) != 1:
         names = ", ".join(p.name for p in found) or "none"
         raise InputError(f"expected one list of sections (.json or .csv) in the folder {path}, found {names}")
-    return found[0]
+    return found[-1]
 
 
 def read_list(path: Path) -> list[ListedSection]:

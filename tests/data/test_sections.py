@@ -11,6 +11,7 @@ from atlalign.data.sections import (
     Anchoring,
     Plane,
     apply_affine,
+    find_list,
     homogeneous,
     invert_affine,
     read_list,
@@ -245,3 +246,13 @@ def test_the_real_list(test_data):
     assert all(section.path.is_file() for section in sections)
     positions = [section.identity.position_um for section in sections]
     assert positions == sorted(positions)
+
+
+def test_a_folder_has_one_list_or_both_forms_of_one(tmp_path):
+    (tmp_path / "brain.csv").touch()
+    assert find_list(tmp_path) == tmp_path / "brain.csv"
+    (tmp_path / "brain.json").touch()
+    assert find_list(tmp_path) == tmp_path / "brain.json"
+    (tmp_path / "other.csv").touch()
+    with pytest.raises(InputError, match=r"found brain\.csv, brain\.json, other\.csv"):
+        find_list(tmp_path)
