@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from numbers import Integral, Real
 from textwrap import shorten
 from typing import Any
 
@@ -26,7 +27,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     names = sorted(known)
     close = get_close_matches(name, names, n=3)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    return InputError(f"unknown {kind} '{name}'.{hint} There are: {', '.join(names)}")
+    return InputError(f"unknown {kind} '{name}'.{hint} There are: {', '.join(names) or 'none'}")
 
 
 def check_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -> None:
@@ -37,7 +38,8 @@ def check_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -> None:
     """
     for name, lowest in least.items():
         value, whole = given[name], isinstance(lowest, int)
-        if not isinstance(value, int if whole else int | float):
+        kind: Any = Integral if whole else Real  # numpy's numbers are these, too
+        if not isinstance(value, kind):
             raise InputError(f"{name}: expected a {'whole ' * whole}number, got {value}")
         if not value >= lowest:
             raise InputError(f"{name}: expected at least {lowest:g}, got {value}")

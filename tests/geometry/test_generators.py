@@ -27,6 +27,7 @@ from atlalign.geometry import (
     invert_affine,
     jacobian_determinant,
     projective,
+    scale_affine,
     scale_velocity,
     smooth_field,
     warp,
@@ -73,6 +74,41 @@ def test_a_larger_spacing_is_smoother():
     fine, coarse = (draw_velocity(8, SHAPE, spacing=s, generator=seeded()) for s in (0.1, 0.3))
     steepness = [v.diff(dim=-1).abs().mean() / v.abs().mean() for v in (fine, coarse)]
     assert steepness[0] > 2 * steepness[1]
+
+
+def test_a_velocity_is_scaled_the_same_alone_and_in_a_batch():
+    velocities = draw_velocity(6, SHAPE, generator=seeded()) * torch.tensor([1.0, 20, 3, 9, 0.1, 1]).view(
+        -1, 1, 1, 1
+    )
+    sizes = {"mean_fraction": 0.02, "largest_fraction": 0.06}
+    together = scale_velocity(velocities, **sizes)
+    alone = torch.cat([scale_velocity(velocity[None], **sizes) for velocity in velocities])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: draw_velocity(1, SHAPE, spacing=-1),
+            "spacing: expected a fraction of the width above 0, got -1",
+        ),
+        (
+            lambda: draw_velocity(1, SHAPE, spacing=0),
+            "spacing: expected a fraction of the width above 0, got 0",
+        ),
+        (lambda: draw_control_points(1, SHAPE, n_points=-1), "n_points: expected at least 1, got -1"),
+        (lambda: draw_control_points(1, SHAPE, n_points=2.5), "n_points: expected a whole number, got 2.5"),
+        (lambda: draw_control_points(1, SHAPE, radius_max=-1), "radius_max: expected at least 0, got -1"),
+        (
+            lambda: scale_affine(torch.eye(2, 3)[None], SHAPE, mean_fraction=0.1, largest_fraction=0.1),
+            "expected maps that move something, found the identity",
+        ),
+    ],
+)
+def test_parameters_without_a_meaning_are_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
 
 
 def test_velocities_that_would_fold_or_cannot_grow_are_refused():
