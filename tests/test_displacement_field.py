@@ -122,8 +122,18 @@ def test_a_function_and_its_matrix_give_the_same_field():
         DisplacementField.generate(SHAPE, "projective", matrix=[*matrix, [0, 0, 1]]),
     ):
         np.testing.assert_allclose(other.dvf, by_function.dvf, atol=1e-5)
+    np.testing.assert_array_equal(
+        DisplacementField.from_transform(in_place, SHAPE).dvf,
+        DisplacementField.from_transform(lambda x, y: (x + 2, y - 3), SHAPE).dvf,
+    )
     # (10, 20) goes to (12, 19).
     assert (by_function.delta_x[20, 10], by_function.delta_y[20, 10]) == pytest.approx((2, -1), abs=1e-5)
+
+
+def in_place(x, y):
+    x += 2
+    y -= 3
+    return x, y
 
 
 def test_tensors_are_taken_x_first():
@@ -176,6 +186,17 @@ def test_smooth_fields_have_the_size_asked_for():
     assert field.jacobian.min() > 0
 
 
+def stretched(**changed) -> DisplacementField:
+    parameters = {"points": [(1, 2)], "values_delta_x": [1], "values_delta_y": [1], **changed}
+    return DisplacementField.generate(SHAPE, "control_points", **parameters)
+
+
+def infinite() -> DisplacementField:
+    x = np.zeros(SHAPE)
+    x[3, 4] = np.inf
+    return DisplacementField(x, x)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -195,6 +216,20 @@ def test_smooth_fields_have_the_size_asked_for():
             ),
             "unknown interpolation method 'spline'",
         ),
+        (lambda: stretched(function="gaussian"), "unknown function 'gaussian'. There are: linear, thin_plate"),
+        (lambda: stretched(interpolation_method="griddata", method="spline"), "unknown method 'spline'"),
+        (lambda: stretched(method="cubic"), "unknown parameter of rbf 'method'. There are: function, smooth"),
+        (lambda: stretched(values_delta_x=[1, 2]), r"values_delta_y \(N,\), got \(1, 2\), \(2,\), \(1,\)"),
+        (lambda: DisplacementField.generate(SHAPE, foo=1), "unknown parameter of identity 'foo'. There are: none"),
+        (lambda: DisplacementField.generate(SHAPE, "affine"), "affine: expected the parameters matrix, got none"),
+        (lambda: DisplacementField.generate((0, 5)), r"shape: expected \(H, W\) of whole .*, got \(0, 5\)"),
+        (lambda: wave().resize((1, 5)), r"new_shape: expected \(H, W\) of whole numbers, at least 2×2, got \(1, 5\)"),
+        (lambda: wave().resize((10.5, 5)), r"new_shape: .* got \(10\.5, 5\)"),
+        (lambda: wave().adjust(delta_x_max=-2), "delta_x_max: expected at least 0, got -2"),
+        (lambda: wave().anchor(ds_f="abc"), "ds_f: expected a whole number, got abc"),
+        (lambda: DisplacementField.generate(SHAPE, "smooth", spacing=0), "spacing: expected a fraction .*, got 0"),
+        (lambda: infinite().warp_annotation(np.zeros(SHAPE, int)), "warp_annotation: expected finite displ"),
+        (lambda: infinite().warp(noise()), "warp: expected finite displacements, found some that are not"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(call, message):
@@ -220,6 +255,16 @@ def test_linear_warping_agrees_with_scipy_far_beyond_the_border(border_mode, sci
     expected = map_coordinates(image, [y.astype(float), x.astype(float)], order=1, mode=scipy_mode)
     assert field.outsiders.mean() > 0.5
     np.testing.assert_allclose(field.warp(image, border_mode=border_mode), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "nearest", "cubic"])
+def test_reflected_borders_are_those_of_a_padded_image(interpolation):
+    field, image = wave(20, 12), noise()
+    padded = DisplacementField(*(np.pad(part, 60, mode="edge") for part in (field.delta_x, field.delta_y)))
+    expected = padded.warp(np.pad(image, 60, mode="symmetric"), interpolation=interpolation)[60:-60, 60:-60]
+    warped = field.warp(image, interpolation=interpolation, border_mode="reflect")
+    assert field.outsiders.mean() > 0.2
+    np.testing.assert_allclose(warped, expected, atol=1e-4)
 
 
 def test_a_whole_shift_is_exact_whatever_the_interpolation():
@@ -362,6 +407,23 @@ def test_what_is_saved_is_read_back(suffix, tmp_path):
     np.testing.assert_array_equal(DisplacementField.from_file(tmp_path / f"field{suffix}").dvf, field.dvf)
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_endings_may_be_in_capitals(suffix, tmp_path):
+    path = tmp_path / f"Field{suffix.upper()}"
+    wave().save(path)
+    assert list(tmp_path.iterdir()) == [path]
+    np.testing.assert_array_equal(DisplacementField.from_file(path).dvf, wave().dvf)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_cannot_be_written_is_a_sentence_and_leaves_nothing(suffix, tmp_path):
+    path = tmp_path / f"field{suffix}"
+    path.mkdir()
+    with pytest.raises(InputError, match=rf"field{re.escape(suffix)} cannot be written: "):
+        wave().save(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_numpy_files_are_channels_last(tmp_path):
     shift(2, -1).save(tmp_path / "field.npy")
     array = np.load(tmp_path / "field.npy")
@@ -419,6 +481,7 @@ BAD_FILES = {
     "empty.npy": (lambda path: path.write_bytes(b""), "cannot read it"),
     "channels_first.npy": (lambda path: np.save(path, np.zeros((2, 5, 6))), r"found \(2, 5, 6\) of float64"),
     "text.npy": (lambda path: np.save(path, np.full((5, 6, 2), "a")), r"found \(5, 6, 2\) of <U1"),
+    "huge.npy": (lambda path: np.save(path, np.full((5, 6, 2), 1e300)), "found 60 that are not"),
     "nan.npy": (lambda path: np.save(path, np.full((5, 6, 2), np.nan)), "found 60 that are not"),
     "rubbish.mha": (lambda path: path.write_text("rubbish"), "expected an ITK image, cannot read it"),
     "scalar.mha": (lambda path: write_itk(path, np.zeros((5, 6)), vector=False), "found 2D of 1"),
