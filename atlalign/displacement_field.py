@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -16,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from atlalign import geometry
-from atlalign.errors import InputError, check_numbers, unknown_name
+from atlalign.errors import InputError, check_numbers, checked_shape, unknown_name
 from atlalign.files import written_whole
 from atlalign.geometry.scattered import GriddataMethod, RbfFunction, corners, with_zeros
 
@@ -145,7 +144,7 @@ class DisplacementField:
         Raises:
             InputError: If there is no such approach, or its parameters make no field.
         """
-        _check_grid("shape", shape)
+        shape = checked_shape("shape", shape)
         if approach not in _APPROACHES:
             raise unknown_name("approach", approach, _APPROACHES)
         return cls.from_dvf(_called(_APPROACHES, approach, shape, options=parameters)[0])
@@ -362,8 +361,7 @@ class DisplacementField:
         Raises:
             InputError: If the grid is narrower than 2 pixels.
         """
-        _check_grid("new_shape", new_shape)
-        return self._with(geometry.resize(self._dvf, new_shape))
+        return self._with(geometry.resize(self._dvf, checked_shape("new_shape", new_shape)))
 
     # --- files and plots ----------------------------------------------------------------------------------------------
 
@@ -575,12 +573,6 @@ def _matrix_to_dvf(matrix: NDArray[np.float64], shape: Shape) -> Tensor:
     if matrix.shape == (3, 3):
         return geometry.projective(torch.from_numpy(matrix)[None], shape)[0]
     raise InputError(f"matrix: expected affine (2, 3) or projective (3, 3), got {matrix.shape}")
-
-
-def _check_grid(name: str, shape: Sequence[Any]) -> None:
-    whole: Any = Integral
-    if len(shape) != 2 or not all(isinstance(size, whole) and size >= 2 for size in shape):
-        raise InputError(f"{name}: expected (H, W) of whole numbers, at least 2×2, got {tuple(shape)}")
 
 
 def _generator(seed: int | None) -> torch.Generator | None:

@@ -45,6 +45,21 @@ def check_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -> None:
             raise InputError(f"{name}: expected at least {lowest:g}, got {value}")
 
 
+def checked_shape(name: str, shape: Any, least: int = 2) -> tuple[int, int]:
+    """Return a grid's (H, W) as a tuple, whatever kind of list it comes as.
+
+    Raises:
+        InputError: If it is not two whole numbers of pixels, each at least so many.
+    """
+    sizes = tuple(shape) if isinstance(shape, Iterable) and not isinstance(shape, str) else ()
+    whole: Any = Integral
+    if len(sizes) != 2 or not all(isinstance(size, whole) and size >= least for size in sizes):
+        raise InputError(
+            f"{name}: expected (H, W), whole numbers of at least {least} px, got {sizes or shape}"
+        )
+    return int(sizes[0]), int(sizes[1])
+
+
 @contextmanager
 def mistakes_in(name: str) -> Iterator[None]:
     """Turn any error inside into a sentence on what the user gave under `name`, unless it has one already."""

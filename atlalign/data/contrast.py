@@ -11,7 +11,8 @@ blur is a convolution, for which cuDNN takes TF32 unless told otherwise: they di
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -154,9 +155,13 @@ def apply_contrast(template: Tensor, labels: Tensor, contrast: Contrast) -> Tens
 
 def check_range(values: Range, *, name: str, lowest: float, highest: float) -> None:
     """Raise an InputError unless `values` are two ascending numbers in [lowest, highest]."""
-    if len(values) != 2 or not lowest <= values[0] <= values[1] <= highest:
+    given: Any = values
+    number: Any = Real
+    ends = list(given) if isinstance(given, Sequence) else []
+    two = len(ends) == 2 and all(isinstance(end, number) for end in ends)
+    if not two or not lowest <= ends[0] <= ends[1] <= highest:
         raise InputError(
-            f"{name}: expected [from, to] with {lowest:g} ≤ from ≤ to ≤ {highest:g}, got {list(values)}"
+            f"{name}: expected [from, to] with {lowest:g} ≤ from ≤ to ≤ {highest:g}, got {ends or values}"
         )
 
 

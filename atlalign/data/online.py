@@ -392,7 +392,7 @@ class OnlineDataModule(DeviceDataModule):
             registered=warp(moving, pair.dvf),
             dvf=pair.dvf,
             inv_dvf=pair.inverse if self.return_inverse else None,
-            position_um=(reference_plane * self.atlas.spacing_um).round().long().to(device),
+            position_um=self.atlas.first_um(reference_plane).to(device),
             image_id=batch["plane"],
             dataset_id=torch.zeros_like(batch["plane"]),
         )
