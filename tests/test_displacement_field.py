@@ -15,6 +15,7 @@ from scipy.ndimage import map_coordinates
 import atlalign
 from atlalign import DisplacementField, displacement_field
 from atlalign.errors import InputError
+from atlalign.geometry import ControlPoints, control_points
 
 SHAPE = (40, 56)
 
@@ -165,6 +166,24 @@ def test_control_points_are_rows_and_columns(method):
     assert (field.delta_x[10, 40], field.delta_y[10, 40]) == pytest.approx((5, 1), abs=1e-3)
     assert (field.delta_x[30, 20], field.delta_y[30, 20]) == pytest.approx((-3, 2), abs=1e-3)
     np.testing.assert_allclose(field.norm[[0, 0, -1, -1], [0, -1, 0, -1]], 0, atol=1e-3)
+
+
+def test_control_points_are_interpolated_as_asked():
+    points, x, y = [(10, 40), (30, 20)], [5, -3], [1, 2]
+    options = {"points": points, "values_delta_x": x, "values_delta_y": y}
+    nearest = DisplacementField.generate(
+        SHAPE, "control_points", **options, interpolation_method="griddata", method="nearest"
+    )
+    assert set(nearest.delta_x.ravel()) == {5, -3, 0}
+    thin, loose = (
+        DisplacementField.generate(SHAPE, "control_points", **options, function="thin_plate", smooth=smooth)
+        for smooth in (0, 300)
+    )
+    assert thin.delta_x[10, 40] == pytest.approx(5, abs=1e-3)
+    assert abs(loose.delta_x[10, 40] - 5) > 0.1
+    parameters = ControlPoints(torch.tensor([[[40.0, 10], [20, 30]]]), torch.tensor([[[5.0, 1], [-3, 2]]]))
+    expected = control_points(parameters, SHAPE, function="thin_plate", smooth=300)[0]
+    torch.testing.assert_close(loose.dvf, expected)
 
 
 def test_stretched_edges_come_from_the_mask_and_the_seed():
@@ -353,6 +372,13 @@ def test_an_inverse_of_a_folding_field_warns_with_the_share():
     mask = folding.inverse_mask(inverse)
     assert not mask[:, 22:29].any()
     assert mask[:, :18].all()
+
+
+def test_the_smallest_fold_is_warned_of():
+    x = np.zeros((40, 100))
+    x[10, 20:25] = [3, 1.5, 0, -1.5, -3]
+    with pytest.warns(UserWarning, match=r"the field folds: 0\.\d\d% of the pixels have no inverse"):
+        DisplacementField(x, np.zeros_like(x)).pseudo_inverse()
 
 
 def test_anchoring_keeps_the_middle_and_fixes_the_corners():

@@ -21,7 +21,15 @@ from PIL import Image
 from atlalign.cli import main
 from atlalign.data import generate as module
 from atlalign.data import schema
-from atlalign.data.deformations import Affine, Anchor, EdgeStretching, Mix, RejectedError, SmoothVelocity
+from atlalign.data.deformations import (
+    Affine,
+    Anchor,
+    EdgeStretching,
+    Mix,
+    RandomControlPoints,
+    RejectedError,
+    SmoothVelocity,
+)
 from atlalign.data.generate import (
     UnfinishedError,
     deform,
@@ -36,6 +44,7 @@ from atlalign.errors import InputError
 from atlalign.geometry import (
     AffineSimple,
     affine_simple,
+    anchor,
     compose,
     jacobian_determinant,
     smooth_field,
@@ -226,6 +235,9 @@ def test_a_sample_that_starts_from_the_moving_image_undoes_its_own_field_as_well
         assert np.abs(sample.img / 255 - expected[0, 0].numpy()).mean() < 0.005
         size = np.abs(sample.deltas_xy.astype(np.float32)).max()
         assert size == 0 if p_reg else size > 2
+        if not p_reg:
+            field = stored(annotated)["deltas_xy"][1].astype(np.float32)
+            assert np.abs(sample.deltas_xy - field)[8:-8, 8:-8].max() < 0.1
 
 
 def test_the_image_is_the_registered_one_seen_through_the_inverse_field():
@@ -271,11 +283,43 @@ def test_every_deformation_comes_after_the_field_before():
 def test_the_anchor_pins_the_corners_and_null_leaves_them():
     shift = torch.full((1, 2, *SHAPE), 4.0)
     pinned, free = (
-        EdgeStretching(anchor=anchor, factor_mean=0, factor_std=0)(blobs(), shift, torch.Generator())
-        for anchor in (Anchor(ds_f=10), None)
+        EdgeStretching(anchor=pins, factor_mean=0, factor_std=0)(blobs(), shift, torch.Generator())
+        for pins in (Anchor(ds_f=10), None)
     )
     assert pinned[0, :, 0, 0].abs().max() < 2
     assert torch.allclose(free, shift, atol=1e-4)
+
+
+def test_the_factor_of_a_stretching_is_drawn_anew():
+    nowhere = torch.zeros(1, 2, *SHAPE)
+    once, twice, never = (
+        RandomControlPoints(factor_mean=0, factor_std=std, anchor=None)(
+            blobs(), nowhere, torch.Generator().manual_seed(1)
+        )
+        for std in (0.4, 0.8, 0)
+    )
+    assert once.abs().max() > 1
+    assert torch.allclose(twice, 2 * once, atol=1e-4)
+    assert never.abs().max() == 0
+
+
+def test_an_anchor_has_the_options_of_its_function():
+    dvf = torch.randn(1, 2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    options = {"h_kept": 0.5, "w_kept": 0.7, "ds_f": 9, "smooth": 3.0}
+    assert torch.equal(Anchor(**options)(dvf), anchor(dvf, **options))
+    for name in options:
+        others = {key: value for key, value in options.items() if key != name}
+        assert not torch.allclose(Anchor(**others)(dvf), anchor(dvf, **options), atol=1e-2), name
+
+
+def test_velocities_with_a_larger_spacing_are_smoother():
+    nowhere = torch.zeros(1, 2, *SHAPE)
+    fine, coarse = (
+        SmoothVelocity(spacing=spacing)(blobs(), nowhere, torch.Generator().manual_seed(1))
+        for spacing in (0.1, 0.4)
+    )
+    steepness = [field.diff(dim=-1).abs().mean() / field.abs().mean() for field in (fine, coarse)]
+    assert steepness[0] > 2 * steepness[1]
 
 
 def test_a_mix_draws_its_parts_as_often_as_weighted():
@@ -558,6 +602,40 @@ def test_one_pixel_that_is_not_finite_is_enough(value):
     inverse[0, 1, 3, 5] = value
     with pytest.raises(RejectedError, match="a field is not finite"):
         deform(Start.registered(blobs()), inverse)
+
+
+def test_an_image_that_does_not_come_back_is_rejected():
+    """White noise under half a pixel is blurred, and blurred again on its way back."""
+    noise = torch.rand(1, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    half = torch.full((1, 2, *SHAPE), 0.5)
+    with pytest.raises(RejectedError, match="the registered image does not come back"):
+        deform(Start.registered(noise), half, max_difference=0.1)
+    assert deform(Start.registered(blobs()), half, max_difference=0.1)
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_either_composition_of_the_fields_is_looked_at(wrong, monkeypatch):
+    compositions = []
+
+    def residual(outer, inner, *folds):
+        compositions.append(float(outer[0, 0, 20, 20]))
+        return 0.11 if len(compositions) == 1 + wrong else 0.0
+
+    monkeypatch.setattr(module, "_largest_residual", residual)
+    with pytest.raises(RejectedError, match="the fields do not invert each other"):
+        deform(Start.registered(blobs()), torch.full((1, 2, *SHAPE), 2.0))
+    assert compositions == [-2.0, 2.0][: 1 + wrong]
+
+
+def test_near_is_two_pixels_around_and_landing_near_is_that_where_a_field_leads():
+    mask = torch.zeros(1, *SHAPE, dtype=torch.bool)
+    mask[0, 20, 30] = True
+    near = torch.zeros_like(mask)
+    near[0, 18:23, 28:33] = True
+    assert torch.equal(module._near(mask), near)
+    dvf = torch.zeros(1, 2, *SHAPE)
+    dvf[:, 0], dvf[:, 1] = 7, -3
+    assert torch.equal(module._landing_near(mask, dvf), near.roll((3, -7), (1, 2)))
 
 
 def test_nothing_is_written_when_every_draw_is_rejected(tmp_path):

@@ -27,7 +27,7 @@ from atlalign.data.online import (
     hold_out,
 )
 from atlalign.errors import InputError
-from atlalign.geometry import compose, identity_grid, jacobian_determinant, warp
+from atlalign.geometry import compose, identity_grid, jacobian_determinant, stays_inside, warp
 from atlalign.training.run import train
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -105,6 +105,17 @@ def test_an_affine_smooth_field_is_undone_by_the_affine_map_first_and_the_smooth
     right = (warp(image, both) - warp(warp(image, affine), smooth))[INNER].abs().mean()
     wrong = (warp(image, both) - warp(warp(image, smooth), affine))[INNER].abs().mean()
     assert right < 0.01 < wrong
+
+
+def test_beyond_the_border_an_affine_smooth_inverse_is_that_of_its_parts():
+    deformation = drawn(4, largest_fraction=(0.15, 0.15))
+    affine, smooth, both = (
+        apply_deformation(deformation, SHAPE, kind).inverse for kind in ("affine", "smooth", "affine_smooth")
+    )
+    expected = compose(smooth, affine)
+    outside = ~stays_inside(expected)
+    assert outside.float().mean() > 0.02
+    assert torch.equal(both.movedim(1, -1)[outside], expected.movedim(1, -1)[outside])
 
 
 def test_a_field_does_not_depend_on_the_rest_of_its_batch():
