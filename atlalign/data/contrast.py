@@ -99,9 +99,7 @@ def draw_contrast(
     }  # fmt: skip
     for name, values in ranges.items():
         check_range(values, name=f"contrast.{name}", lowest=_BOUNDS[name][0], highest=_BOUNDS[name][1])
-    for name, p in (("p_inverted", p_inverted), ("p_bright", p_bright)):
-        if not 0 <= p <= 1:
-            raise InputError(f"contrast.{name}: expected a probability in [0, 1], got {p}")
+    check_probabilities("contrast", p_inverted=p_inverted, p_bright=p_bright)
     batch, height, width = len(labels), labels.shape[-2], labels.shape[-1]
 
     def uniform(values: Range, *shape: int) -> Tensor:
@@ -163,6 +161,14 @@ def check_range(values: Range, *, name: str, lowest: float, highest: float) -> N
         raise InputError(
             f"{name}: expected [from, to] with {lowest:g} ≤ from ≤ to ≤ {highest:g}, got {ends or values}"
         )
+
+
+def check_probabilities(where: str, **probabilities: float) -> None:
+    """Raise an InputError unless all are numbers in [0, 1]."""
+    number: Any = Real
+    for name, p in probabilities.items():
+        if not isinstance(p, number) or not 0 <= p <= 1:
+            raise InputError(f"{where}.{name}: expected a probability in [0, 1], got {p}")
 
 
 def _groups(labels: Tensor, contrast: Contrast) -> Tensor:

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 
 from atlalign.data.atlas import Atlas
 from atlalign.data.augmenters import BatchAugmenter
-from atlalign.data.contrast import Contrast, Range, apply_contrast, check_range
-from atlalign.data.damage import Damage, check_probabilities, missing, missing_half
+from atlalign.data.contrast import Contrast, Range, apply_contrast, check_probabilities, check_range
+from atlalign.data.damage import Damage, missing, missing_half
 from atlalign.data.datamodule import DeviceDataModule
 from atlalign.data.dataset import RegistrationBatch, SampleKey
 from atlalign.data.demo import tissue_planes

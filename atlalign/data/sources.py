@@ -13,7 +13,7 @@ from torch import Tensor
 
 from atlalign.data import schema
 from atlalign.data.atlas import Atlas
-from atlalign.data.contrast import apply_contrast, draw_contrast
+from atlalign.data.contrast import apply_contrast, check_probabilities, draw_contrast
 from atlalign.data.damage import draw_damage, missing
 from atlalign.data.images import read_image, resize_images, shrink_to_grey, to_unit_range
 from atlalign.data.sections import (
@@ -104,8 +104,7 @@ class AnnotatedSource:
         self.path = Path(path).expanduser()
         self.files = [self.path]
         self.image_shape = _image_shape(image_shape)
-        if not 0 <= p_reg <= 1:
-            raise InputError(f"source.p_reg: expected a probability, got {p_reg}")
+        check_probabilities("source", p_reg=p_reg)
         self.p_reg = p_reg
         found = schema.check_once(self.path, extent_um)
         self.extent_um = schema.extent_of(self.path) if extent_um is None else extent_um

@@ -771,6 +771,8 @@ def test_a_bad_list_of_images_leaves_nothing(spoil, message, tmp_path):
         ("source.n_sections=0", "n_sections"),
         ("source.position_error_um=-1", "source.position_error_um: expected at least 0"),
         ("source.damage.p_cut=2", "damage.p_cut: expected a probability"),
+        ("source.damage.p_cut=abc", r"damage.p_cut: expected a probability in \[0, 1\], got abc"),
+        ("source.contrast.p_bright=abc", r"contrast.p_bright: expected a probability in \[0, 1\], got abc"),
         ("per_original=0", "per_original: expected at least 1, got 0"),
         ("seed=-1", "seed: expected at least 0"),
         ("max_difference=abc", "max_difference: expected a number, got abc"),
