@@ -100,8 +100,7 @@ def _add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     command.add_argument(
         "--extent-um",
         type=float,
-        default=13200.0,
-        help="positions lie in [0, EXTENT_UM]; 13200 for the Allen atlas (default)",
+        help="positions lie in [0, EXTENT_UM]; what the file says of its atlas, or 13200 for the Allen atlas (default)",
     )
     command.set_defaults(run=_validate)
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from atlalign import geometry
-from atlalign.errors import InputError, unknown_name
+from atlalign.errors import InputError, check_numbers, checked_shape, unknown_name
+from atlalign.files import written_whole
 from atlalign.geometry.scattered import GriddataMethod, RbfFunction, corners, with_zeros
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ _PADDINGS: dict[str, geometry.PaddingMode] = {
     "reflect": "border",  # of coordinates that are reflected before
     "reflect_101": "reflection",
 }
+# So many pixels beyond the border does cubic interpolation look at, half a pixel outside of it.
+_CUBIC_REACH_PX = 2
 _ITK_SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 
 
@@ -89,7 +94,9 @@ class DisplacementField:
         if not callable(transform):
             return cls.from_dvf(_matrix_to_dvf(np.asarray(transform, dtype=np.float64), shape))
         y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float64)
-        new_x, new_y = (np.asarray(component, dtype=np.float64) for component in transform(x, y))
+        new_x, new_y = (
+            np.asarray(component, dtype=np.float64) for component in transform(x.copy(), y.copy())
+        )
         return cls(new_x - x, new_y - y)
 
     @classmethod
@@ -109,6 +116,8 @@ class DisplacementField:
             raise InputError(
                 f"{path}: expected a field (H, W, 2) of numbers, found {array.shape} of {array.dtype}"
             )
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise InputError(
                 f"{path}: expected finite displacements, found {int((~np.isfinite(array)).sum())} that are not"
@@ -135,9 +144,10 @@ class DisplacementField:
         Raises:
             InputError: If there is no such approach, or its parameters make no field.
         """
+        shape = checked_shape("shape", shape)
         if approach not in _APPROACHES:
             raise unknown_name("approach", approach, _APPROACHES)
-        return cls.from_dvf(_APPROACHES[approach](shape, **parameters)[0])
+        return cls.from_dvf(_called(_APPROACHES, approach, shape, options=parameters)[0])
 
     # --- what fields are ----------------------------------------------------------------------------------------------
 
@@ -218,20 +228,27 @@ class DisplacementField:
                 at the outermost pixels' outer edge (reflect) or at their centre (reflect_101).
 
         Raises:
-            InputError: If the image has another shape, or a name is unknown.
+            InputError: If the image has another shape, a name is unknown, or displacements are not finite.
         """
+        self._check_finite("warp")
         if interpolation not in _MODES:
             raise unknown_name("interpolation", interpolation, _MODES)
         if border_mode not in _PADDINGS:
             raise unknown_name("border mode", border_mode, _PADDINGS)
         image = self._checked(image, "image")
         # Wide integers need float64's digits.
-        values = torch.from_numpy(image.astype(np.result_type(image.dtype, np.float32)))[None, None]
-        dvf = self._reflected() if border_mode == "reflect" else self._dvf
+        values = image.astype(np.result_type(image.dtype, np.float32))
+        dvf, margin = (self._reflected(), _CUBIC_REACH_PX) if border_mode == "reflect" else (self._dvf, 0)
+        padded = torch.from_numpy(np.pad(values, margin, mode="symmetric"))[None, None]
         warped = geometry.warp(
-            values, dvf.to(values.dtype), mode=_MODES[interpolation], padding_mode=_PADDINGS[border_mode]
+            padded,
+            F.pad(dvf.to(padded.dtype), [margin] * 4),
+            mode=_MODES[interpolation],
+            padding_mode=_PADDINGS[border_mode],
         )
-        return _cast(warped[0, 0].numpy(), image.dtype)
+        height, width = self.shape
+        warped = warped[0, 0, margin : margin + height, margin : margin + width]
+        return _cast(warped.numpy(), image.dtype)
 
     def warp_annotation(self, annotation: NDArray[Any]) -> NDArray[Any]:
         """Return the warped labels, of the same type and each one unchanged: nearest neighbour, border replicated.
@@ -240,8 +257,9 @@ class DisplacementField:
             annotation: (H, W), of any integer type.
 
         Raises:
-            InputError: If the annotation has another shape, or is not of integers.
+            InputError: If the annotation has another shape or is not of integers, or displacements are not finite.
         """
+        self._check_finite("warp_annotation")
         labels = self._checked(annotation, "annotation")
         if labels.dtype.kind not in "iub":
             raise InputError(f"annotation: expected integers, got {labels.dtype}")
@@ -272,8 +290,7 @@ class DisplacementField:
         Raises:
             InputError: If the field holds displacements that are not finite.
         """
-        if not self.is_valid:
-            raise InputError("pseudo_inverse: expected finite displacements, found some that are not")
+        self._check_finite("pseudo_inverse")
         inverse = geometry.invert(self._dvf)
         missing = 1 - float(geometry.inverse_mask(self._dvf, inverse).float().mean())
         if missing > 0:
@@ -313,11 +330,16 @@ class DisplacementField:
             delta_x_max: The largest |delta_x| in pixels; any if None.
             delta_y_max: The largest |delta_y| in pixels; any if None.
             force_inside_border: Clip to the image where pixels are taken from, so that there are no outsiders.
+
+        Raises:
+            InputError: If a limit is below 0.
         """
+        limits = {"delta_x_max": delta_x_max, "delta_y_max": delta_y_max}
+        check_numbers(limits, {name: 0.0 for name, limit in limits.items() if limit is not None})
         dvf = torch.stack(
             [
                 component if limit is None else component.clamp(-limit, limit)
-                for component, limit in zip(self._dvf[0], (delta_x_max, delta_y_max), strict=True)
+                for component, limit in zip(self._dvf[0], limits.values(), strict=True)
             ]
         )[None]
         if not force_inside_border:
@@ -334,8 +356,12 @@ class DisplacementField:
         return self._with(torch.where(torch.from_numpy(inside), self._dvf, 0.0))
 
     def resize(self, new_shape: Shape) -> DisplacementField:
-        """Return the same map on a grid of another (H, W): corners stay corners, displacements scale with the grid."""
-        return self._with(geometry.resize(self._dvf, new_shape))
+        """Return the same map on a grid of another (H, W): corners stay corners, displacements scale with the grid.
+
+        Raises:
+            InputError: If the grid is narrower than 2 pixels.
+        """
+        return self._with(geometry.resize(self._dvf, checked_shape("new_shape", new_shape)))
 
     # --- files and plots ----------------------------------------------------------------------------------------------
 
@@ -345,18 +371,15 @@ class DisplacementField:
         ITK images get spacing 1, so that other programs read pixels too.
 
         Raises:
-            InputError: If the file's type is unknown, or its folder does not exist.
+            InputError: If the file's type is unknown, its folder does not exist, or it cannot be written.
         """
         path = Path(path)
         if not path.parent.is_dir():
             raise InputError(f"{path}: expected an existing folder to write to")
         array = np.moveaxis(self._dvf[0].numpy(), 0, -1)
-        if _suffix(path) == ".npy":
-            np.save(path, array)
-            return
-        import SimpleITK
-
-        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array, isVector=True), str(path))
+        write = _write_npy if _suffix(path) == ".npy" else _write_itk
+        with written_whole(path) as unfinished:
+            write(unfinished, array)
 
     def plot_grid(self) -> Figure:
         """Draw where a regular grid lies in the moving image."""
@@ -396,6 +419,10 @@ class DisplacementField:
         array = np.asarray(array)
         self._check_shape(array.shape, name)
         return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+
+    def _check_finite(self, what: str) -> None:
+        if not self.is_valid:
+            raise InputError(f"{what}: expected finite displacements, found some that are not")
 
     def _check_shape(self, shape: tuple[int, ...], name: str) -> None:
         if tuple(shape) != self.shape:
@@ -438,9 +465,15 @@ def _control_points(
     interpolation_method: ControlPointMethod = "rbf",
     **options: Any,
 ) -> Tensor:
-    rows_columns = torch.as_tensor(np.asarray(points, dtype=np.float32))
-    displacements = np.stack([values_delta_x, values_delta_y], axis=-1).astype(np.float32)
-    parameters = geometry.ControlPoints(rows_columns.flip(-1)[None], torch.from_numpy(displacements)[None])
+    arrays = [np.asarray(values, dtype=np.float32) for values in (points, values_delta_x, values_delta_y)]
+    n = len(arrays[0])
+    if [array.shape for array in arrays] != [(n, 2), (n,), (n,)]:
+        raise InputError(
+            "control points: expected points (N, 2), values_delta_x (N,) and values_delta_y (N,), got "
+            + ", ".join(str(array.shape) for array in arrays)
+        )
+    rows_columns, x, y = map(torch.from_numpy, arrays)
+    parameters = geometry.ControlPoints(rows_columns.flip(-1)[None], torch.stack([x, y], dim=-1)[None])
     return _interpolated(parameters, shape, interpolation_method, **options)
 
 
@@ -517,7 +550,21 @@ def _interpolated(
 ) -> Tensor:
     if interpolation_method not in _INTERPOLATIONS:
         raise unknown_name("interpolation method", interpolation_method, _INTERPOLATIONS)
-    return _INTERPOLATIONS[interpolation_method](parameters, shape, **options)
+    return _called(_INTERPOLATIONS, interpolation_method, parameters, shape, options=options)
+
+
+def _called(
+    makers: Mapping[str, Callable[..., Tensor]], name: str, *given: Any, options: Mapping[str, Any]
+) -> Tensor:
+    """Return what one of the makers makes, once its options are known to be those that it has and needs."""
+    has = inspect.getfullargspec(makers[name])
+    for option in options:
+        if option not in has.kwonlyargs and not has.varkw:
+            raise unknown_name(f"parameter of {name}", option, has.kwonlyargs)
+    needed = [key for key in has.kwonlyargs if key not in options and key not in (has.kwonlydefaults or {})]
+    if needed:
+        raise InputError(f"{name}: expected the parameters {', '.join(needed)}, got none of that name")
+    return makers[name](*given, **options)
 
 
 def _matrix_to_dvf(matrix: NDArray[np.float64], shape: Shape) -> Tensor:
@@ -552,12 +599,26 @@ def _read_npy(path: Path) -> NDArray[Any]:
         raise InputError(f"{path}: expected an .npy array of numbers, cannot read it ({error})") from error
 
 
+def _write_npy(path: Path, array: NDArray[np.float32]) -> None:
+    np.save(path, array)
+
+
+def _write_itk(path: Path, array: NDArray[np.float32]) -> None:
+    import SimpleITK
+
+    try:
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array, isVector=True), str(path))
+    except RuntimeError as error:
+        raise OSError(str(error).splitlines()[-1]) from error
+
+
 def _read_itk(path: Path) -> NDArray[Any]:
     """Return the displacements (H, W, 2) in pixels of an ITK vector image."""
     import SimpleITK
 
     try:
-        image: Any = SimpleITK.ReadImage(str(path))
+        # By itself SimpleITK does not know .MHA.
+        image: Any = SimpleITK.ReadImage(str(path), imageIO="MetaImageIO" if _suffix(path) == ".mha" else "")
     except RuntimeError as error:
         reason = str(error).splitlines()[-1]
         raise InputError(f"{path}: expected an ITK image, cannot read it ({reason})") from error

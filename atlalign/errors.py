@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from numbers import Integral, Real
 from textwrap import shorten
 from typing import Any
 
@@ -26,7 +27,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     names = sorted(known)
     close = get_close_matches(name, names, n=3)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    return InputError(f"unknown {kind} '{name}'.{hint} There are: {', '.join(names)}")
+    return InputError(f"unknown {kind} '{name}'.{hint} There are: {', '.join(names) or 'none'}")
 
 
 def check_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -> None:
@@ -37,10 +38,26 @@ def check_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -> None:
     """
     for name, lowest in least.items():
         value, whole = given[name], isinstance(lowest, int)
-        if not isinstance(value, int if whole else int | float):
+        kind: Any = Integral if whole else Real  # numpy's numbers are these, too
+        if not isinstance(value, kind):
             raise InputError(f"{name}: expected a {'whole ' * whole}number, got {value}")
         if not value >= lowest:
             raise InputError(f"{name}: expected at least {lowest:g}, got {value}")
+
+
+def checked_shape(name: str, shape: Any, least: int = 2) -> tuple[int, int]:
+    """Return a grid's (H, W) as a tuple, whatever kind of list it comes as.
+
+    Raises:
+        InputError: If it is not two whole numbers of pixels, each at least so many.
+    """
+    sizes = tuple(shape) if isinstance(shape, Iterable) and not isinstance(shape, str) else ()
+    whole: Any = Integral
+    if len(sizes) != 2 or not all(isinstance(size, whole) and size >= least for size in sizes):
+        raise InputError(
+            f"{name}: expected (H, W), whole numbers of at least {least} px, got {sizes or shape}"
+        )
+    return int(sizes[0]), int(sizes[1])
 
 
 @contextmanager

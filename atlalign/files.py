@@ -14,14 +14,16 @@ from atlalign.errors import InputError
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary name with the same ending, whose file replaces `path` at the end; nothing is left on errors.
+    """Yield a temporary name, whose file replaces `path` at the end; nothing is left on errors.
+
+    The name has the same ending in lower case, which not every writer knows otherwise.
 
     Where the block writes no file, as in all but one of several training processes, nothing happens.
 
     Raises:
         InputError: If the system does not let the file be written, for want of space or of rights.
     """
-    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
+    unfinished = path.with_name(f".{os.getpid()}.{path.name.lower()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished

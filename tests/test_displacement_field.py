@@ -15,6 +15,7 @@ from scipy.ndimage import map_coordinates
 import atlalign
 from atlalign import DisplacementField, displacement_field
 from atlalign.errors import InputError
+from atlalign.geometry import ControlPoints, control_points
 
 SHAPE = (40, 56)
 
@@ -122,8 +123,18 @@ def test_a_function_and_its_matrix_give_the_same_field():
         DisplacementField.generate(SHAPE, "projective", matrix=[*matrix, [0, 0, 1]]),
     ):
         np.testing.assert_allclose(other.dvf, by_function.dvf, atol=1e-5)
+    np.testing.assert_array_equal(
+        DisplacementField.from_transform(in_place, SHAPE).dvf,
+        DisplacementField.from_transform(lambda x, y: (x + 2, y - 3), SHAPE).dvf,
+    )
     # (10, 20) goes to (12, 19).
     assert (by_function.delta_x[20, 10], by_function.delta_y[20, 10]) == pytest.approx((2, -1), abs=1e-5)
+
+
+def in_place(x, y):
+    x += 2
+    y -= 3
+    return x, y
 
 
 def test_tensors_are_taken_x_first():
@@ -157,6 +168,24 @@ def test_control_points_are_rows_and_columns(method):
     np.testing.assert_allclose(field.norm[[0, 0, -1, -1], [0, -1, 0, -1]], 0, atol=1e-3)
 
 
+def test_control_points_are_interpolated_as_asked():
+    points, x, y = [(10, 40), (30, 20)], [5, -3], [1, 2]
+    options = {"points": points, "values_delta_x": x, "values_delta_y": y}
+    nearest = DisplacementField.generate(
+        SHAPE, "control_points", **options, interpolation_method="griddata", method="nearest"
+    )
+    assert set(nearest.delta_x.ravel()) == {5, -3, 0}
+    thin, loose = (
+        DisplacementField.generate(SHAPE, "control_points", **options, function="thin_plate", smooth=smooth)
+        for smooth in (0, 300)
+    )
+    assert thin.delta_x[10, 40] == pytest.approx(5, abs=1e-3)
+    assert abs(loose.delta_x[10, 40] - 5) > 0.1
+    parameters = ControlPoints(torch.tensor([[[40.0, 10], [20, 30]]]), torch.tensor([[[5.0, 1], [-3, 2]]]))
+    expected = control_points(parameters, SHAPE, function="thin_plate", smooth=300)[0]
+    torch.testing.assert_close(loose.dvf, expected)
+
+
 def test_stretched_edges_come_from_the_mask_and_the_seed():
     mask = np.zeros(SHAPE, dtype=bool)
     mask[20, 10:40] = True
@@ -174,6 +203,17 @@ def test_smooth_fields_have_the_size_asked_for():
     field = DisplacementField.generate(SHAPE, "smooth", mean_fraction=0.03, largest_fraction=0.01, seed=0)
     assert field.norm.mean() / 56 == pytest.approx(0.03, rel=0.02)
     assert field.jacobian.min() > 0
+
+
+def stretched(**changed) -> DisplacementField:
+    parameters = {"points": [(1, 2)], "values_delta_x": [1], "values_delta_y": [1], **changed}
+    return DisplacementField.generate(SHAPE, "control_points", **parameters)
+
+
+def infinite() -> DisplacementField:
+    x = np.zeros(SHAPE)
+    x[3, 4] = np.inf
+    return DisplacementField(x, x)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +235,20 @@ def test_smooth_fields_have_the_size_asked_for():
             ),
             "unknown interpolation method 'spline'",
         ),
+        (lambda: stretched(function="gaussian"), "unknown function 'gaussian'. There are: linear, thin_plate"),
+        (lambda: stretched(interpolation_method="griddata", method="spline"), "unknown method 'spline'"),
+        (lambda: stretched(method="cubic"), "unknown parameter of rbf 'method'. There are: function, smooth"),
+        (lambda: stretched(values_delta_x=[1, 2]), r"values_delta_y \(N,\), got \(1, 2\), \(2,\), \(1,\)"),
+        (lambda: DisplacementField.generate(SHAPE, foo=1), "unknown parameter of identity 'foo'. There are: none"),
+        (lambda: DisplacementField.generate(SHAPE, "affine"), "affine: expected the parameters matrix, got none"),
+        (lambda: DisplacementField.generate((0, 5)), r"shape: expected \(H, W\), whole .*, got \(0, 5\)"),
+        (lambda: wave().resize((1, 5)), r"new_shape: expected \(H, W\), whole numbers of at least 2 px, got \(1, 5\)"),
+        (lambda: wave().resize((10.5, 5)), r"new_shape: .* got \(10\.5, 5\)"),
+        (lambda: wave().adjust(delta_x_max=-2), "delta_x_max: expected at least 0, got -2"),
+        (lambda: wave().anchor(ds_f="abc"), "ds_f: expected a whole number, got abc"),
+        (lambda: DisplacementField.generate(SHAPE, "smooth", spacing=0), "spacing: expected a fraction .*, got 0"),
+        (lambda: infinite().warp_annotation(np.zeros(SHAPE, int)), "warp_annotation: expected finite displ"),
+        (lambda: infinite().warp(noise()), "warp: expected finite displacements, found some that are not"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(call, message):
@@ -220,6 +274,16 @@ def test_linear_warping_agrees_with_scipy_far_beyond_the_border(border_mode, sci
     expected = map_coordinates(image, [y.astype(float), x.astype(float)], order=1, mode=scipy_mode)
     assert field.outsiders.mean() > 0.5
     np.testing.assert_allclose(field.warp(image, border_mode=border_mode), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "nearest", "cubic"])
+def test_reflected_borders_are_those_of_a_padded_image(interpolation):
+    field, image = wave(20, 12), noise()
+    padded = DisplacementField(*(np.pad(part, 60, mode="edge") for part in (field.delta_x, field.delta_y)))
+    expected = padded.warp(np.pad(image, 60, mode="symmetric"), interpolation=interpolation)[60:-60, 60:-60]
+    warped = field.warp(image, interpolation=interpolation, border_mode="reflect")
+    assert field.outsiders.mean() > 0.2
+    np.testing.assert_allclose(warped, expected, atol=1e-4)
 
 
 def test_a_whole_shift_is_exact_whatever_the_interpolation():
@@ -310,6 +374,13 @@ def test_an_inverse_of_a_folding_field_warns_with_the_share():
     assert mask[:, :18].all()
 
 
+def test_the_smallest_fold_is_warned_of():
+    x = np.zeros((40, 100))
+    x[10, 20:25] = [3, 1.5, 0, -1.5, -3]
+    with pytest.warns(UserWarning, match=r"the field folds: 0\.\d\d% of the pixels have no inverse"):
+        DisplacementField(x, np.zeros_like(x)).pseudo_inverse()
+
+
 def test_anchoring_keeps_the_middle_and_fixes_the_corners():
     field = shift(4, -3)
     anchored = field.anchor(h_kept=0.6, w_kept=0.6, ds_f=8)
@@ -360,6 +431,23 @@ def test_what_is_saved_is_read_back(suffix, tmp_path):
     field = wave()
     field.save(tmp_path / f"field{suffix}")
     np.testing.assert_array_equal(DisplacementField.from_file(tmp_path / f"field{suffix}").dvf, field.dvf)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_endings_may_be_in_capitals(suffix, tmp_path):
+    path = tmp_path / f"Field{suffix.upper()}"
+    wave().save(path)
+    assert list(tmp_path.iterdir()) == [path]
+    np.testing.assert_array_equal(DisplacementField.from_file(path).dvf, wave().dvf)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_cannot_be_written_is_a_sentence_and_leaves_nothing(suffix, tmp_path):
+    path = tmp_path / f"field{suffix}"
+    path.mkdir()
+    with pytest.raises(InputError, match=rf"field{re.escape(suffix)} cannot be written: "):
+        wave().save(path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_numpy_files_are_channels_last(tmp_path):
@@ -419,6 +507,7 @@ BAD_FILES = {
     "empty.npy": (lambda path: path.write_bytes(b""), "cannot read it"),
     "channels_first.npy": (lambda path: np.save(path, np.zeros((2, 5, 6))), r"found \(2, 5, 6\) of float64"),
     "text.npy": (lambda path: np.save(path, np.full((5, 6, 2), "a")), r"found \(5, 6, 2\) of <U1"),
+    "huge.npy": (lambda path: np.save(path, np.full((5, 6, 2), 1e300)), "found 60 that are not"),
     "nan.npy": (lambda path: np.save(path, np.full((5, 6, 2), np.nan)), "found 60 that are not"),
     "rubbish.mha": (lambda path: path.write_text("rubbish"), "expected an ITK image, cannot read it"),
     "scalar.mha": (lambda path: write_itk(path, np.zeros((5, 6)), vector=False), "found 2D of 1"),

@@ -6,7 +6,7 @@ from the top of the brain.
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from torch import Tensor
 from atlalign.data.images import resize_images
 from atlalign.data.ontology import Ontology, Region, read_ontology
 from atlalign.data.phantom import EXTENT_MM, phantom_ontology, phantom_volume
-from atlalign.errors import InputError
+from atlalign.errors import InputError, checked_shape
 from atlalign.files import fingerprint_of
 
 _log = logging.getLogger(__name__)
@@ -92,6 +92,13 @@ class Atlas:
             )
         return (position // self.spacing_um).long().clamp(max=len(self.template) - 1)
 
+    def first_um(self, plane: int | Tensor) -> Tensor:
+        """Return the first position of planes in whole µm, int64: `plane_index` gives the planes back."""
+        planes = torch.as_tensor(plane)
+        position = (planes.double() * self.spacing_um).ceil()
+        # A spacing that is not whole is not exact either, and a product may lie in the plane before.
+        return (position + (self.plane_index(position) < planes)).long()
+
     def section(self, position_um: float) -> Tensor:
         """Return the template's plane at `position_um` as float32 (1, H, W) in [0, 1]."""
         return self.template[int(self.plane_index(position_um))][None].float() / 255
@@ -144,7 +151,7 @@ def phantom_atlas(
     Raises:
         InputError: If an argument is out of range.
     """
-    shape = _check_image_shape(image_shape)
+    shape = checked_shape("image_shape", image_shape)
     extent_um = EXTENT_MM[0] * 1000
     planes = round(extent_um / spacing_um) if spacing_um > 0 else 0
     if abs(planes * spacing_um - extent_um) > 1e-6:
@@ -327,7 +334,7 @@ def _assemble(
     ontology: Ontology | None,
 ) -> Atlas:
     _, *own_shape = template.array.shape
-    shape = _check_image_shape(own_shape if image_shape is None else image_shape)
+    shape = checked_shape("image_shape", own_shape if image_shape is None else image_shape)
     if not spacing_um > 0:
         raise InputError(f"spacing_um: expected more than 0, got {spacing_um:g}")
     if annotation is not None and annotation.array.shape != template.array.shape:
@@ -440,14 +447,6 @@ def _signed(ids: NDArray[Any]) -> NDArray[Any]:
     if fits and ids.dtype == np.uint32:
         return ids.view(np.int32)
     return ids.astype(np.int32 if fits else np.int64, copy=False)
-
-
-def _check_image_shape(image_shape: Sequence[int]) -> tuple[int, int]:
-    # A config hands over its own kind of list.
-    shape = tuple(image_shape)
-    if len(shape) != 2 or min(shape) < 2:
-        raise InputError(f"image_shape: expected (H, W) of at least (2, 2), got {shape}")
-    return shape[0], shape[1]
 
 
 def _axes_order(axes: str) -> tuple[int, ...]:

@@ -11,7 +11,8 @@ blur is a convolution, for which cuDNN takes TF32 unless told otherwise: they di
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -98,9 +99,7 @@ def draw_contrast(
     }  # fmt: skip
     for name, values in ranges.items():
         check_range(values, name=f"contrast.{name}", lowest=_BOUNDS[name][0], highest=_BOUNDS[name][1])
-    for name, p in (("p_inverted", p_inverted), ("p_bright", p_bright)):
-        if not 0 <= p <= 1:
-            raise InputError(f"contrast.{name}: expected a probability in [0, 1], got {p}")
+    check_probabilities("contrast", p_inverted=p_inverted, p_bright=p_bright)
     batch, height, width = len(labels), labels.shape[-2], labels.shape[-1]
 
     def uniform(values: Range, *shape: int) -> Tensor:
@@ -154,10 +153,22 @@ def apply_contrast(template: Tensor, labels: Tensor, contrast: Contrast) -> Tens
 
 def check_range(values: Range, *, name: str, lowest: float, highest: float) -> None:
     """Raise an InputError unless `values` are two ascending numbers in [lowest, highest]."""
-    if len(values) != 2 or not lowest <= values[0] <= values[1] <= highest:
+    given: Any = values
+    number: Any = Real
+    ends = list(given) if isinstance(given, Sequence) else []
+    two = len(ends) == 2 and all(isinstance(end, number) for end in ends)
+    if not two or not lowest <= ends[0] <= ends[1] <= highest:
         raise InputError(
-            f"{name}: expected [from, to] with {lowest:g} ≤ from ≤ to ≤ {highest:g}, got {list(values)}"
+            f"{name}: expected [from, to] with {lowest:g} ≤ from ≤ to ≤ {highest:g}, got {ends or values}"
         )
+
+
+def check_probabilities(where: str, **probabilities: float) -> None:
+    """Raise an InputError unless all are numbers in [0, 1]."""
+    number: Any = Real
+    for name, p in probabilities.items():
+        if not isinstance(p, number) or not 0 <= p <= 1:
+            raise InputError(f"{where}.{name}: expected a probability in [0, 1], got {p}")
 
 
 def _groups(labels: Tensor, contrast: Contrast) -> Tensor:

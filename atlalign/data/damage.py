@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atlalign.data.contrast import Range, check_range
-from atlalign.errors import InputError
+from atlalign.data.contrast import Range, check_probabilities, check_range
 from atlalign.geometry import identity_grid
 
 _KNOTS = (6, 8)  # Of the smooth noise along y and x: holes are about a tenth of the image wide.
@@ -102,13 +101,6 @@ def missing_half(damage: Damage, shape: tuple[int, int]) -> Tensor:
     """Return where (B, 1, H, W) the half lies that is missing, ended by the midline."""
     x, _ = _centred(shape, damage.half)
     return (damage.half * x > 0).expand(-1, *shape)[:, None]
-
-
-def check_probabilities(where: str, **probabilities: float) -> None:
-    """Raise an InputError unless all are numbers in [0, 1]."""
-    for name, p in probabilities.items():
-        if not 0 <= p <= 1:
-            raise InputError(f"{where}.{name}: expected a probability in [0, 1], got {p}")
 
 
 def _centred(shape: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from atlalign.data import schema
 from atlalign.data.atlas import PHANTOM, Atlas
 from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter, as_augmenter
 from atlalign.data.dataset import RawSample, RegistrationBatch, RegistrationDataset, SeededSampler, complete
-from atlalign.errors import InputError, check_numbers
+from atlalign.errors import InputError, check_numbers, checked_shape
 from atlalign.files import fingerprint
 
 _log = logging.getLogger(__name__)
@@ -66,14 +66,12 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         super().__init__()
         # Files lie where all machines of a run see them: one process prepares them.
         self.prepare_data_per_node = False
-        if tuple(image_shape) != atlas.image_shape:
-            raise InputError(
-                f"data.image_shape is {tuple(image_shape)}, but the atlas has {atlas.image_shape}"
-            )
-        check_numbers(
-            {"data.batch_size": batch_size, "data.num_workers": num_workers},
-            {"data.batch_size": 1, "data.num_workers": 0},
-        )
+        shape = checked_shape("data.image_shape", image_shape)
+        if shape != atlas.image_shape:
+            raise InputError(f"data.image_shape is {shape}, but the atlas has {atlas.image_shape}")
+        given = {"batch_size": batch_size, "num_workers": num_workers, "split_seed": split_seed, "seed": seed}
+        least = {"data.batch_size": 1, "data.num_workers": 0, "data.split_seed": 0, "data.seed": 0}
+        check_numbers({f"data.{name}": value for name, value in given.items()}, least)
         self.atlas = atlas
         self.batch_size = batch_size
         self.shuffle = shuffle

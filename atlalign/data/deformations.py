@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from atlalign.errors import InputError
+from atlalign.errors import InputError, check_numbers
 from atlalign.geometry import (
     ControlPoints,
     affine_simple,
@@ -24,7 +24,7 @@ from atlalign.geometry import (
     edges,
     integrate,
 )
-from atlalign.geometry.scattered import RbfFunction
+from atlalign.geometry.scattered import RbfFunction, check_anchor
 
 
 class RejectedError(Exception):
@@ -57,6 +57,9 @@ class Anchor:
     ds_f: int = 50
     smooth: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_anchor(**asdict(self), where="deformation.anchor.")
+
     def __call__(self, dvf: Tensor) -> Tensor:
         """Return the anchored fields (B, 2, H, W)."""
         return anchor(dvf, **asdict(self))
@@ -87,7 +90,8 @@ class Stretching(ABC):
 
     def __post_init__(self) -> None:
         _check_at_least(1, n_points=self.n_points)
-        _check_at_least(0, radius_max=self.radius_max, factor_std=self.factor_std)
+        _check_at_least(0.0, radius_max=self.radius_max, factor_std=self.factor_std)
+        _check_at_least(-math.inf, factor_mean=self.factor_mean)
         if self.function not in ("linear", "thin_plate"):
             raise InputError(f"deformation.function: expected linear or thin_plate, got '{self.function}'")
 
@@ -150,7 +154,7 @@ class Affine:
     shear: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_at_least(0, **asdict(self))
+        _check_at_least(0.0, **asdict(self))
 
     def __call__(self, image: Tensor, before: Tensor, generator: torch.Generator) -> Tensor:
         """Return the field as `Deformation` says."""
@@ -174,7 +178,7 @@ class SmoothVelocity:
 
     def __post_init__(self) -> None:
         _check_at_least(0.01, spacing=self.spacing)  # less than a few pixels would be no smooth field
-        _check_at_least(0, largest_fraction=self.largest_fraction)
+        _check_at_least(0.0, largest_fraction=self.largest_fraction)
 
     def __call__(self, image: Tensor, before: Tensor, generator: torch.Generator) -> Tensor:
         """Return the field as `Deformation` says."""
@@ -212,5 +216,6 @@ class Mix:
 
 def _check_at_least(least: float, **values: float) -> None:
     for name, value in values.items():
-        if not least <= value < math.inf:
-            raise InputError(f"deformation.{name}: expected a number of at least {least}, got {value}")
+        check_numbers({f"deformation.{name}": value}, {f"deformation.{name}": least})
+        if math.isinf(value):
+            raise InputError(f"deformation.{name}: expected a finite number, got {value}")

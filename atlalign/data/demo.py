@@ -112,7 +112,12 @@ def write_demo(
     path.parent.mkdir(parents=True, exist_ok=True)
     # The runs of a sweep may begin together: each writes a file of its own, with the same content.
     unfinished = path.with_suffix(f".{uuid4().hex}.partial")
-    provenance = {"atlas": atlas.name, "deformation": deformation, "seed": seed}
+    provenance = {
+        "atlas": atlas.name,
+        "extent_um": atlas.extent_um,
+        "deformation": deformation,
+        "seed": seed,
+    }
     with schema.create(unfinished, n_sections * fields_per_section, atlas.image_shape, **provenance) as file:
         for number, plane in enumerate(track(planes, description="writing demo data")):
             section = atlas.template[plane].float()[None, None] / 255
@@ -122,7 +127,7 @@ def write_demo(
             file["img"][samples] = (moving[:, 0] * 255).round().to(torch.uint8).numpy()
             file["deltas_xy"][samples] = _channels_last(pair.dvf)
             file["inv_deltas_xy"][samples] = _channels_last(pair.inverse)
-            file["p"][samples] = round(plane * atlas.spacing_um)
+            file["p"][samples] = int(atlas.first_um(plane))
             file["image_id"][samples] = plane
             file["dataset_id"][samples] = 0
     unfinished.replace(path)

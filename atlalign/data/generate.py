@@ -55,6 +55,7 @@ _LEAST = {
     "seed": 0,
     "workers": 0,
 }
+_LARGEST_SEED = 2**63 - 1  # an h5 attribute holds no larger number
 _RECORDED_PACKAGES = ("atlalign", "torch", "kornia", "h5py", "numpy")
 _LARGEST_RESIDUAL_PX = 0.1
 _SAMPLES_SHOWN = 6
@@ -104,8 +105,12 @@ def generate(config: "DictConfig") -> Path:
             run is writing there.
         UnfinishedError: If the disk is full or a process was killed; the same command goes on.
     """
-    out = Path(config.out).expanduser()
     check_numbers(config, _LEAST)
+    if config.seed > _LARGEST_SEED:
+        raise InputError(f"seed: expected at most {_LARGEST_SEED}, got {config.seed}")
+    if not isinstance(config.out, str):
+        raise InputError(f"out: expected the name of the file to write, got {config.out}")
+    out = Path(config.out).expanduser()
     _check_free(out)
     request = _request(config)
     recipe = _build_recipe(config)
@@ -118,15 +123,15 @@ def generate(config: "DictConfig") -> Path:
 
 def _make(recipe: Recipe, out: Path, request: dict[str, Any], workers: int) -> "Counts":
     """Write what is missing of the data set, and give it its name."""
-    partial = _open_partial(out, request)
+    partial = _open_partial(out, request, recipe.source.files)
     try:
         with _sentences_about(out):
             _write_parts(recipe, partial, workers)
             return _publish(recipe, partial, out, request)
-    except UnfinishedError:
-        raise
-    except InputError:
-        shutil.rmtree(partial, ignore_errors=True)
+    except Exception as error:
+        mistaken = isinstance(error, InputError) and not isinstance(error, UnfinishedError)
+        if mistaken or not any(partial.glob("part-*.h5")):
+            shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
@@ -360,6 +365,7 @@ def _publish(recipe: Recipe, partial: Path, out: Path, request: dict[str, Any]) 
     _require_space(partial, sum(path.stat().st_size for path in paths))
     origin = {
         **request,
+        "extent_um": float(recipe.source.extent_um),
         "wanted": counts.wanted,
         "left_out": counts.left_out,
         "rejected": dict(counts.rejected),
@@ -370,7 +376,7 @@ def _publish(recipe: Recipe, partial: Path, out: Path, request: dict[str, Any]) 
     _draw_samples(recipe, assembled, numbers, figure)
     figure.replace(figure_path(out))
     assembled.replace(out)
-    shutil.rmtree(partial)
+    shutil.rmtree(partial, ignore_errors=True)
     return counts
 
 
@@ -436,11 +442,20 @@ def _check_free(out: Path) -> None:
     if out.suffix not in (".h5", ".hdf5"):
         raise InputError(f"out: expected a name that ends in .h5, got '{out}'")
     if out.exists():
+        _remove_leftovers(out)
         raise InputError(f"out: {out} exists already: name another file, or remove it")
     if figure_path(out).exists() and not _partial(out).exists():
         raise InputError(
             f"out: the figure {figure_path(out)} exists already: name another file, or remove it"
         )
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove the parts of a finished file, which a run leaves that is stopped right before its end."""
+    with suppress(OSError, KeyError, ValueError), h5py.File(out, "r") as file:
+        started = json.loads((_partial(out) / "request.json").read_text())
+        if started["config"] == json.loads(file.attrs["config"]):
+            shutil.rmtree(_partial(out), ignore_errors=True)
 
 
 def _partial(out: Path) -> Path:
@@ -496,21 +511,23 @@ def _request(config: "DictConfig") -> dict[str, Any]:
     return {"config": decisive, "seed": config.seed, "versions": versions}
 
 
-def _open_partial(out: Path, request: dict[str, Any]) -> Path:
-    """Return the folder of parts: a new one, or that of the same request.
+def _open_partial(out: Path, request: dict[str, Any], files: list[Path]) -> Path:
+    """Return the folder of parts: a new one, or that of the same request and of the same files.
 
     Raises:
         InputError: If there is one of another request, or it cannot be written.
     """
     partial = _partial(out)
     note = partial / "request.json"
-    asked = {**request, "files": _file_states(request["config"])}
+    asked = {**request, "files": _file_states([request["config"], *map(str, files)])}
     try:
         partial.mkdir(parents=True, exist_ok=True)
         if not note.exists():
             _write_whole(note, json.dumps(asked).encode())
         started = json.loads(note.read_text())
     except OSError as error:
+        with suppress(OSError):  # the folder is kept that others wrote to
+            partial.rmdir()
         raise InputError(f"out: {out} cannot be written: {error.strerror}") from error
     if started != json.loads(json.dumps(asked)):
         different = ", ".join(_differences(started, asked))

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 
 from atlalign.data.atlas import Atlas
 from atlalign.data.augmenters import BatchAugmenter
-from atlalign.data.contrast import Contrast, Range, apply_contrast, check_range
-from atlalign.data.damage import Damage, check_probabilities, missing, missing_half
+from atlalign.data.contrast import Contrast, Range, apply_contrast, check_probabilities, check_range
+from atlalign.data.damage import Damage, missing, missing_half
 from atlalign.data.datamodule import DeviceDataModule
 from atlalign.data.dataset import RegistrationBatch, SampleKey
 from atlalign.data.demo import tissue_planes
@@ -392,7 +392,7 @@ class OnlineDataModule(DeviceDataModule):
             registered=warp(moving, pair.dvf),
             dvf=pair.dvf,
             inv_dvf=pair.inverse if self.return_inverse else None,
-            position_um=(reference_plane * self.atlas.spacing_um).round().long().to(device),
+            position_um=self.atlas.first_um(reference_plane).to(device),
             image_id=batch["plane"],
             dataset_id=torch.zeros_like(batch["plane"]),
         )

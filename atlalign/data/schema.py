@@ -67,7 +67,13 @@ def structure_problems(path: str | Path) -> list[str]:
         return problems + _agreement_problems(arrays)
 
 
-def content_problems(path: str | Path, extent_um: float = ATLAS_EXTENT_UM) -> Iterator[str]:
+def extent_of(path: str | Path) -> float:
+    """Return where the atlas of a file ends in µm: that of the Allen atlas, unless the file names another."""
+    with h5py.File(path, "r") as file:
+        return float(file.attrs.get("extent_um", ATLAS_EXTENT_UM))
+
+
+def content_problems(path: str | Path, extent_um: float) -> Iterator[str]:
     """Yield what is wrong with the values of a file whose structure is right; reads the whole file.
 
     Args:
@@ -119,14 +125,19 @@ def summarize(path: str | Path) -> FileSummary:
         return FileSummary(int(n), (int(height), int(width)))
 
 
-def validate(path: str | Path, extent_um: float = ATLAS_EXTENT_UM) -> FileSummary:
+def validate(path: str | Path, extent_um: float | None = None) -> FileSummary:
     """Check structure and contents, whatever was checked before, and warn of what is doubtful.
+
+    Args:
+        path: The h5 file.
+        extent_um: Positions `p` must lie in [0, extent_um]; None is `extent_of` the file.
 
     Raises:
         InputError: With every problem of the file, one a line.
     """
     problems = structure_problems(path)
     if not problems:
+        extent_um = extent_of(path) if extent_um is None else extent_um
         problems = list(_read_errors_as_problems(path, extent_um))
     if problems:
         raise invalid_file(path, problems)
@@ -135,8 +146,12 @@ def validate(path: str | Path, extent_um: float = ATLAS_EXTENT_UM) -> FileSummar
     return summarize(path)
 
 
-def check_once(path: str | Path, extent_um: float = ATLAS_EXTENT_UM) -> FileSummary:
+def check_once(path: str | Path, extent_um: float | None = None) -> FileSummary:
     """Check the structure, and the contents unless this very file (by size and time) passed before.
+
+    Args:
+        path: The h5 file.
+        extent_um: Positions `p` must lie in [0, extent_um]; None is `extent_of` the file.
 
     Raises:
         InputError: With every problem of the file, one a line.
@@ -144,6 +159,7 @@ def check_once(path: str | Path, extent_um: float = ATLAS_EXTENT_UM) -> FileSumm
     problems = structure_problems(path)
     if problems:
         raise invalid_file(path, problems)
+    extent_um = extent_of(path) if extent_um is None else extent_um
     marker = _passed_marker(Path(path), extent_um)
     if not marker.exists():
         validate(path, extent_um)

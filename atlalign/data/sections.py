@@ -120,13 +120,16 @@ class Anchoring:
         size: (h, w) of the image in pixels, whose centres lie at (k + ½)/w and (k + ½)/h.
 
     Raises:
-        InputError: If the section is seen edge-on.
+        InputError: If the section is seen edge-on, or the image is narrower than 2 pixels.
     """
 
     vectors: Points
     size: tuple[int, int]
 
     def __post_init__(self) -> None:
+        if min(self.size) < 2:
+            height, width = self.size
+            raise InputError(f"anchoring: expected an image of at least 2×2 px, found {height}×{width}")
         if abs(np.linalg.det(self.vectors[1:, [0, 2]])) < 1:
             raise InputError("anchoring: expected a coronal section, found one seen edge-on")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from atlalign.data import schema
 from atlalign.data.atlas import Atlas
-from atlalign.data.contrast import apply_contrast, draw_contrast
+from atlalign.data.contrast import apply_contrast, check_probabilities, draw_contrast
 from atlalign.data.damage import draw_damage, missing
 from atlalign.data.images import read_image, resize_images, shrink_to_grey, to_unit_range
 from atlalign.data.sections import (
@@ -26,8 +26,8 @@ from atlalign.data.sections import (
     homogeneous,
     read_list,
 )
-from atlalign.errors import InputError
-from atlalign.geometry import affine_to_dvf, invert, warp
+from atlalign.errors import InputError, check_numbers, checked_shape
+from atlalign.geometry import affine_to_dvf, invert, stays_inside, warp
 
 _SMALLEST_TISSUE_SHARE = 0.1
 _TISSUE_INTENSITY = 25
@@ -59,6 +59,10 @@ class Source(Protocol):
     """Originals that samples are made from; it is pickled, and sent to each process."""
 
     image_shape: tuple[int, int]
+    extent_um: float
+    """Positions lie in [0, extent_um]."""
+    files: list[Path]
+    """What is read beside what the configuration names."""
 
     def __len__(self) -> int:
         """Return the number of originals."""
@@ -83,7 +87,7 @@ class AnnotatedSource:
         path: The h5 file, by the contract of `atlalign.data.schema`.
         image_shape: (H, W), that of the file.
         p_reg: The probability that a sample starts from the registered image and not from the moving one.
-        extent_um: Positions lie in [0, extent_um].
+        extent_um: Positions lie in [0, extent_um]; None is what the file says of its atlas.
 
     Raises:
         InputError: If the file is not valid, or its images have another size.
@@ -95,14 +99,15 @@ class AnnotatedSource:
         *,
         image_shape: Sequence[int],
         p_reg: float = 0.5,
-        extent_um: float = schema.ATLAS_EXTENT_UM,
+        extent_um: float | None = None,
     ) -> None:
         self.path = Path(path).expanduser()
+        self.files = [self.path]
         self.image_shape = _image_shape(image_shape)
-        if not 0 <= p_reg <= 1:
-            raise InputError(f"source.p_reg: expected a probability, got {p_reg}")
+        check_probabilities("source", p_reg=p_reg)
         self.p_reg = p_reg
         found = schema.check_once(self.path, extent_um)
+        self.extent_um = schema.extent_of(self.path) if extent_um is None else extent_um
         if found.image_shape != self.image_shape:
             raise InputError(
                 f"source.path: data.image_shape is {self.image_shape}, but the images of {self.path} are "
@@ -171,11 +176,14 @@ class AtlasSource:
         position_error_um: float = 0.0,
         seed: int = 0,
     ) -> None:
-        if n_sections < 1:
-            raise InputError(f"source.n_sections: expected at least 1, got {n_sections}")
-        if not 0 <= position_error_um < math.inf:
-            raise InputError(f"source.position_error_um: expected at least 0 µm, got {position_error_um}")
+        given = {"n_sections": n_sections, "position_error_um": position_error_um, "seed": seed}
+        least = {"source.n_sections": 1, "source.position_error_um": 0.0, "source.seed": 0}
+        check_numbers({f"source.{name}": value for name, value in given.items()}, least)
+        if math.isinf(position_error_um):
+            raise InputError(f"source.position_error_um: expected a finite number, got {position_error_um}")
+        self.files: list[Path] = []
         self.atlas = atlas
+        self.extent_um = atlas.extent_um
         self.image_shape = atlas.image_shape
         self.contrast = None if contrast is None else dict(contrast)
         if self.contrast is not None:
@@ -262,9 +270,11 @@ class ImagesSource:
         self.image_shape = _image_shape(image_shape)
         self.invert = invert
         self.place = place
+        self.extent_um = extent_um
         listing = find_list(Path(path).expanduser())
         self.sections = read_list(listing)
-        problems = [problem for section in self.sections for problem in _section_problems(section, extent_um)]
+        self.files = [listing, *(section.path for section in self.sections)]
+        problems = [problem for section in self.sections for problem in self._problems(section)]
         if problems:
             raise InputError(f"{listing}:\n" + "\n".join(f"  - {problem}" for problem in problems))
 
@@ -278,13 +288,27 @@ class ImagesSource:
     def start(self, original: int, generator: torch.Generator) -> Start:
         """Return the section as the registered image."""
         section = self.sections[original]
-        image = _read_section(section.path, section.path.stat().st_mtime_ns, self.image_shape)
+        image, size = _read_section(section.path, section.path.stat().st_mtime_ns, self.image_shape)
         if self.invert:
             image = 1 - image
         if self.place and section.anchoring is not None:
-            to_image = _working_map(section.anchoring, self.image_shape)
+            to_image = _working_map(section.anchoring.on(size), self.image_shape)
             image = warp_on_slide(image, affine_to_dvf(to_image, self.image_shape))
         return Start.registered(image)
+
+    def _problems(self, section: ListedSection) -> list[str]:
+        problems = [section.problem] if section.problem else []
+        position = section.identity.position_um
+        if not section.problem and not 0 <= position <= self.extent_um:
+            problems.append(f"expected a position in [0, {self.extent_um:g}] µm, found {position}")
+        try:
+            grey = _read_grey(section.path)
+        except InputError as error:
+            return [*(f"{section.path.name}: {problem}" for problem in problems), str(error)]
+        if self.place and section.anchoring is not None:
+            size = int(grey.shape[0]), int(grey.shape[1])
+            problems += _placing_problems(section.anchoring, size, self.image_shape)
+        return [f"{section.path.name}: {problem}" for problem in problems]
 
 
 def warp_on_slide(image: Tensor, dvf: Tensor) -> Tensor:
@@ -295,12 +319,7 @@ def warp_on_slide(image: Tensor, dvf: Tensor) -> Tensor:
 
 
 def _image_shape(image_shape: Sequence[int]) -> tuple[int, int]:
-    shape = tuple(int(size) for size in image_shape)
-    if len(shape) != 2 or min(shape) < schema.SMALLEST_SIDE_PX:
-        raise InputError(
-            f"data.image_shape: expected (H, W) of at least {schema.SMALLEST_SIDE_PX} px a side, got {shape}"
-        )
-    return shape
+    return checked_shape("data.image_shape", image_shape, schema.SMALLEST_SIDE_PX)
 
 
 def _working_map(anchoring: Anchoring, image_shape: tuple[int, int]) -> Tensor:
@@ -312,25 +331,22 @@ def _working_map(anchoring: Anchoring, image_shape: tuple[int, int]) -> Tensor:
     return torch.from_numpy(pixels @ anchoring.um_to_pixel() @ homogeneous(to_um @ voxels))[None].float()
 
 
-def _section_problems(section: ListedSection, extent_um: float) -> list[str]:
-    problems = []
-    position = section.identity.position_um
-    if section.problem:
-        problems.append(f"{section.path.name}: {section.problem}")
-    elif not 0 <= position <= extent_um:
-        problems.append(
-            f"{section.path.name}: expected a position in [0, {extent_um:g}] µm, found {position}"
-        )
+def _placing_problems(anchoring: Anchoring, size: tuple[int, int], image_shape: tuple[int, int]) -> list[str]:
+    """Return why an image of `size` (h, w) cannot be brought onto its plane."""
     try:
-        _read_grey(section.path)
+        to_image = _working_map(anchoring.on(size), image_shape)
     except InputError as error:
-        problems.append(str(error))
-    return problems
+        return [str(error)]
+    if not stays_inside(affine_to_dvf(to_image, image_shape)).any():
+        return ["anchoring: expected an image that shows a part of the atlas, found one that lies beside it"]
+    return []
 
 
 @lru_cache(maxsize=1)
-def _read_section(path: Path, mtime_ns: int, shape: tuple[int, int]) -> Tensor:
-    return resize_images(_read_grey(path)[None], shape)[None]
+def _read_section(path: Path, mtime_ns: int, shape: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    """Return the section (1, 1, H, W) at the working size, and the size (h, w) that it has in its file."""
+    grey = _read_grey(path)
+    return resize_images(grey[None], shape)[None], (int(grey.shape[0]), int(grey.shape[1]))
 
 
 def _read_grey(path: Path) -> Tensor:

@@ -197,7 +197,8 @@ def stays_inside(dvf: Tensor) -> Tensor:
     """Return where (B, H, W) the point q + dvf(q) lies on the image; dvf is (B, 2, H, W) in pixels."""
     _check_dvf(dvf)
     height, width = _grid_shape(dvf)
-    x, y = (identity_grid((height, width), dvf.dtype, dvf.device) + dvf).unbind(1)
+    field = _precise(dvf)
+    x, y = (identity_grid((height, width), field.dtype, field.device) + field).unbind(1)
     return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
 
 
@@ -281,7 +282,7 @@ def inverse_mask(dvf: Tensor, inverse: Tensor, *, tolerance_px: float = 0.01) ->
 def _landing(dvf: Tensor, selected: Tensor) -> Tensor:
     """Return the mask (B, H, W) of the four pixels around each point q + dvf(q) with q in the mask `selected`."""
     batch, row, column = selected.nonzero(as_tuple=True)
-    offset = dvf[batch, :, row, column]
+    offset = _precise(dvf)[batch, :, row, column]
     x, y = (column + offset[:, 0]).floor().long(), (row + offset[:, 1]).floor().long()
     height, width = _grid_shape(dvf)
     landing = torch.zeros_like(selected)
@@ -418,15 +419,20 @@ def _warp_labels(image: Tensor, dvf: Tensor, mode: str, padding_mode: str) -> Te
         raise ValueError(f"warp: labels are padded with 'zeros' or 'border', got '{padding_mode}'")
     height, width = image.shape[-2:]
     field = _precise(dvf)
-    target = (identity_grid((height, width), field.dtype, field.device) + field).round().long()
-    x, y = target[:, 0], target[:, 1]
+    x, y = (identity_grid((height, width), field.dtype, field.device) + field).round().unbind(1)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    flat_index = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).flatten(1)
+    flat_index = (_index(y, height) * width + _index(x, width)).flatten(1)
     gathered = image.flatten(2).gather(2, flat_index[:, None].expand(-1, image.shape[1], -1))
     warped = gathered.view(image.shape)
     if padding_mode == "border":
         return warped
     return torch.where(inside[:, None], warped, torch.zeros((), dtype=image.dtype, device=image.device))
+
+
+def _index(coordinates: Tensor, size: int) -> Tensor:
+    """Return the nearest of the whole coordinates 0 … size−1; what is not a number becomes 0."""
+    # In this order: what no integer can hold is brought into the image before it becomes one.
+    return coordinates.nan_to_num().clamp(0, size - 1).long()
 
 
 @_cached

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from atlalign.errors import InputError
+from atlalign.errors import InputError, check_numbers
 from atlalign.geometry.dvf import affine_to_dvf, identity_grid, integrate, invert, jacobian_determinant
 from atlalign.geometry.scattered import RbfFunction, corners, interpolate_rbf, with_zeros
 
@@ -66,7 +66,12 @@ def draw_velocity(
         spacing: The distance of the splines' knots as a fraction of the width; smaller is rougher.
         generator: A generator on the CPU; the global one otherwise.
         device: Where the velocities are wanted.
+
+    Raises:
+        InputError: If the spacing is not above 0.
     """
+    if not spacing > 0:
+        raise InputError(f"spacing: expected a fraction of the width above 0, got {spacing}")
     along_y, along_x = (_spline_basis(size, spacing * shape[1], device) for size in shape)
     knots = (batch_size, 2, along_y.shape[1], along_x.shape[1])
     coefficients = torch.randn(knots, generator=generator).to(device)
@@ -127,9 +132,11 @@ def scale_velocity(velocity: Tensor, *, mean_fraction: float, largest_fraction: 
     velocity = velocity / _size(velocity, mean_fraction, largest_fraction)
     for _ in range(20):
         reached = _size(integrate(velocity), mean_fraction, largest_fraction)
-        if bool(((reached >= 1) & (reached <= 1.01)).all()):
+        done = (reached >= 1) & (reached <= 1.01)
+        if bool(done.all()):
             return velocity
-        velocity = velocity * (1.005 / reached)
+        # A sample that is done stays as it is, whatever the rest of its batch needs.
+        velocity = velocity * torch.where(done, 1, 1.005 / reached)
     raise InputError(
         f"velocity: no factor gives a mean displacement of {mean_fraction} and a largest of {largest_fraction} of the"
         " width; smaller displacements or a larger spacing help"
@@ -256,12 +263,13 @@ def scale_affine(
     """Return I + s (matrix − I) with the smallest s whose field of `shape` reaches both fractions of the width.
 
     Raises:
-        InputError: If a map so scaled folds.
+        InputError: If a map is the identity, or folds when it is so scaled.
     """
-    displacement = affine_to_dvf(matrix, shape)
+    reached = _size(affine_to_dvf(matrix, shape), mean_fraction, largest_fraction)[:, 0]
+    if bool((reached == 0).any()):
+        raise InputError("matrix: expected maps that move something, found the identity")
     identity = torch.eye(2, 3, dtype=matrix.dtype, device=matrix.device)
-    scale = 1 / _size(displacement, mean_fraction, largest_fraction)[:, 0]
-    scaled = identity + scale * (matrix - identity)
+    scaled = identity + (matrix - identity) / reached
     if bool((torch.linalg.det(scaled[:, :, :2]) <= 0).any()):
         raise InputError(
             f"matrix: expected maps that do not fold when their displacement is {mean_fraction} in the mean and"
@@ -419,8 +427,9 @@ def draw_edge_stretching(
         device: Where the points are wanted; the mask's device otherwise.
 
     Raises:
-        InputError: If an image has fewer edge pixels than that.
+        InputError: If an image has fewer edge pixels than that, there are no points, or the radius is below 0.
     """
+    check_numbers({"n_points": n_points, "radius_max": radius_max}, {"n_points": 1, "radius_max": 0.0})
     points = torch.stack([_draw_pixels(mask, n_points, generator) for mask in edge_mask.cpu()])
     uniform = torch.rand(2, *points.shape[:2], generator=generator)
     radius, angle = radius_max * uniform[0], 2 * math.pi * uniform[1]

@@ -1,12 +1,12 @@
 """Fields from displacements known at a few points: radial basis functions, scipy's griddata, and anchoring."""
 
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from atlalign.errors import InputError
+from atlalign.errors import InputError, check_numbers, unknown_name
 from atlalign.geometry.dvf import warp_points
 
 RbfFunction = Literal["linear", "thin_plate"]
@@ -36,15 +36,18 @@ def interpolate_rbf(
         smooth: 0 meets the displacements exactly; more departs from them.
 
     Raises:
-        InputError: If points coincide, or the two tensors differ in shape.
+        InputError: If points coincide, the two tensors differ in shape, or there is no such function.
     """
+    if function not in get_args(RbfFunction):
+        raise unknown_name("function", function, get_args(RbfFunction))
     _check_points(points, displacements)
     weights = torch.linalg.solve(_rbf_system(points, function, smooth), displacements.double())
+    # Large terms of a thin plate cancel: in float32 it would miss its points by a hundredth of a pixel.
+    weights = weights if function == "thin_plate" else weights.to(displacements.dtype)
     fields = [
-        _evaluate_rbf(nodes, weight, shape, function)
-        for nodes, weight in zip(points, weights.to(displacements.dtype), strict=True)
+        _evaluate_rbf(nodes, weight, shape, function) for nodes, weight in zip(points, weights, strict=True)
     ]
-    return torch.stack(fields)
+    return torch.stack(fields).to(displacements.dtype)
 
 
 def interpolate_griddata(
@@ -59,8 +62,10 @@ def interpolate_griddata(
         method: Nearest, linear or cubic on the triangles between the points.
 
     Raises:
-        InputError: If the two tensors differ in shape.
+        InputError: If the two tensors differ in shape, or there is no such method.
     """
+    if method not in get_args(GriddataMethod):
+        raise unknown_name("method", method, get_args(GriddataMethod))
     from scipy.interpolate import griddata
 
     _check_points(points, displacements)
@@ -96,13 +101,9 @@ def anchor(
         smooth: 0 meets the field exactly at the points; more departs from it.
 
     Raises:
-        InputError: If a share is outside ]0, 1], or ds_f below 1.
+        InputError: If a share is outside ]0, 1], ds_f no whole number from 1 on, or smooth below 0.
     """
-    for name, share in (("h_kept", h_kept), ("w_kept", w_kept)):
-        if not 0 < share <= 1:
-            raise InputError(f"{name}: expected a share above 0 and at most 1, got {share}")
-    if ds_f < 1:
-        raise InputError(f"ds_f: expected at least 1 pixel, got {ds_f}")
+    check_anchor(h_kept=h_kept, w_kept=w_kept, ds_f=ds_f, smooth=smooth)
     shape = (int(dvf.shape[-2]), int(dvf.shape[-1]))
     points = anchor_points(shape, h_kept, w_kept, ds_f, dvf.device)
     batch = points[None].expand(len(dvf), -1, -1)
@@ -113,6 +114,18 @@ def anchor(
         )
     field = displacements.mT.flatten(0, 1) @ _anchor_map(shape, h_kept, w_kept, ds_f, smooth, dvf.device)
     return field.view(len(dvf), 2, *shape)
+
+
+def check_anchor(*, h_kept: float, w_kept: float, ds_f: int, smooth: float, where: str = "") -> None:
+    """Raise an InputError unless these are arguments of `anchor`; `where` they come from leads their names."""
+    given = {"h_kept": h_kept, "w_kept": w_kept, "ds_f": ds_f, "smooth": smooth}
+    least = {"h_kept": 0.0, "w_kept": 0.0, "ds_f": 1, "smooth": 0.0}
+    check_numbers(
+        {where + name: value for name, value in given.items()}, {where + n: v for n, v in least.items()}
+    )
+    for name in ("h_kept", "w_kept"):
+        if not 0 < given[name] <= 1:
+            raise InputError(f"{where}{name}: expected a share above 0 and at most 1, got {given[name]}")
 
 
 def with_zeros(points: Tensor, displacements: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:

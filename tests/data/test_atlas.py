@@ -1,5 +1,6 @@
 import inspect
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -60,6 +61,14 @@ class TestAtlas:
     def test_a_position_outside_is_refused(self, allen_like, position):
         with pytest.raises(InputError, match="expected 0 to 13200 µm"):
             allen_like.plane_index(position)
+
+    @pytest.mark.parametrize("spacing_um", [10.0, 10.4, 12.7, 100 / 3, 1.1])
+    def test_planes_begin_where_they_are_found(self, allen_like, spacing_um):
+        atlas = replace(allen_like, spacing_um=spacing_um)
+        planes = torch.arange(len(atlas.template))
+        first = atlas.first_um(planes)
+        assert torch.equal(atlas.plane_index(first), planes)
+        assert (atlas.plane_index((first - 1).clamp(min=0))[1:] == planes[:-1]).all()
 
     def test_section(self, allen_like):
         section = allen_like.section(25 * 255)
@@ -351,7 +360,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"image_shape": (1, 8)}, r"image_shape: expected \(H, W\) of at least \(2, 2\), got \(1, 8\)"),
+            (
+                {"image_shape": (1, 8)},
+                r"image_shape: expected \(H, W\), whole numbers of at least 2 px, got \(1, 8\)",
+            ),
+            ({"image_shape": 64}, r"image_shape: expected \(H, W\), .*, got 64"),
+            ({"image_shape": [64.7, 96.2]}, r"image_shape: expected \(H, W\), .*, got \(64\.7, 96\.2\)"),
             ({"image_shape": [8]}, "image_shape"),
             ({"spacing_um": 0.0}, "spacing_um: expected more than 0, got 0"),
             ({"axes": "AP,DV"}, "axes: expected AP, DV and ML in the file's order, got 'AP,DV'"),

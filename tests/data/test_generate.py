@@ -1,6 +1,8 @@
 """Generated data: labels that are true, reproducible bytes whatever happens, sentences for mistakes."""
 
+import errno
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -16,9 +18,18 @@ from hydra import compose as compose_config
 from hydra import initialize_config_dir
 from PIL import Image
 
+from atlalign.cli import main
 from atlalign.data import generate as module
 from atlalign.data import schema
-from atlalign.data.deformations import Affine, Anchor, EdgeStretching, Mix, RejectedError, SmoothVelocity
+from atlalign.data.deformations import (
+    Affine,
+    Anchor,
+    EdgeStretching,
+    Mix,
+    RandomControlPoints,
+    RejectedError,
+    SmoothVelocity,
+)
 from atlalign.data.generate import (
     UnfinishedError,
     deform,
@@ -28,11 +39,12 @@ from atlalign.data.generate import (
     sample_generator,
 )
 from atlalign.data.sections import Anchoring
-from atlalign.data.sources import AnnotatedSource, Start, _working_map
+from atlalign.data.sources import AnnotatedSource, ImagesSource, Start, _working_map
 from atlalign.errors import InputError
 from atlalign.geometry import (
     AffineSimple,
     affine_simple,
+    anchor,
     compose,
     jacobian_determinant,
     smooth_field,
@@ -182,6 +194,22 @@ def test_sections_of_an_atlas_have_true_labels(tmp_path):
     assert_true_labels(from_atlas(tmp_path / "a.h5"), largest_difference=0.03)
 
 
+def test_positions_beyond_the_allen_atlas_are_valid_in_a_file_of_a_longer_one(tmp_path, capsys):
+    """Two files, the second one made of the first, from an atlas of 4 planes that is 20 mm long."""
+    planes = np.concatenate([(blobs(seed)[0] * 255).byte().numpy() for seed in range(4)])
+    np.save(tmp_path / "atlas.npy", planes)
+    atlas = [f"atlas.path={tmp_path / 'atlas.npy'}", "atlas.spacing_um=5000", "atlas.with_annotation=false"]
+    options = ["atlas=file", *atlas, "source.contrast=null", "source.n_sections=4", "deformation=svf"]
+    first = generate(configured(tmp_path / "a.h5", *options))
+    assert stored(first)["p"].max() > 13200
+    annotated = ["source=annotated", f"source.path={first}", "deformation=svf"]
+    second = generate(configured(tmp_path / "b.h5", *annotated))
+    for path in (first, second):
+        assert main(["validate", str(path)]) == 0
+        assert main(["validate", str(path), "--extent-um", "13200"]) == 1
+    assert "expected positions in [0, 13200]" in capsys.readouterr().err
+
+
 def test_images_have_true_labels(tmp_path):
     folder = write_images(tmp_path / "sections")
     assert_true_labels(
@@ -207,6 +235,9 @@ def test_a_sample_that_starts_from_the_moving_image_undoes_its_own_field_as_well
         assert np.abs(sample.img / 255 - expected[0, 0].numpy()).mean() < 0.005
         size = np.abs(sample.deltas_xy.astype(np.float32)).max()
         assert size == 0 if p_reg else size > 2
+        if not p_reg:
+            field = stored(annotated)["deltas_xy"][1].astype(np.float32)
+            assert np.abs(sample.deltas_xy - field)[8:-8, 8:-8].max() < 0.1
 
 
 def test_the_image_is_the_registered_one_seen_through_the_inverse_field():
@@ -252,11 +283,43 @@ def test_every_deformation_comes_after_the_field_before():
 def test_the_anchor_pins_the_corners_and_null_leaves_them():
     shift = torch.full((1, 2, *SHAPE), 4.0)
     pinned, free = (
-        EdgeStretching(anchor=anchor, factor_mean=0, factor_std=0)(blobs(), shift, torch.Generator())
-        for anchor in (Anchor(ds_f=10), None)
+        EdgeStretching(anchor=pins, factor_mean=0, factor_std=0)(blobs(), shift, torch.Generator())
+        for pins in (Anchor(ds_f=10), None)
     )
     assert pinned[0, :, 0, 0].abs().max() < 2
     assert torch.allclose(free, shift, atol=1e-4)
+
+
+def test_the_factor_of_a_stretching_is_drawn_anew():
+    nowhere = torch.zeros(1, 2, *SHAPE)
+    once, twice, never = (
+        RandomControlPoints(factor_mean=0, factor_std=std, anchor=None)(
+            blobs(), nowhere, torch.Generator().manual_seed(1)
+        )
+        for std in (0.4, 0.8, 0)
+    )
+    assert once.abs().max() > 1
+    assert torch.allclose(twice, 2 * once, atol=1e-4)
+    assert never.abs().max() == 0
+
+
+def test_an_anchor_has_the_options_of_its_function():
+    dvf = torch.randn(1, 2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    options = {"h_kept": 0.5, "w_kept": 0.7, "ds_f": 9, "smooth": 3.0}
+    assert torch.equal(Anchor(**options)(dvf), anchor(dvf, **options))
+    for name in options:
+        others = {key: value for key, value in options.items() if key != name}
+        assert not torch.allclose(Anchor(**others)(dvf), anchor(dvf, **options), atol=1e-2), name
+
+
+def test_velocities_with_a_larger_spacing_are_smoother():
+    nowhere = torch.zeros(1, 2, *SHAPE)
+    fine, coarse = (
+        SmoothVelocity(spacing=spacing)(blobs(), nowhere, torch.Generator().manual_seed(1))
+        for spacing in (0.1, 0.4)
+    )
+    steepness = [field.diff(dim=-1).abs().mean() / field.abs().mean() for field in (fine, coarse)]
+    assert steepness[0] > 2 * steepness[1]
 
 
 def test_a_mix_draws_its_parts_as_often_as_weighted():
@@ -299,6 +362,18 @@ def test_an_anchored_image_is_brought_onto_its_plane(tmp_path):
     # Row r lies at voxel row 2r − 159.5, column c, from right to left, at voxel column 682.5 − 2c.
     assert np.allclose((rows.min(), rows.max()), (140.5, 178.5), atol=1)
     assert np.allclose((columns.min(), columns.max()), (284.5, 382.5), atol=1)
+
+
+def test_an_anchoring_that_was_made_on_a_thumbnail_places_the_full_image(tmp_path):
+    Image.fromarray(np.tile(np.arange(512) // 2, (384, 1)).astype(np.uint8)).save(tmp_path / "a.png")
+    numbers = [0, 264.5, 320, 456, 0, 0, 0, 0, -320.0]
+    entry = {"filename": "a.png", "nr": 1, "height": 48, "width": 64, "anchoring": numbers}
+    (tmp_path / "l.json").write_text(json.dumps({"slices": [entry]}))
+    source = ImagesSource(tmp_path, image_shape=SHAPE)
+    placed = source.start(0, torch.Generator()).moving[0, 0, 24] * 255
+    # Column c of the plane lies at the voxel 455·c/63, the share (voxel + ½)/456 and so at a column of 512 pixels.
+    columns = ((455 * torch.arange(64) / 63 + 0.5) / 456 * 512 - 0.5) / 2
+    assert (placed - columns)[4:-4].abs().max() < 0.5
 
 
 def test_real_sections_lie_on_their_atlas_planes(test_data, tmp_path):
@@ -412,6 +487,19 @@ def test_unfinished_work_of_another_command_is_refused_and_kept(tmp_path, monkey
     assert (tmp_path / "out.h5.partial").exists()
 
 
+@pytest.mark.parametrize("name", ["b.jpg", "list.csv"])
+def test_an_image_that_changes_in_the_meantime_is_seen(name, tmp_path, monkeypatch):
+    listing = write_images(tmp_path / "sections") / "list.csv"
+    config = configured(tmp_path / "out.h5", "source=images", f"source.path={listing}", "deformation=svf")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "make_part", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            generate(config)
+    os.utime(listing.with_name(name), (1, 1))
+    with pytest.raises(InputError, match=r"another command \(files differ"):
+        generate(config)
+
+
 def test_processes_do_not_change_the_bytes(tmp_path):
     here = generate(from_atlas(tmp_path / "here.h5"))
     there = generate(from_atlas(tmp_path / "there.h5", "workers=2"))
@@ -516,6 +604,40 @@ def test_one_pixel_that_is_not_finite_is_enough(value):
         deform(Start.registered(blobs()), inverse)
 
 
+def test_an_image_that_does_not_come_back_is_rejected():
+    """White noise under half a pixel is blurred, and blurred again on its way back."""
+    noise = torch.rand(1, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    half = torch.full((1, 2, *SHAPE), 0.5)
+    with pytest.raises(RejectedError, match="the registered image does not come back"):
+        deform(Start.registered(noise), half, max_difference=0.1)
+    assert deform(Start.registered(blobs()), half, max_difference=0.1)
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_either_composition_of_the_fields_is_looked_at(wrong, monkeypatch):
+    compositions = []
+
+    def residual(outer, inner, *folds):
+        compositions.append(float(outer[0, 0, 20, 20]))
+        return 0.11 if len(compositions) == 1 + wrong else 0.0
+
+    monkeypatch.setattr(module, "_largest_residual", residual)
+    with pytest.raises(RejectedError, match="the fields do not invert each other"):
+        deform(Start.registered(blobs()), torch.full((1, 2, *SHAPE), 2.0))
+    assert compositions == [-2.0, 2.0][: 1 + wrong]
+
+
+def test_near_is_two_pixels_around_and_landing_near_is_that_where_a_field_leads():
+    mask = torch.zeros(1, *SHAPE, dtype=torch.bool)
+    mask[0, 20, 30] = True
+    near = torch.zeros_like(mask)
+    near[0, 18:23, 28:33] = True
+    assert torch.equal(module._near(mask), near)
+    dvf = torch.zeros(1, 2, *SHAPE)
+    dvf[:, 0], dvf[:, 1] = 7, -3
+    assert torch.equal(module._landing_near(mask, dvf), near.roll((3, -7), (1, 2)))
+
+
 def test_nothing_is_written_when_every_draw_is_rejected(tmp_path):
     wild = ["deformation=control_points", "deformation.radius_max=3000", "max_corrupted_pixels=1"]
     with pytest.raises(InputError, match=r"every draw was rejected: a field folds \(\d+\)"):
@@ -581,6 +703,30 @@ def test_a_bad_annotated_file_leaves_nothing(write, message, tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
+def anchored(height: int = 48, width: int = 64, sideways: float = 0.0):
+    """Return what replaces the list of a folder by one of a.png alone, which is anchored so."""
+    numbers = [456 + sideways, *UPRIGHT[1:].tolist()]
+    entry = {"filename": "a.png", "nr": 1, "height": height, "width": width, "anchoring": numbers}
+
+    def spoil(folder: Path) -> None:
+        (folder / "list.csv").unlink()
+        (folder / "l.json").write_text(json.dumps({"slices": [entry]}))
+
+    return spoil
+
+
+@pytest.mark.parametrize("place", [True, False])
+def test_what_cannot_be_placed_may_be_left_where_it_is(place, tmp_path):
+    folder = write_images(tmp_path / "in")
+    anchored(height=64, sideways=3000)(folder)
+    arguments = {"image_shape": SHAPE, "place": place}
+    if place:
+        with pytest.raises(InputError, match=r"l\.json:"):
+            ImagesSource(folder, **arguments)
+    else:
+        assert len(ImagesSource(folder, **arguments)) == 1
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -602,6 +748,14 @@ def test_a_bad_annotated_file_leaves_nothing(write, message, tmp_path):
             lambda f: (f / "list.csv").rename(f / "l.json").write_text('{"slices":[{"filename":"a.png"}]}'),
             "a.png: anchoring: expected nine numbers, found none",
         ),
+        (anchored(height=1), r"a.png: anchoring: expected an image of at least 2×2 px, found 1×64"),
+        (
+            anchored(width=0),
+            "a.png: expected width and height of the image that was anchored, in pixels, found no width",
+        ),
+        (anchored(height=64), r"a.png: expected the proportions of .* 64×64 px, found 48×64 px"),
+        (anchored(sideways=3000), "a.png: anchoring: expected an image that shows a part of the atlas"),
+        (anchored(sideways=np.nan), "a.png: anchoring: expected a number, found 'nan'"),
         (lambda f: (f / "list.csv").rename(f / "l.json").write_text("{"), "not a list of sections"),
     ],
 )
@@ -621,18 +775,94 @@ def test_a_bad_list_of_images_leaves_nothing(spoil, message, tmp_path):
         ("source.n_sections=0", "n_sections"),
         ("source.position_error_um=-1", "source.position_error_um: expected at least 0"),
         ("source.damage.p_cut=2", "damage.p_cut: expected a probability"),
+        ("source.damage.p_cut=abc", r"damage.p_cut: expected a probability in \[0, 1\], got abc"),
+        ("source.contrast.p_bright=abc", r"contrast.p_bright: expected a probability in \[0, 1\], got abc"),
         ("per_original=0", "per_original: expected at least 1, got 0"),
         ("seed=-1", "seed: expected at least 0"),
         ("max_difference=abc", "max_difference: expected a number, got abc"),
         ("workers=-1", "workers: expected at least 0"),
         ("out=my.txt", "ends in .h5"),
         ("deformation.largest_fraction=-1", "largest_fraction"),
+        (
+            "deformation.largest_fraction=inf",
+            "deformation.largest_fraction: expected a finite number, got inf",
+        ),
+        (f"seed={2**63}", "seed: expected at most 9223372036854775807, got 9223372036854775808"),
+        ("source.seed=-1", "source.seed: expected at least 0, got -1"),
+        ("out=null", "out: expected the name of the file to write, got None"),
+        ("source.n_sections=2.5", "source.n_sections: expected a whole number, got 2.5"),
+        ("source.contrast.n_groups=8", r"contrast.n_groups: expected \[from, to\] .*, got 8"),
+        ("data.image_shape=64", r"image_shape: expected \(H, W\), .*, got 64"),
     ],
 )
 def test_a_bad_value_is_a_sentence(override, message, tmp_path):
     with pytest.raises(InputError, match=message):
         generate(from_atlas(tmp_path / "a.h5", override))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("deformation.n_points=2.5", "deformation.n_points: expected a whole number, got 2.5"),
+        ("deformation.radius_max=abc", "deformation.radius_max: expected a number, got abc"),
+        ("deformation.factor_mean=abc", "deformation.factor_mean: expected a number, got abc"),
+        ("deformation.anchor.ds_f=abc", "deformation.anchor.ds_f: expected a whole number, got abc"),
+        ("deformation.anchor.h_kept=abc", "deformation.anchor.h_kept: expected a number, got abc"),
+        (
+            "deformation.anchor.w_kept=1.5",
+            "deformation.anchor.w_kept: expected a share above 0 and at most 1",
+        ),
+        ("deformation.function=gaussian", "deformation.function: expected linear or thin_plate"),
+    ],
+)
+def test_a_bad_value_of_a_stretching_is_a_sentence(override, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        generate(configured(tmp_path / "a.h5", "atlas.spacing_um=1100", override))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_an_unforeseen_error_leaves_the_parts_that_are_finished_alone(after, tmp_path, monkeypatch):
+    make_part = module.make_part
+
+    def fail(recipe, original, partial):
+        if original == after:
+            raise KeyError("unforeseen")
+        make_part(recipe, original, partial)
+
+    monkeypatch.setattr(module, "make_part", fail)
+    with pytest.raises(KeyError):
+        generate(from_atlas(tmp_path / "a.h5"))
+    assert len(list(tmp_path.glob("a.h5.partial/part-*.h5"))) == after
+    assert (tmp_path / "a.h5.partial").exists() == (after > 0)
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_nothing(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "_write_whole", full)
+    with pytest.raises(InputError, match="cannot be written: No space left on device"):
+        generate(from_atlas(tmp_path / "a.h5"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_beside_their_finished_file_go_with_the_next_call_and_others_stay(tmp_path, monkeypatch):
+    out, partial = tmp_path / "a.h5", tmp_path / "a.h5.partial"
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            generate(from_atlas(out))
+    shutil.copytree(partial, tmp_path / "copy")
+    with pytest.raises(InputError, match="exists already"):
+        generate(from_atlas(out))
+    assert not partial.exists()
+    (tmp_path / "copy").rename(partial)
+    write_h5(out)
+    with pytest.raises(InputError, match="exists already"):
+        generate(from_atlas(out))
+    assert partial.exists()
 
 
 def test_what_exists_is_not_overwritten(tmp_path):

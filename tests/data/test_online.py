@@ -27,7 +27,7 @@ from atlalign.data.online import (
     hold_out,
 )
 from atlalign.errors import InputError
-from atlalign.geometry import compose, identity_grid, jacobian_determinant, warp
+from atlalign.geometry import compose, identity_grid, jacobian_determinant, stays_inside, warp
 from atlalign.training.run import train
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -105,6 +105,17 @@ def test_an_affine_smooth_field_is_undone_by_the_affine_map_first_and_the_smooth
     right = (warp(image, both) - warp(warp(image, affine), smooth))[INNER].abs().mean()
     wrong = (warp(image, both) - warp(warp(image, smooth), affine))[INNER].abs().mean()
     assert right < 0.01 < wrong
+
+
+def test_beyond_the_border_an_affine_smooth_inverse_is_that_of_its_parts():
+    deformation = drawn(4, largest_fraction=(0.15, 0.15))
+    affine, smooth, both = (
+        apply_deformation(deformation, SHAPE, kind).inverse for kind in ("affine", "smooth", "affine_smooth")
+    )
+    expected = compose(smooth, affine)
+    outside = ~stays_inside(expected)
+    assert outside.float().mean() > 0.02
+    assert torch.equal(both.movedim(1, -1)[outside], expected.movedim(1, -1)[outside])
 
 
 def test_a_field_does_not_depend_on_the_rest_of_its_batch():
@@ -246,6 +257,13 @@ def test_with_an_error_in_position_the_reference_alone_is_another_plane(brain):
     assert error.mean().abs() < 400
 
 
+def test_positions_name_the_reference_whatever_the_spacing(brain):
+    atlas = replace(brain, spacing_um=10.4)
+    batch = val_batch(atlas, n_val=32, batch_size=32, position_error_um=50, n_val_blocks=1)
+    for image, position in zip(batch.reference, batch.position_um.tolist(), strict=True):
+        assert torch.equal(image, atlas.section(position))
+
+
 def test_the_reference_stays_within_the_atlas(brain):
     positions = val_batch(brain, position_error_um=1e6, n_val=16, batch_size=16).position_um
     assert set(positions.tolist()) == {0, 13200 - 300}
@@ -350,6 +368,11 @@ def test_positions_outside_of_the_range_are_not_used(brain):
         ({"contrast": functools.partial(draw_contrast, noise=(2, 1))}, "contrast.noise: expected"),
         ({"spacing": 0.0}, "data.spacing: expected 0.05 to 1"),
         ({"position_range_um": [0, 99999]}, "data.position_range_um: .* ≤ 13200, got"),
+        ({"position_range_um": 5000}, r"data.position_range_um: expected \[from, to\] .*, got 5000"),
+        ({"mean_fraction": 0.03}, r"data.mean_fraction: expected \[from, to\] .*, got 0.03"),
+        ({"mean_fraction": "ab"}, r"data.mean_fraction: expected \[from, to\] .*, got \['a', 'b'\]"),
+        ({"split_seed": -1}, "data.split_seed: expected at least 0, got -1"),
+        ({"image_shape": 64}, r"data.image_shape: expected \(H, W\), .*, got 64"),
         ({"image_shape": (32, 48)}, "data.image_shape is"),
         ({"augment": {"moving": augmenter_1()}}, "augment.moving: .* choose .* augment=kornia_1"),
     ],

@@ -108,6 +108,19 @@ def test_a_bad_file_is_refused_each_time(tmp_path):
             schema.check_once(path)
 
 
+def test_a_file_may_name_where_its_atlas_ends(tmp_path, capsys):
+    path = write_h5(tmp_path / "long.h5", p=np.full(6, 15000))
+    assert main(["validate", str(path)]) == 1
+    with h5py.File(path, "a") as file:
+        file.attrs["extent_um"] = 15000.0
+    assert main(["validate", str(path)]) == 0
+    schema.check_once(path)
+    assert main(["validate", str(path), "--extent-um", "14999"]) == 1
+    assert "[0, 14999] µm" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"\[0, 13200\]"):
+        schema.check_once(path, 13200.0)
+
+
 def test_create_makes_a_valid_file(tmp_path):
     with schema.create(tmp_path / "new.h5", 3, SHAPE, seed=1, config={"a": [1, 2]}) as file:
         file["img"][1] = 200

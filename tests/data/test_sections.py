@@ -75,6 +75,12 @@ def test_edge_on_sections_are_refused():
         Anchoring(np.array([[0, 0, 0], [0, 100, 0], [0, 0, -100.0]]), (10, 10))
 
 
+@pytest.mark.parametrize("size", [(1, 10), (10, 0)])
+def test_an_image_of_one_pixel_has_no_place(size):
+    with pytest.raises(InputError, match=f"at least 2×2 px, found {size[0]}×{size[1]}"):
+        Anchoring(UPRIGHT, size)
+
+
 def entry(vectors: np.ndarray, **replaced) -> dict:
     numbers = vectors.ravel().tolist()
     return {"filename": "a.png", "width": 40, "height": 30, "nr": 4, "anchoring": numbers} | replaced

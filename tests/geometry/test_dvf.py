@@ -23,9 +23,11 @@ from atlalign.geometry import (
     jacobian_determinant,
     limit_steepness,
     resize,
+    stays_inside,
     warp,
     warp_points,
 )
+from atlalign.geometry.dvf import _landing
 
 SHAPE = (96, 120)
 CPU = torch.device("cpu")
@@ -121,6 +123,15 @@ def test_labels_of_any_integer_type_keep_their_values(name):
     assert warped.dtype == replicated.dtype == dtype
     assert warped.to(torch.int64).flatten().tolist() == [*ids[1:], 0]
     assert replicated.to(torch.int64).flatten().tolist() == [*ids[1:], ids[-1]]
+
+
+@pytest.mark.parametrize(("far", "expected"), [(1e20, 3), (math.inf, 3), (-1e20, 1), (-math.inf, 1)])
+def test_labels_from_far_beyond_a_border_are_those_of_that_border(far, expected):
+    dvf = torch.zeros(1, 2, 2, 3)
+    dvf[:, 0] = far
+    labels = torch.tensor([1, 2, 3]).expand(1, 1, 2, 3)
+    assert (warp(labels, dvf, mode="nearest", padding_mode="border") == expected).all()
+    assert (warp(labels, dvf, mode="nearest") == 0).all()
 
 
 def test_labels_move_like_a_nearest_image():
@@ -483,6 +494,18 @@ def test_fields_in_bfloat16_come_out_in_float32():
     labels = torch.arange(320).view(1, 1, 1, 320)
     shift = torch.ones(1, 2, 1, 320, dtype=torch.bfloat16)
     assert warp(labels, shift * torch.tensor([1, 0]).view(1, 2, 1, 1), mode="nearest")[0, 0, 0, 300] == 301
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_where_points_lie_is_asked_in_full_precision(dtype):
+    # Neither type can hold all columns of a grid of 2,500.
+    dvf = torch.zeros(1, 2, 4, 2500, dtype=dtype)
+    dvf[:, 0, :, :2499] = 0.75
+    assert stays_inside(dvf)[0, 0].nonzero()[-1] == 2499
+    assert stays_inside(dvf).float().mean() == 1
+    selected = torch.zeros(1, 4, 2500, dtype=torch.bool)
+    selected[0, 1, 2301] = True
+    assert _landing(dvf, selected)[0].nonzero().tolist() == [[1, 2301], [1, 2302], [2, 2301], [2, 2302]]
 
 
 def test_grids_made_in_inference_or_export_serve_training_afterwards(monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.interpolate import Rbf
+from scipy.interpolate import Rbf, griddata
 from torch import Tensor
 
 from atlalign.errors import InputError
@@ -33,6 +33,33 @@ def test_rbf_agrees_with_scipy(function, smooth):
             values = displacements[sample, :, component].double().numpy()
             expected = Rbf(x, y, values, function=function, smooth=smooth)(columns, rows)
             np.testing.assert_allclose(field[sample, component], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("function", "tolerance_px"), [("linear", 2e-3), ("thin_plate", 1e-4)])
+def test_a_large_field_goes_through_its_points(function, tolerance_px):
+    generator = torch.Generator().manual_seed(0)
+    points = torch.stack([torch.randperm(300, generator=generator)[:40] for _ in range(2)], dim=-1)
+    displacements = 20 * torch.randn(1, 40, 2, generator=generator)
+    field = interpolate_rbf(points[None].float(), displacements, (320, 456), function=function)
+    assert field.dtype == torch.float32
+    x, y = points.unbind(1)
+    torch.testing.assert_close(field[0, :, y, x].T, displacements[0], atol=tolerance_px, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["nearest", "linear", "cubic"])
+def test_griddata_is_scipys_of_the_same_method(method):
+    points, displacements = some_points(batch_size=1)
+    rows, columns = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    expected = griddata(points[0].numpy(), displacements[0].numpy(), (columns, rows), method, fill_value=0.0)
+    field = interpolate_griddata(points, displacements, SHAPE, method=method)
+    np.testing.assert_allclose(field[0].permute(1, 2, 0), expected, atol=1e-4)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(InputError, match="unknown function 'gaussian'"):
+        interpolate_rbf(*some_points(), SHAPE, function="gaussian")
+    with pytest.raises(InputError, match="unknown method 'spline'"):
+        interpolate_griddata(*some_points(), SHAPE, method="spline")
 
 
 def test_many_points_are_evaluated_in_strips_without_a_seam():
@@ -118,7 +145,9 @@ def test_all_of_the_image_may_be_kept_but_no_more():
     [
         ({"h_kept": 0.0}, "h_kept: expected a share above 0 and at most 1, got 0"),
         ({"w_kept": 1.5}, r"w_kept: expected a share above 0 and at most 1, got 1\.5"),
-        ({"ds_f": 0}, "ds_f: expected at least 1 pixel, got 0"),
+        ({"ds_f": 0}, "ds_f: expected at least 1, got 0"),
+        ({"ds_f": 2.5}, "ds_f: expected a whole number, got 2.5"),
+        ({"smooth": -1}, "smooth: expected at least 0, got -1"),
     ],
 )
 def test_impossible_anchors_are_refused(options, message):
