@@ -4,7 +4,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,20 @@ from rich.table import Table
 from atlalign.errors import InputError, check_numbers, mistakes_in, unknown_name
 from atlalign.training.processes import n_processes_to_start, run_in_processes
 from atlalign.training.record import describe_run, write_record
-from atlalign.training.runs import begin, flatten, has_begun, has_finished, read_run, recorded_failure
+from atlalign.training.runs import (
+    begin,
+    flatten,
+    has_begun,
+    has_finished,
+    read_run,
+    recorded_failure,
+    write_text,
+)
 
 # What a comparison of runs shows of the configuration.
 _COMPARED = ("model", "loss", "augment", "data", "atlas", "optimizer", "scheduler", "seed")
+# What a checkpoint holds the state of.
+_OPTIMISATION = ("optimizer", "scheduler", "freeze")
 # Batches are float32 images and fields, on which networks of another precision cannot work.
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
@@ -89,7 +99,7 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
     }
     if trainer.is_global_zero:
         begin(folder, config)  # of a run that had nothing left to train
-        _write_json(folder / "metrics.json", metrics)
+        write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         _log_hyperparameters(loggers, config, metrics)
         _draw_result(module, datamodule, folder / "registered.png")
         _print_result(metrics, folder)
@@ -160,7 +170,7 @@ def _network_of_same_run(config: DictConfig, checkpoint: str | None) -> Any:
     if checkpoint is None:
         return None
     former = read_origin(checkpoint).config
-    _check_optimizer(config, OmegaConf.create(dict(former)))
+    _check_optimizer(config, former, checkpoint)
     if former.get("model") != OmegaConf.to_container(config.model, resolve=True):
         return None
     with suppress(InputError):  # a network from outside of the package is built as the configuration says
@@ -168,12 +178,18 @@ def _network_of_same_run(config: DictConfig, checkpoint: str | None) -> Any:
     return None
 
 
-def _check_optimizer(config: DictConfig, former: DictConfig) -> None:
-    """Check that a run that goes on optimises as before, to which the state in its checkpoint belongs."""
-    for key in ("optimizer._target_", "freeze"):
-        before, now = OmegaConf.select(former, key), OmegaConf.select(config, key)
-        if before is not None and before != now:
-            raise InputError(f"{key}: expected {before}, as in the checkpoint to go on from, got {now}")
+def _check_optimizer(config: DictConfig, former: Mapping[str, Any], checkpoint: str) -> None:
+    """Check that a run that goes on optimises as before: its checkpoint's state holds, whatever the settings say."""
+    tree = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    known = [key for key in _OPTIMISATION if key in former]
+    before, now = (flatten({key: of[key] for key in known}) for of in (former, tree))
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if changed:
+        expected, got = (", ".join(str(of.get(key, "nothing")) for key in changed) for of in (before, now))
+        raise InputError(
+            f"{', '.join(changed)}: expected {expected}, as in the checkpoint to go on from, got {got}; go on with the "
+            f"same, or begin another run with its weights: model=pretrained model.path={checkpoint}"
+        )
 
 
 def _freeze(network: Any, parts: Sequence[str]) -> None:
@@ -280,10 +296,6 @@ def _begin(
     begin(folder, config)
     goes_on = checkpoint is not None and folder.resolve() in Path(checkpoint).resolve().parents
     write_record(folder, record, trainer.datamodule.fingerprints(), resumed=goes_on)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _log_hyperparameters(loggers: list[Any], config: DictConfig, metrics: dict[str, float]) -> None:

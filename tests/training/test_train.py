@@ -108,6 +108,24 @@ def test_a_mistaken_resume_leaves_a_finished_run_alone(configure, tmp_path):
     assert "require_ratio: null" in (tmp_path / "run" / "config.yaml").read_text()
 
 
+def test_half_of_the_metrics_never_has_their_name(configure, tmp_path, monkeypatch):
+    write_text = type(tmp_path).write_text
+
+    def write(path, text, *arguments, **options):
+        if "metrics.json" in path.name:
+            write_text(path, text[: len(text) // 2])
+            raise KeyboardInterrupt
+        return write_text(path, text, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(tmp_path), "write_text", write)
+        with pytest.raises(KeyboardInterrupt):
+            train(configure("ckpt_path=auto"))
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    train(configure("ckpt_path=auto"))
+    assert metrics_of(tmp_path / "run")["steps"] == 5
+
+
 def test_resuming_from_nothing_is_an_error(configure, tmp_path):
     with pytest.raises(InputError, match=r"there is no checkpoint .*last.ckpt"):
         train(configure("ckpt_path=last"))
@@ -212,12 +230,32 @@ def test_a_checkpoint_of_another_network_or_optimiser(configure, tmp_path):
         InputError, match=r"ckpt_path: expected .* the configured network, .*: network.end.0.bias"
     ):
         train(configure(checkpoint, "model.end_filters=[5]"))
-    with pytest.raises(InputError, match=r"optimizer._target_: expected torch.optim.RMSprop, as in"):
+    with pytest.raises(
+        InputError, match=r"^optimizer, optimizer.alpha, .*: expected RMSprop, 0.9, .* got Adam, nothing"
+    ):
         train(configure(checkpoint, "optimizer=adam"))
     with pytest.raises(
         InputError, match=r"freeze: expected \[\], as in the checkpoint to go on from, got \['start'\]"
     ):
         train(configure(checkpoint, "freeze=[start]"))
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "words"),
+    [
+        (["scheduler=cosine"], ["scheduler=cosine", "trainer.max_epochs=8"],
+         r"scheduler.T_max: expected 1, as in the checkpoint to go on from, got 8; .* model.path=\S+last.ckpt$"),
+        ([], ["optimizer.lr=1e-6"], r"optimizer.lr: expected 0.001, as in .* got 1e-06; go on with the same"),
+        (["scheduler=cosine"], [], r"scheduler, .*T_max: expected CosineAnnealingLR, .*, 1, as in .* got nothing"),
+    ],
+    ids=["cosine", "rate", "none"],
+)  # fmt: skip
+def test_a_run_goes_on_with_the_same_optimisation_alone(configure, tmp_path, first, then, words):
+    train(configure(*first))
+    with pytest.raises(InputError, match=words):
+        train(configure("ckpt_path=last", *then))
+    assert metrics_of(tmp_path / "run")["epochs"] == 1
+    train(configure("ckpt_path=last", *first, "callbacks.last.every_n_steps=1"))  # what else changes is fine
 
 
 def test_a_misspelt_loss_says_what_exists(configure):
