@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from multiprocessing import get_all_start_methods
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from atlalign.data import schema
 from atlalign.data.atlas import Atlas
 from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter, as_augmenter
 from atlalign.data.dataset import RawSample, RegistrationBatch, RegistrationDataset, SeededSampler, complete
-from atlalign.errors import InputError, check_numbers
+from atlalign.errors import InputError, check_numbers, unknown_name
 from atlalign.files import fingerprint
 
 Indexes = Sequence[int] | str | Path
@@ -68,9 +69,13 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
                 f"data.image_shape is {tuple(image_shape)}, but the atlas has {atlas.image_shape}"
             )
         check_numbers(
-            {"data.batch_size": batch_size, "data.num_workers": num_workers},
-            {"data.batch_size": 1, "data.num_workers": 0},
+            {"data.batch_size": batch_size, "data.num_workers": num_workers, "data.split_seed": split_seed},
+            {"data.batch_size": 1, "data.num_workers": 0, "data.split_seed": 0},
         )
+        if multiprocessing_context and multiprocessing_context not in get_all_start_methods():
+            raise unknown_name(
+                "data.multiprocessing_context", multiprocessing_context, get_all_start_methods()
+            )
         self.atlas = atlas
         self.batch_size = batch_size
         self.shuffle = shuffle

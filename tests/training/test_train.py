@@ -1,17 +1,20 @@
 """Whole training runs at tiny sizes, composed as the command line composes them and run in this process."""
 
 import json
+import re
 
 import pytest
 import torch
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from atlalign.errors import InputError
+from atlalign.errors import InputError, sentence
 from atlalign.networks import LocalUNet
 from atlalign.training import run
 from atlalign.training.run import train
+from atlalign.training.runs import read_run
 from tests.training.conftest import TINY, metrics_of
 
 
@@ -205,7 +208,36 @@ def test_an_unknown_objective_says_what_exists_before_it_trains(configure, tmp_p
         (["optimizer.lr=abc"], "optimizer: .* not supported between instances of 'float' and 'str'"),
         (["scheduler=plateau", "scheduler.factor=2"], "scheduler: .*Factor should be < 1.0"),
         (["seed=-1"], "seed: expected at least 0, got -1"),
+        (["require_ratio=abc"], "require_ratio: expected a number, got abc"),
+        (["objective=val/correlation"], "objective: expected a metric of which less is better, got val/correlation"),
+        (["compile=maybe"], "compile: expected true or false, got maybe"),
+        (["channels_last=auto"], "channels_last: expected true or false, got auto"),
         (["trainer.max_epochs=-3"], "trainer: .*max_epochs.* You passed in -3"),
+        (["trainer.max_epochs=abc"], "trainer.max_epochs: expected a whole number, got abc"),
+        (["trainer.max_epochs=1.5"], "trainer.max_epochs: expected a whole number, got 1.5"),
+        (["trainer.limit_val_batches=0"], "trainer.limit_val_batches: expected null, a number of batches .*, got 0"),
+        (["scheduler=cosine", "trainer.max_epochs=null", "trainer.max_steps=3"],
+         "scheduler.T_max: expected a whole number, got None"),
+        (["scheduler=step", "scheduler.step_size=0"], "scheduler.step_size: expected at least 1, got 0"),
+        (["callbacks.last.every_n_minutes=abc"], "callbacks.last.every_n_minutes: expected a number, got abc"),
+        (["callbacks.last.every_n_steps=abc"], "callbacks.last.every_n_steps: expected a whole number, got abc"),
+        (["callbacks=early_stopping", "callbacks.early_stopping.patience=abc"],
+         "callbacks.early_stopping.patience: expected a whole number, got abc"),
+        (["callbacks.best=foo"], "callbacks.best: expected a callback's _target_ and arguments, or null, got 'foo'"),
+        (["callbacks.figure={_target_:atlalign.training.callbacks.RegistrationFigure,every_n_epochs:0}"],
+         "callbacks.figure.every_n_epochs: expected at least 1, got 0"),
+        (["callbacks.figure={_target_:atlalign.training.callbacks.RegistrationFigure,n_sections:0}"],
+         "callbacks.figure.n_sections: expected at least 1, got 0"),
+        (["logger=csv", "logger.save_dir=/proc/nope"], "logger.save_dir: .*No such file or directory: '/proc/nope'"),
+        (["data.split_seed=abc"], "data.split_seed: expected a whole number, got abc"),
+        (["data.split_seed=-1"], "data.split_seed: expected at least 0, got -1"),
+        (["data.multiprocessing_context=foo"], "unknown data.multiprocessing_context 'foo'. There are: .*spawn"),
+        (["data.return_inverse=abc"], "data.return_inverse: expected true or false, got abc"),
+        (["model.compute_inv=abc"], "model.compute_inv: expected true or false, got abc"),
+        (["model.velocity_steps=2.5"], "model.velocity_steps: expected a whole number, got 2.5"),
+        (["model.start_filters=[0]"], r"start_filters\[0\]: expected at least 1, got 0"),
+        (["loss.weights={image:0,dvf:0,inv_dvf:0}"], "loss.weights: expected one above 0 among image, dvf, inv_dvf"),
+        (["freeze=global_net"], "unknown part of the network in freeze: 'global_net'. There are: down, end"),
         (["trainer.precision=bf16-true"], "trainer.precision: expected one of 32-true, 16-mixed, bf16-mixed, got"),
         (["data.batch_size=abc"], "data.batch_size: expected a whole number, got abc"),
         (["data.num_workers=-1"], "data.num_workers: expected at least 0, got -1"),
@@ -213,8 +245,24 @@ def test_an_unknown_objective_says_what_exists_before_it_trains(configure, tmp_p
     ids=" ".join,
 )  # fmt: skip
 def test_mistakes_are_one_sentence(configure, overrides, words):
-    with pytest.raises(InputError, match=words):
+    with pytest.raises((InputError, HydraException)) as raised:
         train(configure(*overrides))
+    assert re.search(words, sentence(raised.value))
+
+
+def test_a_plateau_that_is_not_measured_is_one_sentence(configure, tmp_path):
+    options = ["scheduler=plateau", "trainer.check_val_every_n_epoch=2", "trainer.num_sanity_val_steps=0"]
+    with pytest.raises(Exception, match="ReduceLROnPlateau") as raised:
+        train(configure(*options))
+    assert "conditioned on metric val/vector_distance which is not available" in sentence(raised.value)
+    assert read_run(tmp_path / "run").reason.startswith("ReduceLROnPlateau conditioned on metric")
+
+
+def test_one_part_to_freeze_needs_no_list(configure, tmp_path):
+    train(configure("freeze=start", run_dir=tmp_path / "frozen"))
+    train(configure("freeze=start", "ckpt_path=last", run_dir=tmp_path / "frozen"))
+    before = torch.load(tmp_path / "frozen" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert len(before["optimizer_states"][0]["param_groups"][0]["params"]) == len(before["state_dict"]) - 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
