@@ -165,6 +165,21 @@ def test_options_run(configure, tmp_path, overrides):
     assert 0 < metrics_of(tmp_path / "run")["val/vector_distance"] < 100
 
 
+def test_a_plateau_is_one_of_the_objective(configure, tmp_path):
+    """The error of doing nothing never falls: after the first epoch each halves the learning rate."""
+    objective = ["objective=val/identity/vector_distance", "trainer.max_epochs=3", "logger=none"]
+    train(configure("scheduler=plateau", "scheduler.patience=0", *objective))
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["lr_schedulers"][0]["best"] == metrics_of(tmp_path / "run")["val/identity/vector_distance"]
+    assert last["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-3 / 4
+
+
+def test_patience_of_nothing_waits_for_the_first_epoch_without_gain(configure, tmp_path):
+    patience = ["callbacks.early_stopping.patience=0", "callbacks.early_stopping.min_delta=-1000"]
+    train(configure("callbacks=early_stopping", "trainer.max_epochs=2", *patience))
+    assert metrics_of(tmp_path / "run")["epochs"] == 2
+
+
 def test_early_stopping_stops(configure, tmp_path):
     patience = ["callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=1000"]
     train(configure("callbacks=early_stopping", "trainer.max_epochs=9", *patience))
