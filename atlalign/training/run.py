@@ -128,7 +128,7 @@ def _check_values(config: DictConfig) -> None:
             f"objective: expected a metric of which less is better, got {config.objective}; take val/vector_distance"
         )
     for key in ("limit_train_batches", "limit_val_batches"):
-        if config.trainer[key] == 0:
+        if OmegaConf.select(config.trainer, key) == 0:
             raise InputError(f"trainer.{key}: expected null, a number of batches or a share of them, got 0")
 
 
