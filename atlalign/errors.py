@@ -109,8 +109,8 @@ def sentence(error: BaseException) -> str | None:
             return f"{group}={name} is not installed: pip install '{_LAUNCHERS[cause.missing_cfg_file]}'"
         if str(cause).startswith("Config group override must be a string or a list"):
             return (
-                "a group takes the name of one of its options, no null or number: expected such as augment=none or "
-                "logger=none, which --help lists; callbacks.NAME=null switches one callback off"
+                "a group: expected the name of one of its options, such as augment=none or logger=none, got null or a "
+                "number; --help lists them, and callbacks.NAME=null switches one callback off"
             )
     parts = [str(c).strip() for c in causes if isinstance(c, HydraException | OmegaConfBaseException)]
     for cause in causes:

@@ -91,7 +91,7 @@ def test_groups_are_those_that_are_promised():
         ("model=unet", "global"),
         (
             "augment=null",
-            "a group takes the name of one of its options, no null or number: expected such as augment=none",
+            "expected the name of one of its options, such as augment=none or logger=none, got null",
         ),
         ("callbacks=null", "callbacks.NAME=null switches one callback off"),
     ],
