@@ -17,6 +17,9 @@ _LAUNCHERS = {
     "hydra/launcher/ray": "hydra-ray-launcher",
 }
 
+# Of Lightning, whose import takes seconds.
+_LIGHTNINGS = "MisconfigurationException"
+
 
 class InputError(ValueError):
     """Something that the user gave is wrong; the message says what was expected, what came and where."""
@@ -38,8 +41,8 @@ def check_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -> None:
     """
     for name, lowest in least.items():
         value, whole = given[name], isinstance(lowest, int)
-        kind: Any = Integral if whole else Real  # numpy's numbers are these, too
-        if not isinstance(value, kind):
+        kind: Any = Integral if whole else Real  # numpy's numbers are these, too, and so are true and false
+        if isinstance(value, bool) or not isinstance(value, kind):
             raise InputError(f"{name}: expected a {'whole ' * whole}number, got {value}")
         if not value >= lowest:
             raise InputError(f"{name}: expected at least {lowest:g}, got {value}")
@@ -60,13 +63,24 @@ def checked_shape(name: str, shape: Any, least: int = 2) -> tuple[int, int]:
     return int(sizes[0]), int(sizes[1])
 
 
+def check_booleans(given: Mapping[str, Any], *names: str) -> None:
+    """Check that what is given by these names is true, false or left open: any word would count as true.
+
+    Raises:
+        InputError: At the first that is not.
+    """
+    for name in names:
+        if not isinstance(given[name], bool | None):
+            raise InputError(f"{name}: expected true or false, got {given[name]}")
+
+
 @contextmanager
 def mistakes_in(name: str) -> Iterator[None]:
     """Turn any error inside into a sentence on what the user gave under `name`, unless it has one already."""
     try:
         yield
     except Exception as error:
-        if sentence(error):
+        if sentence(error) and type(error).__name__ != _LIGHTNINGS:
             raise
         raise InputError(f"{name}: {describe(error)}") from error
 
@@ -110,12 +124,18 @@ def sentence(error: BaseException) -> str | None:
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file in _LAUNCHERS:
             group, name = cause.missing_cfg_file.rsplit("/", 1)
             return f"{group}={name} is not installed: pip install '{_LAUNCHERS[cause.missing_cfg_file]}'"
+        if str(cause).startswith("Config group override must be a string or a list"):
+            return (
+                "a group: expected the name of one of its options, such as augment=none or logger=none, got null or a "
+                "number; --help lists them, and callbacks.NAME=null switches one callback off"
+            )
     parts = [str(c).strip() for c in causes if isinstance(c, HydraException | OmegaConfBaseException)]
     for cause in causes:
         if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
             known = [str(key) for key in cause.parent_node]
             if str(cause.key) not in known:
                 parts.append(str(unknown_name("key", str(cause.key), known)))
+    parts = parts or [str(cause) for cause in causes if type(cause).__name__ == _LIGHTNINGS]
     return "\n".join(dict.fromkeys(parts)) or None
 
 

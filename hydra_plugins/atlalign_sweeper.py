@@ -52,12 +52,16 @@ class OptunaSweeper(Sweeper):
         """Take what Hydra gives to a sweeper.
 
         Raises:
-            InputError: If Optuna is not installed.
+            InputError: If Optuna is not installed, or a number is none.
         """
         from hydra.core.plugins import Plugins
 
-        from atlalign.errors import InputError
+        from atlalign.errors import InputError, check_numbers
 
+        given = {f"hydra.sweeper.{name}": getattr(self, name) for name in ("n_trials", "n_jobs", "seed")}
+        check_numbers(
+            given, {"hydra.sweeper.n_trials": 1, "hydra.sweeper.n_jobs": 1, "hydra.sweeper.seed": 0}
+        )
         if importlib.util.find_spec("optuna") is None:
             raise InputError("hydra/sweeper=optuna needs Optuna: pip install 'atlalign[sweep]'")
         self.config = config

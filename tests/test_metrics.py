@@ -177,6 +177,14 @@ def test_hausdorff_distance_of_a_shifted_square():
     assert hausdorff_95(square(5), speck) == {7: 0}
 
 
+def test_hausdorff_distance_is_the_95th_percentile_of_either_direction():
+    row = np.zeros((20, 100), int)
+    row[2, :93] = 7
+    with_more = row.copy()
+    with_more[12, :7] = 7  # 7 of 100 pixels lie 10 px away: in the 95th percentile, and not in the 90th
+    assert hausdorff_95(row, with_more) == hausdorff_95(with_more, row) == {7: 10}
+
+
 def test_an_outline_ends_at_the_image():
     whole, half = np.ones((10, 10), int), np.ones((10, 10), int)
     half[:, 5:] = 0

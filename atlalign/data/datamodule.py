@@ -4,6 +4,7 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from multiprocessing import get_all_start_methods
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from atlalign.data import schema
 from atlalign.data.atlas import PHANTOM, Atlas
 from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter, as_augmenter
 from atlalign.data.dataset import RawSample, RegistrationBatch, RegistrationDataset, SeededSampler, complete
-from atlalign.errors import InputError, check_numbers, checked_shape
+from atlalign.errors import InputError, check_numbers, checked_shape, unknown_name
 from atlalign.files import fingerprint
 
 _log = logging.getLogger(__name__)
@@ -72,6 +73,10 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         given = {"batch_size": batch_size, "num_workers": num_workers, "split_seed": split_seed, "seed": seed}
         least = {"data.batch_size": 1, "data.num_workers": 0, "data.split_seed": 0, "data.seed": 0}
         check_numbers({f"data.{name}": value for name, value in given.items()}, least)
+        if multiprocessing_context and multiprocessing_context not in get_all_start_methods():
+            raise unknown_name(
+                "data.multiprocessing_context", multiprocessing_context, get_all_start_methods()
+            )
         self.atlas = atlas
         self.batch_size = batch_size
         self.shuffle = shuffle

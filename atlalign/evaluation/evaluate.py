@@ -7,14 +7,12 @@ first, and the confidence intervals come from a bootstrap over sections, since c
 import csv
 import math
 import os
-import platform
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -32,19 +30,19 @@ from atlalign.data import schema
 from atlalign.data.atlas import Atlas
 from atlalign.data.datamodule import RegistrationDataModule, split_samples
 from atlalign.data.dataset import RegistrationBatch, RegistrationDataset, complete
-from atlalign.errors import InputError, check_numbers, unknown_name
+from atlalign.errors import InputError, check_booleans, check_numbers, unknown_name
 from atlalign.evaluation import report
 from atlalign.evaluation.methods import Estimate, Method, baseline, network_method
 from atlalign.evaluation.report import NETWORK, Measures, Row
 from atlalign.geometry import compose, invert, stays_inside, warp
 from atlalign.models import ModelOrigin, load_model, read_origin
-from atlalign.training.run import build
+from atlalign.training.record import versions
+from atlalign.training.run import as_list, build
 
 _SPLITS = ("val", "train", "all")
 _LEAST = {"n_viewers": 0, "n_resamples": 1, "seed": 0}
 _SPLIT_KEYS = ("val_fraction", "train_indexes", "val_indexes", "split_seed")
 _LANDMARK_COLUMNS = ("reference_x", "reference_y", "moving_x", "moving_y")
-_RECORDED_PACKAGES = ("atlalign", "torch", "torchmetrics", "kornia", "scipy", "SimpleITK", "numpy")
 
 
 Relabelling = Callable[[NDArray[Any]], NDArray[Any]]
@@ -67,9 +65,10 @@ def evaluate(config: DictConfig) -> Path:
     if config.split not in _SPLITS:
         raise unknown_name("split", config.split, _SPLITS)
     check_numbers(config, _LEAST)
+    check_booleans(config, "segmentation")
     _check_like_training(config, origin)
-    baselines = {name: baseline(name) for name in config.baselines}
-    network = load_model(config.checkpoint, allow=config.allow)
+    baselines = {name: baseline(name) for name in as_list(config.baselines)}
+    network = load_model(config.checkpoint, allow=as_list(config.allow))
     methods = {NETWORK: network_method(network, _device(config.device)), **baselines}
     trial = _Trial.of(config)
     rows = trial.run(methods)
@@ -479,10 +478,7 @@ def _describe(config: DictConfig, trial: _Trial) -> dict[str, Any]:
         "pixel_um": list(trial.atlas.pixel_um),
         "n_samples": len(trial.samples),
         "n_sections": len(np.unique(trial.dataset.image_ids.numpy()[trial.samples])),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in _RECORDED_PACKAGES},
-        },
+        "versions": versions(),
         "config": OmegaConf.to_container(config, resolve=True),
     }
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atlalign.errors import check_numbers
+
 PaddingMode = Literal["zeros", "border", "reflection"]
 SamplingMode = Literal["bilinear", "nearest", "bicubic"]
 Constant = Callable[[tuple[int, int], torch.dtype, torch.device], Tensor]
@@ -211,8 +213,12 @@ def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
     Args:
         velocity: (B, 2, H, W) in pixels per unit time.
         steps: The number of squarings; the first step is velocity / 2**steps, which should stay below half a pixel.
+
+    Raises:
+        ValueError: If `steps` is no whole number of at least 0.
     """
     _check_dvf(velocity)
+    check_numbers({"steps": steps}, {"steps": 0})
     dvf = velocity * 0.5**steps
     for _ in range(steps):
         dvf = compose(dvf, dvf)

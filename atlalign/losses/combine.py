@@ -267,11 +267,13 @@ class RegistrationLoss(nn.Module):
         dvf: The same of ALL_DVF_LOSSES.
         inv_dvf: The same; skipped where the network gives no inverse.
         regularity: A key of ALL_REGULARITY_LOSSES, or any `loss(dvf, inv_dvf)` of the prediction alone.
-        weights: Of terms by name (image, dvf, inv_dvf, regularity), none negative; 1 where not given.
+        weights: Of terms by name (image, dvf, inv_dvf, regularity), none negative, and one above 0 that looks at the
+            truth; 1 where not given.
         backbone_weights: Those of `PerceptualLoss`, for all perceptual losses given by a key; these share one network.
 
     Raises:
-        InputError: If no term looks at the truth, a key or the name of a weight is unknown, or a weight is negative.
+        InputError: If no term that looks at the truth has a weight above 0, a key or the name of a weight is unknown,
+            or a weight is negative.
     """
 
     def __init__(
@@ -289,6 +291,11 @@ class RegistrationLoss(nn.Module):
         if image is dvf is inv_dvf is None:
             raise InputError("loss: expected at least one of loss.image, loss.dvf and loss.inv_dvf, got none")
         self.weights = _term_weights(weights or {})
+        with_truth = [name for name, term in terms.items() if term is not None and name != "regularity"]
+        if not any(self.weights[name] for name in with_truth):
+            raise InputError(
+                f"loss.weights: expected one above 0 among {', '.join(with_truth)}, got 0 for all"
+            )
         backbones = shared_backbones(backbone_weights)
         self.terms = nn.ModuleDict(
             {
@@ -312,10 +319,10 @@ class RegistrationLoss(nn.Module):
             for name, loss in self.terms.items()
             if name != "inv_dvf" or output.inv_dvf is not None
         }
-        if not values.keys() - {"regularity"}:
+        if not any(self.weights[name] for name in values.keys() - {"regularity"}):
             raise InputError(
                 "loss: expected a network with an inverse, since loss.inv_dvf is the only term with a truth, got one "
-                "without; set model.compute_inv=true or loss.dvf"
+                "without; set loss.dvf, or model.compute_inv=true where the model has that key"
             )
         weighted = [self.weights[name] * value for name, value in values.items()]
         return {**values, "total": torch.stack(weighted).sum()}

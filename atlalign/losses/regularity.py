@@ -59,7 +59,8 @@ def _both_orders(name: str, dvf: Tensor, inv_dvf: Tensor | None) -> list[tuple[T
     """Return for both orders the composition (B, 2, H, W), and where (B, 1, H, W) it has not left the image."""
     if inv_dvf is None:
         raise InputError(
-            f"loss.regularity: {name} needs a network with an inverse, got one without; set model.compute_inv=true"
+            f"loss.regularity: {name} needs a network with an inverse, got one without; set model.compute_inv=true, or "
+            "where the model has no such key another loss.regularity"
         )
     dvf, inv_dvf = as_fields(dvf, inv_dvf)
     orders = [(dvf, inv_dvf), (inv_dvf, dvf)]

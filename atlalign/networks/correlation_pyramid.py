@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atlalign.errors import check_numbers
 from atlalign.geometry import integrate, limit_steepness, resize, warp
-from atlalign.networks.layers import BilinearInterpolation, Registration, precisely
+from atlalign.networks.layers import BilinearInterpolation, Registration, check_filters, precisely
 
 _FLAT = 1e-3  # Features shorter than this count as none: noise has no direction.
 
@@ -32,7 +33,8 @@ class CorrelationPyramidNet(nn.Module):
             what the network has learned of one side serves the other.
 
     Raises:
-        ValueError: If there is no level, or not one radius of at least 1 for each.
+        ValueError: If there is no level, or not one radius of at least 1 for each, or channels or squarings are no
+            whole numbers of at least 1 and 0.
     """
 
     def __init__(
@@ -50,6 +52,8 @@ class CorrelationPyramidNet(nn.Module):
                 "radii: expected a radius of at least 1 for each of encoder_filters, got "
                 f"{list(radii)} for {list(encoder_filters)}"
             )
+        check_filters(encoder_filters=encoder_filters, decoder_filters=decoder_filters)
+        check_numbers({"velocity_steps": velocity_steps}, {"velocity_steps": 0})
         self.velocity_steps = velocity_steps
         self.compute_inv = compute_inv
         self.mirrored = mirrored

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from atlalign.errors import InputError
-from atlalign.networks.layers import Affine2DVF, BilinearInterpolation, Registration, precisely
+from atlalign.networks.layers import (
+    Affine2DVF,
+    BilinearInterpolation,
+    Registration,
+    check_filters,
+    precisely,
+)
 
 _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
@@ -25,7 +31,8 @@ class GlobalAffineNet(nn.Module):
         image_shape: (H, W) of the images; each side at least 2**len(filters).
 
     Raises:
-        ValueError: If the images are too small for the number of blocks.
+        ValueError: If the images are too small for the number of blocks, or channels or widths are no whole numbers of
+            at least 1.
     """
 
     def __init__(
@@ -35,6 +42,7 @@ class GlobalAffineNet(nn.Module):
         image_shape: tuple[int, int] = (320, 456),
     ) -> None:
         super().__init__()
+        check_filters(filters=filters, dense_layers=dense_layers)
         height, width = (int(side) for side in image_shape)
         reduction = 2 ** len(filters)
         if min(height, width) < reduction:

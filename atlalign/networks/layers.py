@@ -1,10 +1,12 @@
 """Parameter-free layers on displacement fields, the modules of `atlalign.geometry`'s functions."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from atlalign.errors import check_numbers
 from atlalign.geometry import affine_to_dvf, compose, warp
 
 
@@ -45,6 +47,17 @@ class DVFComposition(nn.Module):
     def forward(self, outer: Tensor, inner: Tensor) -> Tensor:
         """Return `inner(q) + outer(q + inner(q))`."""
         return compose(outer, inner)
+
+
+def check_filters(**filters: Sequence[int]) -> None:
+    """Check that channels or widths, in lists by the names of a constructor's arguments, are whole numbers from 1 up.
+
+    Raises:
+        InputError: At the first that is not.
+    """
+    for name, numbers in filters.items():
+        for index, number in enumerate(numbers):
+            check_numbers({f"{name}[{index}]": number}, {f"{name}[{index}]": 1})
 
 
 def precisely(layer: nn.Module, features: Tensor) -> Tensor:

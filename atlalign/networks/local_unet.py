@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atlalign.errors import check_numbers
 from atlalign.geometry import integrate, limit_steepness, resize
 from atlalign.networks.global_affine import init_glorot
-from atlalign.networks.layers import BilinearInterpolation, Registration, precisely
+from atlalign.networks.layers import BilinearInterpolation, Registration, check_filters, precisely
 
 _LARGEST_CROP_PX = 4
 
@@ -41,8 +42,8 @@ class LocalUNet(nn.Module):
             displacement itself.
 
     Raises:
-        ValueError: If there are more upsamplings than poolings, the poolings do not divide `size_multiple`, or the
-            squarings are negative.
+        ValueError: If there are more upsamplings than poolings, the poolings do not divide `size_multiple`, or channels
+            or squarings are no whole numbers of at least 1 and 0.
     """
 
     def __init__(
@@ -62,8 +63,15 @@ class LocalUNet(nn.Module):
                 "upsample_filters: expected at most as many levels as downsample_filters, got "
                 f"{len(upsample_filters)} and {len(downsample_filters)}"
             )
-        if velocity_steps is not None and velocity_steps < 0:
-            raise ValueError(f"velocity_steps: expected None or at least 0, got {velocity_steps}")
+        check_filters(
+            start_filters=start_filters,
+            downsample_filters=downsample_filters,
+            middle_filters=middle_filters,
+            upsample_filters=upsample_filters,
+            end_filters=end_filters,
+        )
+        if velocity_steps is not None:
+            check_numbers({"velocity_steps": velocity_steps}, {"velocity_steps": 0})
         self.compute_inv = compute_inv
         self.velocity_steps = velocity_steps
         reduction = 2 ** len(downsample_filters)

@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from atlalign.errors import check_numbers
 from atlalign.plots import Panel, registration_figure
 
 
@@ -15,9 +16,14 @@ class RegistrationFigure(pl.Callback):
     Args:
         n_sections: How many sections are shown, the same each time, spread over the validation samples.
         every_n_epochs: Draw after each so many epochs.
+
+    Raises:
+        InputError: If one of them is below 1.
     """
 
     def __init__(self, n_sections: int = 4, every_n_epochs: int = 1) -> None:
+        given = {"callbacks.figure.n_sections": n_sections, "callbacks.figure.every_n_epochs": every_n_epochs}
+        check_numbers(given, dict.fromkeys(given, 1))
         self.n_sections = n_sections
         self.every_n_epochs = every_n_epochs
 

@@ -17,7 +17,7 @@ from atlalign.files import written_whole
 
 _PACKAGES = (
     "atlalign", "torch", "torchvision", "pytorch-lightning", "hydra-core", "h5py", "kornia", "lpips",
-    "albumentations", "numpy",
+    "albumentations", "numpy", "scipy", "SimpleITK",
 )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def describe_run() -> dict[str, Any]:
         "folder": str(Path.cwd()),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "git": [_state(folder) for folder in sorted(filter(None, folders))],
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": versions(),
         "machine": platform.platform(),
     }
 
@@ -58,6 +58,11 @@ def write_record(folder: Path, record: Mapping[str, Any], data: Mapping[str, str
         content = {**former, "resumed": [*earlier, content]}
     with written_whole(path) as unfinished:
         unfinished.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python and of the packages that numbers depend on; None for what is not installed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
 
 
 def gpu_names() -> list[str]:

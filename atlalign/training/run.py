@@ -1,10 +1,12 @@
 """One training run, from the composed configuration to metrics, checkpoints and pictures in the run's folder."""
 
+import inspect
 import json
 import logging
+import pkgutil
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,13 +17,31 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from atlalign.errors import InputError, check_numbers, mistakes_in, unknown_name
+from atlalign.errors import InputError, check_booleans, check_numbers, mistakes_in, unknown_name
 from atlalign.training.processes import n_processes_to_start, run_in_processes
 from atlalign.training.record import describe_run, write_record
-from atlalign.training.runs import begin, flatten, has_begun, has_finished, read_run, recorded_failure
+from atlalign.training.runs import (
+    begin,
+    flatten,
+    has_begun,
+    has_finished,
+    read_run,
+    recorded_failure,
+    write_text,
+)
 
 # What a comparison of runs shows of the configuration.
 _COMPARED = ("model", "loss", "augment", "data", "atlas", "optimizer", "scheduler", "seed")
+# What a checkpoint holds the state of.
+_OPTIMISATION = ("optimizer", "scheduler", "freeze")
+# What the arguments that are declared so must be.
+_KINDS: dict[str, tuple[Any, str]] = {
+    "bool": (bool | None, "true or false"),
+    "int": (int, "a whole number"),
+    "float": (int | float, "a number"),
+}
+# Objectives are minimised.
+_BETTER_LARGER = ("val/correlation",)
 # Batches are float32 images and fields, on which networks of another precision cannot work.
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
@@ -50,7 +70,7 @@ def train(config: DictConfig) -> float:
 
 
 def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -> float:
-    check_numbers(config, {"seed": 0})
+    _check_values(config)
     # The loss goes first: a misspelt key fails before the slow imports and before any data is written.
     loss = build(config.loss)
 
@@ -66,8 +86,8 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
     datamodule = _build_datamodule(config, network)
     module = _build_module(config, network, loss, datamodule)
     start = partial(_begin, config, record, checkpoint)
-    callbacks = [*_built_values(config.callbacks), pl.callbacks.LambdaCallback(on_train_start=start)]
-    trainer = build(config.trainer, logger=build(config.logger) or False, callbacks=callbacks)
+    callbacks = [*_build_callbacks(config.callbacks), pl.callbacks.LambdaCallback(on_train_start=start)]
+    trainer = build(config.trainer, logger=_build_logger(config.logger) or False, callbacks=callbacks)
     if trainer.precision not in _PRECISIONS:
         raise InputError(
             f"trainer.precision: expected one of {', '.join(_PRECISIONS)}, got {trainer.precision}"
@@ -89,12 +109,27 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
     }
     if trainer.is_global_zero:
         begin(folder, config)  # of a run that had nothing left to train
-        _write_json(folder / "metrics.json", metrics)
+        write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         _log_hyperparameters(loggers, config, metrics)
         _draw_result(module, datamodule, folder / "registered.png")
         _print_result(metrics, folder)
     _require(metrics, config.require_ratio)
     return _objective(metrics, config.objective)
+
+
+def _check_values(config: DictConfig) -> None:
+    """Check what is no argument of anything that is built."""
+    check_numbers(config, {"seed": 0})
+    if config.require_ratio is not None:
+        check_numbers(config, {"require_ratio": 0.0})
+    check_booleans(config, "compile", "channels_last")
+    if config.objective in _BETTER_LARGER:
+        raise InputError(
+            f"objective: expected a metric of which less is better, got {config.objective}; take val/vector_distance"
+        )
+    for key in ("limit_train_batches", "limit_val_batches"):
+        if OmegaConf.select(config.trainer, key) == 0:
+            raise InputError(f"trainer.{key}: expected null, a number of batches or a share of them, got 0")
 
 
 def build(config: DictConfig | None, **objects: Any) -> Any:
@@ -106,10 +141,45 @@ def build(config: DictConfig | None, **objects: Any) -> Any:
     if not config:
         return None
     with mistakes_in(config._get_full_key(None)):
+        _check_kinds(config)
         if not objects:
             return hydra.utils.instantiate(config, _convert_="all")
         # Hydra would turn objects among the arguments into configurations: they are given afterwards.
         return hydra.utils.instantiate(config, _convert_="all", _partial_=True)(**objects)
+
+
+def as_list(names: str | Sequence[str]) -> Sequence[str]:
+    """Return names, of which one may stand alone."""
+    return [names] if isinstance(names, str) else names
+
+
+def _check_kinds(config: DictConfig) -> None:
+    """Check that arguments are numbers, or true or false, where what is built from them, parts included, says so.
+
+    Otherwise most words are found out in the middle of a run, or count as true.
+    """
+    declared = _declared_arguments(config.get("_target_"))
+    for key, value in config.items():
+        kind = declared.get(str(key), "")
+        name = kind.removeprefix("Optional[").removesuffix("]").removesuffix(" | None")
+        if isinstance(value, DictConfig):
+            _check_kinds(value)
+        elif name in _KINDS and not (value is None and name != kind):
+            known, words = _KINDS[name]
+            if not isinstance(value, known) or (isinstance(value, bool) and name != "bool"):
+                raise InputError(f"{config._get_full_key(str(key))}: expected {words}, got {value}")
+
+
+def _declared_arguments(target: str | None) -> dict[str, str]:
+    """Return the annotations of a function's arguments, or of those of a class and its parents."""
+    try:
+        found = pkgutil.resolve_name(str(target))
+    except (ImportError, AttributeError, ValueError):  # to build it will tell
+        return {}
+    classes = reversed(found.__mro__) if isinstance(found, type) else ()
+    functions = [*filter(None, (vars(cls).get("__init__") for cls in classes))] or [found]
+    declared = {name: kind for f in functions for name, kind in inspect.get_annotations(f).items()}
+    return {n: k if isinstance(k, str) else inspect.formatannotation(k) for n, k in declared.items()}
 
 
 def _build_function(config: DictConfig | None) -> Any:
@@ -137,7 +207,7 @@ def _build_network(config: DictConfig, checkpoint: str | None) -> Any:
     if network is None:
         network = build(config.model)
     network.train()
-    _freeze(network, config.freeze)
+    _freeze(network, as_list(config.freeze))
     if config.compile:
         network.compile()
     return network
@@ -160,7 +230,7 @@ def _network_of_same_run(config: DictConfig, checkpoint: str | None) -> Any:
     if checkpoint is None:
         return None
     former = read_origin(checkpoint).config
-    _check_optimizer(config, OmegaConf.create(dict(former)))
+    _check_optimizer(config, former, checkpoint)
     if former.get("model") != OmegaConf.to_container(config.model, resolve=True):
         return None
     with suppress(InputError):  # a network from outside of the package is built as the configuration says
@@ -168,12 +238,18 @@ def _network_of_same_run(config: DictConfig, checkpoint: str | None) -> Any:
     return None
 
 
-def _check_optimizer(config: DictConfig, former: DictConfig) -> None:
-    """Check that a run that goes on optimises as before, to which the state in its checkpoint belongs."""
-    for key in ("optimizer._target_", "freeze"):
-        before, now = OmegaConf.select(former, key), OmegaConf.select(config, key)
-        if before is not None and before != now:
-            raise InputError(f"{key}: expected {before}, as in the checkpoint to go on from, got {now}")
+def _check_optimizer(config: DictConfig, former: Mapping[str, Any], checkpoint: str) -> None:
+    """Check that a run that goes on optimises as before: its checkpoint's state holds, whatever the settings say."""
+    tree = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    known = [key for key in _OPTIMISATION if key in former]
+    before, now = (flatten({key: of[key] for key in known}) for of in (former, tree))
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if changed:
+        expected, got = (", ".join(str(of.get(key, "nothing")) for key in changed) for of in (before, now))
+        raise InputError(
+            f"{', '.join(changed)}: expected {expected}, as in the checkpoint to go on from, got {got}; go on with the "
+            f"same, or begin another run with its weights: model=pretrained model.path={checkpoint}"
+        )
 
 
 def _freeze(network: Any, parts: Sequence[str]) -> None:
@@ -203,6 +279,8 @@ def _build_module(config: DictConfig, network: Any, loss: Any, datamodule: Any) 
         "config": OmegaConf.to_container(config, resolve=True),
         "intensity_scale": float(datamodule.atlas.intensity_scale),
     }
+    if "step_size" in (config.scheduler or ()):
+        check_numbers({"scheduler.step_size": config.scheduler.step_size}, {"scheduler.step_size": 1})
     return RegistrationModule(
         network,
         loss,
@@ -214,8 +292,21 @@ def _build_module(config: DictConfig, network: Any, loss: Any, datamodule: Any) 
     )
 
 
-def _built_values(group: DictConfig | None) -> list[Any]:
-    """Build the members of a group that are not switched off with null."""
+def _build_logger(config: DictConfig | None) -> Any:
+    logger = build(config)
+    with mistakes_in("logger.save_dir"):
+        if getattr(logger, "save_dir", None):
+            Path(logger.save_dir).mkdir(parents=True, exist_ok=True)
+    return logger
+
+
+def _build_callbacks(group: DictConfig | None) -> list[Any]:
+    """Build the callbacks that are not switched off with null."""
+    for name, node in cast(dict[str, Any], group or {}).items():
+        if not isinstance(node, DictConfig | None):
+            raise InputError(
+                f"callbacks.{name}: expected a callback's _target_ and arguments, or null, got {node!r}"
+            )
     return [build(node) for node in (group or {}).values() if node is not None]
 
 
@@ -280,10 +371,6 @@ def _begin(
     begin(folder, config)
     goes_on = checkpoint is not None and folder.resolve() in Path(checkpoint).resolve().parents
     write_record(folder, record, trainer.datamodule.fingerprints(), resumed=goes_on)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _log_hyperparameters(loggers: list[Any], config: DictConfig, metrics: dict[str, float]) -> None:

@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from atlalign.errors import InputError, describe, unknown_name
+from atlalign.files import written_whole
 
 Value = str | int | float | bool
 
@@ -87,13 +88,13 @@ def recorded_failure(folder: Path, config: DictConfig) -> Iterator[None]:
         record_failure(folder, error, seconds=round(time.monotonic() - started, 1))
         if not (folder / "config.yaml").exists():
             with suppress(OmegaConfBaseException):  # this may be what ended it
-                _write(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+                write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
         raise
 
 
 def begin(folder: Path, config: DictConfig) -> None:
     """Write the run's configuration, and remove what an earlier attempt left as its end."""
-    _write(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     for name in ("failure.json", "metrics.json"):
         (folder / name).unlink(missing_ok=True)
 
@@ -102,7 +103,7 @@ def record_failure(folder: Path, error: BaseException, **metrics: float) -> None
     """Write to `folder`/failure.json that the run there ended with `error`."""
     status, reason = ("pruned", str(error)) if isinstance(error, Pruned) else ("failed", describe(error))
     content = {"status": status, "reason": reason, "metrics": metrics}
-    _write(folder / "failure.json", json.dumps(content, indent=2) + "\n")
+    write_text(folder / "failure.json", json.dumps(content, indent=2) + "\n")
 
 
 def read_run(folder: Path) -> Run:
@@ -175,13 +176,11 @@ def compare(runs: Sequence[Run], metric: str | None = None, *, descending: bool 
 
 def write_table(table: RunTable, stem: Path) -> list[Path]:
     """Write `stem`.md, `stem`.csv (every metric) and `stem`.png, and return their paths."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("md", "csv", "png")]
-    _write(paths[0], markdown(table))
-    _write(paths[1], _csv(table))
-    unfinished = paths[2].with_name(f".{paths[2].name}")
-    _draw(table, unfinished)
-    unfinished.replace(paths[2])
+    write_text(paths[0], markdown(table))
+    write_text(paths[1], _csv(table))
+    with written_whole(paths[2]) as unfinished:
+        _draw(table, unfinished)
     return paths
 
 
@@ -235,6 +234,16 @@ def flatten(tree: Any, separator: str = ".", prefix: str = "") -> dict[str, Valu
         else:
             flat |= flatten(value, separator, f"{prefix}{separator}{key}" if prefix else str(key))
     return flat
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a result of which no reader ever sees half.
+
+    Raises:
+        InputError: If the system does not let the file be written.
+    """
+    with written_whole(path) as unfinished:
+        unfinished.write_text(text)
 
 
 def _shown_metrics(table: RunTable) -> list[str]:
@@ -327,17 +336,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
-        raise InputError(f"{path}: expected JSON, got {error}") from error
+        raise InputError(
+            f"{path}: expected JSON, got {error}; remove it, and the same command goes on with ckpt_path=auto"
+        ) from error
     return content
 
 
 def _time_of(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.exists() else None
-
-
-def _write(path: Path, text: str) -> None:
-    """Write to a temporary name first, so that no half-written file is ever read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(text)
-    unfinished.replace(path)

@@ -21,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pytorch_lightning.trainer.states import TrainerFn
 
-from atlalign.errors import InputError
+from atlalign.errors import InputError, mistakes_in
 from atlalign.training.runs import Pruned, Run, has_begun, read_run
 
 _FILE = "study.journal"
@@ -168,11 +168,25 @@ class Pruning(pl.Callback):
 
 
 def search_space(overrides: Sequence[Override]) -> dict[str, BaseDistribution]:
-    """Return what Optuna draws from, by key, for each override that gives more than one value."""
-    return {o.get_key_element(): _distribution(o) for o in overrides if o.is_sweep_override()}
+    """Return what Optuna draws from, by key, for each override that gives more than one value.
+
+    Raises:
+        InputError: If there is none, or Optuna cannot draw from one.
+    """
+    space = {o.get_key_element(): _distribution(o) for o in overrides if o.is_sweep_override()}
+    if not space:
+        raise InputError(
+            "hydra/sweeper=optuna: expected something to vary, such as 'optimizer.lr=interval(1e-4,1e-2)', got nothing"
+        )
+    return space
 
 
 def _distribution(override: Override) -> BaseDistribution:
+    with mistakes_in(str(override.input_line)):
+        return _distribution_of(override)
+
+
+def _distribution_of(override: Override) -> BaseDistribution:
     sweep = override.value()
     if isinstance(sweep, IntervalSweep):
         return _numbers(sweep.start, sweep.end, log="log" in sweep.tags)

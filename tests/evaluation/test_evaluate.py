@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from atlalign.evaluation.evaluate import Regions, evaluate
 from atlalign.geometry import invert, smooth_field, stays_inside, warp
 from atlalign.models import ModelOrigin, save_model
 from atlalign.networks import GlobalAffineNet, Registration
+from atlalign.training import record
 from atlalign.training.run import train
 from tests.conftest import SHAPE, write_h5
 
@@ -183,6 +185,19 @@ def test_everything_is_written_and_printed(folder, capsys):
         assert expected in shown
 
 
+def test_a_package_that_is_not_installed_has_no_version(folder, monkeypatch):
+    def version(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(record, "version", version)
+    out = evaluate(
+        configured("checkpoint=identity.pt", "split=all", "segmentation=false", "baselines=identity")
+    )
+    content = json.loads((out / "summary.json").read_text())
+    assert content["versions"]["atlalign"] is None
+    assert content["summary"]["all"].keys() == {"network", "identity"}
+
+
 def test_only_the_samples_of_the_split_are_measured(folder):
     split = ["data.split_seed=4", "data.val_fraction=0.3"]
     val = evaluated("checkpoint=identity.pt", *split)["network"]
@@ -291,6 +306,14 @@ def test_labels_go_to_the_section_by_the_truth_and_come_back_by_the_judged_field
     assert (regions.carried(true) == labels[0].numpy())[stays_inside(true)[0].numpy()].mean() > 0.99
 
 
+def test_what_points_out_of_the_section_brings_no_label_back():
+    off = torch.zeros(1, 2, 20, 30)
+    off[:, 0] = 3
+    regions = Regions(torch.ones(1, 20, 30, dtype=torch.int32), torch.zeros_like(off), {}, (1.0, 1.0))
+    assert (regions.carried(off)[:, :27] == 1).all()
+    assert (regions.carried(off)[:, 27:] == 0).all()
+
+
 def test_regions_without_any_are_not_defined():
     zero = torch.zeros(1, 2, 20, 30)
     found = Regions(torch.zeros(1, 20, 30, dtype=torch.int32), zero, {"": lambda ids: ids}, (1.0, 1.0))
@@ -318,6 +341,8 @@ def test_regions_without_any_are_not_defined():
         (["checkpoint=identity.pt", "landmarks=none.csv"], "none.csv cannot be read"),
         (["checkpoint=identity.pt", "perceptual_weights=my.h5"], "expected a state dict"),
         (["checkpoint=identity.pt", "n_viewers=-1"], "n_viewers: expected at least 0, got -1"),
+        (["checkpoint=identity.pt", "segmentation=maybe"], "segmentation: expected true or false, got maybe"),
+        (["checkpoint=identity.pt", "baselines=afine"], "unknown baseline 'afine'. Did you mean affine"),
         (["checkpoint=identity.pt", "device=tpu"], "There are: auto, cpu, cuda"),
         (["checkpoint=nan.pt", ALLOW], "expected finite fields, but dvf of 'network' holds NaN"),
     ],

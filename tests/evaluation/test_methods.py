@@ -4,12 +4,14 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from atlalign.data.atlas import phantom_atlas
 from atlalign.data.dataset import RegistrationBatch
 from atlalign.errors import InputError
-from atlalign.evaluation.methods import baseline, fit_affine
+from atlalign.evaluation.methods import baseline, fit_affine, network_method
 from atlalign.geometry import affine_to_dvf, warp
+from atlalign.networks import Registration
 
 
 def batch_of(dvf: torch.Tensor, reference: torch.Tensor | None = None, moving: torch.Tensor | None = None):
@@ -30,6 +32,23 @@ def test_the_affine_baseline_is_the_least_squares_fit():
     assert float((best - bent).square().mean()) == pytest.approx(mean_square(fitted), rel=1e-5)
     for step in 1e-3 * torch.randn(20, 1, 2, 3, dtype=torch.float64):
         assert mean_square(fitted) < mean_square(fitted + step)
+
+
+class BrightnessShift(nn.Module):
+    """Shifts along x by what the images' brightness gives, and says nothing of the inverse."""
+
+    def forward(self, reference, moving):
+        dvf = torch.zeros_like(reference).expand(-1, 2, -1, -1).clone()
+        dvf[:, 0] = 5 * reference.mean() - 2 * moving.mean()
+        return Registration(registered=warp(moving, dvf), dvf=dvf)
+
+
+def test_the_inverse_of_a_network_without_one_is_that_of_the_swapped_pair():
+    reference, moving = torch.full((1, 1, 8, 8), 1.0), torch.full((1, 1, 8, 8), 0.5)
+    batch = batch_of(torch.zeros(1, 2, 8, 8), reference, moving)
+    found = network_method(BrightnessShift(), torch.device("cpu"))(batch)
+    assert found.dvf[0, 0].unique().tolist() == [4]  # 5 · 1 − 2 · 0.5
+    assert found.inv_dvf[0, 0].unique().tolist() == [0.5]  # 5 · 0.5 − 2 · 1
 
 
 @pytest.mark.parametrize("name", ["ants_affine", "ants_syn", "ants_syncc", "elastix"])

@@ -545,6 +545,8 @@ DVF = torch.zeros(2, 2, 4, 5)
         (lambda: affine_to_dvf(torch.zeros(1, 3, 3), (4, 5)), r"\(B, 2, 3\), got \(1, 3, 3\)"),
         (lambda: resize(DVF, (1, 5)), r"2×2, got \(4, 5\) to \(1, 5\)"),
         (lambda: jacobian_determinant(DVF[0]), r"\(B, 2, H, W\), got \(2, 4, 5\)"),
+        (lambda: integrate(DVF, -1), "steps: expected at least 0, got -1"),
+        (lambda: integrate(DVF, 2.5), "steps: expected a whole number, got 2.5"),
         (lambda: invert(DVF[0]), r"\(B, 2, H, W\), got \(2, 4, 5\)"),
         (lambda: invert(DVF, start=DVF[:1]), r"got \(1, 2, 4, 5\)"),
     ],

@@ -10,7 +10,7 @@ from torch import nn
 
 from atlalign.errors import InputError
 from atlalign.losses import Backbone, PerceptualLoss
-from atlalign.losses.perceptual import MODELS, NETS
+from atlalign.losses.perceptual import MODELS, NETS, _to_unit_length
 
 # (channels in, channels out, side) of each convolution, at its place in torchvision's `features`.
 ALEX = {0: (3, 64, 11), 3: (64, 192, 5), 6: (192, 384, 3), 8: (384, 256, 3), 10: (256, 256, 3)}
@@ -93,6 +93,14 @@ def test_values_outside_of_0_to_1_are_kept(backbones):
     y_true, y_pred = pair()
     loss = PerceptualLoss(backbone_weights=backbones["alex"])
     assert loss(3 * y_true, 3 * y_pred) != loss((3 * y_true).clamp(0, 1), (3 * y_pred).clamp(0, 1))
+
+
+def test_features_count_as_at_least_1e_5_long_which_bounds_the_gradient():
+    features = torch.tensor([0.0, 1e-12, 1e-5, 1.0], dtype=torch.float64).view(4, 1, 1, 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(_to_unit_length(features).sum(), features)
+    torch.testing.assert_close(gradient.flatten()[:2], torch.tensor([1e5, 1e5], dtype=torch.float64))
+    assert (gradient > 0).all()
+    assert (gradient <= 1e5).all()
 
 
 @pytest.mark.parametrize("net", NETS)

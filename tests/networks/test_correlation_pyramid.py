@@ -127,6 +127,13 @@ def test_each_level_needs_a_radius(radii):
         CorrelationPyramidNet(radii=radii)
 
 
+def test_squarings_and_channels_are_whole_numbers():
+    with pytest.raises(ValueError, match="velocity_steps: expected at least 0, got -1"):
+        CorrelationPyramidNet(velocity_steps=-1)
+    with pytest.raises(ValueError, match=r"decoder_filters\[1\]: expected at least 1, got 0"):
+        CorrelationPyramidNet(decoder_filters=(8, 0))
+
+
 def test_mirrored_images_give_the_mirrored_field_if_it_looks_at_both():
     reference, moving = images(), images()
     torch.manual_seed(0)

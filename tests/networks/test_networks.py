@@ -227,8 +227,12 @@ def test_wrong_hyperparameters_say_what_is_wrong():
         GlobalAffineNet(image_shape=(20, 40))
     with pytest.raises(ValueError, match="at most as many levels as downsample_filters, got 2 and 1"):
         LocalUNet(upsample_filters=(4, 4), downsample_filters=(4,))
-    with pytest.raises(ValueError, match="velocity_steps: expected None or at least 0, got -1"):
+    with pytest.raises(ValueError, match="velocity_steps: expected at least 0, got -1"):
         LocalUNet(velocity_steps=-1)
+    with pytest.raises(ValueError, match=r"end_filters\[1\]: expected a whole number, got 1.5"):
+        LocalUNet(end_filters=(4, 1.5))
+    with pytest.raises(ValueError, match=r"^filters\[0\]: expected at least 1, got 0"):
+        GlobalAffineNet(filters=(0,))
     with pytest.raises(ValueError, match="takes images of 32×40 px, got 32×48"):
         GlobalAffineNet(image_shape=(32, 40))(*torch.rand(2, 1, 1, 32, 48))
 

@@ -89,6 +89,11 @@ def test_groups_are_those_that_are_promised():
         ("trainer.max_epoch=3", "Did you mean max_epochs"),
         ("loss=vdclip4", "vdclip3"),
         ("model=unet", "global"),
+        (
+            "augment=null",
+            "expected the name of one of its options, such as augment=none or logger=none, got null",
+        ),
+        ("callbacks=null", "callbacks.NAME=null switches one callback off"),
     ],
 )
 def test_a_mistake_names_what_exists(override, message, capsys):

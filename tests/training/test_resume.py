@@ -8,19 +8,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
+from pytorch_lightning.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from atlalign.errors import InputError
 from atlalign.geometry import warp
 from atlalign.networks import Registration
-from atlalign.training.resume import AtomicCheckpointIO
+from atlalign.training.resume import AtomicCheckpointIO, rewind_log
 from atlalign.training.run import train
 from tests.training.conftest import TINY, TINY_LOCAL, metrics_of, wait_for
 
@@ -286,6 +287,36 @@ def test_auto_begins_and_goes_on(configure, tmp_path):
     train(configure("ckpt_path=auto"))
     train(configure("ckpt_path=auto", "trainer.max_epochs=2"))
     assert metrics_of(tmp_path / "run")["steps"] == 2 * STEPS
+
+
+class MetricsAtTheStart(pl.Callback):
+    """Notes which metrics a callback sees in the first step of each run."""
+
+    seen: ClassVar[list[dict[str, torch.Tensor]]] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 0:
+            self.seen.append(dict(trainer.callback_metrics))
+
+
+def test_callbacks_see_the_metrics_of_before_the_stop(configure, tmp_path):
+    spy = f"+callbacks.spy={{_target_:{__name__}.MetricsAtTheStart}}"
+    train(configure("trainer.max_epochs=1", run_dir=tmp_path / "run"))
+    before = checkpoint_of(tmp_path / "run")["callback_metrics"]["val/vector_distance"]
+    train(configure("trainer.max_epochs=2", "ckpt_path=last", spy))
+    (seen,) = MetricsAtTheStart.seen
+    assert seen["val/vector_distance"] == before
+
+
+def test_a_csv_log_goes_on_before_the_step_that_is_done_again(tmp_path):
+    log = CSVLogger(tmp_path, name="csv", version="")
+    for step in (3, 4, 5, 6):
+        log.log_metrics({"x": step}, step=step)
+    log.save()
+    again = CSVLogger(tmp_path, name="csv", version="")
+    rewind_log(again, 5)  # the checkpoint is that after the steps 0 to 4
+    with (tmp_path / "csv" / "metrics.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["3", "4"]
 
 
 def test_what_tensorboard_shows_twice_is_shown_once(configure, tmp_path):

@@ -142,4 +142,6 @@ def test_mistakes_are_answered(sweep, tmp_path, capsys):
     assert "no run there" in capsys.readouterr().err
     (sweep / "0" / "metrics.json").write_text("{")
     assert atlalign(["runs", str(sweep)]) == 1
-    assert "metrics.json: expected JSON" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "metrics.json: expected JSON" in shown
+    assert "remove it, and the same command goes on with ckpt_path=auto" in shown

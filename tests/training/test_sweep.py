@@ -244,6 +244,25 @@ def test_a_folder_is_of_one_search_and_one_process(sweep, tmp_path, capsys):
     assert states(tmp_path / "sweep") == ["COMPLETE"]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([RATE, "hydra.sweeper.n_trials=abc"], "hydra.sweeper.n_trials: expected a whole number, got abc"),
+        ([RATE, "hydra.sweeper.n_jobs=0"], "hydra.sweeper.n_jobs: expected at least 1, got 0"),
+        (
+            ["optimizer.lr=interval(0.1,0.01)"],
+            "optimizer.lr=interval(0.1,0.01): ValueError: `low <= high` must hold",
+        ),
+        ([], "hydra/sweeper=optuna: expected something to vary"),
+    ],
+)
+def test_a_search_that_cannot_be_is_one_sentence(sweep, tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit):
+        sweep(*search(1), *options)
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "sweep" / "study.journal").exists()
+
+
 def test_a_search_without_optuna_says_what_to_install(sweep, monkeypatch, capsys):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(

@@ -1,17 +1,20 @@
 """Whole training runs at tiny sizes, composed as the command line composes them and run in this process."""
 
 import json
+import re
 
 import pytest
 import torch
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from atlalign.errors import InputError
+from atlalign.errors import InputError, sentence
 from atlalign.networks import LocalUNet
 from atlalign.training import run
 from atlalign.training.run import train
+from atlalign.training.runs import read_run
 from tests.training.conftest import TINY, metrics_of
 
 
@@ -108,6 +111,24 @@ def test_a_mistaken_resume_leaves_a_finished_run_alone(configure, tmp_path):
     assert "require_ratio: null" in (tmp_path / "run" / "config.yaml").read_text()
 
 
+def test_half_of_the_metrics_never_has_their_name(configure, tmp_path, monkeypatch):
+    write_text = type(tmp_path).write_text
+
+    def write(path, text, *arguments, **options):
+        if "metrics.json" in path.name:
+            write_text(path, text[: len(text) // 2])
+            raise KeyboardInterrupt
+        return write_text(path, text, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(tmp_path), "write_text", write)
+        with pytest.raises(KeyboardInterrupt):
+            train(configure("ckpt_path=auto"))
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    train(configure("ckpt_path=auto"))
+    assert metrics_of(tmp_path / "run")["steps"] == 5
+
+
 def test_resuming_from_nothing_is_an_error(configure, tmp_path):
     with pytest.raises(InputError, match=r"there is no checkpoint .*last.ckpt"):
         train(configure("ckpt_path=last"))
@@ -142,6 +163,21 @@ def test_same_seed_same_numbers(configure, tmp_path):
 def test_options_run(configure, tmp_path, overrides):
     train(configure(*overrides))
     assert 0 < metrics_of(tmp_path / "run")["val/vector_distance"] < 100
+
+
+def test_a_plateau_is_one_of_the_objective(configure, tmp_path):
+    """The error of doing nothing never falls: after the first epoch each halves the learning rate."""
+    objective = ["objective=val/identity/vector_distance", "trainer.max_epochs=3", "logger=none"]
+    train(configure("scheduler=plateau", "scheduler.patience=0", *objective))
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["lr_schedulers"][0]["best"] == metrics_of(tmp_path / "run")["val/identity/vector_distance"]
+    assert last["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-3 / 4
+
+
+def test_patience_of_nothing_waits_for_the_first_epoch_without_gain(configure, tmp_path):
+    patience = ["callbacks.early_stopping.patience=0", "callbacks.early_stopping.min_delta=-1000"]
+    train(configure("callbacks=early_stopping", "trainer.max_epochs=2", *patience))
+    assert metrics_of(tmp_path / "run")["epochs"] == 2
 
 
 def test_early_stopping_stops(configure, tmp_path):
@@ -187,7 +223,36 @@ def test_an_unknown_objective_says_what_exists_before_it_trains(configure, tmp_p
         (["optimizer.lr=abc"], "optimizer: .* not supported between instances of 'float' and 'str'"),
         (["scheduler=plateau", "scheduler.factor=2"], "scheduler: .*Factor should be < 1.0"),
         (["seed=-1"], "seed: expected at least 0, got -1"),
+        (["require_ratio=abc"], "require_ratio: expected a number, got abc"),
+        (["objective=val/correlation"], "objective: expected a metric of which less is better, got val/correlation"),
+        (["compile=maybe"], "compile: expected true or false, got maybe"),
+        (["channels_last=auto"], "channels_last: expected true or false, got auto"),
         (["trainer.max_epochs=-3"], "trainer: .*max_epochs.* You passed in -3"),
+        (["trainer.max_epochs=abc"], "trainer.max_epochs: expected a whole number, got abc"),
+        (["trainer.max_epochs=1.5"], "trainer.max_epochs: expected a whole number, got 1.5"),
+        (["trainer.limit_val_batches=0"], "trainer.limit_val_batches: expected null, a number of batches .*, got 0"),
+        (["scheduler=cosine", "trainer.max_epochs=null", "trainer.max_steps=3"],
+         "scheduler.T_max: expected a whole number, got None"),
+        (["scheduler=step", "scheduler.step_size=0"], "scheduler.step_size: expected at least 1, got 0"),
+        (["callbacks.last.every_n_minutes=abc"], "callbacks.last.every_n_minutes: expected a number, got abc"),
+        (["callbacks.last.every_n_steps=abc"], "callbacks.last.every_n_steps: expected a whole number, got abc"),
+        (["callbacks=early_stopping", "callbacks.early_stopping.patience=abc"],
+         "callbacks.early_stopping.patience: expected a whole number, got abc"),
+        (["callbacks.best=foo"], "callbacks.best: expected a callback's _target_ and arguments, or null, got 'foo'"),
+        (["callbacks.figure={_target_:atlalign.training.callbacks.RegistrationFigure,every_n_epochs:0}"],
+         "callbacks.figure.every_n_epochs: expected at least 1, got 0"),
+        (["callbacks.figure={_target_:atlalign.training.callbacks.RegistrationFigure,n_sections:0}"],
+         "callbacks.figure.n_sections: expected at least 1, got 0"),
+        (["logger=csv", "logger.save_dir=/proc/nope"], "logger.save_dir: .*No such file or directory: '/proc/nope'"),
+        (["data.split_seed=abc"], "data.split_seed: expected a whole number, got abc"),
+        (["data.split_seed=-1"], "data.split_seed: expected at least 0, got -1"),
+        (["data.multiprocessing_context=foo"], "unknown data.multiprocessing_context 'foo'. There are: .*spawn"),
+        (["data.return_inverse=abc"], "data.return_inverse: expected true or false, got abc"),
+        (["model.compute_inv=abc"], "model.compute_inv: expected true or false, got abc"),
+        (["model.velocity_steps=2.5"], "model.velocity_steps: expected a whole number, got 2.5"),
+        (["model.start_filters=[0]"], r"start_filters\[0\]: expected at least 1, got 0"),
+        (["loss.weights={image:0,dvf:0,inv_dvf:0}"], "loss.weights: expected one above 0 among image, dvf, inv_dvf"),
+        (["freeze=global_net"], "unknown part of the network in freeze: 'global_net'. There are: down, end"),
         (["trainer.precision=bf16-true"], "trainer.precision: expected one of 32-true, 16-mixed, bf16-mixed, got"),
         (["data.batch_size=abc"], "data.batch_size: expected a whole number, got abc"),
         (["data.num_workers=-1"], "data.num_workers: expected at least 0, got -1"),
@@ -195,8 +260,24 @@ def test_an_unknown_objective_says_what_exists_before_it_trains(configure, tmp_p
     ids=" ".join,
 )  # fmt: skip
 def test_mistakes_are_one_sentence(configure, overrides, words):
-    with pytest.raises(InputError, match=words):
+    with pytest.raises((InputError, HydraException)) as raised:
         train(configure(*overrides))
+    assert re.search(words, sentence(raised.value))
+
+
+def test_a_plateau_that_is_not_measured_is_one_sentence(configure, tmp_path):
+    options = ["scheduler=plateau", "trainer.check_val_every_n_epoch=2", "trainer.num_sanity_val_steps=0"]
+    with pytest.raises(Exception, match="ReduceLROnPlateau") as raised:
+        train(configure(*options))
+    assert "conditioned on metric val/vector_distance which is not available" in sentence(raised.value)
+    assert read_run(tmp_path / "run").reason.startswith("ReduceLROnPlateau conditioned on metric")
+
+
+def test_one_part_to_freeze_needs_no_list(configure, tmp_path):
+    train(configure("freeze=start", run_dir=tmp_path / "frozen"))
+    train(configure("freeze=start", "ckpt_path=last", run_dir=tmp_path / "frozen"))
+    before = torch.load(tmp_path / "frozen" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert len(before["optimizer_states"][0]["param_groups"][0]["params"]) == len(before["state_dict"]) - 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -212,12 +293,32 @@ def test_a_checkpoint_of_another_network_or_optimiser(configure, tmp_path):
         InputError, match=r"ckpt_path: expected .* the configured network, .*: network.end.0.bias"
     ):
         train(configure(checkpoint, "model.end_filters=[5]"))
-    with pytest.raises(InputError, match=r"optimizer._target_: expected torch.optim.RMSprop, as in"):
+    with pytest.raises(
+        InputError, match=r"^optimizer, optimizer.alpha, .*: expected RMSprop, 0.9, .* got Adam, nothing"
+    ):
         train(configure(checkpoint, "optimizer=adam"))
     with pytest.raises(
         InputError, match=r"freeze: expected \[\], as in the checkpoint to go on from, got \['start'\]"
     ):
         train(configure(checkpoint, "freeze=[start]"))
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "words"),
+    [
+        (["scheduler=cosine"], ["scheduler=cosine", "trainer.max_epochs=8"],
+         r"scheduler.T_max: expected 1, as in the checkpoint to go on from, got 8; .* model.path=\S+last.ckpt$"),
+        ([], ["optimizer.lr=1e-6"], r"optimizer.lr: expected 0.001, as in .* got 1e-06; go on with the same"),
+        (["scheduler=cosine"], [], r"scheduler, .*T_max: expected CosineAnnealingLR, .*, 1, as in .* got nothing"),
+    ],
+    ids=["cosine", "rate", "none"],
+)  # fmt: skip
+def test_a_run_goes_on_with_the_same_optimisation_alone(configure, tmp_path, first, then, words):
+    train(configure(*first))
+    with pytest.raises(InputError, match=words):
+        train(configure("ckpt_path=last", *then))
+    assert metrics_of(tmp_path / "run")["epochs"] == 1
+    train(configure("ckpt_path=last", *first, "callbacks.last.every_n_steps=1"))  # what else changes is fine
 
 
 def test_a_misspelt_loss_says_what_exists(configure):
