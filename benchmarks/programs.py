@@ -167,7 +167,8 @@ def memory(size: Size) -> Measured:
         step = kept_bytes(size)
         command = [
             sys.executable, str(_ROOT / "train.py"), "data=h5", f"data.path={data.path}", "atlas=file",
-            f"atlas.path={folder / 'atlas.npy'}", f"data.image_shape=[{size.shape[0]},{size.shape[1]}]",
+            f"atlas.path={folder / 'atlas.npy'}", f"atlas.spacing_um={13200 / size.planes:g}",
+            f"data.image_shape=[{size.shape[0]},{size.shape[1]}]",
             "data.num_workers=2", "trainer=cpu", "trainer.max_steps=2", "trainer.limit_val_batches=1",
             f"hydra.run.dir={folder / 'run'}",
         ]  # fmt: skip
