@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import IO, ClassVar
 
@@ -56,6 +57,7 @@ def killed(config: DictConfig, hook: str, batch: int, number: int = signal.SIGKI
         except SystemExit as stopped:
             os._exit(stopped.code)
         except BaseException:
+            traceback.print_exc()  # or nobody would know
             os._exit(1)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
