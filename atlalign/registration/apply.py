@@ -348,7 +348,7 @@ def _transform_shapes(source: Path, results: _Results, out: Path, options: Optio
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     _write_json(out, content)
-    beyond = ~(_inside(moved.before, grid) & _inside(move(moved.before), target))
+    beyond = ~(_inside(moved.before, grid) & _inside(moved.after, target))
     return (
         f"{moved.shapes} shapes, no edge longer than {edge:.3g} px; {beyond.sum()} points beyond the image or the "
         "reference"
