@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities import suggested_max_num_workers
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from atlalign.data import schema
@@ -24,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 Indexes = Sequence[int] | str | Path
 
+_MOST_WORKERS = 8  # of a process: what they read and draw then is enough for the fastest of cards
+
 
 class DeviceDataModule(pl.LightningDataModule, ABC):
     """Training and validation samples that become batches on the device; what every data module here shares.
@@ -36,7 +39,8 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         image_shape: (H, W) of the batches.
         batch_size: Samples a step; the last partial batch of an epoch is dropped in training.
         shuffle: Draw a new order each epoch.
-        num_workers: Processes that read; 0 reads in the training process.
+        num_workers: Processes that read or draw samples; 0 does so in the training process. None is 0 on a CPU, whose
+            cores the training itself takes, and else as many as there are cores to spare, but at most 8.
         multiprocessing_context: How workers start: "fork", "spawn", "forkserver", or None for the system's default.
         return_inverse: Give the inverse fields as well, as networks that predict them need.
         augment: Augmenters by the image that they change, "moving" and "reference"; anything that
@@ -57,7 +61,7 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         image_shape: Sequence[int] = (320, 456),
         batch_size: int = 4,
         shuffle: bool = True,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         multiprocessing_context: str | None = None,
         return_inverse: bool = False,
         augment: Mapping[str, Any] | None = None,
@@ -70,7 +74,8 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         shape = checked_shape("data.image_shape", image_shape)
         if shape != atlas.image_shape:
             raise InputError(f"data.image_shape is {shape}, but the atlas has {atlas.image_shape}")
-        given = {"batch_size": batch_size, "num_workers": num_workers, "split_seed": split_seed, "seed": seed}
+        workers = 0 if num_workers is None else num_workers
+        given = {"batch_size": batch_size, "num_workers": workers, "split_seed": split_seed, "seed": seed}
         least = {"data.batch_size": 1, "data.num_workers": 0, "data.split_seed": 0, "data.seed": 0}
         check_numbers({f"data.{name}": value for name, value in given.items()}, least)
         if multiprocessing_context and multiprocessing_context not in get_all_start_methods():
@@ -154,16 +159,24 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         return SeededSampler(indexes.tolist(), seed=self.seed, rank=rank, world_size=world_size, **options)
 
     def _loader(self, dataset: Dataset[Any], sampler: SeededSampler, *, drop_last: bool) -> DataLoader[Any]:
+        num_workers = self._workers()
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
-            num_workers=self.num_workers,
+            num_workers=num_workers,
             drop_last=drop_last,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-            multiprocessing_context=self.multiprocessing_context if self.num_workers else None,
+            persistent_workers=num_workers > 0,
+            multiprocessing_context=self.multiprocessing_context if num_workers else None,
         )
+
+    def _workers(self) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        if self.trainer is None or self.trainer.strategy.root_device.type == "cpu":
+            return 0
+        return min(_MOST_WORKERS, suggested_max_num_workers(self.trainer.num_devices))
 
     def _check_enough_to_train(self, origin: str) -> None:
         """Raise an InputError unless each process can fill a batch, and has something to validate."""

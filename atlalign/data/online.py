@@ -1,11 +1,13 @@
 """Samples drawn while training: sections of the atlas in synthetic contrast under known deformations, made in batches.
 
-A sample is a plane and a seed; everything else follows from these two on the training device. Nothing is written, no
-sample comes twice, and the truth is as exact as that of precomputed data.
+A sample is a plane and a seed. What is drawn by these two is little, and is drawn where data are read, in workers if
+there are some; images and fields are made of it on the training device, which need not wait for the draws. Nothing is
+written, no sample comes twice, and the truth is as exact as that of precomputed data.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
@@ -179,41 +181,98 @@ def draw_setting(
 # --- samples ----------------------------------------------------------------------------------------------------------
 
 
-class Draw(TypedDict):
-    """All that a sample needs: a plane of the atlas, and the seed of its deformation and contrast."""
+class DrawnSample(TypedDict, total=False):
+    """All that a sample is made from: what a worker draws, and the device turns into images and fields.
 
-    plane: int
-    seed: int
+    Planes are those of the atlas, as it keeps them (1, H, W); draws have no axis of the batch until they are collated.
+    """
+
+    section: Tensor
+    labels: Tensor  # of the section, where there is a contrast
+    reference: Tensor
+    deformation: Deformation
+    contrast: Contrast
+    damage: Damage
+    setting: Setting
+    position_um: Tensor
+    image_id: Tensor
 
 
-class TrainingDraws(Dataset[Draw]):
+@dataclass(frozen=True, kw_only=True)
+class SampleDraw:
+    """Draws a sample of a plane by a seed, on the CPU; see `OnlineDataModule` for what is drawn."""
+
+    atlas: Atlas
+    deformation: Callable[..., Deformation]
+    contrast: Callable[..., Contrast] | None
+    damage: Callable[..., Damage] | None
+    setting: Callable[..., Setting]
+    position_error_um: float
+
+    def __call__(self, plane: int, seed: int) -> DrawnSample:
+        """Return the sample; each option leaves the others' draws, since how a section looks comes before its flaws."""
+        generator = torch.Generator().manual_seed(seed)
+        section = self.atlas.template[plane][None]
+        sample = DrawnSample(
+            image_id=torch.tensor(plane),
+            section=section,
+            deformation=_single(self.deformation(generator=generator)),
+        )
+        if self.contrast is not None:
+            assert self.atlas.annotation is not None  # the data module sees to that
+            sample["labels"] = self.atlas.annotation[plane][None]
+            sample["contrast"] = _single(self.contrast(section[None], generator=generator))
+        if self.damage is not None:
+            sample["damage"] = _single(self.damage(section[None], generator=generator))
+        sample["setting"] = _single(self.setting(generator=generator))
+        reference_plane = self._reference_plane(plane, sample["setting"])
+        sample["reference"] = self.atlas.template[reference_plane][None]
+        sample["position_um"] = self.atlas.first_um(reference_plane)
+        return sample
+
+    def _reference_plane(self, plane: int, setting: Setting) -> Tensor:
+        error_um = self.position_error_um * setting.position_error.double()
+        position_um = (plane + 0.5) * self.atlas.spacing_um + error_um
+        return self.atlas.plane_index(position_um.clamp(0, self.atlas.extent_um))
+
+
+def _single(drawn: _Drawn) -> _Drawn:
+    """Return what was drawn for a batch of one without the axis of the batch."""
+    return drawn._make(part[0] for part in drawn)
+
+
+class TrainingDraws(Dataset[DrawnSample]):
     """As many samples as wanted; key and epoch decide plane and seed, through the sampler's seeds."""
 
-    def __init__(self, planes: np.ndarray, n_samples: int) -> None:
+    def __init__(self, draw: Callable[[int, int], DrawnSample], planes: np.ndarray, n_samples: int) -> None:
+        self.draw = draw
         self.planes = planes
         self.n_samples = n_samples
 
     def __len__(self) -> int:
         return self.n_samples
 
-    def __getitem__(self, key: SampleKey) -> Draw:
+    def __getitem__(self, key: SampleKey) -> DrawnSample:
         random = np.random.default_rng(key.seed)
-        return Draw(plane=int(random.choice(self.planes)), seed=int(random.integers(2**31)))
+        return self.draw(int(random.choice(self.planes)), int(random.integers(2**31)))
 
 
-class ValidationDraws(Dataset[Draw]):
+class ValidationDraws(Dataset[DrawnSample]):
     """The same samples in each epoch, spread evenly over the planes."""
 
-    def __init__(self, planes: np.ndarray, n_samples: int, seed: int) -> None:
+    def __init__(
+        self, draw: Callable[[int, int], DrawnSample], planes: np.ndarray, n_samples: int, seed: int
+    ) -> None:
+        self.draw = draw
         self.planes = planes[np.linspace(0, len(planes) - 1, n_samples).round().astype(int)]
         self.seeds = np.random.default_rng(seed).integers(2**31, size=n_samples)
 
     def __len__(self) -> int:
         return len(self.planes)
 
-    def __getitem__(self, key: SampleKey | int) -> Draw:
+    def __getitem__(self, key: SampleKey | int) -> DrawnSample:
         index = key.sample if isinstance(key, SampleKey) else key
-        return Draw(plane=int(self.planes[index]), seed=int(self.seeds[index]))
+        return self.draw(int(self.planes[index]), int(self.seeds[index]))
 
 
 def hold_out(
@@ -327,17 +386,20 @@ class OnlineDataModule(DeviceDataModule):
         self.samples_per_epoch = samples_per_epoch
         self.n_val = n_val
         self.deformation = deformation
-        self.draw_deformation = partial(
-            draw_deformation,
-            atlas.image_shape,
-            mean_fraction=mean_fraction,
-            largest_fraction=largest_fraction,
-            spacing=spacing,
+        self.draw = SampleDraw(
+            atlas=atlas,
+            deformation=partial(
+                draw_deformation,
+                atlas.image_shape,
+                mean_fraction=mean_fraction,
+                largest_fraction=largest_fraction,
+                spacing=spacing,
+            ),
+            contrast=contrast,
+            damage=damage,
+            setting=partial(draw_setting, p_half_reference=p_half_reference, p_mirrored=p_mirrored),
+            position_error_um=position_error_um,
         )
-        self.draw_setting = partial(draw_setting, p_half_reference=p_half_reference, p_mirrored=p_mirrored)
-        self.contrast = contrast
-        self.damage = damage
-        self.position_error_um = position_error_um
         self.position_range_um = position_range_um
         self.val_fraction = val_fraction
         self.n_val_blocks = n_val_blocks
@@ -353,32 +415,26 @@ class OnlineDataModule(DeviceDataModule):
             margin=int(_MARGIN_UM // self.atlas.spacing_um),
             seed=self.split_seed,
         )
-        self.train_dataset = TrainingDraws(self.train_planes, self.samples_per_epoch)
-        self.val_dataset = ValidationDraws(self.val_planes, self.n_val, self.split_seed)
+        self.train_dataset = TrainingDraws(self.draw, self.train_planes, self.samples_per_epoch)
+        self.val_dataset = ValidationDraws(self.draw, self.val_planes, self.n_val, self.split_seed)
         self.train_split, self.val_split = np.arange(self.samples_per_epoch), np.arange(self.n_val)
         self._check_enough_to_train(f"data.samples_per_epoch={self.samples_per_epoch}")
 
     def complete(
         self,
-        batch: dict[str, Tensor],
+        batch: DrawnSample,
         *,
         moving_augmenter: BatchAugmenter | None = None,
         reference_augmenter: BatchAugmenter | None = None,
     ) -> RegistrationBatch:
-        """Return the batch of planes (B,) and seeds (B,), made on the device where these are."""
-        plane, device = batch["plane"].cpu(), batch["plane"].device
-        generators = [torch.Generator().manual_seed(seed) for seed in batch["seed"].tolist()]
-        pair = self._fields(generators, device)
-        # What a section looks like is drawn before what is wrong with it: each option leaves the others' draws.
-        contrast = self._drawn(self.contrast, plane, generators, device)
-        damage = self._drawn(self.damage, plane, generators, device)
-        setting = _batched([self.draw_setting(generator=generator) for generator in generators], device)
-        section = self._section(plane, contrast, damage, device)
-        reference_plane = self._reference_plane(plane, setting)
-        reference = self._template(reference_plane, device)
-        if damage is not None:
-            hidden = setting.half_reference & missing_half(damage, self.atlas.image_shape)
-            reference = reference.masked_fill(hidden, 0)
+        """Return the batch of collated samples, made on the device where they are."""
+        shape, setting = self.atlas.image_shape, batch["setting"]
+        pair = apply_deformation(batch["deformation"], shape, self.deformation)
+        section, reference = _section(batch, shape), _in_unit_range(batch["reference"])
+        if "damage" in batch:
+            reference = reference.masked_fill(
+                setting.half_reference & missing_half(batch["damage"], shape), 0
+            )
         section, reference = (
             torch.where(setting.mirrored, image.flip(-1), image) for image in (section, reference)
         )
@@ -392,48 +448,10 @@ class OnlineDataModule(DeviceDataModule):
             registered=warp(moving, pair.dvf),
             dvf=pair.dvf,
             inv_dvf=pair.inverse if self.return_inverse else None,
-            position_um=self.atlas.first_um(reference_plane).to(device),
-            image_id=batch["plane"],
-            dataset_id=torch.zeros_like(batch["plane"]),
+            position_um=batch["position_um"],
+            image_id=batch["image_id"],
+            dataset_id=torch.zeros_like(batch["image_id"]),
         )
-
-    def _fields(self, generators: list[torch.Generator], device: torch.device) -> FieldPair:
-        drawn = _batched([self.draw_deformation(generator=generator) for generator in generators], device)
-        return apply_deformation(drawn, self.atlas.image_shape, self.deformation)
-
-    def _drawn(
-        self,
-        draw: Callable[..., _Drawn] | None,
-        plane: Tensor,
-        generators: list[torch.Generator],
-        device: torch.device,
-    ) -> _Drawn | None:
-        """Return what `draw` draws for each section, by its own generator."""
-        if draw is None:
-            return None
-        sections = self.atlas.template[plane][:, None]
-        pairs = zip(sections, generators, strict=True)
-        return _batched([draw(section[None], generator=generator) for section, generator in pairs], device)
-
-    def _section(
-        self, plane: Tensor, contrast: Contrast | None, damage: Damage | None, device: torch.device
-    ) -> Tensor:
-        """Return the sections (B, 1, H, W) as they are before the deformation."""
-        template = self._template(plane, device)
-        lost = None if damage is None else missing(damage, self.atlas.image_shape)
-        if contrast is None or self.atlas.annotation is None:
-            return template if lost is None else template.masked_fill(lost, 0)
-        labels = self.atlas.annotation[plane][:, None].to(device)
-        return apply_contrast(template, labels if lost is None else labels.masked_fill(lost, 0), contrast)
-
-    def _template(self, plane: Tensor, device: torch.device) -> Tensor:
-        return self.atlas.template[plane][:, None].to(device).float() / 255
-
-    def _reference_plane(self, plane: Tensor, setting: Setting) -> Tensor:
-        """Return the plane (B,) of each reference, on the CPU."""
-        error_um = self.position_error_um * setting.position_error.cpu().double()
-        position_um = (plane + 0.5) * self.atlas.spacing_um + error_um
-        return self.atlas.plane_index(position_um.clamp(0, self.atlas.extent_um))
 
     def _planes(self) -> np.ndarray:
         planes = tissue_planes(self.atlas)
@@ -448,10 +466,18 @@ class OnlineDataModule(DeviceDataModule):
         return chosen
 
 
-def _batched(drawn: Sequence[_Drawn], device: torch.device) -> _Drawn:
-    """Return one named tuple of tensors on the device, of those drawn for each sample."""
-    parts = (torch.cat(part).to(device) for part in zip(*drawn, strict=True))
-    return drawn[0]._make(parts)
+def _section(batch: DrawnSample, shape: tuple[int, int]) -> Tensor:
+    """Return the sections (B, 1, H, W) as they are before the deformation."""
+    template = _in_unit_range(batch["section"])
+    lost = missing(batch["damage"], shape) if "damage" in batch else None
+    if "contrast" not in batch:
+        return template if lost is None else template.masked_fill(lost, 0)
+    labels = batch["labels"] if lost is None else batch["labels"].masked_fill(lost, 0)
+    return apply_contrast(template, labels, batch["contrast"])
+
+
+def _in_unit_range(planes: Tensor) -> Tensor:
+    return planes.float() / 255
 
 
 def _check_counts(**counts: int) -> None:

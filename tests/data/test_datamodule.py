@@ -3,6 +3,7 @@
 import multiprocessing
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -204,6 +205,20 @@ def test_workers_read_what_the_process_reads(h5_file, atlas, context):
     for got, want in zip(batches(module.val_dataloader()), expected, strict=True):
         for one, other in zip(got, want, strict=True):
             assert torch.equal(one, other)
+
+
+def test_workers_are_started_for_a_gpu_unless_a_number_is_given(h5_file, atlas, monkeypatch):
+    """Of 16 cores, one stays for each of the training's processes."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(16), raising=False)
+
+    def workers(device: str, n_devices: int = 1, **given: int) -> int:
+        module = datamodule(h5_file, atlas, **given)
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        module.trainer = SimpleNamespace(strategy=strategy, num_devices=n_devices)
+        return module._workers()
+
+    assert [workers("cuda"), workers("cuda", 4), workers("cpu", 4)] == [8, 3, 0]
+    assert [workers("cuda", num_workers=0), workers("cpu", num_workers=2)] == [0, 2]
 
 
 def test_each_process_opens_the_file_once(h5_file, atlas):

@@ -12,6 +12,7 @@ from hydra import compose as compose_config
 from hydra import initialize_config_dir
 from torch.utils.data import default_collate
 
+from atlalign.data import online
 from atlalign.data.atlas import phantom_atlas
 from atlalign.data.augmenters import augmenter_1, kornia_1
 from atlalign.data.contrast import draw_contrast
@@ -20,6 +21,7 @@ from atlalign.data.dataset import SeededSampler
 from atlalign.data.online import (
     DEFORMATIONS,
     Deformation,
+    DrawnSample,
     OnlineDataModule,
     TrainingDraws,
     apply_deformation,
@@ -135,10 +137,8 @@ def test_the_true_field_brings_the_moving_image_to_the_section_that_it_was_made_
     brain, deformation, monkeypatch
 ):
     made = []
-    original = OnlineDataModule._section
-    monkeypatch.setattr(
-        OnlineDataModule, "_section", lambda *arguments: made.append(original(*arguments)) or made[-1]
-    )
+    original = online._section
+    monkeypatch.setattr(online, "_section", lambda *arguments: made.append(original(*arguments)) or made[-1])
     smooth_light = functools.partial(draw_contrast, noise=(0, 0.01), texture=(0, 0.02), blur_px=(1, 1.5))
     datamodule = module(brain, deformation=deformation, contrast=smooth_light)
     batch = first_batch(datamodule, datamodule.train_dataloader())
@@ -183,15 +183,26 @@ def test_epochs_differ_in_training_and_not_in_validation(brain):
         loader = getattr(datamodule, f"{name}_dataloader")()
         for epoch in (0, 1):
             loader.sampler.set_epoch(epoch)
-            seeds = torch.cat([batch["seed"] for batch in loader]).tolist()
-            planes = torch.cat([batch["plane"] for batch in loader]).tolist()
+            seeds = torch.cat([batch["contrast"].seed for batch in loader]).flatten().tolist()
+            planes = torch.cat([batch["image_id"] for batch in loader]).tolist()
             draws[name, epoch] = list(zip(planes, seeds, strict=True))
     assert draws["val", 0] == draws["val", 1]
     assert not set(draws["train", 0]) & set(draws["train", 1])
     assert len(set(draws["train", 0])) == 8
     again = module(brain).train_dataloader()
     again.sampler.set_epoch(1)
-    assert torch.cat([batch["seed"] for batch in again]).tolist() == [seed for _, seed in draws["train", 1]]
+    seeds = torch.cat([batch["contrast"].seed for batch in again]).flatten().tolist()
+    assert seeds == [seed for _, seed in draws["train", 1]]
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_draw_what_the_process_draws(brain, context):
+    whole = {"damage": draw_damage, "position_error_um": 300.0}
+    alone = module(brain, **whole)
+    workers = module(brain, num_workers=2, multiprocessing_context=context, **whole)
+    pairs = zip(workers.val_dataloader(), alone.val_dataloader(), strict=True)
+    for one, other in [(workers.complete(raw), alone.complete(plain)) for raw, plain in pairs]:
+        assert all(torch.equal(*parts) for parts in zip(one, other, strict=True))
 
 
 def test_split_seed_decides_validation_and_seed_training(brain):
@@ -335,8 +346,8 @@ def test_validation_is_blocks_of_neighbours_apart_from_all_that_trains():
 
 def test_training_draws_from_all_its_planes_and_no_others():
     planes = np.array([3, 4, 8])
-    draws = TrainingDraws(planes, 300)
-    seen = [draws[key]["plane"] for key in SeededSampler(range(300), seed=0, shuffle=True)]
+    draws = TrainingDraws(lambda plane, _: DrawnSample(image_id=torch.tensor(plane)), planes, 300)
+    seen = [int(draws[key]["image_id"]) for key in SeededSampler(range(300), seed=0, shuffle=True)]
     assert set(seen) == {3, 4, 8}
     assert min(seen.count(plane) for plane in planes) > 70
 
@@ -434,6 +445,6 @@ def test_a_seed_gives_the_same_batch_on_every_device(brain):
     datamodule = module(brain, deformation="affine_smooth")
     raw = next(iter(datamodule.train_dataloader()))
     here = datamodule.complete(raw)
-    there = datamodule.complete({name: part.cuda() for name, part in raw.items()})
+    there = datamodule.complete(datamodule.transfer_batch_to_device(raw, torch.device("cuda"), 0))
     for one, other in zip(here, there, strict=True):
         assert (one - other.cpu()).abs().float().mean() < 2e-3
