@@ -83,6 +83,7 @@ GPU_ROWS: dict[str, Row] = {
     "gpu_training": Row(
         "the same with data loading", "training on one batch", _at_least(0.95), gpu.training_loop
     ),
+    "gpu_online": Row("the same with data=online", "training on one batch", _at_least(0.9), gpu.online),
 }
 
 

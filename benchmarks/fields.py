@@ -147,16 +147,7 @@ def generating(size: Size) -> Measured:
 
 def online(size: Size) -> Measured:
     """Compare batches that are drawn while training, of the slowest kind, with a step on such a batch."""
-    atlas = phantom_atlas(image_shape=size.shape, spacing_um=1100.0)
-    module = OnlineDataModule(
-        atlas=atlas,
-        image_shape=size.shape,
-        batch_size=4,
-        deformation="affine_smooth",
-        contrast=draw_contrast,
-        n_val_blocks=1,
-    )
-    module.setup()
+    module = online_module(size, batch_size=4)
     batches = iter(module.train_dataloader())
 
     def make() -> RegistrationBatch:
@@ -165,3 +156,12 @@ def online(size: Size) -> Measured:
     network = LocalUNet().to(memory_format=torch.channels_last)
     turns = in_turns(make, stepper(network, make()), size)
     return Measured(turns.times_as_long(), turns, " and ".join(f"{min(times):.3g} s" for times in turns))
+
+
+def online_module(size: Size, **options: Any) -> OnlineDataModule:
+    """Return the data module of `data=online` with its slowest deformation."""
+    atlas = phantom_atlas(image_shape=size.shape, spacing_um=1100.0)
+    options = {"deformation": "affine_smooth", "contrast": draw_contrast, "n_val_blocks": 1, **options}
+    module = OnlineDataModule(atlas=atlas, image_shape=size.shape, **options)
+    module.setup()
+    return module

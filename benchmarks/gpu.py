@@ -4,14 +4,18 @@ from dataclasses import replace
 
 import torch
 
+from atlalign.data.datamodule import DeviceDataModule
 from atlalign.networks import LocalUNet
 from benchmarks import loading
+from benchmarks.fields import online_module
 from benchmarks.measure import Measured, NotMeasuredError, Size, Turns, in_turns, scratch
 from benchmarks.networks import Layer, local_layers, random_batch, stepper
 
 _BATCH = 32
 _COPIED = 2**30
-_STEPS = 20  # workers read ahead: what they have ready at first says nothing
+_STEPS = 40  # workers read ahead: what they have ready at first says nothing
+_BATCHES = 8  # in an epoch
+_DEVICE, _TRAINED_ON = "cuda", "gpu"
 
 
 def against_copy(size: Size) -> Measured:
@@ -21,9 +25,9 @@ def against_copy(size: Size) -> Measured:
     """
     _check_device()
     network = _fast_network()
-    step = stepper(network, random_batch(_BATCH, size.shape, "cuda"), torch.bfloat16)
+    step = stepper(network, random_batch(_BATCH, size.shape, _DEVICE), torch.bfloat16)
     moved = _BATCH * sum(map(_bytes, local_layers(network.hyperparameters, size.shape)))
-    source = torch.empty(_COPIED, dtype=torch.uint8, device="cuda")
+    source = torch.empty(_COPIED, dtype=torch.uint8, device=_DEVICE)
     target = torch.empty_like(source)
     turns = in_turns(step, lambda: target.copy_(source), size)
     torch.cuda.reset_peak_memory_stats()
@@ -39,9 +43,9 @@ def against_copy(size: Size) -> Measured:
 def against_eager(size: Size) -> Measured:
     """Return the step's share of the time of one in float32, neither compiled nor channels last."""
     _check_device()
-    batch = random_batch(_BATCH, size.shape, "cuda")
+    batch = random_batch(_BATCH, size.shape, _DEVICE)
     turns = in_turns(
-        stepper(_fast_network(), batch, torch.bfloat16), stepper(LocalUNet().cuda(), batch), size
+        stepper(_fast_network(), batch, torch.bfloat16), stepper(LocalUNet().to(_DEVICE), batch), size
     )
     return Measured(
         turns.times_as_long(), turns, " and ".join(f"{1e3 * min(times):.1f} ms" for times in turns)
@@ -51,10 +55,22 @@ def against_eager(size: Size) -> Measured:
 def training_loop(size: Size) -> Measured:
     """Compare steps on batches that workers read with steps on one batch."""
     _check_device()
-    size = replace(size, steps=_STEPS * size.steps)
+    size = replace(size, steps=_STEPS * size.steps, samples=_BATCHES * _BATCH)
     with scratch() as folder:
-        data = loading.data_module(folder, size, batch_size=min(_BATCH, size.samples), num_workers=4)
-        return loading.compare_loops(data, size, accelerator="gpu", devices=1, precision="bf16-mixed")
+        return _compare(loading.data_module(folder, size, batch_size=_BATCH), size)
+
+
+def online(size: Size) -> Measured:
+    """Compare steps on batches of `data=online`, drawn by workers and made on the device, with steps on one batch."""
+    _check_device()
+    size = replace(size, steps=_STEPS * size.steps)
+    return _compare(online_module(size, batch_size=_BATCH, samples_per_epoch=_BATCHES * _BATCH), size)
+
+
+def _compare(data: DeviceDataModule, size: Size) -> Measured:
+    return loading.compare_loops(
+        _fast_network(), data, size, accelerator=_TRAINED_ON, devices=1, precision="bf16-mixed"
+    )
 
 
 def _check_device() -> None:
@@ -63,7 +79,7 @@ def _check_device() -> None:
 
 
 def _fast_network() -> LocalUNet:
-    network = LocalUNet().cuda().to(memory_format=torch.channels_last)
+    network = LocalUNet().to(_DEVICE).to(memory_format=torch.channels_last)
     network.compile()
     return network
 

@@ -15,12 +15,21 @@ from lightning_fabric.utilities import move_data_to_device
 
 from atlalign.data.atlas import phantom_atlas
 from atlalign.data.augmenters import augmenter_1
-from atlalign.data.datamodule import RegistrationDataModule
+from atlalign.data.datamodule import DeviceDataModule, RegistrationDataModule
 from atlalign.data.demo import write_demo
 from atlalign.losses import RegistrationLoss
 from atlalign.networks import LocalUNet
 from atlalign.training.module import RegistrationModule
-from benchmarks.measure import Measured, Size, Turns, in_turns, scratch, seconds, turn_numbers
+from benchmarks.measure import (
+    Measured,
+    Size,
+    Turns,
+    finish_device,
+    in_turns,
+    scratch,
+    seconds,
+    turn_numbers,
+)
 
 _BATCH = 4
 Augment = Callable[[np.ndarray], np.ndarray]
@@ -110,38 +119,39 @@ class _OneBatch(pl.LightningDataModule):
 
 
 class _Clock(pl.Callback):
-    """Remembers when each step had ended."""
+    """Times the steps after the first one, which also warms up; a device is waited for at both ends alone."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Note the time."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.ends.append(perf_counter())
+        if trainer.global_step in (1, trainer.max_steps):
+            finish_device()
+            self.ends.append(perf_counter())
 
-    def seconds_per_step(self) -> float:
-        """Return the mean without the first step, which also warms up."""
-        return (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1)
+    def seconds_per_step(self, steps: int) -> float:
+        """Return the mean over so many."""
+        first, last = self.ends
+        return (last - first) / steps
 
 
 def training_loop(size: Size) -> Measured:
     """Compare steps of a run that reads its batches in its own process with steps on one batch."""
+    network = LocalUNet().to(memory_format=torch.channels_last)
     with scratch() as folder:
-        return compare_loops(data_module(folder, size), size, accelerator="cpu")
+        return compare_loops(network, data_module(folder, size), size, accelerator="cpu")
 
 
-def compare_loops(data: RegistrationDataModule, size: Size, **trainer: Any) -> Measured:
+def compare_loops(network: LocalUNet, data: DeviceDataModule, size: Size, **trainer: Any) -> Measured:
     """Compare Lightning's steps on the batches of the data module with those on its first batch alone."""
-    steps = size.steps + 1
-    device = torch.device("cuda" if trainer["accelerator"] == "gpu" else "cpu")
+    device = next(network.parameters()).device
     raw = move_data_to_device(next(iter(data.train_dataloader())), device)
-    one = _OneBatch(data.complete(raw), steps)
+    one = _OneBatch(data.complete(raw), size.steps + 1)
     turns = Turns([], [])
     for turn in turn_numbers(size):
         for times, batches in _alternately([(turns.ours, data), (turns.other, one)], turn):
-            times.append(_seconds_per_step(batches, steps, **trainer))
+            times.append(_seconds_per_step(network, batches, size.steps, **trainer))
     note = f"{min(turns.ours):.3g} and {min(turns.other):.3g} s a step"
     return Measured(turns.times_as_fast(), turns, note)
 
@@ -150,11 +160,11 @@ def _alternately(pairs: list[Any], turn: int) -> Iterator[Any]:
     return reversed(pairs) if turn % 2 else iter(pairs)
 
 
-def _seconds_per_step(data: pl.LightningDataModule, steps: int, **trainer: Any) -> float:
+def _seconds_per_step(network: LocalUNet, data: pl.LightningDataModule, steps: int, **trainer: Any) -> float:
     clock = _Clock()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     fit = pl.Trainer(
-        max_steps=steps,
+        max_steps=steps + 1,
         limit_val_batches=0,
         callbacks=[clock],
         logger=False,
@@ -165,6 +175,5 @@ def _seconds_per_step(data: pl.LightningDataModule, steps: int, **trainer: Any) 
         **trainer,
     )
     loss = RegistrationLoss(image="mse", dvf="vector_distance", weights={"image": 1, "dvf": 0.1})
-    network = LocalUNet().to(memory_format=torch.channels_last)
     fit.fit(RegistrationModule(network, loss, optimizer=partial(torch.optim.RMSprop, lr=1e-3)), data)
-    return clock.seconds_per_step()
+    return clock.seconds_per_step(steps)

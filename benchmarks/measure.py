@@ -134,15 +134,16 @@ def _calls(work: Work, block_s: float) -> int:
 
 def seconds(work: Work, calls: int = 1) -> float:
     """Return how long so many calls take."""
-    _finish_device()
+    finish_device()
     start = perf_counter()
     for _ in range(calls):
         work()
-    _finish_device()
+    finish_device()
     return perf_counter() - start
 
 
-def _finish_device() -> None:
+def finish_device() -> None:
+    """Wait until a GPU has done what it was asked for; there need not be one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -39,6 +39,26 @@ def test_without_a_gpu_its_rows_say_so(name):
     assert result["note"] == "needs a GPU"
 
 
+@pytest.mark.parametrize("name", bench.GPU_ROWS)
+def test_the_rows_of_a_gpu_run_on_a_cpu_as_well(name, monkeypatch):
+    """All but the device, its memory's meter and the compiler: what they would measure is not looked at."""
+    for constant, value in {
+        "_DEVICE": "cpu",
+        "_TRAINED_ON": "cpu",
+        "_BATCH": 4,
+        "_COPIED": 2**20,
+        "_STEPS": 2,
+    }.items():
+        monkeypatch.setattr(bench.gpu, constant, value)
+    monkeypatch.setattr(bench.gpu, "_check_device", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 4e6)
+    monkeypatch.setattr(LocalUNet, "compile", lambda network: None)
+    result = bench.measured(bench.GPU_ROWS[name], TINY)
+    assert result["value"] > 0
+    assert all(ours > 0 and other > 0 for ours, other in zip(*result["turns"].values(), strict=True))
+
+
 def test_the_command_prints_a_table_and_writes_json_with_the_machine(tmp_path, monkeypatch, capsys):
     def unavailable(size):
         raise NotMeasuredError("needs luck")
