@@ -289,7 +289,7 @@ def _ids(labels: NDArray[Any], points_mm: Points, reference: Grid) -> NDArray[np
 
 
 def _region_columns(ids: NDArray[np.int64], regions: Mapping[int, RegionName]) -> _Columns:
-    named = [regions.get(i, RegionName("", "", None)) for i in ids.tolist()]
+    named = [regions.get(i, RegionName()) for i in ids.tolist()]
     cells = ["" if i < 0 else str(i) for i in ids.tolist()]
     return {
         "region_id": cells,

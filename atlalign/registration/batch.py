@@ -513,7 +513,10 @@ def _write_labels(
     grid = transform.forward.grid.with_shape((labels.shape[0], labels.shape[1]))
     _write(folder / LABELS, [labels], labels.shape, labels.dtype, grid)
     areas = exports.RegionAreas(transform.section.pixel_um)
-    in_section = areas.counted(transform.label(labels))
+    if transform.plane is None:
+        in_section = areas.counted(transform.label(labels))
+    else:
+        in_section = areas.counted_by_side(transform.label_by_side(labels))
     _write(folder / _IMAGE_LABELS, in_section, transform.section.shape, labels.dtype, transform.section)
     exports.write_regions(folder / REGIONS, areas, ontology, known=np.unique(labels[labels > 0]).tolist())
 

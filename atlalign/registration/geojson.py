@@ -106,13 +106,13 @@ def _outlined(
 
 def _annotation(region_id: int, region: RegionName | None) -> dict[str, Any]:
     """Return properties as QuPath reads them."""
-    acronym, name, color = region or RegionName("", "", None)
-    classification: dict[str, Any] = {"name": acronym or str(region_id)}
-    if color is not None:
-        classification["color"] = list(color)
+    region = region or RegionName()
+    classification: dict[str, Any] = {"name": region.acronym or str(region_id)}
+    if region.color is not None:
+        classification["color"] = list(region.color)
     return {
         "objectType": "annotation",
-        "name": name or str(region_id),
+        "name": region.name or str(region_id),
         "classification": classification,
         "metadata": {"region_id": str(region_id)},
     }

@@ -153,6 +153,15 @@ class SectionTransform:
         finest = min(self.section.pixel_um)
         return self.forward.grid.finer(min(finest, *self.forward.grid.pixel_um))
 
+    @property
+    def midline_mm(self) -> float | None:
+        """Where the atlas's midline lies along x of the reference's frame; None if that is no plane of one.
+
+        It is the middle of the reference, which shows all of an atlas's width.
+        """
+        grid = self.forward.grid
+        return None if self.plane is None else (grid.shape[1] - 1) / 2 * grid.pixel_um[0] / 1000
+
     def to_reference(self, pixels: Points) -> Points:
         """Return section points (N, 2), in pixels (x, y), in the reference's frame, in mm."""
         return self.inverse(self.section.to_mm(pixels))
@@ -178,6 +187,17 @@ class SectionTransform:
         """
         grid = self.forward.grid.with_shape((labels.shape[0], labels.shape[1]))
         return warp_in_bands(labels, grid, self.inverse, self.section, nearest=True)
+
+    def label_by_side(self, labels: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:
+        """Yield the labels in section space as `label` does, each band with where it lies left of the midline."""
+        grid = self.forward.grid.with_shape((labels.shape[0], labels.shape[1]))
+        middle = (labels.shape[1] - 1) / 2
+        for tiles in _tiles_in_bands(grid, self.inverse, self.section):
+            taken = [(_take_nearest(labels, tile, 0), tile[0].numpy() < middle) for tile in tiles]
+            yield (
+                np.concatenate([ids for ids, _ in taken], axis=1),
+                np.concatenate([is_left for _, is_left in taken], axis=1),
+            )
 
     def save(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Write the transform into a folder; `record`, plain data on how it came about, is kept with it."""
@@ -273,21 +293,26 @@ def warp_in_bands(
         nearest: Take the nearest pixel unchanged, instead of interpolating linearly.
         fill: One value, or one a channel.
     """
-    height, width = target.shape
     take = _take_nearest if nearest else _interpolate
+    for tiles in _tiles_in_bands(source, displacement, target):
+        yield np.concatenate([take(image, tile, fill) for tile in tiles], axis=1)
+
+
+def _tiles_in_bands(source: Grid, displacement: Displacement, target: Grid) -> Iterator[Iterator[Tensor]]:
+    """Yield, band by band, where the pixels of its tiles lie in the source image, (2, h, w) in its pixels."""
+    height, width = target.shape
     source_mm = torch.tensor(source.pixel_um, dtype=torch.float64).view(2, 1, 1) / 1000
     shift = displacement.mm.double() / source_mm  # once, not for every tile
     for top in range(0, height, _TILE_PX):
         rows = torch.arange(top, min(top + _TILE_PX, height))
         # A tile needs little of the image, however the section is turned.
         tiles = (torch.arange(left, min(left + _TILE_PX, width)) for left in range(0, width, _TILE_PX))
-        points = (
+        yield (
             _sources(
                 _axes(target, displacement.grid, rows, columns), shift, _axes(target, source, rows, columns)
             )
             for columns in tiles
         )
-        yield np.concatenate([take(image, tile, fill) for tile in points], axis=1)
 
 
 def _axes(target: Grid, grid: Grid, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

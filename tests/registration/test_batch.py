@@ -22,6 +22,7 @@ import torch
 from atlalign.cli import main
 from atlalign.data.atlas import phantom_atlas
 from atlalign.data.images import read_image, read_labels, write_tiff
+from atlalign.data.phantom import phantom_ontology
 from atlalign.errors import InputError
 from atlalign.models import save_model
 from atlalign.networks import LocalUNet
@@ -125,7 +126,9 @@ def test_a_list_is_registered_and_each_section_has_its_files(run, sections, tmp_
         labels = read_labels(out / name / "labels.tif")
         assert labels.shape == (96, 144)
         with (out / name / "regions.csv").open() as file:
-            regions = {int(row["id"]): int(row["pixels"]) for row in csv.DictReader(file)}
+            table_of_regions = list(csv.DictReader(file))
+        regions = {int(row["id"]): int(row["pixels"]) for row in table_of_regions}
+        check_sides_and_parts(table_of_regions, labels, transform)
         ids, counts = np.unique(labels[labels > 0], return_counts=True)
         assert {i: n for i, n in regions.items() if n} == dict(
             zip(ids.tolist(), counts.tolist(), strict=True)
@@ -135,6 +138,26 @@ def test_a_list_is_registered_and_each_section_has_its_files(run, sections, tmp_
         assert float(rows[name]["pixel_um_x"]) == pytest.approx(11400 / 143, rel=0.1)  # by fit
     assert json.loads((out / "visualign.json").read_text())["slices"][2]["filename"] == "c.jpg"
     assert SimpleITK.ReadImage(str(out / "a" / "overlay.png")).GetSize()[1] == 640
+
+
+def check_sides_and_parts(
+    rows: list[dict[str, str]], labels: np.ndarray, transform: SectionTransform
+) -> None:
+    """Check areas against the labels, the sides on which their pixels lie, and the tree of the phantom."""
+    y, x = np.mgrid[: labels.shape[0], : labels.shape[1]]
+    points_mm = transform.to_reference(np.stack([x, y], axis=-1).reshape(-1, 2).astype(float))
+    is_left = (transform.plane.to_atlas(points_mm)[:, 2] < 11400 / 2).reshape(labels.shape)
+    pixel_mm2 = np.prod(transform.section.pixel_um) / 1e6
+    for row in rows:
+        parts = [region.id for region in phantom_ontology() if int(row["id"]) in region.path]
+        for ids, suffix in (([int(row["id"])], ""), (parts, "_with_parts")):
+            found = np.isin(labels, ids)
+            expected = [found.sum(), (found & is_left).sum(), (found & ~is_left).sum()]
+            areas = [float(row[f"{side}{suffix}_mm2"]) / pixel_mm2 for side in ("area", "left", "right")]
+            assert areas == pytest.approx(expected, rel=1e-4, abs=1)
+    top = rows[0]
+    assert (top["acronym"], top["parent_id"], top["pixels"]) == ("root", "", "0")
+    assert 0.4 < float(top["left_with_parts_mm2"]) / float(top["area_with_parts_mm2"]) < 0.6
 
 
 def test_run_again_it_does_what_is_missing_and_nothing_else(run, sections, tmp_path):
@@ -707,3 +730,7 @@ def test_real_sections_open_in_simpleitk_with_equal_results(run, test_data, tmp_
     with (out / "regions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {"CP", "PIR", "BST"} <= {row["acronym"] for row in rows}
+    cortex = next(row for row in rows if row["acronym"] == "CTX")
+    assert float(cortex["area_mm2"]) < 0.1
+    assert 10 < float(cortex["left_with_parts_mm2"]) < 14
+    assert 10 < float(cortex["right_with_parts_mm2"]) < 14

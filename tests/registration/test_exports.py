@@ -1,5 +1,6 @@
 """Exports against hand-counted areas, VisuAlign's way of reading them, and what ANTs makes of the transforms."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -45,12 +46,63 @@ def test_areas_are_those_counted_by_hand(tmp_path):
     assert (np.concatenate(bands) == labels).all()
     write_regions(tmp_path / "regions.csv", areas, ONTOLOGY, known=[8, 7, 997])
     assert (tmp_path / "regions.csv").read_text().splitlines() == [
-        "id,acronym,name,color,area_mm2,pixels,share",
-        '8,grey,"Basic cell groups, and regions",#bfdae3,7,7,0.7',
-        "997,root,root,#ffffff,2,2,0.2",
-        "614454277,,,,1,1,0.1",
-        "7,,,,0,0,0",
+        "id,acronym,name,color,area_mm2,pixels,share,parent_id,area_with_parts_mm2",
+        "997,root,root,#ffffff,2,2,0.2,,9",
+        '8,grey,"Basic cell groups, and regions",#bfdae3,7,7,0.7,997,7',
+        "614454277,,,,1,1,0.1,,1",
+        "7,,,,0,0,0,,0",
     ]
+
+
+DEEPER = Ontology(
+    [
+        *ONTOLOGY,
+        Region(567, "CH", "Cerebrum", (997, 8, 567), (176, 240, 255)),
+        Region(688, "CTX", "Cerebral cortex", (997, 8, 567, 688), (176, 255, 184)),
+        Region(623, "CNU", "Cerebral nuclei", (997, 8, 567, 623), (152, 214, 249)),
+    ]
+)
+
+
+def read(path: Path) -> dict[str, dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["id"]: row for row in csv.DictReader(file)}
+
+
+def test_regions_have_the_areas_of_their_parts_and_of_both_sides(tmp_path):
+    """The cerebrum, which has one pixel of its own, and what is above it, which has none."""
+    labels = np.array([[688, 688, 623, 567], [0, 688, 623, 5]])
+    is_left = np.array([[True, True, False, False], [True, False, False, False]])
+    areas = RegionAreas((1000.0, 2000.0))
+    bands = areas.counted_by_side([(labels[:1], is_left[:1]), (labels[1:], is_left[1:])])
+    assert (np.concatenate(list(bands)) == labels).all()
+    write_regions(tmp_path / "regions.csv", areas, DEEPER)
+    table = read(tmp_path / "regions.csv")
+    names = [
+        "area_mm2", "left_mm2", "right_mm2",
+        "area_with_parts_mm2", "left_with_parts_mm2", "right_with_parts_mm2", "parent_id",
+    ]  # fmt: skip
+    assert {i: [row[name] for name in names] for i, row in table.items()} == {
+        "997": ["0", "0", "0", "12", "4", "8", ""],
+        "8": ["0", "0", "0", "12", "4", "8", "997"],
+        "567": ["2", "0", "2", "12", "4", "8", "8"],
+        "688": ["6", "4", "2", "6", "4", "2", "567"],
+        "623": ["4", "0", "4", "4", "0", "4", "567"],
+        "5": ["2", "0", "2", "2", "0", "2", ""],
+    }
+    assert list(table) == ["997", "8", "567", "688", "623", "5"]
+    parents = {i: region.parent_id for i, region in read_regions(tmp_path / "regions.csv").items()}
+    assert parents == {997: 0, 8: 997, 567: 8, 688: 567, 623: 567, 5: 0}
+
+
+@pytest.mark.parametrize("ontology", [None, Ontology([Region(8, "a", "b", (8,), (1, 2, 3))])])
+def test_what_is_part_of_what_is_left_out_where_no_tree_is_known(tmp_path, ontology):
+    areas = RegionAreas((1.0, 1.0))
+    list(areas.counted([np.array([[8, 7]])]))
+    write_regions(tmp_path / "regions.csv", areas, ontology)
+    (first, *_) = read(tmp_path / "regions.csv").values()
+    assert list(first) == ["id", "acronym", "name", "color", "area_mm2", "pixels", "share"]
+    assert read_regions(tmp_path / "regions.csv")[7].parent_id is None
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64])
@@ -67,8 +119,8 @@ def test_a_table_of_regions_comes_back(tmp_path):
     list(areas.counted([np.array([[8, 997, 5]])]))
     write_regions(tmp_path / "regions.csv", areas, ONTOLOGY)
     regions = read_regions(tmp_path / "regions.csv")
-    assert regions[8] == ("grey", "Basic cell groups, and regions", (191, 218, 227))
-    assert regions[5] == ("", "", None)
+    assert regions[8] == ("grey", "Basic cell groups, and regions", (191, 218, 227), 997)
+    assert regions[5] == ("", "", None, 0)
     (tmp_path / "other.csv").write_text("x,y\n1,2\n")
     for name, sentence in [("other.csv", "expected a table of regions"), ("none.csv", "cannot be read")]:
         with pytest.raises(InputError, match=sentence):

@@ -79,6 +79,23 @@ def test_labels_in_section_space_are_what_simpleitk_makes_of_them(transform, tmp
     assert set(np.unique(ours)) == {0, 7, 997, 614454277}
 
 
+@pytest.mark.parametrize("width", [78, 79])
+@pytest.mark.parametrize("tile", [16, 512])
+def test_labels_come_with_the_side_of_the_midline_that_their_pixels_lie_on(
+    transform, monkeypatch, tile, width
+):
+    monkeypatch.setattr(module, "_TILE_PX", tile)
+    labels = np.random.default_rng(0).choice([0, 7, 997], (47, width))
+    bands = list(transform.label_by_side(labels))
+    assert (np.concatenate([ids for ids, _ in bands]) == np.concatenate(list(transform.label(labels)))).all()
+    y, x = np.mgrid[: SECTION.shape[0], : SECTION.shape[1]]
+    points_mm = transform.to_reference(np.stack([x, y], axis=-1).reshape(-1, 2).astype(float))
+    is_left = points_mm[:, 0].reshape(SECTION.shape) < 39 * 0.1 / 2
+    assert transform.midline_mm == pytest.approx(39 * 0.1 / 2)
+    assert 0.1 < is_left.mean() < 0.9
+    assert (np.concatenate([left for _, left in bands]) == is_left).mean() > 0.9995
+
+
 def test_points_go_the_other_way_than_images_as_in_simpleitk(transform, tmp_path):
     transform.save(tmp_path, {})
     pixels = np.random.default_rng(0).uniform(0, 1, (50, 2)) * [69, 89]
