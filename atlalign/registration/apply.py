@@ -38,6 +38,7 @@ _TABLES = (".csv",)
 _ATLAS = ("ap_um", "dv_um", "ml_um")
 _SECTION = ("x", "y")
 _REFERENCE = ("x_reference", "y_reference")
+_PATH_MARK = ">"  # acronyms have slashes: VISp2/3
 
 
 class Options(NamedTuple):
@@ -248,6 +249,7 @@ def _to_reference(pixels: Points, results: _Results) -> _Columns:
     columns = _columns(_REFERENCE, grid.to_pixels(points_mm))
     if transform.plane is not None:
         columns |= _columns(_ATLAS, transform.plane.to_atlas(points_mm))
+        columns["hemisphere"] = _sides(points_mm, transform)
     labels = results.labels
     if labels is not None:
         columns |= _region_columns(_ids(labels, points_mm, transform.forward.grid), results.regions)
@@ -288,14 +290,33 @@ def _ids(labels: NDArray[Any], points_mm: Points, reference: Grid) -> NDArray[np
     return ids
 
 
+def _sides(points_mm: Points, transform: SectionTransform) -> list[str]:
+    """Return the side of the brain on which points (N, 2) of the reference's frame lie, "" where they are NaN."""
+    middle = transform.midline_mm
+    return ["" if np.isnan(x) else "left" if x < middle else "right" for x in points_mm[:, 0]]
+
+
 def _region_columns(ids: NDArray[np.int64], regions: Mapping[int, RegionName]) -> _Columns:
     named = [regions.get(i, RegionName()) for i in ids.tolist()]
     cells = ["" if i < 0 else str(i) for i in ids.tolist()]
-    return {
+    columns = {
         "region_id": cells,
         "region_acronym": [region.acronym for region in named],
         "region_name": [region.name for region in named],
     }
+    if any(region.parent_id is not None for region in regions.values()):
+        paths = {i: _path(i, regions) for i in set(ids.tolist())}
+        columns["region_path"] = [paths[i] for i in ids.tolist()]
+    return columns
+
+
+def _path(region_id: int, regions: Mapping[int, RegionName]) -> str:
+    """Return the acronyms from the root down to a region; what has none is called by its id."""
+    names: dict[int, str] = {}
+    while region_id in regions and region_id not in names:
+        names[region_id] = regions[region_id].acronym or str(region_id)
+        region_id = regions[region_id].parent_id or 0
+    return _PATH_MARK.join(reversed(names.values()))
 
 
 def _columns(names: Sequence[str], values: Points) -> _Columns:

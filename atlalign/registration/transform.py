@@ -154,13 +154,10 @@ class SectionTransform:
         return self.forward.grid.finer(min(finest, *self.forward.grid.pixel_um))
 
     @property
-    def midline_mm(self) -> float | None:
-        """Where the atlas's midline lies along x of the reference's frame; None if that is no plane of one.
-
-        It is the middle of the reference, which shows all of an atlas's width.
-        """
+    def midline_mm(self) -> float:
+        """The middle of the reference along x of its frame; planes show all of an atlas's width, so its midline."""
         grid = self.forward.grid
-        return None if self.plane is None else (grid.shape[1] - 1) / 2 * grid.pixel_um[0] / 1000
+        return (grid.shape[1] - 1) / 2 * grid.pixel_um[0] / 1000
 
     def to_reference(self, pixels: Points) -> Points:
         """Return section points (N, 2), in pixels (x, y), in the reference's frame, in mm."""

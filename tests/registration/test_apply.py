@@ -200,7 +200,28 @@ def test_points_go_to_the_atlas_as_in_simpleitk(transform, tmp_path):
         column, line = np.rint(grid.to_pixels(np.array([x, y]))).astype(int)
         assert int(row["region_id"]) == LABEL_IMAGE[line, column]
         assert (row["region_acronym"], row["region_name"]) == names[int(row["region_id"])]
+        assert row["region_path"] == {0: "", 997: "root", 8: "root>grey"}[int(row["region_id"])]
+        # The middle of the reference's 80 pixels of 50 µm.
+        assert row["hemisphere"] == ("left" if float(row["ml_um"]) < 100 + 79 * 50 / 2 else "right")
+    assert {row["hemisphere"] for row in found} == {"left", "right"}
     assert {row["region_id"] for row in found} == {"0", "8", "997"}
+
+
+def test_a_path_goes_down_to_a_region_that_may_have_no_name(transform, tmp_path):
+    """And is left out where the table of regions, an older one, does not say what is part of what."""
+    header = "id,acronym,name,color,area_mm2,pixels,share"
+    above = "997,root,root,,0,0,0,\n22,,,,0,0,0,997\n"
+    table = tmp_path / "s1" / REGIONS
+    source = write_rows(tmp_path / "cells.csv", [{"x": 70, "y": 80}, {"x": -9, "y": 0}])
+    table.write_text(f"{header},parent_id\n{above}8,VISp2/3,Layer 2/3,,1,1,1,22\n")
+    found = rows(run(source, "reference", "path.csv"))
+    assert [row["region_path"] for row in found] == ["root>22>VISp2/3", ""]
+    table.write_text(f"{header},parent_id\n22,a,a,,1,1,1,8\n8,b,b,,1,1,1,22\n")
+    assert rows(run(source, "reference", "ring.csv"))[0]["region_path"] == "a>b"
+    table.write_text(f"{header}\n8,b,b,,1,1,1\n")
+    (row, _) = rows(run(source, "reference", "old.csv"))
+    assert "region_path" not in row
+    assert row["region_acronym"] == "b"
 
 
 @pytest.mark.parametrize("by", [("ap_um", "dv_um", "ml_um"), ("x_reference", "y_reference")])
