@@ -79,6 +79,12 @@ def _add_transform(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     command.add_argument(
         "--channel", type=int, metavar="N", help="which channel of the image to take, from 0"
     )
+    command.add_argument(
+        "--off-plane",
+        type=float,
+        metavar="UM",
+        help="how far off the section's plane atlas points are still taken to lie on it (100)",
+    )
     command.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     command.set_defaults(run=_transform)
 
@@ -86,7 +92,11 @@ def _add_transform(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 def _transform(options: argparse.Namespace) -> None:
     from atlalign.registration.apply import Options, transform_file
 
-    wanted = Options(options.to, labels=options.labels, channel=options.channel)
+    if options.off_plane is not None and not options.off_plane >= 0:
+        raise InputError(f"--off-plane: expected at least 0 µm, got {options.off_plane:g}")
+    wanted = Options(
+        options.to, labels=options.labels, channel=options.channel, off_plane_um=options.off_plane
+    )
     print(transform_file(options.input, options.folder, options.out, wanted, overwrite=options.overwrite))
 
 

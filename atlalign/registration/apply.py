@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from atlalign.data.images import IMAGE_ENDINGS, TIFF_ENDINGS, read_image, read_labels, slide_color, write_tiff
-from atlalign.data.sections import Points
+from atlalign.data.sections import Plane, Points, check_is_um
 from atlalign.data.tables import Table, read_table
 from atlalign.errors import InputError
 from atlalign.files import written_whole
@@ -33,6 +33,9 @@ from atlalign.registration.transform import (
 
 Side = Literal["reference", "section"]
 
+OFF_PLANE_UM = 100.0
+"""How far off a section's plane atlas points are still taken to lie on it: a section and what its place may err by."""
+
 _SHAPES = (".geojson", ".json")
 _TABLES = (".csv",)
 _ATLAS = ("ap_um", "dv_um", "ml_um")
@@ -48,11 +51,13 @@ class Options(NamedTuple):
         to: Where the file is brought.
         labels: An image holds ids, which stay what they are.
         channel: Which channel of an image to take, from 0.
+        off_plane_um: How far off the section's plane atlas points may lie; None takes `OFF_PLANE_UM`.
     """
 
     to: Side
     labels: bool = False
     channel: int | None = None
+    off_plane_um: float | None = None
 
 
 class _Results(NamedTuple):
@@ -114,6 +119,8 @@ def _job(source: Path, out: Path, options: Options) -> _Job:
         kinds = [(IMAGE_ENDINGS, _SHAPES, _write_outlines)]
     elif options.labels or options.channel is not None:
         kinds = kinds[:1]
+    elif options.off_plane_um is not None:
+        kinds = kinds[1:2]
     for endings, out_endings, job in kinds:
         if source.suffix.lower() in endings:
             if out.suffix.lower() not in out_endings:
@@ -220,9 +227,11 @@ def _transform_table(source: Path, results: _Results, out: Path, options: Option
     if not table.rows:
         raise InputError(f"{source}: expected names of columns and points below, found no point")
     if options.to == "reference":
-        added = _to_reference(_numbers(table, _SECTION), results)
+        if options.off_plane_um is not None:
+            raise InputError(f"{source}: expected --to section beside --off-plane")
+        added, remark = _to_reference(table, results)
     else:
-        added = _to_section(table, results.transform)
+        added, remark = _to_section(table, results.transform, options.off_plane_um)
     taken = [name for name in added if name in table.names]
     if taken:
         raise InputError(
@@ -233,14 +242,19 @@ def _transform_table(source: Path, results: _Results, out: Path, options: Option
         writer.writerow([*table.header, *added])
         cells = zip(*added.values(), strict=True)
         writer.writerows([*row, *new] for row, new in zip(table.rows, cells, strict=True))
-    outside = next(iter(added.values())).count("")
-    in_region = f", {added['region_id'].count('0')} in no region" if "region_id" in added else ""
-    return f"{len(table.rows)} points, {outside} outside of the section or the reference{in_region}"
+    return f"{len(table.rows)} points, {remark}"
 
 
-def _to_reference(pixels: Points, results: _Results) -> _Columns:
-    """Return columns for points (N, 2) of the section, in its pixels; cells are empty for those outside."""
-    transform = results.transform
+class _Moved(NamedTuple):
+    """What is to be added to a table of points, and what to say of it."""
+
+    columns: _Columns
+    remark: str
+
+
+def _to_reference(table: Table, results: _Results) -> _Moved:
+    """Return columns for points of the section, in its pixels; cells are empty for those outside."""
+    transform, pixels = results.transform, _numbers(table, _SECTION)
     grid = transform.reference
     points_mm = np.full(pixels.shape, np.nan)
     inside = _inside(pixels, transform.section)
@@ -250,26 +264,53 @@ def _to_reference(pixels: Points, results: _Results) -> _Columns:
     if transform.plane is not None:
         columns |= _columns(_ATLAS, transform.plane.to_atlas(points_mm))
         columns["hemisphere"] = _sides(points_mm, transform)
-    labels = results.labels
+    labels, remark = results.labels, _outside(np.isnan(points_mm[:, 0]))
     if labels is not None:
-        columns |= _region_columns(_ids(labels, points_mm, transform.forward.grid), results.regions)
-    return columns
+        ids = _ids(labels, points_mm, transform.forward.grid)
+        columns |= _region_columns(ids, results.regions)
+        remark += f", {np.count_nonzero(ids == 0)} in no region"
+    return _Moved(columns, remark)
 
 
-def _to_section(table: Table, transform: SectionTransform) -> _Columns:
+def _outside(outside: NDArray[np.bool_]) -> str:
+    return f"{outside.sum()} outside of the section or the reference"
+
+
+def _to_section(table: Table, transform: SectionTransform, off_plane_um: float | None) -> _Moved:
     """Return columns for points of the atlas, or of the reference in its pixels; cells are empty for those outside."""
-    grid = transform.reference
-    extra: _Columns = {}
     if transform.plane is not None and any(name in table.names for name in _ATLAS):
-        points_mm, off_um = transform.plane.from_atlas(_numbers(table, _ATLAS))
-        extra = _columns(("off_plane_um",), off_um[:, None])
-    else:
-        points_mm = grid.to_mm(_numbers(table, _REFERENCE))
+        return _from_atlas(
+            table, transform, transform.plane, OFF_PLANE_UM if off_plane_um is None else off_plane_um
+        )
+    if off_plane_um is not None:
+        raise InputError(f"{table.path}: expected no --off-plane without the columns {', '.join(_ATLAS)}")
+    pixels = _section_pixels(transform.reference.to_mm(_numbers(table, _REFERENCE)), transform)
+    return _Moved(_columns(_SECTION, pixels), _outside(np.isnan(pixels[:, 0])))
+
+
+def _from_atlas(table: Table, transform: SectionTransform, plane: Plane, off_plane_um: float) -> _Moved:
+    """Return columns for points of the atlas; x and y are empty also for what lies further off the section's plane."""
+    points_um = _numbers(table, _ATLAS)
+    for line, position_um in zip(table.lines, points_um[:, 0], strict=True):
+        check_is_um(position_um, f"{table.path}, line {line}, ap_um")
+    points_mm, off_um = plane.from_atlas(points_um)
+    is_far = np.abs(off_um) > off_plane_um
+    pixels = _section_pixels(points_mm, transform)
+    is_outside = np.isnan(pixels[:, 0]) & ~is_far
+    pixels[is_far] = np.nan
+    columns = _columns(_SECTION, pixels) | _columns(("off_plane_um",), off_um[:, None])
+    far = f"{is_far.sum()} more than {off_plane_um:g} µm off the section's plane (off_plane_um)"
+    return _Moved(columns, f"{far}, {_outside(is_outside)}")
+
+
+def _section_pixels(points_mm: Points, transform: SectionTransform) -> Points:
+    """Return points (N, 2) of the reference's frame in pixels of the section, NaN for those outside of either."""
+    grid = transform.reference
     pixels = np.full(points_mm.shape, np.nan)
     inside = _inside(grid.to_pixels(points_mm), grid)
     pixels[inside] = transform.to_section(points_mm[inside])
     pixels[~_inside(pixels, transform.section)] = np.nan
-    return _columns(_SECTION, pixels) | extra
+    return pixels
 
 
 def _inside(pixels: Points, grid: Grid) -> NDArray[np.bool_]:

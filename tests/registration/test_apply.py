@@ -238,17 +238,35 @@ def test_points_come_back_to_the_section(transform, tmp_path, by):
         assert max(abs(float(row["off_plane_um"])) for row in rows(back)) < 0.01
 
 
-def test_points_before_and_behind_the_plane_say_so(transform, tmp_path):
+def test_points_before_and_behind_the_plane_say_so(transform, tmp_path, capsys):
     x, y = 1.5, 2.0
     point = {"dv_um": 200 + 1000 * y, "ml_um": 100 + 1000 * x}
     table = [{"ap_um": 5000 + 100 * x + off, **point} for off in (0, 250, -40)]
-    found = rows(run(write_rows(tmp_path / "atlas.csv", table), "section", "out.csv"))
-    assert [float(row["off_plane_um"]) for row in found] == [0, 250, -40]
+    source = write_rows(tmp_path / "atlas.csv", [*table, {"ap_um": 5000, "dv_um": -900, "ml_um": 0}])
+    found = rows(run(source, "section", "out.csv", "--off-plane", "250"))
+    assert [float(row["off_plane_um"]) for row in found[:3]] == [0, 250, -40]
     expected = read_by_itk(tmp_path / "s1" / FORWARD).TransformPoint((x, y))
-    for row in found:
+    for row in found[:3]:
         assert SECTION.to_mm(np.array([float(row["x"]), float(row["y"])])) == pytest.approx(
             expected, abs=1e-4
         )
+    assert (
+        "4 points, 0 more than 250 µm off the section's plane (off_plane_um), 1 outside"
+        in capsys.readouterr().out
+    )
+    # Without the option 100 µm is far enough.
+    found = rows(run(source, "section", "near.csv"))
+    assert [row["off_plane_um"] for row in found[:3]] == ["0.000", "250.000", "-40.000"]
+    assert (
+        [bool(row["x"]) for row in found] == [bool(row["y"]) for row in found] == [True, False, True, False]
+    )
+    assert (
+        "4 points, 1 more than 100 µm off the section's plane (off_plane_um), 1 outside"
+        in capsys.readouterr().out
+    )
+    assert [bool(row["x"]) for row in rows(run(source, "section", "z.csv", "--off-plane", "0"))][1:3] == [
+        False
+    ] * 2
 
 
 def test_points_that_lie_outside_keep_their_rows(transform, tmp_path, capsys):
@@ -464,6 +482,12 @@ FEATURE = '{"type": "Feature", "geometry": {"type": "%s", "coordinates": %s}}'
         ("a.csv", "x,y,AP_um\n1,1,2\n", [], "expected no column ap_um"),
         ("a.csv", "x,y\n1,1\n", ["--to", "section"], "expected the columns x_reference, y_reference, separated"),
         ("a.csv", "ap_um,dv_um\n1,1\n", ["--to", "section"], "expected the columns ap_um, dv_um, ml_um"),
+        ("a.csv", "ap_um,dv_um,ml_um\n5000,9,9\n7.19,4,5\n", ["--to", "section"], "line 3, ap_um: expected a position"),
+        ("a.csv", "x_reference,y_reference\n1,1\n", ["--to", "section", "--off-plane", "9"], "no --off-plane without"),
+        ("a.csv", "x,y\n1,1\n", ["--off-plane", "9"], "a.csv: expected --to section beside --off-plane"),
+        ("a.csv", "x,y\n1,1\n", ["--off-plane", "-1"], "--off-plane: expected at least 0 µm, got -1"),
+        ("a.csv", "x,y\n1,1\n", ["--off-plane", "nan"], "--off-plane: expected at least 0 µm, got nan"),
+        ("a.geojson", "{}", ["--off-plane", "9"], "expected a name that ends in one of .csv"),
         ("a.csv", b"\xff\xfe\x00", [], "cannot be read as UTF-8 text: save it as CSV UTF-8"),
         ("a.csv", "x,y\n1,2\n", ["--labels"], "expected a name that ends in one of .tif"),
         ("a.geojson", "", [], "cannot be read as GeoJSON"),
