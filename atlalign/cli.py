@@ -52,10 +52,10 @@ def _add_transform(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     command = commands.add_parser(
         "transform",
         help="take images, points and shapes through a registration",
-        description="Take an image, a label map, a table of points (.csv with x and y, or ap_um, dv_um and ml_um) or "
-        "QuPath's shapes (.geojson) from a section to its reference, or back.",
+        description="Take an image, a label map, a table of points (.csv, .tsv or .txt with x and y, QuPath's "
+        "centroids, or ap_um, dv_um and ml_um) or QuPath's shapes (.geojson) from a section to its reference, or back.",
     )
-    command.add_argument("input", metavar="INPUT", type=Path, help="an image, .csv or .geojson")
+    command.add_argument("input", metavar="INPUT", type=Path, help="an image, .csv, .tsv, .txt or .geojson")
     command.add_argument(
         "--with",
         dest="folder",
@@ -80,6 +80,9 @@ def _add_transform(commands: "argparse._SubParsersAction[argparse.ArgumentParser
         "--channel", type=int, metavar="N", help="which channel of the image to take, from 0"
     )
     command.add_argument(
+        "--unit", choices=("px", "um"), help="what the columns x and y are in: pixels (default) or µm"
+    )
+    command.add_argument(
         "--off-plane",
         type=float,
         metavar="UM",
@@ -95,7 +98,11 @@ def _transform(options: argparse.Namespace) -> None:
     if options.off_plane is not None and not options.off_plane >= 0:
         raise InputError(f"--off-plane: expected at least 0 µm, got {options.off_plane:g}")
     wanted = Options(
-        options.to, labels=options.labels, channel=options.channel, off_plane_um=options.off_plane
+        options.to,
+        labels=options.labels,
+        channel=options.channel,
+        unit=options.unit,
+        off_plane_um=options.off_plane,
     )
     print(transform_file(options.input, options.folder, options.out, wanted, overwrite=options.overwrite))
 
@@ -249,7 +256,8 @@ def _add_register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         metavar="INPUT",
         nargs="+",
         type=Path,
-        help="an image; a list of sections (.json of QuickNII or DeepSlice, .csv with filename and p); a folder",
+        help="an image; a list of sections (.json of QuickNII or DeepSlice, .csv, .tsv or .txt with filename and p); a "
+        "folder",
     )
     command.add_argument(
         "--model",

@@ -24,7 +24,7 @@ GRID = (528, 320, 456)
 """The grid of QuickNII and DeepSlice: voxels of the Allen atlas along (AP, DV, ML)."""
 GRID_UM = 25.0
 """The size of such a voxel."""
-LIST_ENDINGS = (".json", ".csv")
+LIST_ENDINGS = (".json", ".csv", ".tsv", ".txt")
 """What the names of lists of sections end in."""
 
 _LEAST_UM = 50.0  # no brain has its tip there, nor as many mm
@@ -228,12 +228,15 @@ def check_is_um(position_um: float, where: str) -> None:
 def find_list(path: Path) -> Path:
     """Return `path`, or of a folder the one list of sections (.json, .csv) in it; both of one name are one list.
 
+    Without either, a .tsv or .txt file is it: beside one, these are tables of cells, or notes.
+
     Raises:
         InputError: If a folder has none, or several.
     """
     if not path.is_dir():
         return path
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in _LIST_READERS)
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in LIST_ENDINGS)
+    found = [p for p in files if p.suffix.lower() in LIST_ENDINGS[:2]] or files
     # DeepSlice saves both; of them the .json comes last.
     if len({p.stem for p in found}) != 1:
         names = ", ".join(p.name for p in found) or "none"
@@ -253,7 +256,7 @@ def read_list(path: Path) -> list[ListedSection]:
     """
     reader = _LIST_READERS.get(path.suffix.lower())
     if reader is None:
-        raise InputError(f"expected a {' or '.join(LIST_ENDINGS)} list of sections or a folder, got {path}")
+        raise InputError(f"expected a list of sections ({', '.join(LIST_ENDINGS)}) or a folder, got {path}")
     sections = reader(path)
     if not sections:
         raise InputError(f"{path}: the list names no section")
@@ -387,4 +390,4 @@ def _shown(value: Any) -> str:
     return f"'{cut(str(value), 40)}'"
 
 
-_LIST_READERS = dict(zip(LIST_ENDINGS, (_read_anchored, _read_table), strict=True))
+_LIST_READERS = dict.fromkeys(LIST_ENDINGS, _read_table) | {".json": _read_anchored}

@@ -28,19 +28,26 @@ from atlalign.registration.transform import (
     Displacement,
     Grid,
     SectionTransform,
+    read_record,
     warp_in_bands,
 )
 
 Side = Literal["reference", "section"]
+Unit = Literal["px", "um"]
 
 OFF_PLANE_UM = 100.0
 """How far off a section's plane atlas points are still taken to lie on it: a section and what its place may err by."""
 
 _SHAPES = (".geojson", ".json")
-_TABLES = (".csv",)
+_TABLES = (".csv", ".tsv", ".txt")
 _ATLAS = ("ap_um", "dv_um", "ml_um")
 _SECTION = ("x", "y")
 _REFERENCE = ("x_reference", "y_reference")
+_CENTROIDS: Mapping[tuple[str, ...], Unit] = {
+    ("centroid x px", "centroid y px"): "px",
+    ("centroid x µm", "centroid y µm"): "um",
+}
+"""What QuPath calls a point, and its unit."""
 _PATH_MARK = ">"  # acronyms have slashes: VISp2/3
 
 
@@ -51,12 +58,14 @@ class Options(NamedTuple):
         to: Where the file is brought.
         labels: An image holds ids, which stay what they are.
         channel: Which channel of an image to take, from 0.
+        unit: Of x and y in a table; None takes pixels, as px does.
         off_plane_um: How far off the section's plane atlas points may lie; None takes `OFF_PLANE_UM`.
     """
 
     to: Side
     labels: bool = False
     channel: int | None = None
+    unit: Unit | None = None
     off_plane_um: float | None = None
 
 
@@ -88,7 +97,7 @@ def transform_file(
     label map of the reference also as the outlines of its regions, if `out` is GeoJSON.
 
     Args:
-        source: An image, a table of points (.csv) or shapes (.geojson, .json).
+        source: An image, a table of points (.csv, .tsv, .txt) or shapes (.geojson, .json).
         folder: What `atlalign register` wrote for the section.
         out: The file to write.
         options: What to do.
@@ -112,14 +121,14 @@ def _job(source: Path, out: Path, options: Options) -> _Job:
     """Return what to do with a file, by the endings of its name and of the one to write."""
     kinds: list[tuple[tuple[str, ...], tuple[str, ...], _Job]] = [
         (IMAGE_ENDINGS, TIFF_ENDINGS, _transform_image),
-        (_TABLES, _TABLES, _transform_table),
+        (_TABLES, _TABLES[:1], _transform_table),
         (_SHAPES, _SHAPES, _transform_shapes),
     ]
     if options.labels and out.suffix.lower() in _SHAPES:
         kinds = [(IMAGE_ENDINGS, _SHAPES, _write_outlines)]
     elif options.labels or options.channel is not None:
         kinds = kinds[:1]
-    elif options.off_plane_um is not None:
+    elif options.off_plane_um is not None or options.unit is not None:
         kinds = kinds[1:2]
     for endings, out_endings, job in kinds:
         if source.suffix.lower() in endings:
@@ -229,8 +238,10 @@ def _transform_table(source: Path, results: _Results, out: Path, options: Option
     if options.to == "reference":
         if options.off_plane_um is not None:
             raise InputError(f"{source}: expected --to section beside --off-plane")
-        added, remark = _to_reference(table, results)
+        added, remark = _to_reference(table, results, options.unit)
     else:
+        if options.unit is not None:
+            raise InputError(f"{source}: expected --to reference beside --unit")
         added, remark = _to_section(table, results.transform, options.off_plane_um)
     taken = [name for name in added if name in table.names]
     if taken:
@@ -252,9 +263,10 @@ class _Moved(NamedTuple):
     remark: str
 
 
-def _to_reference(table: Table, results: _Results) -> _Moved:
-    """Return columns for points of the section, in its pixels; cells are empty for those outside."""
-    transform, pixels = results.transform, _numbers(table, _SECTION)
+def _to_reference(table: Table, results: _Results, unit: Unit | None) -> _Moved:
+    """Return columns for points of the section; cells are empty for those outside."""
+    transform = results.transform
+    pixels, remark = _pixels(table, results, unit)
     grid = transform.reference
     points_mm = np.full(pixels.shape, np.nan)
     inside = _inside(pixels, transform.section)
@@ -264,12 +276,57 @@ def _to_reference(table: Table, results: _Results) -> _Moved:
     if transform.plane is not None:
         columns |= _columns(_ATLAS, transform.plane.to_atlas(points_mm))
         columns["hemisphere"] = _sides(points_mm, transform)
-    labels, remark = results.labels, _outside(np.isnan(points_mm[:, 0]))
+    labels, remark = results.labels, remark + _outside(np.isnan(points_mm[:, 0]))
     if labels is not None:
         ids = _ids(labels, points_mm, transform.forward.grid)
         columns |= _region_columns(ids, results.regions)
         remark += f", {np.count_nonzero(ids == 0)} in no region"
     return _Moved(columns, remark)
+
+
+def _pixels(table: Table, results: _Results, unit: Unit | None) -> tuple[Points, str]:
+    """Return the points (N, 2) of a table in pixels of the section, and what to say of how they came about.
+
+    x and y count from the centre of the first pixel, QuPath's centroids from its corner.
+    """
+    columns = _point_columns(table)
+    if columns == _SECTION:
+        values = _numbers(table, columns)
+    elif unit is None:
+        unit, values = _CENTROIDS[columns], _numbers(table, columns)
+    else:
+        raise InputError(f"{table.path}: expected no --unit beside {' and '.join(columns)}, which say theirs")
+    corner = 0.0 if columns == _SECTION else 0.5
+    if unit != "um":
+        return values - corner, ""
+    _check_size_is_known(results)
+    x, y = results.transform.section.pixel_um
+    return values / (x, y) - corner, f"in µm at pixels of {x:.4g} × {y:.4g} µm, "
+
+
+def _point_columns(table: Table) -> tuple[str, ...]:
+    """Return the names of the two columns, in lower case, that hold points of the section.
+
+    Raises:
+        InputError: If there are several such pairs.
+    """
+    found = [pair for pair in (_SECTION, *_CENTROIDS) if set(pair) <= set(table.names)]
+    if len(found) > 1:
+        pairs = " as well as ".join(" and ".join(pair) for pair in found)
+        raise InputError(
+            f"{table.path}: expected points in one pair of columns, found {pairs}: remove others"
+        )
+    return found[0] if found else _SECTION
+
+
+def _check_size_is_known(results: _Results) -> None:
+    """Raise an error where the size of the section's pixels comes from how it was placed, not from who measured it."""
+    origin = read_record(results.folder).get("pixel_size_from", "file")
+    if origin not in ("file", "user"):
+        raise InputError(
+            f"{results.folder}: expected a section whose pixels have a known size for points in µm, found one "
+            f"estimated by its placement ({origin}): give points in pixels, or register it with --pixel-size-um"
+        )
 
 
 def _outside(outside: NDArray[np.bool_]) -> str:

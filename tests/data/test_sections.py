@@ -254,10 +254,21 @@ def test_the_real_list(test_data):
     assert positions == sorted(positions)
 
 
+@pytest.mark.parametrize("name", ["brain.tsv", "brain.TXT"])
+def test_a_list_with_tabs_is_found_and_read(tmp_path, name):
+    (tmp_path / name).write_text("filename\tp\na, b.png\t6500.5\n")
+    assert find_list(tmp_path) == tmp_path / name
+    (section,) = read_list(tmp_path / name)
+    assert (section.path, section.position_um) == (tmp_path / "a, b.png", 6500.5)
+
+
 def test_a_folder_has_one_list_or_both_forms_of_one(tmp_path):
     (tmp_path / "brain.csv").touch()
     assert find_list(tmp_path) == tmp_path / "brain.csv"
     (tmp_path / "brain.json").touch()
+    assert find_list(tmp_path) == tmp_path / "brain.json"
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "cells.tsv").touch()
     assert find_list(tmp_path) == tmp_path / "brain.json"
     (tmp_path / "other.csv").touch()
     with pytest.raises(InputError, match=r"found brain\.csv, brain\.json, other\.csv"):

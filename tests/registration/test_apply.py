@@ -295,6 +295,54 @@ def test_points_of_a_german_spreadsheet_come_out_with_commas_and_points(transfor
     assert found.read_bytes() == run(cells, "reference", "known.csv").read_bytes()
 
 
+HEADERS = {
+    "px": ("Centroid X px", "Centroid Y px"),
+    "µm": ("Centroid X µm", "Centroid Y µm"),
+    "ImageJ": ("X", "Y"),
+    "plain": ("x", "y"),
+}
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "txt"])
+@pytest.mark.parametrize(
+    ("header", "unit", "of_pixels"),
+    [
+        ("px", [], lambda p: p + 0.5),
+        ("µm", [], lambda p: (p + 0.5) * SECTION.pixel_um),
+        ("ImageJ", ["--unit", "um"], lambda p: p * SECTION.pixel_um),
+        ("plain", ["--unit", "px"], lambda p: p),
+    ],
+)
+def test_points_of_qupath_and_imagej_are_those_in_pixels(
+    transform, tmp_path, capsys, ending, header, unit, of_pixels
+):
+    pixels = np.array([[100.0, 90.0], [60.25, 50.5], [-0.4, -0.4]])
+    mark = "," if ending == "csv" else "\t"
+    lines = [mark.join(("Name", *HEADERS[header]))]
+    lines += [mark.join(("a", f"{x:.6f}", f"{y:.6f}")) for x, y in of_pixels(pixels)]
+    (tmp_path / f"q.{ending}").write_text("\n".join(lines), encoding="utf-8")
+    found = rows(run(tmp_path / f"q.{ending}", "reference", "out.csv", *unit))
+    said = "in µm at pixels of 20 × 21 µm" in capsys.readouterr().out
+    assert said == (header in ("µm", "ImageJ"))
+    table = write_rows(tmp_path / "p.csv", [dict(zip("xy", point, strict=True)) for point in pixels.tolist()])
+    expected = rows(run(table, "reference", "known.csv"))
+    for row, known in zip(found, expected, strict=True):
+        assert [row[name] for name in known if name not in "xy"] == [
+            known[name] for name in known if name not in "xy"
+        ]
+
+
+@pytest.mark.parametrize(("origin", "status"), [("file", 0), ("user", 0), ("fit", 1), ("anchoring", 1)])
+def test_points_in_um_need_pixels_of_a_known_size(transform, tmp_path, capsys, origin, status):
+    record = tmp_path / "s1" / RECORD
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"pixel_size_from": origin}))
+    (tmp_path / "q.csv").write_text("Centroid X µm,Centroid Y µm\n2000,1800\n", encoding="utf-8")
+    arguments = [tmp_path / "q.csv", "--with", tmp_path / "s1", "--out", tmp_path / "out.csv"]
+    assert main(["transform", *map(str, arguments), "--to", "reference"]) == status
+    sentence = f"estimated by its placement ({origin}): give points in pixels"
+    assert (sentence in capsys.readouterr().err) == (status == 1)
+
+
 def test_without_plane_and_labels_points_have_reference_pixels_alone(tmp_path):
     known = maps()
     save(SectionTransform(known.forward, known.inverse, SECTION, None), tmp_path / "s1")
@@ -487,6 +535,11 @@ FEATURE = '{"type": "Feature", "geometry": {"type": "%s", "coordinates": %s}}'
         ("a.csv", "x,y\n1,1\n", ["--off-plane", "9"], "a.csv: expected --to section beside --off-plane"),
         ("a.csv", "x,y\n1,1\n", ["--off-plane", "-1"], "--off-plane: expected at least 0 µm, got -1"),
         ("a.csv", "x,y\n1,1\n", ["--off-plane", "nan"], "--off-plane: expected at least 0 µm, got nan"),
+        ("a.csv", "x,y,Centroid X µm,Centroid Y µm\n1,1,1,1\n", [], "found x and y as well as centroid x µm and"),
+        ("a.csv", "Centroid X px,Centroid Y px\n1,1\n", ["--unit", "um"], "expected no --unit beside centroid x px"),
+        ("a.csv", "ap_um,dv_um,ml_um\n5000,9,9\n", ["--to", "section", "--unit", "px"], "expected --to reference"),
+        ("a.geojson", "{}", ["--unit", "px"], "expected a name that ends in one of .csv"),
+        ("a.tsv", "x\ty\n1\t1\n", [], "expected an --out that ends in .csv"),
         ("a.geojson", "{}", ["--off-plane", "9"], "expected a name that ends in one of .csv"),
         ("a.csv", b"\xff\xfe\x00", [], "cannot be read as UTF-8 text: save it as CSV UTF-8"),
         ("a.csv", "x,y\n1,2\n", ["--labels"], "expected a name that ends in one of .tif"),
