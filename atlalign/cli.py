@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from atlalign.registration.register import Limit
 
 
+_NO_NAMES = (
+    "regions have no names: `--ontology CSV --overwrite` gives them, CSV being a table such as the Allen Institute's "
+    "structure_tree_safe_2017.csv"
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; a user's mistake gives its sentence on stderr and exit status 1, Ctrl-C 130."""
     options = _parser().parse_args(arguments)
@@ -313,7 +319,12 @@ def _add_reference_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--annotation", metavar="FILE", help="the region ids of an atlas file, if it does not hold them"
     )
-    group.add_argument("--ontology", metavar="CSV", help="the names of an atlas file's regions")
+    group.add_argument(
+        "--ontology",
+        metavar="CSV",
+        help="the names of an atlas file's or a reference's regions: a table of id, acronym, name, and perhaps "
+        "structure_id_path and color_hex_triplet, such as the Allen Institute's structure_tree_safe_2017.csv",
+    )
     group.add_argument("--spacing-um", type=float, help="the size of an atlas file's voxels (25)")
     group.add_argument(
         "--position",
@@ -367,12 +378,14 @@ def _register(options: argparse.Namespace) -> None:
     from rich.progress import track
 
     from atlalign.registration.batch import TABLE, find_jobs, register_batch
+    from atlalign.registration.transform import REGIONS
 
     jobs = find_jobs(options.inputs, position_um=options.position, listed=options.reference is None)
     workers = min(len(jobs), _workers(options.workers))
+    recipe = _recipe(options)
     outcomes = list(
         track(
-            register_batch(jobs, _recipe(options), options.out, overwrite=options.overwrite, workers=workers),
+            register_batch(jobs, recipe, options.out, overwrite=options.overwrite, workers=workers),
             description="registering",
             total=len(jobs),
         )
@@ -384,6 +397,9 @@ def _register(options: argparse.Namespace) -> None:
         before = sum(not outcome.is_new for outcome in outcomes)
         print(f"{len(flags)} of {len(jobs)} sections registered ({before} of them before): {counts}")
         print(f"written: {options.out / TABLE}")
+        tables = (options.out / outcome.row["section"] / REGIONS for outcome in outcomes)
+        if recipe.ontology is None and any(path.is_file() for path in tables):
+            print(_NO_NAMES)
     if errors:
         raise InputError(
             f"{len(errors)} of {len(jobs)} sections could not be registered:\n  " + "\n  ".join(errors)

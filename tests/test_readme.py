@@ -191,7 +191,7 @@ def write_my_sections(folder: Path) -> None:
         f"{bytes(region.color).hex()}"
         for region in phantom_ontology()
     ]
-    (folder / "regions.csv").write_text("\n".join([REGION_COLUMNS, *rows]))
+    (folder / "structure_tree.csv").write_text("\n".join([REGION_COLUMNS, *rows]))
     (folder / "cells.csv").write_text("x,y,kind\n40,30,neuron\n50.5,20,glia\n")
     (folder / "landmarks.csv").write_text(
         "sample,reference_x,reference_y,moving_x,moving_y\n0,40,30,41,30\n1,50,20,50,21\n"

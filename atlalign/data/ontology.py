@@ -18,15 +18,15 @@ class Region(NamedTuple):
         id: Its number in annotations.
         acronym: Short name.
         name: Full name.
-        path: The ids from the root down to the region itself.
-        color: (r, g, b), each 0 to 255.
+        path: The ids from the root down to the region itself, which is alone in it where no tree is known.
+        color: (r, g, b), each 0 to 255, or None.
     """
 
     id: int
     acronym: str
     name: str
     path: tuple[int, ...]
-    color: tuple[int, int, int]
+    color: tuple[int, int, int] | None
 
     @property
     def depth(self) -> int:
@@ -89,7 +89,8 @@ class Ontology:
 def read_ontology(path: str | Path) -> Ontology:
     """Return the ontology in a CSV file with the columns of the Allen Institute's structure tree.
 
-    Those are id, acronym, structure_id_path (`/997/8/567/`), color_hex_triplet, and safe_name or name.
+    Those are id, acronym, safe_name or name, and if they are there structure_id_path (`/997/8/567/`) and
+    color_hex_triplet.
 
     Raises:
         InputError: If the file cannot be read, a column is missing, or a row is malformed.
@@ -103,7 +104,7 @@ def read_ontology(path: str | Path) -> Ontology:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     name = "safe_name" if "safe_name" in columns else "name"
-    needed = ("id", "acronym", name, "structure_id_path", "color_hex_triplet")
+    needed = ("id", "acronym", name)
     missing = [column for column in needed if column not in columns]
     if missing or not rows:
         raise InputError(f"{path}: expected regions with the columns {', '.join(needed)}, found {columns}")
@@ -114,6 +115,12 @@ def read_ontology(path: str | Path) -> Ontology:
 
 
 def _region(row: dict[str, str], name: str) -> Region:
-    red, green, blue = bytes.fromhex(row["color_hex_triplet"].zfill(6))
-    path = tuple(int(part) for part in row["structure_id_path"].strip("/").split("/"))
-    return Region(int(row["id"]), row["acronym"], row[name], path, (red, green, blue))
+    path = tuple(int(part) for part in row.get("structure_id_path", row["id"]).strip("/").split("/"))
+    return Region(int(row["id"]), row["acronym"], row[name], path, _color(row.get("color_hex_triplet", "")))
+
+
+def _color(triplet: str) -> tuple[int, int, int] | None:
+    if not triplet:
+        return None
+    red, green, blue = bytes.fromhex(triplet.zfill(6))
+    return red, green, blue

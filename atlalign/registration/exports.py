@@ -167,7 +167,7 @@ def _called(region_id: int, ontology: Ontology | None) -> tuple[str, str, str]:
     if ontology is None or region_id not in ontology:
         return "", "", ""
     region = ontology[region_id]
-    return region.acronym, region.name, f"#{bytes(region.color).hex()}"
+    return region.acronym, region.name, f"#{bytes(region.color).hex()}" if region.color else ""
 
 
 def read_regions(path: Path) -> dict[int, RegionName]:

@@ -28,6 +28,16 @@ def test_a_table_is_read_as_it_stands(tmp_path: Path) -> None:
     assert list(read_ontology(tmp_path / "tree.csv")) == BRAIN
 
 
+def test_a_table_may_lack_colors_and_the_tree(tmp_path: Path) -> None:
+    (tmp_path / "tree.csv").write_text("id,acronym,name\n8,grey,grey matter\n5,x,\n")
+    ontology = read_ontology(tmp_path / "tree.csv")
+    assert list(ontology) == [Region(8, "grey", "grey matter", (8,), None), Region(5, "x", "", (5,), None)]
+    assert ontology.depth == 0
+    (tmp_path / "tree.csv").write_text(TABLE.replace("B0F0FF", ""))
+    colors = [region.color for region in read_ontology(tmp_path / "tree.csv")]
+    assert colors == [(255, 255, 255), (191, 218, 227), None, (1, 2, 3)]
+
+
 def test_labels_go_up_the_tree_and_no_further_than_they_are() -> None:
     ontology = Ontology(BRAIN)
     labels = np.array([[0, 567, 8], [997, 614454277, 5]], dtype=np.uint32)

@@ -289,6 +289,13 @@ def test_another_reference_of_the_same_name_is_another_one(run, sections, tmp_pa
     _, other_ids = volumes(tmp_path / "two", atlas.annotation.numpy() * 2)
     first = [sections / "b.tif", "--position", "6000", "--spacing-um", "1200", "--atlas"]
     assert run(*first, template, "--annotation", ids)[0] == 0
+    named = [*first, template, "--annotation", ids, "--ontology", names, "--out", tmp_path / "named"]
+    for arguments, lacks_names in (
+        ([*first, template, "--annotation", ids], True),
+        (named, False),
+        ([*first, template, "--out", tmp_path / "without_regions"], False),
+    ):
+        assert ("regions have no names: `--ontology CSV" in run(*arguments)[1]) == lacks_names
     assert "(1 of them before)" in run(*first, template, "--annotation", ids)[1]
     for changed in (
         [template, "--annotation", other_ids],

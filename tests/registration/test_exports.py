@@ -127,6 +127,17 @@ def test_a_table_of_regions_comes_back(tmp_path):
             read_regions(tmp_path / name)
 
 
+def test_a_region_without_a_color_has_an_empty_cell(tmp_path):
+    write_regions(
+        tmp_path / "regions.csv",
+        RegionAreas((1.0, 1.0)),
+        Ontology([Region(8, "a", "b", (8,), None)]),
+        known=[8],
+    )
+    assert (tmp_path / "regions.csv").read_text().splitlines()[1:] == ["8,a,b,,0,0,0"]
+    assert read_regions(tmp_path / "regions.csv")[8] == ("a", "b", None, None)
+
+
 def test_no_region_at_all_is_a_table_of_zeros(tmp_path):
     write_regions(tmp_path / "regions.csv", RegionAreas((1.0, 1.0)), None, known=[8])
     assert (tmp_path / "regions.csv").read_text().splitlines()[1:] == ["8,,,,0,0,0"]
