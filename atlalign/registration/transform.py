@@ -7,6 +7,7 @@ points to the reference, which is what warps the reference's labels. Each is a d
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -255,8 +256,14 @@ def read_record(folder: Path) -> dict[str, Any]:
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write all that is kept with a transform as plain data, in place of what was."""
     with written_whole(folder / RECORD) as unfinished:
-        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_text(_compact_json(record) + "\n", encoding="utf-8")
+
+
+def _compact_json(record: Mapping[str, Any]) -> str:
+    """Return plain data as indented JSON, each list of numbers on one line."""
+    text = json.dumps(record, indent=2, ensure_ascii=False)
+    # No text within JSON has a line break, nor does a list of numbers have marks of its own.
+    return re.sub(r'\[\n([^\[\]{}"]*)\]', lambda found: f"[{' '.join(found[1].split())}]", text)
 
 
 def _check_gzip(path: Path) -> None:

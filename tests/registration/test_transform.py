@@ -13,7 +13,7 @@ from atlalign.data.sections import Plane
 from atlalign.errors import InputError
 from atlalign.geometry import invert, smooth_field
 from atlalign.registration import transform as module
-from atlalign.registration.transform import Displacement, Grid, SectionTransform
+from atlalign.registration.transform import Displacement, Grid, SectionTransform, read_record
 
 WORK = Grid((24, 40), (100.0, 120.0))
 SECTION = Grid((90, 70), (40.0, 50.0))
@@ -138,6 +138,21 @@ def test_a_transform_comes_back_from_its_files(transform, tmp_path):
     assert loaded.forward.grid.pixel_um == pytest.approx(WORK.pixel_um, rel=1e-6)
     assert (loaded.plane.matrix == transform.plane.matrix).all()
     assert module.read_record(tmp_path)["model"] == "m.pt"
+
+
+def test_the_record_has_each_list_of_numbers_on_a_line_of_its_own(transform, tmp_path):
+    record = {
+        "markers": [[1.5, -2e-7], [3, None]],
+        "said": ["[\n 1,  2 ]", "x"],
+        "nested": {"empty": [], "mixed": [1, {"a": [0]}]},
+    }
+    transform.save(tmp_path, record)
+    read = read_record(tmp_path)
+    assert {name: read[name] for name in record} == record
+    lines = (tmp_path / "transform.json").read_text().splitlines()
+    assert [line.strip() for line in lines if "1.5" in line] == ["[1.5, -2e-07],"]
+    assert '"shape": [90, 70],' in [line.strip() for line in lines]
+    assert len(lines) < 40
 
 
 def _set_section(folder: Path, **values: list[float]) -> None:
