@@ -1,0 +1,164 @@
+"""Points counted by region: what `atlalign transform` wrote of cells, over the areas of the sections they lie in."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from atlalign.data.tables import number, read_table, whole_number
+from atlalign.errors import InputError
+from atlalign.files import written_whole
+from atlalign.registration.exports import RegionName, read_regions
+from atlalign.registration.transform import RECORD, REGIONS
+
+_SIDES = ("", "left", "right")  # the first one is both
+_Amounts = dict[str, dict[int, float]]
+"""How much of something there is on each side, by a region's id; a side is missing where it is not known."""
+
+
+class _Sections(NamedTuple):
+    """What registered sections show: what regions are called, and their own areas in mm²."""
+
+    regions: Mapping[int, RegionName]
+    areas: _Amounts
+
+
+def count_points(
+    tables: Sequence[Path], folders: Sequence[Path], out: Path, *, overwrite: bool = False
+) -> str:
+    """Write how many points lie in each region of some sections, and how many in a mm² of it; return one line on it.
+
+    The columns are id, acronym, name and, of what the atlas gives to a region but to none of its parts, points,
+    area_mm2 and points_per_mm2; the same of each side where it is known, as in left_points; and where regions know
+    what they are part of, parent_id and the same with all parts, as in points_with_parts. Points outside of the atlas
+    or in no region do not count.
+
+    Args:
+        tables: What `atlalign transform … --to reference` wrote of points.
+        folders: The sections' folders, or those that hold them; also of sections in which there is no point.
+        out: The CSV file to write.
+        overwrite: Replace a file that exists.
+
+    Raises:
+        InputError: If a file is not what is expected, a point lies in a region that no section shows, or `out` exists.
+    """
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists: choose another --out, or --overwrite")
+    found = sorted({section for folder in folders for section in _sections_in(folder)})
+    sections = _read_sections(found)
+    points = _count(tables, sections.regions)
+    columns = _columns(points, sections)
+    with written_whole(out) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    counted = sum(points[""].values())
+    return f"{out}: {counted:.0f} points in {len(points[''])} regions of {len(found)} sections"
+
+
+# --- what there is ----------------------------------------------------------------------------------------------------
+
+
+def _sections_in(folder: Path) -> list[Path]:
+    if (folder / RECORD).is_file():
+        return [folder]
+    found = [record.parent for record in folder.glob(f"[!.]*/{RECORD}")]
+    if not found:
+        raise InputError(
+            f"{folder}: expected a section's folder that `atlalign register` wrote, or a folder of these"
+        )
+    return found
+
+
+def _read_sections(folders: Sequence[Path]) -> _Sections:
+    """Return what the tables of regions in these folders say, areas summed."""
+    regions: dict[int, RegionName] = {}
+    areas: _Amounts = {side: defaultdict(float) for side in _SIDES}
+    for folder in folders:
+        path = folder / REGIONS
+        regions |= read_regions(path)
+        table = read_table(path)
+        areas = {side: area for side, area in areas.items() if f"{side or 'area'}_mm2" in table.names}
+        for line, cells in table.records(["id", "area_mm2"]):
+            for side, area in areas.items():
+                name = f"{side or 'area'}_mm2"
+                area[int(cells["id"])] += float(number(cells[name], f"{path}, line {line}, {name}"))
+    return _Sections(regions, areas)
+
+
+def _count(tables: Sequence[Path], regions: Mapping[int, RegionName]) -> _Amounts:
+    """Return how many points of these tables lie in each region."""
+    counts: _Amounts = {side: defaultdict(float) for side in _SIDES}
+    for path in tables:
+        table = read_table(path)
+        if "hemisphere" not in table.names:
+            counts = {"": counts[""]}
+        hint = ": it is to be what `atlalign transform … --to reference` wrote"
+        for line, cells in table.records(["region_id"], hint=hint):
+            where = f"{path}, line {line}, region_id"
+            region_id = whole_number(cells["region_id"] or 0, where)
+            if not region_id:
+                continue
+            if region_id not in regions:
+                raise InputError(f"{where}: expected a region of the sections, found {region_id}")
+            for side in {"", cells.get("hemisphere", "")} & counts.keys():
+                counts[side][region_id] += 1
+    return counts
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def _columns(points: _Amounts, sections: _Sections) -> dict[str, list[Any]]:
+    """Return the columns, the regions with most points first, all of their parts counted."""
+    regions, areas = sections
+    kinds = [("", points, areas)]
+    if all(called.parent_id is not None for called in regions.values()):
+        kinds.append(("_with_parts", _with_parts(points, regions), _with_parts(areas, regions)))
+    most, largest = kinds[-1][1][""], kinds[-1][2][""]
+    ids = sorted(regions, key=lambda i: (-most.get(i, 0), -largest.get(i, 0), i))
+    columns: dict[str, list[Any]] = {
+        "id": ids,
+        "acronym": [regions[i].acronym for i in ids],
+        "name": [regions[i].name for i in ids],
+    }
+    if len(kinds) > 1:
+        columns["parent_id"] = [regions[i].parent_id or "" for i in ids]
+    for suffix, counts, extents in kinds:
+        for side in (side for side in _SIDES if side in counts and side in extents):
+            before = f"{side}_" if side else ""
+            columns |= _of_side(before, suffix, ids, counts[side], extents[side])
+    return columns
+
+
+def _of_side(
+    before: str, suffix: str, ids: Sequence[int], counts: Mapping[int, float], areas: Mapping[int, float]
+) -> dict[str, list[Any]]:
+    pairs = [(counts.get(i, 0), areas.get(i, 0)) for i in ids]
+    return {
+        f"{before}points{suffix}": [f"{count:.0f}" for count, _ in pairs],
+        f"{before or 'area_'}{suffix.removeprefix('_')}{'_' * bool(suffix)}mm2": [
+            f"{area:.6g}" for _, area in pairs
+        ],
+        f"{before}points{suffix}_per_mm2": [f"{count / area:.6g}" if area else "" for count, area in pairs],
+    }
+
+
+def _with_parts(amounts: _Amounts, regions: Mapping[int, RegionName]) -> _Amounts:
+    """Return how much regions have together with their parts."""
+    totals: _Amounts = {side: defaultdict(float) for side in amounts}
+    for side, amount in amounts.items():
+        for region_id, value in amount.items():
+            for ancestor in _upwards(region_id, regions):
+                totals[side][ancestor] += value
+    return totals
+
+
+def _upwards(region_id: int, regions: Mapping[int, RegionName]) -> Iterator[int]:
+    """Yield a region and all that it is part of, each once, whatever a damaged table says."""
+    seen: set[int] = set()
+    while region_id in regions and region_id not in seen:
+        yield region_id
+        seen.add(region_id)
+        region_id = regions[region_id].parent_id or 0
