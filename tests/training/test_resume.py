@@ -56,16 +56,12 @@ def killed() -> Iterator[Callable[..., int]]:
     """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, torch.set_num_threads, (1,)) as idle:
+        idle.submit(os.getpid)  # it imports while the first run is left alone
 
         def killed(config: DictConfig, hook: str, batch: int, number: int = signal.SIGKILL) -> int:
-            target = f"{__name__}.KillAt"
+            kill = {"_target_": f"{__name__}.KillAt", "hook": hook, "batch": batch, "number": int(number)}
             with open_dict(config):
-                config.callbacks.kill = {
-                    "_target_": target,
-                    "hook": hook,
-                    "batch": batch,
-                    "number": int(number),
-                }
+                config.callbacks.kill = kill
             shown = Path(f"{config.run_dir}.txt")
             status = idle.submit(train_in_fork, config, shown).result()
             sys.stderr.write(shown.read_text())  # or nobody would know
@@ -268,9 +264,9 @@ class TestStopped:
             [sys.executable, "train.py", *options, f"hydra.run.dir={tmp_path / 'long'}"],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        wait_for(tmp_path / "long" / "checkpoints" / "best.ckpt")
+        wait_for(tmp_path / "long" / "checkpoints" / "best.ckpt", program)
         program.send_signal(signal.SIGINT)
-        _, shown = program.communicate(timeout=60)
+        _, shown = program.communicate(timeout=240)
         assert program.returncode == 130
         assert "stopped by SIGINT after step" in shown
         assert "Traceback" not in shown
