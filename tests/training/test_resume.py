@@ -51,8 +51,8 @@ class KillAt(pl.Callback):
 def killed() -> Iterator[Callable[..., int]]:
     """Train in a process of its own, send it the signal, and return its status: −9 for SIGKILL.
 
-    It is forked from a process that computes nothing. These tests' own may have computed gradients when torch knew of
-    a GPU, if only for an export; torch has threads for them since, and computes none in what is forked.
+    It is forked from a process that computes nothing. Where there is a GPU, or a network was exported before, torch
+    starts threads at a process' first gradients, and computes none in what is forked from it since.
     """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, torch.set_num_threads, (1,)) as idle:
