@@ -5,11 +5,13 @@ the Allen atlas, by its own convention (PIR) and QuickNII's, from the left of th
 """
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +19,8 @@ from numpy.typing import NDArray
 
 from atlalign.data.tables import cut, read_table, read_text
 from atlalign.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 Points = NDArray[np.float64]
 
@@ -48,6 +52,7 @@ class ListedSection(NamedTuple):
         position_um: Where its centre lies along AP.
         anchoring: Where all of it lies, if the list says that.
         problem: What is wrong with what the list says of it, if anything: then its position means nothing.
+        cells: All that a table says of it, by the names of its columns in lower case.
     """
 
     path: Path
@@ -55,6 +60,7 @@ class ListedSection(NamedTuple):
     position_um: float
     anchoring: "Anchoring | None"
     problem: str = ""
+    cells: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,6 +283,13 @@ def _read_anchored(path: Path) -> list[ListedSection]:
         raise InputError(
             f"{path}: expected an anchoring to the Allen atlas at 25um, found the target '{target}'"
         )
+    marked = sum(isinstance(entry, dict) and bool(entry.get("markers")) for entry in slices)
+    if marked:
+        _log.warning(
+            "%s: the markers of %d sections, made in VisuAlign, are not used: their linear anchoring is",
+            path,
+            marked,
+        )
     return [
         _anchored_section(path.parent, f"slices[{place}]", entry, place) for place, entry in enumerate(slices)
     ]
@@ -289,7 +302,9 @@ def _read_table(path: Path) -> list[ListedSection]:
             ["filenames", *_DEEPSLICE, "width", "height"], hint=": use DeepSlice's .json file"
         )
         return [
-            _anchored_section(path.parent, f"line {line}", _deepslice_entry(cells), place)
+            _anchored_section(path.parent, f"line {line}", _deepslice_entry(cells), place)._replace(
+                cells=cells
+            )
             for place, (line, cells) in enumerate(rows)
         ]
     rows = table.records(["filename", "p"])
@@ -328,7 +343,8 @@ def _positioned_section(folder: Path, name: str, cells: Mapping[str, str], place
         dataset_id = _whole(cells.get("dataset_id"), f"{name}, dataset_id", default=0)
     except InputError as error:
         return ListedSection(file, Identity(0, place, 0), 0.0, None, problem=str(error))
-    return ListedSection(file, Identity(math.floor(position_um), image_id, dataset_id), position_um, None)
+    identity = Identity(math.floor(position_um), image_id, dataset_id)
+    return ListedSection(file, identity, position_um, None, cells=cells)
 
 
 def _file(folder: Path, entry: Any) -> Path:
