@@ -33,7 +33,7 @@ from atlalign.data.demo import tissue_planes
 from atlalign.data.images import read_image
 from atlalign.data.sections import ListedSection, Plane, read_list
 from atlalign.errors import InputError, unknown_name
-from atlalign.evaluation.evaluate import Regions
+from atlalign.evaluation.measures import Regions
 from atlalign.evaluation.methods import baseline
 from atlalign.files import fingerprint, written_whole
 from atlalign.geometry import compose, identity_grid, invert, jacobian_determinant, smooth_field, warp
