@@ -1,7 +1,5 @@
 """Landmarks of a data set: points that are known in both images of a sample, read from a table."""
 
-import csv
-import math
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from atlalign.data import schema
 from atlalign.data.dataset import RegistrationDataset
+from atlalign.data.tables import number, read_table, whole_number
 from atlalign.errors import InputError
 
 _COLUMNS = ("reference_x", "reference_y", "moving_x", "moving_y")
@@ -72,37 +71,29 @@ def _scale(dataset: RegistrationDataset) -> tuple[float, float]:
 
 
 def read_landmarks(path: str | Path, scale: tuple[float, float] = (1.0, 1.0)) -> Landmarks:
-    """Return the landmarks in a CSV file.
+    """Return the landmarks in a table.
 
     Args:
-        path: A table with the columns sample or image_id, reference_x, reference_y, moving_x, moving_y.
+        path: A CSV file, as `read_table` takes it, with the columns sample or image_id, reference_x, reference_y,
+            moving_x, moving_y.
         scale: What x and y are multiplied by.
 
     Raises:
-        InputError: If the file cannot be read, a column is missing, or a value is no number.
+        InputError: If the file is no such table, or a value is no number.
     """
-    path = Path(path).expanduser()
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns, rows = reader.fieldnames or [], list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"landmarks: {path} cannot be read: {error}") from error
-    key = next((name for name in ("sample", "image_id") if name in columns), None)
-    missing = [name for name in _COLUMNS if name not in columns]
-    if key is None or missing:
-        raise InputError(
-            f"landmarks: {path}: expected the columns sample (or image_id), {', '.join(_COLUMNS)}; "
-            f"found {', '.join(columns) or 'none'}"
-        )
+        return _read(Path(path).expanduser(), scale)
+    except InputError as error:
+        raise InputError(f"landmarks: {error}") from error
+
+
+def _read(path: Path, scale: tuple[float, float]) -> Landmarks:
+    table = read_table(path)
+    key = "image_id" if "image_id" in table.names and "sample" not in table.names else "sample"
     points = defaultdict(list)
-    for line, row in enumerate(rows, start=2):
-        try:
-            number, values = int(row[key]), [float(row[name]) for name in _COLUMNS]
-        except (TypeError, ValueError) as error:
-            raise InputError(f"landmarks: {path}, line {line}: expected numbers, {error}") from error
-        if not all(map(math.isfinite, values)):
-            raise InputError(f"landmarks: {path}, line {line}: expected finite numbers, found {values}")
-        points[number].append(values)
+    for line, cells in table.records((key, *_COLUMNS), hint=": image_id may stand for sample"):
+        where = f"{path}, line {line}"
+        values = [float(number(cells[name], f"{where}, {name}")) for name in _COLUMNS]
+        points[whole_number(cells[key], f"{where}, {key}")].append(values)
     size = torch.tensor([*scale, *scale])
-    return Landmarks(key, {number: torch.tensor(values) * size for number, values in points.items()})
+    return Landmarks(key, {owner: torch.tensor(rows) * size for owner, rows in points.items()})

@@ -281,7 +281,7 @@ def test_without_regions_an_atlas_needs_no_annotation(folder):
         (["checkpoint=identity.pt", "out=landmarks.csv"], "landmarks.csv exists already"),
         (["checkpoint=identity.pt", "split=test"], "There are: all, train, val"),
         (["checkpoint=identity.pt", "baselines=[identity,afine]"], "Did you mean affine"),
-        (["checkpoint=identity.pt", "landmarks=none.csv"], "none.csv cannot be read"),
+        (["checkpoint=identity.pt", "landmarks=none.csv"], "landmarks: none.csv: cannot be read"),
         (["checkpoint=identity.pt", "perceptual_weights=my.h5"], "expected a state dict"),
         (["checkpoint=identity.pt", "n_viewers=-1"], "n_viewers: expected at least 0, got -1"),
         (["checkpoint=identity.pt", "segmentation=maybe"], "segmentation: expected true or false, got maybe"),
@@ -321,17 +321,26 @@ def test_an_atlas_without_annotation_says_so(folder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected the columns sample .* found none"),
-        ("sample,reference_x,reference_y,moving_x\n", "found sample, reference_x, reference_y, moving_x$"),
+        (
+            "",
+            "landmarks: bad.csv: expected the columns sample, .* found none: image_id may stand for sample$",
+        ),
+        (
+            "sample,reference_x,reference_y,moving_x\n",
+            "found 'sample', 'reference_x', 'reference_y', 'moving_x'",
+        ),
         ("reference_x,reference_y,moving_x,moving_y\n", "expected the columns sample"),
-        ("sample,reference_x,reference_y,moving_x,moving_y\n0,1,2,3,four\n", "line 2: expected numbers"),
+        (
+            "sample,reference_x,reference_y,moving_x,moving_y\n0,1,2,3,four\n",
+            "line 2, moving_y: expected a number, found 'four'",
+        ),
         (
             "sample,reference_x,reference_y,moving_x,moving_y\n0,1,2,3,4\n0,1,2,3\n",
-            "line 3: expected numbers",
+            "line 3: expected 5 cells, found 4",
         ),
         (
             "sample,reference_x,reference_y,moving_x,moving_y\n0,1,2,3,nan\n",
-            "line 2: expected finite numbers",
+            "line 2, moving_y: expected a number, found 'nan'",
         ),
         ("sample,reference_x,reference_y,moving_x,moving_y\n99,1,2,3,4\n", "my.h5 has no sample 99"),
         ("image_id,reference_x,reference_y,moving_x,moving_y\n1000,1,2,3,4\n", "stands for several samples"),
