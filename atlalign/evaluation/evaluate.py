@@ -42,8 +42,8 @@ from atlalign.evaluation.methods import Estimate, Method, baseline, network_meth
 from atlalign.evaluation.report import NETWORK, Row
 from atlalign.geometry import warp
 from atlalign.models import ModelOrigin, load_model, read_origin
-from atlalign.training.record import versions
 from atlalign.training.run import as_list, build
+from atlalign.versions import versions
 
 _SPLITS = ("val", "train", "all")
 _LEAST = {"n_viewers": 0, "n_resamples": 1, "seed": 0}

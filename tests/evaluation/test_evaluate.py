@@ -14,6 +14,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from atlalign import versions
 from atlalign.data.atlas import phantom_atlas
 from atlalign.data.datamodule import RegistrationDataModule
 from atlalign.errors import InputError, readable_errors
@@ -21,7 +22,6 @@ from atlalign.evaluation.evaluate import evaluate
 from atlalign.geometry import warp
 from atlalign.models import ModelOrigin, save_model
 from atlalign.networks import GlobalAffineNet, Registration
-from atlalign.training import record
 from atlalign.training.run import train
 from tests.conftest import SHAPE, write_h5
 
@@ -189,7 +189,7 @@ def test_a_package_that_is_not_installed_has_no_version(folder, monkeypatch):
     def version(package: str) -> str:
         raise PackageNotFoundError(package)
 
-    monkeypatch.setattr(record, "version", version)
+    monkeypatch.setattr(versions, "version", version)
     out = evaluate(
         configured("checkpoint=identity.pt", "split=all", "segmentation=false", "baselines=identity")
     )
