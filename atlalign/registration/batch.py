@@ -221,6 +221,8 @@ def find_jobs(inputs: Sequence[Path], *, position_um: float | None = None, liste
         InputError: If nothing is found, a position is missing or can only be meant in mm, or two images would have the
             same folder of results.
     """
+    if position_um is not None:
+        check_is_um(position_um, "--position")
     jobs: list[Job] = []
     for path in inputs:
         if path.suffix.lower() in IMAGE_ENDINGS:
@@ -252,9 +254,6 @@ def find_jobs(inputs: Sequence[Path], *, position_um: float | None = None, liste
             "expected the position of the section in the atlas (--position), a list of sections with positions, or a "
             "reference image (--reference)"
         )
-    for job in jobs:
-        if job.position_um is not None and job.anchoring is None:
-            check_is_um(job.position_um, job.path.name)
     return jobs
 
 
