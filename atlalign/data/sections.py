@@ -171,7 +171,8 @@ class Anchoring:
             InputError: If its proportions differ by more than comes from rounding to pixels.
         """
         (height, width), (own_height, own_width) = size, self.size
-        if abs(height / own_height * own_width / width - 1) > 1.5 / min(*size, *self.size):
+        rounding = 1.5 / min(*size, *self.size)
+        if abs(height / own_height * own_width / width - 1) > rounding:
             raise InputError(
                 f"expected the proportions of the image that was anchored, {own_height}×{own_width} px, found "
                 f"{height}×{width} px"
