@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, get_args
 
 from atlalign.data.images import IMAGE_ENDINGS
 from atlalign.data.sections import LIST_ENDINGS, Anchoring, ListedSection, check_is_um, find_list, read_list
-from atlalign.data.tables import cut
+from atlalign.data.tables import number, shown, whole_number
 from atlalign.errors import InputError
 from atlalign.registration.placement import Background, Placing
 
@@ -54,6 +54,8 @@ def find_jobs(
         InputError: If nothing is found, a position is missing or can only be meant in mm, or two images would have the
             same folder of results even with the names of their folders before.
     """
+    if position_um is not None:
+        check_is_um(position_um, "--position")
     jobs: list[Job] = []
     for path in map(Path, inputs):
         if path.suffix.lower() in IMAGE_ENDINGS:
@@ -82,9 +84,6 @@ def find_jobs(
             "expected the position of the section in the atlas (--position), a list of sections with positions, or a "
             "reference image (--reference)"
         )
-    for job in jobs:
-        if job.position_um is not None and job.anchoring is None:
-            check_is_um(job.position_um, job.path.name)
     return jobs
 
 
@@ -117,41 +116,31 @@ def _listed_job(section: ListedSection, *, listed: bool) -> Job:
 def _own_options(cells: Mapping[str, str]) -> dict[str, Any]:
     """Return what a table's row says of how its image is to be read and placed, as `Options` has it."""
     return {
-        option: parse(column, cells[column])
+        option: parse(cells[column], column)
         for column, (option, parse) in _COLUMNS.items()
         if cells.get(column)
     }
 
 
-def _number(column: str, cell: str) -> float:
-    try:
-        return float(cell)
-    except ValueError as error:
-        raise InputError(f"{column}: expected a number, found '{cut(cell, 40)}'") from error
-
-
-def _whole_number(column: str, cell: str) -> int:
-    number = _number(column, cell)  # spreadsheets may write 1.0
-    if number % 1 != 0:
-        raise InputError(f"{column}: expected a whole number, found '{cut(cell, 40)}'")
-    return int(number)
-
-
 def _one_of(choices: Mapping[str, Any]) -> Callable[[str, str], Any]:
-    def choose(column: str, cell: str) -> Any:
+    def choose(cell: str, column: str) -> Any:
         if cell.lower() not in choices:
-            raise InputError(f"{column}: expected one of {', '.join(choices)}, found '{cut(cell, 40)}'")
+            raise InputError(f"{column}: expected one of {', '.join(choices)}, found {shown(cell)}")
         return choices[cell.lower()]
 
     return choose
 
 
+def _size(cell: str, column: str) -> float:
+    return float(number(cell, column))
+
+
 _YES_OR_NO = {"yes": True, "no": False, "true": True, "false": False, "1": True, "0": False}
 _COLUMNS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
-    "channel": ("channel", _whole_number),
+    "channel": ("channel", whole_number),
     "mirrored": ("mirrored", _one_of(_YES_OR_NO)),
-    "quarter_turns": ("quarter_turns", _whole_number),
-    "pixel_size_um": ("pixel_um", _number),
+    "quarter_turns": ("quarter_turns", whole_number),
+    "pixel_size_um": ("pixel_um", _size),
     "place": ("by", _one_of({name: name for name in get_args(Placing)})),
     "background": ("background", _one_of({name: name for name in get_args(Background)})),
 }

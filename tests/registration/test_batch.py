@@ -683,7 +683,9 @@ def test_a_section_is_registered_in_python_as_by_the_command(run, model, section
 
 
 def test_a_position_in_mm_is_told(sections):
-    with pytest.raises(InputError, match=r"a\.png: expected a position in µm .*, got 6\.7: is that mm\?"):
+    with pytest.raises(
+        InputError, match=r"^--position: expected a position in µm .*, got 6\.7: is that mm\?"
+    ):
         find_jobs([sections / "a.png"], position_um=6.7)
     (sections / "list.csv").write_text("filename,p\na.png,7.2\n")
     (job,) = find_jobs([sections])
