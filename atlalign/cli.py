@@ -2,19 +2,15 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atlalign import __version__
 from atlalign.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
-    import torch
-
-    from atlalign.data.ontology import Ontology
-    from atlalign.registration.batch import Job, Recipe
-    from atlalign.registration.placement import Reference
+    from atlalign.registration.recipe import Recipe
     from atlalign.registration.register import Limit
 
 
@@ -377,7 +373,8 @@ def _add_section_options(command: argparse.ArgumentParser) -> None:
 def _register(options: argparse.Namespace) -> None:
     from rich.progress import track
 
-    from atlalign.registration.batch import TABLE, find_jobs, register_batch
+    from atlalign.registration.batch import TABLE, register_batch
+    from atlalign.registration.jobs import find_jobs
     from atlalign.registration.transform import REGIONS
 
     jobs = find_jobs(options.inputs, position_um=options.position, listed=options.reference is None)
@@ -416,32 +413,15 @@ def _workers(wanted: int | None) -> int:
 
 
 def _recipe(options: argparse.Namespace) -> "Recipe":
-    from atlalign.files import fingerprint
-    from atlalign.models import SHIPPED_MODEL, load_model, read_origin
-    from atlalign.networks.memory_format import fastest_memory_format
-    from atlalign.registration.batch import Options, Recipe
+    from atlalign.registration.recipe import Options, atlas_recipe, image_recipe
 
-    device = _device(options.device)
-    model = options.model or SHIPPED_MODEL
-    shape = options.image_shape or read_origin(model).image_shape
-    if shape is None:
-        raise InputError(f"{model} does not tell the size of its images: give --image-shape HEIGHT WIDTH")
-    height, width = shape
-    if min(shape) < 2:
-        raise InputError(f"--image-shape: expected at least 2×2 px, got {height}×{width}")
-    if options.refine < 0:
-        raise InputError(f"--refine: expected at least 0 steps, got {options.refine}")
-    if not 0.005 <= options.refine_smoothness <= 0.2:
-        raise InputError(f"--refine-smoothness: expected 0.005 to 0.2, got {options.refine_smoothness:g}")
-    if abs(options.quarter_turns) > 3:
-        raise InputError(f"--quarter-turns: expected -3 to 3 turns by 90°, got {options.quarter_turns}")
-    reference, ontology, of_reference = _references(options, (height, width))
-    return Recipe(
-        network=load_model(model).to(device).to(memory_format=fastest_memory_format(device)),
-        image_shape=(height, width),
-        reference=reference,
-        ontology=ontology,
-        options=Options(
+    common: dict[str, Any] = {
+        "ontology": options.ontology,
+        "hemisphere": options.hemisphere,
+        "model": options.model,
+        "image_shape": options.image_shape,
+        "device": options.device,
+        "options": Options(
             by=options.place,
             background=options.background,
             mirrored=options.mirrored,
@@ -452,67 +432,18 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
             refinement_smoothness=options.refine_smoothness,
             limits=_limits(options.limit),
         ),
-        origin={
-            "model": model.name,
-            "model_sha256": fingerprint(model),
-            "image_shape": [height, width],
-            "hemisphere": options.hemisphere,
-            **of_reference,
-        },
-    )
-
-
-def _references(
-    options: argparse.Namespace, shape: tuple[int, int]
-) -> "tuple[Callable[[Job], Reference], Ontology | None, dict[str, str]]":
-    """Return what sections are registered to, what its labels mean, and what tells it from another one."""
-    from atlalign.data.atlas import open_atlas
-    from atlalign.registration.batch import AtlasReferences
-
+    }
     if options.reference is not None:
-        return _own_reference(options, shape)
+        for name in ("atlas", "annotation", "spacing_um", "position"):
+            if getattr(options, name) is not None:
+                raise InputError(f"expected either --reference or --{name.replace('_', '-')}, got both")
+        of_image = {"labels": options.reference_labels, "pixel_um": options.reference_pixel_um}
+        return image_recipe(options.reference, **of_image, **common)
     for name in ("reference_labels", "reference_pixel_um"):
         if getattr(options, name) is not None:
             raise InputError(f"expected --{name.replace('_', '-')} beside --reference, got no --reference")
-    atlas = open_atlas(
-        options.atlas or "allen",
-        phantom_shape=shape,
-        annotation_path=options.annotation,
-        ontology_path=options.ontology,
-        spacing_um=options.spacing_um,
-    )
-    origin = {"reference": atlas.name, "reference_sha256": atlas.fingerprint()}
-    return AtlasReferences(atlas, shape, options.hemisphere), atlas.ontology, origin
-
-
-def _own_reference(
-    options: argparse.Namespace, shape: tuple[int, int]
-) -> "tuple[Callable[[Job], Reference], Ontology | None, dict[str, str]]":
-    from atlalign.data.images import read_image, read_labels
-    from atlalign.data.ontology import read_ontology
-    from atlalign.files import fingerprint_of
-    from atlalign.registration.placement import image_reference
-
-    for name in ("atlas", "annotation", "spacing_um", "position"):
-        if getattr(options, name) is not None:
-            raise InputError(f"expected either --reference or --{name.replace('_', '-')}, got both")
-    labels = None if options.reference_labels is None else read_labels(options.reference_labels)
-    reference = image_reference(
-        read_image(options.reference),
-        labels,
-        shape,
-        pixel_um=options.reference_pixel_um,
-        name=options.reference,
-    )
-    if options.hemisphere is not None:
-        reference = reference.half(options.hemisphere)
-    ontology = None if options.ontology is None else read_ontology(options.ontology)
-    content = fingerprint_of(reference.fingerprint(), None if ontology is None else list(ontology))
-    return (
-        lambda job: reference,
-        ontology,
-        {"reference": Path(options.reference).name, "reference_sha256": content},
-    )
+    of_atlas = {"annotation": options.annotation, "spacing_um": options.spacing_um}
+    return atlas_recipe(options.atlas or "allen", **of_atlas, **common)
 
 
 def _limits(texts: Sequence[str]) -> "dict[str, Limit]":
@@ -532,14 +463,3 @@ def _limits(texts: Sequence[str]) -> "dict[str, Limit]":
             raise InputError(f"--limit {text}: expected {name}=LOOK,FAIL, the second no lower than the first")
         limits[name] = Limit(look, fail)
     return limits
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: expected a device of this machine ({error})") from error

@@ -1,5 +1,6 @@
 """Errors that a user may cause: one clear sentence in place of a traceback."""
 
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,10 +43,22 @@ def check_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -> None:
     for name, lowest in least.items():
         value, whole = given[name], isinstance(lowest, int)
         kind: Any = Integral if whole else Real  # numpy's numbers are these, too, and so are true and false
-        if isinstance(value, bool) or not isinstance(value, kind):
+        if isinstance(value, bool) or not isinstance(value, kind) or value != value:
             raise InputError(f"{name}: expected a {'whole ' * whole}number, got {value}")
         if not value >= lowest:
             raise InputError(f"{name}: expected at least {lowest:g}, got {value}")
+
+
+def check_finite_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -> None:
+    """Check the same as `check_numbers`, and that the numbers are finite.
+
+    Raises:
+        InputError: At the first that is not.
+    """
+    check_numbers(given, least)
+    for name in least:
+        if abs(given[name]) == math.inf:  # which takes whole numbers of any size
+            raise InputError(f"{name}: expected a finite number, got {given[name]}")
 
 
 def checked_shape(name: str, shape: Any, least: int = 2) -> tuple[int, int]:

@@ -1,9 +1,10 @@
 """The comparison on real sections runs from end to end, and its measures are what its tables say."""
 
-import importlib.util
+import importlib
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import h5py
 import numpy as np
@@ -17,20 +18,20 @@ from atlalign.geometry import compose, invert, smooth_field, warp
 from atlalign.models import ModelOrigin, save_model
 from atlalign.networks import GlobalAffineNet
 
-SCRIPT = Path(__file__).parents[1] / "experiments" / "07-real-sections" / "compare.py"
+FOLDER = Path(__file__).parents[1] / "experiments" / "07-real-sections"
 SIZE, SPACING_UM = (41, 58), 200.0  # cubes, as a file's voxels must be
 POSITIONS_UM = (5000.0, 7000.0)
 
 
-def load():
-    spec = importlib.util.spec_from_file_location("compare", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["compare"] = module
-    spec.loader.exec_module(module)
-    return module
+def load(*names: str) -> list[ModuleType]:
+    sys.path.insert(0, str(FOLDER))  # as Python does for a script in it
+    try:
+        return [importlib.import_module(name) for name in names]
+    finally:
+        sys.path.remove(str(FOLDER))
 
 
-compare = load()
+compare, methods, parts, results = load("compare", "methods", "parts", "results")
 
 
 def write_inputs(folder: Path) -> list[str]:
@@ -60,7 +61,20 @@ def write_inputs(folder: Path) -> list[str]:
     save_model(
         GlobalAffineNet((2,), (), (32, 48)), folder / "model.safetensors", origin=ModelOrigin(None, (32, 48))
     )
-    options = {"atlas": "atlas.h5", "sections": "sections.json", "model": "model.safetensors", "out": "out"}
+    header = ["id;acronym;name;structure_id_path;color_hex_triplet"]
+    regions = [
+        f"{region.id};{region.acronym};{region.name};/{'/'.join(map(str, region.path))}/;"
+        f"{bytes(region.color).hex()}"
+        for region in atlas.ontology
+    ]
+    (folder / "regions.csv").write_text("\n".join(header + regions))
+    options = {
+        "atlas": "atlas.h5",
+        "sections": "sections.json",
+        "ontology": "regions.csv",
+        "model": "model.safetensors",
+        "out": "out",
+    }
     paths = [word for name, path in options.items() for word in (f"--{name}", str(folder / path))]
     numbers = ["--spacing-um", "200", "--size", "41", "58", "--steps", "2", "--planes", "2", "--threads", "1"]
     return [*paths, *numbers, "--methods", "identity", "anchoring", "ours", "ours_refined"]
@@ -98,6 +112,7 @@ def test_tables_rows_and_pictures_are_written(arguments):
     assert rows == {"a": placed, "b": {"identity", *placed}, "c": placed}
     text = (folder / "tables.md").read_text()
     assert "ours, refined" in text
+    assert "| Dice, depth 1 | Dice, all regions |" in text
     assert {mark["what"].split(": ")[1] for mark in content["marks"]} == {
         "time, median",
         "registrations that fold",
@@ -105,7 +120,7 @@ def test_tables_rows_and_pictures_are_written(arguments):
 
 
 def test_a_network_that_does_nothing_leaves_what_anchoring_leaves(arguments):
-    results = json.loads((out(arguments) / "results.json").read_text())["results"]
+    measured = json.loads((out(arguments) / "results.json").read_text())["results"]
     for part, key in (
         ("a", "error_um"),
         ("b", "mutual_information"),
@@ -114,14 +129,14 @@ def test_a_network_that_does_nothing_leaves_what_anchoring_leaves(arguments):
     ):
         for anchored, found in zip(
             *(
-                [row[key] for row in results[part] if row["method"] == method]
+                [row[key] for row in measured[part] if row["method"] == method]
                 for method in ("anchoring", "ours")
             ),
             strict=True,
         ):
             assert found == pytest.approx(anchored, rel=1e-3), (part, key)
     # The sections are planes of the atlas: where they are anchored, nothing is left to be done.
-    dice = {row["method"]: row["tissue_dice"] for row in results["b"]}
+    dice = {row["method"]: row["tissue_dice"] for row in measured["b"]}
     assert dice["anchoring"] > 0.97
 
 
@@ -130,7 +145,7 @@ def test_what_was_found_is_taken_from_the_folder(arguments, monkeypatch):
         raise AssertionError("registered again")
 
     before = (out(arguments) / "tables.md").read_text()
-    monkeypatch.setattr(compare, "register", fail)
+    monkeypatch.setattr(methods, "register", fail)
     assert compare.main(arguments) == 0
     assert (out(arguments) / "tables.md").read_text() == before
     with pytest.raises(AssertionError, match="registered again"):
@@ -151,7 +166,7 @@ def test_perfect_registrations_agree_with_the_known_warp():
 
     plain, known = bent(1), bent(2)
     warped = compose(outer=invert(known), inner=plain)
-    assert compare.disagreement(plain, warped, known).abs().max() < 0.1
+    assert parts.disagreement(plain, warped, known).abs().max() < 0.1
     # The other order and the mere sum are wrong by whole pixels.
     assert (compose(outer=warped, inner=known) - plain).abs().max() > 1
     assert (warped + known - plain).abs().max() > 1
@@ -169,7 +184,7 @@ def test_tissue_is_filled_and_specks_are_none():
     image[..., 3:5, 3:5] = 0.9  # a speck
     expected = np.zeros((40, 60), bool)
     expected[10:30, 10:50] = True
-    np.testing.assert_array_equal(compare.tissue_of(image), expected)
+    np.testing.assert_array_equal(parts.tissue_of(image), expected)
 
 
 def row(method: str, section: int, **values: float) -> dict:
@@ -184,7 +199,7 @@ def test_marks_are_met_where_they_are():
         row("ours", i, mutual_information=0.6 if i else 0.4, tissue_dice=0.8 if i < 2 else 1.0)
         for i in range(6)
     ]
-    found = {mark.what: (mark.wanted, mark.measured, mark.is_met) for mark in compare.marks({"a": a, "b": b})}
+    found = {mark.what: (mark.wanted, mark.measured, mark.is_met) for mark in results.marks({"a": a, "b": b})}
     assert found == {
         "ours: disagreement": ("≤ 100 µm, half of SyN's", "100 µm", True),
         "ours: mutual information above SyN's": ("≥ 5 of 6", "5 of 6", True),
@@ -195,7 +210,7 @@ def test_marks_are_met_where_they_are():
 
 
 def test_tables_line_up():
-    table = compare.markdown(["method", "µm"], [["a longer name", "1"], ["b", "1234"]])
+    table = results.markdown(["method", "µm"], [["a longer name", "1"], ["b", "1234"]])
     assert table.splitlines() == [
         "| method        |   µm |",
         "|---------------|-----:|",

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from atlalign.errors import InputError, check_numbers
+from atlalign.errors import InputError, check_finite_numbers
 from atlalign.geometry import (
     ControlPoints,
     affine_simple,
@@ -216,6 +216,4 @@ class Mix:
 
 def _check_at_least(least: float, **values: float) -> None:
     for name, value in values.items():
-        check_numbers({f"deformation.{name}": value}, {f"deformation.{name}": least})
-        if math.isinf(value):
-            raise InputError(f"deformation.{name}: expected a finite number, got {value}")
+        check_finite_numbers({f"deformation.{name}": value}, {f"deformation.{name}": least})

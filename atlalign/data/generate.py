@@ -10,7 +10,6 @@ import errno
 import json
 import multiprocessing
 import os
-import platform
 import shutil
 import socket
 import threading
@@ -21,7 +20,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import version
 from io import BytesIO
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -43,6 +41,7 @@ from atlalign.data.deformations import Deformation, RejectedError
 from atlalign.data.sources import Source, Start, warp_on_slide
 from atlalign.errors import InputError, check_numbers
 from atlalign.geometry import compose, invert, jacobian_determinant, stays_inside, warp
+from atlalign.versions import OF_DATA_SETS, versions
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -56,7 +55,6 @@ _LEAST = {
     "workers": 0,
 }
 _LARGEST_SEED = 2**63 - 1  # an h5 attribute holds no larger number
-_RECORDED_PACKAGES = ("atlalign", "torch", "kornia", "h5py", "numpy")
 _LARGEST_RESIDUAL_PX = 0.1
 _SAMPLES_SHOWN = 6
 
@@ -507,8 +505,7 @@ def _request(config: "DictConfig") -> dict[str, Any]:
 
     settings: Any = OmegaConf.to_container(config, resolve=True)
     decisive = {k: v for k, v in settings.items() if k not in ("out", "workers", "atlas")}
-    versions = {"python": platform.python_version(), **{name: version(name) for name in _RECORDED_PACKAGES}}
-    return {"config": decisive, "seed": config.seed, "versions": versions}
+    return {"config": decisive, "seed": config.seed, "versions": versions(OF_DATA_SETS)}
 
 
 def _open_partial(out: Path, request: dict[str, Any], files: list[Path]) -> Path:

@@ -122,7 +122,8 @@ def _affine(drawn: Deformation, shape: tuple[int, int]) -> FieldPair:
     """Return affine fields, scaled along the line from the identity, and their inverses in closed form."""
     missing = _missing(affine_to_dvf(drawn.matrix, shape), drawn)[:, 0]
     matrix = torch.lerp(torch.eye(2, 3).to(drawn.matrix), drawn.matrix, missing)
-    return FieldPair(affine_to_dvf(matrix, shape), affine_to_dvf(invert_affine(matrix), shape))
+    inverse = invert_affine(matrix.double()).to(matrix.dtype)
+    return FieldPair(affine_to_dvf(matrix, shape), affine_to_dvf(inverse, shape))
 
 
 def _affine_smooth(drawn: Deformation, shape: tuple[int, int]) -> FieldPair:

@@ -1,13 +1,13 @@
 """The regions of an atlas: what its ids are called, and which region is part of which."""
 
-import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from atlalign.data.tables import read_table, shown, whole_number
 from atlalign.errors import InputError
 
 
@@ -90,37 +90,42 @@ def read_ontology(path: str | Path) -> Ontology:
     """Return the ontology in a CSV file with the columns of the Allen Institute's structure tree.
 
     Those are id, acronym, safe_name or name, and if they are there structure_id_path (`/997/8/567/`) and
-    color_hex_triplet.
+    color_hex_triplet; see `read_table` for how they may be written.
 
     Raises:
         InputError: If the file cannot be read, a column is missing, or a row is malformed.
     """
     path = Path(path).expanduser()
+    table = read_table(path)
+    name = "safe_name" if "safe_name" in table.names else "name"
+    rows = table.records(("id", "acronym", name))
+    regions = [_region(cells, name, f"{path}, line {line}") for line, cells in rows]
+    if not regions:
+        raise InputError(f"{path}: expected regions below the names of columns, found none")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    name = "safe_name" if "safe_name" in columns else "name"
-    needed = ("id", "acronym", name)
-    missing = [column for column in needed if column not in columns]
-    if missing or not rows:
-        raise InputError(f"{path}: expected regions with the columns {', '.join(needed)}, found {columns}")
-    try:
-        return Ontology(_region(row, name) for row in rows)
-    except (ValueError, TypeError, AttributeError) as error:
+        return Ontology(regions)
+    except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def _region(row: dict[str, str], name: str) -> Region:
-    path = tuple(int(part) for part in row.get("structure_id_path", row["id"]).strip("/").split("/"))
-    return Region(int(row["id"]), row["acronym"], row[name], path, _color(row.get("color_hex_triplet", "")))
+def _region(cells: Mapping[str, str], name: str, where: str) -> Region:
+    path = _ids(cells.get("structure_id_path", cells["id"]), f"{where}, structure_id_path")
+    color = _color(cells.get("color_hex_triplet", ""), f"{where}, color_hex_triplet")
+    return Region(whole_number(cells["id"], f"{where}, id"), cells["acronym"], cells[name], path, color)
 
 
-def _color(triplet: str) -> tuple[int, int, int] | None:
-    if not triplet:
+def _ids(text: str, where: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.strip("/").split("/"))
+    except ValueError as error:
+        raise InputError(f"{where}: expected ids such as /997/8/, found {shown(text)}") from error
+
+
+def _color(text: str, where: str) -> tuple[int, int, int] | None:
+    if not text:
         return None
-    red, green, blue = bytes.fromhex(triplet.zfill(6))
+    try:
+        red, green, blue = bytes.fromhex(text.zfill(6))  # spreadsheets drop zeros in front
+    except ValueError as error:
+        raise InputError(f"{where}: expected six hexadecimal digits, found {shown(text)}") from error
     return red, green, blue

@@ -5,18 +5,21 @@ the Allen atlas, by its own convention (PIR) and QuickNII's, from the left of th
 """
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atlalign.data.tables import cut, read_table, read_text
+from atlalign.data.tables import number, read_table, read_text, shown, whole_number
 from atlalign.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 Points = NDArray[np.float64]
 
@@ -48,6 +51,7 @@ class ListedSection(NamedTuple):
         position_um: Where its centre lies along AP.
         anchoring: Where all of it lies, if the list says that.
         problem: What is wrong with what the list says of it, if anything: then its position means nothing.
+        cells: All that a table says of it, by the names of its columns in lower case.
     """
 
     path: Path
@@ -55,6 +59,7 @@ class ListedSection(NamedTuple):
     position_um: float
     anchoring: "Anchoring | None"
     problem: str = ""
+    cells: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +177,8 @@ class Anchoring:
             InputError: If its proportions differ by more than comes from rounding to pixels.
         """
         (height, width), (own_height, own_width) = size, self.size
-        if abs(height / own_height * own_width / width - 1) > 1.5 / min(*size, *self.size):
+        rounding = 1.5 / min(*size, *self.size)
+        if abs(height / own_height * own_width / width - 1) > rounding:
             raise InputError(
                 f"expected the proportions of the image that was anchored, {own_height}×{own_width} px, found "
                 f"{height}×{width} px"
@@ -273,12 +279,19 @@ def _read_anchored(path: Path) -> list[ListedSection]:
     slices = content.get("slices") if isinstance(content, dict) else None
     if not isinstance(slices, list):
         raise InputError(
-            f"{path}: not a list of sections: expected QuickNII's object with slices, found {_shown(content)}"
+            f"{path}: not a list of sections: expected QuickNII's object with slices, found {shown(content)}"
         )
     target = str(content.get("target", "25um"))
     if "25um" not in target:
         raise InputError(
             f"{path}: expected an anchoring to the Allen atlas at 25um, found the target '{target}'"
+        )
+    marked = sum(isinstance(entry, dict) and bool(entry.get("markers")) for entry in slices)
+    if marked:
+        _log.warning(
+            "%s: the markers of %d sections, made in VisuAlign, are not used: their linear anchoring is",
+            path,
+            marked,
         )
     return [
         _anchored_section(path.parent, f"slices[{place}]", entry, place) for place, entry in enumerate(slices)
@@ -292,7 +305,9 @@ def _read_table(path: Path) -> list[ListedSection]:
             ["filenames", *_DEEPSLICE, "width", "height"], hint=": use DeepSlice's .json file"
         )
         return [
-            _anchored_section(path.parent, f"line {line}", _deepslice_entry(cells), place)
+            _anchored_section(path.parent, f"line {line}", _deepslice_entry(cells), place)._replace(
+                cells=cells
+            )
             for place, (line, cells) in enumerate(rows)
         ]
     rows = table.records(["filename", "p"])
@@ -325,22 +340,23 @@ def _positioned_section(folder: Path, name: str, cells: Mapping[str, str], place
     file = folder / name
     try:
         file = _file(folder, cells)
-        position_um = float(_number(cells["p"], f"{name}, p"))
+        position_um = float(number(cells["p"], f"{name}, p"))
         check_is_um(position_um, f"{name}, p")
         image_id = _whole(cells.get("image_id"), f"{name}, image_id", default=place)
         dataset_id = _whole(cells.get("dataset_id"), f"{name}, dataset_id", default=0)
     except InputError as error:
         return ListedSection(file, Identity(0, place, 0), 0.0, None, problem=str(error))
-    return ListedSection(file, Identity(math.floor(position_um), image_id, dataset_id), position_um, None)
+    identity = Identity(math.floor(position_um), image_id, dataset_id)
+    return ListedSection(file, identity, position_um, None, cells=cells)
 
 
 def _file(folder: Path, entry: Any) -> Path:
     """Return the file that an entry names, perhaps with the backslashes of Windows."""
     if not isinstance(entry, Mapping):
-        raise InputError(f"expected an object with a filename, found {_shown(entry)}")
+        raise InputError(f"expected an object with a filename, found {shown(entry)}")
     name = entry.get("filename")
     if not isinstance(name, str) or not name:
-        raise InputError(f"expected a filename, found {_shown(name)}")
+        raise InputError(f"expected a filename, found {shown(name)}")
     slashed = folder / name.replace("\\", "/")
     return slashed if slashed.is_file() else folder / name
 
@@ -348,9 +364,9 @@ def _file(folder: Path, entry: Any) -> Path:
 def _anchoring(entry: Mapping[str, Any]) -> Anchoring:
     given = entry.get("anchoring")
     if not isinstance(given, list) or len(given) != 9:
-        found = len(given) if isinstance(given, list) else _shown(given)
+        found = len(given) if isinstance(given, list) else shown(given)
         raise InputError(f"anchoring: expected nine numbers, found {found}")
-    vectors = np.array([float(_number(value, "anchoring")) for value in given]).reshape(3, 3)
+    vectors = np.array([float(number(value, "anchoring")) for value in given]).reshape(3, 3)
     height, width = (_whole(entry.get(side), side, default=0) for side in ("height", "width"))
     if height < 1 or width < 1:
         raise InputError(
@@ -361,33 +377,7 @@ def _anchoring(entry: Mapping[str, Any]) -> Anchoring:
 
 
 def _whole(value: Any, name: str, *, default: int) -> int:
-    if value in (None, ""):
-        return default
-    number = _number(value, name)  # spreadsheets may write 6720.0
-    if number % 1:
-        raise InputError(f"{name}: expected a whole number, found {_shown(value)}")
-    return int(number)
-
-
-def _number(value: Any, name: str) -> Decimal:
-    """Return a number that an h5 file can hold the whole part of, with all of its digits."""
-    try:
-        number = Decimal(str(value))
-    except InvalidOperation:
-        number = Decimal("nan")
-    if not number.is_finite():
-        raise InputError(f"{name}: expected a number, found {_shown(value)}")
-    if not -(2**63) <= number < 2**63:
-        raise InputError(f"{name}: expected a number of at most 64 bits, found {_shown(value)}")
-    return number
-
-
-def _shown(value: Any) -> str:
-    if value in (None, ""):
-        return "none"
-    if isinstance(value, list | dict):
-        return "a list" if isinstance(value, list) else "an object"
-    return f"'{cut(str(value), 40)}'"
+    return default if value in (None, "") else whole_number(value, name)
 
 
 _LIST_READERS = dict.fromkeys(LIST_ENDINGS, _read_table) | {".json": _read_anchored}

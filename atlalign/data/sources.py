@@ -1,6 +1,5 @@
 """What samples are made from: an annotated data set, an atlas alone, or images of sections at known positions."""
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +25,7 @@ from atlalign.data.sections import (
     homogeneous,
     read_list,
 )
-from atlalign.errors import InputError, check_numbers, checked_shape
+from atlalign.errors import InputError, check_finite_numbers, checked_shape
 from atlalign.geometry import affine_to_dvf, invert, stays_inside, warp
 
 _SMALLEST_TISSUE_SHARE = 0.1
@@ -178,9 +177,7 @@ class AtlasSource:
     ) -> None:
         given = {"n_sections": n_sections, "position_error_um": position_error_um, "seed": seed}
         least = {"source.n_sections": 1, "source.position_error_um": 0.0, "source.seed": 0}
-        check_numbers({f"source.{name}": value for name, value in given.items()}, least)
-        if math.isinf(position_error_um):
-            raise InputError(f"source.position_error_um: expected a finite number, got {position_error_um}")
+        check_finite_numbers({f"source.{name}": value for name, value in given.items()}, least)
         self.files: list[Path] = []
         self.atlas = atlas
         self.extent_um = atlas.extent_um

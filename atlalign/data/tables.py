@@ -4,8 +4,9 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Sequence
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from atlalign.errors import InputError
 
@@ -101,6 +102,44 @@ def read_table(path: Path) -> Table:
     if separator == ";":
         rows = [[_DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in row] for row in rows]
     return Table(path, header, rows, [line for line, _ in found])
+
+
+def number(value: Any, where: str) -> Decimal:
+    """Return a number that an h5 file can hold the whole part of, with all of its digits.
+
+    Raises:
+        InputError: If it is none, or not finite; the message begins with `where`.
+    """
+    try:
+        found = Decimal(str(value))
+    except InvalidOperation:
+        found = Decimal("nan")
+    if not found.is_finite():
+        raise InputError(f"{where}: expected a number, found {shown(value)}")
+    if not -(2**63) <= found < 2**63:
+        raise InputError(f"{where}: expected a number of at most 64 bits, found {shown(value)}")
+    return found
+
+
+def whole_number(value: Any, where: str) -> int:
+    """Return a whole number, which spreadsheets may write as 6720.0.
+
+    Raises:
+        InputError: If it is none; the message begins with `where`.
+    """
+    found = number(value, where)
+    if found % 1:
+        raise InputError(f"{where}: expected a whole number, found {shown(value)}")
+    return int(found)
+
+
+def shown(value: Any) -> str:
+    """Return a value as messages show it."""
+    if value in (None, ""):
+        return "none"
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return f"'{cut(str(value), 40)}'"
 
 
 def _cells(text: str, separator: str) -> Iterator[list[str]]:

@@ -4,17 +4,13 @@ Each sample is measured by itself. Means are over sections: samples that show on
 first, and the confidence intervals come from a bootstrap over sections, since copies of one are not independent.
 """
 
-import csv
-import math
 import os
 import shutil
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,31 +18,36 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import default_collate
 
 from atlalign import losses, metrics
-from atlalign.data import schema
 from atlalign.data.atlas import Atlas
 from atlalign.data.datamodule import RegistrationDataModule, split_samples
 from atlalign.data.dataset import RegistrationBatch, RegistrationDataset, complete
 from atlalign.errors import InputError, check_booleans, check_numbers, unknown_name
 from atlalign.evaluation import report
+from atlalign.evaluation.landmarks import Landmarks, landmarks_of
+from atlalign.evaluation.measures import (
+    Measures,
+    Regions,
+    Relabelling,
+    displacement_measures,
+    image_measures,
+    landmark_measures,
+    levels_of,
+    regularity_measures,
+)
 from atlalign.evaluation.methods import Estimate, Method, baseline, network_method
-from atlalign.evaluation.report import NETWORK, Measures, Row
-from atlalign.geometry import compose, invert, stays_inside, warp
+from atlalign.evaluation.report import NETWORK, Row
+from atlalign.geometry import warp
 from atlalign.models import ModelOrigin, load_model, read_origin
-from atlalign.training.record import versions
 from atlalign.training.run import as_list, build
+from atlalign.versions import versions
 
 _SPLITS = ("val", "train", "all")
 _LEAST = {"n_viewers": 0, "n_resamples": 1, "seed": 0}
 _SPLIT_KEYS = ("val_fraction", "train_indexes", "val_indexes", "split_seed")
-_LANDMARK_COLUMNS = ("reference_x", "reference_y", "moving_x", "moving_y")
-
-
-Relabelling = Callable[[NDArray[Any]], NDArray[Any]]
-"""From region ids (N,) to the ids (N,) that they count as."""
 
 
 def evaluate(config: DictConfig) -> Path:
@@ -79,114 +80,6 @@ def evaluate(config: DictConfig) -> Path:
     report.print_table(summaries)
     Console().print(f"tables and report.html are in [bold]{out}[/bold]")
     return out
-
-
-# --- what is measured -------------------------------------------------------------------------------------------------
-
-
-class Landmarks(NamedTuple):
-    """Points that are known in both images, by the number of a sample or by an image_id.
-
-    `points` are (N, 4) each: x and y in the reference, x and y in the moving image, in pixels.
-    """
-
-    key: str
-    points: dict[int, Tensor]
-
-    def of(self, sample: int, image_id: int) -> tuple[Tensor, Tensor] | None:
-        """Return the points (1, N, 2) in the reference and in the moving image, None if the sample has none."""
-        found = self.points.get(sample if self.key == "sample" else image_id)
-        return None if found is None else (found[None, :, :2], found[None, :, 2:])
-
-
-class Regions:
-    """The regions of one section, as the true field has them.
-
-    A field's labels are what becomes of the section's true regions when it registers the section: the reference's
-    labels go to the section by the inverse of the true field, and come back by the field that is judged. Both maps are
-    composed first, so that labels are looked up once. They are compared with those that come back by the true field
-    itself: the truth has Dice 1, whatever of the reference lies outside the section. The judged field need not have an
-    inverse.
-
-    Args:
-        labels: The reference's region ids (1, H, W).
-        true_dvf: The true field (1, 2, H, W).
-        levels: What regions count as, by what is appended to the names of the measures.
-        pixel_um: The size of a pixel along x and y.
-    """
-
-    def __init__(
-        self,
-        labels: Tensor,
-        true_dvf: Tensor,
-        levels: Mapping[str, Relabelling],
-        pixel_um: tuple[float, float],
-    ) -> None:
-        self._labels = labels[None]
-        self._levels = levels
-        self._pixel_um = pixel_um
-        self._true_inverse = invert(true_dvf)
-        self._true = self.carried(true_dvf)
-
-    def carried(self, dvf: Tensor) -> NDArray[Any]:
-        """Return the labels (H, W) that a field brings back; 0 where it points out of the section."""
-        there_and_back = compose(outer=self._true_inverse, inner=dvf)
-        labels = warp(self._labels, there_and_back, mode="nearest", padding_mode="border")
-        return (labels[0, 0] * stays_inside(dvf)[0]).numpy()
-
-    def measures(self, dvf: Tensor) -> Measures:
-        """Return the means over regions, overlaps at each level; NaN where there is none."""
-        labels = self.carried(dvf)
-        table = metrics.contingency(self._true, labels)
-        values = {"hd95_um": _mean(metrics.hausdorff_95(self._true, labels, pixel=self._pixel_um).values())}
-        for suffix, level in self._levels.items():
-            found = metrics.overlap(table.relabelled(level(table.region)))
-            values[f"dice{suffix}"] = _mean(found.dice)
-            values[f"iou{suffix}"] = _mean(found.iou)
-            values[f"lost{suffix}"] = _mean(~found.in_both)
-        return values
-
-
-def image_measures(true: Tensor, image: Tensor, perceptual: nn.Module | None = None) -> Measures:
-    """Return the similarity of two images (1, 1, H, W) in [0, 1].
-
-    `ncc` is the mean squared correlation in windows of 9×9, as the loss `ncc_9` has it.
-    """
-    values = {
-        "mse": losses.mse(true, image),
-        "mae": losses.mae(true, image),
-        "psnr": -losses.psnr(true, image),
-        "ssim": -losses.ssim(true, image),
-        "ncc": -losses.ncc(true, image, window=9),
-        "mutual_information": metrics.mutual_information(true, image),
-    }
-    if perceptual is not None:
-        values["perceptual"] = perceptual(true, image)
-    return {name: float(value) for name, value in values.items()}
-
-
-def displacement_measures(true: Tensor, dvf: Tensor, pixel_um: tuple[float, float]) -> Measures:
-    """Return how far a field (1, 2, H, W) is from the true one, and what r² is weighted by."""
-    size = true.new_tensor(pixel_um).view(1, 2, 1, 1)
-    values = {
-        "distance_px": metrics.vector_distance(true, dvf),
-        "distance_um": metrics.vector_distance(true * size, dvf * size),
-        "angular_error_deg": metrics.angular_error(true, dvf),
-        "correlation": metrics.field_correlation(true, dvf),
-        "r2": metrics.r2(true, dvf),
-        "variance_px2": metrics.field_variance(true),
-    }
-    return {name: float(value) for name, value in values.items()}
-
-
-def landmark_measures(points: tuple[Tensor, Tensor], dvf: Tensor, pixel_um: tuple[float, float]) -> Measures:
-    """Return the mean target registration errors; `rtre` is relative to the image's diagonal.
-
-    Borovec et al., *ANHIR: Automatic non-rigid histological image registration challenge*, IEEE TMI 2020.
-    """
-    in_pixels = float(metrics.target_registration_error(*points, dvf).mean())
-    in_um = float(metrics.target_registration_error(*points, dvf, pixel=pixel_um).mean())
-    return {"tre_px": in_pixels, "tre_um": in_um, "rtre": in_pixels / math.hypot(*dvf.shape[-2:])}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,11 +116,14 @@ class _Trial:
                 f"atlas '{atlas.name}' holds no annotation: name a file of region ids, or say segmentation=false"
             )
         dataset, samples = _read_data(config, atlas)
+        landmarks = None
+        if config.landmarks is not None:
+            landmarks = landmarks_of(config.landmarks, dataset, samples, split=config.split)
         return cls(
             dataset=dataset,
             samples=samples,
-            levels=_levels(atlas) if config.segmentation else None,
-            landmarks=None if config.landmarks is None else _landmarks_of(config, dataset, samples),
+            levels=levels_of(atlas.ontology) if config.segmentation else None,
+            landmarks=landmarks,
             perceptual=perceptual,
         )
 
@@ -268,10 +164,7 @@ class _Trial:
             "regions": regions.measures(dvf) if regions else {},
             "reference": image_measures(batch.reference, registered, self.perceptual),
             "truth": image_measures(batch.registered, registered, self.perceptual),
-            "regularity": {
-                "folding": float(metrics.folding_fraction(dvf)),
-                "log_jacobian_std": float(metrics.log_jacobian_std(dvf)),
-            },
+            "regularity": regularity_measures(dvf),
             "inverse": {"consistency_px": float(metrics.inverse_consistency(dvf, estimate.inv_dvf))},
             "time": {} if estimate.seconds is None else {"seconds": estimate.seconds},
         }
@@ -304,65 +197,6 @@ class _Trial:
 
 
 # --- what is given ----------------------------------------------------------------------------------------------------
-
-
-def read_landmarks(path: str | Path, scale: tuple[float, float] = (1.0, 1.0)) -> Landmarks:
-    """Return the landmarks in a CSV file.
-
-    Args:
-        path: A table with the columns sample or image_id, reference_x, reference_y, moving_x, moving_y.
-        scale: What x and y are multiplied by.
-
-    Raises:
-        InputError: If the file cannot be read, a column is missing, or a value is no number.
-    """
-    path = Path(path).expanduser()
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns, rows = reader.fieldnames or [], list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"landmarks: {path} cannot be read: {error}") from error
-    key = next((name for name in ("sample", "image_id") if name in columns), None)
-    missing = [name for name in _LANDMARK_COLUMNS if name not in columns]
-    if key is None or missing:
-        raise InputError(
-            f"landmarks: {path}: expected the columns sample (or image_id), {', '.join(_LANDMARK_COLUMNS)}; "
-            f"found {', '.join(columns) or 'none'}"
-        )
-    points = defaultdict(list)
-    for line, row in enumerate(rows, start=2):
-        try:
-            number, values = int(row[key]), [float(row[name]) for name in _LANDMARK_COLUMNS]
-        except (TypeError, ValueError) as error:
-            raise InputError(f"landmarks: {path}, line {line}: expected numbers, {error}") from error
-        if not all(map(math.isfinite, values)):
-            raise InputError(f"landmarks: {path}, line {line}: expected finite numbers, found {values}")
-        points[number].append(values)
-    size = torch.tensor([*scale, *scale])
-    return Landmarks(key, {number: torch.tensor(values) * size for number, values in points.items()})
-
-
-def _landmarks_of(config: DictConfig, dataset: RegistrationDataset, samples: NDArray[np.int64]) -> Landmarks:
-    """Return the landmarks, scaled from the file's images to the working size, after a check that they fit the data."""
-    file_shape = schema.summarize(dataset.path).image_shape
-    along_y, along_x = (
-        (new - 1) / (old - 1) for old, new in zip(file_shape, dataset.atlas.image_shape, strict=True)
-    )
-    landmarks = read_landmarks(config.landmarks, (along_x, along_y))
-    ids = np.arange(len(dataset)) if landmarks.key == "sample" else dataset.image_ids.numpy()
-    unknown = sorted(set(landmarks.points) - set(ids.tolist()))
-    if unknown:
-        raise InputError(f"landmarks: {dataset.path} has no {landmarks.key} {unknown[0]}")
-    named = ids[np.isin(ids, list(landmarks.points))]
-    if len(np.unique(named)) < len(named):
-        raise InputError(
-            "landmarks: an image_id stands for several samples, which are deformed each in its own way: name them by "
-            "the column sample"
-        )
-    if not np.isin(ids[samples], named).any():
-        raise InputError(f"landmarks: none of them lies in the samples of split={config.split}")
-    return landmarks
 
 
 def _read_data(config: DictConfig, atlas: Atlas) -> tuple[RegistrationDataset, NDArray[np.int64]]:
@@ -433,16 +267,6 @@ def _same_file(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return one.get("_target_") == other.get("_target_") and paths[0] == paths[1]
 
 
-def _levels(atlas: Atlas) -> dict[str, Relabelling]:
-    """Return the regions as they are annotated, and at each depth of the ontology above."""
-    ontology = atlas.ontology
-    levels: dict[str, Relabelling] = {"": lambda ids: ids}
-    if ontology is not None:
-        for depth in range(1, ontology.depth + 1):
-            levels[f"/depth_{depth}"] = partial(ontology.at_depth, depth=depth)
-    return levels
-
-
 def _device(name: str) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise unknown_name("device", name, ("auto", "cpu", "cuda"))
@@ -457,11 +281,6 @@ def _check_finite(estimate: Estimate, method: str, sample: int) -> None:
             raise InputError(
                 f"sample {sample}: expected finite fields, but {name} of '{method}' holds NaN or infinity"
             )
-
-
-def _mean(values: Iterable[float]) -> float:
-    listed = list(values)
-    return float(np.mean(listed)) if listed else math.nan
 
 
 # --- what is left -----------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from scipy.stats import bootstrap
 from torch import Tensor
 
 from atlalign import plots
+from atlalign.evaluation.measures import Measures
 
 NETWORK = "network"
 """What the evaluated network is called among the methods."""
@@ -72,9 +73,6 @@ _WEIGHTED_BY = {"displacement/r2": "displacement/variance_px2"}
 
 _HEADLINES = ("displacement/distance_um", "regions/dice")
 _DEPTH = "/depth_"
-
-Measures = dict[str, float]
-"""Values by their names in METRICS, and those of regions by depth; NaN where one is not defined."""
 
 
 class Row(NamedTuple):

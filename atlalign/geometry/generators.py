@@ -254,7 +254,7 @@ def affine_map(
         mean_fraction=mean_fraction,
         largest_fraction=largest_fraction,
     )
-    return AffinePair(matrix, invert_affine(matrix))
+    return AffinePair(matrix, invert_affine(matrix.double()).to(matrix.dtype))
 
 
 def scale_affine(
@@ -279,10 +279,12 @@ def scale_affine(
 
 
 def invert_affine(matrix: Tensor) -> Tensor:
-    """Return the matrices (B, 2, 3) of the inverse maps, computed in float64."""
-    linear = torch.linalg.inv(matrix[:, :, :2].double())
-    translation = -linear @ matrix[:, :, 2:].double()
-    return torch.cat([linear, translation], dim=-1).to(matrix.dtype)
+    """Return the matrices (B, 2, 3) of the inverse maps, in the same precision; not finite where a map is singular."""
+    # Written out: ONNX has no inverse, and autocast would compute matrix products in reduced precision.
+    a, b, x = matrix[:, 0].unbind(dim=1)
+    c, d, y = matrix[:, 1].unbind(dim=1)
+    adjugate = torch.stack([d, -b, b * y - d * x, -c, a, c * x - a * y], dim=1)
+    return adjugate.view(-1, 2, 3) / (a * d - b * c)[:, None, None]
 
 
 def _centre(shape: tuple[int, int], device: torch.device) -> Tensor:

@@ -2,10 +2,9 @@
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from atlalign.geometry import affine_to_dvf, compose, warp
+from atlalign.geometry import affine_to_dvf, compose, invert_affine, warp
 from atlalign.networks.global_affine import GlobalAffineNet
 from atlalign.networks.layers import Registration
 
@@ -79,13 +78,4 @@ class MergedNet(nn.Module):
 def _overall_inverse(matrix: Tensor, local_inverse: Tensor) -> Tensor:
     """Return the inverse field: what was applied last, the global map (B, 2, 3), is undone first."""
     height, width = local_inverse.shape[-2:]
-    return compose(outer=local_inverse, inner=affine_to_dvf(_inverse_affine(matrix), (height, width)))
-
-
-def _inverse_affine(matrix: Tensor) -> Tensor:
-    """Return the inverse maps (B, 2, 3); not finite where a map is singular."""
-    # Written out: ONNX has no inverse, and autocast would compute matrix products in reduced precision.
-    a, b, x = matrix[:, 0].unbind(dim=1)
-    c, d, y = matrix[:, 1].unbind(dim=1)
-    adjugate = torch.stack([d, -b, b * y - d * x, -c, a, c * x - a * y], dim=1)
-    return adjugate.view(-1, 2, 3) / (a * d - b * c)[:, None, None]
+    return compose(outer=local_inverse, inner=affine_to_dvf(invert_affine(matrix), (height, width)))

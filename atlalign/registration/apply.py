@@ -198,7 +198,8 @@ def reference_frame(transform: SectionTransform, shape: Sequence[int], name: str
 def _check_proportions(size: Points, shape: Sequence[int], grid: Grid, name: str, what: str) -> None:
     """Raise an error unless pixels are square, or of the grid's own proportions, but for a size rounded to pixels."""
     own = grid.pixel_um[0] / grid.pixel_um[1]
-    if min(abs(size[0] / size[1] / ratio - 1) for ratio in (1.0, own)) > 1.5 / min(shape):
+    rounding = 1.5 / min(shape)
+    if min(abs(size[0] / size[1] / ratio - 1) for ratio in (1.0, own)) > rounding:
         height, width = grid.shape
         raise InputError(
             f"{name}: expected the proportions of the {what}, {height}×{width} px, found {shape[0]}×{shape[1]}"

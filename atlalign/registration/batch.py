@@ -1,4 +1,4 @@
-"""Many sections registered in one go: what to do, each section's folder of results, and the table of all.
+"""Many sections registered in one go: each section's folder of results, and the table of all.
 
 A section's folder is there whole or not at all, so that a batch that was stopped goes on where it stopped.
 """
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
@@ -19,45 +19,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import nn
 
 from atlalign import __version__
-from atlalign.data.atlas import Atlas
-from atlalign.data.images import IMAGE_ENDINGS, ImageFile, overlay, read_image, slide_color, write_tiff
+from atlalign.data.images import overlay, slide_color, write_tiff
 from atlalign.data.ontology import Ontology
-from atlalign.data.sections import (
-    LIST_ENDINGS,
-    Anchoring,
-    ListedSection,
-    Plane,
-    check_is_um,
-    find_list,
-    read_list,
-)
 from atlalign.errors import InputError
 from atlalign.files import written_whole
 from atlalign.registration import exports
+from atlalign.registration.jobs import Job
 from atlalign.registration.placement import (
-    Background,
-    Placement,
-    Placing,
     Reference,
-    Section,
-    Side,
-    atlas_reference,
-    flipped,
-    place,
-    read_section,
-    turned_around,
 )
+from atlalign.registration.recipe import Recipe, RegisteredSection, register_section
 from atlalign.registration.register import (
-    LIMITS,
-    Alternative,
     Limit,
     Quality,
     Registered,
     judge,
-    register,
 )
 from atlalign.registration.transform import (
     FORWARD,
@@ -73,9 +51,6 @@ from atlalign.registration.transform import (
 
 TABLE, VISUALIGN = "registrations.csv", "visualign.json"
 """What stands beside the sections' folders."""
-
-NEARBY_UM = (-1500.0, -1000.0, 1000.0, 1500.0)
-"""How far from its plane a section is looked at as well: beyond the some hundred µm that an anchoring may err."""
 
 _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY = "registered.tif", "labels.tif", "reference.tif", "overlay.png"
 _RESULTS = {FORWARD, INVERSE, RECORD, LABELS, REGIONS, _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY}
@@ -94,65 +69,6 @@ _OVERLAY_PX = 640  # the height of the picture for checking
 _OUTLINE = np.array([255, 200, 0], np.uint8)
 
 
-class Job(NamedTuple):
-    """One image to register.
-
-    Attributes:
-        path: The file.
-        number: The section's number.
-        position_um: Where the section lies in the atlas; None where that does not matter.
-        anchoring: Of the image, if it has one.
-        problem: Why it cannot be registered, if that is known from the list.
-    """
-
-    path: Path
-    number: int
-    position_um: float | None = None
-    anchoring: Anchoring | None = None
-    problem: str = ""
-
-    @property
-    def name(self) -> str:
-        """The name of the folder of results."""
-        return self.path.name.removesuffix(self.path.suffix).removesuffix(".ome")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How sections are read, placed and refined; see `read_image`, `read_section`, `place` and `register`."""
-
-    by: Placing = "auto"
-    background: Background = "auto"
-    mirrored: bool = False
-    quarter_turns: int = 0
-    channel: int | None = None
-    pixel_um: float | None = None
-    refinement_steps: int = 0
-    refinement_smoothness: float = 0.01
-    limits: Mapping[str, Limit] = field(default_factory=lambda: dict(LIMITS))
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that a section's result depends on besides its image.
-
-    Attributes:
-        network: At the device that it is to run on.
-        image_shape: The (H, W) that it takes.
-        reference: Returns what a section is registered to.
-        ontology: What the labels mean, if that is known.
-        options: How sections are read and placed.
-        origin: What tells model and reference from others, as plain data that is kept with each result.
-    """
-
-    network: nn.Module
-    image_shape: tuple[int, int]
-    reference: Callable[[Job], Reference]
-    ontology: Ontology | None
-    options: Options
-    origin: Mapping[str, Any]
-
-
 class Outcome(NamedTuple):
     """What became of one section.
 
@@ -167,107 +83,8 @@ class Outcome(NamedTuple):
     error: str = ""
 
 
-class AtlasReferences:
-    """Returns the plane of an atlas that a section lies in.
-
-    Args:
-        atlas: At its own resolution.
-        image_shape: The network's (H, W).
-        hemisphere: Keep only the half on this side of the plane, which has the left of the brain at its left.
-    """
-
-    def __init__(self, atlas: Atlas, image_shape: tuple[int, int], hemisphere: Side | None = None) -> None:
-        self.atlas = atlas
-        self.image_shape = image_shape
-        self.hemisphere = hemisphere
-
-    def nearby(self, job: Job) -> dict[float, Reference]:
-        """Return the planes before and behind that of a section by their distance in µm, where they show tissue."""
-        found = {}
-        for distance_um in NEARBY_UM:
-            with suppress(InputError):
-                found[distance_um] = self._reference(job, distance_um)
-        return found
-
-    def __call__(self, job: Job) -> Reference:
-        """Return the reference of one section.
-
-        Raises:
-            InputError: If its position lies outside of the atlas, or where that shows nothing.
-        """
-        assert job.position_um is not None  # `find_jobs` sees to that
-        self.atlas.plane_index(job.position_um)  # raises outside
-        return self._reference(job)
-
-    def _reference(self, job: Job, distance_um: float = 0.0) -> Reference:
-        assert job.position_um is not None
-        if job.anchoring is None:
-            plane = Plane.at(job.position_um, self.atlas.origin_um)
-        else:
-            plane = job.anchoring.plane(self.atlas.origin_um)
-        reference = atlas_reference(self.atlas, plane.moved(distance_um), self.image_shape)
-        return reference if self.hemisphere is None else reference.half(self.hemisphere)
-
-
-def find_jobs(inputs: Sequence[Path], *, position_um: float | None = None, listed: bool = True) -> list[Job]:
-    """Return the images that files, folders and lists of sections name.
-
-    Args:
-        inputs: Images; lists of sections (.json of QuickNII or DeepSlice, .csv); folders with one such list.
-        position_um: Where all of the images without a list lie.
-        listed: Whether folders need a list; otherwise all of their images are taken, and positions do not matter.
-
-    Raises:
-        InputError: If nothing is found, a position is missing or can only be meant in mm, or two images would have the
-            same folder of results.
-    """
-    jobs: list[Job] = []
-    for path in inputs:
-        if path.suffix.lower() in IMAGE_ENDINGS:
-            jobs.append(Job(path, len(jobs) + 1, position_um))
-        elif path.is_dir() and (not listed or position_um is not None):
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_ENDINGS)
-            jobs += [Job(file, number, position_um) for number, file in enumerate(found, len(jobs) + 1)]
-        elif not path.exists():
-            raise InputError(f"{path}: no such file or folder")
-        elif path.is_file() and path.suffix.lower() not in LIST_ENDINGS:
-            raise InputError(
-                f"{path}: expected an image ({', '.join(IMAGE_ENDINGS)}), a list of sections "
-                f"({', '.join(LIST_ENDINGS)}) or a folder"
-            )
-        elif position_um is not None:
-            raise InputError(f"{path}: expected no --position beside a list of sections, which has its own")
-        else:
-            jobs += [_listed_job(section, listed=listed) for section in read_list(find_list(path))]
-    names = [job.name for job in jobs]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise InputError(f"expected images of different names, found several of {', '.join(repeated)}")
-    if not jobs:
-        raise InputError(
-            f"expected images ({', '.join(IMAGE_ENDINGS)}), found none in {', '.join(map(str, inputs))}"
-        )
-    if listed and any(job.position_um is None and not job.problem for job in jobs):
-        raise InputError(
-            "expected the position of the section in the atlas (--position), a list of sections with positions, or a "
-            "reference image (--reference)"
-        )
-    for job in jobs:
-        if job.position_um is not None and job.anchoring is None:
-            check_is_um(job.position_um, job.path.name)
-    return jobs
-
-
-def _listed_job(section: ListedSection, *, listed: bool) -> Job:
-    if not listed:  # the reference is no plane of an atlas
-        return Job(section.path, section.identity.image_id)
-    if section.problem:
-        return Job(section.path, section.identity.image_id, problem=section.problem)
-    return Job(section.path, section.identity.image_id, section.position_um, section.anchoring)
-
-
 def register_batch(
-    jobs: Sequence[Job], recipe: Recipe, out: Path, *, overwrite: bool = False, workers: int = 1
+    jobs: Sequence[Job], recipe: Recipe, out: str | Path, *, overwrite: bool = False, workers: int = 1
 ) -> Iterator[Outcome]:
     """Register sections and yield, in their order, what became of each; what is there already is left alone.
 
@@ -284,6 +101,7 @@ def register_batch(
     Raises:
         InputError: If nothing can be written.
     """
+    out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -324,8 +142,9 @@ def _outcome(job: Job, recipe: Recipe, folder: Path, *, overwrite: bool) -> Outc
         return _failed(job, job.problem)
     if not job.path.is_file():
         return _failed(job, f"{job.path.name}: no such file in {job.path.parent}")
-    settings = _settings(job, recipe)
     try:
+        recipe = recipe.of(job)
+        settings = _settings(job, recipe)
         done = _former_record(folder, settings, overwrite=overwrite)
     except InputError as error:
         return _failed(job, str(error))
@@ -393,44 +212,32 @@ def _check_replaceable(folder: Path) -> None:
 def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Register one image, write its folder of results, and return its record."""
     start = time.perf_counter()
-    image = read_image(job.path, channel=recipe.options.channel)
-    reference = recipe.reference(job)
-    options = recipe.options
-    section = read_section(image, recipe.image_shape, background=options.background, name=job.path.name)
-    placement = _place(section, reference, job, options)
-    result = register(
-        recipe.network,
-        reference,
-        section,
-        placement,
-        refinement_steps=options.refinement_steps,
-        refinement_smoothness=options.refinement_smoothness,
-        alternatives=_alternatives(section, reference, placement, job, recipe),
-    )
+    found = register_section(job, recipe)
+    transform, placement = found.registered.transform, found.placement
     measured = {
         "position_um": job.position_um,
-        **asdict(result.quality),
+        **asdict(found.registered.quality),
         "pixel_um": placement.pixel_um,
         "pixel_size_from": placement.pixel_size_from,
         "placed_by": placement.placed_by,
-        "background": section.background,
+        "background": found.section.background,
         "settings": dict(settings),
         "version": __version__,
     }
-    record = _judged(measured, options.limits)
+    record = _judged(measured, recipe.options.limits)
     with _written_whole(folder) as unfinished:
-        _write_results(unfinished, image, reference, result, recipe.ontology)
-        if result.transform.plane is not None:
+        _write_results(unfinished, found, recipe.ontology)
+        if transform.plane is not None:
             record["visualign"] = exports.visualign_slice(
-                result.transform,
+                transform,
                 job.path.name,
                 job.number,
                 anchoring=job.anchoring,
-                tissue=reference.tissue.numpy(),
+                tissue=found.reference.tissue.numpy(),
             )
         record["files"] = sorted({FORWARD, INVERSE, *(path.name for path in unfinished.iterdir())})
         record["seconds"] = round(time.perf_counter() - start, 2)
-        result.transform.save(unfinished, record)
+        transform.save(unfinished, record)
     return record
 
 
@@ -439,41 +246,6 @@ def _judged(record: Mapping[str, Any], limits: Mapping[str, Limit]) -> dict[str,
     flag, reason = judge(Quality(**{measure: record[measure] for measure in _MEASURES}), limits)
     bounds = {name: list(limit) for name, limit in limits.items()}
     return {**record, "flag": flag, "reason": reason, "limits": bounds}
-
-
-def _place(section: Section, reference: Reference, job: Job, options: Options) -> Placement:
-    return place(
-        section,
-        reference,
-        by=options.by,
-        anchoring=job.anchoring,
-        pixel_um=options.pixel_um,
-        mirrored=options.mirrored,
-        quarter_turns=options.quarter_turns,
-    )
-
-
-def _alternatives(
-    section: Section, reference: Reference, placement: Placement, job: Job, recipe: Recipe
-) -> Iterator[Alternative]:
-    """Yield the section upside down, half a section mirrored, and planes before and behind its own.
-
-    The latter only where the section's size is known.
-    """
-    yield Alternative("upside down", reference, turned_around(placement, reference))
-    if isinstance(recipe.reference, AtlasReferences) and recipe.reference.hemisphere is not None:
-        # Of a whole brain both sides look alike.
-        yield Alternative("mirrored", reference, flipped(placement, reference))
-    if placement.placed_by == "fit" or not isinstance(recipe.reference, AtlasReferences):
-        return  # what is brought to the size of each plane tells them apart too badly
-    assert job.position_um is not None
-    for distance_um, other in recipe.reference.nearby(job).items():
-        try:
-            placement = _place(section, other, job, recipe.options)
-        except InputError:  # too little tissue there to lie on
-            continue
-        where = f"{abs(distance_um):.0f} µm further {'back' if distance_um > 0 else 'to the front'}"
-        yield Alternative(f"{where}, at {job.position_um + distance_um:.0f} µm", other, placement)
 
 
 @contextmanager
@@ -491,10 +263,8 @@ def _written_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _write_results(
-    folder: Path, image: ImageFile, reference: Reference, result: Registered, ontology: Ontology | None
-) -> None:
-    transform, pixels = result.transform, image.pixels
+def _write_results(folder: Path, found: RegisteredSection, ontology: Ontology | None) -> None:
+    transform, pixels, reference = found.registered.transform, found.image.pixels, found.reference
     shape = (*transform.reference.shape, *pixels.shape[2:])
     registered = transform.register(pixels, fill=slide_color(pixels))
     _write(folder / _IMAGE, registered, shape, pixels.dtype, transform.reference)
@@ -502,7 +272,7 @@ def _write_results(
     _write(folder / _REFERENCE, [grey], grey.shape, grey.dtype, reference.grid)
     if reference.labels is not None:
         _write_labels(folder, reference.labels, transform, ontology)
-    _write_overlay(folder / _OVERLAY, pixels, reference, result)
+    _write_overlay(folder / _OVERLAY, pixels, reference, found.registered)
 
 
 def _write_labels(

@@ -378,19 +378,13 @@ def antialiased(section: Section, placement: Placement) -> Section:
     return section._replace(grey=_antialiased(section.grey, _pixels_per_pixel(section, placement)))
 
 
-def placed_image(
-    section: Section, placement: Placement, shape: tuple[int, int], *, antialias: bool = True
-) -> Tensor:
-    """Return the section (1, 1, H, W) as it lies on the reference; beyond its border it is as bright as the slide.
+def placed_image(section: Section, placement: Placement, shape: tuple[int, int]) -> Tensor:
+    """Return the section (1, 1, H, W) as it lies on the reference; beyond its border it is as bright as the slide."""
+    return sampled_image(antialiased(section, placement), placement, shape)
 
-    Args:
-        section: The section.
-        placement: Where it lies.
-        shape: (H, W).
-        antialias: Whether that is still to be done, see `antialiased`.
-    """
-    if antialias:
-        section = antialiased(section, placement)
+
+def sampled_image(section: Section, placement: Placement, shape: tuple[int, int]) -> Tensor:
+    """Return `placed_image` of a section that is antialiased already."""
     matrix = _to_grey(section, placement)
     target = identity_grid(shape, torch.float64, section.grey.device)[0].permute(1, 2, 0)
     points = target @ torch.from_numpy(matrix[:, :2]).T + torch.from_numpy(matrix[:, 2])

@@ -24,7 +24,7 @@ from atlalign.geometry import (
     warp_points,
 )
 from atlalign.metrics import mutual_information
-from atlalign.registration.placement import Placement, Reference, Section, antialiased, placed_image
+from atlalign.registration.placement import Placement, Reference, Section, antialiased, sampled_image
 from atlalign.registration.refine import refine
 from atlalign.registration.transform import Displacement, Grid, SectionTransform
 
@@ -163,7 +163,7 @@ def register(
             finite.
     """
     section = antialiased(section, placement)
-    placed = placed_image(section, placement, reference.grid.shape, antialias=False)
+    placed = sampled_image(section, placement, reference.grid.shape)
     device = next((parameter.device for parameter in network.parameters()), placed.device)
     pair = (reference.image.to(device), placed.to(device))
     try:
@@ -207,7 +207,7 @@ def _best(section: Section, alternatives: Iterable[Alternative]) -> dict[str, An
     """
     found = []
     for where, other, placement in alternatives:
-        placed = placed_image(section, placement, other.grid.shape, antialias=False)
+        placed = sampled_image(section, placement, other.grid.shape)
         found.append((float(mutual_information(other.image, placed)), where))
     return dict(zip(("similarity_elsewhere", "elsewhere"), max(found), strict=True)) if found else {}
 

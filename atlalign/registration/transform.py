@@ -164,6 +164,16 @@ class SectionTransform:
         """Return section points (N, 2), in pixels (x, y), in the reference's frame, in mm."""
         return self.inverse(self.section.to_mm(pixels))
 
+    def to_atlas(self, pixels: Points) -> Points:
+        """Return (AP, DV, ML) in µm (N, 3) of section points (N, 2), in pixels (x, y).
+
+        Raises:
+            InputError: If the reference is no plane of an atlas.
+        """
+        if self.plane is None:
+            raise InputError("expected a registration to an atlas, found one to an image")
+        return self.plane.to_atlas(self.to_reference(pixels))
+
     def to_section(self, points_mm: Points) -> Points:
         """Return points (N, 2) of the reference's frame, in mm, in pixels (x, y) of the section."""
         return self.section.to_pixels(self.forward(points_mm))

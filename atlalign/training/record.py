@@ -8,17 +8,12 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import atlalign
 from atlalign.files import written_whole
-
-_PACKAGES = (
-    "atlalign", "torch", "torchvision", "pytorch-lightning", "hydra-core", "h5py", "kornia", "lpips",
-    "albumentations", "numpy", "scipy", "SimpleITK",
-)  # fmt: skip
+from atlalign.versions import versions
 
 
 def describe_run() -> dict[str, Any]:
@@ -60,11 +55,6 @@ def write_record(folder: Path, record: Mapping[str, Any], data: Mapping[str, str
         unfinished.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def versions() -> dict[str, str | None]:
-    """Return the versions of Python and of the packages that numbers depend on; None for what is not installed."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
-
-
 def gpu_names() -> list[str]:
     """Return the names of this machine's GPUs; asking for them may occupy the first one."""
     import torch
@@ -92,13 +82,6 @@ def _command() -> str | None:
         if text.split("=")[0] not in ("run_dir", "ckpt_path", "+ckpt_path")
     ]
     return shlex.join([*paths, "python", script, *places, *name, *overrides])
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _checkout(folder: Path) -> str | None:

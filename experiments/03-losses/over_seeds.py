@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from atlalign import metrics
 from atlalign.data.datamodule import DeviceDataModule
 from atlalign.data.dataset import RegistrationBatch
-from atlalign.evaluation.evaluate import Regions
+from atlalign.evaluation.measures import Regions
 from atlalign.geometry import invert
 from atlalign.losses import PerceptualLoss
 from atlalign.models import load_model

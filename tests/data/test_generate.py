@@ -660,7 +660,10 @@ def test_the_file_says_where_it_came_from(tmp_path):
     with h5py.File(generate(from_atlas(tmp_path / "a.h5", "seed=3")), "r") as file:
         assert file.attrs["seed"] == 3
         assert json.loads(file.attrs["config"])["deformation"]["spacing"] == 0.15
-        assert json.loads(file.attrs["versions"])["torch"] == version("torch")
+        versions = json.loads(file.attrs["versions"])
+    assert versions["torch"] == version("torch")
+    # What does not decide the file's bytes must not change them.
+    assert list(versions) == ["python", "atlalign", "torch", "kornia", "h5py", "numpy"]
 
 
 def test_the_figure_shows_samples(tmp_path):

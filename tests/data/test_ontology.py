@@ -38,6 +38,20 @@ def test_a_table_may_lack_colors_and_the_tree(tmp_path: Path) -> None:
     assert colors == [(255, 255, 255), (191, 218, 227), None, (1, 2, 3)]
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        TABLE.replace('"grey, matter"', "x").replace(",", ";"),
+        TABLE.replace('"grey, matter"', "x").replace(",", "\t"),
+        "\ufeff" + TABLE.replace("safe_name", "Safe_Name").replace("id,name", "ID, Name"),
+        TABLE.replace(",name", ",other").replace("safe_name", "name"),
+    ],
+)
+def test_dialects_are_read_alike(tmp_path: Path, table: str) -> None:
+    (tmp_path / "tree.csv").write_text(table)
+    assert list(read_ontology(tmp_path / "tree.csv")) == BRAIN
+
+
 def test_labels_go_up_the_tree_and_no_further_than_they_are() -> None:
     ontology = Ontology(BRAIN)
     labels = np.array([[0, 567, 8], [997, 614454277, 5]], dtype=np.uint32)
@@ -58,16 +72,29 @@ def test_regions_know_their_depth() -> None:
 @pytest.mark.parametrize(
     ("table", "sentence"),
     [
-        ("", "expected regions with the columns"),
-        (TABLE.replace("acronym", "short"), "expected regions with the columns"),
-        (TABLE.replace("567,x", "8,x"), "expected each id once, found 8 twice|to end in it"),
-        (TABLE.replace("FFFFFF", "white!"), "hex"),
-        (TABLE.replace("/997/8/567/", "/997/x/"), "invalid literal"),
+        ("", "expected the columns id, acronym, name, .* found none"),
+        (
+            TABLE.replace("acronym", "short"),
+            "expected the columns id, acronym, safe_name, .* found 'id', 'name', 's",
+        ),
+        (TABLE.splitlines()[0], "expected regions below the names of columns, found none"),
+        (TABLE + TABLE.splitlines()[-1], "ontology: expected each id once, found 614454277 twice"),
+        (TABLE.replace("567,x", "568,x"), "ontology: expected the path of 568 to end in it"),
+        (TABLE.replace("567,x", "a,x"), "line 4, id: expected a number, found 'a'"),
+        (
+            TABLE.replace("FFFFFF", "white!"),
+            "line 2, color_.*: expected six hexadecimal digits, found 'white!'",
+        ),
+        (TABLE.replace("FFFFFF", "FFFFFFFF"), "expected six hexadecimal digits, found 'FFFFFFFF'"),
+        (
+            TABLE.replace("/997/8/567/", "/997/x/"),
+            "line 4, structure_id_path: expected ids .* found '/997/x/'",
+        ),
     ],
 )
 def test_a_bad_table_is_named(tmp_path: Path, table: str, sentence: str) -> None:
     (tmp_path / "tree.csv").write_text(table)
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=rf"tree\.csv.*{sentence}"):
         read_ontology(tmp_path / "tree.csv")
 
 

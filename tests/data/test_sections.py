@@ -101,6 +101,12 @@ def test_the_position_is_that_of_the_plane_through_the_centre(tmp_path):
     assert upright.path == tmp_path / "a.png"
 
 
+def test_markers_of_visualign_are_not_left_out_in_silence(tmp_path, caplog):
+    path = write(tmp_path / "list.json", entry(UPRIGHT), {**entry(UPRIGHT), "markers": [[1, 2, 3, 4]]})
+    assert len(read_list(path)) == 2
+    assert "the markers of 1 sections, made in VisuAlign, are not used" in caplog.text
+
+
 def test_a_table_holds_positions(tmp_path):
     (tmp_path / "l.csv").write_text("filename,p,image_id\na.png,5000,\nsub/b.tif,6000.0,17\nc.png,7000,\n")
     first, second, third = read_list(tmp_path / "l.csv")

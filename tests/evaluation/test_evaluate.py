@@ -14,14 +14,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from atlalign import versions
 from atlalign.data.atlas import phantom_atlas
 from atlalign.data.datamodule import RegistrationDataModule
 from atlalign.errors import InputError, readable_errors
-from atlalign.evaluation.evaluate import Regions, evaluate
-from atlalign.geometry import invert, smooth_field, stays_inside, warp
+from atlalign.evaluation.evaluate import evaluate
+from atlalign.geometry import warp
 from atlalign.models import ModelOrigin, save_model
 from atlalign.networks import GlobalAffineNet, Registration
-from atlalign.training import record
 from atlalign.training.run import train
 from tests.conftest import SHAPE, write_h5
 
@@ -189,7 +189,7 @@ def test_a_package_that_is_not_installed_has_no_version(folder, monkeypatch):
     def version(package: str) -> str:
         raise PackageNotFoundError(package)
 
-    monkeypatch.setattr(record, "version", version)
+    monkeypatch.setattr(versions, "version", version)
     out = evaluate(
         configured("checkpoint=identity.pt", "split=all", "segmentation=false", "baselines=identity")
     )
@@ -263,63 +263,6 @@ def test_without_regions_an_atlas_needs_no_annotation(folder):
     assert 'class="outlines"' not in (folder / "out" / "report.html").read_text()
 
 
-# --- regions ----------------------------------------------------------------------------------------------------------
-
-
-def test_regions_move_with_the_error_of_the_field():
-    labels = torch.zeros(1, 20, 30, dtype=torch.int64)
-    labels[:, 5:15, 10:20] = 2**31 + 5
-    zero, off = torch.zeros(1, 2, 20, 30), torch.zeros(1, 2, 20, 30)
-    off[:, 0] = 3
-    found = Regions(labels, zero, {"": lambda ids: ids}, (25.0, 10.0)).measures(off)
-    assert found == {"dice": 0.7, "iou": 70 / 130, "hd95_um": 75, "lost": 0}
-    # Only the error counts: the same 3 px on top of a true shift.
-    true = torch.tensor([2.0, -4.0]).view(1, 2, 1, 1).expand(1, 2, 20, 30).contiguous()
-    assert Regions(labels, true, {"": lambda ids: ids}, (25.0, 10.0)).measures(true + off) == found
-
-
-@pytest.fixture(scope="module")
-def bent():
-    """A plane's labels, and two smooth fields of 5 px in the mean and 17 px at most."""
-    labels = phantom_atlas(image_shape=(64, 96), spacing_um=1100.0).labels(6000)
-    generator = torch.Generator().manual_seed(0)
-    size = {"mean_fraction": 0.05, "largest_fraction": 0.15}
-    return labels, *smooth_field(2, (64, 96), **size, spacing=0.25, generator=generator).dvf.split(1)
-
-
-def test_the_truth_has_dice_1_even_where_it_leaves_the_section(bent):
-    labels, true, _ = bent
-    found = Regions(labels, true, {"": lambda ids: ids}, (1.0, 1.0)).measures(true)
-    assert (found["dice"], found["hd95_um"]) == (1, 0)
-
-
-def test_labels_go_to_the_section_by_the_truth_and_come_back_by_the_judged_field(bent):
-    labels, true, judged = bent
-    regions = Regions(labels, true, {}, (1.0, 1.0))
-    in_section = warp(labels[None], invert(true), mode="nearest")
-    for field in (true, judged):
-        inside = stays_inside(field)[0].numpy()
-        expected = warp(in_section, field, mode="nearest")[0, 0].numpy()
-        # Looked up twice instead of once, an outline is rounded twice; a wrong order or sign leaves at most 0.78.
-        assert (regions.carried(field) == expected)[inside].mean() > 0.93
-        assert not regions.carried(field)[~inside].any()
-    assert (regions.carried(true) == labels[0].numpy())[stays_inside(true)[0].numpy()].mean() > 0.99
-
-
-def test_what_points_out_of_the_section_brings_no_label_back():
-    off = torch.zeros(1, 2, 20, 30)
-    off[:, 0] = 3
-    regions = Regions(torch.ones(1, 20, 30, dtype=torch.int32), torch.zeros_like(off), {}, (1.0, 1.0))
-    assert (regions.carried(off)[:, :27] == 1).all()
-    assert (regions.carried(off)[:, 27:] == 0).all()
-
-
-def test_regions_without_any_are_not_defined():
-    zero = torch.zeros(1, 2, 20, 30)
-    found = Regions(torch.zeros(1, 20, 30, dtype=torch.int32), zero, {"": lambda ids: ids}, (1.0, 1.0))
-    assert all(math.isnan(value) for value in found.measures(zero).values())
-
-
 # --- what is wrong ----------------------------------------------------------------------------------------------------
 
 
@@ -338,7 +281,7 @@ def test_regions_without_any_are_not_defined():
         (["checkpoint=identity.pt", "out=landmarks.csv"], "landmarks.csv exists already"),
         (["checkpoint=identity.pt", "split=test"], "There are: all, train, val"),
         (["checkpoint=identity.pt", "baselines=[identity,afine]"], "Did you mean affine"),
-        (["checkpoint=identity.pt", "landmarks=none.csv"], "none.csv cannot be read"),
+        (["checkpoint=identity.pt", "landmarks=none.csv"], "landmarks: none.csv: cannot be read"),
         (["checkpoint=identity.pt", "perceptual_weights=my.h5"], "expected a state dict"),
         (["checkpoint=identity.pt", "n_viewers=-1"], "n_viewers: expected at least 0, got -1"),
         (["checkpoint=identity.pt", "segmentation=maybe"], "segmentation: expected true or false, got maybe"),
@@ -378,17 +321,26 @@ def test_an_atlas_without_annotation_says_so(folder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected the columns sample .* found none"),
-        ("sample,reference_x,reference_y,moving_x\n", "found sample, reference_x, reference_y, moving_x$"),
+        (
+            "",
+            "landmarks: bad.csv: expected the columns sample, .* found none: image_id may stand for sample$",
+        ),
+        (
+            "sample,reference_x,reference_y,moving_x\n",
+            "found 'sample', 'reference_x', 'reference_y', 'moving_x'",
+        ),
         ("reference_x,reference_y,moving_x,moving_y\n", "expected the columns sample"),
-        ("sample,reference_x,reference_y,moving_x,moving_y\n0,1,2,3,four\n", "line 2: expected numbers"),
+        (
+            "sample,reference_x,reference_y,moving_x,moving_y\n0,1,2,3,four\n",
+            "line 2, moving_y: expected a number, found 'four'",
+        ),
         (
             "sample,reference_x,reference_y,moving_x,moving_y\n0,1,2,3,4\n0,1,2,3\n",
-            "line 3: expected numbers",
+            "line 3: expected 5 cells, found 4",
         ),
         (
             "sample,reference_x,reference_y,moving_x,moving_y\n0,1,2,3,nan\n",
-            "line 2: expected finite numbers",
+            "line 2, moving_y: expected a number, found 'nan'",
         ),
         ("sample,reference_x,reference_y,moving_x,moving_y\n99,1,2,3,4\n", "my.h5 has no sample 99"),
         ("image_id,reference_x,reference_y,moving_x,moving_y\n1000,1,2,3,4\n", "stands for several samples"),

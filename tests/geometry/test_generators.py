@@ -198,6 +198,13 @@ def test_a_mirrored_scale_is_inverted_too():
     assert invert_affine(matrix).tolist() == [[[-0.5, 0.0, 3.0], [0.0, 0.25, -2.0]]]
 
 
+def test_the_inverse_of_any_affine_map():
+    matrix = torch.randn(5, 2, 3, dtype=torch.float64, generator=seeded())
+    square = torch.cat([matrix, torch.tensor([0.0, 0, 1], dtype=torch.float64).expand(5, 1, 3)], dim=1)
+    torch.testing.assert_close(invert_affine(matrix), square.inverse()[:, :2])
+    assert not invert_affine(torch.ones(1, 2, 3)).isfinite().any()  # singular
+
+
 def test_random_affine_fields_move_the_corners_by_at_most_the_fraction():
     dvf = affine_to_dvf(draw_affine(50, SHAPE, corner_fraction=0.1, generator=seeded()), SHAPE)
     for at_corner in (dvf[..., 0, 0], dvf[..., 0, -1], dvf[..., -1, 0]):

@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from atlalign.geometry import affine_to_dvf, compose, invert, warp
 from atlalign.networks import GlobalAffineNet, LocalUNet, MergedNet, Registration
-from atlalign.networks.merged import _inverse_affine
 
 SHAPE = (64, 96)
 MATRIX = torch.tensor([[[1.1, 0.1, -6.0], [-0.1, 0.95, 4.0]]])
@@ -61,13 +60,6 @@ def test_inverse_field_undoes_the_overall_field():
     inside = (..., slice(16, -16), slice(24, -24))
     assert output.dvf[inside].abs().max() > 5
     assert compose(output.dvf, output.inv_dvf)[inside].abs().max() < 0.02
-
-
-def test_exact_inverse_of_any_affine_map():
-    matrix = torch.randn(5, 2, 3, dtype=torch.float64)
-    square = torch.cat([matrix, torch.tensor([0.0, 0, 1], dtype=torch.float64).expand(5, 1, 3)], dim=1)
-    torch.testing.assert_close(_inverse_affine(matrix), square.inverse()[:, :2])
-    assert not _inverse_affine(torch.ones(1, 2, 3)).isfinite().any()  # singular
 
 
 def test_what_the_parts_decide():

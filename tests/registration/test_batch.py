@@ -26,8 +26,8 @@ from atlalign.data.phantom import phantom_ontology
 from atlalign.errors import InputError
 from atlalign.models import save_model
 from atlalign.networks import LocalUNet
+from atlalign.registration import atlas_recipe, find_jobs, image_recipe, register_batch, register_section
 from atlalign.registration import batch as module
-from atlalign.registration.batch import find_jobs
 from atlalign.registration.transform import SectionTransform
 
 SHAPE = (32, 48)
@@ -517,7 +517,7 @@ def test_refinement_raises_the_similarity(run, sections, tmp_path):
     assert float(table(tmp_path / "out")["a"]["similarity_after"]) != closely
     assert "expected 0.005 to 0.2" in run(sections / "a.png", *again[:-1], "2")[1]
     assert (
-        "expected at least 0 steps, got -1"
+        "refinement steps: expected at least 0, got -1"
         in run(sections / "a.png", "--position", "4000", "--refine", "-1")[1]
     )
 
@@ -601,7 +601,7 @@ def test_other_limits_judge_what_was_registered_before(run, sections, tmp_path):
         (["--limit", "folding=1"], "expected folding=LOOK,FAIL"),
         (["--limit", "folding=2,1"], "the second no lower than the first"),
         (["--limit", "folding=nan,nan"], "the second no lower than the first"),
-        (["--image-shape", "1", "96"], "--image-shape: expected at least 2×2 px, got 1×96"),
+        (["--image-shape", "1", "96"], "image shape: expected (H, W), whole numbers of at least 2 px"),
         (
             ["--pixel-size-um", "0"],
             "a.png: expected pixels of a size at which the image shows 0.01 to 100 times",
@@ -613,7 +613,7 @@ def test_other_limits_judge_what_was_registered_before(run, sections, tmp_path):
         (["--place", "anchoring"], "expected an anchored section"),
         (["--place", "scale"], "expected the size of the section's pixels"),
         (["--channel", "5"], "a.png: expected a channel in 0 … 2, got 5"),
-        (["--quarter-turns", "90"], "--quarter-turns: expected -3 to 3 turns by 90°, got 90"),
+        (["--quarter-turns", "90"], "quarter turns: expected -3 to 3 turns by 90°, got 90"),
         (["--reference", "no.png"], "expected either --reference or --position, got both"),
         (["--spacing-um", "10"], "atlas 'phantom' has its own annotation, ontology and spacing"),
     ],
@@ -634,7 +634,7 @@ def test_jobs_are_found(sections, tmp_path):
     assert [job.position_um for job in find_jobs([sections], listed=False)] == [None] * 3
     with pytest.raises(InputError, match="expected no --position beside a list"):
         find_jobs([sections / "list.csv"], position_um=700)
-    with pytest.raises(InputError, match="found several of a"):
+    with pytest.raises(InputError, match="found several of sections_a"):
         find_jobs([sections, sections / "a.png"], position_um=300)
     with pytest.raises(InputError, match="expected one list of sections"):
         find_jobs([tmp_path])
@@ -649,8 +649,73 @@ def test_jobs_are_found(sections, tmp_path):
                 find_jobs([tmp_path / name], position_um=position_um)
 
 
+def test_images_of_one_name_are_told_apart_by_their_folders(run, sections, tmp_path):
+    other = shutil.copytree(sections, tmp_path / "second")
+    status, _ = run(sections / "b.tif", other / "b.tif", other / "a.png", "--position", "6000")
+    assert status == 0
+    assert {path.parent.name for path in (tmp_path / "out").glob("*/transform.json")} == {
+        "sections_b", "second_b", "a",
+    }  # fmt: skip
+
+
+def test_a_list_may_say_how_each_image_is_to_be_read_and_placed(run, sections, tmp_path):
+    """What it says of one holds for that one alone; what it leaves open is what the command says."""
+    rows = ["filename;p;Mirrored;quarter_turns;place;background;pixel_size_um;channel",
+            "a.png;4000;yes;;stretch;bright;;", "b.tif;6000;;2;;;70,5;", "c.jpg;8000;no;;;;;"]  # fmt: skip
+    (sections / "list.csv").write_text("\n".join(rows))
+    assert run(sections, "--mirrored", "--place", "fit")[0] == 0
+    names = ("mirrored", "quarter_turns", "by", "background", "pixel_um", "channel")
+    records = {name: json.loads((tmp_path / "out" / name / "transform.json").read_text()) for name in "abc"}
+    found = {key: tuple(record["settings"][name] for name in names) for key, record in records.items()}
+    assert found["a"] == (True, 0, "stretch", "bright", None, None)
+    assert found["b"] == (True, 2, "fit", "auto", 70.5, None)
+    assert found["c"] == (False, 0, "fit", "auto", None, None)
+    assert records["b"]["pixel_um"] == [70.5, 70.5]
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "sentence"),
+    [
+        (
+            "mirrored",
+            "perhaps",
+            "a.png: mirrored: expected one of yes, no, true, false, 1, 0, found 'perhaps'",
+        ),
+        ("channel", "red", "a.png: channel: expected a number, found 'red'"),
+        ("quarter_turns", "1.5", "a.png: quarter_turns: expected a whole number, found '1.5'"),
+        ("quarter_turns", "7", "a.png: quarter turns: expected -3 to 3 turns by 90°, got 7"),
+        ("place", "left", "a.png: place: expected one of auto, anchoring, scale, fit, stretch, found 'left'"),
+    ],
+)
+def test_what_a_list_says_wrongly_of_an_image_fails_it_alone(run, sections, column, cell, sentence):
+    (sections / "list.csv").write_text(f"filename,p,{column}\na.png,4000,{cell}\nb.tif,6000,\n")
+    status, printed = run(sections)
+    assert status == 1
+    assert "1 of 2 sections registered" in printed
+    assert sentence in printed
+
+
+def test_a_section_is_registered_in_python_as_by_the_command(run, model, sections, tmp_path):
+    assert run(sections)[0] == 0
+    recipe = atlas_recipe("phantom", model=model, image_shape=SHAPE)
+    jobs = find_jobs([str(sections)])
+    for job, outcome in zip(jobs, register_batch(jobs, recipe, str(tmp_path / "python")), strict=True):
+        written, here = (SectionTransform.load(tmp_path / name / job.name) for name in ("out", "python"))
+        found = register_section(job, recipe).registered
+        for transform in (written, found.transform):
+            assert torch.equal(transform.forward.mm, here.forward.mm)
+        assert outcome.row["similarity_after"] == found.quality.similarity_after
+    point = np.array([[40.0, 30.0]])
+    assert np.array_equal(here.to_atlas(point), here.plane.to_atlas(here.to_reference(point)))
+    own = image_recipe(sections / "b.tif", pixel_um=80, model=model, image_shape=SHAPE)
+    with pytest.raises(InputError, match="expected a registration to an atlas, found one to an image"):
+        register_section(jobs[0], own).registered.transform.to_atlas(point)
+
+
 def test_a_position_in_mm_is_told(sections):
-    with pytest.raises(InputError, match=r"a\.png: expected a position in µm .*, got 6\.7: is that mm\?"):
+    with pytest.raises(
+        InputError, match=r"^--position: expected a position in µm .*, got 6\.7: is that mm\?"
+    ):
         find_jobs([sections / "a.png"], position_um=6.7)
     (sections / "list.csv").write_text("filename,p\na.png,7.2\n")
     (job,) = find_jobs([sections])

@@ -16,12 +16,15 @@ from atlalign.networks import Registration
 from atlalign.registration.placement import (
     Placement,
     Reference,
+    Section,
+    antialiased,
     atlas_reference,
     flipped,
     image_reference,
     place,
     placed_image,
     read_section,
+    sampled_image,
     turned_around,
 )
 from atlalign.registration.register import LIMITS, Quality, judge, register
@@ -166,6 +169,17 @@ class TestReading:
 
 
 class TestPlacing:
+    def test_detail_that_is_lost_becomes_its_mean_and_no_pattern(self):
+        stripes = (torch.arange(168) % 2).float().expand(120, -1)
+        section = Section(stripes, 1, (120, 168), None, "dark")
+        placement = Placement(np.diag([3.0, 3.0, 1.0])[:2], (1.0, 1.0), "user", "stretch")
+        inside = (..., slice(4, -4), slice(4, -4))
+        placed = placed_image(section, placement, SHAPE)
+        assert (placed - 0.5)[inside].abs().max() < 0.02
+        # Each third pixel of stripes makes stripes; what is antialiased once is not again.
+        assert sampled_image(section, placement, SHAPE)[inside].std() > 0.4
+        assert torch.equal(sampled_image(antialiased(section, placement), placement, SHAPE), placed)
+
     def test_stretched_corners_lie_on_corners(self, reference):
         section = read_section(ImageFile(drawn(reference, np.eye(2, 3), SHAPE), None), SHAPE)
         placement = place(section, reference, by="stretch")

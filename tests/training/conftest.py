@@ -1,6 +1,7 @@
 """Tiny training runs, composed as the command line composes them and run in this process."""
 
 import json
+import subprocess
 import time
 from pathlib import Path
 
@@ -42,9 +43,11 @@ def metrics_of(folder: Path) -> dict[str, float]:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def wait_for(path: Path, seconds: float = 60) -> None:
-    """Wait until a file is there."""
+def wait_for(path: Path, program: subprocess.Popen, seconds: float = 240) -> None:
+    """Wait until a program has written a file; one that does not is ended, and what it has shown is told."""
     deadline = time.monotonic() + seconds
-    while not path.exists() and time.monotonic() < deadline:
+    while not path.exists():
+        if program.poll() is not None or time.monotonic() > deadline:
+            program.kill()
+            pytest.fail(f"no {path.name}: {program.communicate()[1]}")
         time.sleep(0.1)
-    assert path.exists()

@@ -147,9 +147,9 @@ class TestCommandLine:
     def test_a_stopped_run_goes_on(self, configure, demo_folder, tmp_path, number, status):
         options = [*TWO, "trainer.max_epochs=30", "callbacks.last.every_n_minutes=null"]
         program = self.program(demo_folder, *options, f"hydra.run.dir={tmp_path / 'run'}")
-        wait_for(tmp_path / "run" / "checkpoints" / "best.ckpt")
+        wait_for(tmp_path / "run" / "checkpoints" / "best.ckpt", program)
         program.send_signal(number)
-        _, shown = program.communicate(timeout=60)  # ends when all processes have ended
+        _, shown = program.communicate(timeout=240)  # ends when all processes have ended
         assert program.returncode == status, shown
         assert shown.count("stopped by SIG") == 1  # the processes of one that is killed stop as for Ctrl-C
         last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)

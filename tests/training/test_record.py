@@ -66,7 +66,8 @@ def test_git_says_commit_and_changes_or_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_command_of_a_sweep_s_run_repeats_it(demo_folder, tmp_path):
+def test_the_command_of_a_sweep_s_run_repeats_it(demo_folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # it would be the command's beginning
     options = [
         *TINY,
         *TINY_LOCAL,

@@ -1,13 +1,15 @@
 """Runs that are killed or stopped go on to the very weights, metrics and logs of the run that was left alone."""
 
 import csv
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import IO, ClassVar
 
@@ -45,22 +47,36 @@ class KillAt(pl.Callback):
         self.seen += 1
 
 
-def killed(config: DictConfig, hook: str, batch: int, number: int = signal.SIGKILL) -> int:
-    """Train in a process of its own, send it the signal, and return its status: −9 for SIGKILL."""
-    target = f"{__name__}.KillAt"
-    with open_dict(config):
-        config.callbacks.kill = {"_target_": target, "hook": hook, "batch": batch, "number": int(number)}
-    child = os.fork()
-    if not child:
-        try:
-            train(config)
-        except SystemExit as stopped:
-            os._exit(stopped.code)
-        except BaseException:
-            traceback.print_exc()  # or nobody would know
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+@pytest.fixture(scope="module")
+def killed() -> Iterator[Callable[..., int]]:
+    """Train in a process of its own, send it the signal, and return its status: −9 for SIGKILL.
+
+    It is forked from a process that computes nothing. Where there is a GPU, or a network was exported before, torch
+    starts threads at a process' first gradients, and computes none in what is forked from it since.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, torch.set_num_threads, (1,)) as idle:
+        idle.submit(os.getpid)  # it imports while the first run is left alone
+
+        def killed(config: DictConfig, hook: str, batch: int, number: int = signal.SIGKILL) -> int:
+            kill = {"_target_": f"{__name__}.KillAt", "hook": hook, "batch": batch, "number": int(number)}
+            with open_dict(config):
+                config.callbacks.kill = kill
+            shown = Path(f"{config.run_dir}.txt")
+            status = idle.submit(train_in_fork, config, shown).result()
+            sys.stderr.write(shown.read_text())  # or nobody would know
+            return status
+
+        yield killed
+
+
+def train_in_fork(config: DictConfig, shown: Path) -> int:
+    with shown.open("w") as file:
+        os.dup2(file.fileno(), 2)
+    child = multiprocessing.get_context("fork").Process(target=train, args=(config,))
+    child.start()
+    child.join()
+    return child.exitcode
 
 
 def checkpoint_of(folder: Path) -> dict:
@@ -109,7 +125,7 @@ def runs_left_alone() -> dict[tuple[str, ...], dict]:
 
 
 @pytest.fixture
-def assert_resumes(configure, tmp_path, runs_left_alone):
+def assert_resumes(configure, killed, tmp_path, runs_left_alone):
     """Kill a run at each moment in turn, let it go on, and compare with the run that was left alone."""
 
     def assert_resumes(*options: str, moments: list[tuple[str, int]], **places: object) -> None:
@@ -197,7 +213,7 @@ def test_killed_with_samples_drawn_online(assert_resumes):
 
 
 @pytest.mark.slow
-def test_killed_with_a_network_that_draws_at_random(configure, tmp_path):
+def test_killed_with_a_network_that_draws_at_random(configure, killed, tmp_path):
     for name, ckpt in (("whole", "null"), ("stopped", "null"), ("stopped", "last")):
         config = configure(*OFTEN, f"ckpt_path={ckpt}", run_dir=tmp_path / name, tiny=TINY)
         config.model = OmegaConf.create({"_target_": f"{__name__}.NoisyNet"})
@@ -216,7 +232,7 @@ class TestStopped:
         [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)],
         ids=lambda n: n.name,
     )
-    def test_within_an_epoch(self, configure, tmp_path, capfd, number):
+    def test_within_an_epoch(self, configure, killed, tmp_path, capfd, number):
         seldom = ["trainer.max_epochs=2", "logger=csv", "optimizer=adam"]
         assert killed(configure(*seldom), "on_train_batch_start", 6, number) == 128 + number
         assert (
@@ -228,7 +244,7 @@ class TestStopped:
         train(configure(*seldom, run_dir=tmp_path / "whole"))
         assert_same(final_state(tmp_path / "run"), final_state(tmp_path / "whole"))
 
-    def test_within_accumulation_and_validation_it_waits(self, configure, tmp_path):
+    def test_within_accumulation_and_validation_it_waits(self, configure, killed, tmp_path):
         options = ["trainer.max_epochs=2", "trainer.accumulate_grad_batches=3"]
         stop = signal.SIGTERM
         assert killed(configure(*options, run_dir=tmp_path / "a"), "on_train_batch_start", 1, stop) == 143
@@ -236,7 +252,7 @@ class TestStopped:
         assert killed(configure(*options, run_dir=tmp_path / "b"), "on_train_batch_start", 4, stop) == 143
         assert checkpoint_of(tmp_path / "b")["epoch"] == 1  # after the epoch's end
 
-    def test_before_the_first_step(self, configure, tmp_path):
+    def test_before_the_first_step(self, configure, killed, tmp_path):
         assert killed(configure(), "on_sanity_check_start", 0, signal.SIGTERM) == 143
         assert checkpoint_of(tmp_path / "run")["global_step"] == 0
 
@@ -248,16 +264,16 @@ class TestStopped:
             [sys.executable, "train.py", *options, f"hydra.run.dir={tmp_path / 'long'}"],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        wait_for(tmp_path / "long" / "checkpoints" / "best.ckpt")
+        wait_for(tmp_path / "long" / "checkpoints" / "best.ckpt", program)
         program.send_signal(signal.SIGINT)
-        _, shown = program.communicate(timeout=60)
+        _, shown = program.communicate(timeout=240)
         assert program.returncode == 130
         assert "stopped by SIGINT after step" in shown
         assert "Traceback" not in shown
 
 
 @pytest.mark.parametrize(("minutes", "saved"), [("0", 3), ("60", 0), ("null", 0)])
-def test_saves_within_an_epoch_when_it_is_time(configure, tmp_path, minutes, saved):
+def test_saves_within_an_epoch_when_it_is_time(configure, killed, tmp_path, minutes, saved):
     config = configure(f"callbacks.last.every_n_minutes={minutes}")
     assert killed(config, "on_train_batch_start", 3) == -9
     assert checkpoint_of(tmp_path / "run")["global_step"] == saved
@@ -321,7 +337,7 @@ def test_a_csv_log_goes_on_before_the_step_that_is_done_again(tmp_path):
         assert [row["step"] for row in csv.DictReader(file)] == ["3", "4"]
 
 
-def test_what_tensorboard_shows_twice_is_shown_once(configure, tmp_path):
+def test_what_tensorboard_shows_twice_is_shown_once(configure, killed, tmp_path):
     options = ["trainer.max_epochs=3", "logger=tensorboard"]
     assert killed(configure(*options), "on_train_epoch_end", 1) == -9
     # TensorBoard reads files in the order of their names, which begin with the second of their start.

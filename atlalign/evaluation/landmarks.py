@@ -1,0 +1,99 @@
+"""Landmarks of a data set: points that are known in both images of a sample, read from a table."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from atlalign.data import schema
+from atlalign.data.dataset import RegistrationDataset
+from atlalign.data.tables import number, read_table, whole_number
+from atlalign.errors import InputError
+
+_COLUMNS = ("reference_x", "reference_y", "moving_x", "moving_y")
+
+
+class Landmarks(NamedTuple):
+    """Points that are known in both images, by the number of a sample or by an image_id.
+
+    `points` are (N, 4) each: x and y in the reference, x and y in the moving image, in pixels.
+    """
+
+    key: str
+    points: dict[int, Tensor]
+
+    def of(self, sample: int, image_id: int) -> tuple[Tensor, Tensor] | None:
+        """Return the points (1, N, 2) in the reference and in the moving image, None if the sample has none."""
+        found = self.points.get(sample if self.key == "sample" else image_id)
+        return None if found is None else (found[None, :, :2], found[None, :, 2:])
+
+
+def landmarks_of(
+    path: str | Path, dataset: RegistrationDataset, samples: NDArray[np.int64], *, split: str
+) -> Landmarks:
+    """Return the landmarks of a data set, in pixels of its working size.
+
+    Args:
+        path: A table as `read_landmarks` takes it, in pixels of the images as they are in the data set's file.
+        dataset: All samples of the file.
+        samples: The numbers of those that are measured.
+        split: What they are called.
+
+    Raises:
+        InputError: If the table is none, names samples that are not there, one image_id for several samples, or none
+            of those that are measured.
+    """
+    landmarks = read_landmarks(path, _scale(dataset))
+    ids = np.arange(len(dataset)) if landmarks.key == "sample" else dataset.image_ids.numpy()
+    unknown = sorted(set(landmarks.points) - set(ids.tolist()))
+    if unknown:
+        raise InputError(f"landmarks: {dataset.path} has no {landmarks.key} {unknown[0]}")
+    named = ids[np.isin(ids, list(landmarks.points))]
+    if len(np.unique(named)) < len(named):
+        raise InputError(
+            "landmarks: an image_id stands for several samples, which are deformed each in its own way: name them by "
+            "the column sample"
+        )
+    if not np.isin(ids[samples], named).any():
+        raise InputError(f"landmarks: none of them lies in the samples of split={split}")
+    return landmarks
+
+
+def _scale(dataset: RegistrationDataset) -> tuple[float, float]:
+    """Return by how much x and y grow from the file's images to the working size."""
+    file_shape, shape = schema.summarize(dataset.path).image_shape, dataset.atlas.image_shape
+    along_y, along_x = ((new - 1) / (old - 1) for old, new in zip(file_shape, shape, strict=True))
+    return along_x, along_y
+
+
+def read_landmarks(path: str | Path, scale: tuple[float, float] = (1.0, 1.0)) -> Landmarks:
+    """Return the landmarks in a table.
+
+    Args:
+        path: A CSV file, as `read_table` takes it, with the columns sample or image_id, reference_x, reference_y,
+            moving_x, moving_y.
+        scale: What x and y are multiplied by.
+
+    Raises:
+        InputError: If the file is no such table, or a value is no number.
+    """
+    try:
+        return _read(Path(path).expanduser(), scale)
+    except InputError as error:
+        raise InputError(f"landmarks: {error}") from error
+
+
+def _read(path: Path, scale: tuple[float, float]) -> Landmarks:
+    table = read_table(path)
+    key = "image_id" if "image_id" in table.names and "sample" not in table.names else "sample"
+    points = defaultdict(list)
+    for line, cells in table.records((key, *_COLUMNS), hint=": image_id may stand for sample"):
+        where = f"{path}, line {line}"
+        values = [float(number(cells[name], f"{where}, {name}")) for name in _COLUMNS]
+        points[whole_number(cells[key], f"{where}, {key}")].append(values)
+    size = torch.tensor([*scale, *scale])
+    return Landmarks(key, {owner: torch.tensor(rows) * size for owner, rows in points.items()})

@@ -1,0 +1,132 @@
+"""What is measured of a registration, group by group: regions, images, displacements, landmarks, regularity."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from atlalign import losses, metrics
+from atlalign.data.ontology import Ontology
+from atlalign.geometry import compose, invert, stays_inside, warp
+
+Measures = dict[str, float]
+"""Values by their names, those of regions by depth as well; NaN where one is not defined."""
+
+Relabelling = Callable[[NDArray[Any]], NDArray[Any]]
+"""From region ids (N,) to the ids (N,) that they count as."""
+
+
+def levels_of(ontology: Ontology | None) -> dict[str, Relabelling]:
+    """Return what regions count as: themselves, and what they are part of at each depth of the ontology, if any."""
+    levels: dict[str, Relabelling] = {"": lambda ids: ids}
+    if ontology is not None:
+        for depth in range(1, ontology.depth + 1):
+            levels[f"/depth_{depth}"] = partial(ontology.at_depth, depth=depth)
+    return levels
+
+
+class Regions:
+    """The regions of one section, as the true field has them.
+
+    A field's labels are what becomes of the section's true regions when it registers the section: the reference's
+    labels go to the section by the inverse of the true field, and come back by the field that is judged. Both maps are
+    composed first, so that labels are looked up once. They are compared with those that come back by the true field
+    itself: the truth has Dice 1, whatever of the reference lies outside the section. The judged field need not have an
+    inverse.
+
+    Args:
+        labels: The reference's region ids (1, H, W).
+        true_dvf: The true field (1, 2, H, W).
+        levels: What regions count as, by what is appended to the names of the measures.
+        pixel_um: The size of a pixel along x and y.
+    """
+
+    def __init__(
+        self,
+        labels: Tensor,
+        true_dvf: Tensor,
+        levels: Mapping[str, Relabelling],
+        pixel_um: tuple[float, float],
+    ) -> None:
+        self._labels = labels[None]
+        self._levels = levels
+        self._pixel_um = pixel_um
+        self._true_inverse = invert(true_dvf)
+        self._true = self.carried(true_dvf)
+
+    def carried(self, dvf: Tensor) -> NDArray[Any]:
+        """Return the labels (H, W) that a field brings back; 0 where it points out of the section."""
+        there_and_back = compose(outer=self._true_inverse, inner=dvf)
+        labels = warp(self._labels, there_and_back, mode="nearest", padding_mode="border")
+        return (labels[0, 0] * stays_inside(dvf)[0]).numpy()
+
+    def measures(self, dvf: Tensor) -> Measures:
+        """Return the means over regions, overlaps at each level; NaN where there is none."""
+        labels = self.carried(dvf)
+        table = metrics.contingency(self._true, labels)
+        values = {"hd95_um": _mean(metrics.hausdorff_95(self._true, labels, pixel=self._pixel_um).values())}
+        for suffix, level in self._levels.items():
+            found = metrics.overlap(table.relabelled(level(table.region)))
+            values[f"dice{suffix}"] = _mean(found.dice)
+            values[f"iou{suffix}"] = _mean(found.iou)
+            values[f"lost{suffix}"] = _mean(~found.in_both)
+        return values
+
+
+def image_measures(true: Tensor, image: Tensor, perceptual: nn.Module | None = None) -> Measures:
+    """Return the similarity of two images (1, 1, H, W) in [0, 1].
+
+    `ncc` is the mean squared correlation in windows of 9×9, as the loss `ncc_9` has it.
+    """
+    values = {
+        "mse": losses.mse(true, image),
+        "mae": losses.mae(true, image),
+        "psnr": -losses.psnr(true, image),
+        "ssim": -losses.ssim(true, image),
+        "ncc": -losses.ncc(true, image, window=9),
+        "mutual_information": metrics.mutual_information(true, image),
+    }
+    if perceptual is not None:
+        values["perceptual"] = perceptual(true, image)
+    return {name: float(value) for name, value in values.items()}
+
+
+def displacement_measures(true: Tensor, dvf: Tensor, pixel_um: tuple[float, float]) -> Measures:
+    """Return how far a field (1, 2, H, W) is from the true one, and what r² is weighted by."""
+    size = true.new_tensor(pixel_um).view(1, 2, 1, 1)
+    values = {
+        "distance_px": metrics.vector_distance(true, dvf),
+        "distance_um": metrics.vector_distance(true * size, dvf * size),
+        "angular_error_deg": metrics.angular_error(true, dvf),
+        "correlation": metrics.field_correlation(true, dvf),
+        "r2": metrics.r2(true, dvf),
+        "variance_px2": metrics.field_variance(true),
+    }
+    return {name: float(value) for name, value in values.items()}
+
+
+def regularity_measures(dvf: Tensor) -> Measures:
+    """Return the share of a field (1, 2, H, W) that folds, and how unevenly it stretches."""
+    return {
+        "folding": float(metrics.folding_fraction(dvf)),
+        "log_jacobian_std": float(metrics.log_jacobian_std(dvf)),
+    }
+
+
+def landmark_measures(points: tuple[Tensor, Tensor], dvf: Tensor, pixel_um: tuple[float, float]) -> Measures:
+    """Return the mean target registration errors; `rtre` is relative to the image's diagonal.
+
+    Borovec et al., *ANHIR: Automatic non-rigid histological image registration challenge*, IEEE TMI 2020.
+    """
+    in_pixels = float(metrics.target_registration_error(*points, dvf).mean())
+    in_um = float(metrics.target_registration_error(*points, dvf, pixel=pixel_um).mean())
+    return {"tre_px": in_pixels, "tre_um": in_um, "rtre": in_pixels / math.hypot(*dvf.shape[-2:])}
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return float(np.mean(listed)) if listed else math.nan

@@ -1,0 +1,356 @@
+"""How sections are registered: with what network, to what, and read and placed in what way; one section by it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from atlalign.data.atlas import Atlas, open_atlas
+from atlalign.data.images import ImageFile, read_image, read_labels
+from atlalign.data.ontology import Ontology, read_ontology
+from atlalign.data.sections import Plane
+from atlalign.errors import InputError, check_numbers, checked_shape
+from atlalign.files import fingerprint, fingerprint_of
+from atlalign.models import SHIPPED_MODEL, load_model, read_origin
+from atlalign.networks.memory_format import fastest_memory_format
+from atlalign.registration.jobs import Job
+from atlalign.registration.placement import (
+    Background,
+    Placement,
+    Placing,
+    Reference,
+    Section,
+    Side,
+    atlas_reference,
+    flipped,
+    image_reference,
+    place,
+    read_section,
+    turned_around,
+)
+from atlalign.registration.register import LIMITS, Alternative, Limit, Registered, register
+
+NEARBY_UM = (-1500.0, -1000.0, 1000.0, 1500.0)
+"""How far from its plane a section is looked at as well: beyond the some hundred µm that an anchoring may err."""
+
+
+# --- the recipe -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """How sections are read, placed and refined; see `read_image`, `read_section`, `place` and `register`."""
+
+    by: Placing = "auto"
+    background: Background = "auto"
+    mirrored: bool = False
+    quarter_turns: int = 0
+    channel: int | None = None
+    pixel_um: float | None = None
+    refinement_steps: int = 0
+    refinement_smoothness: float = 0.01
+    limits: Mapping[str, Limit] = field(default_factory=lambda: dict(LIMITS))
+
+    def __post_init__(self) -> None:
+        check_numbers({"refinement steps": self.refinement_steps}, {"refinement steps": 0})
+        if not 0.005 <= self.refinement_smoothness <= 0.2:
+            raise InputError(
+                f"refinement smoothness: expected 0.005 to 0.2, got {self.refinement_smoothness:g}"
+            )
+        if abs(self.quarter_turns) > 3:
+            raise InputError(f"quarter turns: expected -3 to 3 turns by 90°, got {self.quarter_turns}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a section's result depends on besides its image.
+
+    Attributes:
+        network: At the device that it is to run on.
+        image_shape: The (H, W) that it takes.
+        reference: Returns what a section is registered to.
+        ontology: What the labels mean, if that is known.
+        options: How sections are read and placed.
+        origin: What tells model and reference from others, as plain data that is kept with each result.
+    """
+
+    network: nn.Module
+    image_shape: tuple[int, int]
+    reference: Callable[[Job], Reference]
+    ontology: Ontology | None
+    options: Options
+    origin: Mapping[str, Any]
+
+    def of(self, job: Job) -> "Recipe":
+        """Return the recipe with the options that the job has of its own.
+
+        Raises:
+            InputError: If one of them is wrong.
+        """
+        return replace(self, options=replace(self.options, **job.options)) if job.options else self
+
+
+def atlas_recipe(
+    atlas: str | Path = "allen",
+    *,
+    annotation: str | Path | None = None,
+    ontology: str | Path | None = None,
+    spacing_um: float | None = None,
+    hemisphere: Side | None = None,
+    options: Options | None = None,
+    model: str | Path | None = None,
+    image_shape: Sequence[int] | None = None,
+    device: str = "auto",
+) -> Recipe:
+    """Return the recipe that registers sections to planes of an atlas.
+
+    Args:
+        atlas: allen (downloaded once), phantom, or a file.
+        annotation: The region ids of an atlas file, if it does not hold them.
+        ontology: The names of an atlas file's regions.
+        spacing_um: The size of an atlas file's voxels; 25 if None.
+        hemisphere: Keep only the half of each plane on this side; the left one lies at its left.
+        options: How sections are read, placed and refined.
+        model: A model file, a folder or a checkpoint; None for the network that comes with the package.
+        image_shape: The (H, W) that it takes; that of its training if None.
+        device: auto takes a GPU if there is one.
+
+    Raises:
+        InputError: If a file cannot be read or does not fit the others.
+    """
+    trained = _Network.load(model, image_shape, device)
+    opened = open_atlas(
+        atlas,
+        phantom_shape=trained.image_shape,
+        annotation_path=annotation,
+        ontology_path=ontology,
+        spacing_um=spacing_um,
+    )
+    origin = {
+        "reference": opened.name,
+        "reference_sha256": opened.fingerprint(),
+        "hemisphere": hemisphere,
+    }
+    references = AtlasReferences(opened, trained.image_shape, hemisphere)
+    return trained.recipe(references, opened.ontology, options, origin)
+
+
+def image_recipe(
+    reference: str | Path,
+    *,
+    labels: str | Path | None = None,
+    pixel_um: float | None = None,
+    ontology: str | Path | None = None,
+    hemisphere: Side | None = None,
+    options: Options | None = None,
+    model: str | Path | None = None,
+    image_shape: Sequence[int] | None = None,
+    device: str = "auto",
+) -> Recipe:
+    """Return the recipe that registers sections to an image of one's own.
+
+    Args:
+        reference: The image.
+        labels: The image of its region ids.
+        pixel_um: The size of its pixels; what the file says if None.
+        ontology: The names of its regions.
+        hemisphere: Keep only the half of it on this side.
+        options: How sections are read, placed and refined.
+        model: A model file, a folder or a checkpoint; None for the network that comes with the package.
+        image_shape: The (H, W) that it takes; that of its training if None.
+        device: auto takes a GPU if there is one.
+
+    Raises:
+        InputError: If a file cannot be read or does not fit the others.
+    """
+    trained = _Network.load(model, image_shape, device)
+    opened = image_reference(
+        read_image(reference),
+        None if labels is None else read_labels(labels),
+        trained.image_shape,
+        pixel_um=pixel_um,
+        name=str(reference),
+    )
+    opened = opened if hemisphere is None else opened.half(hemisphere)
+    names = None if ontology is None else read_ontology(ontology)
+    origin = {
+        "reference": Path(reference).name,
+        "reference_sha256": fingerprint_of(opened.fingerprint(), None if names is None else list(names)),
+        "hemisphere": hemisphere,
+    }
+    return trained.recipe(lambda job: opened, names, options, origin)
+
+
+class _Network(NamedTuple):
+    """A network at its device, the (H, W) that it takes, and what tells it from others."""
+
+    network: nn.Module
+    image_shape: tuple[int, int]
+    origin: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, model: str | Path | None, image_shape: Sequence[int] | None, device: str) -> "_Network":
+        """Return what is needed of a network, by the arguments of `atlas_recipe`."""
+        path = SHIPPED_MODEL if model is None else Path(model)
+        shape = image_shape or read_origin(path).image_shape
+        if shape is None:
+            raise InputError(
+                f"{path} does not tell the size of its images: give an image shape (--image-shape HEIGHT WIDTH)"
+            )
+        shape = checked_shape("image shape", shape)
+        where = _device(device)
+        network = load_model(path).to(where).to(memory_format=fastest_memory_format(where))
+        origin = {"model": path.name, "model_sha256": fingerprint(path), "image_shape": list(shape)}
+        return cls(network, shape, origin)
+
+    def recipe(
+        self,
+        reference: Callable[[Job], Reference],
+        ontology: Ontology | None,
+        options: Options | None,
+        origin: Mapping[str, Any],
+    ) -> Recipe:
+        """Return the recipe with this network."""
+        return Recipe(
+            network=self.network,
+            image_shape=self.image_shape,
+            reference=reference,
+            ontology=ontology,
+            options=options or Options(),
+            origin={**self.origin, **origin},
+        )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device '{name}': expected a device of this machine ({error})") from error
+
+
+class AtlasReferences:
+    """Returns the plane of an atlas that a section lies in.
+
+    Args:
+        atlas: At its own resolution.
+        image_shape: The network's (H, W).
+        hemisphere: Keep only the half on this side of the plane, which has the left of the brain at its left.
+    """
+
+    def __init__(self, atlas: Atlas, image_shape: tuple[int, int], hemisphere: Side | None = None) -> None:
+        self.atlas = atlas
+        self.image_shape = image_shape
+        self.hemisphere = hemisphere
+
+    def nearby(self, job: Job) -> dict[float, Reference]:
+        """Return the planes before and behind that of a section by their distance in µm, where they show tissue."""
+        found = {}
+        for distance_um in NEARBY_UM:
+            with suppress(InputError):
+                found[distance_um] = self._reference(job, distance_um)
+        return found
+
+    def __call__(self, job: Job) -> Reference:
+        """Return the reference of one section.
+
+        Raises:
+            InputError: If its position lies outside of the atlas, or where that shows nothing.
+        """
+        assert job.position_um is not None  # `find_jobs` sees to that
+        self.atlas.plane_index(job.position_um)  # raises outside
+        return self._reference(job)
+
+    def _reference(self, job: Job, distance_um: float = 0.0) -> Reference:
+        assert job.position_um is not None
+        if job.anchoring is None:
+            plane = Plane.at(job.position_um, self.atlas.origin_um)
+        else:
+            plane = job.anchoring.plane(self.atlas.origin_um)
+        reference = atlas_reference(self.atlas, plane.moved(distance_um), self.image_shape)
+        return reference if self.hemisphere is None else reference.half(self.hemisphere)
+
+
+# --- one section ------------------------------------------------------------------------------------------------------
+
+
+class RegisteredSection(NamedTuple):
+    """A section from its file to its registration.
+
+    Attributes:
+        image: What the file holds.
+        section: The image as the network is to see it.
+        reference: What it is registered to.
+        placement: How it lies there before the network looks at it.
+        registered: The map, both images, and how it went.
+    """
+
+    image: ImageFile
+    section: Section
+    reference: Reference
+    placement: Placement
+    registered: Registered
+
+
+def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
+    """Read, place and register one section; nothing is written.
+
+    Raises:
+        InputError: If it cannot be read, placed or registered, and says why.
+    """
+    recipe = recipe.of(job)
+    options = recipe.options
+    image = read_image(job.path, channel=options.channel)
+    reference = recipe.reference(job)
+    section = read_section(image, recipe.image_shape, background=options.background, name=job.path.name)
+    placement = _place(section, reference, job, options)
+    registered = register(
+        recipe.network,
+        reference,
+        section,
+        placement,
+        refinement_steps=options.refinement_steps,
+        refinement_smoothness=options.refinement_smoothness,
+        alternatives=_alternatives(section, reference, placement, job, recipe),
+    )
+    return RegisteredSection(image, section, reference, placement, registered)
+
+
+def _place(section: Section, reference: Reference, job: Job, options: Options) -> Placement:
+    return place(
+        section,
+        reference,
+        by=options.by,
+        anchoring=job.anchoring,
+        pixel_um=options.pixel_um,
+        mirrored=options.mirrored,
+        quarter_turns=options.quarter_turns,
+    )
+
+
+def _alternatives(
+    section: Section, reference: Reference, placement: Placement, job: Job, recipe: Recipe
+) -> Iterator[Alternative]:
+    """Yield the section upside down, half a section mirrored, and planes before and behind its own.
+
+    The latter only where the section's size is known.
+    """
+    yield Alternative("upside down", reference, turned_around(placement, reference))
+    if isinstance(recipe.reference, AtlasReferences) and recipe.reference.hemisphere is not None:
+        # Of a whole brain both sides look alike.
+        yield Alternative("mirrored", reference, flipped(placement, reference))
+    if placement.placed_by == "fit" or not isinstance(recipe.reference, AtlasReferences):
+        return  # what is brought to the size of each plane tells them apart too badly
+    assert job.position_um is not None
+    for distance_um, other in recipe.reference.nearby(job).items():
+        try:
+            placement = _place(section, other, job, recipe.options)
+        except InputError:  # too little tissue there to lie on
+            continue
+        where = f"{abs(distance_um):.0f} µm further {'back' if distance_um > 0 else 'to the front'}"
+        yield Alternative(f"{where}, at {job.position_um + distance_um:.0f} µm", other, placement)

@@ -1,0 +1,156 @@
+"""The methods that are compared, by name, and their fields, which are kept in a folder."""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atlalign.data.atlas import Atlas
+from atlalign.data.dataset import RegistrationBatch
+from atlalign.errors import InputError, unknown_name
+from atlalign.evaluation.methods import baseline
+from atlalign.files import written_whole
+from atlalign.geometry import identity_grid
+from atlalign.models import load_model, read_origin
+from atlalign.networks.memory_format import fastest_memory_format
+from atlalign.registration.placement import Placing, Section, atlas_reference, place
+from atlalign.registration.register import register
+from pairs import Pair
+
+METHODS = {
+    "identity": "not anchored",
+    "anchoring": "anchoring only",
+    "ants_affine": "ANTs affine",
+    "ants_syn": "ANTs SyN",
+    "ants_syncc": "ANTs SyN, cross-correlation",
+    "elastix": "elastix affine + B-spline",
+    "ours": "ours",
+    "ours_refined": "ours, refined",
+    "ours_refined_smooth": "ours, refined smoothly",
+}
+YARDSTICK = "ants_syn"
+
+
+class Found(NamedTuple):
+    """A field (1, 2, H, W) in pixels of the pair's grid, and the time that it took."""
+
+    dvf: Tensor
+    seconds: float
+
+
+Method = Callable[[Pair], Found]
+
+
+def placing(method: str) -> Placing:
+    """Return how a method's sections are placed: one stands for what is given without an anchoring."""
+    return "stretch" if method == "identity" else "auto"
+
+
+def nothing(pair: Pair) -> Found:
+    """Leave a section where it lies."""
+    return Found(torch.zeros(1, 2, *pair.reference.grid.shape), 0.0)
+
+
+def classical(name: str) -> Method:
+    """Return a baseline of `evaluate.py`."""
+    method = baseline(name)
+
+    def run(pair: Pair) -> Found:
+        unknown = torch.zeros(1, 2, *pair.reference.grid.shape)
+        ids = [torch.zeros(1)] * 3
+        found = method(RegistrationBatch(pair.reference.image, pair.moving, pair.moving, unknown, None, *ids))
+        assert found.seconds is not None
+        return Found(found.dvf, found.seconds)
+
+    return run
+
+
+def ours(atlas: Atlas, model: Path, refinement_steps: int, smoothness: float = 0.01) -> Method:
+    """Return what `atlalign register` does with a section, at the size of the model's own images.
+
+    The time is that of all of `register`: the network both ways, the field, its inverse and the measures of quality.
+    """
+    shape = read_origin(model).image_shape
+    if shape is None:
+        raise InputError(f"{model} does not tell the size of its images")
+    network = load_model(model).to(memory_format=fastest_memory_format(torch.device("cpu")))
+
+    def run(pair: Pair) -> Found:
+        plane, grid = pair.reference.plane, pair.reference.grid
+        assert plane is not None
+        reference = atlas_reference(atlas, plane, shape)
+        section = Section(pair.moving[0, 0], 1, grid.shape, grid.pixel_um, "dark")
+        placement = place(section, reference, by="stretch")
+        started = time.perf_counter()
+        found = register(
+            network,
+            reference,
+            section,
+            placement,
+            refinement_steps=refinement_steps,
+            refinement_smoothness=smoothness,
+        )
+        seconds = time.perf_counter() - started
+        pixels = identity_grid(grid.shape, torch.float64, torch.device("cpu"))[0].flatten(1).T.numpy()
+        moved = found.transform.to_section(grid.to_mm(pixels)) - pixels
+        return Found(torch.from_numpy(moved.T.reshape(1, 2, *grid.shape)).float(), seconds)
+
+    return run
+
+
+def make_methods(names: Sequence[str], atlas: Atlas, model: Path, steps: int) -> dict[str, Method]:
+    """Return the methods of these names, in the order of `METHODS`."""
+    makers: dict[str, Callable[[], Method]] = {
+        "identity": lambda: nothing,
+        "anchoring": lambda: nothing,
+        "ours": partial(ours, atlas, model, 0),
+        "ours_refined": partial(ours, atlas, model, steps),
+        "ours_refined_smooth": partial(ours, atlas, model, steps, 0.1),
+    }
+    for name in names:
+        if name not in METHODS:
+            raise unknown_name("method", name, METHODS)
+    return {name: makers.get(name, partial(classical, name))() for name in METHODS if name in names}
+
+
+class Kept:
+    """Methods whose fields are kept in a folder, by the images and what else they were made from.
+
+    Args:
+        methods: By name.
+        folder: For the fields.
+        made_with: What a method's fields depend on besides the images.
+        again: Methods whose former fields are not to be taken.
+    """
+
+    def __init__(
+        self, methods: Mapping[str, Method], folder: Path, made_with: Mapping[str, str], again: Sequence[str]
+    ) -> None:
+        self.methods = methods
+        self.folder = folder
+        self.made_with = made_with
+        self.again = set(again)
+        self._made: set[Path] = set()
+
+    def __call__(self, name: str, pair: Pair) -> Found:
+        """Return what a method finds, or has found."""
+        path = self._path(name, pair)
+        if not path.exists() or (name in self.again and path not in self._made):
+            found = self.methods[name](pair)
+            with written_whole(path) as unfinished:
+                np.savez_compressed(unfinished, dvf=found.dvf.numpy(), seconds=found.seconds)
+            self._made.add(path)
+        with np.load(path) as kept:
+            return Found(torch.from_numpy(kept["dvf"]), float(kept["seconds"]))
+
+    def _path(self, name: str, pair: Pair) -> Path:
+        of_all = hashlib.sha256(self.made_with.get(name, "").encode())
+        for image in (pair.reference.image, pair.moving):
+            of_all.update(image.contiguous().numpy().tobytes())
+        return self.folder / f"{pair.name}-{name}-{of_all.hexdigest()[:12]}.npz"

@@ -1,0 +1,170 @@
+"""The three parts of the comparison: what is measured of what each method finds."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import Progress
+from scipy import ndimage
+from torch import Tensor
+
+from atlalign.data.atlas import Atlas
+from atlalign.data.demo import tissue_planes
+from atlalign.data.sections import ListedSection
+from atlalign.evaluation.measures import Regions, levels_of
+from atlalign.geometry import compose, invert, jacobian_determinant, warp
+from atlalign.metrics import mutual_information
+from atlalign.registration.placement import Reference
+from methods import Found, Kept, placing
+from pairs import Pair, known_warp, labels_of, real_pair, synthetic_pair, warped_pair
+
+_ABOVE_SLIDE = 0.05
+
+Row = dict[str, Any]
+
+
+# --- measures ---------------------------------------------------------------------------------------------------------
+
+
+def disagreement(plain: Tensor, warped: Tensor, known: Tensor) -> Tensor:
+    """Return by how much (1, 2, H, W) two registrations disagree about one section.
+
+    `plain` registers the section I, `warped` registers J(p) = I(p + known(p)). What the latter shows at q is
+    J(q + warped(q)) = I(q + compose(known, warped)(q)), so that perfect registrations have compose(known, warped) =
+    plain.
+    """
+    return compose(outer=known, inner=warped) - plain
+
+
+def mean_um(dvf: Tensor, reference: Reference) -> float:
+    """Return the mean length of a field (1, 2, H, W) in µm over the reference's tissue."""
+    in_um = dvf[0] * torch.tensor(reference.grid.pixel_um).view(2, 1, 1)
+    return float(in_um.square().sum(0).sqrt()[reference.tissue].mean())
+
+
+def tissue_of(section: Tensor) -> NDArray[np.bool_]:
+    """Return where (H, W) a placed section (1, 1, H, W) shows tissue.
+
+    That is what is brighter than the slide, the median of the image's border, by a twentieth of the range, without
+    specks of less than 3×3 px, and what lies within: ventricles and white matter that took no stain count as tissue,
+    as they do in the atlas.
+    """
+    image = section[0, 0].numpy()
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    bright = ndimage.binary_opening(image > np.median(border) + _ABOVE_SLIDE, np.ones((3, 3), bool))
+    filled: NDArray[np.bool_] = ndimage.binary_fill_holes(bright)
+    return filled
+
+
+def tissue_dice(pair: Pair, dvf: Tensor) -> float:
+    """Return the Dice of the section's tissue and that of the atlas, warped to the section by the field's inverse."""
+    atlas = pair.reference.tissue[None, None].float()
+    in_section = warp(atlas, invert(dvf), mode="nearest")[0, 0].numpy() > 0
+    section = tissue_of(pair.moving)
+    return float(2 * (section & in_section).sum() / (section.sum() + in_section.sum()))
+
+
+def field_measures(found: Found) -> Row:
+    """Return the share of the plane that folds, and the time."""
+    folds = float((jacobian_determinant(found.dvf) <= 0).float().mean())
+    return {"folds": folds, "seconds": found.seconds}
+
+
+# --- the parts --------------------------------------------------------------------------------------------------------
+
+
+class Setting(NamedTuple):
+    """What the parts are made from.
+
+    Attributes:
+        atlas: At its own resolution.
+        sections: The real ones.
+        size: (H, W) of the images.
+        n_planes: How many planes of the atlas part (c) takes.
+    """
+
+    atlas: Atlas
+    sections: Sequence[ListedSection]
+    size: tuple[int, int]
+    n_planes: int
+
+
+def known_warps(setting: Setting, names: Sequence[str], find: Kept) -> Iterator[Row]:
+    """Part (a): yield, for each section and method, how far two registrations disagree with the known warp."""
+    for listed in setting.sections:
+        pair = real_pair(setting.atlas, listed, setting.size)
+        known = known_warp(setting.size, listed.identity.image_id)
+        bent = warped_pair(pair, known)
+        for name in names:
+            plain, warped = find(name, pair), find(name, bent)
+            error_um = mean_um(disagreement(plain.dvf, warped.dvf, known), pair.reference)
+            yield {"section": pair.name, "method": name, "error_um": error_um, **field_measures(warped)}
+
+
+def as_they_are(setting: Setting, names: Sequence[str], find: Kept) -> Iterator[Row]:
+    """Part (b): yield, for each section and method, how well the registered section fits the atlas."""
+    for listed in setting.sections:
+        ways = {placing(name) for name in names}
+        pairs = {by: real_pair(setting.atlas, listed, setting.size, by) for by in ways}
+        for name in names:
+            pair = pairs[placing(name)]
+            found = find(name, pair)
+            registered = warp(pair.moving, found.dvf)
+            yield {
+                "section": pair.name,
+                "method": name,
+                "mutual_information": float(mutual_information(pair.reference.image, registered)),
+                "tissue_dice": tissue_dice(pair, found.dvf),
+                **field_measures(found),
+            }
+
+
+def synthetic(setting: Setting, names: Sequence[str], find: Kept) -> Iterator[Row]:
+    """Part (c): yield, for each plane and method, the distance to the true field and the Dice of regions."""
+    atlas = setting.atlas
+    levels = levels_of(atlas.ontology)
+    planes = tissue_planes(atlas)
+    chosen = planes[np.linspace(0, len(planes) - 1, setting.n_planes + 2).round().astype(int)[1:-1]]
+    for number, plane in enumerate(chosen.tolist()):
+        true = known_warp(setting.size, 1000 + number)
+        pair = synthetic_pair(atlas, plane, true, 1000 + number)
+        regions = Regions(
+            torch.from_numpy(labels_of(pair.reference))[None], true, levels, pair.reference.grid.pixel_um
+        )
+        for name in names:
+            found = find(name, pair)
+            overlaps = {
+                key.replace("/", "_"): dice
+                for key, dice in regions.measures(found.dvf).items()
+                if key.startswith("dice")
+            }
+            error_um = mean_um(found.dvf - true, pair.reference)
+            yield {
+                "section": pair.name,
+                "method": name,
+                "error_um": error_um,
+                **overlaps,
+                **field_measures(found),
+            }
+
+
+PARTS: Mapping[str, tuple[str, Callable[[Setting, Sequence[str], Kept], Iterator[Row]]]] = {
+    "a": ("Real sections under known warps", known_warps),
+    "b": ("Real sections as they are", as_they_are),
+    "c": ("Planes of the atlas in synthetic contrasts", synthetic),
+}
+
+
+def measured(setting: Setting, parts: Sequence[str], find: Kept) -> dict[str, list[Row]]:
+    """Return the rows of each part; what is not anchored is measured in part (b) alone."""
+    results: dict[str, list[Row]] = {}
+    with Progress() as progress:
+        for part in sorted(parts):
+            names = [name for name in find.methods if part == "b" or name != "identity"]
+            total = len(names) * (setting.n_planes if part == "c" else len(setting.sections))
+            title, measure = PARTS[part]
+            rows = progress.track(measure(setting, names, find), total=total, description=f"({part}) {title}")
+            results[part] = list(rows)
+    return results

@@ -1,0 +1,258 @@
+"""What the comparison leaves: rows, tables, marks that are met or not, and pictures."""
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from atlalign.data.atlas import Atlas
+from atlalign.files import written_whole
+from atlalign.geometry import invert, warp
+from methods import METHODS, YARDSTICK, Kept, placing
+from pairs import Pair, labels_of, real_pair, spread
+from parts import PARTS, Row, Setting
+
+_SHOWN_DEPTHS = (1, 3, 5, 7)
+_SHOWN_SECTIONS = 6
+_TILE_PX = 300
+
+
+def write_results(out: Path, setting: Setting, results: Mapping[str, Sequence[Row]], find: Kept) -> None:
+    """Write rows and pictures of each part."""
+    for part, rows in results.items():
+        with written_whole(out / f"{part}.csv") as unfinished:
+            write_rows(unfinished, rows)
+        if part != "b":
+            draw_errors(rows, out / f"{part}.png")
+    if "b" in results:
+        draw_sections(setting, list(find.methods), find, out / "b.jpg")
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def tables(results: Mapping[str, Sequence[Row]]) -> str:
+    """Return all tables, one below the other."""
+    makers = {"a": (table_a, table_a_sections), "b": (table_b,), "c": (table_c,)}
+    texts = [
+        f"## ({part}) {PARTS[part][0]}\n\n" + "\n".join(make(rows) for make in makers[part])
+        for part, rows in results.items()
+    ]
+    return "\n".join([*texts, "## Marks\n\n" + table_of_marks(marks(results))])
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown whose columns line up, the first to the left, the others to the right."""
+    widths = [max(3, *(len(row[i]) for row in (header, *rows))) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = (
+            cell.rjust(w) if i else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "| " + " | ".join([first, *others]) + " |"
+
+    rule = (
+        "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    )
+    return "\n".join([line(header), rule, *map(line, rows)]) + "\n"
+
+
+def column(rows: Sequence[Row], method: str, key: str) -> NDArray[np.float64]:
+    """Return the values of one method, by section; NaN where there is none."""
+    return np.array([row.get(key, math.nan) for row in rows if row["method"] == method], np.float64)
+
+
+def n_above(rows: Sequence[Row], method: str, key: str) -> int:
+    """Return for how many sections a method is above SyN."""
+    return int((column(rows, method, key) > column(rows, YARDSTICK, key)).sum())
+
+
+def methods_in(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["method"] for row in rows))
+
+
+def _seconds(rows: Sequence[Row], method: str) -> str:
+    seconds = float(np.median(column(rows, method, "seconds")))
+    return f"{seconds:.2f}" if seconds else ""
+
+
+def _folds(rows: Sequence[Row], method: str) -> str:
+    folds = column(rows, method, "folds")
+    return f"{(folds > 0).sum()} ({folds.max():.2%})" if folds.any() else "0"
+
+
+def table_a(rows: Sequence[Row]) -> str:
+    def line(method: str) -> list[str]:
+        error = column(rows, method, "error_um")
+        numbers = (error.mean(), np.median(error), error.max())
+        return [METHODS[method], *(f"{n:.0f}" for n in numbers), _folds(rows, method), _seconds(rows, method)]
+
+    header = ["method", "mean µm", "median", "worst section", "sections that fold", "seconds"]
+    return markdown(header, [line(method) for method in methods_in(rows)])
+
+
+def table_a_sections(rows: Sequence[Row]) -> str:
+    methods = methods_in(rows)
+    sections = list(dict.fromkeys(row["section"] for row in rows))
+    columns = [column(rows, method, "error_um") for method in methods]
+    lines = [[name, *(f"{c[i]:.0f}" for c in columns)] for i, name in enumerate(sections)]
+    return markdown(["section", *(METHODS[method] for method in methods)], lines)
+
+
+def table_b(rows: Sequence[Row]) -> str:
+    n = len({row["section"] for row in rows})
+    compared = YARDSTICK in methods_in(rows)
+
+    def line(method: str) -> list[str]:
+        cells = [METHODS[method]]
+        for key in ("mutual_information", "tissue_dice"):
+            above = "" if not compared or method == YARDSTICK else f"{n_above(rows, method, key)} of {n}"
+            cells += [f"{column(rows, method, key).mean():.3f}", above]
+        return [*cells, _folds(rows, method), _seconds(rows, method)]
+
+    header = [
+        "method",
+        "mutual information",
+        "above SyN",
+        "tissue Dice",
+        "above SyN",
+        "sections that fold",
+        "seconds",
+    ]
+    return markdown(header, [line(method) for method in methods_in(rows)])
+
+
+def table_c(rows: Sequence[Row]) -> str:
+    depths = [f"_depth_{depth}" for depth in _SHOWN_DEPTHS if f"dice_depth_{depth}" in rows[0]]
+
+    def line(method: str) -> list[str]:
+        error = f"{column(rows, method, 'error_um').mean():.0f}"
+        dice = [f"{np.nanmean(column(rows, method, f'dice{level}')):.3f}" for level in (*depths, "")]
+        return [METHODS[method], error, *dice, _folds(rows, method), _seconds(rows, method)]
+
+    shown = [f"Dice, depth {level.rpartition('_')[2]}" for level in depths]
+    header = ["method", "mean µm", *shown, "Dice, all regions", "sections that fold", "seconds"]
+    return markdown(header, [line(method) for method in methods_in(rows)])
+
+
+class Mark(NamedTuple):
+    """What is wanted, what was measured, and whether that is met; None if it was not measured."""
+
+    what: str
+    wanted: str
+    measured: str
+    is_met: bool | None
+
+
+def marks(results: Mapping[str, Sequence[Row]]) -> list[Mark]:
+    """Return how each of our methods does beside what is wanted."""
+    return [mark for name in ("ours", "ours_refined") for mark in _marks_of(name, results)]
+
+
+def _marks_of(method: str, results: Mapping[str, Sequence[Row]]) -> Iterator[Mark]:
+    title, limit_s = METHODS[method], {"ours": 0.5, "ours_refined": 10.0}[method]
+
+    def known(part: str, *methods: str) -> bool:
+        return part in results and set(methods) <= set(methods_in(results[part]))
+
+    if known("a", method, YARDSTICK):
+        error, syn = (float(column(results["a"], m, "error_um").mean()) for m in (method, YARDSTICK))
+        yield Mark(
+            f"{title}: disagreement",
+            f"≤ {syn / 2:.0f} µm, half of SyN's",
+            f"{error:.0f} µm",
+            error <= syn / 2,
+        )
+    for key, what in (("mutual_information", "mutual information"), ("tissue_dice", "tissue Dice")):
+        if known("b", method, YARDSTICK):
+            rows = results["b"]
+            n = len(column(rows, method, key))
+            wanted, above = math.ceil(n * 15 / 18), n_above(rows, method, key)
+            yield Mark(
+                f"{title}: {what} above SyN's", f"≥ {wanted} of {n}", f"{above} of {n}", above >= wanted
+            )
+    if known("b", method):
+        seconds = float(np.median(column(results["b"], method, "seconds")))
+        yield Mark(f"{title}: time, median", f"< {limit_s:g} s", f"{seconds:.2f} s", seconds < limit_s)
+    folds = [row["folds"] for rows in results.values() for row in rows if row["method"] == method]
+    if folds:
+        yield Mark(
+            f"{title}: registrations that fold",
+            "0",
+            f"{sum(f > 0 for f in folds)} of {len(folds)}",
+            not any(folds),
+        )
+
+
+def table_of_marks(found: Sequence[Mark]) -> str:
+    lines = [[m.what, m.wanted, m.measured, "yes" if m.is_met else "no"] for m in found]
+    return markdown(["mark", "wanted", "measured", "met"], lines)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def draw_errors(rows: Sequence[Row], path: Path) -> None:
+    """Draw the mean error of each section, a column a method."""
+    from matplotlib.figure import Figure
+
+    methods = methods_in(rows)
+    errors = [column(rows, method, "error_um") for method in methods]
+    figure = Figure(figsize=(8, 4), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.boxplot(errors, showfliers=False, widths=0.5, medianprops={"color": "black"})
+    for position, values in enumerate(errors, 1):
+        axes.plot(position + np.linspace(-0.15, 0.15, len(values)), values, "o", ms=3, alpha=0.6)
+    axes.set_xticks(
+        range(1, len(methods) + 1), [METHODS[m].replace(", ", ",\n") for m in methods], fontsize=8
+    )
+    axes.set_ylabel("µm over tissue, each point a section")
+    axes.set_ylim(bottom=0)
+    figure.savefig(path)
+
+
+def draw_sections(setting: Setting, names: Sequence[str], find: Kept, path: Path) -> None:
+    """Draw some of the sections, a row each, with the atlas's outlines as each method puts them."""
+    from PIL import Image, ImageDraw
+
+    sections = spread(setting.sections, _SHOWN_SECTIONS)
+    height = round(_TILE_PX * setting.size[0] / setting.size[1])
+    lefts = range(0, _TILE_PX * len(names), _TILE_PX)
+    picture = Image.new("RGB", (_TILE_PX * len(names), height * len(sections)))
+    for row, listed in enumerate(sections):
+        for left, name in zip(lefts, names, strict=True):
+            pair = real_pair(setting.atlas, listed, setting.size, placing(name))
+            tile = Image.fromarray(with_outlines(pair, find(name, pair).dvf, setting.atlas))
+            picture.paste(tile.resize((_TILE_PX, height), Image.Resampling.LANCZOS), (left, row * height))
+    draw = ImageDraw.Draw(picture)
+    for left, name in zip(lefts, names, strict=True):
+        draw.text((left + 6, 4), METHODS[name], fill="white")
+    picture.save(path, quality=80)
+
+
+def with_outlines(pair: Pair, dvf: Tensor, atlas: Atlas, depth: int = 5) -> NDArray[np.uint8]:
+    """Return the section (H, W, 3) with the outlines of the atlas's regions, by the inverse of a field."""
+    ids = labels_of(pair.reference)
+    if atlas.ontology is not None:
+        ids = atlas.ontology.at_depth(ids, depth)
+    labels = warp(torch.from_numpy(ids)[None, None], invert(dvf), mode="nearest")[0, 0].numpy()
+    image = (pair.moving[0, 0].numpy()[..., None].repeat(3, -1) * 255).round().astype(np.uint8)
+    lines = np.zeros(labels.shape, bool)
+    lines[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    lines[:-1] |= labels[:-1] != labels[1:]
+    image[lines] = (255, 190, 0)
+    return image
