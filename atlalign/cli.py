@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_register(commands)
     _add_transform(commands)
+    _add_count(commands)
     _add_validate(commands)
     _add_import_keras(commands)
     _add_merge(commands)
@@ -64,7 +65,8 @@ def _add_transform(commands: "argparse._SubParsersAction[argparse.ArgumentParser
         metavar="FOLDER",
         type=Path,
         required=True,
-        help="the section's folder, which `atlalign register` wrote",
+        help="the section's folder, which `atlalign register` wrote; of a table with a column `section`, which names "
+        "such folders, where these lie",
     )
     command.add_argument("--to", choices=("reference", "section"), required=True, help="where to take it")
     command.add_argument(
@@ -107,6 +109,37 @@ def _transform(options: argparse.Namespace) -> None:
         off_plane_um=options.off_plane,
     )
     print(transform_file(options.input, options.folder, options.out, wanted, overwrite=options.overwrite))
+
+
+def _add_count(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "count",
+        help="count points by region",
+        description="Count by region the points that `atlalign transform … --to reference` wrote, in all and for each "
+        "mm² of the sections.",
+    )
+    command.add_argument(
+        "tables", metavar="TABLE", nargs="+", type=Path, help="a table with a column region_id"
+    )
+    command.add_argument(
+        "--with",
+        dest="folders",
+        metavar="FOLDER",
+        nargs="+",
+        type=Path,
+        required=True,
+        help="the sections' folders, which `atlalign register` wrote, or where these lie; also of sections in which "
+        "there is no point",
+    )
+    command.add_argument("--out", metavar="FILE", type=Path, required=True, help="the .csv file to write")
+    command.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    command.set_defaults(run=_count)
+
+
+def _count(options: argparse.Namespace) -> None:
+    from atlalign.registration.counts import count_points
+
+    print(count_points(options.tables, options.folders, options.out, overwrite=options.overwrite))
 
 
 def _add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -193,6 +193,8 @@ def write_my_sections(folder: Path) -> None:
     ]
     (folder / "structure_tree.csv").write_text("\n".join([REGION_COLUMNS, *rows]))
     (folder / "cells.csv").write_text("x,y,kind\n40,30,neuron\n50.5,20,glia\n")
+    (folder / "all_cells.csv").write_text("section,x,y\nsection,40,30\n")
+    (folder / "all_in_atlas.csv").write_text("section,region_id\nsection,0\n")
     (folder / "landmarks.csv").write_text(
         "sample,reference_x,reference_y,moving_x,moving_y\n0,40,30,41,30\n1,50,20,50,21\n"
     )
@@ -239,6 +241,8 @@ def test_validate_command(tmp_path, capsys):
 def test_atlalign_commands(command, in_example_files):
     if command[1] == "runs":
         write_run(Path(command[2]) / "0")
+    if command[-1] == "all_in_atlas.csv":  # the next command's file
+        Path("all_in_atlas.csv").unlink()
     assert atlalign(command[1:]) == 0
     out = command[command.index("--out") + 1] if "--out" in command else f"{command[2]}/runs.csv"
     assert Path(out).exists()

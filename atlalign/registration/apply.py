@@ -6,6 +6,7 @@ looked up at forward(q) for each pixel q of the reference, whereas a point p of 
 
 import csv
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -24,6 +25,7 @@ from atlalign.registration.exports import RegionName, read_regions
 from atlalign.registration.geojson import move_shapes, outlines
 from atlalign.registration.transform import (
     LABELS,
+    RECORD,
     REGIONS,
     Displacement,
     Grid,
@@ -75,6 +77,10 @@ class _Results(NamedTuple):
     folder: Path
     transform: SectionTransform
 
+    @classmethod
+    def load(cls, folder: Path) -> "_Results":
+        return cls(folder, SectionTransform.load(folder))
+
     @property
     def labels(self) -> NDArray[Any] | None:
         return read_labels(self.folder / LABELS) if (self.folder / LABELS).is_file() else None
@@ -84,8 +90,8 @@ class _Results(NamedTuple):
         return read_regions(self.folder / REGIONS) if (self.folder / REGIONS).is_file() else {}
 
 
-_Job = Callable[[Path, _Results, Path, Options], str]
-"""Reads a file, writes another one, and returns what to say about it."""
+_Job = Callable[[Path, Path, Path, Options], str]
+"""Reads a file, writes another one by the results in a folder, and returns what to say about it."""
 
 
 def transform_file(
@@ -98,7 +104,8 @@ def transform_file(
 
     Args:
         source: An image, a table of points (.csv, .tsv, .txt) or shapes (.geojson, .json).
-        folder: What `atlalign register` wrote for the section.
+        folder: What `atlalign register` wrote for the section; of tables with a column `section`, which names such
+            folders, where these lie.
         out: The file to write.
         options: What to do.
         overwrite: Replace a file that exists.
@@ -111,9 +118,8 @@ def transform_file(
         raise InputError(f"{source}: no such file")
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists: choose another --out, or --overwrite")
-    results = _Results(folder, SectionTransform.load(folder))
     with written_whole(out) as unfinished:
-        summary = job(source, results, unfinished, options)
+        summary = job(source, folder, unfinished, options)
     return f"{out}: {summary}"
 
 
@@ -142,8 +148,8 @@ def _job(source: Path, out: Path, options: Options) -> _Job:
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-def _transform_image(source: Path, results: _Results, out: Path, options: Options) -> str:
-    transform, pixels = results.transform, _read(source, options)
+def _transform_image(source: Path, folder: Path, out: Path, options: Options) -> str:
+    transform, pixels = SectionTransform.load(folder), _read(source, options)
     if options.to == "reference":
         grid, displacement = section_frame(transform, pixels.shape[:2], source.name)
         target = transform.reference
@@ -211,9 +217,10 @@ def _size(grid: Grid) -> str:
     return f"{height}×{width} px of {x:.4g} × {y:.4g} µm"
 
 
-def _write_outlines(source: Path, results: _Results, out: Path, options: Options) -> str:
+def _write_outlines(source: Path, folder: Path, out: Path, options: Options) -> str:
     if options.to != "section":
         raise InputError("outlines of regions: expected --to section and a label map of the reference")
+    results = _Results.load(folder)
     transform, labels = results.transform, _read(source, options)
     grid = reference_frame(transform, labels.shape, source.name)
     shapes = outlines(labels, results.regions)
@@ -232,18 +239,18 @@ def _write_outlines(source: Path, results: _Results, out: Path, options: Options
 _Columns = dict[str, list[str]]
 
 
-def _transform_table(source: Path, results: _Results, out: Path, options: Options) -> str:
+def _transform_table(source: Path, folder: Path, out: Path, options: Options) -> str:
     table = read_table(source)
     if not table.rows:
         raise InputError(f"{source}: expected names of columns and points below, found no point")
-    if options.to == "reference":
-        if options.off_plane_um is not None:
-            raise InputError(f"{source}: expected --to section beside --off-plane")
-        added, remark = _to_reference(table, results, options.unit)
+    if options.to == "reference" and options.off_plane_um is not None:
+        raise InputError(f"{source}: expected --to section beside --off-plane")
+    if options.to == "section" and options.unit is not None:
+        raise InputError(f"{source}: expected --to reference beside --unit")
+    if "section" in table.names and not (folder / RECORD).exists():
+        added, remark = _of_several(table, folder, options)
     else:
-        if options.unit is not None:
-            raise InputError(f"{source}: expected --to reference beside --unit")
-        added, remark = _to_section(table, results.transform, options.off_plane_um)
+        added, remark = _moved(table, _Results.load(folder), options)
     taken = [name for name in added if name in table.names]
     if taken:
         raise InputError(
@@ -262,6 +269,33 @@ class _Moved(NamedTuple):
 
     columns: _Columns
     remark: str
+
+
+def _moved(table: Table, results: _Results, options: Options) -> _Moved:
+    if options.to == "reference":
+        return _to_reference(table, results, options.unit)
+    return _to_section(table, results.transform, options.off_plane_um)
+
+
+def _of_several(table: Table, folder: Path, options: Options) -> _Moved:
+    """Return columns for points of several sections, whose folders of results the column `section` names."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, (line, cells) in enumerate(table.records(["section"])):
+        name = cells["section"]
+        if not name or not (folder / name / RECORD).is_file():
+            raise InputError(f"{table.path}, line {line}, section: expected one in {folder}, found '{name}'")
+        places[name].append(place)
+    columns: _Columns = {}
+    for name, of_section in places.items():
+        part = table._replace(
+            rows=[table.rows[i] for i in of_section], lines=[table.lines[i] for i in of_section]
+        )
+        for column, cells_of_part in _moved(part, _Results.load(folder / name), options).columns.items():
+            whole = columns.setdefault(column, [""] * len(table.rows))
+            for place, cell in zip(of_section, cells_of_part, strict=True):
+                whole[place] = cell
+    left_out = next(iter(columns.values())).count("")
+    return _Moved(columns, f"in {len(places)} sections, {left_out} left out")
 
 
 def _to_reference(table: Table, results: _Results, unit: Unit | None) -> _Moved:
@@ -449,8 +483,8 @@ def _number(cell: str, where: str) -> float:
 # --- shapes -----------------------------------------------------------------------------------------------------------
 
 
-def _transform_shapes(source: Path, results: _Results, out: Path, options: Options) -> str:
-    transform, content = results.transform, _read_json(source)
+def _transform_shapes(source: Path, folder: Path, out: Path, options: Options) -> str:
+    transform, content = SectionTransform.load(folder), _read_json(source)
     reference = transform.reference
     if options.to == "reference":
         grid, field, target = transform.section, transform.inverse, reference

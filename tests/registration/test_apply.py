@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -222,6 +223,55 @@ def test_a_path_goes_down_to_a_region_that_may_have_no_name(transform, tmp_path)
     (row, _) = rows(run(source, "reference", "old.csv"))
     assert "region_path" not in row
     assert row["region_acronym"] == "b"
+
+
+def test_points_of_several_sections_each_go_by_their_own(transform, tmp_path, capsys):
+    """As they go one by one; rows stay in their order, and the columns of all sections are there."""
+    shutil.copytree(tmp_path / "s1", tmp_path / "s2")
+    (tmp_path / "s2" / REGIONS).unlink()
+    (tmp_path / "s2" / LABELS).unlink()
+    points = {"s1": [(70, 80), (90, 60)], "s2": [(60, 50), (-9, 0)]}
+    table = [
+        {"section": name, "x": x, "y": y}
+        for k in (0, 1)
+        for name, ((x, y)) in ((n, points[n][k]) for n in points)
+    ]
+    source = write_rows(tmp_path / "cells.csv", table)
+    out = tmp_path / "all.csv"
+    assert (
+        main(["transform", str(source), "--with", str(tmp_path), "--to", "reference", "--out", str(out)]) == 0
+    )
+    assert "4 points, in 2 sections, 1 left out" in capsys.readouterr().out
+    found = rows(out)
+    assert [row["section"] for row in found] == ["s1", "s2", "s1", "s2"]
+    for name in points:
+        alone = write_rows(tmp_path / "alone.csv", [{"x": x, "y": y} for x, y in points[name]])
+        command = [
+            "transform",
+            str(alone),
+            "--with",
+            str(tmp_path / name),
+            "--to",
+            "reference",
+            "--overwrite",
+        ]
+        assert main([*command, "--out", str(tmp_path / "one.csv")]) == 0
+        of_section = [row for row in found if row["section"] == name]
+        for one, other in zip(of_section, rows(tmp_path / "one.csv"), strict=True):
+            assert {**other, "section": name} == {k: v for k, v in one.items() if k in other or v}
+    source = write_rows(tmp_path / "cells.csv", [*table, {"section": "s3", "x": 1, "y": 1}])
+    again = [
+        "transform",
+        str(source),
+        "--with",
+        str(tmp_path),
+        "--to",
+        "reference",
+        "--out",
+        str(tmp_path / "b.csv"),
+    ]
+    assert main(again) == 1
+    assert f"line 6, section: expected one in {tmp_path}, found 's3'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("by", [("ap_um", "dv_um", "ml_um"), ("x_reference", "y_reference")])

@@ -1,0 +1,125 @@
+"""Points by region: numbers and densities that can be worked out by hand."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+from atlalign.cli import main
+
+TREE = {1: ("root", ""), 2: ("grey", "1"), 3: ("leaf", "2"), 4: ("fibres", "1")}
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def section(folder: Path, areas: dict[int, tuple[float, float]], *, with_sides: bool = True) -> Path:
+    """Write what of a registered section is counted: the left and the right area of each region."""
+    write(folder / "transform.json", "{}")
+    columns = "area_mm2,left_mm2,right_mm2" if with_sides else "area_mm2"
+    rows = []
+    for i, (left, right) in areas.items():
+        acronym, parent = TREE[i]
+        mm2 = f"{left + right:g},{left:g},{right:g}" if with_sides else f"{left + right:g}"
+        rows.append(f"{i},{acronym},the {acronym},,{mm2},{parent}")
+    write(folder / "regions.csv", f"id,acronym,name,color,{columns},parent_id", *rows)
+    return folder
+
+
+@pytest.fixture
+def sections(tmp_path) -> Path:
+    section(tmp_path / "all" / "s1", {1: (0, 0), 2: (1, 1), 3: (2, 0), 4: (0, 0)})
+    section(tmp_path / "all" / "s2", {1: (0, 0), 2: (0, 2), 3: (0, 4)})
+    return tmp_path / "all"
+
+
+@pytest.fixture
+def cells(tmp_path) -> Path:
+    """Three left and two right in the leaf, one left in the grey, two that do not count."""
+    return write(
+        tmp_path / "cells.csv", "x,region_id,hemisphere", "1,3,left", "2,3,left", "3,3,left", "4,3,right", "5,3,right",
+        "6,2,left", "7,0,left", "8,,",
+    )  # fmt: skip
+
+
+def count(*arguments: object) -> int:
+    return main(["count", *map(str, arguments)])
+
+
+def rows(path: Path) -> dict[str, dict[str, str]]:
+    with path.open() as file:
+        return {row["acronym"]: row for row in csv.DictReader(file)}
+
+
+def test_points_and_densities_of_regions_and_of_all_their_parts(cells, sections, tmp_path, capsys):
+    assert count(cells, "--with", sections, "--out", tmp_path / "counts.csv") == 0
+    assert "counts.csv: 6 points in 2 regions of 2 sections" in capsys.readouterr().out
+    found = rows(tmp_path / "counts.csv")
+    assert list(found) == ["root", "grey", "leaf", "fibres"]
+    own = (
+        "points",
+        "area_mm2",
+        "points_per_mm2",
+        "left_points",
+        "left_mm2",
+        "right_points",
+        "right_points_per_mm2",
+    )
+    assert [found["leaf"][name] for name in own] == ["5", "6", "0.833333", "3", "2", "2", "0.5"]
+    assert [found["root"][name] for name in own] == ["0", "0", "", "0", "0", "0", ""]
+    whole = (
+        "points_with_parts", "area_with_parts_mm2", "points_with_parts_per_mm2", "left_points_with_parts",
+        "left_with_parts_mm2", "right_points_with_parts_per_mm2",
+    )  # fmt: skip
+    assert [found["grey"][name] for name in whole] == ["6", "10", "0.6", "4", "3", "0.285714"]
+    assert [found["root"][name] for name in whole] == [found["grey"][name] for name in whole]
+    assert [found["fibres"][name] for name in whole] == ["0", "0", "", "0", "0", ""]
+    assert [found[name]["parent_id"] for name in found] == ["", "1", "2", "1"]
+
+
+def test_tables_add_up_and_a_section_counts_once(cells, sections, tmp_path):
+    folders = (sections / "s1", sections, sections / "s2")
+    assert count(cells, cells, "--with", *folders, "--out", tmp_path / "counts.csv") == 0
+    leaf = rows(tmp_path / "counts.csv")["leaf"]
+    assert (leaf["points"], leaf["area_mm2"]) == ("10", "6")
+
+
+def test_what_one_of_the_tables_does_not_know_is_left_out(cells, sections, tmp_path):
+    section(sections / "s3", {2: (1, 1)}, with_sides=False)
+    assert count(cells, "--with", sections, "--out", tmp_path / "counts.csv") == 0
+    grey = rows(tmp_path / "counts.csv")["grey"]
+    assert grey["area_mm2"] == "6"
+    assert not [name for name in grey if name.startswith(("left", "right"))]
+    write(sections / "s4" / "transform.json", "{}")
+    write(sections / "s4" / "regions.csv", "id,acronym,name,color,area_mm2", "2,grey,grey,,4")
+    assert count(cells, "--with", sections, "--out", tmp_path / "old.csv") == 0
+    grey = rows(tmp_path / "old.csv")["grey"]
+    assert (grey["points"], grey["area_mm2"], grey["points_per_mm2"]) == ("1", "10", "0.1")
+    assert not {"parent_id", "points_with_parts"} & set(grey)
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ("region_id\n77\n", "line 2, region_id: expected a region of the sections, found 77"),
+        ("region_id\nx\n", "line 2, region_id: expected a number, found 'x'"),
+    ],
+)
+def test_a_table_of_something_else_is_refused(sections, tmp_path, capsys, table, sentence):
+    source = write(tmp_path / "other.csv", table.rstrip())
+    assert count(source, "--with", sections, "--out", tmp_path / "counts.csv") == 1
+    assert re.search(sentence, capsys.readouterr().err)
+    assert not (tmp_path / "counts.csv").exists()
+
+
+def test_nothing_is_overwritten_and_folders_of_something_else_are_told(cells, sections, tmp_path, capsys):
+    out = write(tmp_path / "counts.csv", "mine")
+    assert count(cells, "--with", sections, "--out", out) == 1
+    assert out.read_text() == "mine\n"
+    assert count(cells, "--with", sections, "--out", out, "--overwrite") == 0
+    assert count(cells, "--with", tmp_path / "nowhere", "--out", tmp_path / "b.csv") == 1
+    assert "expected a section's folder that `atlalign register` wrote" in capsys.readouterr().err
