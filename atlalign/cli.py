@@ -81,7 +81,7 @@ def _add_transform(commands: "argparse._SubParsersAction[argparse.ArgumentParser
         "--labels", action="store_true", help="the image holds ids, which are not to be mixed"
     )
     command.add_argument(
-        "--channel", type=int, metavar="N", help="which channel of the image to take, from 0"
+        "--channel", type=int, metavar="N", help="which channel of the image to take, from 0; all (default)"
     )
     command.add_argument(
         "--unit", choices=("px", "um"), help="what the columns x and y are in: pixels (default) or µm"

@@ -78,10 +78,21 @@ def read_image(path: str | Path, *, channel: int | None = None) -> ImageFile:
         InputError: If there is no file, or it is not one image in grey or colour.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path.name}: no such file in {path.parent}")
-    pixels, pixel_um = (_read_tiff if path.suffix.lower() in TIFF_ENDINGS else _read_other)(path)
+    pixels, pixel_um = _read(path)
     return ImageFile(_checked(_chosen(pixels, channel, path.name), path.name), pixel_um)
+
+
+def read_channels(path: str | Path) -> list[NDArray[Any]]:
+    """Return the channels (h, w) of an image, or of one in colour its pixels (h, w, 3) alone.
+
+    Raises:
+        InputError: As `read_image` does.
+    """
+    path = Path(path)
+    pixels, _ = _read(path)
+    if pixels.is_color or pixels.array.ndim == 2:
+        return [_checked(_chosen(pixels, None, path.name), path.name)]
+    return list(np.moveaxis(_checked(pixels.array, path.name), -1, 0))
 
 
 def read_labels(path: str | Path) -> NDArray[Any]:
@@ -168,15 +179,17 @@ def write_tiff(
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     pixel_um: PixelSize,
+    channels: int = 1,
 ) -> None:
     """Write an image band by band, compressed without loss, with its pixel size.
 
     Args:
         path: The file; BigTIFF where it may exceed 4 GB.
-        bands: Of consecutive rows, all of one height but the last, which may be lower.
+        bands: Of consecutive rows, all of one height but the last, which may be lower; one channel after the other.
         shape: (h, w) or (h, w, 3).
         dtype: Of the bands.
         pixel_um: The size of a pixel.
+        channels: So many images (h, w) make an OME-TIFF of as many channels.
     """
     import tifffile
     from imagecodecs import deflate_encode  # in half of zlib's time
@@ -185,10 +198,12 @@ def write_tiff(
     first = next(remaining)
     # In strips and not in tiles, of which ITK makes four channels.
     strips = (bytes(deflate_encode(band.tobytes())) for band in chain([first], remaining))
-    with tifffile.TiffWriter(path, bigtiff=math.prod(shape) * dtype.itemsize > 2**31) as file:
+    size = channels * math.prod(shape) * dtype.itemsize
+    is_ome = channels > 1
+    with tifffile.TiffWriter(path, bigtiff=size > 2**31, ome=is_ome or None) as file:
         file.write(
             strips,
-            shape=shape,
+            shape=(channels, *shape) if is_ome else shape,
             dtype=dtype,
             rowsperstrip=len(first),
             compression="zlib",
@@ -196,8 +211,20 @@ def write_tiff(
             resolution=(1e4 / pixel_um[0], 1e4 / pixel_um[1]),
             resolutionunit="CENTIMETER",
             software=_SOFTWARE,
-            metadata=None,
+            metadata=_ome_metadata(pixel_um) if is_ome else None,
         )
+
+
+def _ome_metadata(pixel_um: PixelSize) -> dict[str, Any]:
+    x, y = pixel_um
+    units = {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
+    return {"axes": "CYX", "PhysicalSizeX": x, "PhysicalSizeY": y, **units}
+
+
+def _read(path: Path) -> tuple[_Pixels, PixelSize | None]:
+    if not path.is_file():
+        raise InputError(f"{path.name}: no such file in {path.parent}")
+    return (_read_tiff if path.suffix.lower() in TIFF_ENDINGS else _read_other)(path)
 
 
 def _read_tiff(path: Path) -> tuple[_Pixels, PixelSize | None]:

@@ -8,6 +8,7 @@ import csv
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal, NamedTuple
@@ -16,7 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from atlalign.data.images import IMAGE_ENDINGS, TIFF_ENDINGS, read_image, read_labels, slide_color, write_tiff
+from atlalign.data.images import (
+    IMAGE_ENDINGS,
+    TIFF_ENDINGS,
+    read_channels,
+    read_image,
+    read_labels,
+    slide_color,
+    write_tiff,
+)
 from atlalign.data.sections import Plane, Points, check_is_um
 from atlalign.data.tables import Table, read_table
 from atlalign.errors import InputError
@@ -59,7 +68,7 @@ class Options(NamedTuple):
     Attributes:
         to: Where the file is brought.
         labels: An image holds ids, which stay what they are.
-        channel: Which channel of an image to take, from 0.
+        channel: Which channel of an image to take, from 0; None takes all.
         unit: Of x and y in a table; None takes pixels, as px does.
         off_plane_um: How far off the section's plane atlas points may lie; None takes `OFF_PLANE_UM`.
     """
@@ -99,8 +108,9 @@ def transform_file(
 ) -> str:
     """Write what a saved transform makes of a file, and return one line on it.
 
-    Images come out as TIFF, tables as CSV with commas and decimal points, whatever they had, and shapes as GeoJSON; a
-    label map of the reference also as the outlines of its regions, if `out` is GeoJSON.
+    Images come out as TIFF, with several channels as OME-TIFF, tables as CSV with commas and decimal points, whatever
+    they had, and shapes as GeoJSON; a label map of the reference also as the outlines of its regions, if `out` is
+    GeoJSON.
 
     Args:
         source: An image, a table of points (.csv, .tsv, .txt) or shapes (.geojson, .json).
@@ -149,24 +159,39 @@ def _job(source: Path, out: Path, options: Options) -> _Job:
 
 
 def _transform_image(source: Path, folder: Path, out: Path, options: Options) -> str:
-    transform, pixels = SectionTransform.load(folder), _read(source, options)
+    transform, channels = SectionTransform.load(folder), _read(source, options)
+    first = channels[0]
     if options.to == "reference":
-        grid, displacement = section_frame(transform, pixels.shape[:2], source.name)
+        grid, displacement = section_frame(transform, first.shape[:2], source.name)
         target = transform.reference
     else:
-        grid, displacement = reference_frame(transform, pixels.shape[:2], source.name), transform.inverse
+        grid, displacement = reference_frame(transform, first.shape[:2], source.name), transform.inverse
         target = transform.section
-    fill = 0 if options.labels else slide_color(pixels)
-    bands = warp_in_bands(pixels, grid, displacement, target, nearest=options.labels, fill=fill)
-    shape = (*target.shape, *pixels.shape[2:])
-    write_tiff(out, bands, shape=shape, dtype=pixels.dtype, pixel_um=target.pixel_um)
+    bands = chain.from_iterable(
+        warp_in_bands(pixels, grid, displacement, target, nearest=options.labels, fill=_fill(pixels, options))
+        for pixels in channels
+    )
+    shape = (*target.shape, *first.shape[2:])
+    write_tiff(out, bands, shape=shape, dtype=first.dtype, pixel_um=target.pixel_um, channels=len(channels))
     other = "section" if options.to == "reference" else "reference"
-    return f"{_size(target)}; {source.name} has {_size(grid)}, by the extent of the {other}"
+    several = f"{len(channels)} channels of " if len(channels) > 1 else ""
+    return f"{several}{_size(target)}; {source.name} has {_size(grid)}, by the extent of the {other}"
 
 
-def _read(source: Path, options: Options) -> NDArray[Any]:
-    if not options.labels:
-        return read_image(source, channel=options.channel).pixels
+def _fill(pixels: NDArray[Any], options: Options) -> Any:
+    return 0 if options.labels else slide_color(pixels)
+
+
+def _read(source: Path, options: Options) -> list[NDArray[Any]]:
+    """Return the channels (h, w) of an image, or one image (h, w, 3) in colour."""
+    if options.labels:
+        return [_read_labels(source, options)]
+    if options.channel is None:
+        return read_channels(source)
+    return [read_image(source, channel=options.channel).pixels]
+
+
+def _read_labels(source: Path, options: Options) -> NDArray[Any]:
     if options.channel is not None:
         raise InputError("--labels: expected no --channel, for a label map has only one")
     return read_labels(source)
@@ -221,7 +246,7 @@ def _write_outlines(source: Path, folder: Path, out: Path, options: Options) -> 
     if options.to != "section":
         raise InputError("outlines of regions: expected --to section and a label map of the reference")
     results = _Results.load(folder)
-    transform, labels = results.transform, _read(source, options)
+    transform, labels = results.transform, _read_labels(source, options)
     grid = reference_frame(transform, labels.shape, source.name)
     shapes = outlines(labels, results.regions)
     moved = move_shapes(

@@ -181,6 +181,29 @@ def test_one_channel_of_several_is_taken(transform, tmp_path):
     assert (found == read_image(run(tmp_path / "one.tif", "reference", "same.tif")).pixels).all()
 
 
+@pytest.mark.parametrize("to", ["reference", "section"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_all_channels_go_where_each_alone_does(transform, tmp_path, monkeypatch, capsys, count, to):
+    """Three of them are no colours, and what comes out is taken for what it is by the next call and by others."""
+    import tifffile
+
+    monkeypatch.setattr("atlalign.registration.transform._TILE_PX", 50)
+    grid, target = (SECTION, transform.reference) if to == "reference" else (REFERENCE, SECTION)
+    channels = np.random.default_rng(0).integers(100, 999, (count, *grid.shape)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "all.tif", channels, metadata={"axes": "CYX"}, photometric="minisblack")
+    out = run(tmp_path / "all.tif", to, "out.tif")
+    assert f"{count} channels of {target.shape[0]}×{target.shape[1]} px" in capsys.readouterr().out
+    with tifffile.TiffFile(out) as file:
+        assert (file.series[0].axes, file.series[0].shape) == ("CYX", (count, *target.shape))
+    for channel in range(count):
+        found = read_image(out, channel=channel)
+        alone = read_image(run(tmp_path / "all.tif", to, f"{channel}.tif", "--channel", str(channel)))
+        assert (found.pixels == alone.pixels).all()
+        assert found.pixel_um == pytest.approx(target.pixel_um, rel=1e-6)
+        assert found.pixels.std() > 50
+    assert SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(out))).shape == (count, *target.shape)
+
+
 # --- points -----------------------------------------------------------------------------------------------------------
 
 
