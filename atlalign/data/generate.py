@@ -366,6 +366,7 @@ def _publish(recipe: Recipe, partial: Path, out: Path, request: dict[str, Any]) 
     origin = {
         **request,
         "extent_um": float(recipe.source.extent_um),
+        "origin": recipe.source.origin,
         "wanted": counts.wanted,
         "left_out": counts.left_out,
         "rejected": dict(counts.rejected),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from atlalign.data import schema
-from atlalign.data.atlas import Atlas
+from atlalign.data.atlas import PHANTOM, Atlas
 from atlalign.data.contrast import apply_contrast, check_probabilities, draw_contrast
 from atlalign.data.damage import draw_damage, missing
 from atlalign.data.images import read_image, resize_images, shrink_to_grey, to_unit_range
@@ -63,6 +63,8 @@ class Source(Protocol):
     """Positions lie in [0, extent_um]."""
     files: list[Path]
     """What is read beside what the configuration names."""
+    origin: str
+    """The name of the atlas whose planes the originals are; empty where it is not known."""
 
     def __len__(self) -> int:
         """Return the number of originals."""
@@ -107,6 +109,7 @@ class AnnotatedSource:
         check_probabilities("source", p_reg=p_reg)
         self.p_reg = p_reg
         found = schema.check_once(self.path, extent_um)
+        self.origin = PHANTOM if PHANTOM in schema.provenance(self.path) else ""
         self.extent_um = schema.extent_of(self.path) if extent_um is None else extent_um
         if found.image_shape != self.image_shape:
             raise InputError(
@@ -182,6 +185,7 @@ class AtlasSource:
         if math.isinf(position_error_um):
             raise InputError(f"source.position_error_um: expected a finite number, got {position_error_um}")
         self.files: list[Path] = []
+        self.origin = atlas.name
         self.atlas = atlas
         self.extent_um = atlas.extent_um
         self.image_shape = atlas.image_shape
@@ -273,6 +277,7 @@ class ImagesSource:
         self.extent_um = extent_um
         listing = find_list(Path(path).expanduser())
         self.sections = read_list(listing)
+        self.origin = ""
         self.files = [listing, *(section.path for section in self.sections)]
         problems = [problem for section in self.sections for problem in self._problems(section)]
         if problems:

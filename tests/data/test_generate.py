@@ -105,6 +105,15 @@ def annotated(tmp_path: Path) -> Path:
     )
 
 
+def test_samples_of_a_file_of_the_phantom_are_the_phantoms_still(tmp_path):
+    made = generate(from_atlas(tmp_path / "made.h5", "source.n_sections=1"))
+    again = ["source=annotated", "max_difference=1", "max_corrupted_pixels=3000", "deformation=svf"]
+    more = generate(configured(tmp_path / "more.h5", *again, f"source.path={made}"))
+    own = write_h5(tmp_path / "own.h5", shape=SHAPE, deltas_xy=np.zeros((6, *SHAPE, 2), np.float16))
+    others = generate(configured(tmp_path / "others.h5", *again, f"source.path={own}"))
+    assert ["phantom" in schema.provenance(path) for path in (made, more, others)] == [True, True, False]
+
+
 def write_images(folder: Path) -> Path:
     """Write a folder with a bright-slide section as png, jpg and tif, and their list."""
     folder.mkdir()
