@@ -1,5 +1,6 @@
 """What samples are made from: an annotated data set, an atlas alone, or images of sections at known positions."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -28,6 +29,8 @@ from atlalign.data.sections import (
 )
 from atlalign.errors import InputError, check_numbers, checked_shape
 from atlalign.geometry import affine_to_dvf, invert, stays_inside, warp
+
+_log = logging.getLogger(__name__)
 
 _SMALLEST_TISSUE_SHARE = 0.1
 _TISSUE_INTENSITY = 25
@@ -247,7 +250,8 @@ def _draw_positions(atlas: Atlas, n_sections: int, seed: int) -> list[int]:
 class ImagesSource:
     """Images of sections (png, jpg, tif) at known positions: grey, at the working size.
 
-    They need not be registered exactly: a sample's registered image is the section as it is.
+    A sample's registered image is the section as it is, or as its anchoring places it: that is what its labels take for
+    the truth. Of anchorings it warns.
 
     Args:
         path: A list of sections, or a folder that holds exactly one: the JSON file of QuickNII or DeepSlice, or a CSV
@@ -282,6 +286,12 @@ class ImagesSource:
         problems = [problem for section in self.sections for problem in self._problems(section)]
         if problems:
             raise InputError(f"{listing}:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        if any(section.anchoring is not None for section in self.sections):
+            _log.warning(
+                "%s: its anchorings are taken for the truth. What they leave, often some hundred µm, counts as right, "
+                "and a network that is trained on these samples learns to leave it",
+                listing,
+            )
 
     def __len__(self) -> int:
         return len(self.sections)
