@@ -216,7 +216,9 @@ def _add_runs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "folders", metavar="FOLDER", nargs="+", type=Path, help="a sweep's folder, or any above runs"
     )
     command.add_argument(
-        "--sort", metavar="METRIC", help="the metric to sort by (default: the runs' objective)"
+        "--sort",
+        metavar="METRIC",
+        help="the metric to sort by (default: the runs' objective, among images of several sizes val/ratio)",
     )
     command.add_argument("--descending", action="store_true", help="the largest first")
     command.add_argument(
@@ -234,7 +236,7 @@ def _runs(options: argparse.Namespace) -> None:
     paths = write_table(table, options.out or options.folders[0] / "runs")
     # A file or a pipe is as wide as the table.
     console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False)
-    console.print(rich_table(table))
+    console.print(rich_table(table, console.width))
     for line in (*reasons(table), f"written: {', '.join(map(str, paths))}"):
         print(line)
 

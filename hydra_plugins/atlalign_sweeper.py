@@ -1,4 +1,4 @@
-"""The sweeper behind `hydra/sweeper=optuna`; Hydra looks for plugins in packages of this name alone.
+"""The sweepers for grids and for searches with Optuna; Hydra looks for plugins in packages of this name alone.
 
 Hydra imports it at each start of any of its programs: what is heavy is imported where it is used.
 """
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
     from atlalign.training.study import SweepStudy
 
 _log = logging.getLogger(__name__)
+
+
+class GridSweeper(BasicSweeper):
+    """Hydra's own sweeper over every combination, which checks the keys of all runs before the first one begins."""
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Compose each run and check its keys.
+
+        Raises:
+            InputError: If something that a run builds does not take a key.
+        """
+        for job in batch:
+            _check_job(self, job)
 
 
 class OptunaSweeper(Sweeper):
@@ -74,7 +88,8 @@ class OptunaSweeper(Sweeper):
         """Run trials until there are `n_trials`.
 
         Raises:
-            InputError: If the folder holds another study, another process works on it, or every trial failed.
+            InputError: If something does not take a key that all trials share, the folder holds another study, another
+                process works on it, or every trial failed.
         """
         assert self.config is not None
         folder = Path(self.config.hydra.sweep.dir)
@@ -106,6 +121,7 @@ class OptunaSweeper(Sweeper):
             if not o.is_sweep_override()
         ]
         space = search_space(list(overrides.values()))
+        _check_job(self, fixed)
         return SweepStudy(folder, space, fixed, sampler=instantiate(self.sampler), seed=self.seed), fixed
 
     def _run(self, study: "SweepStudy", fixed: Sequence[str], numbers: Sequence[int]) -> None:
@@ -125,11 +141,12 @@ class OptunaSweeper(Sweeper):
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
+        from atlalign.errors import InputError
         from atlalign.training.runs import record_failure
 
         try:
-            self.validate_batch_is_legal([job])
-        except (HydraException, OmegaConfBaseException) as error:
+            _check_job(self, job)
+        except (HydraException, OmegaConfBaseException, InputError) as error:
             record_failure(folder, error)
             return False
         return True
@@ -149,6 +166,17 @@ class OptunaSweeper(Sweeper):
             return
         for number, result in zip(jobs, results, strict=True):
             _record_silent_failure(folder / str(number), result)
+
+
+def _check_job(sweeper: GridSweeper | OptunaSweeper, job: Sequence[str]) -> None:
+    """Compose a run and check that what it builds takes its keys."""
+    from atlalign.training.arguments import check_keys
+
+    assert sweeper.config is not None
+    assert sweeper.hydra_context is not None
+    config = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(job))
+    choices = config.hydra.runtime.choices
+    check_keys(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), choices)
 
 
 def _job(fixed: Sequence[str], study: "SweepStudy", number: int) -> list[str]:

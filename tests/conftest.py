@@ -53,8 +53,13 @@ def atlas() -> Atlas:
     )
 
 
-def write_h5(path: Path, n: int = 6, shape: tuple[int, int] = SHAPE, **replace: np.ndarray | None) -> Path:
-    """Write a valid file of random samples, two of each image; `replace` overrides arrays, None drops one."""
+def write_h5(
+    path: Path, n: int = 6, shape: tuple[int, int] = SHAPE, origin: str = "", **replace: np.ndarray | None
+) -> Path:
+    """Write a valid file of random samples, two of each image; `replace` overrides arrays, None drops one.
+
+    With "phantom" as its `origin` it passes for sections of the phantom.
+    """
     random = np.random.default_rng(0)
     arrays = {
         "img": random.integers(0, 256, (n, *shape), dtype=np.uint8),
@@ -68,6 +73,7 @@ def write_h5(path: Path, n: int = 6, shape: tuple[int, int] = SHAPE, **replace: 
         for name, array in {**arrays, **replace}.items():
             if array is not None:
                 file[name] = array
+        file.attrs["origin"] = origin
     return path
 
 

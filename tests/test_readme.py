@@ -165,7 +165,7 @@ def test_evaluate_commands(command, in_example_files):
     if "data=demo" in arguments:
         arguments += ["data.n_sections=2", "data.fields_per_section=1"]
     if not any(a.startswith("atlas=") for a in arguments):
-        arguments += ["atlas.spacing_um=1100"]
+        arguments += ["atlas=phantom", "atlas.spacing_um=1100"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         evaluate(compose("evaluate", arguments))
     out = next(a.removeprefix("out=") for a in arguments if a.startswith("out="))

@@ -1,7 +1,6 @@
 """The data modules: which samples train, which validate, and how they become batches."""
 
 import hashlib
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from multiprocessing import get_all_start_methods
@@ -20,8 +19,6 @@ from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter, as_augmente
 from atlalign.data.dataset import RawSample, RegistrationBatch, RegistrationDataset, SeededSampler, complete
 from atlalign.errors import InputError, check_numbers, checked_shape, unknown_name
 from atlalign.files import fingerprint
-
-_log = logging.getLogger(__name__)
 
 Indexes = Sequence[int] | str | Path
 
@@ -237,13 +234,16 @@ class RegistrationDataModule(DeviceDataModule):
         self.dark_ground = bool(dark_ground)
 
     def prepare_data(self) -> None:
-        """Check the file; Lightning calls this in one process."""
+        """Check the file; Lightning calls this in one process.
+
+        Raises:
+            InputError: If the file is not valid, or other sections than the phantom's would meet its planes.
+        """
         schema.check_once(self.path, self.atlas.extent_um)
         if self.atlas.name == PHANTOM and PHANTOM not in schema.provenance(self.path):
-            _log.warning(
-                "%s: its sections meet planes of the phantom, a drawn brain. Give the atlas that they are registered "
-                "to: atlas=file atlas.path=FILE, or atlas=allen",
-                self.path,
+            raise InputError(
+                f"{self.path}: its sections would meet planes of the phantom, a drawn brain: give the atlas that they "
+                "are registered to, atlas=file atlas.path=FILE or atlas=allen"
             )
 
     def setup(self, stage: str | None = None) -> None:

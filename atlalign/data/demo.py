@@ -65,7 +65,7 @@ class DemoDataModule(RegistrationDataModule):
         *,
         atlas: Atlas,
         n_sections: int = 60,
-        fields_per_section: int = 4,
+        fields_per_section: int = 6,
         deformation: Literal["smooth", "affine"] = "smooth",
         data_seed: int = 0,
         **others: Any,

@@ -37,6 +37,7 @@ from rich.table import Table
 from torch import Tensor
 
 from atlalign.data import schema
+from atlalign.data.atlas import PHANTOM, Atlas
 from atlalign.data.deformations import Deformation, RejectedError
 from atlalign.data.sources import Source, Start, warp_on_slide
 from atlalign.errors import InputError, check_numbers
@@ -112,20 +113,21 @@ def generate(config: "DictConfig") -> Path:
     _check_free(out)
     request = _request(config)
     recipe = _build_recipe(config)
+    atlas = _atlas_to_show(config)
     with _only_run(out):
         _check_free(out)  # another run may have ended in the meantime
-        counts = _make(recipe, out, request, config.workers)
+        counts = _make(recipe, out, request, config.workers, atlas)
     _print_report(counts, out)
     return out
 
 
-def _make(recipe: Recipe, out: Path, request: dict[str, Any], workers: int) -> "Counts":
+def _make(recipe: Recipe, out: Path, request: dict[str, Any], workers: int, atlas: Atlas | None) -> "Counts":
     """Write what is missing of the data set, and give it its name."""
     partial = _open_partial(out, request, recipe.source.files)
     try:
         with _sentences_about(out):
             _write_parts(recipe, partial, workers)
-            return _publish(recipe, partial, out, request)
+            return _publish(recipe, partial, out, request, atlas)
     except Exception as error:
         mistaken = isinstance(error, InputError) and not isinstance(error, UnfinishedError)
         if mistaken or not any(partial.glob("part-*.h5")):
@@ -353,7 +355,9 @@ class Counts(NamedTuple):
         return self.wanted - self.kept
 
 
-def _publish(recipe: Recipe, partial: Path, out: Path, request: dict[str, Any]) -> Counts:
+def _publish(
+    recipe: Recipe, partial: Path, out: Path, request: dict[str, Any], atlas: Atlas | None
+) -> Counts:
     """Assemble the file and its figure, and give both their names."""
     paths = [_part(partial, original) for original in range(len(recipe.source))]
     counts = _count(paths, len(paths) * recipe.per_original)
@@ -364,6 +368,7 @@ def _publish(recipe: Recipe, partial: Path, out: Path, request: dict[str, Any]) 
     origin = {
         **request,
         "extent_um": float(recipe.source.extent_um),
+        "origin": recipe.source.origin,
         "wanted": counts.wanted,
         "left_out": counts.left_out,
         "rejected": dict(counts.rejected),
@@ -371,7 +376,7 @@ def _publish(recipe: Recipe, partial: Path, out: Path, request: dict[str, Any]) 
     assembled, figure = partial / "assembled.h5", partial / "samples.png"
     assembled.unlink(missing_ok=True)
     numbers = _assemble(paths, assembled, counts.kept, recipe.source.image_shape, origin)
-    _draw_samples(recipe, assembled, numbers, figure)
+    _draw_samples(recipe, assembled, numbers, figure, atlas)
     figure.replace(figure_path(out))
     assembled.replace(out)
     shutil.rmtree(partial, ignore_errors=True)
@@ -417,7 +422,10 @@ def _append(part: h5py.File, file: h5py.File, start: int) -> None:
             file[name].id.write_direct_chunk((start + place, *rest), chunk, mask)
 
 
-def _draw_samples(recipe: Recipe, assembled: Path, numbers: list[int], figure: Path) -> None:
+def _draw_samples(
+    recipe: Recipe, assembled: Path, numbers: list[int], figure: Path, atlas: Atlas | None
+) -> None:
+    """Draw some samples beside planes of the atlas; without one, beside the images that come back."""
     from atlalign.plots import Panel, registration_figure
 
     panels = []
@@ -428,9 +436,25 @@ def _draw_samples(recipe: Recipe, assembled: Path, numbers: list[int], figure: P
             image = torch.from_numpy(file["img"][place]).float()[None, None] / 255
             dvf = torch.from_numpy(file["deltas_xy"][place]).float().permute(2, 0, 1)[None]
             title = f"image {file['image_id'][place]}\np = {file['p'][place]} µm"
-            registered = registered_image(start)[0, 0]
-            panels.append(Panel(registered, image[0, 0], warp(image, dvf)[0, 0], dvf[0], title=title))
+            reference = registered_image(start) if atlas is None else _plane(atlas, file["p"][place])
+            panels.append(Panel(reference[0, 0], image[0, 0], warp(image, dvf)[0, 0], dvf[0], title=title))
     registration_figure(panels).savefig(figure, format="png")
+
+
+def _atlas_to_show(config: "DictConfig") -> Atlas | None:
+    """Return the atlas that sections are shown beside; None for those of an atlas, and instead of the phantom."""
+    target = str(config.atlas._target_)
+    if "atlas" in config.source or target.endswith(f".{PHANTOM}_atlas"):
+        return None
+    import hydra
+
+    atlas: Atlas = hydra.utils.instantiate(config.atlas, with_annotation=False, _convert_="all")
+    return atlas
+
+
+def _plane(atlas: Atlas, position_um: int) -> Tensor:
+    """Return the plane (1, 1, H, W) at a position, the last one where the atlas ends before."""
+    return atlas.section(min(float(position_um), atlas.extent_um))[None]
 
 
 # --- what may go wrong ------------------------------------------------------------------------------------------------

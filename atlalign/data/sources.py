@@ -1,5 +1,6 @@
 """What samples are made from: an annotated data set, an atlas alone, or images of sections at known positions."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from atlalign.data import schema
-from atlalign.data.atlas import Atlas
+from atlalign.data.atlas import PHANTOM, Atlas
 from atlalign.data.contrast import apply_contrast, check_probabilities, draw_contrast
 from atlalign.data.damage import draw_damage, missing
 from atlalign.data.images import read_image, resize_images, shrink_to_grey, to_unit_range
@@ -27,6 +28,8 @@ from atlalign.data.sections import (
 )
 from atlalign.errors import InputError, check_finite_numbers, checked_shape
 from atlalign.geometry import affine_to_dvf, invert, stays_inside, warp
+
+_log = logging.getLogger(__name__)
 
 _SMALLEST_TISSUE_SHARE = 0.1
 _TISSUE_INTENSITY = 25
@@ -62,6 +65,8 @@ class Source(Protocol):
     """Positions lie in [0, extent_um]."""
     files: list[Path]
     """What is read beside what the configuration names."""
+    origin: str
+    """The name of the atlas whose planes the originals are; empty where it is not known."""
 
     def __len__(self) -> int:
         """Return the number of originals."""
@@ -106,6 +111,7 @@ class AnnotatedSource:
         check_probabilities("source", p_reg=p_reg)
         self.p_reg = p_reg
         found = schema.check_once(self.path, extent_um)
+        self.origin = PHANTOM if PHANTOM in schema.provenance(self.path) else ""
         self.extent_um = schema.extent_of(self.path) if extent_um is None else extent_um
         if found.image_shape != self.image_shape:
             raise InputError(
@@ -179,6 +185,7 @@ class AtlasSource:
         least = {"source.n_sections": 1, "source.position_error_um": 0.0, "source.seed": 0}
         check_finite_numbers({f"source.{name}": value for name, value in given.items()}, least)
         self.files: list[Path] = []
+        self.origin = atlas.name
         self.atlas = atlas
         self.extent_um = atlas.extent_um
         self.image_shape = atlas.image_shape
@@ -240,7 +247,8 @@ def _draw_positions(atlas: Atlas, n_sections: int, seed: int) -> list[int]:
 class ImagesSource:
     """Images of sections (png, jpg, tif) at known positions: grey, at the working size.
 
-    They need not be registered exactly: a sample's registered image is the section as it is.
+    A sample's registered image is the section as it is, or as its anchoring places it: that is what its labels take for
+    the truth. Of anchorings it warns.
 
     Args:
         path: A list of sections, or a folder that holds exactly one: the JSON file of QuickNII or DeepSlice, or a CSV
@@ -270,10 +278,17 @@ class ImagesSource:
         self.extent_um = extent_um
         listing = find_list(Path(path).expanduser())
         self.sections = read_list(listing)
+        self.origin = ""
         self.files = [listing, *(section.path for section in self.sections)]
         problems = [problem for section in self.sections for problem in self._problems(section)]
         if problems:
             raise InputError(f"{listing}:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        if any(section.anchoring is not None for section in self.sections):
+            _log.warning(
+                "%s: its anchorings are taken for the truth. What they leave, often some hundred µm, counts as right, "
+                "and a network that is trained on these samples learns to leave it",
+                listing,
+            )
 
     def __len__(self) -> int:
         return len(self.sections)

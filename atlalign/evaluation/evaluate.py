@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.progress import track
 from torch import nn
@@ -48,6 +48,9 @@ from atlalign.versions import versions
 _SPLITS = ("val", "train", "all")
 _LEAST = {"n_viewers": 0, "n_resamples": 1, "seed": 0}
 _SPLIT_KEYS = ("val_fraction", "train_indexes", "val_indexes", "split_seed")
+# What a checkpoint may have built; its file is not trusted to name anything else.
+_ATLAS, _ATLASES = "atlalign.data.atlas.{}_atlas", ("phantom", "file", "allen")
+_ATLAS_FILES = ("path", "annotation_path", "ontology_path")
 
 
 def evaluate(config: DictConfig) -> Path:
@@ -59,7 +62,7 @@ def evaluate(config: DictConfig) -> Path:
     # Whatever must be given is asked for here: an object that is built without it would only miss an argument.
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     origin = read_origin(config.checkpoint)
-    config = _as_trained(config, origin)
+    config = _on_an_atlas(_as_trained(config, origin), origin)
     out = Path(config.out).expanduser()
     if out.exists():
         raise InputError(f"out: {out} exists already: name another folder")
@@ -237,6 +240,33 @@ def _as_trained(config: DictConfig, origin: ModelOrigin) -> DictConfig:
     return cast(DictConfig, OmegaConf.merge(config, {"data": found}))
 
 
+def _on_an_atlas(config: DictConfig, origin: ModelOrigin) -> DictConfig:
+    """Return the configuration with the atlas that the network was trained on where none is given, and say which it is.
+
+    Where the model does not tell, this is the phantom, which only sections of the phantom may meet.
+
+    Raises:
+        InputError: If the atlas has gone, or is none of this package's.
+    """
+    if "_target_" in config.atlas:
+        return config
+    trained = origin.config.get("atlas")
+    known = dict(trained) if isinstance(trained, Mapping) else {"_target_": _ATLAS.format("phantom")}
+    name = next((name for name in _ATLASES if known.get("_target_") == _ATLAS.format(name)), None)
+    gone = [key for key in _ATLAS_FILES if known.get(key) and not Path(known[key]).expanduser().exists()]
+    if gone or name is None:
+        found = f"{known[gone[0]]}, which is not there" if gone else known.get("_target_")
+        raise InputError(
+            f"atlas: {config.checkpoint} was trained with {found}: give the atlas that the sections are registered to, "
+            "atlas=file atlas.path=FILE or atlas=allen"
+        )
+    path = f" atlas.path={known['path']}" if "path" in known else ""
+    print(f"atlas={name}{path}, to suit {config.checkpoint}")
+    known |= {"image_shape": list(config.data.image_shape), "with_annotation": config.segmentation}
+    with open_dict(config):
+        return cast(DictConfig, OmegaConf.merge(config, {"atlas": known}))
+
+
 def _check_like_training(config: DictConfig, origin: ModelOrigin) -> None:
     """Raise an InputError where the checkpoint was trained at another size, or on another split of the same data.
 
@@ -251,7 +281,10 @@ def _check_like_training(config: DictConfig, origin: ModelOrigin) -> None:
         )
     trained = origin.config.get("data")
     data = cast(dict[str, Any], OmegaConf.to_container(config.data, resolve=True))
-    if config.split == "all" or not isinstance(trained, Mapping) or not _same_file(trained, data):
+    if not isinstance(trained, Mapping) or not _same_file(trained, data):
+        return
+    if config.split == "all":
+        print(f"split=all: samples that {config.checkpoint} was trained on are among those that are measured")
         return
     for key in _SPLIT_KEYS:
         if key in trained and trained[key] != data[key]:

@@ -1,9 +1,7 @@
 """One training run, from the composed configuration to metrics, checkpoints and pictures in the run's folder."""
 
-import inspect
 import json
 import logging
-import pkgutil
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from atlalign.errors import InputError, check_booleans, check_numbers, mistakes_in, unknown_name
+from atlalign.training.arguments import check_arguments
 from atlalign.training.processes import n_processes_to_start, run_in_processes
 from atlalign.training.record import describe_run, write_record
 from atlalign.training.runs import (
@@ -34,12 +33,6 @@ from atlalign.training.runs import (
 _COMPARED = ("model", "loss", "augment", "data", "atlas", "optimizer", "scheduler", "seed")
 # What a checkpoint holds the state of.
 _OPTIMISATION = ("optimizer", "scheduler", "freeze")
-# What the arguments that are declared so must be.
-_KINDS: dict[str, tuple[Any, str]] = {
-    "bool": (bool | None, "true or false"),
-    "int": (int, "a whole number"),
-    "float": (int | float, "a number"),
-}
 # Objectives are minimised.
 _BETTER_LARGER = ("val/correlation",)
 # Batches are float32 images and fields, on which networks of another precision cannot work.
@@ -141,7 +134,7 @@ def build(config: DictConfig | None, **objects: Any) -> Any:
     if not config:
         return None
     with mistakes_in(config._get_full_key(None)):
-        _check_kinds(config)
+        check_arguments(config, _choices())
         if not objects:
             return hydra.utils.instantiate(config, _convert_="all")
         # Hydra would turn objects among the arguments into configurations: they are given afterwards.
@@ -153,33 +146,11 @@ def as_list(names: str | Sequence[str]) -> Sequence[str]:
     return [names] if isinstance(names, str) else names
 
 
-def _check_kinds(config: DictConfig) -> None:
-    """Check that arguments are numbers, or true or false, where what is built from them, parts included, says so.
+def _choices() -> Mapping[str, Any]:
+    """Return which option of each group was chosen; nothing outside of a Hydra job, as in a process it started."""
+    from hydra.core.hydra_config import HydraConfig
 
-    Otherwise most words are found out in the middle of a run, or count as true.
-    """
-    declared = _declared_arguments(config.get("_target_"))
-    for key, value in config.items():
-        kind = declared.get(str(key), "")
-        name = kind.removeprefix("Optional[").removesuffix("]").removesuffix(" | None")
-        if isinstance(value, DictConfig):
-            _check_kinds(value)
-        elif name in _KINDS and not (value is None and name != kind):
-            known, words = _KINDS[name]
-            if not isinstance(value, known) or (isinstance(value, bool) and name != "bool"):
-                raise InputError(f"{config._get_full_key(str(key))}: expected {words}, got {value}")
-
-
-def _declared_arguments(target: str | None) -> dict[str, str]:
-    """Return the annotations of a function's arguments, or of those of a class and its parents."""
-    try:
-        found = pkgutil.resolve_name(str(target))
-    except (ImportError, AttributeError, ValueError):  # to build it will tell
-        return {}
-    classes = reversed(found.__mro__) if isinstance(found, type) else ()
-    functions = [*filter(None, (vars(cls).get("__init__") for cls in classes))] or [found]
-    declared = {name: kind for f in functions for name, kind in inspect.get_annotations(f).items()}
-    return {n: k if isinstance(k, str) else inspect.formatannotation(k) for n, k in declared.items()}
+    return HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
 
 
 def _build_function(config: DictConfig | None) -> Any:

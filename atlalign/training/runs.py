@@ -8,14 +8,16 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich import box
+from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from atlalign.errors import InputError, describe, unknown_name
@@ -23,9 +25,15 @@ from atlalign.files import written_whole
 
 Value = str | int | float | bool
 
-_BASELINE = "val/identity/vector_distance"
+_DISTANCE, _BASELINE = "val/vector_distance", "val/identity/vector_distance"
+# The error as a part of that of doing nothing.
+_RATIO = "val/ratio"
+# Characters of a choice that a terminal shows.
+_WIDEST_CHOICE = 30
+# What widths are measured on.
+_UNBOUND = Console(width=100_000)
 # What the table shows after the metric that it is sorted by; the CSV file has all.
-_SHOWN_METRICS = ("val/vector_distance", "val/folding_fraction", "val/correlation", "epochs", "seconds")
+_SHOWN_METRICS = (_DISTANCE, "val/folding_fraction", "val/correlation", "epochs", "seconds")
 # Where a run lies, and how it was watched, says nothing of what it computes.
 _INCIDENTAL = ("run_dir", "ckpt_path", "callbacks.pruning")
 
@@ -62,12 +70,14 @@ class RunTable:
         names: A short name for each.
         keys: The configuration keys in which the runs differ.
         metric: What the table is sorted by.
+        note: Why it is sorted by something else than the objective; empty where it is not.
     """
 
     runs: list[Run]
     names: list[str]
     keys: list[str]
     metric: str
+    note: str = ""
 
 
 @contextmanager
@@ -155,13 +165,19 @@ def compare(runs: Sequence[Run], metric: str | None = None, *, descending: bool 
 
     Args:
         runs: In any order.
-        metric: A final metric; the runs' objective where it is None.
+        metric: A final metric, or `val/ratio`, the mean vector distance divided by that of doing nothing. None is the
+            runs' objective; of that distance, pixels of which are not the same in images of several sizes, the ratio.
         descending: The largest first.
 
     Raises:
         InputError: If runs have metrics, but none has this one.
     """
-    metric = metric or _objective(runs)
+    runs, note = [_with_ratio(run) for run in runs], ""
+    objective = _objective(runs)
+    if metric is None and objective == _DISTANCE and _sizes_differ(runs):
+        objective = _RATIO
+        note = f"image sizes differ, and so do their pixels: sorted by {_RATIO}, {_DISTANCE} / {_BASELINE}"
+    metric = metric or objective
     known = {name for run in runs for name in run.metrics}
     if any(run.status == "finished" for run in runs) and metric not in known:
         raise unknown_name("metric", metric, known)
@@ -171,7 +187,7 @@ def compare(runs: Sequence[Run], metric: str | None = None, *, descending: bool 
         return (True, 0.0) if math.isnan(value) else (False, -value if descending else value)
 
     ordered = sorted(runs, key=rank)
-    return RunTable(ordered, _short_names(ordered), _differing_keys(runs), metric)
+    return RunTable(ordered, _short_names(ordered), _differing_keys(runs), metric, note)
 
 
 def write_table(table: RunTable, stem: Path) -> list[Path]:
@@ -197,22 +213,24 @@ def rows(table: RunTable) -> Iterator[list[str]]:
 
 
 def reasons(table: RunTable) -> list[str]:
-    """Return a line for each run that says why it ended early."""
+    """Return a line for each run that says why it ended early, and before them why the order is as it is."""
     named = zip(table.names, table.runs, strict=True)
-    return [f"{name} {run.status}: {run.reason}" for name, run in named if run.reason]
+    return [table.note] * bool(table.note) + [
+        f"{name} {run.status}: {run.reason}" for name, run in named if run.reason
+    ]
 
 
-def rich_table(table: RunTable) -> Table:
-    """Return the table for a terminal."""
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in header(table):
-        # A long name is broken behind its groups.
-        name = re.sub(r"(?<=[/.])", "\n", column)
-        shown.add_column(
-            name, justify="right" if column in _shown_metrics(table) else "left", overflow="fold"
-        )
-    for line in rows(table):
-        shown.add_row(*map(escape, line))
+def rich_table(table: RunTable, width: int) -> Table:
+    """Return the table for a terminal of so many characters: the files have every key and whole values.
+
+    Where what is built differs, keys that not all runs have say no more. Of the others the widest are left out until
+    the table fits.
+    """
+    keys = [key for key in table.keys if not _belongs_to_differing(key, table)]
+    shown = _narrow_table(replace(table, keys=keys), len(table.keys) - len(keys))
+    while keys and Measurement.get(_UNBOUND, _UNBOUND.options, shown).maximum > width:
+        keys.remove(max(keys, key=lambda key: _column_width(key, table)))
+        shown = _narrow_table(replace(table, keys=keys), len(table.keys) - len(keys))
     return shown
 
 
@@ -244,6 +262,49 @@ def write_text(path: Path, text: str) -> None:
     """
     with written_whole(path) as unfinished:
         unfinished.write_text(text)
+
+
+def _narrow_table(table: RunTable, n_left_out: int) -> Table:
+    left_out = f"{n_left_out} more keys differ: the files have all" if n_left_out else None
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=left_out, caption_justify="left")
+    for column in header(table):
+        justify: Literal["left", "right"] = "right" if column in _shown_metrics(table) else "left"
+        shown.add_column(_broken(column), justify=justify, overflow="fold")
+    for line in rows(table):
+        shown.add_row(*(escape(_narrow(cell)) for cell in line))
+    return shown
+
+
+def _broken(name: str) -> str:
+    """Return a long name broken behind its groups."""
+    return re.sub(r"(?<=[/.])", "\n", name)
+
+
+def _narrow(text: str) -> str:
+    half = _WIDEST_CHOICE // 2
+    return text if len(text) <= _WIDEST_CHOICE else f"{text[:half]}…{text[1 - half :]}"
+
+
+def _column_width(key: str, table: RunTable) -> int:
+    cells = (_narrow(_short(run.config.get(key, ""))) for run in table.runs)
+    return max(map(len, (*cells, *_broken(key).splitlines())))
+
+
+def _belongs_to_differing(key: str, table: RunTable) -> bool:
+    """Return whether a key is one of several things that are built in one place, and no key of all of them."""
+    parents = {key[:place] for place, letter in enumerate(key) if letter == "."}
+    return bool(parents & set(table.keys)) and not all(key in run.config for run in table.runs if run.config)
+
+
+def _with_ratio(run: Run) -> Run:
+    after, before = (run.metrics.get(name) for name in (_DISTANCE, _BASELINE))
+    if after is None or not before:
+        return run
+    return replace(run, metrics={**run.metrics, _RATIO: after / before})
+
+
+def _sizes_differ(runs: Sequence[Run]) -> bool:
+    return len({str(run.config.get("data.image_shape")) for run in runs if _DISTANCE in run.metrics}) > 1
 
 
 def _shown_metrics(table: RunTable) -> list[str]:
@@ -302,11 +363,14 @@ def _draw(table: RunTable, path: Path) -> None:
         for name, run in zip(table.names, table.runs, strict=True)
     ]
     values = [run.metrics.get(table.metric) for run in table.runs]
-    baselines = [
-        run.metrics.get(_BASELINE) if table.metric == "val/vector_distance" else None for run in table.runs
-    ]
+    baselines = [_doing_nothing(run, table.metric) for run in table.runs]
     statuses = [run.status for run in table.runs]
     runs_figure(labels, values, statuses, baselines, metric=table.metric).savefig(path, format="png")
+
+
+def _doing_nothing(run: Run, metric: str) -> float | None:
+    """Return the metric of doing nothing, where it is known."""
+    return {_DISTANCE: run.metrics.get(_BASELINE), _RATIO: 1.0}.get(metric)
 
 
 def _short(value: Value) -> str:

@@ -5,7 +5,6 @@ import pickle
 from dataclasses import replace
 from types import SimpleNamespace
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -268,15 +267,9 @@ def test_bad_arguments_of_the_data_module(h5_file, atlas, tmp_path):
         datamodule(far, atlas)
 
 
-def test_sections_of_unknown_origin_are_not_taken_for_the_phantoms_in_silence(
-    h5_file, atlas, tmp_path, caplog
-):
+def test_sections_of_unknown_origin_do_not_meet_the_phantom(h5_file, atlas, tmp_path):
     drawn = replace(atlas, name="phantom")
-    datamodule(h5_file, drawn)
-    assert "meet planes of the phantom, a drawn brain. Give the atlas" in caplog.text
-    caplog.clear()
+    with pytest.raises(InputError, match="would meet planes of the phantom, a drawn brain: give the atlas"):
+        datamodule(h5_file, drawn)
     datamodule(h5_file, atlas)
-    with h5py.File(h5_file, "r+") as file:
-        file.attrs["atlas"] = "phantom"  # as the demo data has it
-    datamodule(h5_file, drawn)
-    assert "phantom" not in caplog.text
+    datamodule(write_h5(tmp_path / "drawn.h5", origin="phantom"), drawn)

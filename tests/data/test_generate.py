@@ -18,6 +18,7 @@ from hydra import compose as compose_config
 from hydra import initialize_config_dir
 from PIL import Image
 
+from atlalign import plots
 from atlalign.cli import main
 from atlalign.data import generate as module
 from atlalign.data import schema
@@ -103,6 +104,15 @@ def annotated(tmp_path: Path) -> Path:
         image_id=np.array([5, 6, 7]),
         dataset_id=np.array([1, 1, 2]),
     )
+
+
+def test_samples_of_a_file_of_the_phantom_are_the_phantoms_still(tmp_path):
+    made = generate(from_atlas(tmp_path / "made.h5", "source.n_sections=1"))
+    again = ["source=annotated", "max_difference=1", "max_corrupted_pixels=3000", "deformation=svf"]
+    more = generate(configured(tmp_path / "more.h5", *again, f"source.path={made}"))
+    own = write_h5(tmp_path / "own.h5", shape=SHAPE, deltas_xy=np.zeros((6, *SHAPE, 2), np.float16))
+    others = generate(configured(tmp_path / "others.h5", *again, f"source.path={own}"))
+    assert ["phantom" in schema.provenance(path) for path in (made, more, others)] == [True, True, False]
 
 
 def write_images(folder: Path) -> Path:
@@ -669,6 +679,42 @@ def test_the_file_says_where_it_came_from(tmp_path):
 def test_the_figure_shows_samples(tmp_path):
     path = generate(from_atlas(tmp_path / "a.h5"))
     assert np.asarray(Image.open(figure_path(path))).std() > 10
+
+
+def write_anchored(folder: Path) -> Path:
+    """Write the images of `write_images`, and a list that anchors one of them to the plane at 7212 µm."""
+    listing = write_images(folder) / "anchored.json"
+    entry = {"filename": "a.png", "nr": 1, "width": SHAPE[1], "height": SHAPE[0]}
+    anchoring = {"anchoring": [456, 239, 320, -456, 0, 0, 0, 0, -320]}
+    listing.write_text(json.dumps({"slices": [{**entry, **anchoring}]}))
+    return listing
+
+
+@pytest.mark.parametrize("anchored", [True, False])
+def test_anchorings_are_not_taken_for_the_truth_in_silence(tmp_path, caplog, anchored):
+    listing = write_anchored(tmp_path / "images") if anchored else write_images(tmp_path / "images")
+    ImagesSource(listing, image_shape=SHAPE)
+    assert ("its anchorings are taken for the truth" in caplog.text) == anchored
+
+
+@pytest.mark.parametrize("atlas", ["file", "phantom"])
+def test_sections_are_shown_beside_their_planes_of_the_atlas_that_is_given(tmp_path, monkeypatch, atlas):
+    planes = np.repeat(np.arange(132, dtype=np.uint8), SHAPE[0] * SHAPE[1]).reshape(132, *SHAPE)
+    np.save(tmp_path / "planes.npy", planes)
+    file = [f"atlas.path={tmp_path / 'planes.npy'}", "atlas.spacing_um=100"] if atlas == "file" else []
+    panels = []
+    draw = plots.registration_figure
+    monkeypatch.setattr(plots, "registration_figure", lambda shown: panels.extend(shown) or draw(shown))
+    images = ["source=images", f"source.path={write_anchored(tmp_path / 'images')}", "source.invert=true"]
+    options = [f"atlas={atlas}", *file, "deformation=affine", "max_difference=0.1"]
+    path = generate(configured(tmp_path / "a.h5", *images, *options))
+    with h5py.File(path, "r") as made:
+        plane = made["p"][0] // 100
+    (panel,) = panels
+    if atlas == "file":
+        assert panel.reference.unique().tolist() == pytest.approx([plane / 255])
+    else:
+        assert (panel.reference - panel.registered).abs().mean() < 0.1
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from atlalign import versions
 from atlalign.data.atlas import phantom_atlas
 from atlalign.data.datamodule import RegistrationDataModule
+from atlalign.data.phantom import phantom_volume
 from atlalign.errors import InputError, readable_errors
 from atlalign.evaluation.evaluate import evaluate
 from atlalign.geometry import warp
@@ -47,7 +49,8 @@ def write_inputs(folder: Path) -> None:
     """Write my.h5, whose true fields are all `SHIFT`, landmarks.csv and two models."""
     deltas = np.broadcast_to(np.float16(SHIFT), (6, *SHAPE, 2))
     positions, datasets = np.array([3000, 3500, 6000, 6500, 9000, 9500]), np.array([1, 1, 2, 2, 2, 2])
-    write_h5(folder / "my.h5", deltas_xy=deltas, inv_deltas_xy=-deltas, p=positions, dataset_id=datasets)
+    arrays = {"deltas_xy": deltas, "inv_deltas_xy": -deltas, "p": positions, "dataset_id": datasets}
+    write_h5(folder / "my.h5", origin="phantom", **arrays)
     (folder / "landmarks.csv").write_text(
         "sample,reference_x,reference_y,moving_x,moving_y\n0,10,10,13,8\n0,20,12,23,10\n1,15,15,18,14\n"
     )
@@ -74,6 +77,7 @@ def configured(*overrides: str):
     tiny = [
         "data.path=my.h5",
         "data.image_shape=[32,48]",
+        "atlas=phantom",
         "atlas.spacing_um=1100",
         "out=out",
         "n_resamples=50",
@@ -133,7 +137,7 @@ def test_a_known_shift_gives_known_distances(perfect):
 
 
 def test_landmarks_may_name_the_section_where_it_has_one_sample(folder):
-    write_h5(folder / "my.h5", image_id=np.arange(6))
+    write_h5(folder / "my.h5", origin="phantom", image_id=np.arange(6))
     text = Path("landmarks.csv").read_text()
     Path("landmarks.csv").write_text(text.replace("sample,", "image_id,").replace("\n1,", "\n4,"))
     rows = evaluated("checkpoint=identity.pt", "split=all", "landmarks=landmarks.csv", "baselines=[]")[
@@ -213,7 +217,7 @@ def test_only_the_samples_of_the_split_are_measured(folder):
 
 def test_a_run_on_demo_data_is_evaluated_on_its_own_validation_sections(folder):
     demo = ["data=demo", "data.image_shape=[32,48]", "data.n_sections=4", "data.fields_per_section=1",
-            "data.batch_size=2", "atlas.spacing_um=1100"]  # fmt: skip
+            "data.batch_size=2", "atlas=phantom", "atlas.spacing_um=1100"]  # fmt: skip
     quiet = ["trainer=cpu", "trainer.max_epochs=1", "trainer.enable_progress_bar=false", "callbacks.progress=null",
              "callbacks.summary=null", "callbacks.figure=null", "logger=none", "run_dir=run",
              "data.split_seed=3"]  # fmt: skip
@@ -247,7 +251,7 @@ def test_what_is_left_open_is_as_the_network_was_trained(folder, capsys):
 )
 def test_sections_on_bright_slides_are_turned_dark_as_in_use_or_as_in_training(folder, trained, told, dark):
     """Sections that are nearly white all over: seen as they are, or nearly black."""
-    write_h5(folder / "bright.h5", img=np.full((6, *SHAPE), 240, np.uint8))
+    write_h5(folder / "bright.h5", origin="phantom", img=np.full((6, *SHAPE), 240, np.uint8))
     config = {} if trained is None else {"data": {"dark_ground": trained}}
     save_model(Shift(0.0, 0.0), "known.pt", origin=ModelOrigin(image_shape=SHAPE, config=config))
     override = [] if told is None else [f"data.dark_ground={str(told).lower()}"]
@@ -304,7 +308,7 @@ def test_bad_input_gives_one_sentence_and_leaves_nothing(folder, overrides, mess
 
 
 def test_samples_that_are_drawn_while_training_are_no_file(folder):
-    small = ["data.image_shape=[32,48]", "atlas.spacing_um=1100"]
+    small = ["data.image_shape=[32,48]", "atlas=phantom", "atlas.spacing_um=1100"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("evaluate", ["checkpoint=identity.pt", "out=out", "data=online", *small])
     with pytest.raises(InputError, match="expected annotated samples in a file"):
@@ -355,6 +359,75 @@ def test_landmarks_that_are_wrong(folder, text, message):
     with pytest.raises(InputError, match=message):
         evaluate(configured("checkpoint=identity.pt", "landmarks=bad.csv"))
     assert not (folder / "out").exists()
+
+
+def on_its_atlas(checkpoint: str, *overrides: str):
+    """Return the configuration of an evaluation that does not name an atlas."""
+    options = [f"checkpoint={checkpoint}", ALLOW, "data.path=my.h5", "out=out", "split=all", "baselines=[]"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("evaluate", [*options, "n_resamples=50", *overrides])
+
+
+def write_trained_on(atlas: dict) -> None:
+    """Write known.pt, a network that was trained on `atlas`, and its atlas.h5."""
+    with h5py.File("atlas.h5", "w") as file:
+        file["template"], file["annotation"] = phantom_volume(shape=(12, *SHAPE), seed=3)
+    config = {"atlas": {"image_shape": list(SHAPE), "with_annotation": False, **atlas}}
+    save_model(Shift(*SHIFT), "known.pt", origin=ModelOrigin(image_shape=SHAPE, config=config))
+
+
+FROM_FILE = {"_target_": "atlalign.data.atlas.file_atlas", "path": "atlas.h5", "spacing_um": 1100.0}
+
+
+def test_the_atlas_is_that_of_the_training_where_none_is_given(folder, capsys):
+    write_h5(folder / "my.h5")
+    write_trained_on(FROM_FILE)
+    content = json.loads((evaluate(on_its_atlas("known.pt")) / "summary.json").read_text())
+    assert content["atlas"] == "atlas"
+    assert content["config"]["atlas"] == {**FROM_FILE, "image_shape": list(SHAPE), "with_annotation": True}
+    assert content["summary"]["all"]["network"]["regions/dice"]["n_sections"] > 0
+    assert "atlas=file atlas.path=atlas.h5, to suit known.pt" in capsys.readouterr().out
+
+
+def test_an_atlas_that_is_given_goes_before(folder):
+    write_trained_on(FROM_FILE)
+    config = on_its_atlas("known.pt", "atlas=phantom", "atlas.spacing_um=1100")
+    assert json.loads((evaluate(config) / "summary.json").read_text())["atlas"] == "phantom"
+
+
+@pytest.mark.parametrize(
+    ("atlas", "message"),
+    [
+        ({**FROM_FILE, "path": "gone.h5"}, "was trained with gone.h5, which is not there: give the atlas"),
+        ({**FROM_FILE, "ontology_path": "gone.csv"}, "was trained with gone.csv, which is not there"),
+        ({"_target_": "os.mkdir", "path": "atlas.h5"}, "was trained with os.mkdir: give the atlas"),
+        (None, "my.h5: its sections would meet planes of the phantom, a drawn brain: give the atlas"),
+    ],
+)
+def test_sections_are_not_measured_against_a_drawn_brain(folder, atlas, message):
+    write_h5(folder / "my.h5")
+    if atlas is None:
+        save_model(Shift(*SHIFT), "known.pt", origin=ModelOrigin(image_shape=SHAPE))
+    else:
+        write_trained_on(atlas)
+    with pytest.raises(InputError, match=message):
+        evaluate(on_its_atlas("known.pt"))
+    assert not (folder / "out").exists()
+
+
+def test_sections_of_the_phantom_are_measured_against_it(folder):
+    save_model(Shift(*SHIFT), "known.pt", origin=ModelOrigin(image_shape=SHAPE))
+    content = json.loads((evaluate(on_its_atlas("known.pt")) / "summary.json").read_text())
+    assert content["atlas"] == "phantom"
+
+
+def test_samples_that_trained_are_not_measured_in_silence(folder, capsys):
+    data = {"_target_": "atlalign.data.datamodule.RegistrationDataModule", "path": str(folder / "my.h5")}
+    save_model(Shift(*SHIFT), "known.pt", origin=ModelOrigin(image_shape=SHAPE, config={"data": data}))
+    told = "split=all: samples that known.pt was trained on are among those that are measured"
+    for split in ("all", "val"):
+        evaluate(configured("checkpoint=known.pt", ALLOW, f"split={split}", f"out={split}", "baselines=[]"))
+        assert (told in capsys.readouterr().out) == (split == "all")
 
 
 def test_a_network_trained_at_another_size_is_refused(folder):

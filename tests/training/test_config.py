@@ -1,6 +1,7 @@
 """Every configuration file composes and builds; mistakes on the command line are answered with what exists."""
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import hydra
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from atlalign.errors import InputError, readable_errors
+from atlalign.training.arguments import check_keys
 from atlalign.training.run import build
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +117,33 @@ def test_input_errors_are_shown_as_sentences_and_others_in_full(capsys, monkeypa
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(InputError), readable_errors():
         raise InputError("in full")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "group", "message"),
+    [
+        (
+            ["experiment=demo", "model=global"],
+            "model",
+            "model.compute_inv: GlobalAffineNet takes no compute_inv;",
+        ),
+        (["+model.extra=1"], "model", "model.extra: LocalUNet takes no extra; it takes compute_inv, "),
+        (
+            ["data=online", "+data.contrast.extra=1"],
+            "data",
+            "data.contrast.extra: draw_contrast takes no extra;",
+        ),
+        (["+optimizer.extra=1"], "optimizer", "optimizer.extra: RMSprop takes no extra; it takes alpha, "),
+    ],
+)
+def test_a_key_that_is_not_taken_is_named_with_what_is(overrides, group, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        build(composed(*overrides)[group])
+
+
+def test_what_takes_any_key_takes_it():
+    check_keys(composed("+logger.purge_step=1"), {})
+    check_keys(OmegaConf.create({"a": {"_target_": "tests.no_such.Thing", "b": 1}}), {})
 
 
 def run_train(*arguments: str) -> subprocess.CompletedProcess[str]:

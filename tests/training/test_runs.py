@@ -2,10 +2,12 @@
 
 import csv
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from atlalign.cli import main as atlalign
 from atlalign.errors import InputError
@@ -17,6 +19,7 @@ from atlalign.training.runs import (
     read_run,
     record_failure,
     recorded_failure,
+    rich_table,
     rows,
 )
 
@@ -60,6 +63,47 @@ def test_the_best_comes_first_and_what_has_no_result_last(sweep):
 def test_only_what_differs_is_shown_once(sweep):
     # run_dir and what lies below it differ by place alone; data.seed always equals seed; objective never differs.
     assert compare(find_runs([sweep])).keys == ["loss.dvf", "seed"]
+
+
+def test_among_several_sizes_the_best_is_far_better_than_nothing(tmp_path, capsys):
+    small, large = {"image_shape": [32, 48]}, {"image_shape": [64, 96]}
+    baseline = "val/identity/vector_distance"
+    write_run(tmp_path / "0", {DISTANCE: 2.0, baseline: 4.0}, data=small)
+    write_run(tmp_path / "1", {DISTANCE: 2.5, baseline: 10.0}, data=large)
+    table = compare(find_runs([tmp_path]))
+    assert (table.names, table.metric) == (["1", "0"], "val/ratio")
+    assert table.runs[0].metrics["val/ratio"] == 0.25
+    assert compare(find_runs([tmp_path]), DISTANCE).names == ["0", "1"]
+    assert atlalign(["runs", str(tmp_path)]) == 0
+    assert "image sizes differ, and so do their pixels: sorted by val/ratio" in capsys.readouterr().out
+    assert "sorted by val/ratio" in (tmp_path / "runs.md").read_text()
+    assert compare(find_runs([tmp_path / "0"])).note == ""
+
+
+def shown_at(width: int, folder: Path) -> str:
+    console = Console(width=width, file=StringIO())
+    console.print(rich_table(compare(find_runs([folder])), width))
+    return console.file.getvalue()
+
+
+def test_a_terminal_shows_what_it_has_room_for(tmp_path):
+    local = {"_target_": "a.Local", "width": 3, "only_local": 1, "path": "x" * 50 + "1"}
+    write_run(tmp_path / "0", {DISTANCE: 2.0}, model=local, seed=1)
+    write_run(
+        tmp_path / "1", {DISTANCE: 3.0}, model={"_target_": "a.Global", "width": 4, "path": "y" * 51}, seed=2
+    )
+    write_run(tmp_path / "2", {DISTANCE: 4.0}, model={**local, "width": 5}, seed=3)
+    assert "model.only_local" in compare(find_runs([tmp_path])).keys
+    wide = shown_at(1000, tmp_path)
+    assert "only_" not in wide  # the model says it
+    assert "width" in wide
+    assert "xxx1 " in wide
+    assert "x" * 40 not in wide
+    narrow = shown_at(60, tmp_path)
+    assert max(map(len, narrow.splitlines())) <= 60
+    assert "xxx1" not in narrow
+    assert "Global" in narrow
+    assert "more keys differ: the files have all" in narrow
 
 
 def test_markdown_csv_and_picture(sweep, tmp_path, capsys):

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,9 +18,11 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 import train
+from atlalign.data.phantom import phantom_volume
 from atlalign.errors import readable_errors
 from atlalign.training.runs import compare, find_runs, read_run
 from atlalign.training.study import Pruning, SweepStudy, _storage, search_space
+from tests.conftest import SHAPE, write_h5
 from tests.training.conftest import TINY, TINY_LOCAL
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +54,40 @@ def sweep(arguments, monkeypatch, tmp_path):
 
 
 @pytest.fixture
+def own(monkeypatch, tmp_path):
+    """Run a sweep on an h5 file and an atlas of one's own and return its folder."""
+    write_h5(tmp_path / "my.h5", n=8)
+    np.save(tmp_path / "atlas.npy", phantom_volume(shape=(12, *SHAPE), seed=0)[0])
+    files = [
+        "data=h5",
+        f"data.path={tmp_path / 'my.h5'}",
+        "atlas=file",
+        f"atlas.path={tmp_path / 'atlas.npy'}",
+    ]
+    of_demo = ("data.n_sections", "data.fields_per_section", "atlas.spacing_um")
+    tiny = [option for option in (*TINY, *TINY_LOCAL) if not option.startswith(of_demo)]
+
+    def own(*others: str) -> Path:
+        place = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+        arguments = [
+            "train.py",
+            "-cp",
+            str(ROOT / "conf"),
+            "-m",
+            *files,
+            *tiny,
+            "atlas.spacing_um=1100",
+            place,
+        ]
+        monkeypatch.setattr(sys, "argv", [*arguments, *others])
+        with readable_errors():
+            train.main()
+        return tmp_path / "sweep"
+
+    return own
+
+
+@pytest.fixture
 def launcher():
     """The class of the launcher that runs jobs one after the other."""
     return Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
@@ -66,6 +103,30 @@ def trials(folder: Path):
 
 def states(folder: Path) -> list[str]:
     return [trial.state.name for trial in trials(folder)]
+
+
+def test_the_sweeps_run_on_own_data(own):
+    folder = own("sweep=losses", "seed=1")
+    runs = find_runs([folder])
+    assert [run.status for run in runs] == ["finished"] * 5
+    assert {run.config["data"] for run in runs} == {"RegistrationDataModule"}
+    assert compare(runs).keys[0].startswith("loss")
+
+
+def test_the_search_runs_on_own_data(own):
+    assert states(own("sweep=learning_rate", "hydra.sweeper.n_trials=1")) == ["COMPLETE"]
+
+
+@pytest.mark.parametrize("sweeper", ["grid", "optuna"])
+def test_a_key_that_the_data_do_not_take_ends_a_sweep_before_its_first_run(own, tmp_path, capsys, sweeper):
+    with pytest.raises(SystemExit):
+        own("experiment=first_local", "seed=1,2", f"hydra/sweeper={sweeper}")
+    shown = capsys.readouterr().err
+    assert "data.n_sections: data=h5 takes no n_sections (set by experiment=first_local?); it takes" in shown
+    assert "val_fraction" in shown
+    assert "Traceback" not in shown
+    assert not [path for path in (tmp_path / "sweep").iterdir() if path.is_dir()]
+    assert not (tmp_path / "sweep" / "study.journal").exists()
 
 
 def test_a_grid_goes_on_past_a_run_that_fails(sweep, tmp_path, capsys):
