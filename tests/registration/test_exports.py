@@ -71,10 +71,10 @@ def read(path: Path) -> dict[str, dict[str, str]]:
 
 def test_regions_have_the_areas_of_their_parts_and_of_both_sides(tmp_path):
     """The cerebrum, which has one pixel of its own, and what is above it, which has none."""
-    labels = np.array([[688, 688, 623, 567], [0, 688, 623, 5]])
-    is_left = np.array([[True, True, False, False], [True, False, False, False]])
+    labels = np.array([[688, 688, 623, 567], [0, 688, 623, 5], [0, 0, 0, 0]])
+    is_left = np.array([[True, True, False, False], [True, False, False, False], [False] * 4])
     areas = RegionAreas((1000.0, 2000.0))
-    bands = areas.counted_by_side([(labels[:1], is_left[:1]), (labels[1:], is_left[1:])])
+    bands = areas.counted_by_side(zip(np.split(labels, 3), np.split(is_left, 3), strict=True))
     assert (np.concatenate(list(bands)) == labels).all()
     write_regions(tmp_path / "regions.csv", areas, DEEPER)
     table = read(tmp_path / "regions.csv")
