@@ -263,7 +263,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _narrow_table(table: RunTable, n_left_out: int) -> Table:
-    left_out = f"{n_left_out} more keys differ: the files have all" if n_left_out else None
+    left_out = f"keys left out: {n_left_out} (the files have all)" if n_left_out else None
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=left_out, caption_justify="left")
     for column in header(table):
         justify: Literal["left", "right"] = "right" if column in _shown_metrics(table) else "left"
