@@ -19,6 +19,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -65,11 +66,17 @@ METRICS = {
 }
 """What is measured, in the order of the tables. The true image is the moving one, warped by the true field."""
 
+_TITLES = {"affine": "affine (best)"}
+"""What readers see of a method where its name would mislead: this one knows the truth."""
+
 ALL = "all"
 """What all data sets together are called in a summary."""
 
 _WEIGHTED_BY = {"displacement/r2": "displacement/variance_px2"}
 """The measures whose means are weighted, and by which measure of the same sample."""
+
+# Characters of a measure's name on a narrow terminal.
+_NARROW_LABEL = 22
 
 _HEADLINES = ("displacement/distance_um", "regions/dice")
 _DEPTH = "/depth_"
@@ -118,13 +125,14 @@ class View(NamedTuple):
 
 
 def summarize(rows: Sequence[Row], *, n_resamples: int = 2000, seed: int = 0) -> list[Summary]:
-    """Return the mean over sections of each measure of each method: for all rows together, and for each data set.
+    """Return the mean over sections of each measure of each method, for all rows and for each of several data sets.
 
     A measure that is defined on none of the sections has no summary.
     """
-    by_dataset: dict[str, list[Row]] = {ALL: list(rows)}
+    by_dataset: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        by_dataset.setdefault(str(row.dataset_id), []).append(row)
+        by_dataset[str(row.dataset_id)].append(row)
+    by_dataset = {ALL: list(rows), **(by_dataset if len(by_dataset) > 1 else {})}
     return [
         Summary(dataset, method, metric, *_interval(means, n_resamples, seed), len(means))
         for dataset, of_dataset in by_dataset.items()
@@ -191,19 +199,35 @@ def write(
 
 
 def print_table(summaries: Sequence[Summary]) -> None:
-    """Print the means of all data sets with their intervals, one column a method."""
+    """Print the means of all data sets with their intervals, one column a method.
+
+    On a narrow terminal intervals stand below their means. A table that is wider even so, or than what is taken for the
+    width of a file, is not cut.
+    """
+    console = Console()
+    table = _table_of_means(summaries)
+    if console.is_terminal and _width(table) > console.width:
+        table = _table_of_means(summaries, narrow=True)
+    Console(width=max(console.width, _width(table))).print(table)
+
+
+def _table_of_means(summaries: Sequence[Summary], *, narrow: bool = False) -> Table:
     methods = _methods(summaries)
     of_all = {(s.metric, s.method): s for s in summaries if s.dataset == ALL}
-    table = Table(title="mean over sections [95 % confidence]", title_justify="left")
-    table.add_column("", no_wrap=True)
+    look: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0)} if narrow else {}
+    table = Table(title="mean over sections [95 % confidence]", title_justify="left", **look)
+    table.add_column("", max_width=_NARROW_LABEL if narrow else None, no_wrap=not narrow)
     for method in methods:
-        table.add_column(method, justify="right", no_wrap=True)
+        table.add_column(_title(method), justify="right", no_wrap=True)
     for metric in _measured(METRICS, summaries):
-        table.add_row(METRICS[metric], *(_cell(of_all.get((metric, method))) for method in methods))
-    # A table that is wider than the terminal, or than what is taken for its width, must not be cut.
+        cells = (_cell(of_all.get((metric, method)), "\n" if narrow else " ") for method in methods)
+        table.add_row(METRICS[metric], *cells)
+    return table
+
+
+def _width(table: Table) -> int:
     console = Console()
-    needed = Measurement.get(console, console.options.update(width=1000), table).maximum
-    Console(width=max(console.width, needed)).print(table)
+    return Measurement.get(console, console.options.update(width=1000), table).maximum
 
 
 def _write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -239,12 +263,12 @@ def _plain(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.6g}"
 
 
-def _cell(summary: Summary | None) -> str:
+def _cell(summary: Summary | None, between: str = " ") -> str:
     if summary is None:
         return "–"
     if math.isnan(summary.low):
         return _short(summary.mean)
-    return f"{_short(summary.mean)} [{_short(summary.low)}, {_short(summary.high)}]"
+    return f"{_short(summary.mean)}{between}[{_short(summary.low)}, {_short(summary.high)}]"
 
 
 def _short(value: float) -> str:
@@ -252,6 +276,10 @@ def _short(value: float) -> str:
     if value == 0 or 100 <= abs(value) < 1e6:
         return f"{value:.0f}"
     return f"{value:#.3g}" if 1e-4 <= abs(value) < 100 else f"{value:.1e}"
+
+
+def _title(method: str) -> str:
+    return _TITLES.get(method, method)
 
 
 def _methods(summaries: Iterable[Summary]) -> list[str]:
@@ -334,7 +362,8 @@ def _results_table(summaries: Sequence[Summary]) -> PageTable:
         [(METRICS[metric], [cells(metric, method) for method in methods]) for metric in group]
         for group in groups.values()
     ]
-    return PageTable("Means over sections, with 95 % confidence intervals", methods, rows)
+    columns = [*map(_title, methods)]
+    return PageTable("Means over sections, with 95 % confidence intervals", columns, rows)
 
 
 def _depth_table(summaries: Sequence[Summary]) -> PageTable:
@@ -347,7 +376,7 @@ def _depth_table(summaries: Sequence[Summary]) -> PageTable:
             metric.removeprefix(name + _DEPTH) for metric in metrics if metric.startswith(name + _DEPTH)
         )
     ]
-    return PageTable("Regions by depth in the ontology", methods, [rows])
+    return PageTable("Regions by depth in the ontology", [*map(_title, methods)], [rows])
 
 
 def _dataset_tables(summaries: Sequence[Summary]) -> Iterator[PageTable]:
@@ -358,7 +387,7 @@ def _dataset_tables(summaries: Sequence[Summary]) -> Iterator[PageTable]:
             (f"data set {name}", [_cells(summaries, name)(metric, method) for method in methods])
             for name in datasets
         ]
-        yield PageTable(f"By data set: {METRICS[metric]}", methods, [rows])
+        yield PageTable(f"By data set: {METRICS[metric]}", [*map(_title, methods)], [rows])
 
 
 def _cells(summaries: Sequence[Summary], dataset: str) -> Callable[[str, str], str]:
@@ -378,7 +407,7 @@ def _charts(rows: Sequence[Row], summaries: Sequence[Summary]) -> Iterator[tuple
     methods, metric = _methods(summaries), "displacement/distance_um"
     label = METRICS[metric]
     points = {
-        name: [(r.position_um / 1000, r.measures[metric]) for r in rows if r.method == name]
+        _title(name): [(r.position_um / 1000, r.measures[metric]) for r in rows if r.method == name]
         for name in methods
     }
     distances = {name: [distance for _, distance in of_method] for name, of_method in points.items()}
@@ -388,7 +417,7 @@ def _charts(rows: Sequence[Row], summaries: Sequence[Summary]) -> Iterator[tuple
     of_depth = "regions/dice" + _DEPTH
     depths = [int(m.removeprefix(of_depth)) for n, m in dice if n == methods[0] and m.startswith(of_depth)]
     if depths:
-        curves = {name: [dice[name, f"{of_depth}{depth}"] for depth in depths] for name in methods}
+        curves = {_title(name): [dice[name, f"{of_depth}{depth}"] for depth in depths] for name in methods}
         figure = plots.level_figure(depths, curves, xlabel="depth in the ontology", label="Dice of regions")
         yield "By depth", _svg(figure)
 

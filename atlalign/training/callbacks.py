@@ -1,13 +1,68 @@
-"""What happens beside the training step: pictures in TensorBoard."""
+"""What happens beside the training step: what the terminal shows of it, and pictures in TensorBoard."""
 
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelSummary, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.model_summary.model_summary import summarize
+from rich import get_console
+from rich.progress import ProgressColumn
+from rich.table import Table
 
 from atlalign.errors import check_numbers
 from atlalign.plots import Panel, registration_figure
+
+# Characters of a terminal that has room for the bar and the speed.
+_WIDE = 110
+
+
+class Progress(RichProgressBar):
+    """Shows how far a training is on one line of 80 characters, with a bar where there is room; epochs count from 1."""
+
+    def configure_columns(self, trainer: pl.Trainer) -> list[ProgressColumn]:
+        """Return epoch, bar, batches, time and speed; without bar and speed on a narrow terminal."""
+        description, bar, batches, time, speed = super().configure_columns(trainer)
+        if get_console().width >= _WIDE:
+            return [description, bar, batches, time, speed]
+        return [description, batches, time]
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Return the loss of the last step, and those of the last validation."""
+        shown = super().get_metrics(trainer, pl_module)
+        return {name.removeprefix("train "): value for name, value in shown.items() if name != "train px"}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        n_epochs = self.trainer.max_epochs
+        limit = f"/{n_epochs}" if n_epochs is not None and n_epochs > 0 else ""
+        # As long as the validation's, so that nothing jumps.
+        return f"Epoch {current_epoch + 1}{limit}".ljust(len(self.validation_description))
+
+
+class Summary(ModelSummary):
+    """Prints the parts of the network with the numbers of their parameters before the training.
+
+    Args:
+        max_depth: Levels of parts within parts.
+    """
+
+    def __init__(self, max_depth: int = 1) -> None:
+        super().__init__(max_depth)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print, in the main process."""
+        if not trainer.is_global_zero:
+            return
+        parts = summarize(pl_module, max_depth=self._max_depth)
+        table = Table("part", "type")
+        table.add_column("parameters", justify="right")
+        for name, kind, number in zip(parts.layer_names, parts.layer_types, parts.param_nums, strict=True):
+            table.add_row(name, kind, f"{number:,}")
+        get_console().print(table)
+        get_console().print(
+            f"{parts.trainable_parameters:,} of {parts.total_parameters:,} parameters are trained"
+        )
 
 
 class RegistrationFigure(pl.Callback):

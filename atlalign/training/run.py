@@ -354,6 +354,9 @@ def _log_hyperparameters(loggers: list[Any], config: DictConfig, metrics: dict[s
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(parameters, {f"final/{name}": value for name, value in metrics.items()})
             logger.finalize("success")
+        if getattr(logger, "log_dir", None):
+            # Lightning writes it without what is in config.yaml.
+            (Path(logger.log_dir) / "hparams.yaml").unlink(missing_ok=True)
 
 
 def _draw_result(module: Any, datamodule: Any, path: Path) -> None:

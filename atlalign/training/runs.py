@@ -30,8 +30,6 @@ _DISTANCE, _BASELINE = "val/vector_distance", "val/identity/vector_distance"
 _RATIO = "val/ratio"
 # Characters of a choice that a terminal shows.
 _WIDEST_CHOICE = 30
-# What widths are measured on.
-_UNBOUND = Console(width=100_000)
 # What the table shows after the metric that it is sorted by; the CSV file has all.
 _SHOWN_METRICS = (_DISTANCE, "val/folding_fraction", "val/correlation", "epochs", "seconds")
 # Where a run lies, and how it was watched, says nothing of what it computes.
@@ -228,7 +226,7 @@ def rich_table(table: RunTable, width: int) -> Table:
     """
     keys = [key for key in table.keys if not _belongs_to_differing(key, table)]
     shown = _narrow_table(replace(table, keys=keys), len(table.keys) - len(keys))
-    while keys and Measurement.get(_UNBOUND, _UNBOUND.options, shown).maximum > width:
+    while keys and _table_width(shown) > width:
         keys.remove(max(keys, key=lambda key: _column_width(key, table)))
         shown = _narrow_table(replace(table, keys=keys), len(table.keys) - len(keys))
     return shown
@@ -265,7 +263,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _narrow_table(table: RunTable, n_left_out: int) -> Table:
-    left_out = f"{n_left_out} more keys differ: the files have all" if n_left_out else None
+    left_out = f"keys left out: {n_left_out} (the files have all)" if n_left_out else None
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=left_out, caption_justify="left")
     for column in header(table):
         justify: Literal["left", "right"] = "right" if column in _shown_metrics(table) else "left"
@@ -273,6 +271,11 @@ def _narrow_table(table: RunTable, n_left_out: int) -> Table:
     for line in rows(table):
         shown.add_row(*(escape(_narrow(cell)) for cell in line))
     return shown
+
+
+def _table_width(shown: Table) -> int:
+    console = Console()
+    return Measurement.get(console, console.options.update(width=100_000), shown).maximum
 
 
 def _broken(name: str) -> str:

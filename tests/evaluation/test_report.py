@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from rich.console import Console
 
 from atlalign import plots
 from atlalign.evaluation.report import METRICS, Row, View, outline_path, print_table, summarize, write
@@ -176,6 +177,35 @@ def test_the_printed_table_is_not_cut_by_a_narrow_terminal(capsys, monkeypatch):
     assert METRICS[DISTANCE] in "".join(lines)
     assert len({len(line) for line in lines if "│" in line}) == 1
     assert not any("…" in line for line in lines)
+
+
+def test_a_narrow_terminal_shows_intervals_below_their_means(capsys, monkeypatch):
+    others = [r._replace(method=name) for name in ("identity", "affine") for r in ROWS]
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(Console, "is_terminal", True)
+    monkeypatch.setenv("TERM", "xterm")
+    print_table(summarize([*ROWS, *others]))
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= 80
+    start = next(n for n, line in enumerate(lines) if "vector distance (µm)" in line)
+    assert "6.00" in lines[start]
+    assert lines[start + 1].count("[2.00, 10.0]") == 3
+
+
+def test_the_best_affine_fit_is_not_called_a_method(capsys, tmp_path):
+    rows = [*ROWS, *(r._replace(method="affine") for r in ROWS)]
+    print_table(summarize(rows))
+    write(tmp_path, DESCRIPTION, rows, summarize(rows), [])
+    assert "affine (best)" in capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text()
+    assert len(re.findall(r"<th[^>]*>affine \(best\)</th>", page)) >= 2
+    assert not re.search(r">affine<", page)
+    assert {r["method"] for r in table(tmp_path / "summary.csv")} == {"network", "affine"}
+
+
+def test_a_single_data_set_has_no_summary_of_its_own():
+    assert {s.dataset for s in summarize(ROWS)} == {"all", "1", "2"}
+    assert {s.dataset for s in summarize(ROWS[:2])} == {"all"}
 
 
 def test_outlines_run_between_labels():

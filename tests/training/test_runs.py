@@ -103,7 +103,8 @@ def test_a_terminal_shows_what_it_has_room_for(tmp_path):
     assert max(map(len, narrow.splitlines())) <= 60
     assert "xxx1" not in narrow
     assert "Global" in narrow
-    assert "more keys differ: the files have all" in narrow
+    assert "keys left out: 1 " in wide
+    assert "keys left out: 2 " in narrow
 
 
 def test_markdown_csv_and_picture(sweep, tmp_path, capsys):

@@ -381,6 +381,7 @@ def test_a_grid_that_was_stopped_goes_on_with_what_is_missing(sweep, tmp_path):
     ends = {n: (folder / n / "checkpoints" / "best.ckpt").stat().st_mtime_ns for n in "01"}
     sweep("seed=1,2", "ckpt_path=auto")
     assert [run.status for run in find_runs([folder])] == ["finished", "finished"]
+    assert not [*folder.glob("*/train.log"), *folder.glob("*/hparams.yaml")]  # there is nothing in them
     assert (folder / "0" / "checkpoints" / "best.ckpt").stat().st_mtime_ns == ends["0"]
     metrics = (folder / "0" / "metrics.json").stat().st_mtime_ns
     sweep("seed=1,2", "ckpt_path=auto", "trainer.max_epochs=2")

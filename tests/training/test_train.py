@@ -37,7 +37,7 @@ def test_a_run_leaves_everything_needed_to_read_and_repeat_it(configure, tmp_pat
     folder = tmp_path / "run"
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "events" not in p.name}
     assert names == {
-        "config.yaml", "hparams.yaml", "run.json", "metrics.json", "registered.png",
+        "config.yaml", "run.json", "metrics.json", "registered.png",
         "checkpoints/best.ckpt", "checkpoints/last.ckpt",
     }  # fmt: skip
     assert OmegaConf.load(folder / "config.yaml") == OmegaConf.create(
