@@ -166,7 +166,7 @@ def test_batches_of_online_data(deformation, other):
     other.waits.clear()
     found = datamodule.complete(moved)
     assert set(other.waits) <= {"aten.nonzero.default", "aten._local_scalar_dense.default"}
-    assert sum(other.waits.values()) <= (0 if deformation == "affine" else 60)
+    assert sum(other.waits.values()) <= (0 if deformation == "affine" else 20)
     assert_same(found, datamodule.complete(raw))
 
 
