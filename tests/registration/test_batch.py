@@ -406,7 +406,9 @@ def test_ctrl_c_ends_several_workers_when_they_have_finished_their_sections(
 
     threads = torch.get_num_threads()
     monkeypatch.setattr(module, "write_tiff", interrupting)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     status, printed = run(sections, "--workers", "2")
+    signal.signal(signal.SIGINT, before)
     assert status == 130
     assert "interrupted: what is finished stays" in printed
     assert set(table(tmp_path / "out")) == {"a", "b"}  # c had not begun
