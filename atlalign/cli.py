@@ -97,11 +97,11 @@ def _add_transform(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _transform(options: argparse.Namespace) -> None:
-    from atlalign.registration.apply import Options, transform_file
+    from atlalign.registration.apply import TransformOptions, transform_file
 
     if options.off_plane is not None and not options.off_plane >= 0:
         raise InputError(f"--off-plane: expected at least 0 µm, got {options.off_plane:g}")
-    wanted = Options(
+    wanted = TransformOptions(
         options.to,
         labels=options.labels,
         channel=options.channel,

@@ -24,7 +24,10 @@ _log = logging.getLogger(__name__)
 
 
 class GridSweeper(BasicSweeper):
-    """Hydra's own sweeper over every combination, which checks the keys of all runs before the first one begins."""
+    """Hydra's own sweeper over every combination, which checks the keys of a batch of runs before its first one.
+
+    All runs are one batch unless `max_batch_size` says otherwise.
+    """
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Compose each run and check its keys.

@@ -240,7 +240,7 @@ class RegistrationDataModule(DeviceDataModule):
             InputError: If the file is not valid, or other sections than the phantom's would meet its planes.
         """
         schema.check_once(self.path, self.atlas.extent_um)
-        if self.atlas.name == PHANTOM and PHANTOM not in schema.provenance(self.path):
+        if self.atlas.name == PHANTOM != schema.atlas_of(self.path):
             raise InputError(
                 f"{self.path}: its sections would meet planes of the phantom, a drawn brain: give the atlas that they "
                 "are registered to, atlas=file atlas.path=FILE or atlas=allen"

@@ -211,7 +211,7 @@ class SampleDraw:
     position_error_um: float
 
     def __call__(self, plane: int, seed: int) -> DrawnSample:
-        """Return the sample; each option leaves the others' draws, since how a section looks comes before its flaws."""
+        """Return the sample. What is drawn first stays the same whatever comes later: deformation, contrast, damage."""
         generator = torch.Generator().manual_seed(seed)
         section = self.atlas.template[plane][None]
         sample = DrawnSample(

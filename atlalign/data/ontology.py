@@ -109,9 +109,10 @@ def read_ontology(path: str | Path) -> Ontology:
 
 
 def _region(cells: Mapping[str, str], name: str, where: str) -> Region:
-    path = _ids(cells.get("structure_id_path", cells["id"]), f"{where}, structure_id_path")
+    region_id, path = whole_number(cells["id"], f"{where}, id"), cells.get("structure_id_path")
+    ids = _ids(path, f"{where}, structure_id_path") if path else (region_id,)
     color = _color(cells.get("color_hex_triplet", ""), f"{where}, color_hex_triplet")
-    return Region(whole_number(cells["id"], f"{where}, id"), cells["acronym"], cells[name], path, color)
+    return Region(region_id, cells["acronym"], cells[name], ids, color)
 
 
 def _ids(text: str, where: str) -> tuple[int, ...]:

@@ -95,10 +95,11 @@ def content_problems(path: str | Path, extent_um: float) -> Iterator[str]:
             )
 
 
-def provenance(path: Path) -> str:
-    """Return what a file says of where it comes from, as one text; nothing where it was made by another program."""
+def atlas_of(path: Path) -> str:
+    """Return the name of the atlas whose sections a file says it holds; nothing where it does not tell."""
     with h5py.File(path, "r") as file:
-        return " ".join(f"{name}={value}" for name, value in file.attrs.items())
+        named = (file.attrs.get(name) for name in ("origin", "atlas"))
+        return next((name for name in named if isinstance(name, str) and name), "")
 
 
 def doubts(path: str | Path) -> list[str]:

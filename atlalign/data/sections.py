@@ -52,6 +52,7 @@ class ListedSection(NamedTuple):
         anchoring: Where all of it lies, if the list says that.
         problem: What is wrong with what the list says of it, if anything: then its position means nothing.
         cells: All that a table says of it, by the names of its columns in lower case.
+        where: In which line of the table.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class ListedSection(NamedTuple):
     anchoring: "Anchoring | None"
     problem: str = ""
     cells: Mapping[str, str] = MappingProxyType({})
+    where: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -347,7 +349,7 @@ def _positioned_section(folder: Path, name: str, cells: Mapping[str, str], place
     except InputError as error:
         return ListedSection(file, Identity(0, place, 0), 0.0, None, problem=str(error))
     identity = Identity(math.floor(position_um), image_id, dataset_id)
-    return ListedSection(file, identity, position_um, None, cells=cells)
+    return ListedSection(file, identity, position_um, None, cells=cells, where=name)
 
 
 def _file(folder: Path, entry: Any) -> Path:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from atlalign.data import schema
-from atlalign.data.atlas import PHANTOM, Atlas
+from atlalign.data.atlas import Atlas
 from atlalign.data.contrast import apply_contrast, check_probabilities, draw_contrast
 from atlalign.data.damage import draw_damage, missing
 from atlalign.data.images import read_image, resize_images, shrink_to_grey, to_unit_range
@@ -111,7 +111,7 @@ class AnnotatedSource:
         check_probabilities("source", p_reg=p_reg)
         self.p_reg = p_reg
         found = schema.check_once(self.path, extent_um)
-        self.origin = PHANTOM if PHANTOM in schema.provenance(self.path) else ""
+        self.origin = schema.atlas_of(self.path)
         self.extent_um = schema.extent_of(self.path) if extent_um is None else extent_um
         if found.image_shape != self.image_shape:
             raise InputError(

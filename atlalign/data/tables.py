@@ -31,8 +31,8 @@ class Table(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """The names of the columns in lower case."""
-        return [name.lower() for name in self.header]
+        """The names of the columns in lower case, the Greek letter μ as the sign µ of units."""
+        return [name.lower().replace("\u03bc", "\u00b5") for name in self.header]
 
     def records(self, columns: Sequence[str], *, hint: str = "") -> Iterator[tuple[int, dict[str, str]]]:
         """Return each row's line and its cells by the names of their columns in lower case.

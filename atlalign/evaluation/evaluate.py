@@ -4,9 +4,10 @@ Each sample is measured by itself. Means are over sections: samples that show on
 first, and the confidence intervals come from a bootstrap over sections, since copies of one are not independent.
 """
 
+import inspect
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from atlalign import losses, metrics
-from atlalign.data.atlas import Atlas
+from atlalign.data.atlas import Atlas, allen_atlas, file_atlas, phantom_atlas
 from atlalign.data.datamodule import RegistrationDataModule, split_samples
 from atlalign.data.dataset import RegistrationBatch, RegistrationDataset, complete
 from atlalign.errors import InputError, check_booleans, check_numbers, unknown_name
@@ -48,9 +49,10 @@ from atlalign.versions import versions
 _SPLITS = ("val", "train", "all")
 _LEAST = {"n_viewers": 0, "n_resamples": 1, "seed": 0}
 _SPLIT_KEYS = ("val_fraction", "train_indexes", "val_indexes", "split_seed")
-# What a checkpoint may have built; its file is not trusted to name anything else.
-_ATLAS, _ATLASES = "atlalign.data.atlas.{}_atlas", ("phantom", "file", "allen")
+# What a checkpoint may have built, by plain arguments; its file is not trusted to name anything else.
+_ATLASES = {f"atlalign.data.atlas.{make.__name__}": make for make in (phantom_atlas, file_atlas, allen_atlas)}
 _ATLAS_FILES = ("path", "annotation_path", "ontology_path")
+_GIVE_ATLAS = "give the atlas that the sections are registered to, atlas=file atlas.path=FILE or atlas=allen"
 
 
 def evaluate(config: DictConfig) -> Path:
@@ -251,20 +253,40 @@ def _on_an_atlas(config: DictConfig, origin: ModelOrigin) -> DictConfig:
     if "_target_" in config.atlas:
         return config
     trained = origin.config.get("atlas")
-    known = dict(trained) if isinstance(trained, Mapping) else {"_target_": _ATLAS.format("phantom")}
-    name = next((name for name in _ATLASES if known.get("_target_") == _ATLAS.format(name)), None)
+    if isinstance(trained, Mapping):
+        target, of_whom = str(trained.get("_target_")), f"to suit {config.checkpoint}"
+    else:
+        trained, target = {}, "atlalign.data.atlas.phantom_atlas"
+        of_whom = f"for {config.checkpoint} does not tell its atlas"
+    if target not in _ATLASES:
+        raise InputError(f"atlas: {config.checkpoint} was trained with {target}: {_GIVE_ATLAS}")
+    known = _plain_arguments(trained, _ATLASES[target], str(config.checkpoint))
     gone = [key for key in _ATLAS_FILES if known.get(key) and not Path(known[key]).expanduser().exists()]
-    if gone or name is None:
-        found = f"{known[gone[0]]}, which is not there" if gone else known.get("_target_")
+    if gone:
         raise InputError(
-            f"atlas: {config.checkpoint} was trained with {found}: give the atlas that the sections are registered to, "
-            "atlas=file atlas.path=FILE or atlas=allen"
+            f"atlas: {config.checkpoint} was trained with {known[gone[0]]}, which is not there: {_GIVE_ATLAS}"
         )
+    name = target.rpartition(".")[2].removesuffix("_atlas")
     path = f" atlas.path={known['path']}" if "path" in known else ""
-    print(f"atlas={name}{path}, to suit {config.checkpoint}")
-    known |= {"image_shape": list(config.data.image_shape), "with_annotation": config.segmentation}
+    print(f"atlas={name}{path}, {of_whom}")
+    given = {key: value for key, value in config.atlas.items() if key != "with_annotation"}
+    of_evaluation = {"image_shape": list(config.data.image_shape), "with_annotation": config.segmentation}
     with open_dict(config):
-        return cast(DictConfig, OmegaConf.merge(config, {"atlas": known}))
+        config.atlas = {"_target_": target, **known, **of_evaluation, **given}
+    return config
+
+
+def _plain_arguments(
+    trained: Mapping[str, Any], make: Callable[..., Atlas], checkpoint: str
+) -> dict[str, Any]:
+    """Return a configuration's values of what `make` takes: numbers and words, nothing to be built or resolved."""
+    of_evaluation = ("image_shape", "with_annotation")
+    taken = [key for key in inspect.signature(make).parameters if key not in of_evaluation]
+    known = {key: trained[key] for key in taken if key in trained}
+    for key, value in known.items():
+        if not isinstance(value, str | int | float | None) or "${" in str(value):
+            raise InputError(f"atlas: {checkpoint} has no plain value for {key}: {_GIVE_ATLAS}")
+    return known
 
 
 def _check_like_training(config: DictConfig, origin: ModelOrigin) -> None:

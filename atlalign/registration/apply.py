@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -27,10 +26,10 @@ from atlalign.data.images import (
     write_tiff,
 )
 from atlalign.data.sections import Plane, Points, check_is_um
-from atlalign.data.tables import Table, read_table
+from atlalign.data.tables import Table, number, read_table
 from atlalign.errors import InputError
 from atlalign.files import written_whole
-from atlalign.registration.exports import RegionName, read_regions
+from atlalign.registration.exports import RegionName, read_regions, upwards
 from atlalign.registration.geojson import move_shapes, outlines
 from atlalign.registration.transform import (
     LABELS,
@@ -59,10 +58,11 @@ _CENTROIDS: Mapping[tuple[str, ...], Unit] = {
     ("centroid x µm", "centroid y µm"): "um",
 }
 """What QuPath calls a point, and its unit."""
+_NOT_OME = ("int64", "uint64", "float16")
 _PATH_MARK = ">"  # acronyms have slashes: VISp2/3
 
 
-class Options(NamedTuple):
+class TransformOptions(NamedTuple):
     """What a user asks for.
 
     Attributes:
@@ -99,12 +99,12 @@ class _Results(NamedTuple):
         return read_regions(self.folder / REGIONS) if (self.folder / REGIONS).is_file() else {}
 
 
-_Job = Callable[[Path, Path, Path, Options], str]
+_Task = Callable[[Path, Path, Path, TransformOptions], str]
 """Reads a file, writes another one by the results in a folder, and returns what to say about it."""
 
 
 def transform_file(
-    source: Path, folder: Path, out: Path, options: Options, *, overwrite: bool = False
+    source: Path, folder: Path, out: Path, options: TransformOptions, *, overwrite: bool = False
 ) -> str:
     """Write what a saved transform makes of a file, and return one line on it.
 
@@ -133,18 +133,24 @@ def transform_file(
     return f"{out}: {summary}"
 
 
-def _job(source: Path, out: Path, options: Options) -> _Job:
+def _job(source: Path, out: Path, options: TransformOptions) -> _Task:
     """Return what to do with a file, by the endings of its name and of the one to write."""
-    kinds: list[tuple[tuple[str, ...], tuple[str, ...], _Job]] = [
+    kinds: list[tuple[tuple[str, ...], tuple[str, ...], _Task]] = [
         (IMAGE_ENDINGS, TIFF_ENDINGS, _transform_image),
         (_TABLES, _TABLES[:1], _transform_table),
         (_SHAPES, _SHAPES, _transform_shapes),
     ]
+    of_image = options.labels or options.channel is not None
+    of_table = options.off_plane_um is not None or options.unit is not None
+    if of_image and of_table:
+        raise InputError(
+            "expected options of images (--labels, --channel) or of points (--unit, --off-plane), found both"
+        )
     if options.labels and out.suffix.lower() in _SHAPES:
         kinds = [(IMAGE_ENDINGS, _SHAPES, _write_outlines)]
-    elif options.labels or options.channel is not None:
+    elif of_image:
         kinds = kinds[:1]
-    elif options.off_plane_um is not None or options.unit is not None:
+    elif of_table:
         kinds = kinds[1:2]
     for endings, out_endings, job in kinds:
         if source.suffix.lower() in endings:
@@ -158,9 +164,13 @@ def _job(source: Path, out: Path, options: Options) -> _Job:
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-def _transform_image(source: Path, folder: Path, out: Path, options: Options) -> str:
+def _transform_image(source: Path, folder: Path, out: Path, options: TransformOptions) -> str:
     transform, channels = SectionTransform.load(folder), _read(source, options)
     first = channels[0]
+    if len(channels) > 1 and first.dtype.name in _NOT_OME:
+        raise InputError(
+            f"{source.name}: expected channels that an OME-TIFF can hold, found {first.dtype}: take one (--channel)"
+        )
     if options.to == "reference":
         grid, displacement = section_frame(transform, first.shape[:2], source.name)
         target = transform.reference
@@ -178,11 +188,11 @@ def _transform_image(source: Path, folder: Path, out: Path, options: Options) ->
     return f"{several}{_size(target)}; {source.name} has {_size(grid)}, by the extent of the {other}"
 
 
-def _fill(pixels: NDArray[Any], options: Options) -> Any:
+def _fill(pixels: NDArray[Any], options: TransformOptions) -> Any:
     return 0 if options.labels else slide_color(pixels)
 
 
-def _read(source: Path, options: Options) -> list[NDArray[Any]]:
+def _read(source: Path, options: TransformOptions) -> list[NDArray[Any]]:
     """Return the channels (h, w) of an image, or one image (h, w, 3) in colour."""
     if options.labels:
         return [_read_labels(source, options)]
@@ -191,7 +201,7 @@ def _read(source: Path, options: Options) -> list[NDArray[Any]]:
     return [read_image(source, channel=options.channel).pixels]
 
 
-def _read_labels(source: Path, options: Options) -> NDArray[Any]:
+def _read_labels(source: Path, options: TransformOptions) -> NDArray[Any]:
     if options.channel is not None:
         raise InputError("--labels: expected no --channel, for a label map has only one")
     return read_labels(source)
@@ -242,7 +252,7 @@ def _size(grid: Grid) -> str:
     return f"{height}×{width} px of {x:.4g} × {y:.4g} µm"
 
 
-def _write_outlines(source: Path, folder: Path, out: Path, options: Options) -> str:
+def _write_outlines(source: Path, folder: Path, out: Path, options: TransformOptions) -> str:
     if options.to != "section":
         raise InputError("outlines of regions: expected --to section and a label map of the reference")
     results = _Results.load(folder)
@@ -264,7 +274,7 @@ def _write_outlines(source: Path, folder: Path, out: Path, options: Options) -> 
 _Columns = dict[str, list[str]]
 
 
-def _transform_table(source: Path, folder: Path, out: Path, options: Options) -> str:
+def _transform_table(source: Path, folder: Path, out: Path, options: TransformOptions) -> str:
     table = read_table(source)
     if not table.rows:
         raise InputError(f"{source}: expected names of columns and points below, found no point")
@@ -275,6 +285,7 @@ def _transform_table(source: Path, folder: Path, out: Path, options: Options) ->
     if "section" in table.names and not (folder / RECORD).exists():
         added, remark = _of_several(table, folder, options)
     else:
+        _check_of_section(table, folder)
         added, remark = _moved(table, _Results.load(folder), options)
     taken = [name for name in added if name in table.names]
     if taken:
@@ -296,13 +307,25 @@ class _Moved(NamedTuple):
     remark: str
 
 
-def _moved(table: Table, results: _Results, options: Options) -> _Moved:
+def _check_of_section(table: Table, folder: Path) -> None:
+    """Raise an error where a table says that its points are those of another section."""
+    if "section" not in table.names:
+        return
+    for line, cells in table.records(["section"]):
+        if cells["section"] not in ("", folder.resolve().name):
+            raise InputError(
+                f"{table.path}, line {line}, section: expected points of {folder.resolve().name}, found some of "
+                f"'{cells['section']}': give the folder that holds all sections"
+            )
+
+
+def _moved(table: Table, results: _Results, options: TransformOptions) -> _Moved:
     if options.to == "reference":
         return _to_reference(table, results, options.unit)
     return _to_section(table, results.transform, options.off_plane_um)
 
 
-def _of_several(table: Table, folder: Path, options: Options) -> _Moved:
+def _of_several(table: Table, folder: Path, options: TransformOptions) -> _Moved:
     """Return columns for points of several sections, whose folders of results the column `section` names."""
     places: dict[str, list[int]] = defaultdict(list)
     for place, (line, cells) in enumerate(table.records(["section"])):
@@ -470,11 +493,8 @@ def _region_columns(ids: NDArray[np.int64], regions: Mapping[int, RegionName]) -
 
 def _path(region_id: int, regions: Mapping[int, RegionName]) -> str:
     """Return the acronyms from the root down to a region; what has none is called by its id."""
-    names: dict[int, str] = {}
-    while region_id in regions and region_id not in names:
-        names[region_id] = regions[region_id].acronym or str(region_id)
-        region_id = regions[region_id].parent_id or 0
-    return _PATH_MARK.join(reversed(names.values()))
+    names = [regions[i].acronym or str(i) for i in upwards(region_id, regions)]
+    return _PATH_MARK.join(reversed(names))
 
 
 def _columns(names: Sequence[str], values: Points) -> _Columns:
@@ -489,26 +509,19 @@ def _numbers(table: Table, columns: Sequence[str]) -> Points:
     """Return columns (N, k) of a table; empty cells are NaN."""
     return np.array(
         [
-            [_number(cells[name], f"{table.path}, line {line}, {name}") for name in columns]
+            [
+                float(number(cells[name], f"{table.path}, line {line}, {name}")) if cells[name] else np.nan
+                for name in columns
+            ]
             for line, cells in table.records(columns)
         ]
     )
 
 
-def _number(cell: str, where: str) -> float:
-    try:
-        number = float(cell) if cell else np.nan
-    except ValueError:
-        number = np.inf
-    if np.isinf(number):
-        raise InputError(f"{where}: expected a number, found '{shorten(cell, 40)}'")
-    return number
-
-
 # --- shapes -----------------------------------------------------------------------------------------------------------
 
 
-def _transform_shapes(source: Path, folder: Path, out: Path, options: Options) -> str:
+def _transform_shapes(source: Path, folder: Path, out: Path, options: TransformOptions) -> str:
     transform, content = SectionTransform.load(folder), _read_json(source)
     reference = transform.reference
     if options.to == "reference":

@@ -27,16 +27,9 @@ from atlalign.errors import InputError
 from atlalign.files import written_whole
 from atlalign.registration import exports
 from atlalign.registration.jobs import Job
-from atlalign.registration.placement import (
-    Reference,
-)
+from atlalign.registration.placement import Reference
 from atlalign.registration.recipe import Recipe, RegisteredSection, register_section
-from atlalign.registration.register import (
-    Limit,
-    Quality,
-    Registered,
-    judge,
-)
+from atlalign.registration.register import Limit, Quality, Registered, judge
 from atlalign.registration.transform import (
     FORWARD,
     INVERSE,

@@ -2,14 +2,14 @@
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from atlalign.data.tables import number, read_table, whole_number
 from atlalign.errors import InputError
 from atlalign.files import written_whole
-from atlalign.registration.exports import RegionName, read_regions
+from atlalign.registration.exports import RegionName, read_regions, upwards
 from atlalign.registration.transform import RECORD, REGIONS
 
 _SIDES = ("", "left", "right")  # the first one is both
@@ -47,7 +47,7 @@ def count_points(
         raise InputError(f"{out} exists: choose another --out, or --overwrite")
     found = sorted({section for folder in folders for section in _sections_in(folder)})
     sections = _read_sections(found)
-    points = _count(tables, sections.regions)
+    points = _count(tables, sections.regions, {section.name for section in found})
     columns = _columns(points, sections)
     with written_whole(out) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -61,6 +61,7 @@ def count_points(
 
 
 def _sections_in(folder: Path) -> list[Path]:
+    folder = folder.resolve()
     if (folder / RECORD).is_file():
         return [folder]
     found = [record.parent for record in folder.glob(f"[!.]*/{RECORD}")]
@@ -81,14 +82,19 @@ def _read_sections(folders: Sequence[Path]) -> _Sections:
         table = read_table(path)
         areas = {side: area for side, area in areas.items() if f"{side or 'area'}_mm2" in table.names}
         for line, cells in table.records(["id", "area_mm2"]):
+            region_id = whole_number(cells["id"], f"{path}, line {line}, id")
             for side, area in areas.items():
                 name = f"{side or 'area'}_mm2"
-                area[int(cells["id"])] += float(number(cells[name], f"{path}, line {line}, {name}"))
+                area[region_id] += float(number(cells[name], f"{path}, line {line}, {name}"))
     return _Sections(regions, areas)
 
 
-def _count(tables: Sequence[Path], regions: Mapping[int, RegionName]) -> _Amounts:
-    """Return how many points of these tables lie in each region."""
+def _count(tables: Sequence[Path], regions: Mapping[int, RegionName], sections: Collection[str]) -> _Amounts:
+    """Return how many points of these tables lie in each region.
+
+    Raises:
+        InputError: If a table is none of points, or some lie in a region or a section that is not among these.
+    """
     counts: _Amounts = {side: defaultdict(float) for side in _SIDES}
     for path in tables:
         table = read_table(path)
@@ -96,12 +102,16 @@ def _count(tables: Sequence[Path], regions: Mapping[int, RegionName]) -> _Amount
             counts = {"": counts[""]}
         hint = ": it is to be what `atlalign transform … --to reference` wrote"
         for line, cells in table.records(["region_id"], hint=hint):
-            where = f"{path}, line {line}, region_id"
-            region_id = whole_number(cells["region_id"] or 0, where)
+            where = f"{path}, line {line}"
+            if cells.get("section") and cells["section"] not in sections:
+                raise InputError(
+                    f"{where}, section: expected one of those in --with, found '{cells['section']}'"
+                )
+            region_id = whole_number(cells["region_id"] or 0, f"{where}, region_id")
             if not region_id:
                 continue
             if region_id not in regions:
-                raise InputError(f"{where}: expected a region of the sections, found {region_id}")
+                raise InputError(f"{where}, region_id: expected a region of the sections, found {region_id}")
             for side in {"", cells.get("hemisphere", "")} & counts.keys():
                 counts[side][region_id] += 1
     return counts
@@ -150,15 +160,6 @@ def _with_parts(amounts: _Amounts, regions: Mapping[int, RegionName]) -> _Amount
     totals: _Amounts = {side: defaultdict(float) for side in amounts}
     for side, amount in amounts.items():
         for region_id, value in amount.items():
-            for ancestor in _upwards(region_id, regions):
+            for ancestor in upwards(region_id, regions):
                 totals[side][ancestor] += value
     return totals
-
-
-def _upwards(region_id: int, regions: Mapping[int, RegionName]) -> Iterator[int]:
-    """Yield a region and all that it is part of, each once, whatever a damaged table says."""
-    seen: set[int] = set()
-    while region_id in regions and region_id not in seen:
-        yield region_id
-        seen.add(region_id)
-        region_id = regions[region_id].parent_id or 0

@@ -185,6 +185,15 @@ def read_regions(path: Path) -> dict[int, RegionName]:
         raise InputError(f"{path}: expected a table of regions: {type(error).__name__} {error}") from error
 
 
+def upwards(region_id: int, regions: Mapping[int, RegionName]) -> Iterator[int]:
+    """Yield a region and all that it is part of, each once, whatever a damaged table says."""
+    seen: set[int] = set()
+    while region_id in regions and region_id not in seen:
+        yield region_id
+        seen.add(region_id)
+        region_id = regions[region_id].parent_id or 0
+
+
 def _region_name(row: Mapping[str, str]) -> RegionName:
     if None in row.values():
         raise ValueError(f"too few cells for {row['id']}")

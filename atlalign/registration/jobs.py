@@ -46,7 +46,7 @@ def find_jobs(
     """Return the images that files, folders and lists of sections name.
 
     Args:
-        inputs: Images; lists of sections (.json of QuickNII or DeepSlice, .csv); folders with one such list.
+        inputs: Images; lists of sections (.json of QuickNII or DeepSlice, or a table); folders with one such list.
         position_um: Where all of the images without a list lie.
         listed: Whether folders need a list; otherwise all of their images are taken, and positions do not matter.
 
@@ -103,7 +103,7 @@ def _told_apart(jobs: Sequence[Job]) -> list[Job]:
 def _listed_job(section: ListedSection, *, listed: bool) -> Job:
     job = Job(section.path, number=section.identity.image_id)
     try:
-        job = job._replace(options=_own_options(section.cells))
+        job = job._replace(options=_own_options(section.cells, section.where))
     except InputError as error:
         return job._replace(problem=str(error))
     if not listed:  # the reference is no plane of an atlas
@@ -113,26 +113,26 @@ def _listed_job(section: ListedSection, *, listed: bool) -> Job:
     return job._replace(position_um=section.position_um, anchoring=section.anchoring)
 
 
-def _own_options(cells: Mapping[str, str]) -> dict[str, Any]:
+def _own_options(cells: Mapping[str, str], where: str) -> dict[str, Any]:
     """Return what a table's row says of how its image is to be read and placed, as `Options` has it."""
     return {
-        option: parse(cells[column], column)
+        option: parse(cells[column], f"{where}, {column}")
         for column, (option, parse) in _COLUMNS.items()
         if cells.get(column)
     }
 
 
 def _one_of(choices: Mapping[str, Any]) -> Callable[[str, str], Any]:
-    def choose(cell: str, column: str) -> Any:
+    def choose(cell: str, where: str) -> Any:
         if cell.lower() not in choices:
-            raise InputError(f"{column}: expected one of {', '.join(choices)}, found {shown(cell)}")
+            raise InputError(f"{where}: expected one of {', '.join(choices)}, found {shown(cell)}")
         return choices[cell.lower()]
 
     return choose
 
 
-def _size(cell: str, column: str) -> float:
-    return float(number(cell, column))
+def _size(cell: str, where: str) -> float:
+    return float(number(cell, where))
 
 
 _YES_OR_NO = {"yes": True, "no": False, "true": True, "false": False, "1": True, "0": False}

@@ -1,10 +1,11 @@
 """How sections are registered: with what network, to what, and read and placed in what way; one section by it."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from atlalign.data.atlas import Atlas, open_atlas
 from atlalign.data.images import ImageFile, read_image, read_labels
 from atlalign.data.ontology import Ontology, read_ontology
 from atlalign.data.sections import Plane
-from atlalign.errors import InputError, check_numbers, checked_shape
+from atlalign.errors import InputError, check_numbers, checked_shape, unknown_name
 from atlalign.files import fingerprint, fingerprint_of
 from atlalign.models import SHIPPED_MODEL, load_model, read_origin
 from atlalign.networks.memory_format import fastest_memory_format
@@ -53,10 +54,19 @@ class Options:
     pixel_um: float | None = None
     refinement_steps: int = 0
     refinement_smoothness: float = 0.01
-    limits: Mapping[str, Limit] = field(default_factory=lambda: dict(LIMITS))
+    limits: Mapping[str, Limit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, value, known in (("place", self.by, Placing), ("background", self.background, Background)):
+            if value not in get_args(known):
+                raise unknown_name(name, value, get_args(known))
+        unknown = sorted(set(self.limits) - set(LIMITS))
+        if unknown:
+            raise unknown_name("measure", unknown[0], LIMITS)
+        # What is not given keeps its usual limit.
+        object.__setattr__(self, "limits", {**LIMITS, **self.limits})
         check_numbers({"refinement steps": self.refinement_steps}, {"refinement steps": 0})
+        check_numbers({"quarter turns": self.quarter_turns}, {"quarter turns": -sys.maxsize})
         if not 0.005 <= self.refinement_smoothness <= 0.2:
             raise InputError(
                 f"refinement smoothness: expected 0.005 to 0.2, got {self.refinement_smoothness:g}"
@@ -260,9 +270,10 @@ class AtlasReferences:
         """Return the reference of one section.
 
         Raises:
-            InputError: If its position lies outside of the atlas, or where that shows nothing.
+            InputError: If it has no position, or one outside of the atlas, or where that shows nothing.
         """
-        assert job.position_um is not None  # `find_jobs` sees to that
+        if job.position_um is None:
+            raise InputError(f"{job.path.name}: expected the position of the section in the atlas")
         self.atlas.plane_index(job.position_um)  # raises outside
         return self._reference(job)
 

@@ -29,7 +29,7 @@ def test_a_table_is_read_as_it_stands(tmp_path: Path) -> None:
 
 
 def test_a_table_may_lack_colors_and_the_tree(tmp_path: Path) -> None:
-    (tmp_path / "tree.csv").write_text("id,acronym,name\n8,grey,grey matter\n5,x,\n")
+    (tmp_path / "tree.csv").write_text("id,acronym,name\n8.0,grey,grey matter\n5,x,\n")
     ontology = read_ontology(tmp_path / "tree.csv")
     assert list(ontology) == [Region(8, "grey", "grey matter", (8,), None), Region(5, "x", "", (5,), None)]
     assert ontology.depth == 0

@@ -389,6 +389,14 @@ def test_the_atlas_is_that_of_the_training_where_none_is_given(folder, capsys):
     assert "atlas=file atlas.path=atlas.h5, to suit known.pt" in capsys.readouterr().out
 
 
+def test_what_is_given_of_an_atlas_goes_before_what_the_model_tells(folder):
+    write_h5(folder / "my.h5")
+    write_trained_on({**FROM_FILE, "spacing_um": 25.0})
+    config = on_its_atlas("known.pt", "+atlas.spacing_um=1100")
+    found = json.loads((evaluate(config) / "summary.json").read_text())["config"]["atlas"]
+    assert (found["path"], found["spacing_um"]) == ("atlas.h5", 1100)
+
+
 def test_an_atlas_that_is_given_goes_before(folder):
     write_trained_on(FROM_FILE)
     config = on_its_atlas("known.pt", "atlas=phantom", "atlas.spacing_um=1100")
@@ -401,6 +409,11 @@ def test_an_atlas_that_is_given_goes_before(folder):
         ({**FROM_FILE, "path": "gone.h5"}, "was trained with gone.h5, which is not there: give the atlas"),
         ({**FROM_FILE, "ontology_path": "gone.csv"}, "was trained with gone.csv, which is not there"),
         ({"_target_": "os.mkdir", "path": "atlas.h5"}, "was trained with os.mkdir: give the atlas"),
+        (
+            {**FROM_FILE, "axes": {"_target_": "os.mkdir", "path": "out"}},
+            "has no plain value for axes: give the atlas",
+        ),
+        ({**FROM_FILE, "template": "${oc.env:HOME}"}, "has no plain value for template"),
         (None, "my.h5: its sections would meet planes of the phantom, a drawn brain: give the atlas"),
     ],
 )

@@ -204,6 +204,18 @@ def test_all_channels_go_where_each_alone_does(transform, tmp_path, monkeypatch,
     assert SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(out))).shape == (count, *target.shape)
 
 
+def test_channels_that_no_ome_tiff_holds_are_refused(transform, tmp_path, capsys):
+    import tifffile
+
+    tifffile.imwrite(tmp_path / "two.tif", np.zeros((2, *SECTION.shape), np.int64), planarconfig="separate")
+    command = ["transform", str(tmp_path / "two.tif"), "--with", str(tmp_path / "s1"), "--to", "reference"]
+    assert main([*command, "--out", str(tmp_path / "none.tif")]) == 1
+    assert (
+        "two.tif: expected channels that an OME-TIFF can hold, found int64: take one"
+        in capsys.readouterr().err
+    )
+
+
 # --- points -----------------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +258,17 @@ def test_a_path_goes_down_to_a_region_that_may_have_no_name(transform, tmp_path)
     (row, _) = rows(run(source, "reference", "old.csv"))
     assert "region_path" not in row
     assert row["region_acronym"] == "b"
+
+
+def test_points_of_other_sections_are_not_taken_for_those_of_one(transform, tmp_path, capsys):
+    table = [{"section": "s1", "x": 70, "y": 80}, {"section": "", "x": 1, "y": 1}]
+    assert len(rows(run(write_rows(tmp_path / "own.csv", table), "reference", "out.csv"))) == 2
+    source = write_rows(tmp_path / "cells.csv", [*table, {"section": "s2", "x": 70, "y": 80}])
+    command = ["transform", str(source), "--with", str(tmp_path / "s1"), "--to", "reference"]
+    assert main([*command, "--out", str(tmp_path / "none.csv")]) == 1
+    assert "line 4, section: expected points of s1, found some of 's2'" in capsys.readouterr().err
+    assert main([*command, "--channel", "0", "--unit", "px", "--out", str(tmp_path / "none.csv")]) == 1
+    assert "expected options of images (--labels, --channel) or of points" in capsys.readouterr().err
 
 
 def test_points_of_several_sections_each_go_by_their_own(transform, tmp_path, capsys):
@@ -371,6 +394,7 @@ def test_points_of_a_german_spreadsheet_come_out_with_commas_and_points(transfor
 HEADERS = {
     "px": ("Centroid X px", "Centroid Y px"),
     "µm": ("Centroid X µm", "Centroid Y µm"),
+    "Greek": ("Centroid X \u03bcm", "Centroid Y \u03bcm"),
     "ImageJ": ("X", "Y"),
     "plain": ("x", "y"),
 }
@@ -382,6 +406,7 @@ HEADERS = {
     [
         ("px", [], lambda p: p + 0.5),
         ("µm", [], lambda p: (p + 0.5) * SECTION.pixel_um),
+        ("Greek", [], lambda p: (p + 0.5) * SECTION.pixel_um),
         ("ImageJ", ["--unit", "um"], lambda p: p * SECTION.pixel_um),
         ("plain", ["--unit", "px"], lambda p: p),
     ],
@@ -396,7 +421,7 @@ def test_points_of_qupath_and_imagej_are_those_in_pixels(
     (tmp_path / f"q.{ending}").write_text("\n".join(lines), encoding="utf-8")
     found = rows(run(tmp_path / f"q.{ending}", "reference", "out.csv", *unit))
     said = "in µm at pixels of 20 × 21 µm" in capsys.readouterr().out
-    assert said == (header in ("µm", "ImageJ"))
+    assert said == (header in ("µm", "Greek", "ImageJ"))
     table = write_rows(tmp_path / "p.csv", [dict(zip("xy", point, strict=True)) for point in pixels.tolist()])
     expected = rows(run(table, "reference", "known.csv"))
     for row, known in zip(found, expected, strict=True):

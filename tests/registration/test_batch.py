@@ -26,8 +26,17 @@ from atlalign.data.phantom import phantom_ontology
 from atlalign.errors import InputError
 from atlalign.models import save_model
 from atlalign.networks import LocalUNet
-from atlalign.registration import atlas_recipe, find_jobs, image_recipe, register_batch, register_section
+from atlalign.registration import (
+    Job,
+    Options,
+    atlas_recipe,
+    find_jobs,
+    image_recipe,
+    register_batch,
+    register_section,
+)
 from atlalign.registration import batch as module
+from atlalign.registration.register import LIMITS, Limit
 from atlalign.registration.transform import SectionTransform
 
 SHAPE = (32, 48)
@@ -681,12 +690,16 @@ def test_a_list_may_say_how_each_image_is_to_be_read_and_placed(run, sections, t
         (
             "mirrored",
             "perhaps",
-            "a.png: mirrored: expected one of yes, no, true, false, 1, 0, found 'perhaps'",
+            "a.png: line 2, mirrored: expected one of yes, no, true, false, 1, 0, found 'perhaps'",
         ),
-        ("channel", "red", "a.png: channel: expected a number, found 'red'"),
-        ("quarter_turns", "1.5", "a.png: quarter_turns: expected a whole number, found '1.5'"),
+        ("channel", "red", "a.png: line 2, channel: expected a number, found 'red'"),
+        ("quarter_turns", "1.5", "a.png: line 2, quarter_turns: expected a whole number, found '1.5'"),
         ("quarter_turns", "7", "a.png: quarter turns: expected -3 to 3 turns by 90°, got 7"),
-        ("place", "left", "a.png: place: expected one of auto, anchoring, scale, fit, stretch, found 'left'"),
+        (
+            "place",
+            "left",
+            "a.png: line 2, place: expected one of auto, anchoring, scale, fit, stretch, found 'left'",
+        ),
     ],
 )
 def test_what_a_list_says_wrongly_of_an_image_fails_it_alone(run, sections, column, cell, sentence):
@@ -709,9 +722,26 @@ def test_a_section_is_registered_in_python_as_by_the_command(run, model, section
         assert outcome.row["similarity_after"] == found.quality.similarity_after
     point = np.array([[40.0, 30.0]])
     assert np.array_equal(here.to_atlas(point), here.plane.to_atlas(here.to_reference(point)))
+    with pytest.raises(InputError, match=r"a\.png: expected the position of the section in the atlas"):
+        register_section(Job(sections / "a.png"), recipe)
     own = image_recipe(sections / "b.tif", pixel_um=80, model=model, image_shape=SHAPE)
     with pytest.raises(InputError, match="expected a registration to an atlas, found one to an image"):
         register_section(jobs[0], own).registered.transform.to_atlas(point)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"by": "left"}, "unknown place 'left'"),
+        ({"background": "grey"}, "unknown background 'grey'"),
+        ({"quarter_turns": 1.5}, "quarter turns: expected a whole number, got 1.5"),
+        ({"limits": {"fold": Limit(0, 1)}}, "unknown measure 'fold'"),
+    ],
+)
+def test_options_are_checked_where_they_are_made(given, sentence):
+    with pytest.raises(InputError, match=sentence):
+        Options(**given)
+    assert Options(limits={"folding": Limit(0, 1)}).limits == {**LIMITS, "folding": Limit(0, 1)}
 
 
 def test_a_position_in_mm_is_told(sections):

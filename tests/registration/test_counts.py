@@ -82,7 +82,8 @@ def test_points_and_densities_of_regions_and_of_all_their_parts(cells, sections,
 
 
 def test_tables_add_up_and_a_section_counts_once(cells, sections, tmp_path):
-    folders = (sections / "s1", sections, sections / "s2")
+    (tmp_path / "link").symlink_to(sections)
+    folders = (sections / "s1", sections, tmp_path / "link", sections / "s2")
     assert count(cells, cells, "--with", *folders, "--out", tmp_path / "counts.csv") == 0
     leaf = rows(tmp_path / "counts.csv")["leaf"]
     assert (leaf["points"], leaf["area_mm2"]) == ("10", "6")
@@ -107,6 +108,7 @@ def test_what_one_of_the_tables_does_not_know_is_left_out(cells, sections, tmp_p
     [
         ("region_id\n77\n", "line 2, region_id: expected a region of the sections, found 77"),
         ("region_id\nx\n", "line 2, region_id: expected a number, found 'x'"),
+        ("section,region_id\ns1,3\ns9,0\n", "line 3, section: expected one of those in --with, found 's9'"),
     ],
 )
 def test_a_table_of_something_else_is_refused(sections, tmp_path, capsys, table, sentence):
