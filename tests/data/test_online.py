@@ -195,7 +195,7 @@ def test_epochs_differ_in_training_and_not_in_validation(brain):
     assert seeds == [seed for _, seed in draws["train", 1]]
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_draw_what_the_process_draws(brain, context):
     whole = {"damage": draw_damage, "position_error_um": 300.0}
     alone = module(brain, **whole)
