@@ -1,5 +1,7 @@
 """Networks, penalties and samples for real sections, each as it is configured: a tiny training beats doing nothing."""
 
+from functools import partial
+
 import pytest
 
 from atlalign.models import load_model
@@ -26,13 +28,16 @@ def narrow(node: str) -> list[str]:
     return [f"{node}.{part}_filters={filters}" for part, filters in widths.items()]
 
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("options", "folds_at_most"),
     [
-        (["model=local_velocity", *narrow("model"), "loss.regularity=gradicon"], 0),
-        (["model=coarse_to_fine", *narrow("model.net"), "model.reductions=[2,1]"], 0),
+        slow(["model=local_velocity", *narrow("model"), "loss.regularity=gradicon"], 0),
+        slow(["model=coarse_to_fine", *narrow("model.net"), "model.reductions=[2,1]"], 0),
         (["model=correlation_pyramid", "model.encoder_filters=[8,16,16]", "model.radii=[2,2,2]"], 0),
-        (["model=local", *narrow("model"), "loss.regularity='jacobian&grad'", *LIGHT], 1e-3),
+        slow(["model=local", *narrow("model"), "loss.regularity='jacobian&grad'", *LIGHT], 1e-3),
     ],
     ids=["velocity, GradICON", "coarse to fine", "correlation pyramid", "folds and roughness"],
 )
