@@ -482,14 +482,14 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
 
 
 def _limits(texts: Sequence[str]) -> "dict[str, Limit]":
-    """Return the limits of quality, those given as MEASURE=LOOK,FAIL replacing the usual ones."""
+    """Return the limits of quality that are given as MEASURE=LOOK,FAIL."""
     from atlalign.registration.register import LIMITS, Limit
 
-    limits = dict(LIMITS)
+    limits = {}
     for text in texts:
         name, _, numbers = text.partition("=")
-        if name not in limits:
-            raise unknown_name("measure", name, limits)
+        if name not in LIMITS:
+            raise unknown_name("measure", name, LIMITS)
         try:
             look, fail = (float(number) for number in numbers.split(","))
         except ValueError as error:

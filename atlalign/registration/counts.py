@@ -137,21 +137,19 @@ def _columns(points: _Amounts, sections: _Sections) -> dict[str, list[Any]]:
         columns["parent_id"] = [regions[i].parent_id or "" for i in ids]
     for suffix, counts, extents in kinds:
         for side in (side for side in _SIDES if side in counts and side in extents):
-            before = f"{side}_" if side else ""
-            columns |= _of_side(before, suffix, ids, counts[side], extents[side])
+            columns |= _of_side(side, suffix, ids, counts[side], extents[side])
     return columns
 
 
 def _of_side(
-    before: str, suffix: str, ids: Sequence[int], counts: Mapping[int, float], areas: Mapping[int, float]
+    side: str, suffix: str, ids: Sequence[int], counts: Mapping[int, float], areas: Mapping[int, float]
 ) -> dict[str, list[Any]]:
     pairs = [(counts.get(i, 0), areas.get(i, 0)) for i in ids]
+    points = f"{side}_points{suffix}".removeprefix("_")
     return {
-        f"{before}points{suffix}": [f"{count:.0f}" for count, _ in pairs],
-        f"{before or 'area_'}{suffix.removeprefix('_')}{'_' * bool(suffix)}mm2": [
-            f"{area:.6g}" for _, area in pairs
-        ],
-        f"{before}points{suffix}_per_mm2": [f"{count / area:.6g}" if area else "" for count, area in pairs],
+        points: [f"{count:.0f}" for count, _ in pairs],
+        f"{side or 'area'}{suffix}_mm2": [f"{area:.6g}" for _, area in pairs],
+        f"{points}_per_mm2": [f"{count / area:.6g}" if area else "" for count, area in pairs],
     }
 
 
