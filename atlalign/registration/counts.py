@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from atlalign.data.tables import number, read_table, whole_number
 from atlalign.errors import InputError
 from atlalign.files import written_whole
-from atlalign.registration.exports import RegionName, read_regions, upwards
+from atlalign.registration.exports import RegionName, region_names, upwards
 from atlalign.registration.transform import RECORD, REGIONS
 
 _SIDES = ("", "left", "right")  # the first one is both
@@ -78,8 +78,8 @@ def _read_sections(folders: Sequence[Path]) -> _Sections:
     areas: _Amounts = {side: defaultdict(float) for side in _SIDES}
     for folder in folders:
         path = folder / REGIONS
-        regions |= read_regions(path)
         table = read_table(path)
+        regions |= region_names(table)
         areas = {side: area for side, area in areas.items() if f"{side or 'area'}_mm2" in table.names}
         for line, cells in table.records(["id", "area_mm2"]):
             region_id = whole_number(cells["id"], f"{path}, line {line}, id")

@@ -14,6 +14,7 @@ from atlalign import __version__
 from atlalign.data.images import PixelSize
 from atlalign.data.ontology import Ontology
 from atlalign.data.sections import Anchoring, Plane, Points, apply_affine, invert_affine
+from atlalign.data.tables import Table, read_table
 from atlalign.errors import InputError
 from atlalign.files import written_whole
 from atlalign.registration.transform import SectionTransform
@@ -176,13 +177,21 @@ def read_regions(path: Path) -> dict[int, RegionName]:
     Raises:
         InputError: If the file cannot be read, or is no such table.
     """
+    return region_names(read_table(path))
+
+
+def region_names(table: Table) -> dict[int, RegionName]:
+    """Return what the regions in a table of `write_regions` are called, by id.
+
+    Raises:
+        InputError: If it is no such table.
+    """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return {int(row["id"]): _region_name(row) for row in csv.DictReader(file)}
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(f"{path}: expected a table of regions: {type(error).__name__} {error}") from error
+        return {int(row["id"]): _region_name(row) for _, row in table.records([])}
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"{table.path}: expected a table of regions: {type(error).__name__} {error}"
+        ) from error
 
 
 def upwards(region_id: int, regions: Mapping[int, RegionName]) -> Iterator[int]:
@@ -195,8 +204,6 @@ def upwards(region_id: int, regions: Mapping[int, RegionName]) -> Iterator[int]:
 
 
 def _region_name(row: Mapping[str, str]) -> RegionName:
-    if None in row.values():
-        raise ValueError(f"too few cells for {row['id']}")
     parent = row.get("parent_id")
     parent_id = None if parent is None else int(parent or 0)
     if not row["color"]:
