@@ -9,7 +9,7 @@ from atlalign.errors import readable_errors
 @hydra.main(version_base="1.3", config_path="conf", config_name="generate")
 def main(config: DictConfig) -> None:
     """Write the h5 data set that the configuration describes, and a figure of its samples."""
-    from atlalign.data.generate import generate
+    from atlalign.synthesis.generate import generate
 
     generate(config)
 

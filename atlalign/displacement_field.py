@@ -16,8 +16,8 @@ from torch import Tensor
 
 from atlalign import geometry
 from atlalign.errors import InputError, check_numbers, checked_shape, unknown_name
-from atlalign.files import written_whole
 from atlalign.geometry.scattered import GriddataMethod, RbfFunction, corners, with_zeros
+from atlalign.io.files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

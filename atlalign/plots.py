@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from torch import Tensor
 
-from atlalign.data.images import overlay
 from atlalign.geometry import identity_grid, jacobian_determinant
+from atlalign.io.images import overlay
 
 _PANEL_INCHES = 2.6
 _GRID_LINES = 16

@@ -10,13 +10,8 @@ from scipy.interpolate import LinearNDInterpolator, Rbf
 from scipy.ndimage import map_coordinates
 from torch import Tensor
 
-from atlalign.data.atlas import phantom_atlas
-from atlalign.data.contrast import draw_contrast
+from atlalign.atlas.atlas import phantom_atlas
 from atlalign.data.dataset import RegistrationBatch
-from atlalign.data.deformations import EdgeStretching
-from atlalign.data.generate import Recipe, make_sample, one_thread
-from atlalign.data.online import OnlineDataModule
-from atlalign.data.sources import AnnotatedSource
 from atlalign.geometry import (
     affine_map,
     affine_to_dvf,
@@ -28,6 +23,11 @@ from atlalign.geometry import (
 )
 from atlalign.geometry.scattered import anchor_points, corners
 from atlalign.networks import LocalUNet
+from atlalign.synthesis.contrast import draw_contrast
+from atlalign.synthesis.deformations import EdgeStretching
+from atlalign.synthesis.generate import Recipe, make_sample, one_thread
+from atlalign.synthesis.online import OnlineDataModule
+from atlalign.synthesis.sources import AnnotatedSource
 from benchmarks.loading import data_module
 from benchmarks.measure import Measured, Size, in_turns, scratch
 from benchmarks.networks import smooth_fields, stepper

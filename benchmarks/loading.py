@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities import move_data_to_device
 
-from atlalign.data.atlas import phantom_atlas
+from atlalign.atlas.atlas import phantom_atlas
 from atlalign.data.augmenters import augmenter_1
 from atlalign.data.datamodule import DeviceDataModule, RegistrationDataModule
 from atlalign.data.demo import write_demo

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from atlalign import models
+from atlalign.atlas.phantom import phantom_volume
 from atlalign.cli import main as atlalign
-from atlalign.data.phantom import phantom_volume
 from atlalign.networks import LocalUNet
 from benchmarks.loading import data_module
 from benchmarks.measure import (

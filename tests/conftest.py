@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from atlalign.data.atlas import Atlas
+from atlalign.atlas.atlas import Atlas
 
 SHAPE = (32, 48)
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from atlalign.data.atlas import phantom_atlas
-from atlalign.data.sections import Anchoring, Plane
+from atlalign.atlas.atlas import phantom_atlas
+from atlalign.atlas.planes import Anchoring, Plane
 from atlalign.geometry import compose, invert, smooth_field, warp
 from atlalign.models import ModelOrigin, save_model
 from atlalign.networks import GlobalAffineNet

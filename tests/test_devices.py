@@ -10,14 +10,10 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from atlalign.data.atlas import phantom_atlas
+from atlalign.atlas.atlas import phantom_atlas
+from atlalign.atlas.planes import Plane
 from atlalign.data.augmenters import as_augmenter, kornia_1
-from atlalign.data.contrast import draw_contrast
-from atlalign.data.damage import draw_damage
 from atlalign.data.dataset import RegistrationBatch, complete
-from atlalign.data.images import ImageFile
-from atlalign.data.online import DEFORMATIONS, OnlineDataModule
-from atlalign.data.sections import Plane
 from atlalign.evaluation.methods import network_method
 from atlalign.geometry import (
     anchor,
@@ -31,10 +27,14 @@ from atlalign.geometry import (
     smooth_field,
     warp,
 )
+from atlalign.io.images import ImageFile
 from atlalign.losses import Backbone, PerceptualLoss, RegistrationLoss
 from atlalign.networks import CoarseToFineNet, CorrelationPyramidNet, GlobalAffineNet, LocalUNet, MergedNet
 from atlalign.registration.placement import atlas_reference, place, read_section
 from atlalign.registration.register import register
+from atlalign.synthesis.contrast import draw_contrast
+from atlalign.synthesis.damage import draw_damage
+from atlalign.synthesis.online import DEFORMATIONS, OnlineDataModule
 from atlalign.training.module import RegistrationModule
 from tests.otherdevice import OTHER, OtherDevice
 

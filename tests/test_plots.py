@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from matplotlib.collections import LineCollection
 
-from atlalign.data.images import overlay
+from atlalign.io.images import overlay
 from atlalign.plots import Panel, draw_grid, registration_figure
 
 

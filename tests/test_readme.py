@@ -14,13 +14,13 @@ import SimpleITK
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from atlalign.atlas.phantom import phantom_ontology, phantom_volume
 from atlalign.cli import main as atlalign
 from atlalign.data import schema
-from atlalign.data.generate import generate
-from atlalign.data.phantom import phantom_ontology, phantom_volume
 from atlalign.evaluation.evaluate import evaluate
 from atlalign.models import ModelOrigin, merge_global_local, save_model
 from atlalign.networks import GlobalAffineNet, LocalUNet
+from atlalign.synthesis.generate import generate
 from atlalign.training.run import train
 from tests.conftest import write_h5
 from tests.models.keras_writer import KerasWriter
@@ -210,7 +210,7 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
 def test_the_atlas_that_is_downloaded_composes():
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", ["data=h5", "data.path=my.h5", "atlas=allen"])
-    assert config.atlas._target_ == "atlalign.data.atlas.allen_atlas"
+    assert config.atlas._target_ == "atlalign.atlas.atlas.allen_atlas"
 
 
 @pytest.mark.parametrize("command", [c for c in TRAININGS if set(ON_SEVERAL) & set(c)], ids=" ".join)

@@ -1,1 +1,1 @@
-"""data."""
+"""What makes batches from an h5 data set."""

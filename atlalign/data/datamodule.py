@@ -13,12 +13,12 @@ import torch
 from lightning_fabric.utilities import suggested_max_num_workers
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from atlalign.atlas.atlas import PHANTOM, Atlas
 from atlalign.data import schema
-from atlalign.data.atlas import PHANTOM, Atlas
 from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter, as_augmenter
 from atlalign.data.dataset import RawSample, RegistrationBatch, RegistrationDataset, SeededSampler, complete
 from atlalign.errors import InputError, check_numbers, checked_shape, unknown_name
-from atlalign.files import fingerprint
+from atlalign.io.files import fingerprint
 
 Indexes = Sequence[int] | str | Path
 

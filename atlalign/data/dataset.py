@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from atlalign.data.atlas import Atlas
+from atlalign.atlas.atlas import Atlas
 from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter
-from atlalign.data.images import has_bright_ground, resize_images
 from atlalign.geometry import resize, warp
+from atlalign.io.images import has_bright_ground, resize_images
 
 _READ = ("img", "deltas_xy", "inv_deltas_xy")
 

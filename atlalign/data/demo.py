@@ -12,8 +12,8 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from atlalign.atlas.atlas import Atlas
 from atlalign.data import schema
-from atlalign.data.atlas import Atlas
 from atlalign.data.datamodule import RegistrationDataModule
 from atlalign.errors import InputError, unknown_name
 from atlalign.geometry import affine_to_dvf, warp

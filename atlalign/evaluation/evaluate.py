@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from atlalign import losses, metrics
-from atlalign.data.atlas import Atlas, allen_atlas, file_atlas, phantom_atlas
+from atlalign.atlas.atlas import Atlas, allen_atlas, file_atlas, phantom_atlas
 from atlalign.data.datamodule import RegistrationDataModule, split_samples
 from atlalign.data.dataset import RegistrationBatch, RegistrationDataset, complete
 from atlalign.errors import InputError, check_booleans, check_numbers, unknown_name
@@ -50,7 +50,9 @@ _SPLITS = ("val", "train", "all")
 _LEAST = {"n_viewers": 0, "n_resamples": 1, "seed": 0}
 _SPLIT_KEYS = ("val_fraction", "train_indexes", "val_indexes", "split_seed")
 # What a checkpoint may have built, by plain arguments; its file is not trusted to name anything else.
-_ATLASES = {f"atlalign.data.atlas.{make.__name__}": make for make in (phantom_atlas, file_atlas, allen_atlas)}
+_ATLASES = {
+    f"atlalign.atlas.atlas.{make.__name__}": make for make in (phantom_atlas, file_atlas, allen_atlas)
+}
 _ATLAS_FILES = ("path", "annotation_path", "ontology_path")
 _GIVE_ATLAS = "give the atlas that the sections are registered to, atlas=file atlas.path=FILE or atlas=allen"
 
@@ -256,7 +258,7 @@ def _on_an_atlas(config: DictConfig, origin: ModelOrigin) -> DictConfig:
     if isinstance(trained, Mapping):
         target, of_whom = str(trained.get("_target_")), f"to suit {config.checkpoint}"
     else:
-        trained, target = {}, "atlalign.data.atlas.phantom_atlas"
+        trained, target = {}, "atlalign.atlas.atlas.phantom_atlas"
         of_whom = f"for {config.checkpoint} does not tell its atlas"
     if target not in _ATLASES:
         raise InputError(f"atlas: {config.checkpoint} was trained with {target}: {_GIVE_ATLAS}")

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from atlalign.data import schema
 from atlalign.data.dataset import RegistrationDataset
-from atlalign.data.tables import number, read_table, whole_number
 from atlalign.errors import InputError
+from atlalign.io.tables import number, read_table, whole_number
 
 _COLUMNS = ("reference_x", "reference_y", "moving_x", "moving_y")
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from atlalign import losses, metrics
-from atlalign.data.ontology import Ontology
+from atlalign.atlas.ontology import Ontology
 from atlalign.geometry import compose, invert, stays_inside, warp
 
 Measures = dict[str, float]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from atlalign.errors import InputError
-from atlalign.files import written_whole
+from atlalign.io.files import written_whole
 
 INTENSITY_TOLERANCE = 1e-3
 FIELD_TOLERANCE_PX = 1e-3

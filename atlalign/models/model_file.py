@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from atlalign import __version__
 from atlalign.errors import InputError
-from atlalign.files import written_whole
+from atlalign.io.files import written_whole
 from atlalign.networks import GlobalAffineNet, MergedNet
 from atlalign.networks.architecture import construct, describe
 

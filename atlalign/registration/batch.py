@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from atlalign import __version__
-from atlalign.data.images import overlay, slide_color, write_tiff
-from atlalign.data.ontology import Ontology
+from atlalign.atlas.ontology import Ontology
 from atlalign.errors import InputError
-from atlalign.files import written_whole
-from atlalign.registration import exports
+from atlalign.io.files import written_whole
+from atlalign.io.images import overlay, slide_color, write_tiff
+from atlalign.registration import regions, visualign
 from atlalign.registration.jobs import Job
 from atlalign.registration.placement import Reference
 from atlalign.registration.recipe import Recipe, RegisteredSection, register_section
@@ -221,7 +221,7 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
     with _written_whole(folder) as unfinished:
         _write_results(unfinished, found, recipe.ontology)
         if transform.plane is not None:
-            record["visualign"] = exports.visualign_slice(
+            record["visualign"] = visualign.visualign_slice(
                 transform,
                 job.path.name,
                 job.number,
@@ -275,13 +275,13 @@ def _write_labels(
     labels = labels.astype(np.uint32)
     grid = transform.forward.grid.with_shape((labels.shape[0], labels.shape[1]))
     _write(folder / LABELS, [labels], labels.shape, labels.dtype, grid)
-    areas = exports.RegionAreas(transform.section.pixel_um)
+    areas = regions.RegionAreas(transform.section.pixel_um)
     if transform.plane is None:
         in_section = areas.counted(transform.label(labels))
     else:
         in_section = areas.counted_by_side(transform.label_by_side(labels))
     _write(folder / _IMAGE_LABELS, in_section, transform.section.shape, labels.dtype, transform.section)
-    exports.write_regions(folder / REGIONS, areas, ontology, known=np.unique(labels[labels > 0]).tolist())
+    regions.write_regions(folder / REGIONS, areas, ontology, known=np.unique(labels[labels > 0]).tolist())
 
 
 def _write(
@@ -384,7 +384,7 @@ def _write_tables(out: Path, failed: Iterable[Mapping[str, Any]]) -> None:
             _write_table(out / TABLE, [rows[name] for name in sorted(rows)])
         slices = [record["visualign"] for record in records.values() if "visualign" in record]
         if slices:
-            exports.write_visualign(out / VISUALIGN, _numbered(slices))
+            visualign.write_visualign(out / VISUALIGN, _numbered(slices))
 
 
 def _numbered(slices: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

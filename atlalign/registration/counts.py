@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atlalign.data.tables import number, read_table, whole_number
 from atlalign.errors import InputError
-from atlalign.files import written_whole
-from atlalign.registration.exports import RegionName, region_names, upwards
+from atlalign.io.files import written_whole
+from atlalign.io.tables import number, read_table, whole_number
+from atlalign.registration.regions import RegionName, region_names, upwards
 from atlalign.registration.transform import RECORD, REGIONS
 
 _SIDES = ("", "left", "right")  # the first one is both

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from atlalign.data.sections import Points
+from atlalign.atlas.planes import Points
 from atlalign.errors import InputError
-from atlalign.registration.exports import RegionName
+from atlalign.registration.regions import RegionName
 
 _NESTING = {
     "Point": 0, "MultiPoint": 1, "LineString": 1, "MultiLineString": 2, "Polygon": 2, "MultiPolygon": 3,

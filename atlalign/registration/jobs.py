@@ -6,10 +6,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, get_args
 
-from atlalign.data.images import IMAGE_ENDINGS
-from atlalign.data.sections import LIST_ENDINGS, Anchoring, ListedSection, check_is_um, find_list, read_list
-from atlalign.data.tables import number, shown, whole_number
+from atlalign.atlas.planes import Anchoring, check_is_um
+from atlalign.atlas.section_lists import LIST_ENDINGS, ListedSection, find_list, read_list
 from atlalign.errors import InputError
+from atlalign.io.images import IMAGE_ENDINGS
+from atlalign.io.tables import number, shown, whole_number
 from atlalign.registration.placement import Background, Placing
 
 

@@ -8,8 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atlalign.data.atlas import Atlas
-from atlalign.data.images import (
+from atlalign.atlas.atlas import Atlas
+from atlalign.atlas.planes import Anchoring, Plane, Points, apply_affine, homogeneous, invert_affine
+from atlalign.errors import InputError
+from atlalign.geometry import identity_grid, sample
+from atlalign.io.files import fingerprint_of
+from atlalign.io.images import (
     ImageFile,
     PixelSize,
     has_bright_ground,
@@ -18,10 +22,6 @@ from atlalign.data.images import (
     slide_brightness,
     to_unit_range,
 )
-from atlalign.data.sections import Anchoring, Plane, Points, apply_affine, homogeneous, invert_affine
-from atlalign.errors import InputError
-from atlalign.files import fingerprint_of
-from atlalign.geometry import identity_grid, sample
 from atlalign.registration.transform import Grid
 
 Placing = Literal["auto", "anchoring", "scale", "fit", "stretch"]

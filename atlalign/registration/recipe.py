@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import nn
 
-from atlalign.data.atlas import Atlas, open_atlas
-from atlalign.data.images import ImageFile, read_image, read_labels
-from atlalign.data.ontology import Ontology, read_ontology
-from atlalign.data.sections import Plane
+from atlalign.atlas.atlas import Atlas, open_atlas
+from atlalign.atlas.ontology import Ontology, read_ontology
+from atlalign.atlas.planes import Plane
 from atlalign.errors import InputError, check_numbers, checked_shape, unknown_name
-from atlalign.files import fingerprint, fingerprint_of
+from atlalign.io.files import fingerprint, fingerprint_of
+from atlalign.io.images import ImageFile, read_image, read_labels
 from atlalign.models import SHIPPED_MODEL, load_model, read_origin
 from atlalign.networks.memory_format import fastest_memory_format
 from atlalign.registration.jobs import Job

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atlalign.data.sections import Points, apply_affine, invert_affine
+from atlalign.atlas.planes import Points, apply_affine, invert_affine
 from atlalign.errors import InputError, describe
 from atlalign.geometry import (
     compose,

@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atlalign.data.images import PixelSize
-from atlalign.data.sections import Plane, Points
+from atlalign.atlas.planes import Plane, Points
 from atlalign.errors import InputError
-from atlalign.files import written_whole
 from atlalign.geometry import sample, warp_points
+from atlalign.io.files import written_whole
+from atlalign.io.images import PixelSize
 
 FORWARD, INVERSE, RECORD = "forward.nii.gz", "inverse.nii.gz", "transform.json"
 """The files of a transform."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import atlalign
-from atlalign.files import written_whole
+from atlalign.io.files import written_whole
 from atlalign.versions import versions
 
 

@@ -21,7 +21,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from atlalign.errors import InputError, describe, unknown_name
-from atlalign.files import written_whole
+from atlalign.io.files import written_whole
 
 Value = str | int | float | bool
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from atlalign.data.atlas import file_atlas
+from atlalign.atlas.atlas import file_atlas
 from atlalign.data.demo import tissue_planes, write_demo
-from atlalign.data.online import hold_out
+from atlalign.synthesis.online import hold_out
 
 SIZES = (32, 128, 512, 4800)
 FIELDS_PER_PLANE = 16

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from atlalign.data.atlas import file_atlas
-from atlalign.data.sections import read_list
+from atlalign.atlas.atlas import file_atlas
+from atlalign.atlas.section_lists import read_list
 from atlalign.errors import InputError
-from atlalign.files import fingerprint, written_whole
+from atlalign.io.files import fingerprint, written_whole
 from atlalign.models import SHIPPED_MODEL, read_origin
 from methods import METHODS, Kept, make_methods
 from pairs import spread

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atlalign.data.atlas import Atlas
+from atlalign.atlas.atlas import Atlas
 from atlalign.data.dataset import RegistrationBatch
 from atlalign.errors import InputError, unknown_name
 from atlalign.evaluation.methods import baseline
-from atlalign.files import written_whole
 from atlalign.geometry import identity_grid
+from atlalign.io.files import written_whole
 from atlalign.models import load_model, read_origin
 from atlalign.networks.memory_format import fastest_memory_format
 from atlalign.registration.placement import Placing, Section, atlas_reference, place

@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atlalign.data.atlas import Atlas
-from atlalign.data.contrast import apply_contrast, draw_contrast
-from atlalign.data.images import read_image
-from atlalign.data.sections import ListedSection, Plane
+from atlalign.atlas.atlas import Atlas
+from atlalign.atlas.planes import Plane
+from atlalign.atlas.section_lists import ListedSection
 from atlalign.geometry import invert, smooth_field, warp
+from atlalign.io.images import read_image
 from atlalign.registration.placement import (
     Placing,
     Reference,
@@ -21,6 +21,7 @@ from atlalign.registration.placement import (
     placed_image,
     read_section,
 )
+from atlalign.synthesis.contrast import apply_contrast, draw_contrast
 
 _MEAN_WARP = 10 / 456  # of the width, over the image
 _WARP_SPACING = 0.25  # of the width

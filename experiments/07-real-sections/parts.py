@@ -10,9 +10,9 @@ from rich.progress import Progress
 from scipy import ndimage
 from torch import Tensor
 
-from atlalign.data.atlas import Atlas
+from atlalign.atlas.atlas import Atlas
+from atlalign.atlas.section_lists import ListedSection
 from atlalign.data.demo import tissue_planes
-from atlalign.data.sections import ListedSection
 from atlalign.evaluation.measures import Regions, levels_of
 from atlalign.geometry import compose, invert, jacobian_determinant, warp
 from atlalign.metrics import mutual_information

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atlalign.data.atlas import Atlas
-from atlalign.files import written_whole
+from atlalign.atlas.atlas import Atlas
 from atlalign.geometry import invert, warp
+from atlalign.io.files import written_whole
 from methods import METHODS, YARDSTICK, Kept, placing
 from pairs import Pair, labels_of, real_pair, spread
 from parts import PARTS, Row, Setting

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from atlalign.atlas.atlas import phantom_atlas
 from atlalign.data import schema
-from atlalign.data.atlas import phantom_atlas
 from atlalign.data.demo import DemoDataModule, write_demo
 from atlalign.errors import InputError
 from atlalign.geometry import compose, jacobian_determinant, warp

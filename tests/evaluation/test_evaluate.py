@@ -16,9 +16,9 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from atlalign import versions
-from atlalign.data.atlas import phantom_atlas
+from atlalign.atlas.atlas import phantom_atlas
+from atlalign.atlas.phantom import phantom_volume
 from atlalign.data.datamodule import RegistrationDataModule
-from atlalign.data.phantom import phantom_volume
 from atlalign.errors import InputError, readable_errors
 from atlalign.evaluation.evaluate import evaluate
 from atlalign.geometry import warp
@@ -376,7 +376,7 @@ def write_trained_on(atlas: dict) -> None:
     save_model(Shift(*SHIFT), "known.pt", origin=ModelOrigin(image_shape=SHAPE, config=config))
 
 
-FROM_FILE = {"_target_": "atlalign.data.atlas.file_atlas", "path": "atlas.h5", "spacing_um": 1100.0}
+FROM_FILE = {"_target_": "atlalign.atlas.atlas.file_atlas", "path": "atlas.h5", "spacing_um": 1100.0}
 
 
 def test_the_atlas_is_that_of_the_training_where_none_is_given(folder, capsys):

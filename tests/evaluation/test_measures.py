@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from atlalign.data.atlas import phantom_atlas
+from atlalign.atlas.atlas import phantom_atlas
 from atlalign.evaluation.measures import Regions
 from atlalign.geometry import invert, smooth_field, stays_inside, warp
 

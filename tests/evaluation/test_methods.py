@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from atlalign.data.atlas import phantom_atlas
+from atlalign.atlas.atlas import phantom_atlas
 from atlalign.data.dataset import RegistrationBatch
 from atlalign.errors import InputError
 from atlalign.evaluation.methods import baseline, fit_affine, network_method

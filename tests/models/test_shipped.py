@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from atlalign.data.atlas import Atlas, file_atlas, phantom_atlas
-from atlalign.data.contrast import apply_contrast, draw_contrast
+from atlalign.atlas.atlas import Atlas, file_atlas, phantom_atlas
 from atlalign.geometry import invert, jacobian_determinant, smooth_field, warp
 from atlalign.models import SHIPPED_MODEL, load_model, read_origin
+from atlalign.synthesis.contrast import apply_contrast, draw_contrast
 
 N_SECTIONS = 8
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from atlalign.data.atlas import phantom_atlas
+from atlalign.atlas.atlas import phantom_atlas
 from atlalign.geometry import compose, integrate, invert, jacobian_determinant, smooth_field, warp
 from atlalign.registration import refine as refinement
 from atlalign.registration.refine import refine

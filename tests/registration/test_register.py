@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from atlalign.data.atlas import Atlas, phantom_atlas
-from atlalign.data.images import ImageFile
-from atlalign.data.sections import Anchoring, Plane, apply_affine, invert_affine
+from atlalign.atlas.atlas import Atlas, phantom_atlas
+from atlalign.atlas.planes import Anchoring, Plane, apply_affine, invert_affine
 from atlalign.errors import InputError
 from atlalign.geometry import affine_to_dvf, invert, smooth_field, warp
+from atlalign.io.images import ImageFile
 from atlalign.networks import Registration
 from atlalign.registration.placement import (
     Placement,

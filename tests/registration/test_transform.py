@@ -8,10 +8,10 @@ import pytest
 import SimpleITK
 import torch
 
-from atlalign.data.images import read_image, write_tiff
-from atlalign.data.sections import Plane
+from atlalign.atlas.planes import Plane
 from atlalign.errors import InputError
 from atlalign.geometry import invert, smooth_field
+from atlalign.io.images import read_image, write_tiff
 from atlalign.registration import transform as module
 from atlalign.registration.transform import Displacement, Grid, SectionTransform, read_record
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from atlalign.files import fingerprint
+from atlalign.io.files import fingerprint
 from atlalign.training import record
 from atlalign.training.run import train
 from tests.training.conftest import TINY, TINY_LOCAL, metrics_of

@@ -18,7 +18,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 import train
-from atlalign.data.phantom import phantom_volume
+from atlalign.atlas.phantom import phantom_volume
 from atlalign.errors import readable_errors
 from atlalign.training.runs import compare, find_runs, read_run
 from atlalign.training.study import Pruning, SweepStudy, _storage, search_space

@@ -1,0 +1,1 @@
+"""What an atlas is, and where a section lies in one."""

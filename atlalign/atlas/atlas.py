@@ -1,0 +1,410 @@
+"""The reference volume: a template, and region ids where wanted, held in memory at the working size.
+
+The three loaders are what `conf/atlas/*.yaml` names. A coronal plane lies in [H, W] as (DV, ML): rows run downwards
+from the top of the brain.
+"""
+
+import logging
+import math
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from atlalign.atlas.brainglobe import fetch
+from atlalign.atlas.ontology import Ontology, read_ontology
+from atlalign.atlas.phantom import EXTENT_MM, phantom_ontology, phantom_volume
+from atlalign.atlas.volumes import PLANES_AT_ONCE, Volume, axes_order, has_dataset, open_volume
+from atlalign.errors import InputError, checked_shape
+from atlalign.io.files import fingerprint_of
+from atlalign.io.images import resize_images
+
+_log = logging.getLogger(__name__)
+
+PHANTOM = "phantom"
+"""The name of the atlas that is drawn."""
+
+_BRIGHT = 0.001  # The share of tissue that may be brighter than white.
+_ANNOTATION = "annotation"
+
+
+@dataclass(frozen=True, eq=False)
+class Atlas:
+    """Coronal planes from front to back, at the working size.
+
+    Attributes:
+        template: uint8 (P, H, W).
+        annotation: Region ids, int32 or int64 (P, H, W), 0 for none; None if there are none or none were asked for.
+        spacing_um: Distance of the planes along AP; plane i stands for positions from i · spacing to (i + 1) · spacing.
+        name: For messages and reports.
+        intensity_scale: What raw intensities were divided by to come to [0, 1].
+        pixel_um: Distance of the pixels of a plane along x (ML) and y (DV).
+        origin_um: Where the centre of a plane's first pixel lies along x and y: half a voxel of the original.
+        ontology: What the ids mean; None if that is not known.
+    """
+
+    template: Tensor
+    annotation: Tensor | None
+    spacing_um: float
+    name: str
+    intensity_scale: float
+    pixel_um: tuple[float, float]
+    origin_um: tuple[float, float] = (0.0, 0.0)
+    ontology: Ontology | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """The working size (H, W)."""
+        return int(self.template.shape[1]), int(self.template.shape[2])
+
+    @property
+    def extent_um(self) -> float:
+        """The largest position: P · spacing."""
+        return len(self.template) * self.spacing_um
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of all that the atlas holds but its name: takes a second or two for each GB."""
+        annotation = None if self.annotation is None else self.annotation.numpy()
+        frame = (self.spacing_um, self.pixel_um, self.origin_um)
+        regions = None if self.ontology is None else list(self.ontology)
+        return fingerprint_of(self.template.numpy(), annotation, frame, regions)
+
+    def plane_index(self, position_um: float | Tensor) -> Tensor:
+        """Return min(position // spacing, P − 1), int64 in the shape of `position_um`.
+
+        Raises:
+            InputError: If a position lies outside [0, extent_um].
+        """
+        position = torch.as_tensor(position_um, dtype=torch.float64)
+        inside = (position >= 0) & (position <= self.extent_um)
+        if not inside.all():
+            found = position[~inside][0].item()
+            raise InputError(
+                f"position: expected 0 to {self.extent_um:g} µm (atlas '{self.name}'), got {found:g}"
+            )
+        return (position // self.spacing_um).long().clamp(max=len(self.template) - 1)
+
+    def first_um(self, plane: int | Tensor) -> Tensor:
+        """Return the first position of planes in whole µm, int64: `plane_index` gives the planes back."""
+        planes = torch.as_tensor(plane)
+        position = (planes.double() * self.spacing_um).ceil()
+        # A spacing that is not whole is not exact either, and a product may lie in the plane before.
+        return (position + (self.plane_index(position) < planes)).long()
+
+    def section(self, position_um: float) -> Tensor:
+        """Return the template's plane at `position_um` as float32 (1, H, W) in [0, 1]."""
+        return self.template[int(self.plane_index(position_um))][None].float() / 255
+
+    def labels(self, position_um: float) -> Tensor:
+        """Return the region ids at `position_um` as int32 or int64 (1, H, W).
+
+        Raises:
+            InputError: If the atlas holds no annotation, or the position lies outside.
+        """
+        if self.annotation is None:
+            raise InputError(
+                f"atlas '{self.name}' holds no annotation: there is none, or with_annotation is false"
+            )
+        return self.annotation[int(self.plane_index(position_um))][None]
+
+    def cut(self, position_um: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return template (1, H, W) in [0, 1] and region ids (1, H, W) on a plane that may be oblique.
+
+        Each pixel comes from the plane that its own position lies in, as `section` takes all of them from one; outside
+        of the atlas both are 0.
+
+        Args:
+            position_um: (H, W), in the working size.
+        """
+        height, width = self.image_shape
+        rows, columns = torch.arange(height)[:, None], torch.arange(width)
+        inside = (position_um >= 0) & (position_um <= self.extent_um)
+        plane = (position_um // self.spacing_um).long().clamp(0, len(self.template) - 1)
+        image = self.template[plane, rows, columns] * inside
+        labels = None if self.annotation is None else self.annotation[plane, rows, columns] * inside
+        return image[None].float() / 255, None if labels is None else labels[None]
+
+
+def phantom_atlas(
+    *,
+    image_shape: tuple[int, int],
+    seed: int = 0,
+    spacing_um: float = 100.0,
+    with_annotation: bool = True,
+) -> Atlas:
+    """Return a procedural mouse-like brain over 0 … 13200 µm, rendered at the working size.
+
+    Args:
+        image_shape: (H, W).
+        seed: Another seed is another animal.
+        spacing_um: Distance of the planes; it divides 13200.
+        with_annotation: Whether to keep the labels, named by `PHANTOM_REGIONS`.
+
+    Raises:
+        InputError: If an argument is out of range.
+    """
+    shape = checked_shape("image_shape", image_shape)
+    extent_um = EXTENT_MM[0] * 1000
+    planes = round(extent_um / spacing_um) if spacing_um > 0 else 0
+    if abs(planes * spacing_um - extent_um) > 1e-6:
+        raise InputError(f"spacing_um: expected a divisor of {extent_um:g}, got {spacing_um:g}")
+    template, labels = phantom_volume(shape=(planes, *shape), seed=seed)
+    annotation = torch.from_numpy(labels).int() if with_annotation else None
+    height_um, width_um = EXTENT_MM[1] * 1000, EXTENT_MM[2] * 1000
+    return Atlas(
+        torch.from_numpy(template),
+        annotation,
+        spacing_um,
+        PHANTOM,
+        255.0,
+        pixel_um=(width_um / (shape[1] - 1), height_um / (shape[0] - 1)),
+        ontology=phantom_ontology(),
+    )
+
+
+def file_atlas(
+    path: str | Path,
+    *,
+    image_shape: tuple[int, int] | None = None,
+    template: str = "template",
+    annotation: str = _ANNOTATION,
+    spacing_um: float = 25.0,
+    annotation_path: str | Path | None = None,
+    ontology_path: str | Path | None = None,
+    axes: str = "AP,DV,ML",
+    with_annotation: bool = True,
+) -> Atlas:
+    """Return the atlas in a file: .h5, .hdf5, .npy, .nrrd, .nii, .nii.gz, .mha, .tif or .tiff.
+
+    uint8 intensities are taken as they are, others divided by the 99.9th percentile of the voxels above 0. Images are
+    resized with antialiasing, ids to the nearest neighbour, both with aligned corners. Orientation in the header is not
+    looked at: the first plane must be the front one, its first row the top, its first column the left of the brain.
+
+    Args:
+        path: The file.
+        image_shape: (H, W) of the planes to return; None keeps the file's own.
+        template: The dataset's name in an h5 file.
+        annotation: The dataset's name in an h5 file; under its default name it may be missing.
+        spacing_um: The size of the file's voxels, which are cubes.
+        annotation_path: A file of ids with the template's axes; in an h5 file, the dataset `annotation`.
+        ontology_path: A table of the regions, see `atlalign.atlas.ontology.read_ontology`.
+        axes: The file's own order of axes. That is the order of the sizes in the header of .nrrd, .nii and .mha (ITK's
+            arrays have it reversed); pages, rows, columns in .tif; the array's order in .h5 and .npy.
+        with_annotation: Whether to load the ids.
+
+    Raises:
+        InputError: If a file cannot be read or does not hold what is expected.
+    """
+    path = Path(path).expanduser()
+    order = axes_order(axes)
+    ontology = None if ontology_path is None else read_ontology(ontology_path)
+    with ExitStack() as files:
+        volume = open_volume(path, template, order, files)
+        ids = None
+        if with_annotation and annotation_path is not None:
+            ids = open_volume(Path(annotation_path).expanduser(), annotation, order, files)
+        elif with_annotation and (annotation != _ANNOTATION or has_dataset(path, annotation)):
+            ids = open_volume(path, annotation, order, files)
+        return _assemble(
+            volume,
+            ids,
+            image_shape=image_shape,
+            spacing_um=spacing_um,
+            name=path.stem,
+            ontology=ontology,
+        )
+
+
+def allen_atlas(
+    *, image_shape: tuple[int, int] | None = None, resolution_um: int = 25, with_annotation: bool = True
+) -> Atlas:
+    """Return the Allen CCFv3 as packaged by BrainGlobe, which downloads it at its first use (optional extra `allen`).
+
+    Args:
+        image_shape: (H, W) of the planes to return; None keeps the atlas's own.
+        resolution_um: 10, 25, 50 or 100.
+        with_annotation: Whether to load the region ids.
+
+    Raises:
+        InputError: If the resolution is another, brainglobe-atlasapi is missing, or the download fails.
+    """
+    if resolution_um not in (10, 25, 50, 100):
+        raise InputError(f"resolution_um: expected 10, 25, 50 or 100, got {resolution_um}")
+    name = f"allen_mouse_{resolution_um}um"
+    template, annotation, ontology = fetch(name, with_annotation=with_annotation)
+    return _assemble(
+        Volume(template, f"{name} template"),
+        None if annotation is None else Volume(annotation, f"{name} annotation"),
+        image_shape=image_shape,
+        spacing_um=float(resolution_um),
+        name=name,
+        ontology=ontology,
+    )
+
+
+def open_atlas(
+    name: str | Path,
+    *,
+    phantom_shape: tuple[int, int],
+    annotation_path: str | Path | None = None,
+    ontology_path: str | Path | None = None,
+    spacing_um: float | None = None,
+) -> Atlas:
+    """Return an atlas at its own resolution, with region ids if it has any.
+
+    Args:
+        name: phantom, allen, or a file.
+        phantom_shape: The (H, W) that the phantom is drawn at: it has no size of its own.
+        annotation_path: For a file, see `file_atlas`.
+        ontology_path: For a file.
+        spacing_um: For a file; 25 if None.
+
+    Raises:
+        InputError: As the three above do, and if something is given that only a file needs.
+    """
+    of_file = (annotation_path, ontology_path, spacing_um)
+    if name in (PHANTOM, "allen") and any(value is not None for value in of_file):
+        raise InputError(
+            f"atlas '{name}' has its own annotation, ontology and spacing: expected none beside it"
+        )
+    if name == PHANTOM:
+        return phantom_atlas(image_shape=phantom_shape)
+    if name == "allen":
+        return allen_atlas()
+    return file_atlas(
+        name,
+        annotation_path=annotation_path,
+        ontology_path=ontology_path,
+        spacing_um=25.0 if spacing_um is None else spacing_um,
+    )
+
+
+def _assemble(
+    template: Volume,
+    annotation: Volume | None,
+    *,
+    image_shape: tuple[int, int] | None,
+    spacing_um: float,
+    name: str,
+    ontology: Ontology | None,
+) -> Atlas:
+    _, *own_shape = template.array.shape
+    shape = checked_shape("image_shape", own_shape if image_shape is None else image_shape)
+    if not spacing_um > 0:
+        raise InputError(f"spacing_um: expected more than 0, got {spacing_um:g}")
+    if annotation is not None and annotation.array.shape != template.array.shape:
+        raise InputError(
+            f"{annotation.source}: expected the template's shape {tuple(template.array.shape)}, "
+            f"got {tuple(annotation.array.shape)}"
+        )
+    with ThreadPoolExecutor(1) as other_core:
+        ids = None if annotation is None else other_core.submit(_load_annotation, annotation, shape)
+        grey, scale = _load_template(template, shape)
+    # Corners are aligned: the distance of the outermost pixels' centres stays what it was.
+    along_y, along_x = ((own - 1) / (new - 1) * spacing_um for own, new in zip(own_shape, shape, strict=True))
+    half = spacing_um / 2
+    return Atlas(
+        grey,
+        None if ids is None else ids.result(),
+        spacing_um,
+        name,
+        scale,
+        pixel_um=(along_x, along_y),
+        origin_um=(half, half),
+        ontology=ontology,
+    )
+
+
+def _load_template(volume: Volume, shape: tuple[int, int]) -> tuple[Tensor, float]:
+    """Return the template as uint8 (P, *shape) and its intensity scale, reading each plane once."""
+    if volume.array.dtype.kind not in "uif":
+        raise InputError(f"{volume.source}: expected integers or floats, got {volume.array.dtype}")
+    brightness = _Brightness(int(np.prod(volume.array.shape)))
+    is_own_shape = volume.array.shape[1:] == shape
+    # In few bytes as long as the scale is not known: as floats a large atlas would be four times what comes of it.
+    resized = np.empty((volume.array.shape[0], *shape), volume.array.dtype if is_own_shape else np.float32)
+    for planes, block in volume.blocks():
+        _check_intensities(block, planes.start, volume.source)
+        brightness.add(block)
+        resized[planes] = block if is_own_shape else resize_images(_floats(block), shape)
+    if brightness.lowest == brightness.highest:
+        raise InputError(f"{volume.source}: expected an image, but every voxel is {brightness.lowest:g}")
+    scale = 255.0 if volume.array.dtype == np.uint8 else brightness.white
+    grey = torch.empty(resized.shape, dtype=torch.uint8)
+    for start in range(0, len(grey), PLANES_AT_ONCE):
+        planes = slice(start, start + PLANES_AT_ONCE)
+        grey[planes] = _floats(resized[planes]).mul_(255 / scale).clamp_(max=255).round_()
+    return grey, scale
+
+
+def _floats(block: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(block.astype(np.float32))
+
+
+class _Brightness:
+    """The extremes of a volume, and the 99.9th percentile of its voxels above 0, in one pass over blocks.
+
+    Only as many of the brightest voxels are kept as the percentile can depend on; it is exact, for any type.
+    """
+
+    def __init__(self, voxels: int) -> None:
+        self.lowest, self.highest = math.inf, -math.inf
+        self._tissue = 0
+        self._keep = int(_BRIGHT * voxels) + 2
+        self._top: NDArray[Any] = np.empty(0, np.uint8)
+
+    def add(self, block: NDArray[Any]) -> None:
+        self.lowest = min(self.lowest, float(block.min()))
+        self.highest = max(self.highest, float(block.max()))
+        self._tissue += int(np.count_nonzero(block))
+        floor = self._top[0] if len(self._top) == self._keep else 0
+        top = np.sort(np.concatenate([self._top, block[block > floor]]))
+        self._top = top[-self._keep :]
+
+    @property
+    def white(self) -> float:
+        """The percentile, interpolated linearly between neighbouring ranks as numpy does."""
+        rank_from_top = _BRIGHT * (self._tissue - 1)
+        return float(np.interp(rank_from_top, np.arange(len(self._top)), self._top[::-1]))
+
+
+def _check_intensities(block: NDArray[Any], first_plane: int, source: str) -> None:
+    # Comparisons with NaN are false.
+    if block.min() >= 0 and block.max() < np.inf:
+        return
+    bad = ~((block >= 0) & (block < np.inf))
+    plane = first_plane + int(bad.any(axis=(1, 2)).argmax())
+    raise InputError(
+        f"{source}: expected finite intensities of at least 0, found {block[bad][0]} "
+        f"and {bad.sum() - 1} more from plane {plane} on"
+    )
+
+
+def _load_annotation(volume: Volume, shape: tuple[int, int]) -> Tensor:
+    """Return the ids (P, *shape) at the nearest voxel, corners aligned, unchanged in value."""
+    if volume.array.dtype.kind not in "ui":
+        raise InputError(f"{volume.source}: expected integer ids, got {volume.array.dtype}")
+    planes, height, width = volume.array.shape
+    rows, columns = _nearest(height, shape[0]), _nearest(width, shape[1])
+    ids = np.empty((planes, *shape), volume.array.dtype)
+    for part, block in volume.blocks():
+        ids[part] = block if (height, width) == shape else block.take(rows, axis=1).take(columns, axis=2)
+    return torch.from_numpy(_signed(ids))
+
+
+def _nearest(size: int, new_size: int) -> NDArray[np.intp]:
+    return np.rint(np.arange(new_size) * (size - 1) / (new_size - 1)).astype(np.intp)
+
+
+def _signed(ids: NDArray[Any]) -> NDArray[Any]:
+    """Return the ids as int32 where all fit, else as int64; uint32 is reinterpreted, not copied."""
+    fits = ids.min() >= -(2**31) and ids.max() < 2**31
+    if fits and ids.dtype == np.uint32:
+        return ids.view(np.int32)
+    return ids.astype(np.int32 if fits else np.int64, copy=False)

@@ -1,0 +1,41 @@
+"""Atlases as BrainGlobe packages them."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from atlalign.atlas.ontology import Ontology, Region
+from atlalign.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+
+def fetch(name: str, *, with_annotation: bool) -> tuple[NDArray[Any], NDArray[Any] | None, Ontology]:
+    """Return template, annotation and ontology through BrainGlobe, which keeps its downloads in ~/.brainglobe."""
+    try:
+        from brainglobe_atlasapi import BrainGlobeAtlas
+    except ImportError as error:
+        raise InputError(
+            "the Allen atlas comes through brainglobe-atlasapi: pip install 'atlalign[allen]'"
+        ) from error
+    _log.info("%s: taken from ~/.brainglobe, or downloaded from BrainGlobe's server at its first use", name)
+    try:
+        atlas = BrainGlobeAtlas(name, check_latest=False)
+        # Version 3 renamed it.
+        template = atlas.template if hasattr(type(atlas), "template") else atlas.reference
+        ontology = Ontology(_brainglobe_region(entry) for entry in atlas.structures.values())
+        return template, atlas.annotation if with_annotation else None, ontology
+    except Exception as error:  # each of its network libraries has exceptions of its own
+        raise InputError(
+            f"{name}: neither on this machine nor to be downloaded ({error}). Fetch average_template and annotation "
+            "(.nrrd) from download.alleninstitute.org by hand, then: "
+            "atlas=file atlas.path=TEMPLATE atlas.annotation_path=ANNOTATION"
+        ) from error
+
+
+def _brainglobe_region(entry: Mapping[str, Any]) -> Region:
+    red, green, blue = entry["rgb_triplet"]
+    path = tuple(int(part) for part in entry["structure_id_path"])
+    return Region(int(entry["id"]), entry["acronym"], entry["name"], path, (int(red), int(green), int(blue)))

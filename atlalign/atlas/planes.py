@@ -1,0 +1,190 @@
+"""Where sections lie in the atlas: planes, the anchoring of QuickNII and DeepSlice, and lists of sections.
+
+Atlas coordinates are µm along (AP, DV, ML), from the front, from the top and along the columns of a coronal plane: in
+the Allen atlas, by its own convention (PIR) and QuickNII's, from the left of the brain.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlalign.errors import InputError
+
+Points = NDArray[np.float64]
+
+GRID = (528, 320, 456)
+"""The grid of QuickNII and DeepSlice: voxels of the Allen atlas along (AP, DV, ML)."""
+GRID_UM = 25.0
+"""The size of such a voxel."""
+
+_LEAST_UM = 50.0  # no brain has its tip there, nor as many mm
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """A coronal plane of the atlas, perhaps oblique, with a frame of its own: x along ML and y along DV, in mm.
+
+    Attributes:
+        matrix: (3, 3), which takes (x_mm, y_mm, 1) of the frame to (AP, DV, ML) in µm.
+    """
+
+    matrix: Points
+
+    @classmethod
+    def at(
+        cls,
+        position_um: float,
+        origin_um: tuple[float, float],
+        *,
+        per_ml: float = 0.0,
+        per_dv: float = 0.0,
+    ) -> "Plane":
+        """Return the plane whose frame starts at `origin_um` (ML, DV).
+
+        Args:
+            position_um: AP where the frame starts.
+            origin_um: (ML, DV) of the frame's origin.
+            per_ml: How much AP grows along ML.
+            per_dv: How much AP grows along DV.
+        """
+        ml, dv = origin_um
+        rows = [[1000 * per_ml, 1000 * per_dv, position_um], [0, 1000, dv], [1000, 0, ml]]
+        return cls(np.array(rows, dtype=np.float64))
+
+    def moved(self, distance_um: float) -> "Plane":
+        """Return the plane that lies so far further back along AP, with the same frame."""
+        matrix = self.matrix.copy()
+        matrix[0, 2] += distance_um
+        return Plane(matrix)
+
+    def to_atlas(self, points_mm: Points) -> Points:
+        """Return (AP, DV, ML) in µm (N, 3) of points (N, 2) of the frame."""
+        return apply_affine(self.matrix, points_mm)
+
+    def from_atlas(self, points_um: Points) -> tuple[Points, Points]:
+        """Return the points (N, 2) of the frame, in mm, that lie before or behind atlas points (N, 3), along AP.
+
+        With them comes how much further back than the plane each one lies (N,), in µm.
+        """
+        dv_ml = self.matrix[1:]
+        points_mm = (points_um[:, 1:] - dv_ml[:, 2]) @ np.linalg.inv(dv_ml[:, :2]).T
+        return points_mm, points_um[:, 0] - self.to_atlas(points_mm)[:, 0]
+
+
+@dataclass(frozen=True, eq=False)
+class Anchoring:
+    """Where a whole image lies in the atlas, as QuickNII and DeepSlice give it.
+
+    The point at the shares (s, t) in [0, 1]² of the image's width and height lies at (x, y, z) = o + s·u + t·v, in
+    voxels of `GRID`; the atlas shows there its voxel (527 − ⌊y⌋, 319 − ⌊z⌋, ⌊x⌋).
+
+    Attributes:
+        vectors: (3, 3), the rows o, u, v.
+        size: (h, w) of the image in pixels, whose centres lie at (k + ½)/w and (k + ½)/h.
+
+    Raises:
+        InputError: If the section is seen edge-on, or the image is narrower than 2 pixels.
+    """
+
+    vectors: Points
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 2:
+            height, width = self.size
+            raise InputError(f"anchoring: expected an image of at least 2×2 px, found {height}×{width}")
+        if abs(np.linalg.det(self.vectors[1:, [0, 2]])) < 1:
+            raise InputError("anchoring: expected a coronal section, found one seen edge-on")
+
+    @property
+    def share_to_um(self) -> Points:
+        """(3, 3), which takes (s, t, 1) to (AP, DV, ML) in µm."""
+        x, y, z = np.roll(self.vectors, -1, axis=0).T  # (s, t, 1) of each axis
+        last = np.array([0.0, 0.0, 1.0])
+        return GRID_UM * np.stack([GRID[0] * last - y, GRID[1] * last - z, x])
+
+    @property
+    def position_um(self) -> float:
+        """AP of the image's centre."""
+        return float(self.share_to_um[0] @ (0.5, 0.5, 1))
+
+    @property
+    def tilt(self) -> tuple[float, float]:
+        """How much AP grows along ML and along DV."""
+        ap, dv, ml = self.share_to_um[:, :2]
+        per_ml, per_dv = np.linalg.solve(np.stack([ml, dv], axis=1), ap)
+        return float(per_ml), float(per_dv)
+
+    def plane(self, origin_um: tuple[float, float]) -> Plane:
+        """Return the section's plane, upright, its frame's origin at `origin_um` (ML, DV)."""
+        per_ml, per_dv = self.tilt
+        ap, dv, ml = self.share_to_um[:, 2]
+        at_origin = ap + per_ml * (origin_um[0] - ml) + per_dv * (origin_um[1] - dv)
+        return Plane.at(float(at_origin), origin_um, per_ml=per_ml, per_dv=per_dv)
+
+    def um_to_pixel(self) -> Points:
+        """Return the map (2, 3) from (ML, DV) in µm to pixels (x, y) of the image, along AP."""
+        ml_dv = invert_affine(self.share_to_um[[2, 1]])
+        height, width = self.size
+        return np.array([[width, 0, -0.5], [0, height, -0.5]]) @ homogeneous(ml_dv)
+
+    def on(self, size: tuple[int, int]) -> "Anchoring":
+        """Return the anchoring of an image of another size (h, w) that shows the same, such as a full scan.
+
+        Raises:
+            InputError: If its proportions differ by more than comes from rounding to pixels.
+        """
+        (height, width), (own_height, own_width) = size, self.size
+        rounding = 1.5 / min(*size, *self.size)
+        if abs(height / own_height * own_width / width - 1) > rounding:
+            raise InputError(
+                f"expected the proportions of the image that was anchored, {own_height}×{own_width} px, found "
+                f"{height}×{width} px"
+            )
+        return Anchoring(self.vectors, size)
+
+    def to_json(self) -> list[float]:
+        """Return o, u, v as nine numbers."""
+        return [float(value) for value in self.vectors.ravel()]
+
+    @classmethod
+    def of_plane(cls, plane: Plane, pixel_to_mm: Points, size: tuple[int, int]) -> "Anchoring":
+        """Return the anchoring of an image of which (2, 3) `pixel_to_mm` takes pixels to the frame of a plane."""
+        height, width = size
+        share_to_pixel = np.array([[width, 0, -0.5], [0, height, -0.5]])
+        share_to_mm = pixel_to_mm @ homogeneous(share_to_pixel)
+        ap, dv, ml = plane.matrix @ homogeneous(share_to_mm) / GRID_UM
+        last = np.array([0.0, 0.0, 1.0])
+        by_share = np.stack([ml, GRID[0] * last - ap, GRID[1] * last - dv], axis=1)
+        return cls(np.roll(by_share, 1, axis=0), size)
+
+
+def homogeneous(matrix: Points) -> Points:
+    """Return an affine map (2, 3) as a matrix (3, 3)."""
+    return np.vstack([matrix, [0.0, 0.0, 1.0]])
+
+
+def invert_affine(matrix: Points) -> Points:
+    """Return the inverse (2, 3) of an affine map (2, 3)."""
+    return np.linalg.inv(homogeneous(matrix))[:2].astype(np.float64)
+
+
+def apply_affine(matrix: Points, points: Points) -> Points:
+    """Return what an affine map (k, 3) makes of points (N, 2), as (N, k)."""
+    return np.asarray(points @ matrix[:, :2].T + matrix[:, 2], dtype=np.float64)
+
+
+def check_is_um(position_um: float, where: str) -> None:
+    """Check that a position from the front of the atlas cannot only be meant in mm.
+
+    Raises:
+        InputError: If it can; the message begins with `where`.
+    """
+    if 0 < position_um < _LEAST_UM:
+        raise InputError(
+            f"{where}: expected a position in µm from the front of the atlas, got {position_um:g}: is that mm?"
+        )
+
+
+# --- lists ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,36 @@
+"""The command line `atlalign`: one module a command; heavy imports happen in the command that needs them."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from atlalign import __version__
+from atlalign.cli import count, export, import_keras, merge, register, runs, transform, validate
+from atlalign.errors import InputError
+
+_COMMANDS = (register, transform, count, validate, import_keras, merge, export, runs)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; a user's mistake gives its sentence on stderr and exit status 1, Ctrl-C 130."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: finished results are kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="atlalign", description="Register brain sections to an atlas. Training is `python train.py`."
+    )
+    parser.add_argument("--version", action="version", version=f"atlalign {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add(commands)
+    return parser

@@ -1,0 +1,41 @@
+"""Compare the training runs of a sweep."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand `runs`."""
+    command = commands.add_parser(
+        "runs",
+        help="compare the training runs of a sweep",
+        description="Print the table of all runs in some folders, sorted by a metric; write it as .md, .csv and .png.",
+    )
+    command.add_argument(
+        "folders", metavar="FOLDER", nargs="+", type=Path, help="a sweep's folder, or any above runs"
+    )
+    command.add_argument(
+        "--sort",
+        metavar="METRIC",
+        help="the metric to sort by (default: the runs' objective, among images of several sizes val/ratio)",
+    )
+    command.add_argument("--descending", action="store_true", help="the largest first")
+    command.add_argument(
+        "--out", metavar="PATH", type=Path, help="files to write, without ending (FOLDER/runs)"
+    )
+    command.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from atlalign.training.runs import compare, find_runs, reasons, rich_table, write_table
+
+    table = compare(find_runs(options.folders), options.sort, descending=options.descending)
+    paths = write_table(table, options.out or options.folders[0] / "runs")
+    # A file or a pipe is as wide as the table.
+    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False)
+    console.print(rich_table(table, console.width))
+    for line in (*reasons(table), f"written: {', '.join(map(str, paths))}"):
+        print(line)

@@ -1,0 +1,27 @@
+"""Check an h5 data set."""
+
+import argparse
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand `validate`."""
+    command = commands.add_parser(
+        "validate",
+        help="check an h5 data set",
+        description="Check an h5 data set; list every problem it has.",
+    )
+    command.add_argument("file", metavar="FILE", help="the h5 file")
+    command.add_argument(
+        "--extent-um",
+        type=float,
+        help="positions lie in [0, EXTENT_UM]; what the file says of its atlas, or 13200 for the Allen atlas (default)",
+    )
+    command.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from atlalign.data import schema
+
+    summary = schema.validate(options.file, options.extent_um)
+    height, width = summary.image_shape
+    print(f"{options.file} is valid: {summary.n_samples} samples of {height}×{width} px")

@@ -1,0 +1,1 @@
+"""Formats without domain: images, tables, and files that are there whole or not at all."""

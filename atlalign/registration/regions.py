@@ -1,0 +1,197 @@
+"""The regions of a section: their areas, as a table, and what they are called."""
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlalign.atlas.ontology import Ontology
+from atlalign.errors import InputError
+from atlalign.io.files import written_whole
+from atlalign.io.images import PixelSize
+from atlalign.io.tables import Table, read_table
+
+_Paths = dict[int, tuple[int, ...]]
+"""The ids from the root down to a region, by the region's id."""
+
+
+class RegionName(NamedTuple):
+    """What a region is called.
+
+    Attributes:
+        acronym: Short name; empty if the ontology does not know the region.
+        name: Full name.
+        color: (r, g, b), each 0 to 255, or None.
+        parent_id: Which region it is part of; 0 if of none, None if that is not known.
+    """
+
+    acronym: str = ""
+    name: str = ""
+    color: tuple[int, int, int] | None = None
+    parent_id: int | None = None
+
+
+class RegionAreas:
+    """How many pixels each region has in a label image that is looked at band by band.
+
+    Args:
+        pixel_um: The size of a pixel.
+
+    Attributes:
+        pixels: How many each id has.
+        left: How many of these lie left of the midline; None if that is not known.
+    """
+
+    def __init__(self, pixel_um: PixelSize) -> None:
+        self.pixels: Counter[int] = Counter()
+        self.left: Counter[int] | None = None
+        self.pixel_mm2 = pixel_um[0] * pixel_um[1] / 1e6
+
+    def counted(self, bands: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+        """Yield bands of labels as they are, and count their pixels; 0 is no region."""
+        for band in bands:
+            self.pixels.update(_counts(band.ravel()))
+            yield band
+
+    def counted_by_side(
+        self, bands: Iterable[tuple[NDArray[Any], NDArray[np.bool_]]]
+    ) -> Iterator[NDArray[Any]]:
+        """Yield bands of labels as `counted` does; each comes with where it lies left of the midline."""
+        self.left = Counter()
+        for band, is_left in bands:
+            self.pixels.update(_counts(band.ravel()))
+            self.left.update(_counts(band[is_left]))
+            yield band
+
+
+def _counts(labels: NDArray[Any]) -> dict[int, int]:
+    """Return how often each label (N,) occurs but 0."""
+    if not labels.size:
+        return {}
+    # Runs of one label: sorting these few takes a fraction of sorting all pixels.
+    starts = np.concatenate([[0], np.flatnonzero(labels[1:] != labels[:-1]) + 1])
+    lengths = np.diff(starts, append=labels.size)
+    ids, place = np.unique(labels[starts], return_inverse=True)
+    pixels = np.bincount(place, weights=lengths)
+    return {int(i): int(n) for i, n in zip(ids, pixels, strict=True) if i != 0}
+
+
+def write_regions(
+    path: Path, areas: RegionAreas, ontology: Ontology | None, *, known: Iterable[int] = ()
+) -> None:
+    """Write a table of areas, the largest with all parts first.
+
+    Its columns are id, acronym, name, color, and, of what the atlas gives to a region but to none of its parts,
+    area_mm2, pixels and the share of all regions. Where sides were counted, left_mm2 and right_mm2 follow area_mm2.
+    Where the ontology is a tree, there are parent_id and area_with_parts_mm2 as well, the latter also by side, and rows
+    of all that regions are part of.
+
+    Args:
+        path: The CSV file.
+        areas: What was counted.
+        ontology: What the ids mean; those that it does not know have an empty name.
+        known: Ids that have a row even if the section shows nothing of them.
+    """
+    paths = _paths({*areas.pixels, *(int(i) for i in known)}, ontology)
+    whole = _with_parts(areas.pixels, paths)
+    ids = sorted(paths, key=lambda i: (-whole[i], len(paths[i]), i))
+    columns = _own_columns(ids, areas, ontology)
+    if ontology is not None and ontology.depth:
+        left = None if areas.left is None else _with_parts(areas.left, paths)
+        columns["parent_id"] = [paths[i][-2] if len(paths[i]) > 1 else "" for i in ids]
+        columns |= _area_columns("_with_parts", ids, whole, left, areas.pixel_mm2)
+    with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def _paths(ids: Iterable[int], ontology: Ontology | None) -> _Paths:
+    """Return the paths of regions and of all that they are part of."""
+    ends = [(i,) if ontology is None or i not in ontology else ontology[i].path for i in ids]
+    return {region_id: path[: depth + 1] for path in ends for depth, region_id in enumerate(path)}
+
+
+def _with_parts(pixels: Counter[int], paths: _Paths) -> Counter[int]:
+    """Return how many pixels regions have together with their parts."""
+    total: Counter[int] = Counter()
+    for region_id, count in pixels.items():
+        total.update(dict.fromkeys(paths[region_id], count))
+    return total
+
+
+def _own_columns(ids: Sequence[int], areas: RegionAreas, ontology: Ontology | None) -> dict[str, list[Any]]:
+    called = [_called(i, ontology) for i in ids]
+    total = areas.pixels.total() or 1
+    return {
+        "id": list(ids),
+        "acronym": [acronym for acronym, _, _ in called],
+        "name": [name for _, name, _ in called],
+        "color": [color for _, _, color in called],
+        **_area_columns("", ids, areas.pixels, areas.left, areas.pixel_mm2),
+        "pixels": [areas.pixels[i] for i in ids],
+        "share": [f"{areas.pixels[i] / total:.6g}" for i in ids],
+    }
+
+
+def _area_columns(
+    suffix: str, ids: Sequence[int], pixels: Counter[int], left: Counter[int] | None, pixel_mm2: float
+) -> dict[str, list[Any]]:
+    """Return columns of areas, and where it is known what lies left of the midline, of those of both sides."""
+    sides = {} if left is None else {"left": left, "right": pixels - left}
+    return {
+        f"{what}{suffix}_mm2": [f"{count[i] * pixel_mm2:.6g}" for i in ids]
+        for what, count in {"area": pixels, **sides}.items()
+    }
+
+
+def _called(region_id: int, ontology: Ontology | None) -> tuple[str, str, str]:
+    if ontology is None or region_id not in ontology:
+        return "", "", ""
+    region = ontology[region_id]
+    return region.acronym, region.name, f"#{bytes(region.color).hex()}" if region.color else ""
+
+
+def read_regions(path: Path) -> dict[int, RegionName]:
+    """Return what the regions in a file of `write_regions` are called, by id.
+
+    Raises:
+        InputError: If the file cannot be read, or is no such table.
+    """
+    return region_names(read_table(path))
+
+
+def region_names(table: Table) -> dict[int, RegionName]:
+    """Return what the regions in a table of `write_regions` are called, by id.
+
+    Raises:
+        InputError: If it is no such table.
+    """
+    try:
+        return {int(row["id"]): _region_name(row) for _, row in table.records([])}
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"{table.path}: expected a table of regions: {type(error).__name__} {error}"
+        ) from error
+
+
+def upwards(region_id: int, regions: Mapping[int, RegionName]) -> Iterator[int]:
+    """Yield a region and all that it is part of, each once, whatever a damaged table says."""
+    seen: set[int] = set()
+    while region_id in regions and region_id not in seen:
+        yield region_id
+        seen.add(region_id)
+        region_id = regions[region_id].parent_id or 0
+
+
+def _region_name(row: Mapping[str, str]) -> RegionName:
+    parent = row.get("parent_id")
+    parent_id = None if parent is None else int(parent or 0)
+    if not row["color"]:
+        return RegionName(row["acronym"], row["name"], None, parent_id)
+    red, green, blue = bytes.fromhex(row["color"].removeprefix("#"))
+    return RegionName(row["acronym"], row["name"], (red, green, blue), parent_id)

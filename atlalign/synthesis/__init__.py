@@ -1,0 +1,1 @@
+"""What makes training samples from an atlas or from sections."""

@@ -1,0 +1,736 @@
+"""`atlalign transform`: images, labels, points and shapes against SimpleITK and against each other, both ways."""
+
+import csv
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+
+from atlalign.atlas.planes import Plane
+from atlalign.cli import main
+from atlalign.geometry import smooth_field
+from atlalign.io.images import read_image, read_labels, write_tiff
+from atlalign.registration.carry import LABELS, REGIONS
+from atlalign.registration.regions import RegionAreas, write_regions
+from atlalign.registration.transform import FORWARD, INVERSE, RECORD, Displacement, Grid, SectionTransform
+from tests.registration.test_visualign import ONTOLOGY
+
+REFERENCE = Grid((60, 80), (50.0, 60.0))
+SECTION = Grid((180, 240), (20.0, 21.0))
+PLANE = Plane.at(5000, (100.0, 200.0), per_ml=0.1)
+
+
+@cache
+def maps() -> SectionTransform:
+    """Return a smooth map that moves by up to half a mm, with its inverse on the section's own grid."""
+    drawn = smooth_field(1, REFERENCE.shape, generator=torch.Generator().manual_seed(3)).dvf[0]
+    mm = drawn * torch.tensor([0.05, 0.06]).view(2, 1, 1) + torch.tensor([0.3, 0.1]).view(2, 1, 1)
+    forward = Displacement(REFERENCE, mm.float())
+    y, x = np.mgrid[: SECTION.shape[0], : SECTION.shape[1]]
+    points = SECTION.to_mm(np.stack([x, y], axis=-1).reshape(-1, 2).astype(float))
+    found = points.copy()
+    for _ in range(50):  # q = p − u(q)
+        found = points - (forward(found) - found)
+    shift = torch.from_numpy((found - points).T.reshape(2, *SECTION.shape))
+    return SectionTransform(forward, Displacement(SECTION, shift.float()), SECTION, PLANE)
+
+
+LABEL_IMAGE = np.zeros((30, 40), np.uint32)
+LABEL_IMAGE[8:24, 5:30] = 997
+LABEL_IMAGE[10:20, 10:25] = 8
+LABEL_IMAGE[13:16, 14:20] = 997
+
+
+@pytest.fixture
+def transform(tmp_path) -> SectionTransform:
+    return save(maps(), tmp_path / "s1")
+
+
+def save(transform: SectionTransform, folder: Path) -> SectionTransform:
+    folder.mkdir()
+    transform.save(folder, {})
+    grid = REFERENCE.with_shape(LABEL_IMAGE.shape)
+    write(folder / LABELS, LABEL_IMAGE, grid)
+    areas = RegionAreas(SECTION.pixel_um)
+    list(areas.counted(transform.label(LABEL_IMAGE)))
+    write_regions(folder / REGIONS, areas, ONTOLOGY)
+    return transform
+
+
+def write(path: Path, image: np.ndarray, grid: Grid) -> Path:
+    write_tiff(path, [image], shape=image.shape, dtype=image.dtype, pixel_um=grid.pixel_um)
+    return path
+
+
+def run(source: Path, to: str, out: str, *options: str) -> Path:
+    """Run the command on a file beside the folder s1 of results, and return what it writes there."""
+    folder = source.parent
+    arguments = [source, "--with", folder / "s1", "--to", to, "--out", folder / out, *options]
+    assert main(["transform", *map(str, arguments)]) == 0
+    return folder / out
+
+
+def centres(grid: Grid) -> np.ndarray:
+    """Return the pixels (h, w, 2) of a grid in mm."""
+    y, x = np.mgrid[: grid.shape[0], : grid.shape[1]]
+    return grid.to_mm(np.stack([x, y], axis=-1).astype(float))
+
+
+def resampled(
+    folder: Path, field: str, image: np.ndarray, source: Grid, target: Grid, interpolator: int
+) -> np.ndarray:
+    """Return what SimpleITK makes of an image with a file of a field alone."""
+    moving = SimpleITK.GetImageFromArray(image)
+    moving.SetSpacing([size / 1000 for size in source.pixel_um])
+    reference = SimpleITK.Image(target.shape[1], target.shape[0], SimpleITK.sitkUInt8)
+    reference.SetSpacing([size / 1000 for size in target.pixel_um])
+    return SimpleITK.GetArrayFromImage(
+        SimpleITK.Resample(moving, reference, read_by_itk(folder / field), interpolator, 0)
+    )
+
+
+def read_by_itk(path: Path) -> SimpleITK.Transform:
+    field = SimpleITK.ReadImage(str(path))
+    return SimpleITK.DisplacementFieldTransform(SimpleITK.Cast(field, SimpleITK.sitkVectorFloat64))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, table: list[dict]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+    return path
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_goes_to_the_reference_as_in_simpleitk(transform, tmp_path, capsys):
+    image = np.random.default_rng(0).integers(0, 250, SECTION.shape).astype(np.uint8)
+    image[[0, -1]] = image[:, [0, -1]] = 0
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(image), str(tmp_path / "other.png"))
+    registered = read_image(run(tmp_path / "other.png", "reference", "registered.tif"))
+    assert registered.pixel_um == pytest.approx(transform.reference.pixel_um, rel=1e-6)
+    theirs = resampled(tmp_path / "s1", FORWARD, image, SECTION, transform.reference, SimpleITK.sitkLinear)
+    assert np.abs(registered.pixels.astype(int) - theirs).max() <= 1
+    assert "180×240 px of 20 × 21 µm, by the extent of the section" in capsys.readouterr().out
+
+
+def test_labels_go_to_the_section_as_in_simpleitk(transform, tmp_path):
+    run(tmp_path / "s1" / LABELS, "section", "../labels.tif", "--with", str(tmp_path / "s1"), "--labels")
+    labels = read_labels(tmp_path / "labels.tif")
+    theirs = resampled(
+        tmp_path / "s1",
+        INVERSE,
+        LABEL_IMAGE,
+        REFERENCE.with_shape(LABEL_IMAGE.shape),
+        SECTION,
+        SimpleITK.sitkNearestNeighbor,
+    )
+    assert labels.dtype == np.uint32
+    assert set(np.unique(labels)) == {0, 8, 997}
+    assert (labels == theirs).mean() > 0.9995
+
+
+@pytest.mark.parametrize("shape", [(180, 240), (90, 120), (45, 60), (360, 480), (26, 34)])
+def test_an_image_of_another_size_shows_the_same_section(transform, tmp_path, shape):
+    """Each pixel holds where it lies in mm, so that the registered image must hold where forward says."""
+    size = [SECTION.pixel_um[i] * SECTION.shape[1 - i] / shape[1 - i] for i in (0, 1)]
+    x, y = ((np.arange(shape[1 - i]) + 0.5) * size[i] - SECTION.pixel_um[i] / 2 for i in (0, 1))
+    mapped = transform.forward(centres(transform.reference).reshape(-1, 2)).reshape(
+        *transform.reference.shape, 2
+    )
+    inner = (mapped > 0.3).all(axis=-1) & (mapped < (4.4, 3.4)).all(axis=-1)
+    assert inner.mean() > 0.5
+    for axis, ramp in enumerate((np.tile(x, (shape[0], 1)), np.tile(y[:, None], (1, shape[1])))):
+        source = write(tmp_path / "ramp.tif", ramp.astype(np.float32), SECTION)
+        found = read_image(run(source, "reference", "out.tif", "--overwrite")).pixels
+        assert np.abs(found / 1000 - mapped[..., axis])[inner].max() < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (30, 40), (119, 159), (72, 80)])
+def test_an_image_of_the_reference_goes_to_the_section_at_any_size(transform, tmp_path, shape):
+    grid = REFERENCE.with_shape(shape)
+    mapped = transform.to_reference(SECTION.to_pixels(centres(SECTION).reshape(-1, 2))).reshape(
+        *SECTION.shape, 2
+    )
+    inner = (mapped > 0.1).all(axis=-1) & (mapped < (3.8, 3.4)).all(axis=-1)
+    for axis in (0, 1):
+        source = write(tmp_path / "ramp.tif", centres(grid)[..., axis].astype(np.float32), grid)
+        found = read_image(run(source, "section", "out.tif", "--overwrite")).pixels
+        assert np.abs(found - mapped[..., axis])[inner].max() < 1e-4
+
+
+def test_one_channel_of_several_is_taken(transform, tmp_path):
+    import tifffile
+
+    channels = np.random.default_rng(0).integers(0, 999, (2, *SECTION.shape)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "two.ome.tif", channels, metadata={"axes": "CYX"})
+    found = read_image(run(tmp_path / "two.ome.tif", "reference", "out.tif", "--channel", "1")).pixels
+    write(tmp_path / "one.tif", channels[1], SECTION)
+    assert (found == read_image(run(tmp_path / "one.tif", "reference", "same.tif")).pixels).all()
+
+
+@pytest.mark.parametrize("to", ["reference", "section"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_all_channels_go_where_each_alone_does(transform, tmp_path, monkeypatch, capsys, count, to):
+    """Three of them are no colours, and what comes out is taken for what it is by the next call and by others."""
+    import tifffile
+
+    monkeypatch.setattr("atlalign.registration.transform._TILE_PX", 50)
+    grid, target = (SECTION, transform.reference) if to == "reference" else (REFERENCE, SECTION)
+    channels = np.random.default_rng(0).integers(100, 999, (count, *grid.shape)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "all.tif", channels, metadata={"axes": "CYX"}, photometric="minisblack")
+    out = run(tmp_path / "all.tif", to, "out.tif")
+    assert f"{count} channels of {target.shape[0]}×{target.shape[1]} px" in capsys.readouterr().out
+    with tifffile.TiffFile(out) as file:
+        assert (file.series[0].axes, file.series[0].shape) == ("CYX", (count, *target.shape))
+    for channel in range(count):
+        found = read_image(out, channel=channel)
+        alone = read_image(run(tmp_path / "all.tif", to, f"{channel}.tif", "--channel", str(channel)))
+        assert (found.pixels == alone.pixels).all()
+        assert found.pixel_um == pytest.approx(target.pixel_um, rel=1e-6)
+        assert found.pixels.std() > 50
+    assert SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(out))).shape == (count, *target.shape)
+
+
+def test_channels_that_no_ome_tiff_holds_are_refused(transform, tmp_path, capsys):
+    import tifffile
+
+    tifffile.imwrite(tmp_path / "two.tif", np.zeros((2, *SECTION.shape), np.int64), planarconfig="separate")
+    command = ["transform", str(tmp_path / "two.tif"), "--with", str(tmp_path / "s1"), "--to", "reference"]
+    assert main([*command, "--out", str(tmp_path / "none.tif")]) == 1
+    assert (
+        "two.tif: expected channels that an OME-TIFF can hold, found int64: take one"
+        in capsys.readouterr().err
+    )
+
+
+# --- points -----------------------------------------------------------------------------------------------------------
+
+
+def test_points_go_to_the_atlas_as_in_simpleitk(transform, tmp_path):
+    pixels = np.random.default_rng(0).uniform((40, 30), (200, 150), (200, 2))
+    cells = [{"name": f"n°{i}", "x": x, "y": y} for i, (x, y) in enumerate(pixels)]
+    found = rows(run(write_rows(tmp_path / "cells.csv", cells), "reference", "atlas.csv"))
+    assert [row["name"] for row in found] == [cell["name"] for cell in cells]
+    field = read_by_itk(tmp_path / "s1" / INVERSE)
+    grid = REFERENCE.with_shape(LABEL_IMAGE.shape)
+    names = {0: ("", ""), 997: ("root", "root"), 8: ("grey", "Basic cell groups, and regions")}
+    for row, point in zip(found, SECTION.to_mm(pixels), strict=True):
+        x, y = field.TransformPoint(point.tolist())
+        registered = np.array([float(row["x_reference"]), float(row["y_reference"])])
+        assert transform.reference.to_mm(registered) == pytest.approx((x, y), abs=1e-4)
+        atlas = [float(row[name]) for name in ("ap_um", "dv_um", "ml_um")]
+        assert atlas == pytest.approx((5000 + 100 * x, 200 + 1000 * y, 100 + 1000 * x), abs=0.1)
+        column, line = np.rint(grid.to_pixels(np.array([x, y]))).astype(int)
+        assert int(row["region_id"]) == LABEL_IMAGE[line, column]
+        assert (row["region_acronym"], row["region_name"]) == names[int(row["region_id"])]
+        assert row["region_path"] == {0: "", 997: "root", 8: "root>grey"}[int(row["region_id"])]
+        # The middle of the reference's 80 pixels of 50 µm.
+        assert row["hemisphere"] == ("left" if float(row["ml_um"]) < 100 + 79 * 50 / 2 else "right")
+    assert {row["hemisphere"] for row in found} == {"left", "right"}
+    assert {row["region_id"] for row in found} == {"0", "8", "997"}
+
+
+def test_a_path_goes_down_to_a_region_that_may_have_no_name(transform, tmp_path):
+    """And is left out where the table of regions, an older one, does not say what is part of what."""
+    header = "id,acronym,name,color,area_mm2,pixels,share"
+    above = "997,root,root,,0,0,0,\n22,,,,0,0,0,997\n"
+    table = tmp_path / "s1" / REGIONS
+    source = write_rows(tmp_path / "cells.csv", [{"x": 70, "y": 80}, {"x": -9, "y": 0}])
+    table.write_text(f"{header},parent_id\n{above}8,VISp2/3,Layer 2/3,,1,1,1,22\n")
+    found = rows(run(source, "reference", "path.csv"))
+    assert [row["region_path"] for row in found] == ["root>22>VISp2/3", ""]
+    table.write_text(f"{header},parent_id\n22,a,a,,1,1,1,8\n8,b,b,,1,1,1,22\n")
+    assert rows(run(source, "reference", "ring.csv"))[0]["region_path"] == "a>b"
+    table.write_text(f"{header}\n8,b,b,,1,1,1\n")
+    (row, _) = rows(run(source, "reference", "old.csv"))
+    assert "region_path" not in row
+    assert row["region_acronym"] == "b"
+
+
+def test_points_of_other_sections_are_not_taken_for_those_of_one(transform, tmp_path, capsys):
+    table = [{"section": "s1", "x": 70, "y": 80}, {"section": "", "x": 1, "y": 1}]
+    assert len(rows(run(write_rows(tmp_path / "own.csv", table), "reference", "out.csv"))) == 2
+    source = write_rows(tmp_path / "cells.csv", [*table, {"section": "s2", "x": 70, "y": 80}])
+    command = ["transform", str(source), "--with", str(tmp_path / "s1"), "--to", "reference"]
+    assert main([*command, "--out", str(tmp_path / "none.csv")]) == 1
+    assert "line 4, section: expected points of s1, found some of 's2'" in capsys.readouterr().err
+    assert main([*command, "--channel", "0", "--unit", "px", "--out", str(tmp_path / "none.csv")]) == 1
+    assert "expected options of images (--labels, --channel) or of points" in capsys.readouterr().err
+
+
+def test_points_of_several_sections_each_go_by_their_own(transform, tmp_path, capsys):
+    """As they go one by one; rows stay in their order, and the columns of all sections are there."""
+    shutil.copytree(tmp_path / "s1", tmp_path / "s2")
+    (tmp_path / "s2" / REGIONS).unlink()
+    (tmp_path / "s2" / LABELS).unlink()
+    points = {"s1": [(70, 80), (90, 60)], "s2": [(60, 50), (-9, 0)]}
+    table = [
+        {"section": name, "x": x, "y": y}
+        for k in (0, 1)
+        for name, ((x, y)) in ((n, points[n][k]) for n in points)
+    ]
+    source = write_rows(tmp_path / "cells.csv", table)
+    out = tmp_path / "all.csv"
+    assert (
+        main(["transform", str(source), "--with", str(tmp_path), "--to", "reference", "--out", str(out)]) == 0
+    )
+    assert "4 points, in 2 sections, 1 left out" in capsys.readouterr().out
+    found = rows(out)
+    assert [row["section"] for row in found] == ["s1", "s2", "s1", "s2"]
+    for name in points:
+        alone = write_rows(tmp_path / "alone.csv", [{"x": x, "y": y} for x, y in points[name]])
+        command = [
+            "transform",
+            str(alone),
+            "--with",
+            str(tmp_path / name),
+            "--to",
+            "reference",
+            "--overwrite",
+        ]
+        assert main([*command, "--out", str(tmp_path / "one.csv")]) == 0
+        of_section = [row for row in found if row["section"] == name]
+        for one, other in zip(of_section, rows(tmp_path / "one.csv"), strict=True):
+            assert {**other, "section": name} == {k: v for k, v in one.items() if k in other or v}
+    source = write_rows(tmp_path / "cells.csv", [*table, {"section": "s3", "x": 1, "y": 1}])
+    again = [
+        "transform",
+        str(source),
+        "--with",
+        str(tmp_path),
+        "--to",
+        "reference",
+        "--out",
+        str(tmp_path / "b.csv"),
+    ]
+    assert main(again) == 1
+    assert f"line 6, section: expected one in {tmp_path}, found 's3'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("by", [("ap_um", "dv_um", "ml_um"), ("x_reference", "y_reference")])
+def test_points_come_back_to_the_section(transform, tmp_path, by):
+    pixels = np.random.default_rng(0).uniform((40, 30), (200, 150), (200, 2))
+    cells = write_rows(tmp_path / "cells.csv", [{"x": x, "y": y} for x, y in pixels])
+    there = rows(run(cells, "reference", "there.csv"))
+    back = run(
+        write_rows(tmp_path / "kept.csv", [{k: row[k] for k in by} for row in there]), "section", "back.csv"
+    )
+    found = np.array([[float(row["x"]), float(row["y"])] for row in rows(back)])
+    assert np.abs(found - pixels).max() < 0.05
+    if "ap_um" in by:
+        assert max(abs(float(row["off_plane_um"])) for row in rows(back)) < 0.01
+
+
+def test_points_before_and_behind_the_plane_say_so(transform, tmp_path, capsys):
+    x, y = 1.5, 2.0
+    point = {"dv_um": 200 + 1000 * y, "ml_um": 100 + 1000 * x}
+    table = [{"ap_um": 5000 + 100 * x + off, **point} for off in (0, 250, -40)]
+    source = write_rows(tmp_path / "atlas.csv", [*table, {"ap_um": 5000, "dv_um": -900, "ml_um": 0}])
+    found = rows(run(source, "section", "out.csv", "--off-plane", "250"))
+    assert [float(row["off_plane_um"]) for row in found[:3]] == [0, 250, -40]
+    expected = read_by_itk(tmp_path / "s1" / FORWARD).TransformPoint((x, y))
+    for row in found[:3]:
+        assert SECTION.to_mm(np.array([float(row["x"]), float(row["y"])])) == pytest.approx(
+            expected, abs=1e-4
+        )
+    assert (
+        "4 points, 0 more than 250 µm off the section's plane (off_plane_um), 1 outside"
+        in capsys.readouterr().out
+    )
+    # Without the option 100 µm is far enough.
+    found = rows(run(source, "section", "near.csv"))
+    assert [row["off_plane_um"] for row in found[:3]] == ["0.000", "250.000", "-40.000"]
+    assert (
+        [bool(row["x"]) for row in found] == [bool(row["y"]) for row in found] == [True, False, True, False]
+    )
+    assert (
+        "4 points, 1 more than 100 µm off the section's plane (off_plane_um), 1 outside"
+        in capsys.readouterr().out
+    )
+    assert [bool(row["x"]) for row in rows(run(source, "section", "z.csv", "--off-plane", "0"))][1:3] == [
+        False
+    ] * 2
+
+
+def test_points_that_lie_outside_keep_their_rows(transform, tmp_path, capsys):
+    table = [
+        {"x": 100, "y": 90, "n": "a"},
+        {"x": -0.6, "y": 9, "n": "b"},
+        {"x": 2, "y": 2, "n": "c"},
+        {"x": "", "y": 1, "n": "d"},
+    ]
+    found = rows(run(write_rows(tmp_path / "cells.csv", table), "reference", "out.csv"))
+    assert [row["n"] for row in found] == ["a", "b", "c", "d"]
+    assert found[0]["region_id"] != ""
+    for row in found[1:]:
+        assert set(list(row.values())[3:]) == {""}
+    assert "4 points, 3 outside of the section or the reference, 0 in no region" in capsys.readouterr().out
+    atlas = [{"x_reference": 0, "y_reference": 0}, {"x_reference": 4000, "y_reference": 0}]
+    found = rows(run(write_rows(tmp_path / "far.csv", atlas), "section", "far_out.csv"))
+    assert found[0]["x"]
+    assert found[1]["x"] == ""
+
+
+def test_points_of_a_german_spreadsheet_come_out_with_commas_and_points(transform, tmp_path):
+    (tmp_path / "german.csv").write_bytes("\ufeffX ; Y;n\r\n100,5;90;ä, b\r\n;;\r\n".encode())
+    found = run(tmp_path / "german.csv", "reference", "out.csv")
+    cells = write_rows(tmp_path / "cells.csv", [{"X": 100.5, "Y": 90, "n": "ä, b"}])
+    assert found.read_bytes() == run(cells, "reference", "known.csv").read_bytes()
+
+
+HEADERS = {
+    "px": ("Centroid X px", "Centroid Y px"),
+    "µm": ("Centroid X µm", "Centroid Y µm"),
+    "Greek": ("Centroid X \u03bcm", "Centroid Y \u03bcm"),
+    "ImageJ": ("X", "Y"),
+    "plain": ("x", "y"),
+}
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "txt"])
+@pytest.mark.parametrize(
+    ("header", "unit", "of_pixels"),
+    [
+        ("px", [], lambda p: p + 0.5),
+        ("µm", [], lambda p: (p + 0.5) * SECTION.pixel_um),
+        ("Greek", [], lambda p: (p + 0.5) * SECTION.pixel_um),
+        ("ImageJ", ["--unit", "um"], lambda p: p * SECTION.pixel_um),
+        ("plain", ["--unit", "px"], lambda p: p),
+    ],
+)
+def test_points_of_qupath_and_imagej_are_those_in_pixels(
+    transform, tmp_path, capsys, ending, header, unit, of_pixels
+):
+    pixels = np.array([[100.0, 90.0], [60.25, 50.5], [-0.4, -0.4]])
+    mark = "," if ending == "csv" else "\t"
+    lines = [mark.join(("Name", *HEADERS[header]))]
+    lines += [mark.join(("a", f"{x:.6f}", f"{y:.6f}")) for x, y in of_pixels(pixels)]
+    (tmp_path / f"q.{ending}").write_text("\n".join(lines), encoding="utf-8")
+    found = rows(run(tmp_path / f"q.{ending}", "reference", "out.csv", *unit))
+    said = "in µm at pixels of 20 × 21 µm" in capsys.readouterr().out
+    assert said == (header in ("µm", "Greek", "ImageJ"))
+    table = write_rows(tmp_path / "p.csv", [dict(zip("xy", point, strict=True)) for point in pixels.tolist()])
+    expected = rows(run(table, "reference", "known.csv"))
+    for row, known in zip(found, expected, strict=True):
+        assert [row[name] for name in known if name not in "xy"] == [
+            known[name] for name in known if name not in "xy"
+        ]
+
+
+@pytest.mark.parametrize(("origin", "status"), [("file", 0), ("user", 0), ("fit", 1), ("anchoring", 1)])
+def test_points_in_um_need_pixels_of_a_known_size(transform, tmp_path, capsys, origin, status):
+    record = tmp_path / "s1" / RECORD
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"pixel_size_from": origin}))
+    (tmp_path / "q.csv").write_text("Centroid X µm,Centroid Y µm\n2000,1800\n", encoding="utf-8")
+    arguments = [tmp_path / "q.csv", "--with", tmp_path / "s1", "--out", tmp_path / "out.csv"]
+    assert main(["transform", *map(str, arguments), "--to", "reference"]) == status
+    sentence = f"estimated by its placement ({origin}): give points in pixels"
+    assert (sentence in capsys.readouterr().err) == (status == 1)
+
+
+def test_without_plane_and_labels_points_have_reference_pixels_alone(tmp_path):
+    known = maps()
+    save(SectionTransform(known.forward, known.inverse, SECTION, None), tmp_path / "s1")
+    (tmp_path / "s1" / LABELS).unlink()
+    source = write_rows(tmp_path / "cells.csv", [{"x": 100, "y": 90}])
+    (row,) = rows(run(source, "reference", "out.csv"))
+    assert list(row) == ["x", "y", "x_reference", "y_reference"]
+
+
+@pytest.mark.parametrize("to", ["reference", "section"])
+def test_the_image_of_a_spot_and_its_point_land_at_the_same_place(transform, tmp_path, to):
+    grid, target = (SECTION, transform.reference) if to == "reference" else (transform.reference, SECTION)
+    place = np.array([110.0, 80.0])
+    pixels = grid.to_pixels(centres(grid))
+    spot = np.exp(-((pixels - place) ** 2).sum(axis=-1) / 2 / 4**2).astype(np.float32)
+    image = read_image(run(write(tmp_path / "spot.tif", spot, grid), to, "moved.tif")).pixels
+    weights = np.where(image > 0.05, image, 0)[..., None]
+    seen = (weights * target.to_pixels(centres(target))).sum(axis=(0, 1)) / weights.sum()
+    names = ("x", "y") if to == "reference" else ("x_reference", "y_reference")
+    table = write_rows(tmp_path / "spot.csv", [dict(zip(names, place, strict=True))])
+    (row,) = rows(run(table, to, "moved.csv"))
+    said = [
+        float(row[name]) for name in (("x_reference", "y_reference") if to == "reference" else ("x", "y"))
+    ]
+    assert np.abs(seen - said).max() < 0.5
+    # It has moved by many times that.
+    assert np.linalg.norm(target.to_mm(np.array(said)) - grid.to_mm(place)) > 0.1
+
+
+# --- shapes -----------------------------------------------------------------------------------------------------------
+
+
+def geojson(path: Path, content: object) -> Path:
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def polygon(*rings: list) -> dict:
+    return {"type": "Polygon", "coordinates": list(rings), "plane": {"c": -1, "z": 0, "t": 0}}
+
+
+RING = [[50, 40], [150, 40], [150, 120], [50, 120], [50, 40]]
+HOLE = [[80, 60], [80, 80], [100, 80], [80, 60]]
+
+
+def test_shapes_move_as_points_half_a_pixel_apart(transform, tmp_path):
+    places = [[100.5, 90.5], [60.5, 50.5]]
+    scattered = {"type": "MultiPoint", "coordinates": places}
+    single = {"type": "Point", "coordinates": places[0]}
+    source = geojson(
+        tmp_path / "a.geojson", [{"type": "Feature", "geometry": g} for g in (scattered, single)]
+    )
+    moved = json.loads(run(source, "reference", "b.geojson").read_text())
+    table = write_rows(tmp_path / "a.csv", [{"x": x - 0.5, "y": y - 0.5} for x, y in places])
+    found = rows(run(table, "reference", "b.csv"))
+    expected = [[float(row["x_reference"]) + 0.5, float(row["y_reference"]) + 0.5] for row in found]
+    assert np.allclose(moved[0]["geometry"]["coordinates"], expected, atol=2e-3)
+    assert np.allclose(moved[1]["geometry"]["coordinates"], expected[0], atol=2e-3)
+    back = json.loads(run(tmp_path / "b.geojson", "section", "c.geojson").read_text())
+    assert np.allclose(back[0]["geometry"]["coordinates"], places, atol=0.05)
+
+
+def test_points_that_leave_the_reference_are_counted(transform, tmp_path, capsys):
+    pixels = centres(SECTION).reshape(-1, 2) / (np.array(SECTION.pixel_um) / 1000)
+    mapped = transform.reference.to_pixels(transform.to_reference(pixels))
+    height, width = transform.reference.shape
+    outside = ((mapped < -0.5) | (mapped >= (width - 0.5, height - 0.5))).any(axis=1)
+    assert 0 < outside.sum() < len(pixels)
+    places = [*(pixels[~outside][:3] + 0.5).tolist(), *(pixels[outside][:2] + 0.5).tolist(), [-9.0, 5.0]]
+    run(
+        geojson(tmp_path / "a.geojson", {"type": "MultiPoint", "coordinates": places}),
+        "reference",
+        "b.geojson",
+    )
+    assert "3 points beyond the image or the reference" in capsys.readouterr().out
+
+
+def test_a_document_keeps_all_but_its_coordinates(transform, tmp_path):
+    child = {"type": "Feature", "geometry": polygon(HOLE), "properties": {"objectType": "detection"}}
+    cell = {
+        "type": "Feature",
+        "id": "6f3b",
+        "geometry": {**polygon(RING, HOLE), "isEllipse": True},
+        "nucleusGeometry": polygon(HOLE),
+        "properties": {"name": "é", "measurements": {"Area µm^2": 3.5}, "childObjects": [child]},
+    }
+    empty = {"type": "Feature", "geometry": None, "properties": None}
+    parts = {"type": "MultiPolygon", "coordinates": [[RING, HOLE], [HOLE]]}
+    lines = {"type": "GeometryCollection", "geometries": [{"type": "LineString", "coordinates": RING[:2]}]}
+    features = [cell, empty, *({"type": "Feature", "geometry": g} for g in (parts, lines))]
+    source = geojson(tmp_path / "a.geojson", {"type": "FeatureCollection", "features": features, "kept": 1})
+    moved = json.loads(run(source, "reference", "b.geojson").read_text(encoding="utf-8"))
+    assert (moved["type"], moved["kept"]) == ("FeatureCollection", 1)
+    first, second, third, fourth = moved["features"]
+    assert "isEllipse" not in first["geometry"]
+    assert first["geometry"]["plane"] == {"c": -1, "z": 0, "t": 0}
+    assert first["properties"]["measurements"] == {"Area µm^2": 3.5}
+    assert second == empty
+    outer, hole = first["geometry"]["coordinates"]
+    assert outer[0] == outer[-1]
+    assert hole[0] == hole[-1]
+    grandchild = first["properties"]["childObjects"][0]["geometry"]["coordinates"]
+    assert grandchild == first["nucleusGeometry"]["coordinates"] == [hole]
+    assert third["geometry"]["coordinates"] == [[outer, hole], [hole]]
+    assert fourth["geometry"]["geometries"][0]["coordinates"][0] == outer[0]
+
+
+def test_long_edges_bend_with_the_field(transform, tmp_path):
+    """Between any two points in the file the true curve is less than a tenth of a pixel away."""
+    source = geojson(
+        tmp_path / "a.geojson", {"type": "LineString", "coordinates": [[20.5, 90.5], [220.5, 90.5]]}
+    )
+    line = np.array(json.loads(run(source, "reference", "b.geojson").read_text())["coordinates"]) - 0.5
+    x = np.linspace(20, 220, 5000)
+    curve = transform.reference.to_pixels(transform.to_reference(np.column_stack([x, np.full(5000, 90.0)])))
+    inside = (curve[:, 0] > line[0, 0]) & (curve[:, 0] < line[-1, 0])
+    away = np.abs(np.interp(curve[inside, 0], line[:, 0], line[:, 1]) - curve[inside, 1])
+    assert away.max() < 0.1
+    straight = np.interp(curve[inside, 0], line[[0, -1], 0], line[[0, -1], 1])
+    assert np.abs(straight - curve[inside, 1]).max() > 1
+
+
+def shoelace(ring: list) -> float:
+    x, y = np.array(ring).T
+    return 0.5 * float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]))
+
+
+def test_outlines_of_an_unmoved_map_are_its_pixels_edges(tmp_path):
+    """The ring of 997 around 8, an island of 997 in it, and holes: areas are pixels but for cut corners."""
+    grid = Grid(LABEL_IMAGE.shape, (100.0, 100.0))
+    nothing = Displacement(grid, torch.zeros(2, *grid.shape))
+    folder = tmp_path / "s1"
+    save(SectionTransform(nothing, nothing, grid, None), folder)
+    run(folder / LABELS, "section", "../a.geojson", "--with", str(folder), "--labels")
+    features = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    found = {feature["properties"]["metadata"]["region_id"]: feature for feature in features}
+    assert set(found) == {"8", "997"}
+    assert found["8"]["properties"] == {
+        "objectType": "annotation",
+        "name": "Basic cell groups, and regions",
+        "classification": {"name": "grey", "color": [191, 218, 227]},
+        "metadata": {"region_id": "8"},
+    }
+    for region_id, rings in (("8", 2), ("997", 3)):
+        parts = found[region_id]["geometry"]["coordinates"]
+        assert sum(map(len, parts)) == rings
+        assert all(ring[0] == ring[-1] for part in parts for ring in part)
+        area = sum(abs(shoelace(part[0])) - sum(abs(shoelace(hole)) for hole in part[1:]) for part in parts)
+        assert area == pytest.approx(np.count_nonzero(int(region_id) == LABEL_IMAGE), abs=0.5 * rings + 0.01)
+    ring = np.array(found["8"]["geometry"]["coordinates"][0][0])
+    assert ring.min(axis=0) == pytest.approx((10, 10))
+    assert ring.max(axis=0) == pytest.approx((25, 20))
+
+
+def test_outlines_in_the_section_enclose_its_labels(transform, tmp_path):
+    from matplotlib.path import Path as Outline
+
+    folder = tmp_path / "s1"
+    run(folder / LABELS, "section", "../a.geojson", "--with", str(folder), "--labels")
+    labels = np.concatenate(list(transform.label(LABEL_IMAGE)))
+    centre = SECTION.to_pixels(centres(SECTION)).reshape(-1, 2) + 0.5
+    for feature in json.loads((tmp_path / "a.geojson").read_text())["features"]:
+        rings = [ring for part in feature["geometry"]["coordinates"] for ring in part]
+        # A point is inside if an odd number of rings encloses it.
+        inside = np.sum([Outline(ring).contains_points(centre) for ring in rings], axis=0) % 2 == 1
+        region_id = int(feature["properties"]["metadata"]["region_id"])
+        assert (inside.reshape(labels.shape) == (labels == region_id)).mean() > 0.995
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+FEATURE = '{"type": "Feature", "geometry": {"type": "%s", "coordinates": %s}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "sentence"),
+    [
+        ("a.csv", "x,y\n1,two\n", [], "a.csv, line 2, y: expected a number, found 'two'"),
+        ("a.csv", "x,y\n1,inf\n", [], "expected a number, found 'inf'"),
+        ("a.csv", "x,z\n1,2\n", [], "expected the columns x, y, separated by commas, semicolons or tabs, found"),
+        ("a.csv", "x,y\n1\n", [], "a.csv, line 2: expected 2 cells, found 1"),
+        ("a.csv", "x,y\n", [], "found no point"),
+        ("a.csv", "", [], "found no point"),
+        ("a.csv", "x,x,y\n1,1,2\n", [], "expected each column once"),
+        ("a.csv", "x,y,AP_um\n1,1,2\n", [], "expected no column ap_um"),
+        ("a.csv", "x,y\n1,1\n", ["--to", "section"], "expected the columns x_reference, y_reference, separated"),
+        ("a.csv", "ap_um,dv_um\n1,1\n", ["--to", "section"], "expected the columns ap_um, dv_um, ml_um"),
+        ("a.csv", "ap_um,dv_um,ml_um\n5000,9,9\n7.19,4,5\n", ["--to", "section"], "line 3, ap_um: expected a position"),
+        ("a.csv", "x_reference,y_reference\n1,1\n", ["--to", "section", "--off-plane", "9"], "no --off-plane without"),
+        ("a.csv", "x,y\n1,1\n", ["--off-plane", "9"], "a.csv: expected --to section beside --off-plane"),
+        ("a.csv", "x,y\n1,1\n", ["--off-plane", "-1"], "--off-plane: expected at least 0 µm, got -1"),
+        ("a.csv", "x,y\n1,1\n", ["--off-plane", "nan"], "--off-plane: expected at least 0 µm, got nan"),
+        ("a.csv", "x,y,Centroid X µm,Centroid Y µm\n1,1,1,1\n", [], "found x and y as well as centroid x µm and"),
+        ("a.csv", "Centroid X px,Centroid Y px\n1,1\n", ["--unit", "um"], "expected no --unit beside centroid x px"),
+        ("a.csv", "ap_um,dv_um,ml_um\n5000,9,9\n", ["--to", "section", "--unit", "px"], "expected --to reference"),
+        ("a.geojson", "{}", ["--unit", "px"], "expected a name that ends in one of .csv"),
+        ("a.tsv", "x\ty\n1\t1\n", [], "expected an --out that ends in .csv"),
+        ("a.geojson", "{}", ["--off-plane", "9"], "expected a name that ends in one of .csv"),
+        ("a.csv", b"\xff\xfe\x00", [], "cannot be read as UTF-8 text: save it as CSV UTF-8"),
+        ("a.csv", "x,y\n1,2\n", ["--labels"], "expected a name that ends in one of .tif"),
+        ("a.geojson", "", [], "cannot be read as GeoJSON"),
+        ("a.geojson", "{", [], "cannot be read as GeoJSON"),
+        ("a.geojson", "[" * 100_000, [], "cannot be read as GeoJSON"),
+        ("a.geojson", '{"a": 1}', [], "expected GeoJSON, found"),
+        ("a.geojson", '["a"]', [], "expected GeoJSON, found"),
+        ("a.geojson", '{"type": "FeatureCollection"}', [], "expected GeoJSON, found"),
+        ("a.geojson", FEATURE % ("Point", '["a", 1]'), [], "expected positions"),
+        ("a.geojson", FEATURE % ("Point", "[1, 2, 3]"), [], "expected positions"),
+        ("a.geojson", FEATURE % ("Point", "[NaN, 2]"), [], "expected positions"),
+        ("a.geojson", FEATURE % ("Polygon", "[[1, 2], [3, 4]]"), [], "expected positions"),
+        ("a.geojson", FEATURE % ("Polygon", "3"), [], "expected positions"),
+        ("a.geojson", FEATURE % ("MultiPolygon", "[[1]]"), [], "expected positions"),
+        ("a.geojson", '{"type": "Point"}', [], "expected positions"),
+        ("a.doc", "", [], "expected a name that ends in one of .tif, .tiff, .png, .jpg, .jpeg, .csv"),
+        ("a.png", "no image", ["--out", "out.tif"], "cannot be read as an image"),
+        ("wrong_size.tif", None, [], "expected the proportions of the section's image, 180×240 px, found 100×240"),
+        ("wrong_size.tif", None, ["--to", "section"], "expected the proportions of the reference, 60×80 px"),
+        ("wrong_size.tif", None, ["--labels", "--channel", "0"], "expected no --channel"),
+        ("wrong_size.tif", None, ["--labels"], "expected labels"),
+        ("wrong_size.tif", None, ["--channel", "3"], "expected a channel in 0"),
+        ("wrong_size.tif", None, ["--labels", "--out", "a.geojson"], "expected --to section"),
+        ("wrong_size.tif", None, ["--out", "a.png"], "expected an --out that ends in .tif or .tiff"),
+        ("wrong_size.tif", None, ["--with", "none"], "expected a section's folder, one that `atlalign register` wrote"),
+        ("none.csv", None, [], "no such file"),
+        ("a.csv", "x,y\n1,2\n", ["--out", "there.csv"], "there.csv exists: choose another --out, or --overwrite"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named_and_nothing_is_written(
+    transform, tmp_path, monkeypatch, capsys, name, content, options, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    write(Path("wrong_size.tif"), np.zeros((100, 240), np.float32), SECTION)
+    Path("there.csv").write_text("kept")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    defaults = ["--with", "s1", "--to", "reference", "--out", f"out{Path(name).suffix}"]
+    assert main(["transform", name, *defaults, *options]) == 1
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", [FORWARD, INVERSE, RECORD, LABELS, REGIONS])
+def test_a_damaged_registration_is_named(transform, tmp_path, capsys, name):
+    damaged = tmp_path / "s1" / name
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[: len(content) // 2])
+    (tmp_path / "a.csv").write_text("x,y\n100,90\n")
+    arguments = [
+        tmp_path / "a.csv",
+        "--with",
+        tmp_path / "s1",
+        "--to",
+        "reference",
+        "--out",
+        tmp_path / "b.csv",
+    ]
+    assert main(["transform", *map(str, arguments)]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / "b.csv").exists()
+
+
+def test_no_space_leaves_what_was_there(transform, tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.csv").write_text("x,y\n100,90\n")
+    (tmp_path / "b.csv").write_text("kept")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("atlalign.registration.carry.csv.writer", full)
+    arguments = [
+        tmp_path / "a.csv",
+        "--with",
+        tmp_path / "s1",
+        "--to",
+        "reference",
+        "--out",
+        tmp_path / "b.csv",
+    ]
+    assert main(["transform", *map(str, arguments), "--overwrite"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert (tmp_path / "b.csv").read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_file_is_replaced_on_request(transform, tmp_path):
+    source = write_rows(tmp_path / "a.csv", [{"x": 100, "y": 90}])
+    first = run(source, "reference", "b.csv").read_text()
+    (tmp_path / "b.csv").write_text("old")
+    assert run(source, "reference", "b.csv", "--overwrite").read_text() == first
