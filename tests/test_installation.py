@@ -45,6 +45,7 @@ def test_a_wheel_trains_without_a_checkout(tmp_path):
         "data.image_shape=[32,48]",
         "data.n_sections=4",
         "data.fields_per_section=1",
+        "data.batch_size=2",
         "trainer.max_epochs=1",
     ]
     finished = subprocess.run(
