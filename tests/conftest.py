@@ -5,7 +5,6 @@ from pathlib import Path
 # read their number of threads when they are imported.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
-# ruff: noqa: E402
 
 import h5py
 import numpy as np
