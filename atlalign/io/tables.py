@@ -1,5 +1,6 @@
 """Tables that users bring, as spreadsheets and programs write them."""
 
+import codecs
 import csv
 import io
 import re
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from atlalign.errors import InputError
+from atlalign.io.files import read_bytes
 
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SEPARATORS = ",;\t"
 _DECIMAL_COMMA = re.compile(r"^([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)$")
 
@@ -60,15 +63,14 @@ def cut(text: str, length: int) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file in UTF-8, with or without its mark.
+    """Return the text of a file in UTF-8, or in UTF-16 where its first bytes say so, as Excel's "Unicode text" does.
 
     Raises:
         InputError: If it cannot be read, or is written in another way.
     """
+    content = read_bytes(path)
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        return content.decode("utf-16" if content.startswith(_UTF_16) else "utf-8-sig")
     except UnicodeDecodeError as error:
         kind = path.suffix[1:].upper()
         raise InputError(f"{path}: cannot be read as UTF-8 text: save it as {kind} UTF-8") from error
@@ -77,7 +79,7 @@ def read_text(path: Path) -> str:
 def read_table(path: Path) -> Table:
     """Return a table whose cells are separated by commas, semicolons or tabs, by what makes most columns of its header.
 
-    Where semicolons do, decimal commas become points. Blank lines and empty rows at the end are left out.
+    Where commas do not, decimal commas become points. Blank lines and empty rows at the end are left out.
 
     Raises:
         InputError: If the file cannot be read, names a column twice, or has a row of another length.
@@ -99,7 +101,7 @@ def read_table(path: Path) -> Table:
         if len(row) < width or any(row[width:]):
             raise InputError(f"{path}, line {line}: expected {width} cells, found {len(row)}")
     rows = [row[:width] for _, row in found]
-    if separator == ";":
+    if separator != ",":
         rows = [[_DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in row] for row in rows]
     return Table(path, header, rows, [line for line, _ in found])
 

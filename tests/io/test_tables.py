@@ -16,6 +16,7 @@ from atlalign.io.tables import read_table
         "Name;P\nä.png;7217,5\nb;\n",
         "Name;P\nä.png;7217.5\nb;\n",
         "Name\tP\nä.png\t7217.5\nb\t\n",
+        "Name\tP\nä.png\t7217,5\nb\t\n",
         "\nName;P\n\nä.png;7217,5\n  \nb;\n\n;\n;;\n\n",
         "Name,P\nä.png,7217.5,,\nb,,\n",
         "Name,P\rä.png,7217.5\rb,\r",
@@ -32,6 +33,12 @@ def test_dialects_are_read_alike(tmp_path, content):
     ]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_of_excel_are_read_in_their_encoding(tmp_path, encoding):
+    (tmp_path / "t.txt").write_text("Name\nä.png\n", encoding=encoding)
+    assert read_table(tmp_path / "t.txt").rows == [["ä.png"]]
+
+
 def test_lines_are_those_of_a_spreadsheet(tmp_path):
     """A cell of two lines has one number, and so has a blank line."""
     (tmp_path / "t.csv").write_text('a,b\n"two\nlines",1\n\n,\nx,2\n')
@@ -40,11 +47,13 @@ def test_lines_are_those_of_a_spreadsheet(tmp_path):
     assert table.rows == [["two\nlines", "1"], ["", ""], ["x", "2"]]
 
 
-def test_only_numbers_have_decimal_commas_and_only_beside_semicolons(tmp_path):
+def test_only_numbers_have_decimal_commas_and_only_beside_semicolons_and_tabs(tmp_path):
     (tmp_path / "t.csv").write_text('a;b,c;d\n-1,5e3;"x, 1";1,2,3\n,5;+0,25;5,\n')
     table = read_table(tmp_path / "t.csv")
     assert table.header == ["a", "b,c", "d"]
     assert table.rows == [["-1.5e3", "x, 1", "1,2,3"], [".5", "+0.25", "5,"]]
+    (tmp_path / "t.csv").write_text("a\tb\n1,5\tx, 1\n")
+    assert read_table(tmp_path / "t.csv").rows == [["1.5", "x, 1"]]
     (tmp_path / "t.csv").write_text('a,b\n"1,5",2\n')
     assert read_table(tmp_path / "t.csv").rows == [["1,5", "2"]]
 
@@ -64,7 +73,7 @@ def test_columns_without_a_name_may_be_several(tmp_path):
         ("|" * 99, "found '" + r"\|" * 79 + "…$"),
         ("", "expected the columns a, b, separated by commas, semicolons or tabs, found none"),
         (b"a,b\n\xe4,2\n", "t.csv: cannot be read as UTF-8 text: save it as CSV UTF-8$"),
-        ("a,b".encode("utf-16"), "t.csv: cannot be read as UTF-8 text"),
+        (b"\xff\xfea,b", "t.csv: cannot be read as UTF-8 text"),
         ('a,b\n"' + "x" * 200_000, "cannot be read as CSV: field larger"),
     ],
 )
