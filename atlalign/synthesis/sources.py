@@ -301,6 +301,8 @@ class ImagesSource:
         return Start.registered(image)
 
     def _problems(self, section: ListedSection) -> list[str]:
+        if section.missing:
+            return [f"{section.path.name}: {section.missing}"]
         problems = [section.problem] if section.problem else []
         position = section.identity.position_um
         if not section.problem and not 0 <= position <= self.extent_um:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from atlalign.atlas.planes import GRID, Anchoring, Plane, apply_affine, homogeneous, invert_affine
-from atlalign.atlas.section_lists import find_list, read_list
+from atlalign.atlas.quint import COMPONENTS
+from atlalign.atlas.section_lists import ListedSection, find_list, read_list
 from atlalign.errors import InputError
 
 # Right to left at one voxel a pixel, as DeepSlice gives it: x falls with s, z falls with t; centre at y = 264.5.
@@ -96,7 +97,7 @@ def test_the_position_is_that_of_the_plane_through_the_centre(tmp_path):
 def test_markers_of_visualign_are_not_left_out_in_silence(tmp_path, caplog):
     path = write(tmp_path / "list.json", entry(UPRIGHT), {**entry(UPRIGHT), "markers": [[1, 2, 3, 4]]})
     assert len(read_list(path)) == 2
-    assert "the markers of 1 sections, made in VisuAlign, are not used" in caplog.text
+    assert "the markers of 1 sections, made in VisuAlign or WebWarp, are not used" in caplog.text
 
 
 def test_a_table_holds_positions(tmp_path):
@@ -112,14 +113,14 @@ def test_a_table_holds_positions(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ({"slices": {"a": 1}}, "expected QuickNII's object with slices, found an object"),
+        ({"slices": {"a": 1}}, "expected a list of sections, an object with slices .*, found an object"),
         ({"slices": []}, "names no section"),
         (
             {"slices": [entry(UPRIGHT)], "target": "WHS_SD_Rat_39um.cutlas"},
             "found the target 'WHS_SD_Rat_39um",
         ),
-        ([1, 2], "expected QuickNII's object with slices, found a list"),
-        (None, "expected QuickNII's object with slices, found none"),
+        ([1, 2], "expected a list of sections, an object with slices .*, found a list"),
+        (None, "expected a list of sections, an object with slices .*, found none"),
     ],
 )
 def test_a_bad_list_is_named(tmp_path, content, sentence):
@@ -234,7 +235,7 @@ def test_backslashes_of_windows_are_slashes_where_that_file_exists(tmp_path):
     (tmp_path / "l.csv").write_text("filename,p\nsub\\a.png,1\nsub\\b.png,2\n")
     found, missing = read_list(tmp_path / "l.csv")
     assert found.path == tmp_path / "sub" / "a.png"
-    assert missing.path == tmp_path / "sub\\b.png"
+    assert missing.path == tmp_path / "sub" / "b.png"
 
 
 @pytest.mark.parametrize("name", ["l.csv", "l.json"])
@@ -260,14 +261,286 @@ def test_a_list_with_tabs_is_found_and_read(tmp_path, name):
     assert (section.path, section.position_um) == (tmp_path / "a, b.png", 6500.5)
 
 
-def test_a_folder_has_one_list_or_both_forms_of_one(tmp_path):
-    (tmp_path / "brain.csv").touch()
+XML = """<?xml version='1.0' encoding='{encoding}'?>
+<series first='1' last='9' name='made up' {more}>
+  <slice filename='{name}' nr='4' width='40' height='30' anchoring='{anchoring}'/>
+  <slice filename='b.png' nr='5' width='40' height='30'/>
+</series>
+"""
+
+
+def write_xml(path: Path, name: str = "a.png", *, more: str = "", encoding: str = "UTF-8") -> Path:
+    query = "&amp;".join(f"{key}={value}" for key, value in zip(COMPONENTS, TILTED.ravel(), strict=True))
+    text = XML.format(name=name, more=more, encoding=encoding, anchoring=query)
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def same_place(found: ListedSection, known: ListedSection) -> bool:
+    assert (found.path, found.identity, found.problem) == (known.path, known.identity, "")
+    assert (found.position_um, found.anchoring.size) == (known.position_um, known.anchoring.size)
+    return bool((found.anchoring.vectors == known.anchoring.vectors).all())
+
+
+@pytest.mark.parametrize("ending", ["xml", "XML"])
+def test_xml_says_what_json_says(tmp_path, ending):
+    (known,) = read_list(write(tmp_path / "l.json", entry(TILTED)))
+    found, unplaced = read_list(write_xml(tmp_path / f"l.{ending}"))
+    assert same_place(found, known)
+    assert (unplaced.path.name, unplaced.identity.image_id) == ("b.png", 5)
+    assert unplaced.problem == "anchoring: expected nine numbers, found none"
+
+
+@pytest.mark.parametrize("more", ["xmlns:first='4' xmlns:name='x/y' xmlns=''", "xmlns='http://a.example/b'"])
+def test_xml_of_deepslice_abuses_namespaces(tmp_path, more):
+    assert read_list(write_xml(tmp_path / "l.xml", more=more))[0].problem == ""
+
+
+@pytest.mark.parametrize("encoding", ["UTF-8", "UTF-16", "windows-1252", "ISO-8859-1"])
+def test_xml_is_read_in_the_encoding_that_it_declares(tmp_path, encoding):
+    path = write_xml(tmp_path / "l.xml", "Süd.png", encoding=encoding)
+    assert read_list(path)[0].path == tmp_path / "Süd.png"
+
+
+def test_numbers_that_an_anchoring_in_xml_lacks_are_named(tmp_path):
+    path = write_xml(tmp_path / "l.xml")
+    path.write_text(path.read_text().replace("vz=", "vw="))
+    assert read_list(path)[0].problem == "anchoring: expected a number, found none"
+
+
+def deep(n: int) -> str:
+    return '{"slices":' + "[" * n + "]" * n + "}"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("l.json", deep(100_000), "nested too deeply"),
+        ("l.waln", deep(100_000), "nested too deeply"),
+        ("l.json", "", "no valid JSON"),
+        ("l.xml", "", "no valid XML"),
+        ("l.xml", "<series><slice", "no valid XML"),
+        ("l.xml", "<series/>", "names no section"),
+        ("l.xml", "<svg/>", "element 'series', found 'svg'"),
+        ("l.xml", "<?xml version='1.0' encoding='klingon'?><series/>", "no valid XML"),
+        ("l.xml", "<series target='WHS_SD_rat_39um.cutlas'/>", "target 'WHS_SD_rat_39um.cutlas'"),
+        ("l.xml", "<!DOCTYPE series SYSTEM 'file:///etc/passwd'><series/>", "DOCTYPE"),
+        ("l.xml", '<!DOCTYPE s [<!ENTITY a "b">]><series><slice filename="&a;"/></series>', "DOCTYPE"),
+        ("l.waln", '{"atlas":"WHS_SD_Rat_v4_39um","sections":[]}', "target 'WHS_SD_Rat_v4_39um'"),
+        ("l.waln", '{"sections":[]}', "names no section"),
+        ("l.json", '{"target":"KimLabDevCCFv001_P56_25um","slices":[]}', "target 'KimLabDevCCFv001_P56_25um'"),
+        ("l.json", '{"target":["a"],"slices":[]}', "target a list"),
+        ("l.json", '{"target-resolution":[512,1024,512],"slices":[]}', r"found \[512, 1024, 512\]"),
+        ("l.csv", "", "expected the columns filename, p"),
+        ("l.csv", "filename,p\n", "names no section"),
+    ],
+)  # fmt: skip
+def test_a_list_that_cannot_be_used_gives_one_sentence(tmp_path, name, content, sentence):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=rf"{name}: .*{sentence}"):
+        read_list(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "target", ["ABA_Mouse_CCFv3_2017_25um.cutlas", "ABA_Mouse_CCFv3_2015_25um", "allen_mouse_25um", ""]
+)
+def test_the_allen_atlas_has_several_names(tmp_path, target):
+    assert read_list(write(tmp_path / "l.json", entry(UPRIGHT), target=target))[0].problem == ""
+
+
+@pytest.mark.parametrize("ending", ["waln", "wwrp", "json"])
+def test_webalign_says_what_quicknii_says(tmp_path, caplog, ending):
+    (known,) = read_list(write(tmp_path / "known.json", entry(TILTED)))
+    (tmp_path / "a.png").touch()
+    section = {"filename": "m3/a.dzip", "snr": 4, "width": 40, "height": 30, "format": "jpg"}
+    placed = section | {"ouv": TILTED.ravel().tolist(), "markers": [[1, 2, 3, 4]]}
+    series = {
+        "atlas": "ABA_Mouse_CCFv3_2017_25um",
+        "sections": [placed, section | {"filename": "no.dzip"}, 3],
+    }
+    (tmp_path / f"l.{ending}").write_text(json.dumps(series))
+    found, unplaced, bad = read_list(tmp_path / f"l.{ending}")
+    assert same_place(found, known)
+    assert (found.missing, bad.path.name) == ("", "sections[2]")
+    assert unplaced.problem == "anchoring: expected nine numbers, found none"
+    assert unplaced.missing == f"no such file in {tmp_path}"
+    assert "the markers of 1 sections" in caplog.text
+
+
+def test_a_zoomable_copy_stands_for_the_one_image_of_its_name(tmp_path):
+    for name in ("a.png", "b.tif", "b.png", "c.tif", "c.json", "d.dzip"):
+        (tmp_path / name).touch()
+    names = ["a.dzip", "b.dzip", "c.tif.dzip", "d.dzip"]
+    entries = [{"filename": name, "ouv": TILTED.ravel().tolist()} for name in names]
+    (tmp_path / "l.waln").write_text(json.dumps({"sections": entries}))
+    a, b, c, d = read_list(tmp_path / "l.waln")
+    assert (a.path.name, a.missing, c.path.name, c.missing) == ("a.png", "", "c.tif", "")
+    assert "b.png, b.tif is there" in b.missing
+    assert d.missing == f"no such file in {tmp_path}"
+
+
+@pytest.mark.parametrize(
+    "name", ["\ud800.png", "a\0.png", "x" * 252 + ".png", "C:\\x\\" + "ü" * 130, "/", " "]
+)
+def test_a_name_that_no_file_can_have_fails_its_entry_alone(tmp_path, name):
+    bad, good = read_list(write(tmp_path / "l.json", entry(UPRIGHT, filename=name), entry(UPRIGHT)))
+    assert bad.path == tmp_path / "slices[0]"
+    assert bad.problem.startswith("expected a filename")
+    assert bad.problem == bad.missing
+    assert good.problem == ""
+
+
+def test_the_files_of_deepslice_agree_with_one_another(test_data):
+    def placed(name: str) -> dict[str, np.ndarray]:
+        sections = read_list(test_data / "quint" / name)
+        assert all(not section.problem for section in sections)
+        return {section.path.name: section.anchoring.vectors for section in sections}
+
+    first = placed("GLTa.csv")
+    assert placed("GLTa.xml").keys() == first.keys()
+    assert all((placed("GLTa.xml")[name] == first[name]).all() for name in list(first)[::10])
+    second = placed("MyResults.csv")
+    assert (second.keys(), len(second)) == (first.keys(), len(first))
+    assert all((placed("MyResults.json")[name] == second[name]).all() for name in list(second)[::10])
+    # The XML is of another run: close to the first version, and not to its neighbours.
+    older = placed("MyResults.xml")
+    assert max(np.abs(older[name] - first[name]).max() for name in first) < 2
+
+
+def test_a_folder_has_one_list_or_several_forms_of_one(tmp_path):
+    table = "Filenames,ox,oy,oz,ux,uy,uz,vx,vy,vz,width,height,nr\n"
+    row = f"a.png,{','.join(map(str, TILTED.ravel()))},40,30,4\nb.png,1,,,,,,,,,40,30,5\n"
+    (tmp_path / "brain.csv").write_text(table + row)
     assert find_list(tmp_path) == tmp_path / "brain.csv"
-    (tmp_path / "brain.json").touch()
+    write(tmp_path / "brain.json", entry(TILTED), entry(UPRIGHT, filename="b.png", anchoring=[]))
+    write_xml(tmp_path / "brain.xml")
     assert find_list(tmp_path) == tmp_path / "brain.json"
     (tmp_path / "notes.txt").touch()
-    (tmp_path / "cells.tsv").touch()
+    (tmp_path / "places.tsv").write_text("filename\tp\n")
     assert find_list(tmp_path) == tmp_path / "brain.json"
-    (tmp_path / "other.csv").touch()
-    with pytest.raises(InputError, match=r"found brain\.csv, brain\.json, other\.csv"):
+    (tmp_path / "other.csv").write_text("filename,p\n")
+    with pytest.raises(InputError, match=r"found brain\.csv, brain\.json, brain\.xml, other\.csv"):
         find_list(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed", [entry(TILTED + 1), entry(TILTED, filename="c.png"), entry(TILTED, anchoring=None)]
+)
+def test_forms_of_one_list_that_differ_are_not_one_list(tmp_path, changed):
+    write(tmp_path / "brain.json", changed, entry(UPRIGHT, filename="b.png", anchoring=None))
+    write_xml(tmp_path / "brain.xml")
+    with pytest.raises(InputError, match=r"found brain\.json and brain\.xml, which differ in [ac]\.png"):
+        find_list(tmp_path)
+
+
+def test_what_is_no_list_does_not_hide_the_list_of_a_folder(tmp_path):
+    (tmp_path / "positions.csv").write_text("filename,p\na.png,5000\n")
+    (tmp_path / "cells.csv").write_text("x,y\n1,2\n")
+    (tmp_path / "shapes.json").write_text('{"type": "FeatureCollection"}')
+    (tmp_path / "._positions.csv").write_bytes(b"\0\5\x16\7filename")
+    (tmp_path / ".hidden.json").write_text('{"slices": []}')
+    (tmp_path / "desktop.ini").touch()
+    (tmp_path / "__MACOSX").mkdir()
+    assert find_list(tmp_path) == tmp_path / "positions.csv"
+    (tmp_path / "positions.csv").unlink()
+    with pytest.raises(InputError, match=r"found cells\.csv, shapes\.json"):
+        find_list(tmp_path)
+
+
+def test_a_list_in_utf_16_is_found_and_read(tmp_path):
+    (tmp_path / "l.txt").write_text("filename\tp\nSüd.png\t6500,5\n", encoding="utf-16")
+    (tmp_path / "m.txt").write_text("notes", encoding="utf-16")
+    (section,) = read_list(find_list(tmp_path))
+    assert (section.path.name, section.position_um) == ("Süd.png", 6500.5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "C:\\Users\\lab\\a.png", "\\\\server\\share\\a.png", "/Volumes/Data/a.png", "DeepSlice_scaledImages/a.png",
+        "file:///C:/Users/lab/a.png", "A.PNG", "../a.png", "d:a.png/../a.png",
+    ],
+)  # fmt: skip
+def test_an_image_beside_its_list_is_found_by_a_name_from_elsewhere_and_said(tmp_path, caplog, name):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").touch()
+    (section,) = read_list(write(tmp_path / "in" / "l.json", entry(UPRIGHT, filename=name)))
+    assert (section.path, section.missing) == (tmp_path / "in" / "a.png", "")
+    assert "1 images lie in another folder" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("M\u00e4use.png", "Ma\u0308use.png"),
+        ("Ma\u0308use.png", "M\u00e4use.png"),
+        ("my%20image.png", "my image.png"),
+        ("a.png ", "a.png"),
+        ("./a.png", "a.png"),
+        ("sub\\b c.png", "sub/b c.png"),
+    ],
+)
+def test_a_name_in_another_notation_is_the_same_name(tmp_path, caplog, name, file):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / file).touch()
+    (section,) = read_list(write(tmp_path / "l.json", entry(UPRIGHT, filename=name)))
+    assert (section.path, section.missing) == (tmp_path / file, "")
+    assert not caplog.records
+
+
+def test_a_url_and_an_absolute_name_of_this_computer_are_taken_as_they_are(tmp_path):
+    for folder in (tmp_path / "scans", tmp_path / "far off"):
+        folder.mkdir()
+        (folder / "a.png").touch()
+    file = tmp_path / "far off" / "a.png"
+    names = [str(file), file.as_uri()]
+    path = write(tmp_path / "l.json", *(entry(UPRIGHT, filename=name) for name in names))
+    assert [section.path for section in read_list(path)] == [file, file]
+    (scan,) = read_list(write(path, entry(UPRIGHT, filename=str(file))), tmp_path / "scans")
+    assert scan.path == tmp_path / "scans" / "a.png"
+
+
+def test_the_name_as_it_is_written_comes_first(tmp_path):
+    for name in ("a%20b.png", "a b.png", "A.png", "a.png", "C:\\a.png"):
+        (tmp_path / name).touch()
+    path = write(
+        tmp_path / "l.json", *(entry(UPRIGHT, filename=n) for n in ("a%20b.png", "a.png", "C:\\a.png"))
+    )
+    assert [section.path.name for section in read_list(path)] == ["a%20b.png", "a.png", "C:\\a.png"]
+
+
+def test_a_file_that_two_names_may_mean_is_neithers(tmp_path):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "b.png").touch()
+    names = ["left/a.png", "right\\a.png", "b.png", "B.png"]
+    first, second, exact, other = read_list(
+        write(tmp_path / "l.json", *(entry(UPRIGHT, filename=name) for name in names))
+    )
+    assert "'right\\a.png'" in first.missing
+    assert "'left/a.png'" in second.missing
+    assert exact.missing == ""
+    assert "'b.png'" in other.missing
+
+
+def test_upper_and_lower_case_are_not_guessed_between_two_files(tmp_path):
+    for name in ("A.png", "a.PNG"):
+        (tmp_path / name).touch()
+    (section,) = read_list(write(tmp_path / "l.json", entry(UPRIGHT)))
+    assert section.missing.startswith(f"no such file in {tmp_path}")
+
+
+def test_an_image_of_another_ending_is_named_and_not_taken(tmp_path):
+    for name in ("a.tif", "a.csv", "b.tif"):
+        (tmp_path / name).touch()
+    (section,) = read_list(write(tmp_path / "l.json", entry(UPRIGHT, filename="C:\\x\\a.png")))
+    assert section.path == tmp_path / "a.png"
+    assert section.missing.startswith(f"no such file in {tmp_path}, nor 'C:\\x\\a.png'; a.tif is there")
+
+
+def test_images_may_lie_in_another_folder_than_their_list(tmp_path):
+    (tmp_path / "scans").mkdir()
+    for folder in (tmp_path, tmp_path / "scans"):
+        (folder / "a.png").touch()
+    path = write(tmp_path / "l.json", entry(UPRIGHT))
+    assert read_list(path)[0].path == tmp_path / "a.png"
+    assert read_list(path, tmp_path / "scans")[0].path == tmp_path / "scans" / "a.png"

@@ -805,7 +805,7 @@ def test_what_cannot_be_placed_may_be_left_where_it_is(place, tmp_path):
         (anchored(height=64), r"a.png: expected the proportions of .* 64×64 px, found 48×64 px"),
         (anchored(sideways=3000), "a.png: anchoring: expected an image that shows a part of the atlas"),
         (anchored(sideways=np.nan), "a.png: anchoring: expected a number, found 'nan'"),
-        (lambda f: (f / "list.csv").rename(f / "l.json").write_text("{"), "not a list of sections"),
+        (lambda f: (f / "list.csv").rename(f / "l.json").write_text("{"), "expected a list of sections"),
     ],
 )
 def test_a_bad_list_of_images_leaves_nothing(spoil, message, tmp_path):

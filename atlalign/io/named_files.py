@@ -1,0 +1,202 @@
+"""Finding the files that a list names, which may have been written on another computer."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
+from unicodedata import normalize
+from urllib.parse import unquote
+
+from atlalign.errors import InputError
+from atlalign.io.files import is_file
+from atlalign.io.images import IMAGE_ENDINGS
+from atlalign.io.tables import shown
+
+_LONGEST_NAME = 255  # bytes, in the file systems of all common systems
+_ZOOMABLE = ".dzip"  # WebAlign's own copy of an image, whose ending it drops
+
+
+class NamedFile(NamedTuple):
+    """The file that a list means by a name.
+
+    Attributes:
+        path: The file, or the place where it should lie.
+        guessed: Whether its folder, or its upper and lower case, is not the one in the list.
+        missing: Why there is no such file, if so.
+    """
+
+    path: Path
+    guessed: bool = False
+    missing: str = ""
+
+
+def find_files(folder: Path, names: Sequence[str], *, only_here: bool = False) -> list[NamedFile]:
+    """Return the files that a list means by `names`.
+
+    A name counts as it is written, from `folder` on. Where that is no file, it may come from another computer: with
+    backslashes, percent signs or accents of another encoding, in a folder that this computer lacks, or in other upper
+    and lower case. Then the file is searched below `folder`. Two names never share a file that was searched so.
+
+    Args:
+        folder: The folder that names are relative to.
+        names: As `check_name` allows them.
+        only_here: Search absolute names in `folder`, too, even where they exist.
+    """
+    search = _Search(folder, only_here=only_here)
+    found = [search.find(name) for name in names]
+    claims = defaultdict(set)
+    for name, file in zip(names, found, strict=True):
+        claims[file.path].add(name)
+    return [
+        _contested(file, name, claims[file.path]) if file.guessed and len(claims[file.path]) > 1 else file
+        for name, file in zip(names, found, strict=True)
+    ]
+
+
+def check_name(name: object) -> str:
+    """Return the name of a file that a list gives.
+
+    Raises:
+        InputError: If no file can have it.
+    """
+    if not isinstance(name, str) or not _parts(name):
+        raise InputError(f"expected a filename, found {shown(name)}")
+    try:
+        size = len(os.fsencode(_parts(name)[-1]))
+    except UnicodeEncodeError:
+        size = 0
+    if not 0 < size <= _LONGEST_NAME or "\0" in name:
+        raise InputError(
+            f"expected a filename of at most {_LONGEST_NAME} bytes of valid text, found {shown(name)}"
+        )
+    return name
+
+
+def is_visible(path: Path) -> bool:
+    """Return whether a file is the user's: not hidden, such as those that macOS adds beside others (._a.png)."""
+    return not path.name.startswith(".") and is_file(path)
+
+
+class _Search:
+    """Searches files below one folder, whose content is read once."""
+
+    def __init__(self, folder: Path, *, only_here: bool) -> None:
+        self.folder = folder
+        self.only_here = only_here
+        self._content = cache(_content)
+
+    def find(self, name: str) -> NamedFile:
+        """Return the file that `name` means, or why there is none."""
+        zoomable = name.lower().endswith(_ZOOMABLE)
+        spellings = _spellings(name[: -len(_ZOOMABLE)] if zoomable else name)
+        for spelling in spellings:
+            if is_file(self.folder / spelling) and not (self.only_here and _is_absolute(spelling)):
+                return NamedFile(self.folder / spelling)
+        return self._below(spellings) or self._of_another_ending(spellings, name, accept=zoomable)
+
+    def _below(self, spellings: Sequence[str]) -> NamedFile | None:
+        for alike in (_composed, _folded):
+            for spelling in spellings:
+                parts = _parts(spelling)
+                for start in range(len(parts)):
+                    path = self._walk(parts[start:], alike)
+                    if path is not None:
+                        elsewhere = start > 0 or _is_absolute(spelling) or ".." in spelling
+                        return NamedFile(path, guessed=elsewhere or alike is _folded)
+        return None
+
+    def _walk(self, parts: Sequence[str], alike: Callable[[str], str]) -> Path | None:
+        """Return the file below the folder to which names lead that are `alike`; None where several are."""
+        path = self.folder
+        for part in parts:
+            found = self._content(path, alike).get(alike(part), [])
+            if part in found:
+                found = [part]
+            if len(found) != 1:
+                return None
+            path /= found[0]
+        return path if is_file(path) else None
+
+    def _of_another_ending(self, spellings: Sequence[str], name: str, *, accept: bool) -> NamedFile:
+        """Return why there is no such file, or if `accept` the one image that differs in its ending alone."""
+        expected = self.folder / (_parts(name)[-1] if _is_absolute(name) else _slashed(name))
+        near = sorted(
+            path
+            for parent in {self.folder, expected.parent}
+            for path in _images_in(parent)
+            if any(_folded(path.stem) == _folded(_stem(spelling)) for spelling in spellings)
+        )
+        if accept and len(near) == 1:
+            return NamedFile(near[0], guessed=True)
+        missing = f"no such file in {expected.parent}"
+        if _is_absolute(name):
+            missing += f", nor {shown(name)}"
+        if near:
+            there = ", ".join(path.name for path in near)
+            missing += f"; {there} is there: if it is the same image, name it in the list"
+        return NamedFile(expected, missing=missing)
+
+
+def _contested(file: NamedFile, name: str, names: set[str]) -> NamedFile:
+    others = ", ".join(shown(other) for other in sorted(names - {name}))
+    return file._replace(
+        missing=f"no such file as {shown(name)}, and {file.path} may as well be {others}: correct the list"
+    )
+
+
+def _spellings(name: str) -> list[str]:
+    """Return a name as it is written, and as it reads on this computer."""
+    slashed = _slashed(name)
+    if re.match("file:/", slashed, re.IGNORECASE):
+        slashed = "/" + slashed[len("file:") :].lstrip("/")
+    return list(dict.fromkeys([name, slashed, unquote(slashed)]))
+
+
+def _slashed(name: str) -> str:
+    return name.strip().replace("\\", "/")
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in _slashed(name).split("/") if part not in ("", ".", "..")]
+
+
+def _stem(spelling: str) -> str:
+    """Return the name of a file without its folders and, where it is that of an image, its ending."""
+    name = Path(_slashed(spelling))
+    return name.stem if name.suffix.lower() in IMAGE_ENDINGS else name.name
+
+
+def _is_absolute(name: str) -> bool:
+    """Return whether a name starts at the root or a drive of some computer."""
+    return bool(PureWindowsPath(name.strip()).anchor) or name.strip().lower().startswith("file:")
+
+
+def _content(folder: Path, alike: Callable[[str], str]) -> dict[str, list[str]]:
+    """Return the names in a folder by how they read."""
+    names = defaultdict(list)
+    for path in _paths_in(folder):
+        names[alike(path.name)].append(path.name)
+    return names
+
+
+def _images_in(folder: Path) -> Iterator[Path]:
+    return (path for path in _paths_in(folder) if path.suffix.lower() in IMAGE_ENDINGS and is_visible(path))
+
+
+def _paths_in(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:  # as where it is none
+        return []
+
+
+def _composed(name: str) -> str:
+    """Return a name with its accents as single characters, which macOS takes apart."""
+    return normalize("NFC", name)
+
+
+def _folded(name: str) -> str:
+    return _composed(_composed(name).casefold())
