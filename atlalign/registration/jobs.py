@@ -1,17 +1,25 @@
 """What is to be registered: the images that files, folders and lists of sections name."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, get_args
+from unicodedata import normalize
 
 from atlalign.atlas.planes import Anchoring, check_is_um
 from atlalign.atlas.section_lists import LIST_ENDINGS, ListedSection, find_list, read_list
 from atlalign.errors import InputError
+from atlalign.io.files import is_file, is_folder
 from atlalign.io.images import IMAGE_ENDINGS
+from atlalign.io.named_files import is_visible
 from atlalign.io.tables import number, shown, whole_number
 from atlalign.registration.placement import Background, Placing
+
+_log = logging.getLogger(__name__)
+_SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 
 
 class Job(NamedTuple):
@@ -37,45 +45,44 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of the folder of results."""
-        return self.label or self.path.name.removesuffix(self.path.suffix).removesuffix(".ome")
+        """The name of the folder of results; never a hidden one."""
+        return self.label or _split(self.path)[0]
 
 
 def find_jobs(
-    inputs: Sequence[str | Path], *, position_um: float | None = None, listed: bool = True
+    inputs: Sequence[str | Path],
+    *,
+    position_um: float | None = None,
+    listed: bool = True,
+    images: str | Path | None = None,
 ) -> list[Job]:
-    """Return the images that files, folders and lists of sections name.
+    """Return the images that files, folders and lists of sections name, each once.
 
     Args:
-        inputs: Images; lists of sections (.json of QuickNII or DeepSlice, or a table); folders with one such list.
+        inputs: Images; lists of sections (of QuickNII, DeepSlice or WebAlign, or a table); folders with one such list.
+            In folders, hidden files do not count.
         position_um: Where all of the images without a list lie.
         listed: Whether folders need a list; otherwise all of their images are taken, and positions do not matter.
+        images: The folder of the images that lists name; None for that of each list.
 
     Raises:
-        InputError: If nothing is found, a position is missing or can only be meant in mm, or two images would have the
-            same folder of results even with the names of their folders before.
+        InputError: If nothing is found, or a position is missing or can only be meant in mm.
     """
     if position_um is not None:
         check_is_um(position_um, "--position")
+    if images is not None and not is_folder(Path(images)):
+        raise InputError(
+            f"--images: expected the folder of the images that a list names, found no folder {images}"
+        )
     jobs: list[Job] = []
     for path in map(Path, inputs):
-        if path.suffix.lower() in IMAGE_ENDINGS:
-            jobs.append(Job(path, position_um, len(jobs) + 1))
-        elif path.is_dir() and (not listed or position_um is not None):
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_ENDINGS)
-            jobs += [Job(file, position_um, number) for number, file in enumerate(found, len(jobs) + 1)]
-        elif not path.exists():
-            raise InputError(f"{path}: no such file or folder")
-        elif path.is_file() and path.suffix.lower() not in LIST_ENDINGS:
-            raise InputError(
-                f"{path}: expected an image ({', '.join(IMAGE_ENDINGS)}), a list of sections "
-                f"({', '.join(LIST_ENDINGS)}) or a folder"
-            )
-        elif position_um is not None:
-            raise InputError(f"{path}: expected no --position beside a list of sections, which has its own")
+        if (listing := _list_of(path, position_um, listed=listed)) is not None:
+            sections = read_list(listing, None if images is None else Path(images))
+            jobs += [_listed_job(section, listed=listed) for section in sections]
         else:
-            jobs += [_listed_job(section, listed=listed) for section in read_list(find_list(path))]
-    jobs = _told_apart(jobs)
+            jobs += [
+                Job(file, position_um, number) for number, file in enumerate(_images_of(path), len(jobs) + 1)
+            ]
     if not jobs:
         raise InputError(
             f"expected images ({', '.join(IMAGE_ENDINGS)}), found none in {', '.join(map(str, inputs))}"
@@ -85,20 +92,35 @@ def find_jobs(
             "expected the position of the section in the atlas (--position), a list of sections with positions, or a "
             "reference image (--reference)"
         )
-    return jobs
+    return _told_apart(_once_each(jobs))
 
 
-def _told_apart(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs, those whose images have one name with the name of the image's folder before it."""
-    names = Counter(job.name for job in jobs)
-    told = [
-        job._replace(label=f"{job.path.absolute().parent.name}_{job.name}") if names[job.name] > 1 else job
-        for job in jobs
-    ]
-    repeated = sorted(name for name, count in Counter(job.name for job in told).items() if count > 1)
-    if repeated:
-        raise InputError(f"expected images of different names, found several of {', '.join(repeated)}")
-    return told
+def _list_of(path: Path, position_um: float | None, *, listed: bool) -> Path | None:
+    """Return the list of sections that an input is, or has in it; None where it is an image, or a folder of some."""
+    if is_folder(path):
+        return find_list(path) if listed and position_um is None else None
+    if path.suffix.lower() not in LIST_ENDINGS:
+        return None
+    if position_um is not None:
+        raise InputError(f"{path}: expected no --position beside a list of sections, which has its own")
+    return path
+
+
+def _images_of(path: Path) -> list[Path]:
+    """Return an image, or those of a folder."""
+    ending = path.suffix.lower()
+    if is_folder(path):
+        return sorted(
+            file for file in path.iterdir() if file.suffix.lower() in IMAGE_ENDINGS and is_visible(file)
+        )
+    if ending in _SPREADSHEETS:
+        raise InputError(
+            f"{path}: expected an image or a list of sections, found a spreadsheet: save it as CSV"
+        )
+    # Any other file may be an image; reading it will show.
+    if ending not in IMAGE_ENDINGS and not is_file(path):
+        raise InputError(f"{path}: no such file or folder")
+    return [path]
 
 
 def _listed_job(section: ListedSection, *, listed: bool) -> Job:
@@ -107,11 +129,90 @@ def _listed_job(section: ListedSection, *, listed: bool) -> Job:
         job = job._replace(options=_own_options(section.cells, section.where))
     except InputError as error:
         return job._replace(problem=str(error))
+    problem = section.missing or section.problem
     if not listed:  # the reference is no plane of an atlas
-        return job
-    if section.problem:
-        return job._replace(problem=section.problem)
+        return job._replace(problem=section.missing)
+    if problem:
+        return job._replace(problem=problem)
     return job._replace(position_um=section.position_um, anchoring=section.anchoring)
+
+
+# --- several of one image, and of one name ----------------------------------------------------------------------------
+
+
+def _once_each(jobs: Sequence[Job]) -> list[Job]:
+    """Return the jobs, those for one file as one job."""
+    by_file = defaultdict(list)
+    for job in jobs:
+        by_file[os.path.normpath(job.path.absolute())].append(job)
+    if len(by_file) < len(jobs):
+        repeated = [same[0].path for same in by_file.values() if len(same) > 1]
+        _log.warning(
+            "%d images are named more than once, such as %s: each counts once", len(repeated), repeated[0]
+        )
+    return [_one_of_all(same) for same in by_file.values()]
+
+
+def _one_of_all(jobs: Sequence[Job]) -> Job:
+    """Return the one job that all of these for one file are; it has a problem where they contradict each other."""
+    first, *others = jobs
+    if all(_meaning(other) == _meaning(first) for other in others):
+        return first
+    return first._replace(
+        problem=f"named {len(jobs)} times, with different positions, anchorings or options: keep one of them"
+    )
+
+
+def _meaning(job: Job) -> tuple[Any, ...]:
+    """Return what is to be done with an image, as values that can be compared."""
+    anchoring = job.anchoring and (job.anchoring.to_json(), job.anchoring.size)
+    return job.position_um, anchoring, job.problem, dict(job.options)
+
+
+def _told_apart(jobs: Sequence[Job]) -> list[Job]:
+    """Return the jobs with names that differ also where upper and lower case do not count, as on Windows and macOS."""
+    by_name = defaultdict(list)
+    for job in jobs:
+        by_name[_folded(job.name)].append(job)
+    taken = {name for name, same in by_name.items() if len(same) == 1}
+    labels: dict[Path, str] = {}
+    for same in by_name.values():
+        if len(same) > 1:
+            chosen = _labels([job.path.absolute() for job in same], taken)
+            taken.update(map(_folded, chosen))
+            labels.update(zip((job.path for job in same), chosen, strict=True))
+    return [job._replace(label=labels.get(job.path, job.label)) for job in jobs]
+
+
+def _labels(paths: Sequence[Path], taken: Collection[str]) -> list[str]:
+    """Return different names for images that share one: with their endings, their folders, both, or numbers."""
+    for folders in range(max(len(path.parts) for path in paths)):
+        for with_ending in (False, True):
+            labels = [_label(path, folders, with_ending=with_ending) for path in paths]
+            keys = set(map(_folded, labels))
+            if len(keys) == len(paths) and not keys & set(taken):
+                return labels
+    return [f"{_split(path)[0]}_{number}" for number, path in enumerate(paths, start=1)]
+
+
+def _label(path: Path, folders: int, *, with_ending: bool) -> str:
+    name, ending = _split(path)
+    parents = path.parent.parts[1:][-folders:] if folders else ()
+    return "_".join([*parents, name, *([ending] if with_ending and ending else [])])
+
+
+def _split(path: Path) -> tuple[str, str]:
+    """Return the name of an image without its ending and the dot of a hidden file, and the ending without dots."""
+    name = path.name.removesuffix(path.suffix).removesuffix(".ome")
+    ending = path.name[len(name) :].strip(".").replace(".", "_")
+    return name.lstrip(".") or "section", ending
+
+
+def _folded(name: str) -> str:
+    return normalize("NFC", name).casefold()
+
+
+# --- what a list says of each image -----------------------------------------------------------------------------------
 
 
 def _own_options(cells: Mapping[str, str], where: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import csv
 import errno
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -638,28 +637,6 @@ def test_bad_options_give_one_sentence(run, sections, tmp_path, arguments, sente
     assert not (tmp_path / "out" / "a").exists()
 
 
-def test_jobs_are_found(sections, tmp_path):
-    assert [job.name for job in find_jobs([sections])] == ["a", "b", "c"]
-    assert [job.position_um for job in find_jobs([sections])] == [4000, 6000, 8000]
-    assert [job.position_um for job in find_jobs([sections], position_um=700)] == [700, 700, 700]
-    assert [job.position_um for job in find_jobs([sections], listed=False)] == [None] * 3
-    with pytest.raises(InputError, match="expected no --position beside a list"):
-        find_jobs([sections / "list.csv"], position_um=700)
-    with pytest.raises(InputError, match="found several of sections_a"):
-        find_jobs([sections, sections / "a.png"], position_um=300)
-    with pytest.raises(InputError, match="expected one list of sections"):
-        find_jobs([tmp_path])
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="found none in"):
-        find_jobs([tmp_path / "empty"], listed=False)
-    assert find_jobs([Path("x.ome.tif")], position_um=100)[0].name == "x"
-    (tmp_path / "x.bmp").touch()
-    for name, sentence in (("x.bmp", "expected an image"), ("nothing", "no such file or folder")):
-        for position_um in (None, 700):
-            with pytest.raises(InputError, match=f"{name}: {sentence}"):
-                find_jobs([tmp_path / name], position_um=position_um)
-
-
 def test_images_of_one_name_are_told_apart_by_their_folders(run, sections, tmp_path):
     other = shutil.copytree(sections, tmp_path / "second")
     status, _ = run(sections / "b.tif", other / "b.tif", other / "a.png", "--position", "6000")
@@ -742,16 +719,6 @@ def test_options_are_checked_where_they_are_made(given, sentence):
     with pytest.raises(InputError, match=sentence):
         Options(**given)
     assert Options(limits={"folding": Limit(0, 1)}).limits == {**LIMITS, "folding": Limit(0, 1)}
-
-
-def test_a_position_in_mm_is_told(sections):
-    with pytest.raises(
-        InputError, match=r"^--position: expected a position in µm .*, got 6\.7: is that mm\?"
-    ):
-        find_jobs([sections / "a.png"], position_um=6.7)
-    (sections / "list.csv").write_text("filename,p\na.png,7.2\n")
-    (job,) = find_jobs([sections])
-    assert re.match(r"line 2, p: expected a position in µm .*, got 7\.2: is that mm\?", job.problem)
 
 
 def test_a_list_of_a_german_spreadsheet_is_registered_but_for_its_bad_rows(run, sections, tmp_path):
