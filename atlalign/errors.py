@@ -10,6 +10,8 @@ from numbers import Integral, Real
 from textwrap import shorten
 from typing import Any
 
+from atlalign.console import say
+
 # What brings Hydra's optional launchers.
 _LAUNCHERS = {
     "hydra/launcher/joblib": "atlalign-torch[cluster]",
@@ -140,7 +142,7 @@ def readable_errors() -> Iterator[None]:
         message = sentence(error) if wanted == "0" else None
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        say(f"error: {message}", error=True)
         sys.exit(1)
     finally:
         os.environ["HYDRA_FULL_ERROR"] = wanted

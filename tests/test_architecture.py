@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "atlalign"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # What stands later may import what stands earlier; rooms in one tuple do not import each other.
 LAYERS = (
+    ("console",),
     ("errors", "__init__"),
     ("versions",),
     ("geometry", "io"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from atlalign import __version__
 from atlalign.cli import count, export, import_keras, merge, register, runs, transform, validate
 from atlalign.cli.programs import PROGRAMS, run_program
+from atlalign.console import make_warnings_printable, say
 from atlalign.errors import InputError
 
 _COMMANDS = (register, transform, count, validate, import_keras, merge, export, runs)
@@ -18,13 +19,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in PROGRAMS:
         return run_program(arguments[0], arguments[1:])
     options = _parser().parse_args(arguments)
+    make_warnings_printable()
     try:
         options.run(options)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: finished results are kept", file=sys.stderr)
+        say("interrupted: finished results are kept", error=True)
         return 130
     return 0
 

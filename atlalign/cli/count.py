@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from atlalign.console import say
+
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand `count`."""
@@ -33,4 +35,4 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def _run(options: argparse.Namespace) -> None:
     from atlalign.registration.counts import count_points
 
-    print(count_points(options.tables, options.folders, options.out, overwrite=options.overwrite))
+    say(count_points(options.tables, options.folders, options.out, overwrite=options.overwrite))

@@ -2,6 +2,7 @@
 
 import argparse
 
+from atlalign.console import say
 from atlalign.errors import InputError
 
 
@@ -41,7 +42,7 @@ def _run(options: argparse.Namespace) -> None:
         )
     height, width = shape
     differences = export_model(network, options.out, (height, width))
-    print(
+    say(
         f"{options.out}: {type(network).__name__} for images of {height}×{width} px; it differs by at most "
         f"{differences.intensity:.1e} in intensity and {differences.px:.1e} px"
     )

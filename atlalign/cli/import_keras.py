@@ -2,6 +2,8 @@
 
 import argparse
 
+from atlalign.console import say
+
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand `import-keras`."""
@@ -21,4 +23,4 @@ def _run(options: argparse.Namespace) -> None:
 
     network = import_keras(options.path)
     save_model(network, options.out, origin=ORIGIN)
-    print(f"{options.out}: {type(network).__name__}")
+    say(f"{options.out}: {type(network).__name__}")

@@ -2,6 +2,8 @@
 
 import argparse
 
+from atlalign.console import say
+
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand `merge`."""
@@ -22,4 +24,4 @@ def _run(options: argparse.Namespace) -> None:
     merged = merge_global_local(options.global_path, options.local_path)
     origin = common_origin(read_origin(options.global_path), read_origin(options.local_path))
     save_model(merged, options.out, origin=origin)
-    print(f"{options.out}: {type(merged).__name__}")
+    say(f"{options.out}: {type(merged).__name__}")

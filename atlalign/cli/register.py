@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atlalign.console import say
 from atlalign.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
@@ -30,8 +31,14 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         metavar="INPUT",
         nargs="+",
         type=Path,
-        help="an image; a list of sections (.json of QuickNII or DeepSlice, .csv, .tsv or .txt with filename and p); a "
-        "folder",
+        help="an image; a list of sections (.json, .xml or .csv of QuickNII or DeepSlice; .waln or .wwrp of WebAlign; "
+        ".csv, .tsv or .txt with the columns filename and p); a folder with images and one list",
+    )
+    command.add_argument(
+        "--images",
+        metavar="FOLDER",
+        type=Path,
+        help="the folder of the images that lists name; that of each list (default)",
     )
     command.add_argument(
         "--model",
@@ -149,7 +156,12 @@ def _run(options: argparse.Namespace) -> None:
     from atlalign.registration.jobs import find_jobs
     from atlalign.registration.transform import REGIONS
 
-    jobs = find_jobs(options.inputs, position_um=options.position, listed=options.reference is None)
+    jobs = find_jobs(
+        options.inputs,
+        position_um=options.position,
+        listed=options.reference is None,
+        images=options.images,
+    )
     workers = min(len(jobs), _workers(options.workers))
     recipe = _recipe(options)
     outcomes = list(
@@ -164,11 +176,11 @@ def _run(options: argparse.Namespace) -> None:
     if flags:
         counts = ", ".join(f"{flags.count(flag)} {flag}" for flag in ("pass", "look", "fail"))
         before = sum(not outcome.is_new for outcome in outcomes)
-        print(f"{len(flags)} of {len(jobs)} sections registered ({before} of them before): {counts}")
-        print(f"written: {options.out / TABLE}")
+        say(f"{len(flags)} of {len(jobs)} sections registered ({before} of them before): {counts}")
+        say(f"written: {options.out / TABLE}")
         tables = (options.out / outcome.row["section"] / REGIONS for outcome in outcomes)
         if recipe.ontology is None and any(path.is_file() for path in tables):
-            print(_NO_NAMES)
+            say(_NO_NAMES)
     if errors:
         raise InputError(
             f"{len(errors)} of {len(jobs)} sections could not be registered:\n  " + "\n  ".join(errors)

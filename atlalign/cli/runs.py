@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from atlalign.console import say
+
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand `runs`."""
@@ -38,4 +40,4 @@ def _run(options: argparse.Namespace) -> None:
     console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False)
     console.print(rich_table(table, console.width))
     for line in (*reasons(table), f"written: {', '.join(map(str, paths))}"):
-        print(line)
+        say(line)

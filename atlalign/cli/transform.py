@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from atlalign.console import say
 from atlalign.errors import InputError
 
 
@@ -64,4 +65,4 @@ def _run(options: argparse.Namespace) -> None:
         unit=options.unit,
         off_plane_um=options.off_plane,
     )
-    print(transform_file(options.input, options.folder, options.out, wanted, overwrite=options.overwrite))
+    say(transform_file(options.input, options.folder, options.out, wanted, overwrite=options.overwrite))

@@ -2,6 +2,8 @@
 
 import argparse
 
+from atlalign.console import say
+
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand `validate`."""
@@ -24,4 +26,4 @@ def _run(options: argparse.Namespace) -> None:
 
     summary = schema.validate(options.file, options.extent_um)
     height, width = summary.image_shape
-    print(f"{options.file} is valid: {summary.n_samples} samples of {height}×{width} px")
+    say(f"{options.file} is valid: {summary.n_samples} samples of {height}×{width} px")

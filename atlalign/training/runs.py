@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from atlalign.console import printable
 from atlalign.errors import InputError, describe, unknown_name
 from atlalign.io.files import written_whole
 
@@ -269,7 +270,7 @@ def _narrow_table(table: RunTable, n_left_out: int) -> Table:
         justify: Literal["left", "right"] = "right" if column in _shown_metrics(table) else "left"
         shown.add_column(_broken(column), justify=justify, overflow="fold")
     for line in rows(table):
-        shown.add_row(*(escape(_narrow(cell)) for cell in line))
+        shown.add_row(*(escape(printable(_narrow(cell))) for cell in line))
     return shown
 
 

@@ -1,0 +1,39 @@
+"""Lines on the terminal: names of users' files reach it without the control characters that they may hold."""
+
+import logging
+import sys
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Print a text as `printable` makes it, and in characters that the terminal or file can show.
+
+    Args:
+        text: One line or several.
+        error: Print to stderr.
+    """
+    stream = sys.stderr if error else sys.stdout
+    encoding = stream.encoding or "utf-8"
+    print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=stream)
+
+
+def printable(text: str) -> str:
+    """Return a text with its lines, and what does not print as an escape: the names of files may move the cursor."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else _escape(character)
+        for character in text
+    )
+
+
+def make_warnings_printable() -> None:
+    """Let warnings, where no handler of their own is set, be printed as `printable` makes them."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Printable("%(message)s"))
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
