@@ -152,16 +152,17 @@ def _add_section_options(command: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> None:
     from rich.progress import track
 
-    from atlalign.registration.batch import TABLE, register_batch
-    from atlalign.registration.jobs import find_jobs
+    from atlalign.registration.batch import TABLE, VISUALIGN, register_batch
+    from atlalign.registration.jobs import find_jobs, find_lists
     from atlalign.registration.transform import REGIONS
 
-    jobs = find_jobs(
-        options.inputs,
-        position_um=options.position,
-        listed=options.reference is None,
-        images=options.images,
-    )
+    what: dict[str, Any] = {"position_um": options.position, "listed": options.reference is None}
+    for path in find_lists(options.inputs, **what):
+        if path.absolute() in {(options.out / name).absolute() for name in (TABLE, VISUALIGN)}:
+            raise InputError(
+                f"{path}: the results would replace this list: rename it, or choose another --out"
+            )
+    jobs = find_jobs(options.inputs, images=options.images, **what)
     workers = min(len(jobs), _workers(options.workers))
     recipe = _recipe(options)
     outcomes = list(

@@ -95,6 +95,14 @@ def find_jobs(
     return _told_apart(_once_each(jobs))
 
 
+def find_lists(
+    inputs: Sequence[str | Path], *, position_um: float | None = None, listed: bool = True
+) -> list[Path]:
+    """Return the lists of sections that `find_jobs` would read."""
+    lists = (_list_of(Path(path), position_um, listed=listed) for path in inputs)
+    return [path for path in lists if path is not None]
+
+
 def _list_of(path: Path, position_um: float | None, *, listed: bool) -> Path | None:
     """Return the list of sections that an input is, or has in it; None where it is an image, or a folder of some."""
     if is_folder(path):

@@ -32,6 +32,7 @@ Side = Literal["left", "right"]
 _OVERSAMPLING = 2
 # How much of the reference's area an image may show: a wrong unit is off by more, and asks for a huge registered image.
 _LEAST_SHARE, _LARGEST_SHARE = 0.01, 100.0
+_LARGEST_ASPECT = 10.0
 
 
 # --- the reference ----------------------------------------------------------------------------------------------------
@@ -261,7 +262,7 @@ def place(
     """
     known = section.pixel_um if pixel_um is None else (pixel_um, pixel_um)
     if known is not None:
-        _check_size(known, section.shape, reference.grid)
+        _check_size(known, section.shape, reference.grid, "--pixel-size-um")
     if by == "auto":
         by = "anchoring" if anchoring is not None else "fit" if known is None else "scale"
     if by == "anchoring":
@@ -270,6 +271,7 @@ def place(
                 "expected no --mirrored and no --quarter-turns: the anchoring says how the section lies"
             )
         matrix = _anchored(section, reference, anchoring)
+        _check_size(_implied_pixel_um(matrix, reference.grid), section.shape, reference.grid, "anchoring")
     else:
         turned = _turned(section.shape, mirrored=mirrored, quarter_turns=quarter_turns)
         matrix = _upright(section, reference, by, known, turned)
@@ -294,15 +296,16 @@ def _about_tissue(placement: Placement, reference: Reference, linear: Points) ->
     return placement._replace(matrix=placement.matrix @ homogeneous(about))
 
 
-def _check_size(pixel_um: PixelSize, shape: tuple[int, int], reference: Grid) -> None:
-    """Raise an error unless an image (h, w) with such pixels shows about as much as the reference."""
+def _check_size(pixel_um: PixelSize, shape: tuple[int, int], reference: Grid, source: str) -> None:
+    """Raise an error unless an image (h, w) with such pixels, which `source` gives, can lie on the reference."""
     share = (
         math.prod(shape) * math.prod(pixel_um) / math.prod(reference.shape) / math.prod(reference.pixel_um)
     )
-    if not (min(pixel_um) > 0 and _LEAST_SHARE <= share <= _LARGEST_SHARE):
+    plausible = min(pixel_um) > 0 and max(pixel_um) <= _LARGEST_ASPECT * min(pixel_um)
+    if not (plausible and _LEAST_SHARE <= share <= _LARGEST_SHARE):
         raise InputError(
             f"expected pixels of a size at which the image shows {_LEAST_SHARE:g} to {_LARGEST_SHARE:g} times the "
-            f"reference's area (--pixel-size-um), got {_um(pixel_um)}"
+            f"reference's area, no side {_LARGEST_ASPECT:g} times the other ({source}), got {_um(pixel_um)}"
         )
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from atlalign.atlas.atlas import Atlas, open_atlas
 from atlalign.atlas.ontology import Ontology, read_ontology
 from atlalign.atlas.planes import Plane
-from atlalign.errors import InputError, check_numbers, checked_shape, unknown_name
+from atlalign.errors import InputError, check_numbers, check_size, checked_shape, unknown_name
 from atlalign.io.files import fingerprint, fingerprint_of
 from atlalign.io.images import ImageFile, read_image, read_labels
 from atlalign.models import SHIPPED_MODEL, load_model, read_origin
@@ -37,6 +37,9 @@ from atlalign.registration.register import LIMITS, Alternative, Limit, Registere
 
 NEARBY_UM = (-1500.0, -1000.0, 1000.0, 1500.0)
 """How far from its plane a section is looked at as well: beyond the some hundred µm that an anchoring may err."""
+
+_NETWORK_BYTES = 2**10
+"""What a network takes in memory for each pixel of its images: some layers of 64 channels."""
 
 
 # --- the recipe -------------------------------------------------------------------------------------------------------
@@ -212,6 +215,7 @@ class _Network(NamedTuple):
                 f"{path} does not tell the size of its images: give an image shape (--image-shape HEIGHT WIDTH)"
             )
         shape = checked_shape("image shape", shape)
+        check_size("image shape (--image-shape)", shape, _NETWORK_BYTES)
         where = _device(device)
         network = load_model(path).to(where).to(memory_format=fastest_memory_format(where))
         origin = {"model": path.name, "model_sha256": fingerprint(path), "image_shape": list(shape)}
@@ -320,6 +324,7 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     reference = recipe.reference(job)
     section = read_section(image, recipe.image_shape, background=options.background, name=job.path.name)
     placement = _place(section, reference, job, options)
+    _check_registered_size(image, reference, placement, job.path.name)
     registered = register(
         recipe.network,
         reference,
@@ -330,6 +335,12 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
         alternatives=_alternatives(section, reference, placement, job, recipe),
     )
     return RegisteredSection(image, section, reference, placement, registered)
+
+
+def _check_registered_size(image: ImageFile, reference: Reference, placement: Placement, name: str) -> None:
+    """Raise an error where the image, in its own pixels all over the reference, would be too large."""
+    grid = reference.grid.finer(min(*placement.pixel_um, *reference.grid.pixel_um))
+    check_size(f"{name}: the registered image", grid.shape, image.pixels[0, 0].nbytes)
 
 
 def _place(section: Section, reference: Reference, job: Job, options: Options) -> Placement:

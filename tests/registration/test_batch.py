@@ -611,6 +611,8 @@ def test_other_limits_judge_what_was_registered_before(run, sections, tmp_path):
         (["--limit", "folding=1"], "expected folding=LOOK,FAIL"),
         (["--limit", "folding=2,1"], "the second no lower than the first"),
         (["--limit", "folding=nan,nan"], "the second no lower than the first"),
+        (["--image-shape", "100000", "100000"], "image shape (--image-shape): expected at most 8 GiB"),
+        (["--images", "no"], "--images: expected the folder of the images"),
         (["--image-shape", "1", "96"], "image shape: expected (H, W), whole numbers of at least 2 px"),
         (
             ["--pixel-size-um", "0"],
@@ -635,6 +637,44 @@ def test_bad_options_give_one_sentence(run, sections, tmp_path, arguments, sente
     assert printed.count("error: ") == 1
     assert "Traceback" not in printed
     assert not (tmp_path / "out" / "a").exists()
+
+
+@pytest.mark.parametrize("listing", ["list.csv", "brain.json"])
+def test_results_may_lie_beside_the_images_and_their_list(run, sections, listing):
+    """Run again, the tables of results do not count as lists."""
+    if listing == "brain.json":
+        (sections / "list.csv").unlink()
+        numbers = [456, 264.5, 320, -456, 0, 0, 0, 0, -320]
+        slices = [{"filename": "a.png", "width": 144, "height": 96, "anchoring": numbers}]
+        (sections / listing).write_text(json.dumps({"slices": slices}))
+    for before in (0, 3 if listing == "list.csv" else 1):
+        status, printed = run(sections, "--out", sections)
+        assert status == 0
+        assert f"sections registered ({before} of them before)" in printed
+    assert {"registrations.csv", "visualign.json"} < {path.name for path in sections.iterdir()}
+
+
+def test_results_never_replace_the_list_that_they_come_from(run, sections):
+    numbers = [456, 264.5, 320, -456, 0, 0, 0, 0, -320]
+    slices = [{"filename": "a.png", "width": 144, "height": 96, "anchoring": numbers}]
+    content = json.dumps({"slices": slices})
+    (sections / "list.csv").unlink()
+    (sections / "visualign.json").write_text(content)
+    for given in (sections, sections / "visualign.json"):
+        status, printed = run(given, "--out", sections)
+        assert (status, (sections / "visualign.json").read_text()) == (1, content)
+        assert "visualign.json: the results would replace this list" in printed
+
+
+def test_a_registered_image_has_a_limit(sections, monkeypatch):
+    """A small image of fine pixels asks for many more pixels all over the reference."""
+    recipe = atlas_recipe("phantom", image_shape=SHAPE)
+    job = Job(sections / "a.png", 4000.0, options={"pixel_um": 20.0})
+    monkeypatch.setattr("atlalign.errors.LARGEST_BYTES", 100_000)
+    with pytest.raises(
+        InputError, match=r"a\.png: the registered image: expected at most .* with 3 bytes each"
+    ):
+        register_section(job, recipe)
 
 
 def test_images_of_one_name_are_told_apart_by_their_folders(run, sections, tmp_path):

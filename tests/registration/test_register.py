@@ -247,6 +247,17 @@ class TestPlacing:
         with pytest.raises(InputError, match="the image that was anchored, 110×130 px, found 110×150 px"):
             place(section, reference, anchoring=Anchoring(anchoring.vectors, (110, 130)))
 
+    @pytest.mark.parametrize("scale", [(0.05, 0.05), (0.02, 1.0), (20.0, 20.0), (5.0, 0.4), (1e-3, 1e3)])
+    def test_an_anchoring_of_an_impossible_size_is_refused(self, reference, scale):
+        """Two voxels for an image ask for a registered image of 2 Gpx."""
+        px_to_mm = np.diag([size / 1000 for size in reference.grid.pixel_um]) @ np.eye(2, 3)
+        whole = Anchoring.of_plane(reference.plane, px_to_mm, SHAPE).vectors
+        section = read_section(ImageFile(drawn(reference, np.eye(2, 3), SHAPE), None), SHAPE)
+        sides = np.diag([1, *scale])
+        assert place(section, reference, anchoring=Anchoring(whole, SHAPE)).placed_by == "anchoring"
+        with pytest.raises(InputError, match=r"shows 0.01 to 100 times .* \(anchoring\), got"):
+            place(section, reference, anchoring=Anchoring(sides @ whole, SHAPE))
+
     def test_what_is_missing_is_named(self, reference):
         section = read_section(ImageFile(drawn(reference, np.eye(2, 3), SHAPE), None), SHAPE)
         with pytest.raises(InputError, match="expected an anchored section"):
