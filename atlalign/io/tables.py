@@ -9,6 +9,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from atlalign.console import printable
 from atlalign.errors import InputError
 from atlalign.io.files import read_bytes
 
@@ -136,12 +137,12 @@ def whole_number(value: Any, where: str) -> int:
 
 
 def shown(value: Any) -> str:
-    """Return a value as messages show it."""
+    """Return a value as messages show it: cut, and without characters that do not print."""
     if value in (None, ""):
         return "none"
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
-    return f"'{cut(str(value), 40)}'"
+    return f"'{printable(cut(str(value), 40))}'"
 
 
 def _cells(text: str, separator: str) -> Iterator[list[str]]:

@@ -387,6 +387,7 @@ def test_a_name_that_no_file_can_have_fails_its_entry_alone(tmp_path, name):
     assert bad.path == tmp_path / "slices[0]"
     assert bad.problem.startswith("expected a filename")
     assert bad.problem == bad.missing
+    assert bad.problem.isprintable()
     assert good.problem == ""
 
 
