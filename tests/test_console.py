@@ -38,7 +38,8 @@ def test_a_stream_that_lacks_a_character_gets_its_escape(monkeypatch):
 def test_the_command_line_prints_names_escaped(tmp_path, capsys):
     assert main(["register", str(tmp_path / "\x1b[31m.png"), "--out", str(tmp_path / "o")]) == 1
     assert main(["validate", str(tmp_path / "\x1b[31m.h5")]) == 1
-    logging.getLogger("atlalign.test").warning("%s", "\x1b[31m")
     printed = capsys.readouterr()
     assert "\x1b" not in printed.out + printed.err
     assert "\\x1b[31m.h5" in printed.err
+    warning = logging.LogRecord("atlalign", logging.WARNING, "", 0, "%s: no", ("\x1b[31m",), None)
+    assert logging.lastResort.format(warning) == "\\x1b[31m: no"

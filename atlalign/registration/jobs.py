@@ -78,6 +78,10 @@ def find_jobs(
     for path in map(Path, inputs):
         if (listing := _list_of(path, position_um, listed=listed)) is not None:
             sections = read_list(listing, None if images is None else Path(images))
+            if images is None and all(section.missing for section in sections):
+                _log.warning(
+                    "%s: none of its images is there: --images gives the folder where they lie", listing
+                )
             jobs += [_listed_job(section, listed=listed) for section in sections]
         else:
             jobs += [

@@ -296,6 +296,12 @@ def test_xml_of_deepslice_abuses_namespaces(tmp_path, more):
     assert read_list(write_xml(tmp_path / "l.xml", more=more))[0].problem == ""
 
 
+def test_names_in_xml_may_have_a_prefix(tmp_path):
+    path = tmp_path / "l.xml"
+    path.write_text("<q:series xmlns:q='http://a.example'><q:slice filename='a.png'/></q:series>")
+    assert [section.path.name for section in read_list(path)] == ["a.png"]
+
+
 @pytest.mark.parametrize("encoding", ["UTF-8", "UTF-16", "windows-1252", "ISO-8859-1"])
 def test_xml_is_read_in_the_encoding_that_it_declares(tmp_path, encoding):
     path = write_xml(tmp_path / "l.xml", "Süd.png", encoding=encoding)
@@ -526,8 +532,10 @@ def test_a_file_that_two_names_may_mean_is_neithers(tmp_path):
 def test_upper_and_lower_case_are_not_guessed_between_two_files(tmp_path):
     for name in ("A.png", "a.PNG"):
         (tmp_path / name).touch()
-    (section,) = read_list(write(tmp_path / "l.json", entry(UPRIGHT)))
-    assert section.missing.startswith(f"no such file in {tmp_path}")
+    names = ["a.png", "C:\\x\\A.png"]
+    neither, exact = read_list(write(tmp_path / "l.json", *(entry(UPRIGHT, filename=name) for name in names)))
+    assert neither.missing.startswith(f"no such file in {tmp_path}")
+    assert (exact.path, exact.missing) == (tmp_path / "A.png", "")
 
 
 def test_an_image_of_another_ending_is_named_and_not_taken(tmp_path):

@@ -169,11 +169,14 @@ def test_anchorings_of_one_image_are_compared(sections):
     assert find_jobs([one, other])[0].problem.startswith("named 2 times")
 
 
-def test_the_images_of_a_list_may_lie_in_another_folder(sections, tmp_path):
+def test_the_images_of_a_list_may_lie_in_another_folder(sections, tmp_path, caplog):
     listing = write_slices(tmp_path / "elsewhere.json", "a.png", "C:\\lab\\b.tif", "d.png")
     a, b, d = find_jobs([listing], images=sections)
     assert (a.path, b.path) == (sections / "a.png", sections / "b.tif")
     assert (a.problem, b.problem, d.problem) == ("", "", f"no such file in {sections}")
+    assert not caplog.messages[1:]
+    assert all(job.problem for job in find_jobs([listing]))
+    assert "--images gives the folder" in caplog.text
     with pytest.raises(InputError, match="--images: expected the folder"):
         find_jobs([listing], images=sections / "a.png")
 
