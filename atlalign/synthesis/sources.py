@@ -243,8 +243,8 @@ class ImagesSource:
     the truth. Of anchorings it warns.
 
     Args:
-        path: A list of sections, or a folder that holds exactly one: the JSON file of QuickNII or DeepSlice, or a CSV
-            file with columns filename, p (µm), and if wanted image_id and dataset_id. File names are relative to it.
+        path: A list of sections, or a folder with one: a file of QuickNII, DeepSlice or WebAlign, or a table with the
+            columns filename, p (µm), and optionally image_id and dataset_id. File names are relative to it.
         image_shape: (H, W).
         invert: Turn dark tissue on a bright slide into bright on dark, as atlases have it.
         place: Bring anchored sections onto their atlas plane (in-plane part of the anchoring); otherwise they are only

@@ -516,6 +516,14 @@ def test_the_name_as_it_is_written_comes_first(tmp_path):
     assert [section.path.name for section in read_list(path)] == ["a%20b.png", "a.png", "C:\\a.png"]
 
 
+def test_of_two_files_that_differ_in_their_accents_alone_the_named_one_is_taken(tmp_path):
+    files = ["M\u00e4use.png", "Ma\u0308use.png"]
+    for file in files:
+        (tmp_path / file).touch()
+    path = write(tmp_path / "l.json", *(entry(UPRIGHT, filename=f"C:\\x\\{file}") for file in files))
+    assert [(section.path.name, section.missing) for section in read_list(path)] == [(f, "") for f in files]
+
+
 def test_a_file_that_two_names_may_mean_is_neithers(tmp_path):
     (tmp_path / "a.png").touch()
     (tmp_path / "b.png").touch()
