@@ -12,14 +12,14 @@ from xml.parsers import expat
 from atlalign.atlas.planes import GRID
 from atlalign.errors import InputError
 from atlalign.io.files import read_bytes
-from atlalign.io.tables import read_text, shown
+from atlalign.io.tables import cut, read_text, shown
 
 _log = logging.getLogger(__name__)
 
 COMPONENTS = ("ox", "oy", "oz", "ux", "uy", "uz", "vx", "vy", "vz")
 """What the nine numbers of an anchoring are called."""
 
-_ALLEN = re.compile(r"(aba|allen)_.*25um", re.IGNORECASE)
+_ALLEN = re.compile(r"(?<![a-z])(aba|allen)_.*25um", re.IGNORECASE)
 _RESOLUTION = [GRID[2], GRID[0], GRID[1]]  # voxels from left to right, back to front, bottom to top
 
 
@@ -69,8 +69,10 @@ def _read_xml(path: Path) -> list[Slice]:
     """
     elements = _elements(path)
     if not elements or elements[0][0] != "series":
-        found = f"'{elements[0][0]}'" if elements else "none"
-        raise InputError(f"{path}: expected a list of sections, QuickNII's element 'series', found {found}")
+        found = elements[0][0] if elements else None
+        raise InputError(
+            f"{path}: expected a list of sections, QuickNII's element 'series', found {shown(found)}"
+        )
     _check_target(path, elements[0][1].get("target"))
     slices = [attributes for name, attributes in elements if name == "slice"]
     return [
@@ -127,19 +129,20 @@ def _as_quicknii(entry: Any) -> Any:
     """Return an entry of WebAlign as QuickNII would write it."""
     if not isinstance(entry, dict):
         return entry
-    return {**entry, "anchoring": entry.get("ouv"), "nr": entry.get("snr")}
+    return {"anchoring": entry.get("ouv"), "nr": entry.get("snr"), **entry}
 
 
 def _check_target(path: Path, target: Any, resolution: Any = None) -> None:
     """Raise an error where a file names another atlas than the Allen Mouse Brain CCFv3 at 25 µm."""
-    if target not in (None, "") and not _ALLEN.match(re.sub("[ -]+", "_", str(target))):
+    if target not in (None, "") and not _ALLEN.search(re.sub("[ -]+", "_", str(target))):
         raise InputError(
             f"{path}: expected an anchoring to the Allen mouse atlas at 25um, such as ABA_Mouse_CCFv3_2017_25um, found "
             f"the target {shown(target)}"
         )
     if resolution not in (None, _RESOLUTION):
         raise InputError(
-            f"{path}: expected the target-resolution {_RESOLUTION} of the Allen mouse atlas at 25um, found {resolution}"
+            f"{path}: expected the target-resolution {_RESOLUTION} of the Allen mouse atlas at 25um, found "
+            f"{cut(str(resolution), 40)}"
         )
 
 

@@ -348,7 +348,14 @@ def test_a_list_that_cannot_be_used_gives_one_sentence(tmp_path, name, content, 
 
 
 @pytest.mark.parametrize(
-    "target", ["ABA_Mouse_CCFv3_2017_25um.cutlas", "ABA_Mouse_CCFv3_2015_25um", "allen_mouse_25um", ""]
+    "target",
+    [
+        "ABA_Mouse_CCFv3_2017_25um.cutlas",
+        "ABA_Mouse_CCFv3_2015_25um",
+        "allen_mouse_25um",
+        "atlases/ABA_Mouse_CCFv3_2017_25um",
+        "",
+    ],
 )
 def test_the_allen_atlas_has_several_names(tmp_path, target):
     assert read_list(write(tmp_path / "l.json", entry(UPRIGHT), target=target))[0].problem == ""
