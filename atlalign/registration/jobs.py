@@ -139,6 +139,8 @@ def _size(cell: str, where: str) -> float:
 _YES_OR_NO = {"yes": True, "no": False, "true": True, "false": False, "1": True, "0": False}
 _COLUMNS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     "channel": ("channel", whole_number),
+    "page": ("page", whole_number),
+    "z": ("z", whole_number),
     "mirrored": ("mirrored", _one_of(_YES_OR_NO)),
     "quarter_turns": ("quarter_turns", whole_number),
     "pixel_size_um": ("pixel_um", _size),

@@ -23,7 +23,8 @@ from atlalign.atlas.atlas import phantom_atlas
 from atlalign.atlas.phantom import phantom_ontology
 from atlalign.cli import main
 from atlalign.errors import InputError
-from atlalign.io.images import read_image, read_labels, write_tiff
+from atlalign.io.images import read_image, read_labels
+from atlalign.io.tiff_writer import write_tiff
 from atlalign.models import save_model
 from atlalign.networks import LocalUNet
 from atlalign.registration import (

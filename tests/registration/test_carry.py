@@ -14,7 +14,8 @@ import torch
 from atlalign.atlas.planes import Plane
 from atlalign.cli import main
 from atlalign.geometry import smooth_field
-from atlalign.io.images import read_image, read_labels, write_tiff
+from atlalign.io.images import read_image, read_labels
+from atlalign.io.tiff_writer import write_tiff
 from atlalign.registration.carry import LABELS, REGIONS
 from atlalign.registration.regions import RegionAreas, write_regions
 from atlalign.registration.transform import FORWARD, INVERSE, RECORD, Displacement, Grid, SectionTransform
