@@ -17,7 +17,7 @@ from atlalign.io.tiff_reader import TIFF_STARTS, read_tiff
 TIFF_ENDINGS = (".tif", ".tiff")
 IMAGE_ENDINGS = (
     *TIFF_ENDINGS,
-    *(".btf", ".tf8", ".svs", ".ndpi"),
+    *(".btf", ".svs", ".ndpi"),
     *(".png", ".jpg", ".jpeg", ".jp2", ".bmp", ".webp"),
 )
 """What the names of images that users give end in; what they hold, their content says."""

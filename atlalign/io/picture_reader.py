@@ -97,16 +97,14 @@ def _of_16_bits(image: Any, content: bytes) -> NDArray[Any] | None:
 def _of_8_bits(image: Any, labels: bool) -> NDArray[Any]:
     """Return the pixels of an image as Pillow has them, in the number of bits that the file has."""
     if image.mode in ("P", "PA"):
-        indices = np.asarray(image)
+        indices = np.array(image)
         return (
-            (indices if indices.ndim == 2 else indices[..., 0])
-            if labels
-            else np.asarray(image.convert("RGB"))
+            (indices if indices.ndim == 2 else indices[..., 0]) if labels else np.array(image.convert("RGB"))
         )
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        return np.asarray(image.convert("RGB"))
+        return np.array(image.convert("RGB"))
     bits = _bits(image)
-    array = np.asarray(image)
+    array = np.array(image)  # which, unlike `asarray`, can be written to
     if array.dtype == bool:
         return array.astype(np.uint8) * (1 if labels else 255)
     # Pillow scales 2 and 4 bits to 8.

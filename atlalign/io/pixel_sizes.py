@@ -115,9 +115,10 @@ def _known(said: _Said) -> PixelSize | None:
 
 def _ome(file: Any, page: Any, path: Path, image: int | None) -> _Said | None:
     """Return what OME metadata say, which may lie in a file beside the image; None without any."""
-    if not file.ome_metadata:
+    description = str(file.pages.first.description or "")
+    if "<OME" not in description and "<ome:OME" not in description:
         return None
-    root = _xml(file.ome_metadata)
+    root = _xml(description)
     companion = root.find("{*}BinaryOnly")
     if companion is not None:
         name = str(companion.get("MetadataFile", ""))

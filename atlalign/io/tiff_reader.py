@@ -1,5 +1,6 @@
 """One image of a TIFF file, whatever program wrote it: slides, stacks, palettes and all kinds of colour."""
 
+import logging
 import math
 import struct
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 from atlalign.errors import InputError, check_size
 from atlalign.io.pixel_sizes import tiff_pixel_size
 from atlalign.io.pixels import Choice, Pixels, check_index, converted, is_turned, log, one_channel, upright
+
+# What it logs of damaged files is checked here; whoever sets up logging still gets it.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """What TIFF files begin with; the latter two are BigTIFF."""
@@ -203,7 +207,9 @@ def _page(file: Any, series: Any, index: int) -> _Planes:
 
 def _check_chain(file: Any) -> None:
     """Raise an error where the file says that more pages follow than it has."""
-    if file.is_ndpi or file.is_lsm or not len(file.pages):  # whose offsets may exceed 32 bits
+    if not len(file.pages):
+        raise InputError("the file ends early: it has no page")
+    if file.is_ndpi or file.is_lsm:  # whose offsets may exceed 32 bits
         return
     file.filehandle.seek(file.pages.next_page_offset)
     content = file.filehandle.read(file.tiff.offsetsize)

@@ -135,7 +135,8 @@ def _outcome(job: Job, recipe: Recipe, folder: Path, *, overwrite: bool) -> Outc
     if job.problem:
         return _failed(job, job.problem)
     if not job.path.is_file():
-        return _failed(job, f"{job.path.name}: no such file in {job.path.parent}")
+        what = "expected an image, found a folder of this name" if job.path.is_dir() else "no such file"
+        return _failed(job, f"{job.path.name}: {what} in {job.path.parent}")
     try:
         recipe = recipe.of(job)
         settings = _settings(job, recipe)

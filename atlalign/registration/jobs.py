@@ -89,16 +89,24 @@ def find_jobs(
 
 
 def _told_apart(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs, those whose images have one name with the name of the image's folder before it."""
-    names = Counter(job.name for job in jobs)
-    told = [
-        job._replace(label=f"{job.path.absolute().parent.name}_{job.name}") if names[job.name] > 1 else job
-        for job in jobs
-    ]
+    """Return the jobs, those of one name with their page or plane after it, or their image's folder before it."""
+    told = list(jobs)
+    for longer in (_with_part, _with_folder):
+        names = Counter(job.name for job in told)
+        told = [job._replace(label=longer(job)) if names[job.name] > 1 else job for job in told]
     repeated = sorted(name for name, count in Counter(job.name for job in told).items() if count > 1)
     if repeated:
         raise InputError(f"expected images of different names, found several of {', '.join(repeated)}")
     return told
+
+
+def _with_part(job: Job) -> str:
+    parts = (f"_{part}{job.options[part]}" for part in ("page", "z") if part in job.options)
+    return job.name + "".join(parts)
+
+
+def _with_folder(job: Job) -> str:
+    return f"{job.path.absolute().parent.name}_{job.name}"
 
 
 def _listed_job(section: ListedSection, *, listed: bool) -> Job:
