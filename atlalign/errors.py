@@ -94,7 +94,7 @@ def check_size(name: str, shape: Iterable[int], bytes_each: float = 1) -> None:
     if math.prod(sizes) > LARGEST_BYTES / bytes_each:
         raise InputError(
             f"{name}: expected at most {LARGEST_BYTES / 2**30:g} GiB in memory, found a size of "
-            f"{shorten('×'.join(map(str, sizes)), 80)} with {bytes_each:g} bytes each"
+            f"{shorten('×'.join(map(str, sizes)), 80)} of {bytes_each:g} B each"
         )
 
 

@@ -12,6 +12,7 @@ from atlalign.errors import InputError, check_size
 from atlalign.io.pixels import Choice, Pixels, check_index, one_channel, upright
 
 _ORIENTATION = 0x0112  # of EXIF
+_COPIES = 3  # Pillow's own pixels, what it hands out, and the array
 _OTHERS = {
     b"": "it is empty",
     b"ZISRAWFILE": "it is a CZI file: export the scene as OME-TIFF",
@@ -66,7 +67,7 @@ def _decoded(opened: Callable[[Any], Any], path: Path, choice: Choice) -> NDArra
     """Return the pixels (h, w) or (h, w, c), upright and without opacity."""
     content = path.read_bytes()
     with opened(BytesIO(content)) as image:
-        check_size(path.name, (image.height, image.width, len(image.getbands())), _bytes_each(image))
+        check_size(path.name, (image.height, image.width), _COPIES * _bytes_each(image))
         array = _of_16_bits(image, content)
         if array is None:
             array = _of_8_bits(image, choice.labels)
@@ -76,7 +77,9 @@ def _decoded(opened: Callable[[Any], Any], path: Path, choice: Choice) -> NDArra
 
 
 def _bytes_each(image: Any) -> int:
-    return {"I": 4, "F": 4, "I;16": 2, "I;16B": 2}.get(image.mode, 1)
+    """Return how many bytes a pixel takes, at most: of several channels, any may have 16 bits."""
+    channels = len(image.getbands())
+    return 2 * channels if channels > 1 else {"I": 4, "F": 4, "I;16": 2, "I;16B": 2}.get(image.mode, 1)
 
 
 def _of_16_bits(image: Any, content: bytes) -> NDArray[Any] | None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from atlalign.errors import InputError
 from atlalign.io import pixel_sizes
-from atlalign.io.images import read_channels, read_image, read_labels
+from atlalign.io.images import read_channels, read_image, read_labels, shrink_to_grey
 
 GREY = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30)
 COLOR = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -298,6 +298,12 @@ class TestIntensities:
             InputError, match=r"a\.tif: expected finite .* at most 1e\+30, found (nan|inf|1e)"
         ):
             read_image(write(tmp_path / "a.tif", pixels))
+
+    @pytest.mark.parametrize("scale", [1e-30, 1e27])
+    def test_means_of_large_and_small_intensities_are_right(self, tmp_path, scale):
+        pixels = GREY.astype(np.float64)
+        found = shrink_to_grey(read_image(write(tmp_path / "a.tif", pixels * scale)).pixels, 5).numpy()
+        assert found / scale == pytest.approx(shrink_to_grey(pixels, 5).numpy(), rel=1e-5)
 
     @pytest.mark.parametrize("ids", [[2**32, 2**53 + 1], [2**63 - 1, -(2**63)], [2**64 - 1, 0]])
     def test_no_id_is_changed(self, tmp_path, ids):
