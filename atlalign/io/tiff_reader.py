@@ -2,7 +2,6 @@
 
 import logging
 import math
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -194,12 +193,18 @@ def _page(file: Any, series: Any, index: int) -> _Planes:
         return _Planes([_series_page(series, index)], file.series.index(series))
     check_index("page (--page)", index, len(file.pages))
     page = file.pages[index].aspage()
-    is_full = (page.imagelength, page.imagewidth) == (
-        series.keyframe.imagelength,
-        series.keyframe.imagewidth,
-    )
-    image = file.series.index(series) if is_full else None
+    is_full = page.shape == series.keyframe.shape
+    # Only OME says the size of pixels of each image; what others say holds for the largest.
+    image = _image_of(file, page) if is_full or file.is_ome else None
     return _Planes([page], image, has_samples_as_channels=samples == "C")
+
+
+def _image_of(file: Any, page: Any) -> int | None:
+    """Return which image a page is a plane of, at full size; None for levels of pyramids."""
+    for image, series in enumerate(file.series):
+        if any(p is not None and p.parent is file and p.offset == page.offset for p in series):
+            return image
+    return None
 
 
 # --- whether it is all there ------------------------------------------------------------------------------------------
@@ -212,16 +217,11 @@ def _check_chain(file: Any) -> None:
     if file.is_ndpi or file.is_lsm:  # whose offsets may exceed 32 bits
         return
     file.filehandle.seek(file.pages.next_page_offset)
-    content = file.filehandle.read(file.tiff.offsetsize)
-    following = (
-        struct.unpack(file.tiff.offsetformat, content)[0] if len(content) == file.tiff.offsetsize else 1
-    )
-    if following and (following == 1 or following >= file.filehandle.size or not _is_page(file, following)):
+    following = file.filehandle.read(file.tiff.offsetsize)
+    offset = int.from_bytes(following, "little" if file.byteorder == "<" else "big")
+    is_cut = len(following) < file.tiff.offsetsize
+    if is_cut or (offset and all(page.offset != offset for page in file.pages)):
         raise InputError("the file ends early: a page is missing")
-
-
-def _is_page(file: Any, offset: int) -> bool:
-    return any(page.offset == offset for page in file.pages)
 
 
 def _check_page(page: Any) -> None:

@@ -247,8 +247,10 @@ class TestWhatIsNotThere:
             file.write(COLOR[::4, ::4].copy(), photometric="rgb", metadata=None)
             file.write(COLOR, photometric="rgb", metadata=None, compression=compression, rowsperstrip=16)
         content = path.read_bytes()
-        for kept in (0.3, 0.6, 0.9, 0.99):
-            path.write_bytes(content[: int(kept * len(content))])
+        with tifffile.TiffFile(path) as file:
+            second = file.pages[1].offset
+        for kept in (second - 9, second, second + 9, second + 99, len(content) * 2 // 3, len(content) - 9):
+            path.write_bytes(content[:kept])
             with pytest.raises(InputError, match=r"a\.tif: cannot be read as an image: .*ends early"):
                 read_image(path)
 
@@ -475,9 +477,17 @@ class TestPixelSizeOfFiles:
         assert read_image(tmp_path / "a.tif").pixel_um is None
         assert "furlong" in caplog.text
 
-    def test_each_scene_has_its_own_and_a_smaller_page_only_that_of_its_tags(self, tmp_path, caplog):
+    def test_each_scene_has_its_own(self, tmp_path, caplog):
         caplog.set_level(logging.ERROR)
         each = [{"metadata": {"PhysicalSizeX": um, "PhysicalSizeY": um}} for um in (8.0, 2.0)]
         path = write(tmp_path / "a.ome.tif", GREY[::4, ::4].copy(), GREY, ome=True, each=each)
         assert read_image(path).pixel_um == (2, 2)
-        assert read_image(path, page=0).pixel_um is None
+        assert read_image(path, page=0).pixel_um == (8, 8)
+        path = write(tmp_path / "b.ome.tif", GREY, GREY + 1, ome=True, each=each)
+        assert [read_image(path, page=page).pixel_um for page in (0, 1)] == [(8, 8), (2, 2)]
+
+    def test_what_a_slide_says_of_its_scan_does_not_hold_for_its_thumbnail(self, tmp_path):
+        options = {"metadata": None, "description": "Aperio|MPP = 0.5"}
+        path = write(tmp_path / "a.svs", COLOR, COLOR[:7, :9].copy(), **options)
+        assert read_image(path, page=0).pixel_um == (0.5, 0.5)
+        assert read_image(path, page=1).pixel_um is None
