@@ -135,6 +135,10 @@ def _add_section_options(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--channel", type=int, help="which channel, from 0, of images that have several")
     group.add_argument(
+        "--page", type=int, metavar="N", help="which page, from 0, of TIFF files that have several"
+    )
+    group.add_argument("--z", type=int, metavar="N", help="which plane, from 0, of z-stacks")
+    group.add_argument(
         "--mirrored",
         action="store_true",
         help="the images show the right of the brain at their left, as seen from the front: the atlas has its left "
@@ -144,8 +148,8 @@ def _add_section_options(command: argparse.ArgumentParser) -> None:
         "--quarter-turns",
         type=int,
         default=0,
-        help="how often to turn them by 90° counter-clockwise to be upright; the EXIF orientation of a JPG is not "
-        "looked at",
+        help="number of 90° counter-clockwise turns that make the images upright, after the orientation that their "
+        "EXIF or TIFF tags give",
     )
 
 
@@ -212,6 +216,8 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
             mirrored=options.mirrored,
             quarter_turns=options.quarter_turns,
             channel=options.channel,
+            page=options.page,
+            z=options.z,
             pixel_um=options.pixel_size_um,
             refinement_steps=options.refine,
             refinement_smoothness=options.refine_smoothness,

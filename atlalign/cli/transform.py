@@ -40,6 +40,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.add_argument(
         "--channel", type=int, metavar="N", help="which channel of the image to take, from 0; all (default)"
     )
+    command.add_argument("--page", type=int, metavar="N", help="which page of a TIFF file to take, from 0")
+    command.add_argument("--z", type=int, metavar="N", help="which plane of a z-stack to take, from 0")
     command.add_argument(
         "--unit", choices=("px", "um"), help="what the columns x and y are in: pixels (default) or µm"
     )
@@ -62,6 +64,8 @@ def _run(options: argparse.Namespace) -> None:
         options.to,
         labels=options.labels,
         channel=options.channel,
+        page=options.page,
+        z=options.z,
         unit=options.unit,
         off_plane_um=options.off_plane,
     )

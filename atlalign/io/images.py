@@ -1,9 +1,7 @@
 """Images between files and the working size."""
 
-import math
-from collections.abc import Iterable
-from itertools import chain
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,29 +10,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atlalign.errors import InputError
+from atlalign.io.picture_reader import read_picture
+from atlalign.io.pixels import Choice, Pixels, PixelSize
+from atlalign.io.tiff_reader import TIFF_STARTS, read_tiff
 
 TIFF_ENDINGS = (".tif", ".tiff")
-IMAGE_ENDINGS = (*TIFF_ENDINGS, ".png", ".jpg", ".jpeg")
-"""What the names of images that users give end in."""
+IMAGE_ENDINGS = (
+    *TIFF_ENDINGS,
+    *(".btf", ".svs", ".ndpi"),
+    *(".png", ".jpg", ".jpeg", ".jp2", ".bmp", ".webp"),
+)
+"""What the names of images that users give end in; what they hold, their content says."""
 
-PixelSize = tuple[float, float]
-"""Of one pixel along x and y, in µm."""
+LARGEST_INTENSITY = 1e30
+"""Means of blocks of pixels up to this are finite in 32 bits."""
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 _STRIP_PX = 2**22  # so many pixels are made grey at once
-_JPEG_END, _TAIL_BYTES = b"\xff\xd9", 2**16
-_PNG_START = b"\x89PNG"
-# What a TIFF file says in pixels per cm or inch is as often the resolution of a printer.
-_LARGEST_TAGGED_UM = 30.0
-_SOFTWARE = "atlalign"
-_MICRONS = {"µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
-
-
-class _Pixels(NamedTuple):
-    """What is in a file: (h, w) or (h, w, c), and whether the first three of several channels are red, green, blue."""
-
-    array: NDArray[Any]
-    is_color: bool
 
 
 class ImageFile(NamedTuple):
@@ -64,49 +56,52 @@ def resize_images(images: Tensor, shape: tuple[int, int]) -> Tensor:
     return resized if images.is_floating_point() else resized.round().to(images.dtype)
 
 
-def read_image(path: str | Path, *, channel: int | None = None) -> ImageFile:
-    """Return an image: PNG, JPG, TIFF, OME-TIFF and what else SimpleITK reads; opacity is left out.
+def read_image(
+    path: str | Path, *, channel: int | None = None, page: int | None = None, z: int | None = None
+) -> ImageFile:
+    """Return an image: PNG, JPEG, JPEG 2000, BMP, WebP, TIFF and its kin, and all that SimpleITK reads.
 
-    The pixel size is that of OME and ImageJ metadata, or of a TIFF's resolution where it is plausible for a
-    microscope (at most 30 µm). Of a pyramid the largest level is read. The EXIF orientation of a JPG is not looked at.
+    It is upright by its EXIF or TIFF orientation, and opacity is left out. Of a pyramid the largest level is read, and
+    of several images in a TIFF file the largest one, which is logged. The pixel size is that of the metadata of OME,
+    ImageJ, Aperio, LSM or MetaMorph, or of a TIFF's resolution where it is plausible for a microscope (at most 30 µm).
 
     Args:
         path: The file.
         channel: Which channel to read of an image that has several, from 0.
+        page: Which page to read of a TIFF file that has several, from 0.
+        z: Which plane to read of a z-stack, from 0.
 
     Raises:
         InputError: If there is no file, or it is not one image in grey or colour.
     """
-    path = Path(path)
-    pixels, pixel_um = _read(path)
-    return ImageFile(_checked(_chosen(pixels, channel, path.name), path.name), pixel_um)
+    pixels = _read(path, Choice(channel, page, z))
+    return ImageFile(_one_image(pixels, Path(path).name), pixels.pixel_um)
 
 
-def read_channels(path: str | Path) -> list[NDArray[Any]]:
+def read_channels(path: str | Path, *, page: int | None = None, z: int | None = None) -> list[NDArray[Any]]:
     """Return the channels (h, w) of an image, or of one in colour its pixels (h, w, 3) alone.
 
     Raises:
         InputError: As `read_image` does.
     """
-    path = Path(path)
-    pixels, _ = _read(path)
+    pixels = _read(path, Choice(page=page, z=z))
     if pixels.is_color or pixels.array.ndim == 2:
-        return [_checked(_chosen(pixels, None, path.name), path.name)]
-    return list(np.moveaxis(_checked(pixels.array, path.name), -1, 0))
+        return [_one_image(pixels, Path(path).name)]
+    return list(np.moveaxis(pixels.array, -1, 0))
 
 
-def read_labels(path: str | Path) -> NDArray[Any]:
-    """Return a label image (h, w) of integers.
+def read_labels(path: str | Path, *, page: int | None = None, z: int | None = None) -> NDArray[Any]:
+    """Return a label image (h, w) of integers, as the file stores them: of a palette, the indices.
 
     Raises:
         InputError: If there is no file, or it is no image of integers in one channel.
     """
-    labels = read_image(path).pixels
+    labels = _read(path, Choice(page=page, z=z, labels=True)).array
     if labels.ndim != 2 or labels.dtype.kind not in "ui":
         raise InputError(
             f"{Path(path).name}: expected labels, one integer a pixel, found {labels.shape} {labels.dtype}"
         )
-    return labels
+    return np.ascontiguousarray(labels)
 
 
 def shrink_to_grey(pixels: NDArray[Any], factor: int = 1) -> Tensor:
@@ -172,161 +167,50 @@ def overlay(reference: Tensor, other: Tensor) -> NDArray[np.float32]:
     return torch.stack([reference, other, reference], dim=-1).numpy()
 
 
-def write_tiff(
-    path: Path,
-    bands: Iterable[NDArray[Any]],
-    *,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    pixel_um: PixelSize,
-    channels: int = 1,
-) -> None:
-    """Write an image band by band, compressed without loss, with its pixel size.
+def _read(path: str | Path, choice: Choice) -> Pixels:
+    """Return what was chosen of a file; its content says in which format it is, not its name.
 
-    Args:
-        path: The file; BigTIFF where it may exceed 4 GB.
-        bands: Of consecutive rows, all of one height but the last, which may be lower; one channel after the other.
-        shape: (h, w) or (h, w, 3).
-        dtype: Of the bands.
-        pixel_um: The size of a pixel.
-        channels: So many images (h, w) make an OME-TIFF of as many channels.
+    Raises:
+        InputError: If it cannot be read; the message begins with the file's name.
     """
-    import tifffile
-    from imagecodecs import deflate_encode  # in half of zlib's time
-
-    remaining = iter(bands)
-    first = next(remaining)
-    # In strips and not in tiles, of which ITK makes four channels.
-    strips = (bytes(deflate_encode(band.tobytes())) for band in chain([first], remaining))
-    size = channels * math.prod(shape) * dtype.itemsize
-    is_ome = channels > 1
-    with tifffile.TiffWriter(path, bigtiff=size > 2**31, ome=is_ome or None) as file:
-        file.write(
-            strips,
-            shape=(channels, *shape) if is_ome else shape,
-            dtype=dtype,
-            rowsperstrip=len(first),
-            compression="zlib",
-            photometric="rgb" if len(shape) == 3 else "minisblack",
-            resolution=(1e4 / pixel_um[0], 1e4 / pixel_um[1]),
-            resolutionunit="CENTIMETER",
-            software=_SOFTWARE,
-            metadata=_ome_metadata(pixel_um) if is_ome else None,
-        )
-
-
-def _ome_metadata(pixel_um: PixelSize) -> dict[str, Any]:
-    x, y = pixel_um
-    units = {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
-    return {"axes": "CYX", "PhysicalSizeX": x, "PhysicalSizeY": y, **units}
-
-
-def _read(path: Path) -> tuple[_Pixels, PixelSize | None]:
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path.name}: expected an image, found a folder of this name in {path.parent}")
     if not path.is_file():
         raise InputError(f"{path.name}: no such file in {path.parent}")
-    return (_read_tiff if path.suffix.lower() in TIFF_ENDINGS else _read_other)(path)
-
-
-def _read_tiff(path: Path) -> tuple[_Pixels, PixelSize | None]:
-    """Return the first image of a TIFF file and its pixel size."""
-    import tifffile
-
     try:
-        with tifffile.TiffFile(path) as file:
-            series = file.series[0]
-            array = series.asarray().squeeze()
-            axes = "".join(axis for axis, n in zip(series.axes, series.shape, strict=True) if n > 1)
-            page = file.pages.first
-            if array.dtype == bool:
-                array = array.astype(np.uint8) * 255
-            if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-                array = np.iinfo(array.dtype).max - array
-            pixel_um = _ome_pixel_size(file) or _tagged_pixel_size(file, page)
+        with path.open("rb") as file:
+            is_tiff = file.read(4) in TIFF_STARTS
+        pixels = (read_tiff if is_tiff else read_picture)(path, choice)
+        _check_pixels(pixels.array)
     except Exception as error:  # a damaged file may raise anything
-        raise InputError(f"{path.name}: cannot be read as an image: {error}") from error
-    if axes not in ("YX", "YXS", "SYX", "CYX", "YXC"):
-        raise InputError(f"{path.name}: expected one image, found axes {series.axes} of sizes {series.shape}")
-    if "S" not in axes:
-        channels = axes.find("C")  # −1 without: the array stays as it is
-        return _Pixels(np.moveaxis(array, channels, -1), is_color=False), pixel_um
-    array = np.moveaxis(array, axes.index("S"), 2)
-    opacities = sum(sample in (1, 2) for sample in page.extrasamples)  # ASSOCALPHA, UNASSALPHA
-    array = array[..., : array.shape[2] - opacities]
-    is_color = page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
-    return _Pixels(array, is_color=is_color and array.shape[2] in (3, 4)), pixel_um
+        reason = str(error).removeprefix(f"{path.name}: ")
+        expected = isinstance(error, InputError) and reason.startswith("expected")
+        said = reason if expected else f"cannot be read as an image: {shorten(reason, 200)}"
+        raise InputError(f"{path.name}: {said}") from error
+    return pixels
 
 
-def _ome_pixel_size(file: Any) -> PixelSize | None:
-    import tifffile
-
-    if not file.ome_metadata:
-        return None
-    images = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
-    pixels = (images[0] if isinstance(images, list) else images)["Pixels"]
-    units = {axis: _MICRONS.get(pixels.get(f"PhysicalSize{axis}Unit", "µm")) for axis in "XY"}
-    sizes = [
-        float(pixels[f"PhysicalSize{axis}"]) * unit
-        for axis, unit in units.items()
-        if unit is not None and f"PhysicalSize{axis}" in pixels
-    ]
-    return (sizes[0], sizes[1]) if len(sizes) == 2 else None
-
-
-def _tagged_pixel_size(file: Any, page: Any) -> PixelSize | None:
-    """Return the size of a pixel from the tags of its resolution: with ImageJ's unit, or per cm or inch."""
-    if "XResolution" not in page.tags or "YResolution" not in page.tags:
-        return None
-    unit = str((file.imagej_metadata or {}).get("unit", "")).replace("\\u00B5", "µ")
-    per_unit = {2: 25400.0, 3: 10000.0}
-    length = _MICRONS.get(unit) or per_unit.get(int(page.tags.valueof("ResolutionUnit", 1)))
-    pixels = [page.tags.valueof(f"{axis}Resolution") for axis in "XY"]
-    if length is None or any(counted == 0 for counted, _ in pixels):
-        return None
-    x, y = (length * by / counted for counted, by in pixels)
-    is_meant = unit in _MICRONS or page.software == _SOFTWARE
-    return (x, y) if is_meant or max(x, y) <= _LARGEST_TAGGED_UM else None
-
-
-def _read_other(path: Path) -> tuple[_Pixels, None]:
-    import SimpleITK
-    from imagecodecs import png_decode
-
-    content = path.read_bytes()
-    if path.suffix.lower() in (".jpg", ".jpeg") and _JPEG_END not in content[-_TAIL_BYTES:]:
-        # The decoder would fill what is missing with grey.
-        raise InputError(f"{path.name}: cannot be read as an image: its end is missing")
-    try:
-        if content.startswith(_PNG_START):  # of which SimpleITK does not read grey with opacity
-            array = png_decode(content)
-            has_opacity = array.ndim == 3 and array.shape[2] in (2, 4)
-            return _Pixels(array[..., :-1] if has_opacity else array, is_color=True), None
-        image: Any = SimpleITK.ReadImage(str(path))
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{path.name}: cannot be read as an image") from error
-    if image.GetDimension() != 2:
-        raise InputError(f"{path.name}: expected one image, found sizes {image.GetSize()}")
-    is_color = image.GetNumberOfComponentsPerPixel() in (3, 4)
-    return _Pixels(SimpleITK.GetArrayFromImage(image), is_color), None
-
-
-def _chosen(pixels: _Pixels, channel: int | None, name: str) -> NDArray[Any]:
-    """Return (h, w), of the one channel that there is or that was chosen, or (h, w, 3) in colour."""
-    array = pixels.array if pixels.array.ndim == 3 else pixels.array[..., None]
-    channels = array.shape[2]
-    if channel is not None and not 0 <= channel < channels:
-        raise InputError(f"{name}: expected a channel in 0 … {channels - 1}, got {channel}")
-    if channel is not None or channels == 1:
-        return array[..., channel or 0]
+def _one_image(pixels: Pixels, name: str) -> NDArray[Any]:
+    """Return (h, w) of the one channel that there is, or (h, w, 3) in colour."""
+    if pixels.array.ndim == 2:
+        return np.ascontiguousarray(pixels.array)
     if not pixels.is_color:
         raise InputError(
-            f"{name}: expected grey or colour, found {channels} channels: choose one (--channel)"
+            f"{name}: expected grey or colour, found {pixels.array.shape[2]} channels: choose one (--channel)"
         )
-    return np.ascontiguousarray(array[..., :3])
+    return np.ascontiguousarray(pixels.array[..., :3])
 
 
-def _checked(pixels: NDArray[Any], name: str) -> NDArray[Any]:
+def _check_pixels(pixels: NDArray[Any]) -> None:
     if min(pixels.shape[:2]) < 2:
-        raise InputError(f"{name}: expected an image of at least 2×2 pixels, found {pixels.shape}")
-    if pixels.dtype.kind not in "uif" or (pixels.dtype.kind == "f" and not np.isfinite(pixels).all()):
-        raise InputError(f"{name}: expected finite intensities, some above 0; found {pixels.dtype}")
-    return pixels
+        raise InputError(f"expected an image of at least 2×2 pixels, found {pixels.shape}")
+    if pixels.dtype.kind not in "uif":
+        raise InputError(f"expected intensities, integers or floats, found {pixels.dtype}")
+    if pixels.dtype.kind != "f":
+        return
+    largest = max(abs(float(pixels.min())), abs(float(pixels.max())))  # NaN if any is
+    if not largest <= LARGEST_INTENSITY:
+        raise InputError(
+            f"expected finite intensities of at most {LARGEST_INTENSITY:g}, found {largest:g} ({pixels.dtype})"
+        )

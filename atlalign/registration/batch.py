@@ -24,7 +24,8 @@ from atlalign import __version__
 from atlalign.atlas.ontology import Ontology
 from atlalign.errors import InputError
 from atlalign.io.files import written_whole
-from atlalign.io.images import overlay, slide_color, write_tiff
+from atlalign.io.images import overlay, slide_color
+from atlalign.io.tiff_writer import write_tiff
 from atlalign.registration import regions, visualign
 from atlalign.registration.jobs import Job
 from atlalign.registration.placement import Reference
@@ -52,7 +53,7 @@ _WORTHLESS = {".DS_Store", "Thumbs.db"}  # what file managers leave behind
 _SAID = {
     "file": "image", "bytes": "image", "modified_ns": "image", "position_um": "position",
     "by": "--place", "background": "--background", "mirrored": "--mirrored", "quarter_turns": "--quarter-turns",
-    "channel": "--channel", "pixel_um": "--pixel-size-um", "refinement_steps": "--refine",
+    "channel": "--channel", "page": "--page", "z": "--z", "pixel_um": "--pixel-size-um", "refinement_steps": "--refine",
     "refinement_smoothness": "--refine-smoothness", "image_shape": "--image-shape", "hemisphere": "--hemisphere",
     "model_sha256": "model", "reference_sha256": "reference",
 }  # fmt: skip
@@ -134,7 +135,8 @@ def _outcome(job: Job, recipe: Recipe, folder: Path, *, overwrite: bool) -> Outc
     if job.problem:
         return _failed(job, job.problem)
     if not job.path.is_file():
-        return _failed(job, f"{job.path.name}: no such file in {job.path.parent}")
+        what = "expected an image, found a folder of this name" if job.path.is_dir() else "no such file"
+        return _failed(job, f"{job.path.name}: {what} in {job.path.parent}")
     try:
         recipe = recipe.of(job)
         settings = _settings(job, recipe)

@@ -26,9 +26,9 @@ from atlalign.io.images import (
     read_image,
     read_labels,
     slide_color,
-    write_tiff,
 )
 from atlalign.io.tables import Table, number, read_table
+from atlalign.io.tiff_writer import write_tiff
 from atlalign.registration.geojson import move_shapes, outlines
 from atlalign.registration.regions import RegionName, read_regions, upwards
 from atlalign.registration.transform import (
@@ -69,6 +69,8 @@ class TransformOptions(NamedTuple):
         to: Where the file is brought.
         labels: An image holds ids, which stay what they are.
         channel: Which channel of an image to take, from 0; None takes all.
+        page: Which page of a TIFF file to take, from 0.
+        z: Which plane of a z-stack to take, from 0.
         unit: Of x and y in a table; None takes pixels, as px does.
         off_plane_um: How far off the section's plane atlas points may lie; None takes `OFF_PLANE_UM`.
     """
@@ -76,6 +78,8 @@ class TransformOptions(NamedTuple):
     to: Side
     labels: bool = False
     channel: int | None = None
+    page: int | None = None
+    z: int | None = None
     unit: Unit | None = None
     off_plane_um: float | None = None
 
@@ -140,11 +144,12 @@ def _job(source: Path, out: Path, options: TransformOptions) -> _Task:
         (_TABLES, _TABLES[:1], _transform_table),
         (_SHAPES, _SHAPES, _transform_shapes),
     ]
-    of_image = options.labels or options.channel is not None
+    of_image = options.labels or (options.channel, options.page, options.z) != (None, None, None)
     of_table = options.off_plane_um is not None or options.unit is not None
     if of_image and of_table:
         raise InputError(
-            "expected options of images (--labels, --channel) or of points (--unit, --off-plane), found both"
+            "expected options of images (--labels, --channel, --page, --z) or of points (--unit, --off-plane), "
+            "found both"
         )
     if options.labels and out.suffix.lower() in _SHAPES:
         kinds = [(IMAGE_ENDINGS, _SHAPES, _write_outlines)]
@@ -197,14 +202,14 @@ def _read(source: Path, options: TransformOptions) -> list[NDArray[Any]]:
     if options.labels:
         return [_read_labels(source, options)]
     if options.channel is None:
-        return read_channels(source)
-    return [read_image(source, channel=options.channel).pixels]
+        return read_channels(source, page=options.page, z=options.z)
+    return [read_image(source, channel=options.channel, page=options.page, z=options.z).pixels]
 
 
 def _read_labels(source: Path, options: TransformOptions) -> NDArray[Any]:
     if options.channel is not None:
         raise InputError("--labels: expected no --channel, for a label map has only one")
-    return read_labels(source)
+    return read_labels(source, page=options.page, z=options.z)
 
 
 def section_frame(transform: SectionTransform, shape: Sequence[int], name: str) -> tuple[Grid, Displacement]:

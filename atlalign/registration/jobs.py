@@ -19,6 +19,7 @@ from atlalign.io.tables import number, shown, whole_number
 from atlalign.registration.placement import Background, Placing
 
 _log = logging.getLogger(__name__)
+_PARTS = ("page", "z")
 _SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 
 
@@ -47,6 +48,11 @@ class Job(NamedTuple):
     def name(self) -> str:
         """The name of the folder of results; never a hidden one."""
         return self.label or _split(self.path)[0]
+
+    @property
+    def part(self) -> str:
+        """What tells the page or plane of a stack from the others; empty where the list names none."""
+        return "".join(f"_{part}{self.options[part]}" for part in _PARTS if part in self.options)
 
 
 def find_jobs(
@@ -153,10 +159,10 @@ def _listed_job(section: ListedSection, *, listed: bool) -> Job:
 
 
 def _once_each(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs, those for one file as one job."""
+    """Return the jobs, those for one file, or for one page of it, as one job."""
     by_file = defaultdict(list)
     for job in jobs:
-        by_file[os.path.normpath(job.path.absolute())].append(job)
+        by_file[os.path.normpath(job.path.absolute()), job.part].append(job)
     if len(by_file) < len(jobs):
         repeated = [same[0].path for same in by_file.values() if len(same) > 1]
         _log.warning(
@@ -187,30 +193,30 @@ def _told_apart(jobs: Sequence[Job]) -> list[Job]:
     for job in jobs:
         by_name[_folded(job.name)].append(job)
     taken = {name for name, same in by_name.items() if len(same) == 1}
-    labels: dict[Path, str] = {}
+    labels: dict[tuple[Path, str], str] = {}
     for same in by_name.values():
         if len(same) > 1:
-            chosen = _labels([job.path.absolute() for job in same], taken)
+            chosen = _labels(same, taken)
             taken.update(map(_folded, chosen))
-            labels.update(zip((job.path for job in same), chosen, strict=True))
-    return [job._replace(label=labels.get(job.path, job.label)) for job in jobs]
+            labels.update(zip(((job.path, job.part) for job in same), chosen, strict=True))
+    return [job._replace(label=labels.get((job.path, job.part), job.label)) for job in jobs]
 
 
-def _labels(paths: Sequence[Path], taken: Collection[str]) -> list[str]:
+def _labels(jobs: Sequence[Job], taken: Collection[str]) -> list[str]:
     """Return different names for images that share one: with their endings, their folders, both, or numbers."""
-    for folders in range(max(len(path.parts) for path in paths)):
+    for folders in range(max(len(job.path.absolute().parts) for job in jobs)):
         for with_ending in (False, True):
-            labels = [_label(path, folders, with_ending=with_ending) for path in paths]
+            labels = [_label(job, folders, with_ending=with_ending) for job in jobs]
             keys = set(map(_folded, labels))
-            if len(keys) == len(paths) and not keys & set(taken):
+            if len(keys) == len(jobs) and not keys & set(taken):
                 return labels
-    return [f"{_split(path)[0]}_{number}" for number, path in enumerate(paths, start=1)]
+    return [f"{job.name}_{number}" for number, job in enumerate(jobs, start=1)]
 
 
-def _label(path: Path, folders: int, *, with_ending: bool) -> str:
-    name, ending = _split(path)
-    parents = path.parent.parts[1:][-folders:] if folders else ()
-    return "_".join([*parents, name, *([ending] if with_ending and ending else [])])
+def _label(job: Job, folders: int, *, with_ending: bool) -> str:
+    name, ending = _split(job.path)
+    parents = job.path.absolute().parent.parts[1:][-folders:] if folders else ()
+    return "_".join([*parents, name, *([ending] if with_ending and ending else [])]) + job.part
 
 
 def _split(path: Path) -> tuple[str, str]:
@@ -252,6 +258,8 @@ def _size(cell: str, where: str) -> float:
 _YES_OR_NO = {"yes": True, "no": False, "true": True, "false": False, "1": True, "0": False}
 _COLUMNS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     "channel": ("channel", whole_number),
+    "page": ("page", whole_number),
+    "z": ("z", whole_number),
     "mirrored": ("mirrored", _one_of(_YES_OR_NO)),
     "quarter_turns": ("quarter_turns", whole_number),
     "pixel_size_um": ("pixel_um", _size),

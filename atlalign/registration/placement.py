@@ -15,13 +15,13 @@ from atlalign.geometry import identity_grid, sample
 from atlalign.io.files import fingerprint_of
 from atlalign.io.images import (
     ImageFile,
-    PixelSize,
     has_bright_ground,
     resize_images,
     shrink_to_grey,
     slide_brightness,
     to_unit_range,
 )
+from atlalign.io.pixels import PixelSize
 from atlalign.registration.transform import Grid
 
 Placing = Literal["auto", "anchoring", "scale", "fit", "stretch"]

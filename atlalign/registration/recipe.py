@@ -54,6 +54,8 @@ class Options:
     mirrored: bool = False
     quarter_turns: int = 0
     channel: int | None = None
+    page: int | None = None
+    z: int | None = None
     pixel_um: float | None = None
     refinement_steps: int = 0
     refinement_smoothness: float = 0.01
@@ -320,7 +322,7 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     """
     recipe = recipe.of(job)
     options = recipe.options
-    image = read_image(job.path, channel=options.channel)
+    image = read_image(job.path, channel=options.channel, page=options.page, z=options.z)
     reference = recipe.reference(job)
     section = read_section(image, recipe.image_shape, background=options.background, name=job.path.name)
     placement = _place(section, reference, job, options)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from atlalign.atlas.ontology import Ontology
 from atlalign.errors import InputError
 from atlalign.io.files import written_whole
-from atlalign.io.images import PixelSize
+from atlalign.io.pixels import PixelSize
 from atlalign.io.tables import Table, read_table
 
 _Paths = dict[int, tuple[int, ...]]

@@ -23,7 +23,7 @@ from atlalign.atlas.planes import Plane, Points
 from atlalign.errors import InputError
 from atlalign.geometry import sample, warp_points
 from atlalign.io.files import written_whole
-from atlalign.io.images import PixelSize
+from atlalign.io.pixels import PixelSize
 
 FORWARD, INVERSE, RECORD = "forward.nii.gz", "inverse.nii.gz", "transform.json"
 """The files of a transform."""

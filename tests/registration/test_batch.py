@@ -22,7 +22,8 @@ from atlalign.atlas.atlas import phantom_atlas
 from atlalign.atlas.phantom import phantom_ontology
 from atlalign.cli import main
 from atlalign.errors import InputError
-from atlalign.io.images import read_image, read_labels, write_tiff
+from atlalign.io.images import read_image, read_labels
+from atlalign.io.tiff_writer import write_tiff
 from atlalign.models import save_model
 from atlalign.networks import LocalUNet
 from atlalign.registration import (
@@ -701,6 +702,40 @@ def test_a_list_may_say_how_each_image_is_to_be_read_and_placed(run, sections, t
     assert records["b"]["pixel_um"] == [70.5, 70.5]
 
 
+def test_the_pages_of_one_file_are_sections_of_their_own(run, sections, tmp_path):
+    pixels = read_image(sections / "b.tif").pixels
+    tifffile.imwrite(sections / "b.tif", np.stack([pixels[::-1], pixels]), photometric="minisblack")
+    image = (sections / "b.tif", "--position", "6000")
+    assert "b.tif: expected one image, found 2 pages: choose one (--page)" in run(*image)[1]
+    assert run(*image, "--page", "1")[0] == 0
+    (sections / "list.csv").write_text("filename,p,page\nb.tif,6000,1\nb.tif,6000,0\n")
+    assert run(sections)[0] == 0
+    found = {
+        name: read_image(tmp_path / "out" / name / "registered.tif").pixels
+        for name in ("b", "b_page1", "b_page0")
+    }
+    assert (found["b"] == found["b_page1"]).all()
+    assert (found["b"] != found["b_page0"]).any()
+    (sections / "list.csv").write_text("filename,p,page\nb.tif,6000,2\n")
+    assert "b.tif: expected a page (--page) in 0 … 1, got 2" in run(sections, "--overwrite")[1]
+
+
+def test_a_plane_of_a_stack_is_registered(run, sections, tmp_path):
+    pixels = read_image(sections / "b.tif").pixels
+    tifffile.imwrite(
+        sections / "z.tif", np.stack([pixels * 0, pixels]), photometric="minisblack", metadata={"axes": "ZYX"}
+    )
+    assert (
+        "z.tif: expected one image, found a z-stack of 2 planes"
+        in run(sections / "z.tif", "--position", "6000")[1]
+    )
+    assert run(sections / "z.tif", sections / "b.tif", "--position", "6000", "--z", "1")[0] == 1
+    (sections / "list.csv").write_text("filename,p,z\nz.tif,6000,1\nb.tif,6000,\n")
+    assert run(sections, "--overwrite")[0] == 0
+    found = [read_image(tmp_path / "out" / name / "registered.tif").pixels for name in "zb"]
+    assert (found[0] == found[1]).all()
+
+
 @pytest.mark.parametrize(
     ("column", "cell", "sentence"),
     [
@@ -710,6 +745,9 @@ def test_a_list_may_say_how_each_image_is_to_be_read_and_placed(run, sections, t
             "a.png: line 2, mirrored: expected one of yes, no, true, false, 1, 0, found 'perhaps'",
         ),
         ("channel", "red", "a.png: line 2, channel: expected a number, found 'red'"),
+        ("page", "first", "a.png: line 2, page: expected a number, found 'first'"),
+        ("z", "1.5", "a.png: line 2, z: expected a whole number, found '1.5'"),
+        ("z", "1", "a.png: expected a plane (--z) in 0 … 0, got 1"),
         ("quarter_turns", "1.5", "a.png: line 2, quarter_turns: expected a whole number, found '1.5'"),
         ("quarter_turns", "7", "a.png: quarter turns: expected -3 to 3 turns by 90°, got 7"),
         (

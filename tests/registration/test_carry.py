@@ -14,7 +14,8 @@ import torch
 from atlalign.atlas.planes import Plane
 from atlalign.cli import main
 from atlalign.geometry import smooth_field
-from atlalign.io.images import read_image, read_labels, write_tiff
+from atlalign.io.images import read_image, read_labels
+from atlalign.io.tiff_writer import write_tiff
 from atlalign.registration.carry import LABELS, REGIONS
 from atlalign.registration.regions import RegionAreas, write_regions
 from atlalign.registration.transform import FORWARD, INVERSE, RECORD, Displacement, Grid, SectionTransform
@@ -181,6 +182,29 @@ def test_one_channel_of_several_is_taken(transform, tmp_path):
     assert (found == read_image(run(tmp_path / "one.tif", "reference", "same.tif")).pixels).all()
 
 
+@pytest.mark.parametrize(("axes", "option"), [("ZYX", "--z"), ("TYX", "--page")])
+@pytest.mark.parametrize("labels", [[], ["--labels"]])
+def test_one_plane_of_a_stack_is_taken(transform, tmp_path, capsys, axes, option, labels):
+    import tifffile
+
+    stack = np.random.default_rng(0).integers(0, 999, (3, *SECTION.shape)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack", metadata={"axes": axes})
+    write(tmp_path / "one.tif", stack[1], SECTION)
+    found = read_image(run(tmp_path / "stack.tif", "reference", "out.tif", option, "1", *labels)).pixels
+    assert (found == read_image(run(tmp_path / "one.tif", "reference", "same.tif", *labels)).pixels).all()
+    command = [
+        "transform",
+        str(tmp_path / "stack.tif"),
+        "--with",
+        str(tmp_path / "s1"),
+        "--to",
+        "reference",
+        *labels,
+    ]
+    assert main([*command, "--out", str(tmp_path / "none.tif")]) == 1
+    assert f"choose one ({option})" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("to", ["reference", "section"])
 @pytest.mark.parametrize("count", [2, 3])
 def test_all_channels_go_where_each_alone_does(transform, tmp_path, monkeypatch, capsys, count, to):
@@ -268,7 +292,10 @@ def test_points_of_other_sections_are_not_taken_for_those_of_one(transform, tmp_
     assert main([*command, "--out", str(tmp_path / "none.csv")]) == 1
     assert "line 4, section: expected points of s1, found some of 's2'" in capsys.readouterr().err
     assert main([*command, "--channel", "0", "--unit", "px", "--out", str(tmp_path / "none.csv")]) == 1
-    assert "expected options of images (--labels, --channel) or of points" in capsys.readouterr().err
+    assert (
+        "expected options of images (--labels, --channel, --page, --z) or of points"
+        in capsys.readouterr().err
+    )
 
 
 def test_points_of_several_sections_each_go_by_their_own(transform, tmp_path, capsys):
@@ -654,7 +681,7 @@ FEATURE = '{"type": "Feature", "geometry": {"type": "%s", "coordinates": %s}}'
         ("a.geojson", FEATURE % ("Polygon", "3"), [], "expected positions"),
         ("a.geojson", FEATURE % ("MultiPolygon", "[[1]]"), [], "expected positions"),
         ("a.geojson", '{"type": "Point"}', [], "expected positions"),
-        ("a.doc", "", [], "expected a name that ends in one of .tif, .tiff, .png, .jpg, .jpeg, .csv"),
+        ("a.doc", "", [], "expected a name that ends in one of .tif, .tiff"),
         ("a.png", "no image", ["--out", "out.tif"], "cannot be read as an image"),
         ("wrong_size.tif", None, [], "expected the proportions of the section's image, 180×240 px, found 100×240"),
         ("wrong_size.tif", None, ["--to", "section"], "expected the proportions of the reference, 60×80 px"),

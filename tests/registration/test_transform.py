@@ -11,7 +11,8 @@ import torch
 from atlalign.atlas.planes import Plane
 from atlalign.errors import InputError
 from atlalign.geometry import invert, smooth_field
-from atlalign.io.images import read_image, write_tiff
+from atlalign.io.images import read_image
+from atlalign.io.tiff_writer import write_tiff
 from atlalign.registration import transform as module
 from atlalign.registration.transform import Displacement, Grid, SectionTransform, read_record
 

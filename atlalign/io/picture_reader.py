@@ -1,0 +1,143 @@
+"""Images in the formats of cameras, viewers and medical programs: all that is not TIFF."""
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlalign.errors import InputError, check_size
+from atlalign.io.pixels import Choice, Pixels, check_index, one_channel, upright
+
+_ORIENTATION = 0x0112  # of EXIF
+_COPIES = 3  # Pillow's own pixels, what it hands out, and the array
+_OTHERS = {
+    b"": "it is empty",
+    b"ZISRAWFILE": "it is a CZI file: export the scene as OME-TIFF",
+    b"%PDF": "it is a PDF file",
+    b"PK\x03\x04": "it is a ZIP archive",
+    b"\x89HDF": "it is an HDF5 file",
+    b"8BPS": "it is a Photoshop file: save it as TIFF",
+    b"GIF8": "it is a GIF file: save it as PNG",
+    b"\0\x05\x16\x07": "it holds only what macOS keeps beside a file",
+}
+"""What files begin with that are often taken for images, and what to say about them."""
+
+
+def read_picture(path: Path, choice: Choice) -> Pixels:
+    """Return an image that Pillow or SimpleITK reads; its content says in which format it is, not its name.
+
+    Raises:
+        InputError: If it is no image, ends early, or is too large.
+    """
+    for what, index in (("page (--page)", choice.page), ("plane (--z)", choice.z)):
+        if index is not None:
+            check_index(what, index, 1)
+    with path.open("rb") as file:
+        start = file.read(32)
+    opened = _opener(start)
+    array = _medical(path, start) if opened is None else _decoded(opened, path, choice)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    is_color = array.ndim == 3 and array.shape[2] in (3, 4) and not choice.labels
+    if choice.channel is None:
+        return Pixels(array, is_color)
+    return Pixels(one_channel(array, choice.channel), is_color=False)
+
+
+def _opener(start: bytes) -> Callable[[Any], Any] | None:
+    """Return what opens a file that begins so; not `PIL.Image.open`, whose limit of pixels is not ours."""
+    from PIL import BmpImagePlugin, Jpeg2KImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return WebPImagePlugin.WebPImageFile
+    known: dict[bytes, Callable[[Any], Any]] = {
+        b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
+        b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
+        b"\0\0\0\x0cjP  ": Jpeg2KImagePlugin.Jpeg2KImageFile,
+        b"\xff\x4f\xff\x51": Jpeg2KImagePlugin.Jpeg2KImageFile,
+        b"BM": BmpImagePlugin.BmpImageFile,
+    }
+    return next((opened for begin, opened in known.items() if start.startswith(begin)), None)
+
+
+def _decoded(opened: Callable[[Any], Any], path: Path, choice: Choice) -> NDArray[Any]:
+    """Return the pixels (h, w) or (h, w, c), upright and without opacity."""
+    content = path.read_bytes()
+    with opened(BytesIO(content)) as image:
+        check_size(path.name, (image.height, image.width), _COPIES * _bytes_each(image))
+        array = _of_16_bits(image, content)
+        if array is None:
+            array = _of_8_bits(image, choice.labels)
+        has_opacity = image.mode in ("LA", "La", "RGBA", "RGBa") and array.ndim == 3
+        array = array[..., :-1] if has_opacity else array
+        return upright(array, image.getexif().get(_ORIENTATION, 1))
+
+
+def _bytes_each(image: Any) -> int:
+    """Return how many bytes a pixel takes, at most: of several channels, any may have 16 bits."""
+    channels = len(image.getbands())
+    return 2 * channels if channels > 1 else {"I": 4, "F": 4, "I;16": 2, "I;16B": 2}.get(image.mode, 1)
+
+
+def _of_16_bits(image: Any, content: bytes) -> NDArray[Any] | None:
+    """Return the pixels of an image of 16 bits and several channels, of which Pillow would keep 8; None of others."""
+    from imagecodecs import jpeg2k_decode, png_decode
+
+    if len(image.getbands()) == 1:
+        return None
+    if image.format == "PNG":
+        is_deep = content[24] == 16  # the depth stands in the header
+        return np.asarray(png_decode(content)) if is_deep else None
+    if image.format == "JPEG2000":
+        array = np.asarray(jpeg2k_decode(content))
+        return None if array.dtype == np.uint8 else array
+    return None
+
+
+def _of_8_bits(image: Any, labels: bool) -> NDArray[Any]:
+    """Return the pixels of an image as Pillow has them, in the number of bits that the file has."""
+    if image.mode in ("P", "PA"):
+        indices = np.array(image)
+        return (
+            (indices if indices.ndim == 2 else indices[..., 0]) if labels else np.array(image.convert("RGB"))
+        )
+    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        return np.array(image.convert("RGB"))
+    bits = _bits(image)
+    array = np.array(image)  # which, unlike `asarray`, can be written to
+    if array.dtype == bool:
+        return array.astype(np.uint8) * (1 if labels else 255)
+    # Pillow scales 2 and 4 bits to 8.
+    return array // np.uint8(255 // (2**bits - 1)) if labels and bits < 8 else array
+
+
+def _bits(image: Any) -> int:
+    """Return how many bits a pixel of grey has in the file, of at most 8."""
+    mode = image.tile[0].args if image.tile else None
+    return {"L;2": 2, "L;4": 4}.get(mode if isinstance(mode, str) else "", 8)
+
+
+def _medical(path: Path, start: bytes) -> NDArray[Any]:
+    """Return the pixels of a file that SimpleITK reads, such as NRRD, NIfTI and MetaImage."""
+    import SimpleITK
+
+    reason = next((said for begin, said in _OTHERS.items() if begin and start.startswith(begin)), None)
+    if not start or reason:
+        raise InputError(reason or _OTHERS[b""])
+    make: Any = SimpleITK.ImageFileReader
+    reader = make()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputError(
+            "it is no TIFF, PNG, JPEG, JPEG 2000, BMP or WebP, whatever its name says"
+        ) from error
+    size = reader.GetSize()
+    if len(size) != 2:
+        raise InputError(f"expected one image, found sizes {size}")
+    check_size(path.name, (*size, reader.GetNumberOfComponents()))
+    return np.asarray(SimpleITK.GetArrayFromImage(reader.Execute()))

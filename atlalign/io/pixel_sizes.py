@@ -1,0 +1,209 @@
+"""The size of a pixel, in the words of the programs that write TIFF files."""
+
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from atlalign.io.pixels import PixelSize, log
+
+_LARGEST_TAGGED_UM = 30.0
+"""A resolution in pixels per cm or inch that means larger pixels is usually a printer's."""
+
+SOFTWARE = "atlalign"
+"""What the package writes; its resolutions are meant whatever they are."""
+
+_INCH = 25400.0
+_NAMES = {
+    1e6: "m meter metre",
+    1e4: "cm centimeter centimetre",
+    1e3: "mm millimeter millimetre",
+    1.0: "µm um µ micron mikron micrometer micrometre mikrometer",
+    1e-3: "nm nanometer nanometre",
+    1e-4: "å angstrom ångström",
+    1e-6: "pm picometer picometre",
+    _INCH: "in inch inche",
+    25.4: "thou mil",
+}
+_NO_UNITS = ("", "pixel", "pixels", "px", "none", "unknown", "reference frame", "unitless")
+
+
+def _plain(unit: str) -> str:
+    """Return the name of a unit in one spelling: of two characters for µ, escapes, and wrongly decoded ones."""
+    unescaped = re.sub(r"\\u00b5|\\u03bc|Âµ", "µ", unit.strip(" \t\r\n\0."), flags=re.IGNORECASE)
+    return unicodedata.normalize("NFKC", unescaped).casefold()
+
+
+_MICRONS = {
+    _plain(name + plural): um
+    for um, names in _NAMES.items()
+    for name in names.split()
+    for plural in ("", "s")
+} | {'"': _INCH}
+"""How many µm a unit has, by its plain names."""
+
+_PER_UNIT = {2: "inch", 3: "cm"}  # TIFF's ResolutionUnit
+_MPP = re.compile(r"\bMPP\s*=\s*([^|;\r\n]+)")
+
+
+def parse_length(value: str, unit: str) -> float | None:
+    """Return a length in µm, or None where it is unknown: 0, or in pixels.
+
+    Args:
+        value: A number, with a decimal point or comma.
+        unit: Of length, in any common spelling.
+
+    Raises:
+        ValueError: If the number or the unit cannot be read.
+    """
+    name = _plain(unit)
+    if name in _NO_UNITS:
+        return None
+    if name not in _MICRONS:
+        raise ValueError(f"'{unit}' is no known unit of length")
+    number = _number(value)
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"'{value}' is no length")
+    return number * _MICRONS[name] or None
+
+
+def _number(value: str) -> float:
+    text = value.strip()
+    if text.count(",") == 1 and "." not in text:
+        text = text.replace(",", ".")
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"'{value}' is no length") from error
+
+
+def tiff_pixel_size(file: Any, page: Any, path: Path, image: int | None) -> PixelSize | None:
+    """Return the size of a pixel of one page; what the file says but cannot be read is logged.
+
+    Args:
+        file: The `TiffFile`.
+        page: The page, or the first one of a series.
+        path: The file's.
+        image: Which of the file's images it is at full size; None for others, of which only the page's tags speak.
+    """
+    sources = [_ome, _aperio, _lsm, _stk] if image is not None else []
+    try:
+        for source in sources:
+            said = source(file, page, path, image)
+            if said is not None:
+                return _known(said)
+        return _tagged(file, page)
+    except ValueError as error:
+        log.warning(
+            "%s: the size of its pixels is unknown, for %s (--pixel-size-um gives it)", path.name, error
+        )
+        return None
+
+
+_Said = tuple[float | None, float | None]
+
+
+def _known(said: _Said) -> PixelSize | None:
+    x, y = said
+    if x is None and y is None:
+        return None
+    if x is None or y is None:
+        raise ValueError("the file gives only one of width and height")
+    return x, y
+
+
+def _ome(file: Any, page: Any, path: Path, image: int | None) -> _Said | None:
+    """Return what OME metadata say, which may lie in a file beside the image; None without any."""
+    description = str(file.pages.first.description or "")
+    if "<OME" not in description and "<ome:OME" not in description:
+        return None
+    root = _xml(description)
+    companion = root.find("{*}BinaryOnly")
+    if companion is not None:
+        name = str(companion.get("MetadataFile", ""))
+        beside = path.parent / Path(name).name
+        if not name or not beside.is_file():
+            raise ValueError(f"the file that has it, {name or 'without a name'}, is not beside the image")
+        root = _xml(beside.read_text(encoding="utf-8", errors="replace"))
+    pixels = _ome_pixels(root, page, path, image)
+    if pixels is None:
+        return None
+    x, y = (
+        parse_length(pixels.get(f"PhysicalSize{axis}", "0"), pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+        for axis in "XY"
+    )
+    return None if x is None and y is None else (x, y)
+
+
+def _xml(text: str) -> ElementTree.Element:
+    try:
+        return ElementTree.fromstring(text.strip().strip("\0"))
+    except ElementTree.ParseError as error:
+        raise ValueError(f"the OME metadata are damaged: {error}") from error
+
+
+def _ome_pixels(
+    root: ElementTree.Element, page: Any, path: Path, image: int | None
+) -> ElementTree.Element | None:
+    """Return the Pixels of the image that was read: the one that names the file, has its place, or its size."""
+    found = list(root.iterfind("{*}Image/{*}Pixels"))
+    named = [
+        pixels
+        for pixels in found
+        if any(uuid.get("FileName") == path.name for uuid in pixels.iterfind("{*}TiffData/{*}UUID"))
+    ]
+    candidates = named if 0 < len(named) < len(found) else found
+    size = (str(page.imagewidth), str(page.imagelength))
+    if image is not None and image < len(candidates):
+        placed = candidates[image]
+        if (placed.get("SizeX"), placed.get("SizeY")) == size:
+            return placed
+    return next((p for p in candidates if (p.get("SizeX"), p.get("SizeY")) == size), None)
+
+
+def _aperio(file: Any, page: Any, path: Path, image: int | None) -> _Said | None:
+    """Return the microns per pixel of Aperio's description, which others write as well."""
+    found = _MPP.search(page.description or "")
+    if found is None:
+        return None
+    size = parse_length(found[1], "µm")
+    return None if size is None else (size, size)
+
+
+def _lsm(file: Any, page: Any, path: Path, image: int | None) -> _Said | None:
+    if not file.is_lsm or not file.lsm_metadata:
+        return None
+    x, y = (parse_length(str(file.lsm_metadata.get(f"VoxelSize{axis}", 0)), "m") for axis in "XY")
+    return x, y
+
+
+def _stk(file: Any, page: Any, path: Path, image: int | None) -> _Said | None:
+    if not file.is_stk or not file.stk_metadata:
+        return None
+    said = file.stk_metadata
+    unit = str(said.get("CalibrationUnits", "pixel"))
+    x, y = (parse_length(str(float(said.get(f"{axis}Calibration", 0))), unit) for axis in "XY")
+    return None if x is None and y is None else (x, y)
+
+
+def _tagged(file: Any, page: Any) -> PixelSize | None:
+    """Return the size of a pixel from the tags of its resolution: with ImageJ's unit, or per cm or inch."""
+    if "XResolution" not in page.tags or "YResolution" not in page.tags:
+        return None
+    imagej = file.imagej_metadata or {}
+    per_unit = _PER_UNIT.get(int(page.tags.valueof("ResolutionUnit", 1)), "")
+    said = str(imagej.get("unit", ""))
+    unit = per_unit if _plain(said) in _NO_UNITS else said
+    units = {"X": unit, "Y": str(imagej.get("yunit", "")) or unit}
+    x, y = (_per_pixel(page.tags.valueof(f"{axis}Resolution"), units[axis]) for axis in "XY")
+    if x is None or y is None:
+        return None
+    is_meant = (imagej and _MICRONS[_plain(unit)] != _INCH) or page.software == SOFTWARE
+    return (x, y) if is_meant or max(x, y) <= _LARGEST_TAGGED_UM else None
+
+
+def _per_pixel(resolution: Any, unit: str) -> float | None:
+    """Return the length of one of so many pixels, given as a fraction, that a unit has."""
+    counted, by = resolution if isinstance(resolution, tuple) else (resolution, 1)
+    return parse_length(str(by / counted), unit) if counted else None

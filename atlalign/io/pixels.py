@@ -1,0 +1,91 @@
+"""What the readers of image files have in common: what to read, and what they return."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlalign.errors import InputError
+
+log = logging.getLogger("atlalign.io.images")
+
+PixelSize = tuple[float, float]
+"""Of one pixel along x and y, in µm."""
+
+_BAND_PX = 2**22  # this many pixels are converted at once
+
+
+class Choice(NamedTuple):
+    """What to read of a file that holds several images.
+
+    Attributes:
+        channel: One channel, from 0; None reads all.
+        page: One page of a TIFF file, from 0.
+        z: One plane of a z-stack, from 0.
+        labels: The numbers that the file stores are meant, not the colours or intensities that they stand for.
+    """
+
+    channel: int | None = None
+    page: int | None = None
+    z: int | None = None
+    labels: bool = False
+
+
+class Pixels(NamedTuple):
+    """What was read.
+
+    Attributes:
+        array: (h, w), or (h, w, c) with c > 1; upright, without opacity.
+        is_color: Whether the first three of several channels are red, green and blue.
+        pixel_um: The size of a pixel, where the file says it.
+    """
+
+    array: NDArray[Any]
+    is_color: bool
+    pixel_um: PixelSize | None = None
+
+
+def check_index(what: str, index: int, count: int) -> None:
+    """Check that an image has a channel, page or plane of this number.
+
+    Raises:
+        InputError: If it does not.
+    """
+    if not 0 <= index < count:
+        raise InputError(f"expected a {what} in 0 … {count - 1}, got {index}")
+
+
+def one_channel(array: NDArray[Any], channel: int) -> NDArray[Any]:
+    """Return one channel (h, w) of an image (h, w) or (h, w, c)."""
+    channels = array if array.ndim == 3 else array[..., None]
+    check_index("channel", channel, channels.shape[2])
+    return channels[..., channel]
+
+
+def upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Return an image (h, w, …) as viewers show it, by the orientation 1 to 8 of EXIF and TIFF; others leave it."""
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return array
+
+
+def is_turned(orientation: int) -> bool:
+    """Return whether this orientation exchanges x and y."""
+    return orientation in (5, 6, 7, 8)
+
+
+def converted(
+    array: NDArray[Any], convert: Callable[[NDArray[Any]], NDArray[Any]], channels: int
+) -> NDArray[Any]:
+    """Return an image (h, w, channels) of the same type, made a few rows at a time."""
+    result = np.empty((*array.shape[:2], channels), array.dtype)
+    step = max(1, _BAND_PX // array.shape[1])
+    for start in range(0, len(array), step):
+        result[start : start + step] = convert(array[start : start + step])
+    return result
