@@ -308,7 +308,7 @@ class TestRefusals:
         ("annotation", "message"),
         [
             (random_volume(shape=(5, 6, 7)), r"expected the template's shape \(5, 6, 8\), got \(5, 6, 7\)"),
-            (random_volume(np.float32), "expected integer ids, got float32"),
+            (random_volume(np.float32) + 0.5, "expected integer ids from 0 to 16777216, found .* float32"),
         ],
     )
     def test_bad_annotations(self, tmp_path, annotation, message):
@@ -354,7 +354,7 @@ class TestRefusals:
         with (tmp_path / "a.h5").open("r+b") as file:
             file.seek(offset)
             file.write(b"damage" * 5)
-        with pytest.raises(InputError, match="cannot be read from plane 32 on"):
+        with pytest.raises(InputError, match="cannot be read from plane 35 on"):
             file_atlas(tmp_path / "a.h5", image_shape=(20, 30))
 
     @pytest.mark.parametrize(
@@ -368,7 +368,7 @@ class TestRefusals:
             ({"image_shape": [64.7, 96.2]}, r"image_shape: expected \(H, W\), .*, got \(64\.7, 96\.2\)"),
             ({"image_shape": [8]}, "image_shape"),
             ({"spacing_um": 0.0}, "spacing_um: expected more than 0, got 0"),
-            ({"axes": "AP,DV"}, "axes: expected AP, DV and ML in the file's order, got 'AP,DV'"),
+            ({"axes": "AP,DV"}, "axes: expected .* in the file's order, got 'AP,DV'"),
         ],
     )
     def test_bad_options(self, tmp_path, options, message):
