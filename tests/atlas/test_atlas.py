@@ -199,6 +199,9 @@ class TestAnnotation:
             (np.int64, 614454277, torch.int32),
             (np.int64, 2**40 + 1, torch.int64),
             (">u4", 614454277, torch.int32),
+            (np.uint64, 2**63 - 1, torch.int64),
+            (np.float32, 2**24, torch.int32),
+            (np.float64, 2**53, torch.int64),
         ],
     )
     def test_ids_are_kept_exactly(self, tmp_path, dtype, largest, kept):
@@ -309,6 +312,10 @@ class TestRefusals:
         [
             (random_volume(shape=(5, 6, 7)), r"expected the template's shape \(5, 6, 8\), got \(5, 6, 7\)"),
             (random_volume(np.float32) + 0.5, "expected integer ids from 0 to 16777216, found .* float32"),
+            (np.full(SHAPE, -5, np.int32), "integer ids from 0 .*, found -5"),
+            (np.full(SHAPE, 2**63, np.uint64), f"integer ids from 0 .*, found {2**63}"),
+            (np.full(SHAPE, 2**24 + 2, np.float32), "integer ids from 0 to 16777216, found 16777218.0"),
+            (np.full(SHAPE, np.nan), "integer ids from 0 .*, found nan"),
         ],
     )
     def test_bad_annotations(self, tmp_path, annotation, message):
