@@ -17,12 +17,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from atlalign.atlas.axes import (
+    Axes,
+    brain_length,
+    brain_likeness,
+    choose_axes,
+    header_axes,
+    oriented,
+    parse_axes,
+    reordered,
+)
 from atlalign.atlas.brainglobe import fetch
+from atlalign.atlas.ids import checked_ids
 from atlalign.atlas.ontology import Ontology, read_ontology
 from atlalign.atlas.phantom import EXTENT_MM, phantom_ontology, phantom_volume
-from atlalign.atlas.volumes import PLANES_AT_ONCE, Volume, axes_order, has_dataset, open_volume
+from atlalign.atlas.volumes import PLANES_AT_ONCE, Volume, VolumeFile, has_dataset, open_volume
 from atlalign.errors import InputError, checked_shape
 from atlalign.io.files import fingerprint_of
+from atlalign.io.headers import VoxelSize, agree, shown_um
 from atlalign.io.images import resize_images
 
 _log = logging.getLogger(__name__)
@@ -32,6 +44,8 @@ PHANTOM = "phantom"
 
 _BRIGHT = 0.001  # The share of tissue that may be brighter than white.
 _ANNOTATION = "annotation"
+_DEFAULT_UM = 25.0
+_MOUSE_MM = (9.0, 15.5)  # a mouse's brain, from the bulbs to the medulla
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,51 +188,127 @@ def file_atlas(
     image_shape: tuple[int, int] | None = None,
     template: str = "template",
     annotation: str = _ANNOTATION,
-    spacing_um: float = 25.0,
+    spacing_um: float | None = None,
     annotation_path: str | Path | None = None,
     ontology_path: str | Path | None = None,
-    axes: str = "AP,DV,ML",
+    axes: str | None = None,
     with_annotation: bool = True,
 ) -> Atlas:
     """Return the atlas in a file: .h5, .hdf5, .npy, .nrrd, .nii, .nii.gz, .mha, .tif or .tiff.
 
     uint8 intensities are taken as they are, others divided by the 99.9th percentile of the voxels above 0. Images are
-    resized with antialiasing, ids to the nearest neighbour, both with aligned corners. Orientation in the header is not
-    looked at: the first plane must be the front one, its first row the top, its first column the left of the brain.
+    resized with antialiasing, ids to the nearest neighbour, both with aligned corners.
+
+    A header's order and directions of axes are used if they cannot be a writer's default, see `atlalign.atlas.axes`.
+    Without one the first plane is the front one, its first row the top, its first column the left of the brain. A
+    volume that looks like a brain in another order is refused.
 
     Args:
         path: The file.
         image_shape: (H, W) of the planes to return; None keeps the file's own.
         template: The dataset's name in an h5 file.
         annotation: The dataset's name in an h5 file; under its default name it may be missing.
-        spacing_um: The size of the file's voxels, which are cubes.
+        spacing_um: The size of the file's voxels, which are cubes; None takes the header's, or 25 without one.
         annotation_path: A file of ids with the template's axes; in an h5 file, the dataset `annotation`.
         ontology_path: A table of the regions, see `atlalign.atlas.ontology.read_ontology`.
-        axes: The file's own order of axes. That is the order of the sizes in the header of .nrrd, .nii and .mha (ITK's
-            arrays have it reversed); pages, rows, columns in .tif; the array's order in .h5 and .npy.
+        axes: The directions of the file's axes, in its order, such as "AP,DV,ML"; "PA,VD,RL" runs the other way. The
+            file's order is that of the header in .nrrd, .nii and .mha (ITK's arrays have it reversed); pages, rows,
+            columns in .tif; the array's in .h5 and .npy. None takes the header's word, or AP,DV,ML.
         with_annotation: Whether to load the ids.
 
     Raises:
-        InputError: If a file cannot be read or does not hold what is expected.
+        InputError: If a file cannot be read, does not hold what is expected, or contradicts an argument.
     """
     path = Path(path).expanduser()
-    order = axes_order(axes)
+    given = None if axes is None else parse_axes(axes)
+    if spacing_um is not None and not 0 < spacing_um < math.inf:
+        raise InputError(f"spacing_um: expected more than 0, got {spacing_um:g}")
     ontology = None if ontology_path is None else read_ontology(ontology_path)
     with ExitStack() as files:
-        volume = open_volume(path, template, order, files)
+        volume = open_volume(path, template, files)
+        unturned = Volume(volume.array, volume.source)
+        if unturned.array.dtype.kind not in "uif":
+            raise InputError(f"{volume.source}: expected integers or floats, got {volume.array.dtype}")
+        small = unturned.thumbnail()
         ids = None
         if with_annotation and annotation_path is not None:
-            ids = open_volume(Path(annotation_path).expanduser(), annotation, order, files)
+            ids = open_volume(Path(annotation_path).expanduser(), annotation, files)
         elif with_annotation and (annotation != _ANNOTATION or has_dataset(path, annotation)):
-            ids = open_volume(path, annotation, order, files)
+            ids = open_volume(path, annotation, files)
+        chosen = given or choose_axes(small, volume.header.direction, volume.source)
+        sizes = _voxel_size(volume, spacing_um, oriented(small, chosen), chosen)
+        if ids is not None:
+            _check_header(ids, sizes, None if given else chosen)
         return _assemble(
-            volume,
-            ids,
+            Volume(oriented(volume.array, chosen), volume.source),
+            None if ids is None else Volume(_oriented_like(ids, volume, chosen), ids.source),
             image_shape=image_shape,
-            spacing_um=spacing_um,
+            spacing_um=reordered(sizes, chosen),
             name=path.stem,
             ontology=ontology,
         )
+
+
+def _voxel_size(
+    volume: VolumeFile, given_um: float | None, small: NDArray[np.float32], axes: Axes
+) -> VoxelSize:
+    """Return the size of the voxels along the file's axes, by the user's word or the header's.
+
+    Args:
+        volume: As it lies in its file.
+        given_um: The user's word.
+        small: The volume along (AP, DV, ML), of any resolution.
+        axes: Those of the file.
+
+    Raises:
+        InputError: If both differ, or if nobody says it and it is not what is usual.
+    """
+    said = volume.header.spacing_um
+    given = None if given_um is None else (given_um, given_um, given_um)
+    if said is not None and given is not None and not agree(said, given):
+        raise InputError(
+            f"{volume.source}: expected voxels of {shown_um(given)} as spacing_um (--spacing-um) says, found "
+            f"{shown_um(said)} in the file: leave spacing_um out, or correct the file"
+        )
+    along_ap = next(place for place, name in enumerate(axes) if name in ("AP", "PA"))
+    return said or given or _usual_size(volume.source, small, volume.array.shape[along_ap])
+
+
+def _usual_size(source: str, small: NDArray[np.float32], planes: int) -> VoxelSize:
+    length_mm = brain_length(small) * planes * _DEFAULT_UM / 1000
+    least, most = _MOUSE_MM
+    if brain_likeness(small) and not least <= length_mm <= most:
+        raise InputError(
+            f"{source}: expected the size of the voxels, which the file does not say; at {_DEFAULT_UM:g} µm the "
+            f"brain would be {length_mm:.1f} mm long: give spacing_um (--spacing-um)"
+        )
+    _log.info("%s does not say the size of its voxels: %g µm", source, _DEFAULT_UM)
+    return _DEFAULT_UM, _DEFAULT_UM, _DEFAULT_UM
+
+
+def _check_header(ids: VolumeFile, sizes: VoxelSize, axes: Axes | None) -> None:
+    """Check that the header of the ids does not contradict the template's voxels, nor its axes unless they are None."""
+    said, direction = ids.header
+    if said is not None and not agree(said, sizes):
+        raise InputError(
+            f"{ids.source}: expected the template's voxels of {shown_um(sizes)}, found {shown_um(said)} in the header"
+        )
+    if axes is None or direction is None or np.allclose(np.abs(direction), np.eye(3), atol=0.02):
+        return
+    if (found := header_axes(direction, ids.source)) != axes:
+        raise InputError(
+            f"{ids.source}: expected the template's axes {','.join(axes)}, found {','.join(found)} in the header: if "
+            "both lie alike, give their axes (--axes)"
+        )
+
+
+def _oriented_like(ids: VolumeFile, template: VolumeFile, axes: Axes) -> Any:
+    if ids.array.shape != template.array.shape:
+        raise InputError(
+            f"{ids.source}: expected the template's shape {tuple(template.array.shape)}, "
+            f"got {tuple(ids.array.shape)}"
+        )
+    return oriented(ids.array, axes)
 
 
 def allen_atlas(
@@ -242,7 +332,7 @@ def allen_atlas(
         Volume(template, f"{name} template"),
         None if annotation is None else Volume(annotation, f"{name} annotation"),
         image_shape=image_shape,
-        spacing_um=float(resolution_um),
+        spacing_um=(float(resolution_um),) * 3,
         name=name,
         ontology=ontology,
     )
@@ -255,6 +345,7 @@ def open_atlas(
     annotation_path: str | Path | None = None,
     ontology_path: str | Path | None = None,
     spacing_um: float | None = None,
+    axes: str | None = None,
 ) -> Atlas:
     """Return an atlas at its own resolution, with region ids if it has any.
 
@@ -263,15 +354,16 @@ def open_atlas(
         phantom_shape: The (H, W) that the phantom is drawn at: it has no size of its own.
         annotation_path: For a file, see `file_atlas`.
         ontology_path: For a file.
-        spacing_um: For a file; 25 if None.
+        spacing_um: For a file.
+        axes: For a file.
 
     Raises:
         InputError: As the three above do, and if something is given that only a file needs.
     """
-    of_file = (annotation_path, ontology_path, spacing_um)
+    of_file = (annotation_path, ontology_path, spacing_um, axes)
     if name in (PHANTOM, "allen") and any(value is not None for value in of_file):
         raise InputError(
-            f"atlas '{name}' has its own annotation, ontology and spacing: expected none beside it"
+            f"atlas '{name}' has its own annotation, ontology, spacing and axes: expected none beside it"
         )
     if name == PHANTOM:
         return phantom_atlas(image_shape=phantom_shape)
@@ -281,7 +373,8 @@ def open_atlas(
         name,
         annotation_path=annotation_path,
         ontology_path=ontology_path,
-        spacing_um=25.0 if spacing_um is None else spacing_um,
+        spacing_um=spacing_um,
+        axes=axes,
     )
 
 
@@ -290,41 +383,34 @@ def _assemble(
     annotation: Volume | None,
     *,
     image_shape: tuple[int, int] | None,
-    spacing_um: float,
+    spacing_um: VoxelSize,
     name: str,
     ontology: Ontology | None,
 ) -> Atlas:
     _, *own_shape = template.array.shape
     shape = checked_shape("image_shape", own_shape if image_shape is None else image_shape)
-    if not spacing_um > 0:
-        raise InputError(f"spacing_um: expected more than 0, got {spacing_um:g}")
-    if annotation is not None and annotation.array.shape != template.array.shape:
-        raise InputError(
-            f"{annotation.source}: expected the template's shape {tuple(template.array.shape)}, "
-            f"got {tuple(annotation.array.shape)}"
-        )
     with ThreadPoolExecutor(1) as other_core:
         ids = None if annotation is None else other_core.submit(_load_annotation, annotation, shape)
         grey, scale = _load_template(template, shape)
     # Corners are aligned: the distance of the outermost pixels' centres stays what it was.
-    along_y, along_x = ((own - 1) / (new - 1) * spacing_um for own, new in zip(own_shape, shape, strict=True))
-    half = spacing_um / 2
+    ap_um, dv_um, ml_um = spacing_um
+    along_y, along_x = (
+        (own - 1) / (new - 1) * size for own, new, size in zip(own_shape, shape, (dv_um, ml_um), strict=True)
+    )
     return Atlas(
         grey,
         None if ids is None else ids.result(),
-        spacing_um,
+        ap_um,
         name,
         scale,
         pixel_um=(along_x, along_y),
-        origin_um=(half, half),
+        origin_um=(ml_um / 2, dv_um / 2),
         ontology=ontology,
     )
 
 
 def _load_template(volume: Volume, shape: tuple[int, int]) -> tuple[Tensor, float]:
     """Return the template as uint8 (P, *shape) and its intensity scale, reading each plane once."""
-    if volume.array.dtype.kind not in "uif":
-        raise InputError(f"{volume.source}: expected integers or floats, got {volume.array.dtype}")
     brightness = _Brightness(int(np.prod(volume.array.shape)))
     is_own_shape = volume.array.shape[1:] == shape
     # In few bytes as long as the scale is not known: as floats a large atlas would be four times what comes of it.
@@ -388,13 +474,12 @@ def _check_intensities(block: NDArray[Any], first_plane: int, source: str) -> No
 
 def _load_annotation(volume: Volume, shape: tuple[int, int]) -> Tensor:
     """Return the ids (P, *shape) at the nearest voxel, corners aligned, unchanged in value."""
-    if volume.array.dtype.kind not in "ui":
-        raise InputError(f"{volume.source}: expected integer ids, got {volume.array.dtype}")
     planes, height, width = volume.array.shape
     rows, columns = _nearest(height, shape[0]), _nearest(width, shape[1])
-    ids = np.empty((planes, *shape), volume.array.dtype)
+    ids = np.empty((planes, *shape), volume.array.dtype if volume.array.dtype.kind in "ui" else np.int64)
     for part, block in volume.blocks():
-        ids[part] = block if (height, width) == shape else block.take(rows, axis=1).take(columns, axis=2)
+        checked = checked_ids(block, f"{volume.source}, planes from {part.start} on")
+        ids[part] = checked if (height, width) == shape else checked.take(rows, axis=1).take(columns, axis=2)
     return torch.from_numpy(_signed(ids))
 
 
@@ -403,8 +488,8 @@ def _nearest(size: int, new_size: int) -> NDArray[np.intp]:
 
 
 def _signed(ids: NDArray[Any]) -> NDArray[Any]:
-    """Return the ids as int32 where all fit, else as int64; uint32 is reinterpreted, not copied."""
-    fits = ids.min() >= -(2**31) and ids.max() < 2**31
+    """Return ids from 0 on as int32 where all fit, else as int64; uint32 is reinterpreted, not copied."""
+    fits = ids.max() < 2**31
     if fits and ids.dtype == np.uint32:
         return ids.view(np.int32)
     return ids.astype(np.int32 if fits else np.int64, copy=False)

@@ -75,11 +75,14 @@ class Ontology:
     def at_depth(self, labels: NDArray[Any], depth: int) -> NDArray[Any]:
         """Return labels, of any shape, with each region replaced by the one at `depth` that it is part of.
 
-        What lies less deep stays, and so do 0 and ids that are not in the ontology.
+        Their type stays, or becomes int64 where an id exceeds it. What lies less deep stays, and so do 0 and ids that
+        are not in the ontology.
         """
         found, place = np.unique(labels, return_inverse=True)
         ancestors = [self._ancestor(int(label), depth) for label in found]
-        return np.array(ancestors, dtype=labels.dtype)[place].reshape(labels.shape)
+        fits = max(ancestors, default=0) <= np.iinfo(labels.dtype).max
+        dtype = labels.dtype if fits else np.dtype(np.int64)
+        return np.array(ancestors, dtype=dtype)[place].reshape(labels.shape)
 
     def _ancestor(self, label: int, depth: int) -> int:
         region = self._regions.get(label)

@@ -84,7 +84,8 @@ class Anchoring:
         size: (h, w) of the image in pixels, whose centres lie at (k + ½)/w and (k + ½)/h.
 
     Raises:
-        InputError: If the section is seen edge-on, or the image is narrower than 2 pixels.
+        InputError: If the plane is closer to a sagittal or horizontal one than to a coronal one, or the image is
+            narrower than 2 pixels.
     """
 
     vectors: Points
@@ -94,8 +95,15 @@ class Anchoring:
         if min(self.size) < 2:
             height, width = self.size
             raise InputError(f"anchoring: expected an image of at least 2×2 px, found {height}×{width}")
-        if abs(np.linalg.det(self.vectors[1:, [0, 2]])) < 1:
-            raise InputError("anchoring: expected a coronal section, found one seen edge-on")
+        normal = np.abs(np.cross(self.vectors[1], self.vectors[2]))  # along ML, AP, DV
+        if not normal.max() >= 1:
+            raise InputError("anchoring: expected u and v to span a plane, found next to no area")
+        if normal[1] < normal.max():
+            kind = "sagittal" if normal[0] == normal.max() else "horizontal"
+            raise InputError(
+                f"anchoring: expected a coronal section, found a {kind} one, seen edge-on, which cannot be registered: "
+                "leave it out of the list"
+            )
 
     @property
     def share_to_um(self) -> Points:

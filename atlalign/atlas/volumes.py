@@ -3,17 +3,21 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from gzip import GzipFile
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from atlalign.errors import InputError
+from atlalign.errors import InputError, check_size
+from atlalign.io.h5 import find_dataset
+from atlalign.io.headers import Header, brainglobe_header, h5_header, itk_header, tiff_header
 
-_AXES = ("AP", "DV", "ML")
 PLANES_AT_ONCE = 16  # Planes read at once.
+_THUMBNAIL = 64
 
 
 class _Array(Protocol):
@@ -47,84 +51,140 @@ class Volume:
         step = max(PLANES_AT_ONCE, chunk[0])
         for start in range(0, self.array.shape[0], step):
             planes = slice(start, start + step)
-            try:
-                yield planes, np.ascontiguousarray(self.array[planes])
-            except OSError as error:
-                raise InputError(f"{self.source}: cannot be read from plane {start} on: {error}") from error
+            yield planes, self._read(planes)
+
+    def thumbnail(self) -> NDArray[np.float32]:
+        """Return every n-th voxel, about 64 along each axis; what is not finite becomes 0."""
+        along, *steps = (max(1, size // _THUMBNAIL) for size in self.array.shape)
+        planes = [
+            self._read(slice(plane, plane + 1))[:, :: steps[0], :: steps[1]]
+            for plane in range(0, self.array.shape[0], along)
+        ]
+        small = np.concatenate(planes).astype(np.float32)
+        return np.nan_to_num(small, posinf=0, neginf=0)
+
+    def _read(self, planes: slice) -> NDArray[Any]:
+        try:
+            return np.ascontiguousarray(self.array[planes])
+        except OSError as error:
+            raise InputError(
+                f"{self.source}: cannot be read from plane {planes.start} on: {error}"
+            ) from error
 
 
-def axes_order(axes: str) -> tuple[int, ...]:
-    """Return where AP, DV and ML stand in `axes`."""
-    names = [name.strip().upper() for name in axes.split(",")]
-    if sorted(names) != sorted(_AXES):
-        raise InputError(f"axes: expected AP, DV and ML in the file's order, got '{axes}'")
-    return tuple(names.index(axis) for axis in _AXES)
+class VolumeFile(NamedTuple):
+    """A volume as it lies in its file.
+
+    Attributes:
+        array: In the file's own order of axes.
+        source: Names it in messages.
+        header: What the file says of its voxels.
+    """
+
+    array: _Array
+    source: str
+    header: Header
 
 
-def open_volume(path: Path, dataset: str, order: tuple[int, ...], files: ExitStack) -> Volume:
-    """Return the volume in a file as (AP, DV, ML); `files` closes it."""
-    array = _read(path, dataset, files)
-    source = f"{path}[{dataset}]" if isinstance(array, h5py.Dataset) else str(path)
-    if order != (0, 1, 2) and len(array.shape) == 3:
-        array = np.transpose(array[...], order)
-    return Volume(array, source)
+def open_volume(path: Path, dataset: str, files: ExitStack) -> VolumeFile:
+    """Return the volume in a file; `files` closes it.
 
+    The axes have the order of the header in .nrrd, .nii and .mha, which ITK's arrays have reversed; pages, rows,
+    columns in .tif; the array's order in .h5 and .npy. BrainGlobe's metadata.json beside a file that has no header of
+    its own speaks for it.
 
-def _read(path: Path, dataset: str, files: ExitStack) -> _Array:
-    reader = next((read for suffix, read in _READERS.items() if path.name.lower().endswith(suffix)), None)
-    if reader is None:
+    Raises:
+        InputError: If the file cannot be read, is too large, or holds no volume.
+    """
+    read = next((read for suffix, read in _READERS.items() if path.name.lower().endswith(suffix)), None)
+    if read is None:
         raise InputError(f"{path}: expected a file that ends in {', '.join(_READERS)}")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        return reader(path, dataset, files)
+        array, header = read(path, dataset, files)
     except InputError:
         raise
-    except (OSError, EOFError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+    except Exception as error:  # a damaged file may raise anything
+        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())[-200:]}") from error
+    source = f"{path}[{dataset}]" if isinstance(array, h5py.Dataset) else str(path)
+    if header.spacing_um is None and header.direction is None:
+        header = brainglobe_header(path) or header
+    return VolumeFile(array, source, header)
 
 
-def _read_h5(path: Path, dataset: str, files: ExitStack) -> _Array:
+def _read_h5(path: Path, dataset: str, files: ExitStack) -> tuple[_Array, Header]:
     file = files.enter_context(h5py.File(path, "r"))
-    found = file.get(dataset)
-    if not isinstance(found, h5py.Dataset):
+    found = find_dataset(file, dataset)
+    if found is None:
         names: list[str] = []
         file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
         raise InputError(f"{path}: expected a dataset '{dataset}', there are: {', '.join(names) or 'none'}")
-    return cast(_Array, found)
+    check_size(f"{path}[{dataset}]", found.shape or (), found.dtype.itemsize)
+    return cast(_Array, found), h5_header(path, found)
 
 
 def has_dataset(path: Path, dataset: str) -> bool:
-    """Return whether a file is h5 and holds this dataset."""
+    """Return whether a file is h5 and names this dataset, wherever it may lie."""
     if _READERS.get(path.suffix.lower()) is not _read_h5:
         return False
     with h5py.File(path, "r") as file:
-        return dataset in file
+        return file.get(dataset, getlink=True) is not None
 
 
-def _read_npy(path: Path, dataset: str, files: ExitStack) -> _Array:
-    return np.lib.format.open_memmap(path, mode="r")
+def _read_npy(path: Path, dataset: str, files: ExitStack) -> tuple[_Array, Header]:
+    array = np.lib.format.open_memmap(path, mode="r")
+    check_size(str(path), array.shape, array.dtype.itemsize)
+    return array, Header()
 
 
-def _read_pages(path: Path, dataset: str, files: ExitStack) -> NDArray[Any]:
+def _read_tiff(path: Path, dataset: str, files: ExitStack) -> tuple[_Array, Header]:
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        check_size(str(path), series.shape, series.dtype.itemsize)
+        if "S" in series.axes:
+            raise InputError(f"{path}: expected a grey value a voxel, found colours: axes {series.axes}")
+        return series.asarray().squeeze(), tiff_header(path, file)
+
+
+def _read_itk(path: Path, dataset: str, files: ExitStack, *, format_: str) -> tuple[_Array, Header]:
     import SimpleITK
 
-    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    sitk: Any = SimpleITK
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO(format_)  # whatever else the file may be
+    reader.ReadImageInformation()
+    size, components = reader.GetSize(), reader.GetNumberOfComponents()
+    if len(size) != 3 or components != 1:
+        raise InputError(f"{path}: expected 3 axes, got sizes {size} of {components} values a voxel")
+    bytes_each = sitk.Image([1, 1, 1], reader.GetPixelIDValue()).GetSizeOfPixelComponent()
+    check_size(str(path), size, bytes_each)
+    if format_ == "NiftiImageIO":
+        _check_length(path, int(np.prod(size)) * bytes_each)
+    return sitk.GetArrayFromImage(reader.Execute()).T, itk_header(path, reader)
 
 
-def _read_itk(path: Path, dataset: str, files: ExitStack) -> NDArray[Any]:
-    """Return the array with the header's order of axes, which ITK's own arrays have reversed."""
-    return _read_pages(path, dataset, files).T
+def _check_length(path: Path, least: int) -> None:
+    """Check that a NIfTI file is whole: ITK takes what a truncated one lacks for zeros."""
+    length = path.stat().st_size
+    if path.suffix.lower() == ".gz":
+        with GzipFile(path) as file:
+            length = sum(len(part) for part in iter(partial(file.read, 2**24), b""))
+    if length < least:
+        raise InputError(f"{path}: cannot be read: expected at least {least} bytes, found {length}")
 
 
-_READERS: dict[str, Callable[[Path, str, ExitStack], _Array]] = {
+_READERS: dict[str, Callable[[Path, str, ExitStack], tuple[_Array, Header]]] = {
     ".h5": _read_h5,
     ".hdf5": _read_h5,
     ".npy": _read_npy,
-    ".nrrd": _read_itk,
-    ".nii": _read_itk,
-    ".nii.gz": _read_itk,
-    ".mha": _read_itk,
-    ".tif": _read_pages,
-    ".tiff": _read_pages,
+    ".nrrd": partial(_read_itk, format_="NrrdImageIO"),
+    ".nii": partial(_read_itk, format_="NiftiImageIO"),
+    ".nii.gz": partial(_read_itk, format_="NiftiImageIO"),
+    ".mha": partial(_read_itk, format_="MetaImageIO"),
+    ".tif": _read_tiff,
+    ".tiff": _read_tiff,
 }

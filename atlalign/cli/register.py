@@ -100,7 +100,18 @@ def _add_reference_options(command: argparse.ArgumentParser) -> None:
         help="the names of an atlas file's or a reference's regions: a table of id, acronym, name, and perhaps "
         "structure_id_path and color_hex_triplet, such as the Allen Institute's structure_tree_safe_2017.csv",
     )
-    group.add_argument("--spacing-um", type=float, help="the size of an atlas file's voxels (25)")
+    group.add_argument(
+        "--spacing-um",
+        type=float,
+        metavar="UM",
+        help="the size of an atlas file's voxels; what the file says, or 25 if it says nothing (default)",
+    )
+    group.add_argument(
+        "--axes",
+        metavar="AP,DV,ML",
+        help="the directions of an atlas file's axes in its own order: AP or PA (front to back, or the other way), DV "
+        "or VD (top to bottom), and ML, which is LR, or RL; what the file says, or AP,DV,ML (default)",
+    )
     group.add_argument(
         "--position",
         type=float,
@@ -225,7 +236,7 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
         ),
     }
     if options.reference is not None:
-        for name in ("atlas", "annotation", "spacing_um", "position"):
+        for name in ("atlas", "annotation", "spacing_um", "axes", "position"):
             if getattr(options, name) is not None:
                 raise InputError(f"expected either --reference or --{name.replace('_', '-')}, got both")
         of_image = {"labels": options.reference_labels, "pixel_um": options.reference_pixel_um}
@@ -233,7 +244,11 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
     for name in ("reference_labels", "reference_pixel_um"):
         if getattr(options, name) is not None:
             raise InputError(f"expected --{name.replace('_', '-')} beside --reference, got no --reference")
-    of_atlas = {"annotation": options.annotation, "spacing_um": options.spacing_um}
+    of_atlas = {
+        "annotation": options.annotation,
+        "spacing_um": options.spacing_um,
+        "axes": options.axes,
+    }
     return atlas_recipe(options.atlas or "allen", **of_atlas, **common)
 
 

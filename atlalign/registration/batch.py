@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from atlalign import __version__
+from atlalign.atlas.ids import stored_type
 from atlalign.atlas.ontology import Ontology
 from atlalign.errors import InputError
 from atlalign.io.files import written_whole
@@ -274,7 +275,7 @@ def _write_labels(
     folder: Path, labels: NDArray[Any], transform: SectionTransform, ontology: Ontology | None
 ) -> None:
     """Write the labels of the reference and of the section, and the areas of the section's regions."""
-    labels = labels.astype(np.uint32)
+    labels = labels.astype(stored_type(labels))
     grid = transform.forward.grid.with_shape((labels.shape[0], labels.shape[1]))
     _write(folder / LABELS, [labels], labels.shape, labels.dtype, grid)
     areas = regions.RegionAreas(transform.section.pixel_um)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from atlalign.atlas.atlas import Atlas, open_atlas
+from atlalign.atlas.ids import checked_ids
 from atlalign.atlas.ontology import Ontology, read_ontology
 from atlalign.atlas.planes import Plane
 from atlalign.errors import InputError, check_numbers, check_size, checked_shape, unknown_name
@@ -115,6 +116,7 @@ def atlas_recipe(
     annotation: str | Path | None = None,
     ontology: str | Path | None = None,
     spacing_um: float | None = None,
+    axes: str | None = None,
     hemisphere: Side | None = None,
     options: Options | None = None,
     model: str | Path | None = None,
@@ -127,7 +129,8 @@ def atlas_recipe(
         atlas: allen (downloaded once), phantom, or a file.
         annotation: The region ids of an atlas file, if it does not hold them.
         ontology: The names of an atlas file's regions.
-        spacing_um: The size of an atlas file's voxels; 25 if None.
+        spacing_um: The size of an atlas file's voxels; None takes the file's word, or 25 if it says nothing.
+        axes: The directions of an atlas file's axes, such as AP,DV,ML; see `file_atlas`.
         hemisphere: Keep only the half of each plane on this side; the left one lies at its left.
         options: How sections are read, placed and refined.
         model: A model file, a folder or a checkpoint; None for the network that comes with the package.
@@ -144,6 +147,7 @@ def atlas_recipe(
         annotation_path=annotation,
         ontology_path=ontology,
         spacing_um=spacing_um,
+        axes=axes,
     )
     origin = {
         "reference": opened.name,
@@ -185,7 +189,7 @@ def image_recipe(
     trained = _Network.load(model, image_shape, device)
     opened = image_reference(
         read_image(reference),
-        None if labels is None else read_labels(labels),
+        None if labels is None else checked_ids(read_labels(labels), str(labels)),
         trained.image_shape,
         pixel_um=pixel_um,
         name=str(reference),

@@ -119,3 +119,8 @@ def test_the_real_ontology_names_every_region_of_the_real_atlas(test_data: Path)
     assert ontology[997].name == "root"
     missing = [int(region) for region in found if region and int(region) not in ontology]
     assert not missing
+
+
+def test_a_parent_may_have_a_larger_id_than_the_labels_type_holds():
+    tree = Ontology([Region(2**40, "r", "r", (2**40,), None), Region(7, "a", "a", (2**40, 7), None)])
+    assert tree.at_depth(np.array([[0, 7]], np.uint8), 0).tolist() == [[0, 2**40]]

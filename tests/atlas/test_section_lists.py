@@ -63,9 +63,20 @@ def test_an_anchoring_is_made_from_its_plane_and_comes_back():
     assert Anchoring.of_plane(plane, pixel_to_mm, (300, 400)).vectors == pytest.approx(TILTED)
 
 
-def test_edge_on_sections_are_refused():
-    with pytest.raises(InputError, match="seen edge-on"):
-        Anchoring(np.array([[0, 0, 0], [0, 100, 0], [0, 0, -100.0]]), (10, 10))
+@pytest.mark.parametrize(
+    ("u", "v", "kind"),
+    [
+        ([0, 100, 0], [0, 0, -100], "sagittal"),
+        ([10, 100, 0], [0, 0, -100], "sagittal"),
+        ([90, 100, 0], [0, 0, -100], "sagittal"),
+        ([100, 0, 0], [0, 100, 5], "horizontal"),
+    ],
+)
+def test_sections_that_are_not_coronal_are_refused(u, v, kind):
+    with pytest.raises(InputError, match=f"expected a coronal section, found a {kind} one"):
+        Anchoring(np.array([[0, 0, 0], u, v], np.float64), (10, 10))
+    almost = [100, 90, 0] if kind == "sagittal" else u
+    Anchoring(np.array([[0, 0, 0], almost, [0, 0, -100]], np.float64), (10, 10))
 
 
 @pytest.mark.parametrize("size", [(1, 10), (10, 0)])
@@ -137,7 +148,7 @@ def test_a_section_without_a_place_does_not_stop_the_others(tmp_path):
     good, short, edge_on, none = read_list(write(tmp_path / "l.json", *entries, without))
     assert (good.problem, good.identity.position_um) == ("", 25 * 263)
     assert short.problem == "anchoring: expected nine numbers, found 2"
-    assert edge_on.problem == "anchoring: expected a coronal section, found one seen edge-on"
+    assert edge_on.problem.startswith("anchoring: expected u and v to span a plane")
     assert (none.problem, none.identity.image_id) == ("anchoring: expected nine numbers, found none", 9)
 
 

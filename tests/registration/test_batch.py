@@ -316,6 +316,36 @@ def test_another_reference_of_the_same_name_is_another_one(run, sections, tmp_pa
         assert (status, "b holds results made with another reference:" in printed) == (1, True), changed
 
 
+@pytest.mark.parametrize(("shift", "stored"), [(0, np.uint32), (2**40, np.uint64), (2**62, np.uint64)])
+def test_ids_of_any_size_come_through_unchanged(run, sections, tmp_path, shift, stored):
+    atlas = phantom_atlas(image_shape=(64, 96), spacing_um=1200)
+    ids = atlas.annotation.numpy().astype(np.uint64)
+    ids[ids > 0] += np.uint64(shift)
+    turned = [tmp_path / "atlas.npy", "--annotation", tmp_path / "ids.npy", "--axes", "RL,AP,DV"]
+    for path, volume in ((turned[0], atlas.template.numpy()), (turned[2], ids)):
+        np.save(path, volume[:, :, ::-1].transpose(2, 0, 1))
+    assert run(sections / "b.tif", "--position", "6000", "--spacing-um", "1200", "--atlas", *turned)[0] == 0
+    out = tmp_path / "out" / "b"
+    reference, labels = read_labels(out / "reference_labels.tif"), read_labels(out / "labels.tif")
+    assert (reference == ids[5]).all()
+    assert reference.dtype == labels.dtype == stored
+    with (out / "regions.csv").open() as file:
+        pixels = {int(row["id"]): int(row["pixels"]) for row in csv.DictReader(file)}
+    assert pixels.keys() == set(ids[5][ids[5] > 0].tolist())
+    assert {i: n for i, n in pixels.items() if n} == {
+        i: n for i, n in zip(*(a.tolist() for a in np.unique(labels, return_counts=True)), strict=True) if i
+    }
+
+
+def test_negative_labels_of_a_reference_are_refused(run, sections, tmp_path):
+    tifffile.imwrite(tmp_path / "l.tif", np.full((96, 144), -3, np.int32))
+    given = ["--reference", sections / "c.jpg", "--reference-labels", tmp_path / "l.tif"]
+    status, printed = run(sections / "b.tif", *given, "--reference-pixel-um", "80")
+    assert status == 1
+    assert "l.tif: expected integer ids from 0" in printed
+    assert "-3" in printed
+
+
 def test_another_image_of_the_same_name_is_another_reference(run, sections, tmp_path):
     atlas = phantom_atlas(image_shape=(64, 96), spacing_um=1200)
     for folder, position in (("one", 6000), ("two", 8000)):
@@ -628,7 +658,8 @@ def test_other_limits_judge_what_was_registered_before(run, sections, tmp_path):
         (["--channel", "5"], "a.png: expected a channel in 0 … 2, got 5"),
         (["--quarter-turns", "90"], "quarter turns: expected -3 to 3 turns by 90°, got 90"),
         (["--reference", "no.png"], "expected either --reference or --position, got both"),
-        (["--spacing-um", "10"], "atlas 'phantom' has its own annotation, ontology and spacing"),
+        (["--spacing-um", "10"], "atlas 'phantom' has its own annotation, ontology, spacing and axes"),
+        (["--axes", "AP,DV,ML"], "atlas 'phantom' has its own annotation, ontology, spacing and axes"),
     ],
 )
 def test_bad_options_give_one_sentence(run, sections, tmp_path, arguments, sentence):

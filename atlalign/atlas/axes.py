@@ -1,0 +1,178 @@
+"""The axes of an atlas file: which way each one runs, by the user's word, the header's, or the look of the brain.
+
+An axis is named by where it starts and ends: AP runs from anterior to posterior, VD from ventral to dorsal, RL from
+right to left; ML is another name of LR. A file's axes are three such names in the file's order.
+
+Headers are trusted only so far. The Allen Institute's own NRRD files, and every file whose writer did not know its
+axes, claim that axis 0 runs along the left-right axis, axis 1 from front to back and so on: an order that
+is no information. Only an order that differs from it must have been written on purpose.
+"""
+
+import itertools
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from atlalign.atlas.phantom import phantom_volume
+from atlalign.errors import InputError
+
+Axes = tuple[str, str, str]
+"""Names of the directions of a file's axes, in its order."""
+
+DEFAULT: Axes = ("AP", "DV", "LR")
+"""The order of `Atlas`, and of a file that says nothing."""
+
+_PLACES = {"AP": (0, 1), "PA": (0, -1), "DV": (1, 1), "VD": (1, -1), "LR": (2, 1), "RL": (2, -1)}
+_TOWARDS = {"L": "RL", "R": "LR", "A": "PA", "P": "AP", "S": "VD", "I": "DV"}
+_OF_LPS = (("RL", "LR"), ("AP", "PA"), ("VD", "DV"))
+_UNWRITTEN = (np.eye(3), np.diag([-1.0, -1.0, 1.0]))  # of ITK's writers; of an identity in NIfTI
+_OBLIQUE = 0.02
+
+_COMPARED = (32, 20, 28)
+_LEAST_LIKENESS, _LEAST_DIFFERENCE = 0.7, 0.02
+
+
+def parse_axes(text: str) -> Axes:
+    """Return the axes that a user names, such as AP,DV,ML.
+
+    Raises:
+        InputError: If they do not name each of the three axes once.
+    """
+    names = [name.strip().upper() for name in str(text).split(",")]
+    first, *others = ["LR" if name == "ML" else name for name in names]
+    if {_PLACES[n][0] for n in (first, *others) if n in _PLACES} == {0, 1, 2} and len(others) == 2:
+        return first, others[0], others[1]
+    if len(names) == 1 and len(first) == 3 and all(letter in _TOWARDS for letter in first):
+        ends = [_TOWARDS[letter] for letter in first]
+        raise InputError(
+            f"axes: expected three directions such as AP,DV,ML, got '{text}', which has two meanings: where BrainGlobe "
+            f"uses it, give {','.join(end[::-1] for end in ends)}, and where NIfTI tools do, {','.join(ends)}"
+        )
+    raise InputError(
+        f"axes: expected AP or PA, DV or VD, and ML, LR or RL, in the file's order, got '{text}'"
+    )
+
+
+def header_axes(direction: NDArray[np.float64], source: str) -> Axes:
+    """Return the axes that a header's directions name, see `Header`.
+
+    Raises:
+        InputError: If they are oblique.
+    """
+    strongest = np.abs(direction).argmax(axis=0)
+    if sorted(strongest) != [0, 1, 2] or np.abs(np.abs(direction).max(axis=0) - 1).max() > _OBLIQUE:
+        raise InputError(
+            f"{source}: expected axes along those of the brain, found oblique ones in the header: resample the "
+            "volume, or give its axes as they are stored (--axes AP,DV,ML)"
+        )
+    first, second, third = (_OF_LPS[row][int(direction[row, j] < 0)] for j, row in enumerate(strongest))
+    return first, second, third
+
+
+def choose_axes(volume: NDArray[np.float32], direction: NDArray[np.float64] | None, source: str) -> Axes:
+    """Return the axes of a volume whose user did not name them.
+
+    A header's own order is taken if it cannot be a default, or if the volume looks like a brain in this order.
+
+    Args:
+        volume: In the file's order, of any resolution.
+        direction: The header's, see `Header`; None if there is none.
+        source: For messages.
+
+    Raises:
+        InputError: If the axes are oblique, or the volume looks like a brain in another order.
+    """
+    likeness = brain_likeness(volume)
+    likely = max(likeness, key=likeness.__getitem__, default=None)
+    written = DEFAULT if direction is None else header_axes(direction, source)
+    is_diagonal = direction is not None and np.allclose(np.abs(direction), np.eye(3), atol=_OBLIQUE)
+    chosen = DEFAULT if is_diagonal and likely != _sideless(written) else written
+    known = direction is None or not is_diagonal or any(np.allclose(direction, d) for d in _UNWRITTEN)
+    if likely is None and not known:
+        raise InputError(
+            f"{source}: the header says {','.join(written)}, as many do without knowing it: give the volume's axes "
+            f"(--axes {','.join(written)}, or --axes AP,DV,ML)"
+        )
+    if likely is not None and likeness[likely] > likeness[_sideless(chosen)] + _LEAST_DIFFERENCE:
+        raise InputError(
+            f"{source}: expected a brain with the axes {_written(chosen)}, found one that looks like "
+            f"{_written(likely)}: give the volume's axes (--axes)"
+        )
+    return chosen
+
+
+def oriented(array: Any, axes: Axes) -> Any:
+    """Return a volume with the axes (AP, DV, LR); an h5 dataset is read if anything is to be turned."""
+    if axes == DEFAULT:
+        return array
+    order = np.argsort([_PLACES[name][0] for name in axes])
+    turned = np.transpose(array[...], order)
+    return turned[tuple(slice(None, None, _PLACES[axes[axis]][1]) for axis in order)]
+
+
+def reordered(values: tuple[float, float, float], axes: Axes) -> tuple[float, float, float]:
+    """Return one value for each of a file's axes in the order (AP, DV, LR)."""
+    ap, dv, ml = (values[axis] for axis in np.argsort([_PLACES[name][0] for name in axes]))
+    return ap, dv, ml
+
+
+# --- the look of the brain --------------------------------------------------------------------------------------------
+
+
+def brain_likeness(volume: NDArray[np.float32]) -> Mapping[Axes, float]:
+    """Return how well a volume agrees with a mouse brain by what its axes may be; nothing if with none.
+
+    The measure is the correlation with the phantom after both were fitted into one box. It does not tell left from
+    right, and says nothing of half a brain, or of a part along AP.
+    """
+    if min(volume.shape) < 8 or not volume.max() > volume.min():
+        return {}
+    phantom, found = _phantom(), dict[Axes, float]()
+    for ap, dv in itertools.product(("AP", "PA"), ("DV", "VD")):
+        for first, second, third in itertools.permutations((ap, dv, "LR")):
+            fitted = _fitted(oriented(volume, (first, second, third)))
+            found[first, second, third] = float(np.corrcoef(fitted.ravel(), phantom.ravel())[0, 1])
+    return found if max(found.values()) >= _LEAST_LIKENESS else {}
+
+
+def brain_length(volume: NDArray[np.float32]) -> float:
+    """Return the share of the first axis that a brain takes up."""
+    box = _box(volume)[0]
+    return float(box.stop - box.start) / len(volume)
+
+
+@lru_cache(maxsize=1)
+def _phantom() -> NDArray[np.float32]:
+    volume, _ = phantom_volume(shape=(66, 40, 57), seed=0)
+    return _fitted(volume.astype(np.float32))
+
+
+def _fitted(volume: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what is in the box of a brain, averaged onto a grid of one size."""
+    inside = torch.from_numpy(np.ascontiguousarray(volume[_box(volume)]))[None, None]
+    return np.asarray(F.interpolate(inside, _COMPARED, mode="area")[0, 0])
+
+
+def _box(volume: NDArray[np.float32]) -> tuple[slice, slice, slice]:
+    """Return the planes of each axis that show more than specks of tissue."""
+    tissue = volume > 0.1 * np.percentile(volume, 99)
+    ends = []
+    for others in ((1, 2), (0, 2), (0, 1)):
+        shown = np.flatnonzero(tissue.mean(axis=others) > 0.005)
+        ends.append(slice(int(shown[0]), int(shown[-1]) + 1) if len(shown) else slice(0, 1))
+    ap, dv, ml = ends
+    return ap, dv, ml
+
+
+def _sideless(axes: Axes) -> Axes:
+    first, second, third = ("LR" if name == "RL" else name for name in axes)
+    return first, second, third
+
+
+def _written(axes: Axes) -> str:
+    return ",".join(axes).replace("LR", "ML")

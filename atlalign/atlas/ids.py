@@ -1,0 +1,41 @@
+"""Region ids: whole numbers from 0 on, 0 for no region, kept exactly from the atlas to the tables."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlalign.errors import InputError
+
+_LARGEST = 2**63 - 1
+
+
+def checked_ids(values: NDArray[Any], source: str) -> NDArray[Any]:
+    """Return ids as integers, also where they are stored as whole numbers in a floating-point type.
+
+    Args:
+        values: Of any shape.
+        source: For messages.
+
+    Raises:
+        InputError: If a value is no id, or floating-point numbers are too large to be exact.
+    """
+    kind = values.dtype.kind
+    if kind not in "uif":
+        raise InputError(f"{source}: expected integer ids, got {values.dtype}")
+    # Up to this, neighbouring whole numbers differ in the type; NaN compares false.
+    largest = 2 ** (np.finfo(values.dtype).nmant + 1) if kind == "f" else _LARGEST
+    wrong = ~((values >= 0) & (values <= largest))
+    if kind == "f":
+        wrong |= values != np.floor(values)
+    if wrong.any():
+        raise InputError(
+            f"{source}: expected integer ids from 0 to {largest}, found {values[wrong][0]} in {wrong.sum()} voxels of "
+            f"{values.dtype}: renumber them, or store them as integers"
+        )
+    return values.astype(np.int64) if kind == "f" else values
+
+
+def stored_type(ids: NDArray[Any]) -> np.dtype[Any]:
+    """Return the type that files keep ids in: uint32, which most programs read, or uint64 where that is too small."""
+    return np.dtype(np.uint32 if not ids.size or ids.max() < 2**32 else np.uint64)

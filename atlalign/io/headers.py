@@ -1,0 +1,193 @@
+"""Headers of volumes: the size of the voxels, and the directions of the axes.
+
+Three formats leave the unit open or are often written with the wrong one: NRRD, MetaImage, and NIfTI in mm. The Allen
+Institute's own NRRD files say 25 for 25 µm, others say 0.025. A size without a reliable unit is therefore in µm from 5
+on, and in mm below: voxels of 5 mm or of less than 5 µm are no atlas of a brain.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlalign.errors import InputError
+
+VoxelSize = tuple[float, float, float]
+"""Of one voxel along the three axes of its file, in µm."""
+
+_LEAST_WITHOUT_UNIT_UM = 5.0
+_PLAUSIBLE_UM = (0.1, 5000.0)
+_UNITS_UM = {
+    "nm": 1e-3, "nanometer": 1e-3, "nanometers": 1e-3,
+    "um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometers": 1.0,
+    "mm": 1e3, "millimeter": 1e3, "millimeters": 1e3, "cm": 1e4, "m": 1e6, "meter": 1e6,
+}  # fmt: skip
+_NRRD_HEADER_BYTES = 2**16
+_H5_ATTRIBUTES = ("spacing_um", "element_size_um")
+
+
+class Header(NamedTuple):
+    """What a file says of its voxels.
+
+    Attributes:
+        spacing_um: Along the file's own axes; None if the file does not say it.
+        direction: (3, 3), column j the direction of axis j in (left, posterior, superior); None if there is none.
+    """
+
+    spacing_um: VoxelSize | None = None
+    direction: NDArray[np.float64] | None = None
+
+
+def itk_header(path: Path, reader: Any) -> Header:
+    """Return the header of a .nrrd, .nii or .mha file of which a SimpleITK reader has read the information."""
+    sizes = tuple(reader.GetSpacing())
+    direction = np.reshape(reader.GetDirection(), (3, 3)).astype(np.float64)
+    if sizes == (1.0, 1.0, 1.0):  # what is written where nothing is known
+        return Header(None, direction)
+    return Header(_checked(path, _in_um(sizes, _reliable_unit_um(path, reader))), direction)
+
+
+def tiff_header(path: Path, file: Any) -> Header:
+    """Return the header of an open tifffile.TiffFile: the voxel size of OME or ImageJ, in pages, rows, columns."""
+    described = _ome_sizes(file) or _imagej_sizes(file)
+    return Header(None if described is None else _checked(path, described))
+
+
+def h5_header(path: Path, dataset: Any) -> Header:
+    """Return the header of an h5 dataset: its attribute `spacing_um` or `element_size_um`, or the file's."""
+    for holder in (dataset, dataset.file):
+        for name in _H5_ATTRIBUTES:
+            if name in holder.attrs:
+                return Header(_checked(path, _triple(holder.attrs[name], f"{path}, attribute {name}")))
+    return Header()
+
+
+def brainglobe_header(path: Path) -> Header | None:
+    """Return what BrainGlobe's metadata.json says of the images in its folder; None if there is none beside a file.
+
+    Its orientation names the corner of the first voxel: asr is anterior, superior, right.
+
+    Raises:
+        InputError: If it is damaged.
+    """
+    beside = path.with_name("metadata.json")
+    try:
+        metadata = json.loads(beside.read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    except ValueError as error:
+        raise InputError(f"{beside}: expected BrainGlobe's metadata of an atlas: {error}") from error
+    if not isinstance(metadata, dict) or not {"orientation", "resolution"} <= metadata.keys():
+        return None
+    corner = str(metadata["orientation"]).lower()
+    columns = [_CORNERS[letter] for letter in corner if letter in _CORNERS]
+    direction = np.array(columns, np.float64).T
+    if direction.shape != (3, 3) or abs(np.linalg.det(direction)) != 1:
+        raise InputError(f"{beside}, orientation: expected letters such as asr, found '{corner}'")
+    return Header(_checked(path, _triple(metadata["resolution"], f"{beside}, resolution")), direction)
+
+
+_CORNERS = {
+    "l": (-1, 0, 0), "r": (1, 0, 0), "a": (0, 1, 0), "p": (0, -1, 0), "s": (0, 0, -1), "i": (0, 0, 1),
+}  # fmt: skip
+
+
+def _triple(value: Any, where: str) -> VoxelSize:
+    """Return one number for all axes, or three."""
+    try:
+        sizes = np.asarray(value, np.float64).ravel()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: expected one or three numbers, found {value}") from error
+    if sizes.size not in (1, 3):
+        raise InputError(f"{where}: expected one or three numbers, found {value}")
+    x, y, z = np.broadcast_to(sizes, 3).tolist()
+    return x, y, z
+
+
+def _checked(path: Path, sizes: VoxelSize) -> VoxelSize:
+    least, most = _PLAUSIBLE_UM
+    if not all(least <= size <= most for size in sizes):
+        raise InputError(
+            f"{path}: expected voxels of {least:g} to {most:g} µm in the header, found {shown_um(sizes)}: correct "
+            "its spacing or its unit"
+        )
+    return sizes
+
+
+def shown_um(sizes: Iterable[float]) -> str:
+    """Return a voxel size as messages show it: once if all axes share it."""
+    each = [f"{size:g}" for size in sizes]
+    return f"{' × '.join(each[:1] if len(set(each)) == 1 else each)} µm"
+
+
+def _in_um(sizes: Iterable[float], unit_um: float | None) -> VoxelSize:
+    """Return sizes in µm, by the rule of this module where there is no reliable unit."""
+    given = list(sizes)
+    if unit_um is None:
+        unit_um = 1.0 if min(given) >= _LEAST_WITHOUT_UNIT_UM else 1e3
+    x, y, z = (float(f"{size * unit_um:.6g}") for size in given)
+    return x, y, z
+
+
+# --- formats ----------------------------------------------------------------------------------------------------------
+
+
+def _reliable_unit_um(path: Path, reader: Any) -> float | None:
+    """Return how many µm a unit of the reader's spacing is; None if the file does not say it, or says mm."""
+    if path.suffix.lower() == ".nrrd":
+        unit = _nrrd_unit_um(path)
+        return None if unit == _UNITS_UM["mm"] else unit
+    said = int(reader.GetMetaData("xyzt_units")) & 7 if reader.HasMetaDataKey("xyzt_units") else 0
+    return _UNITS_UM["mm"] if said in (1, 3) else None  # m and µm, which ITK has converted to mm
+
+
+def _nrrd_unit_um(path: Path) -> float | None:
+    """Return the unit of a NRRD header, which ITK does not pass on."""
+    with path.open("rb") as file:
+        lines = file.read(_NRRD_HEADER_BYTES).split(b"\n\n")[0].decode("latin-1").splitlines()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    said = fields.get("space units") or fields.get("units") or ""
+    # Latin-1 reads the bytes of µm in UTF-8 as Âµm.
+    units = {unit.strip().lower().replace("â", "") for unit in said.replace('"', " ").split()}
+    known = {_UNITS_UM[unit] for unit in units if unit in _UNITS_UM}
+    return known.pop() if len(known) == 1 else None
+
+
+def _ome_sizes(file: Any) -> VoxelSize | None:
+    import tifffile
+
+    if not file.ome_metadata:
+        return None
+    images = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
+    pixels: Mapping[str, Any] = (images[0] if isinstance(images, list) else images)["Pixels"]
+    units = [_UNITS_UM.get(str(pixels.get(f"PhysicalSize{axis}Unit", "µm")).lower()) for axis in "ZYX"]
+    sizes = [pixels.get(f"PhysicalSize{axis}") for axis in "ZYX"]
+    if any(part is None for part in (*units, *sizes)):
+        return None
+    z, y, x = (float(size or 0) * (unit or 0) for size, unit in zip(sizes, units, strict=True))
+    return z, y, x
+
+
+def _imagej_sizes(file: Any) -> VoxelSize | None:
+    described, tags = file.imagej_metadata or {}, file.pages.first.tags
+    unit = _UNITS_UM.get(str(described.get("unit", "")).replace("\\u00B5", "µ").lower())
+    if (
+        unit is None
+        or "spacing" not in described
+        or not {"XResolution", "YResolution"} <= {t.name for t in tags}
+    ):
+        return None
+    counts = [tags.valueof(f"{axis}Resolution") for axis in "YX"]
+    if any(pixels == 0 for pixels, _ in counts):
+        return None
+    y, x = (float(f"{by / pixels * unit:.6g}") for pixels, by in counts)
+    return float(described["spacing"]) * unit, y, x
+
+
+def agree(one: VoxelSize, other: VoxelSize) -> bool:
+    """Return whether two voxel sizes are the same but for rounding."""
+    return all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(one, other, strict=True))
