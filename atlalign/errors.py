@@ -18,6 +18,9 @@ _LAUNCHERS = {
     "hydra/launcher/ray": "hydra-ray-launcher",
 }
 
+LARGEST_BYTES = 2**33
+"""The size of the largest array that a file may hold, in memory: twice the Allen atlas at 10 µm, 32 bits a voxel."""
+
 # Of Lightning, whose import takes seconds.
 _LIGHTNINGS = "MisconfigurationException"
 
@@ -74,6 +77,25 @@ def checked_shape(name: str, shape: Any, least: int = 2) -> tuple[int, int]:
             f"{name}: expected (H, W), whole numbers of at least {least} px, got {sizes or shape}"
         )
     return int(sizes[0]), int(sizes[1])
+
+
+def check_size(name: str, shape: Iterable[int], bytes_each: float = 1) -> None:
+    """Check that an array of this shape can be held in memory, before anything allocates it.
+
+    Args:
+        name: What has this shape: a file, or a setting.
+        shape: The sizes of its axes.
+        bytes_each: How many bytes an element takes, with all that is made from it.
+
+    Raises:
+        InputError: If it takes more than `LARGEST_BYTES`.
+    """
+    sizes = [int(size) for size in shape]
+    if math.prod(sizes) > LARGEST_BYTES / bytes_each:
+        raise InputError(
+            f"{name}: expected at most {LARGEST_BYTES / 2**30:g} GiB in memory, found a size of "
+            f"{shorten('×'.join(map(str, sizes)), 80)} with {bytes_each:g} bytes each"
+        )
 
 
 def check_booleans(given: Mapping[str, Any], *names: str) -> None:

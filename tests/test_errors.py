@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from atlalign.errors import InputError, check_finite_numbers, check_numbers
+from atlalign.errors import LARGEST_BYTES, InputError, check_finite_numbers, check_numbers, check_size
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,13 @@ def test_what_is_wrong_with_a_number_is_said(value, least, sentence):
 def test_only_finite_numbers_are_asked_to_be_finite():
     check_numbers({"a": math.inf, "b": np.int64(2)}, {"a": 0.0, "b": 2})
     check_finite_numbers({"a": -1e300, "b": 10**400}, {"a": -math.inf, "b": 0})
+
+
+def test_the_largest_array_is_allowed_and_a_larger_one_names_its_size_and_the_limit():
+    check_size("a.png", (LARGEST_BYTES // 8, 2), 4)
+    with pytest.raises(InputError) as error:
+        check_size("a.png", np.array([100_000, 100_000], np.uint32))  # whose product overflows
+    assert str(error.value).startswith("a.png: expected at most 8 GiB")
+    assert "100000×100000" in str(error.value)
+    with pytest.raises(InputError, match="size: expected at most 8 GiB"):
+        check_size("size", (10**400, 1), 0.5)
