@@ -59,9 +59,11 @@ def _against_network(options: list[str], size: Size) -> Measured:
             with _watched() as passes:
                 turns.ours.append(seconds(lambda: _run_cli(command)))  # noqa: B023
             if not passes:
-                raise RuntimeError(f"atlalign {' '.join(command)} ran no network: there is nothing to compare it with")
+                raise RuntimeError(
+                    f"atlalign {' '.join(command)} ran no network: there is nothing to compare it with"
+                )
             with torch.inference_mode():
-                turns.other.append(seconds(lambda: [network(*pair) for network, *pair in passes]))  # noqa: B023
+                turns.other.append(seconds(lambda: [network(*pair) for network, *pair in passes]))
     networks = {id(network) for network, *_ in passes}
     note = f"{min(turns.ours):.3g} and {min(turns.other):.3g} s; passes: {len(passes)}, networks: {len(networks)}"
     return Measured(turns.times_as_long(), turns, note)

@@ -43,6 +43,7 @@ from atlalign.evaluation.methods import Estimate, Method, baseline, network_meth
 from atlalign.evaluation.report import NETWORK, Row
 from atlalign.geometry import warp
 from atlalign.models import ModelOrigin, load_model, read_origin
+from atlalign.networks.device import chosen_device
 from atlalign.training.run import as_list, build
 from atlalign.versions import versions
 
@@ -77,7 +78,7 @@ def evaluate(config: DictConfig) -> Path:
     _check_like_training(config, origin)
     baselines = {name: baseline(name) for name in as_list(config.baselines)}
     network = load_model(config.checkpoint, allow=as_list(config.allow))
-    methods = {NETWORK: network_method(network, _device(config.device)), **baselines}
+    methods = {NETWORK: network_method(network, chosen_device(config.device)), **baselines}
     trial = _Trial.of(config)
     rows = trial.run(methods)
     views = trial.views(methods[NETWORK], rows, config.n_viewers)
@@ -322,14 +323,6 @@ def _same_file(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether two configurations of data read the same file, or draw the same demo data."""
     paths = [Path(data.get("path") or "").expanduser().resolve() for data in (one, other)]
     return one.get("_target_") == other.get("_target_") and paths[0] == paths[1]
-
-
-def _device(name: str) -> torch.device:
-    if name not in ("auto", "cpu", "cuda"):
-        raise unknown_name("device", name, ("auto", "cpu", "cuda"))
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: there is no CUDA device: say device=cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _check_finite(estimate: Estimate, method: str, sample: int) -> None:

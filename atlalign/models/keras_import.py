@@ -1,8 +1,8 @@
 """Networks of the Keras predecessor: what its `save_model` wrote becomes a network of this package, without TensorFlow.
 
 The architecture is read as JSON and compared with the predecessor's layer by layer. Nothing in a file is run. A Lambda
-is accepted in the two places where the predecessor used one, whatever its code says: it slices an input, or it gives the
-inverse field its name.
+is accepted in the two places where the predecessor used one, whatever its code says: it slices an input, or it gives
+the inverse field its name.
 """
 
 import json
@@ -136,7 +136,11 @@ def _slices_input(layer: _Layer, layers: Layers) -> bool:
 def _names_inverse(layer: _Layer, layers: Layers) -> bool:
     """Return whether a Lambda is the one of older releases that returns the shared network's field unchanged."""
     used = any(layer.name in other.inputs for other in layers.values())
-    return layer.name == _INVERSE and not used and [layers[name].kind in _NESTED for name in layer.inputs] == [True]
+    return (
+        layer.name == _INVERSE
+        and not used
+        and [layers[name].kind in _NESTED for name in layer.inputs] == [True]
+    )
 
 
 def _build(layers: Layers, weights: h5py.Group) -> nn.Module:
@@ -177,7 +181,9 @@ def _local(layers: Layers, weights: h5py.Group, *, nested: bool = False) -> Loca
     _check_skips(trunk)
     inverses = [layer for layer in layers.values() if layer.kind in _NESTED]
     for inverse in inverses:
-        if [layers[name].kind for name in inverse.inputs] != ["InputLayer"] or inverse.inputs == trunk[1].inputs:
+        if [layers[name].kind for name in inverse.inputs] != ["InputLayer"] or inverse.inputs == trunk[
+            1
+        ].inputs:
             raise InputError(
                 f"layer '{inverse.name}': expected the swapped pair as its input, found {', '.join(inverse.inputs)}"
             )

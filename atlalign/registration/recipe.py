@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-import torch
 from torch import nn
 
 from atlalign.atlas.atlas import Atlas, open_atlas
@@ -17,6 +16,7 @@ from atlalign.errors import InputError, check_numbers, checked_shape, unknown_na
 from atlalign.io.files import fingerprint, fingerprint_of
 from atlalign.io.images import ImageFile, read_image, read_labels
 from atlalign.models import SHIPPED_MODEL, load_model, read_origin
+from atlalign.networks.device import chosen_device
 from atlalign.networks.memory_format import fastest_memory_format
 from atlalign.registration.jobs import Job
 from atlalign.registration.placement import (
@@ -212,7 +212,7 @@ class _Network(NamedTuple):
                 f"{path} does not tell the size of its images: give an image shape (--image-shape HEIGHT WIDTH)"
             )
         shape = checked_shape("image shape", shape)
-        where = _device(device)
+        where = chosen_device(device)
         network = load_model(path).to(where).to(memory_format=fastest_memory_format(where))
         origin = {"model": path.name, "model_sha256": fingerprint(path), "image_shape": list(shape)}
         return cls(network, shape, origin)
@@ -233,15 +233,6 @@ class _Network(NamedTuple):
             options=options or Options(),
             origin={**self.origin, **origin},
         )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device '{name}': expected a device of this machine ({error})") from error
 
 
 class AtlasReferences:

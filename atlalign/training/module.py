@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from atlalign import __version__, metrics
 from atlalign.data.dataset import RegistrationBatch
 from atlalign.errors import InputError, unknown_name
 from atlalign.losses import RegistrationLoss
+from atlalign.models.model_file import ModelOrigin, origin_of
 from atlalign.networks import Registration
-from atlalign.networks.architecture import describe
+from atlalign.networks.architecture import architecture_of
 
 
 class RegistrationModule(pl.LightningModule):
@@ -54,6 +56,18 @@ class RegistrationModule(pl.LightningModule):
         self.origin = dict(origin or {})
         self._train_means = EpochMeans()
         self._val_means = EpochMeans()
+
+    @property
+    def model_origin(self) -> ModelOrigin:
+        """What is known of the network."""
+        return origin_of(self.origin)
+
+    def save_checkpoint(self, path: Path) -> bool:
+        """Write all that it takes to resume; return False where no trainer has this module."""
+        if self._trainer is None:
+            return False
+        self._trainer.save_checkpoint(path, weights_only=False)
+        return True
 
     def forward(self, reference: Tensor, moving: Tensor) -> Registration:
         """Register `moving` to `reference`, both (B, 1, H, W) in [0, 1]."""
@@ -114,7 +128,7 @@ class RegistrationModule(pl.LightningModule):
         """Add architecture and configuration as plain data: the file alone is enough to build the network again."""
         checkpoint["atlalign"] = {"version": __version__, **self.origin}
         with suppress(InputError):  # else the configuration of the model must do
-            checkpoint["atlalign"]["architecture"] = describe(self.network)
+            checkpoint["atlalign"]["architecture"] = architecture_of(self.network)
         checkpoint["epoch_means"] = self._train_means.state(self.trainer.strategy.reduce)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -33,7 +33,9 @@ def describe_run() -> dict[str, Any]:
     }
 
 
-def write_record(folder: Path, record: Mapping[str, Any], data: Mapping[str, str], *, resumed: bool) -> None:
+def write_run_record(
+    folder: Path, record: Mapping[str, Any], data: Mapping[str, str], *, resumed: bool
+) -> None:
     """Write `folder`/run.json: the record with GPUs and hashes of the data; a resumed run adds to that of the first.
 
     Args:

@@ -18,7 +18,7 @@ from rich.table import Table
 from atlalign.errors import InputError, check_booleans, check_numbers, mistakes_in, unknown_name
 from atlalign.training.arguments import check_arguments
 from atlalign.training.processes import n_processes_to_start, run_in_processes
-from atlalign.training.record import describe_run, write_record
+from atlalign.training.record import describe_run, write_run_record
 from atlalign.training.runs import (
     begin,
     flatten,
@@ -341,7 +341,7 @@ def _begin(
     folder = Path(config.run_dir)
     begin(folder, config)
     goes_on = checkpoint is not None and folder.resolve() in Path(checkpoint).resolve().parents
-    write_record(folder, record, trainer.datamodule.fingerprints(), resumed=goes_on)
+    write_run_record(folder, record, trainer.datamodule.fingerprints(), resumed=goes_on)
 
 
 def _log_hyperparameters(loggers: list[Any], config: DictConfig, metrics: dict[str, float]) -> None:

@@ -31,7 +31,7 @@ from atlalign.networks import (
     MergedNet,
     Registration,
 )
-from atlalign.networks.architecture import describe
+from atlalign.networks.architecture import architecture_of
 from atlalign.training.module import RegistrationModule
 from tests.models.keras_writer import KerasWriter
 
@@ -336,7 +336,7 @@ def of_another_program(path: Path) -> None:
 
 
 def without_weights(path: Path) -> None:
-    torch.save({"state_dict": {}, "atlalign": {"architecture": describe(tiny_global())}}, path)
+    torch.save({"state_dict": {}, "atlalign": {"architecture": architecture_of(tiny_global())}}, path)
 
 
 BROKEN = {
@@ -494,7 +494,9 @@ def test_an_inverse_of_the_pair_that_is_not_swapped_is_refused(tmp_path):
     writer = KerasWriter()
     writer.add_local(keras_local(1, compute_inv=True), naming="Lambda")
     layer_of(writer, "shared")["inbound_nodes"] = [[["reg_mov", 0, 0, {}]]]
-    with pytest.raises(InputError, match="layer 'shared': expected the swapped pair as its input, found reg_mov"):
+    with pytest.raises(
+        InputError, match="layer 'shared': expected the swapped pair as its input, found reg_mov"
+    ):
         import_keras(writer.folder(tmp_path / "net"))
 
 
