@@ -70,18 +70,22 @@ def give_name(unfinished: Path, path: Path) -> None:
 
 
 @contextmanager
-def folder_written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder, which replaces the file or folder `path` at the end; nothing is left on errors.
+def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder, which becomes `path` at the end; nothing is left on errors.
+
+    Args:
+        path: The folder.
+        replace: Remove the file or folder that has this name then.
 
     Raises:
-        WriteError: If the system refuses, for lack of space or of rights.
+        WriteError: If the system refuses, for lack of space or of rights, or because the name is taken.
     """
     with _temporary(path) as unfinished, _temporary(path) as former:
         unfinished.mkdir()
         yield unfinished
         for part in (*unfinished.rglob("*"), unfinished):
             _sync(part)
-        if path.exists():
+        if replace and (path.exists() or path.is_symlink()):
             path.rename(former)
         unfinished.rename(path)
         _sync(path.parent)

@@ -71,7 +71,7 @@ def test_what_the_system_refuses_is_a_sentence(tmp_path):
 
 
 def write_folder(path: Path, content: str, error: BaseException | None = None) -> None:
-    with folder_written_whole(path) as unfinished:
+    with folder_written_whole(path, replace=True) as unfinished:
         (unfinished / "part").mkdir()
         (unfinished / "part" / "file.txt").write_text(content)
         if error:
@@ -92,6 +92,14 @@ def test_a_folder_appears_when_it_is_whole_and_replaces_the_former(tmp_path):
     ]
     assert (path / "part" / "file.txt").read_text() == "new"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "own.txt").touch()
+    with pytest.raises(WriteError, match="out cannot be written"), folder_written_whole(tmp_path / "out"):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "own.txt"]
 
 
 def test_a_link_to_a_folder_is_replaced_and_not_followed(tmp_path):
