@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -312,6 +313,7 @@ _work: tuple[Recipe, Path]
 def _start_worker(recipe: Recipe, partial: Path) -> None:
     global _work
     _work = recipe, partial
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -20,6 +20,7 @@ from atlalign.losses import RegistrationLoss
 from atlalign.models.model_file import ModelOrigin, origin_of
 from atlalign.networks import Registration
 from atlalign.networks.architecture import architecture_of
+from atlalign.training.runs import DivergedError
 
 
 class RegistrationModule(pl.LightningModule):
@@ -83,6 +84,7 @@ class RegistrationModule(pl.LightningModule):
         """
         total, values = self._measure(self(batch.reference, batch.moving), batch)
         self._train_means.add(values, len(batch.dvf))
+        self._check_step(values)
         # What the progress bar shows of each step is not worth waiting for the other processes.
         self.log_dict(_shown("train", values), prog_bar=True, logger=False)
         return total
@@ -108,11 +110,13 @@ class RegistrationModule(pl.LightningModule):
 
         Raises:
             InputError: If `monitor` is none of them, in the validation before the first step.
+            DivergedError: If one that must be is not finite.
         """
         means = self._log_means("val", self._val_means)
         known = [f"val/{name}" for name in means]
         if self.monitor not in known:
             raise unknown_name("metric in objective:", self.monitor, known)
+        self._check_finite({f"val/{name}": mean for name, mean in means.items()})
         self.log_dict(_shown("val", means), prog_bar=True, logger=False, sync_dist=True, batch_size=1)
         self._val_means = EpochMeans()
 
@@ -146,6 +150,28 @@ class RegistrationModule(pl.LightningModule):
                 f"{', '.join(other[:3])}{' …' if len(other) > 3 else ''}"
             )
         self._train_means = EpochMeans(**checkpoint.get("epoch_means", {}))
+
+    def _check_step(self, values: Mapping[str, Tensor]) -> None:
+        # To look at each number would make a GPU wait: there, validation finds what has diverged. In half precision a
+        # step that overflows is left out, which is no divergence.
+        if self.device.type == "cpu" and self.trainer.precision != "16-mixed":
+            self._check_finite({f"train/{name}": value for name, value in values.items()})
+
+    def _check_finite(self, values: Mapping[str, Tensor]) -> None:
+        """Raise an error at the first loss or distance, or the monitored metric, that is not finite."""
+        for name, value in values.items():
+            needed = name.endswith(("loss/total", "/vector_distance")) or name == self.monitor
+            if needed and not bool(value.isfinite()):
+                raise DivergedError(self._divergence(name, float(value)))
+
+    def _divergence(self, name: str, value: float) -> str:
+        callback = self.trainer.checkpoint_callback
+        best = getattr(callback, "best_model_path", "")
+        left = f"the last good checkpoint is {best}" if best else "there is no checkpoint from before"
+        return (
+            f"the training diverged: {name} is {value} at step {self.trainer.global_step}; {left}. Lower optimizer.lr, "
+            "or limit the steps with trainer.gradient_clip_val"
+        )
 
     def _measure(self, output: Registration, batch: RegistrationBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total loss, and all losses and measures by name, without gradients."""

@@ -6,6 +6,7 @@ from two kinds of places: between two steps of an epoch, and between two epochs.
 """
 
 import csv
+import io
 import signal
 import sys
 import threading
@@ -152,8 +153,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         """Write `checkpoint` to `path`, of which the former content stays until then."""
-        with written_whole(Path(path)) as unfinished, unfinished.open("wb") as file:
-            torch.save(checkpoint, file)
+        buffer = io.BytesIO()  # torch's own writer says nothing of a full disk
+        torch.save(checkpoint, buffer)
+        with written_whole(Path(path)) as unfinished:
+            unfinished.write_bytes(buffer.getbuffer())
 
 
 @pl.utilities.rank_zero_only
