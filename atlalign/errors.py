@@ -1,5 +1,6 @@
 """Errors that a user may cause: one clear sentence in place of a traceback."""
 
+import errno
 import math
 import os
 import sys
@@ -22,6 +23,24 @@ _LAUNCHERS = {
 
 LARGEST_BYTES = 2**33
 """The size of the largest array that a file may hold, in memory: twice the Allen atlas at 10 µm, 32 bits a voxel."""
+
+# What the system refuses for want of space, rights or a folder, whatever the program does.
+_SYSTEM_ERRORS = {
+    getattr(errno, name)
+    for name in (
+        "ENOSPC",
+        "EDQUOT",
+        "EROFS",
+        "EACCES",
+        "EPERM",
+        "ENOTDIR",
+        "EISDIR",
+        "EEXIST",
+        "ENAMETOOLONG",
+        "EIO",
+    )
+    if hasattr(errno, name)
+}
 
 # Of Lightning, whose import takes seconds.
 _LIGHTNINGS = "MisconfigurationException"
@@ -129,7 +148,7 @@ def describe(error: BaseException) -> str:
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Print a user's mistake as its sentence and exit with 1; let everything else show its traceback.
+    """Print a user's mistake as its sentence and exit with 1, with 130 on Ctrl-C; let all else show its traceback.
 
     For scripts under `hydra.main`, whose own report hides the sentence in a traceback. With HYDRA_FULL_ERROR=1 in
     the environment every error shows its traceback.
@@ -140,12 +159,31 @@ def readable_errors() -> Iterator[None]:
         yield
     except Exception as error:
         message = sentence(error) if wanted == "0" else None
-        if message is None:
+        if message is None or isinstance(error, BrokenPipeError):
             raise
         say(f"error: {message}", error=True)
         sys.exit(1)
+    except KeyboardInterrupt:
+        if wanted != "0":
+            raise
+        say("interrupted", error=True)
+        sys.exit(130)
     finally:
         os.environ["HYDRA_FULL_ERROR"] = wanted
+
+
+@contextmanager
+def quiet_pipe() -> Iterator[None]:
+    """End the program without a word where nobody reads its output any more, as in `… --help | head -1`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Or the interpreter would write what is left at its end, and fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)
 
 
 def sentence(error: BaseException) -> str | None:
@@ -173,7 +211,16 @@ def sentence(error: BaseException) -> str | None:
             if str(cause.key) not in known:
                 parts.append(str(unknown_name("key", str(cause.key), known)))
     parts = parts or [str(cause) for cause in causes if type(cause).__name__ == _LIGHTNINGS]
+    parts = parts or [
+        _of_system(cause) for cause in causes if getattr(cause, "errno", None) in _SYSTEM_ERRORS
+    ]
     return "\n".join(dict.fromkeys(parts)) or None
+
+
+def _of_system(error: Any) -> str:
+    """Return what the system refused, and where."""
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror}: make room there, or name another place"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

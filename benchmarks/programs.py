@@ -10,16 +10,16 @@ from itertools import chain
 from pathlib import Path
 from time import sleep
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from atlalign import models
 from atlalign.atlas.phantom import phantom_volume
 from atlalign.cli import main as atlalign
-from atlalign.networks import LocalUNet
+from atlalign.networks import LocalUNet, Registration
 from benchmarks.loading import data_module
 from benchmarks.measure import (
     Measured,
@@ -56,12 +56,16 @@ def _against_network(options: list[str], size: Size) -> Measured:
         arguments = ["register", *_sections(folder / "sections", size), *options, "--device", "cpu"]
         for turn in turn_numbers(size):
             command = [*arguments, "--out", str(folder / f"out{turn}")]
-            with _watched() as (passes, loaded):
+            with _watched() as passes:
                 turns.ours.append(seconds(lambda: _run_cli(command)))  # noqa: B023
-            alone = tuple(passes)  # they are watched still
+            if not passes:
+                raise RuntimeError(
+                    f"atlalign {' '.join(command)} ran no network: there is nothing to compare it with"
+                )
             with torch.inference_mode():
-                turns.other.append(seconds(lambda: [network(*pair) for network, *pair in alone]))  # noqa: B023
-    note = f"{min(turns.ours):.3g} and {min(turns.other):.3g} s; {len(alone)} passes, models loaded: {len(loaded)}"
+                turns.other.append(seconds(lambda: [network(*pair) for network, *pair in passes]))
+    networks = {id(network) for network, *_ in passes}
+    note = f"{min(turns.ours):.3g} and {min(turns.other):.3g} s; passes: {len(passes)}, networks: {len(networks)}"
     return Measured(turns.times_as_long(), turns, note)
 
 
@@ -104,20 +108,29 @@ def write_sections(folder: Path, size: Size) -> None:
 
 
 @contextlib.contextmanager
-def _watched() -> Iterator[tuple[list[tuple[Any, ...]], list[Path]]]:
-    """Collect each pass of a network, with its images, and the model files that are loaded; print nothing."""
+def _watched() -> Iterator[list[tuple[Any, ...]]]:
+    """Collect each pass of a network with its images; print nothing.
+
+    PyTorch reports the passes, so that no name of the package is watched that may move.
+    """
     passes: list[tuple[Any, ...]] = []
-    loaded: list[Path] = []
-    load = models.load_model
+    running: list[nn.Module] = []
 
-    def watched(path: Path) -> nn.Module:
-        loaded.append(path)
-        network = load(path)
-        network.register_forward_pre_hook(lambda module, images: passes.append((module, *images)))
-        return network
+    def enter(module: nn.Module, images: tuple[Any, ...]) -> None:
+        running.append(module)
 
-    with patch.object(models, "load_model", watched), contextlib.redirect_stdout(io.StringIO()):
-        yield passes, loaded
+    def leave(module: nn.Module, images: tuple[Any, ...], output: Any) -> None:
+        running.pop()
+        if not running and isinstance(output, Registration):  # parts of a network give one, too
+            passes.append((module, *images))
+
+    hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            yield passes
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 # --- how long programs take to start ----------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "contiguous": {},
     "one sample a chunk, not compressed": {"samples": 1},
     "lzf": {"samples": 1, "compression": "lzf"},
-    "lzf, shuffled (chosen)": {"samples": 1, "compression": "lzf", "shuffle": True},
+    "lzf, shuffled": {"samples": 1, "compression": "lzf", "shuffle": True},
     "gzip 1": {"samples": 1, "compression": "gzip", "compression_opts": 1},
-    "gzip 1, shuffled": {"samples": 1, "compression": "gzip", "compression_opts": 1, "shuffle": True},
+    "gzip 1, shuffled (chosen)": {"samples": 1, "compression": "gzip", "compression_opts": 1, "shuffle": True},
     "gzip 4, shuffled": {"samples": 1, "compression": "gzip", "compression_opts": 4, "shuffle": True},
     "gzip 1, shuffled, 8 samples a chunk": {
         "samples": 8, "compression": "gzip", "compression_opts": 1, "shuffle": True,

@@ -201,12 +201,15 @@ def _to_go_on(study: "SweepStudy") -> list[int]:
 
 def _record_silent_failure(folder: Path, result: JobReturn) -> None:
     """Record the error of a run that ended before it could do so itself."""
+    from atlalign.io.files import LockedError
     from atlalign.training.runs import read_run, record_failure
 
     if result.status == JobStatus.COMPLETED or read_run(folder).status != "unfinished":
         return
     try:
         _ = result.return_value  # raises what ended the run
+    except LockedError:  # another run is at work in the folder, and has not ended
+        return
     except Exception as error:
         record_failure(folder, error)
 
@@ -214,19 +217,13 @@ def _record_silent_failure(folder: Path, result: JobReturn) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keep a second process from the same sweep."""
-    from filelock import FileLock, Timeout
+    from atlalign.io.files import LockedError, lock
 
-    from atlalign.errors import InputError
-
-    lock = FileLock(folder / "study.lock")
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"another process runs the sweep in {folder}") from None
-    try:
-        yield
-    finally:
-        lock.release()
+        with lock(folder / "study"):
+            yield
+    except LockedError as error:
+        raise LockedError(f"{error.holder} runs the sweep in {folder}: wait for its end") from error
 
 
 def _conclude(study: "SweepStudy") -> None:

@@ -1,6 +1,7 @@
 """Each row runs at a tiny size, so that the benchmarks never rot, and its arithmetic is what the page says."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from atlalign.networks import LocalUNet
 from benchmarks import __main__ as bench
+from benchmarks import programs
 from benchmarks.measure import NotMeasuredError, Size, Turns, Wanted, in_turns, turn_numbers
 from benchmarks.networks import forward_multiply_adds, local_layers, step_multiply_adds
 
@@ -23,12 +25,34 @@ def _only_synthetic(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", [n if n not in SLOW else pytest.param(n, marks=pytest.mark.slow) for n in bench.ROWS]
+    "name",
+    [
+        n if n not in SLOW else pytest.param(n, marks=pytest.mark.slow)
+        for n in bench.ROWS
+        if not n.startswith("register")
+    ],
 )
 def test_each_row_runs(name):
     result = bench.measured(bench.ROWS[name], TINY)
     assert result["value"] is not None, result["note"]
     assert all(ours > 0 and other > 0 for ours, other in zip(*result["turns"].values(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["register", "register_large"])
+def test_registering_is_compared_with_passes_of_the_network(name):
+    result = bench.measured(bench.ROWS[name], TINY)
+    n_passes, n_networks = map(int, re.search(r"passes: (\d+), networks: (\d+)", result["note"]).groups())
+    assert n_passes >= TINY.sections
+    assert n_networks == 1
+    # One pass of a network takes a millisecond at least, and a section not a thousand times as long.
+    assert min(result["turns"]["other"]) > 1e-3
+    assert 1 < result["value"] < 1000
+
+
+def test_a_registration_without_a_network_is_no_measurement(monkeypatch):
+    monkeypatch.setattr(programs, "atlalign", lambda arguments: 0)
+    with pytest.raises(RuntimeError, match="ran no network"):
+        bench.measured(bench.ROWS["register"], TINY)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -8,7 +8,7 @@ from atlalign import __version__
 from atlalign.cli import count, export, import_keras, merge, register, runs, transform, validate
 from atlalign.cli.programs import PROGRAMS, run_program
 from atlalign.console import make_warnings_printable, say
-from atlalign.errors import InputError
+from atlalign.errors import InputError, quiet_pipe
 
 _COMMANDS = (register, transform, count, validate, import_keras, merge, export, runs)
 
@@ -18,10 +18,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in PROGRAMS:
         return run_program(arguments[0], arguments[1:])
-    options = _parser().parse_args(arguments)
     make_warnings_printable()
     try:
-        options.run(options)
+        with quiet_pipe():
+            options = _parser().parse_args(arguments)
+            options.run(options)
     except InputError as error:
         say(f"error: {error}", error=True)
         return 1

@@ -10,7 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from atlalign.errors import readable_errors
+from atlalign.cli.overrides import quoted_overrides
+from atlalign.errors import quiet_pipe, readable_errors
 
 
 def train() -> None:
@@ -46,11 +47,11 @@ def conf_folder() -> Path:
 
 
 def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
-    import hydra
+    with quiet_pipe(), readable_errors():
+        import hydra
 
-    program = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)(task)
-    with readable_errors():
-        program()
+        sys.argv[1:] = quoted_overrides(sys.argv[1:])  # Hydra takes its arguments from nowhere else
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)(task)()
 
 
 def _train(config: DictConfig) -> float:

@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from atlalign.data.datamodule import RegistrationDataModule
 from atlalign.errors import InputError, unknown_name
 from atlalign.geometry import affine_to_dvf, warp
 from atlalign.geometry.generators import FieldPair, affine_map, smooth_field
+from atlalign.io.files import written_whole
 
 _SMALLEST_TISSUE_SHARE = 0.1
 # A little more than promised, since float16 rounds.
@@ -109,16 +109,18 @@ def write_demo(
     """
     planes = _draw_planes(atlas, n_sections, seed)
     generator = torch.Generator().manual_seed(seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The runs of a sweep may begin together: each writes a file of its own, with the same content.
-    unfinished = path.with_suffix(f".{uuid4().hex}.partial")
     provenance = {
         "atlas": atlas.name,
         "extent_um": atlas.extent_um,
         "deformation": deformation,
         "seed": seed,
     }
-    with schema.create(unfinished, n_sections * fields_per_section, atlas.image_shape, **provenance) as file:
+    n_samples = n_sections * fields_per_section
+    # The runs of a sweep may begin together: each writes a file of its own, with the same content.
+    with (
+        written_whole(path) as unfinished,
+        schema.create(unfinished, n_samples, atlas.image_shape, **provenance) as file,
+    ):
         for number, plane in enumerate(track(planes, description="writing demo data")):
             section = atlas.template[plane].float()[None, None] / 255
             pair = _DEFORMATIONS[deformation](fields_per_section, atlas.image_shape, generator)
@@ -130,7 +132,6 @@ def write_demo(
             file["p"][samples] = int(atlas.first_um(plane))
             file["image_id"][samples] = plane
             file["dataset_id"][samples] = 0
-    unfinished.replace(path)
 
 
 def tissue_planes(atlas: Atlas) -> np.ndarray:

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -13,7 +14,8 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from atlalign.errors import InputError
+from atlalign.errors import LARGEST_BYTES, InputError, check_finite_numbers, check_size
+from atlalign.io.h5 import find_dataset
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +24,17 @@ SMALLEST_SIDE_PX = 32
 _BYTES_A_CHUNK = 64 * 2**20
 _SAMPLES_DOUBTED = 16
 _LEAST_DOUBTED_PX = 0.5
+_LARGEST_ID = 2**63 - 1
+_LARGEST_COMPRESSION = 1100  # gzip makes a constant about 1000 times as small
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    UnicodeError,
+)  # what h5py raises on damage
+_CHECKS = 2  # grows with what is checked, so that files are checked again
 
 
 class ArraySpec(NamedTuple):
@@ -53,24 +66,25 @@ def structure_problems(path: str | Path) -> list[str]:
     opened = _open_problem(Path(path))
     if opened:
         return [opened]
-    with h5py.File(path, "r") as file:
-        problems = [
-            f"{name}: missing, expected {spec.per_sample} {spec.dtype}"
-            for name, spec in CONTRACT.items()
-            if name not in file
-        ]
-        problems += [f"{name}: not part of the contract" for name in file if name not in CONTRACT]
-        groups = [name for name in CONTRACT if name in file and not isinstance(file[name], h5py.Dataset)]
-        problems += [f"{name}: expected an array, found a group" for name in groups]
-        arrays = {name: file[name] for name in CONTRACT if name in file and name not in groups}
-        problems += [p for name, array in arrays.items() for p in _array_problems(name, array)]
-        return problems + _agreement_problems(arrays)
+    try:
+        with h5py.File(path, "r") as file:
+            arrays, problems = _arrays(file)
+            problems += [f"{name}: not part of the contract" for name in file if name not in CONTRACT]
+            problems += [p for name, array in arrays.items() for p in _array_problems(name, array)]
+            return problems + _agreement_problems(arrays)
+    except _UNREADABLE as error:
+        return [f"cannot be read: {error}"]
 
 
 def extent_of(path: str | Path) -> float:
-    """Return where the atlas of a file ends in µm: that of the Allen atlas, unless the file names another."""
+    """Return where the atlas of a file ends in µm: that of the Allen atlas, unless the file names another.
+
+    Raises:
+        InputError: If what the file names is not a number above 0.
+    """
     with h5py.File(path, "r") as file:
-        return float(file.attrs.get("extent_um", ATLAS_EXTENT_UM))
+        extent = _attribute(file, "extent_um", ATLAS_EXTENT_UM)
+    return _checked_extent(f"{path}: attribute extent_um", extent)
 
 
 def content_problems(path: str | Path, extent_um: float) -> Iterator[str]:
@@ -81,10 +95,16 @@ def content_problems(path: str | Path, extent_um: float) -> Iterator[str]:
         extent_um: Positions `p` must lie in [0, extent_um].
     """
     with h5py.File(path, "r") as file:
-        for name in ("deltas_xy", "inv_deltas_xy"):
-            samples = _non_finite_samples(file[name])
-            if samples:
-                yield f"{name}: expected finite values, found NaN or infinity in {_listing('sample', samples)}"
+        for name in ("img", "deltas_xy", "inv_deltas_xy"):
+            unreadable, not_finite = _bad_samples(file[name])
+            if unreadable:
+                yield f"{name}: cannot be read, the file is damaged in {_listing('sample', unreadable)}"
+            if not_finite:
+                yield f"{name}: expected finite values, found NaN or infinity in {_listing('sample', not_finite)}"
+        for name in ("image_id", "dataset_id"):
+            ids = np.asarray(file[name])
+            if (ids > _LARGEST_ID).any():
+                yield f"{name}: expected at most {_LARGEST_ID}, found {ids.max()}"
         positions = np.asarray(file["p"])
         outside = np.flatnonzero((positions < 0) | (positions > extent_um))
         if outside.size:
@@ -98,7 +118,7 @@ def content_problems(path: str | Path, extent_um: float) -> Iterator[str]:
 def atlas_of(path: Path) -> str:
     """Return the name of the atlas whose sections a file says it holds; nothing where it does not tell."""
     with h5py.File(path, "r") as file:
-        named = (file.attrs.get(name) for name in ("origin", "atlas"))
+        named = (_attribute(file, name) for name in ("origin", "atlas"))
         return next((name for name in named if isinstance(name, str) and name), "")
 
 
@@ -138,7 +158,7 @@ def validate(path: str | Path, extent_um: float | None = None) -> FileSummary:
     """
     problems = structure_problems(path)
     if not problems:
-        extent_um = extent_of(path) if extent_um is None else extent_um
+        extent_um = extent_of(path) if extent_um is None else _checked_extent("extent_um", extent_um)
         problems = list(_read_errors_as_problems(path, extent_um))
     if problems:
         raise invalid_file(path, problems)
@@ -179,8 +199,9 @@ def create(
 ) -> h5py.File:
     """Create a file with the contract's arrays, still to be filled; `attributes` say where it came from.
 
-    One sample is one chunk, so that reading at random touches nothing else. The fields are byte-shuffled and
-    compressed with LZF, which every h5py has: quicker to write than gzip, a tenth more bytes (benchmarks/storage.py).
+    One sample is one chunk, so that reading at random touches nothing else. Samples are byte-shuffled and compressed
+    with gzip at its fastest (benchmarks/storage.py). Equal samples give equal bytes, unlike with LZF, which looks for
+    matches from whatever its hash table's memory holds (`INIT_HTAB 0` in h5py's lzfP.h).
 
     Raises:
         InputError: If the images would be smaller than a valid file's; then there is no file.
@@ -195,7 +216,7 @@ def create(
     for name, spec in CONTRACT.items():
         shape = shapes.get(name, ())
         dtype = "int64" if spec.dtype == "integer" else spec.dtype
-        options = {"chunks": (1, *shape), "compression": "lzf", "shuffle": True}
+        options = {"chunks": (1, *shape), "compression": "gzip", "compression_opts": 1, "shuffle": True}
         file.create_dataset(name, (n_samples, *shape), dtype, **(options if shape and n_samples else {}))
     for name, value in attributes.items():
         file.attrs[name] = value if isinstance(value, str | int | float) else json.dumps(value)
@@ -220,6 +241,25 @@ def _open_problem(path: Path) -> str | None:
     return None
 
 
+def _arrays(file: h5py.File) -> tuple[dict[str, h5py.Dataset], list[str]]:
+    """Return the arrays of the contract whose values lie in the file, and what is wrong with the others."""
+    arrays: dict[str, h5py.Dataset] = {}
+    problems: list[str] = []
+    for name, spec in CONTRACT.items():
+        try:
+            found = find_dataset(file, name)
+        except InputError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        if found is not None:
+            arrays[name] = found
+        elif name in file:
+            problems.append(f"{name}: expected an array, found a group or a link that leads nowhere")
+        else:
+            problems.append(f"{name}: missing, expected {spec.per_sample} {spec.dtype}")
+    return arrays, problems
+
+
 def _array_problems(name: str, array: h5py.Dataset) -> list[str]:
     spec = CONTRACT[name]
     problems = []
@@ -230,7 +270,19 @@ def _array_problems(name: str, array: h5py.Dataset) -> list[str]:
     integer = spec.dtype == "integer" and np.issubdtype(array.dtype, np.integer)
     if not integer and array.dtype != spec.dtype:
         problems.append(f"{name}: expected dtype {spec.dtype}, found {array.dtype}")
-    return problems
+    return [*problems, *_size_problems(name, array)]
+
+
+def _size_problems(name: str, array: h5py.Dataset) -> Iterator[str]:
+    """Yield where an array is too large to be meant: in a sample, or by far larger than what the file holds of it."""
+    in_memory = array.shape[1:] if array.ndim > 1 else array.shape
+    try:
+        check_size(name, in_memory, array.dtype.itemsize)
+    except InputError as error:
+        yield str(error)
+    declared, stored = array.size * array.dtype.itemsize, array.id.get_storage_size()
+    if declared > max(LARGEST_BYTES, _LARGEST_COMPRESSION * stored):
+        yield f"{name}: expected {declared:,} bytes of values, as its shape {array.shape} says, found {stored:,}"
 
 
 def _agreement_problems(arrays: dict[str, h5py.Dataset]) -> list[str]:
@@ -254,17 +306,48 @@ def _agreement_problems(arrays: dict[str, h5py.Dataset]) -> list[str]:
 def _read_errors_as_problems(path: str | Path, extent_um: float) -> Iterator[str]:
     try:
         yield from content_problems(path, extent_um)
-    except OSError as error:
+    except _UNREADABLE as error:
         yield f"cannot be read to its end: {error}"
 
 
-def _non_finite_samples(array: h5py.Dataset) -> list[int]:
-    step = max(1, _BYTES_A_CHUNK // max(1, int(np.prod(array.shape[1:])) * array.dtype.itemsize))
-    samples: list[int] = []
+def _attribute(file: h5py.File, name: str, default: Any = None) -> Any:
+    """Return an attribute of the file; one that cannot be read is None."""
+    try:
+        return file.attrs.get(name, default)
+    except _UNREADABLE:
+        return None
+
+
+def _checked_extent(name: str, value: Any) -> float:
+    check_finite_numbers({name: value}, {name: 0.0})
+    if not value:
+        raise InputError(f"{name}: expected a number above 0, got {value}")
+    return float(value)
+
+
+def _bad_samples(array: h5py.Dataset) -> tuple[list[int], list[int]]:
+    """Return the samples that cannot be read, and those that hold NaN or infinity."""
+    step = max(1, _BYTES_A_CHUNK // (prod(array.shape[1:]) * array.dtype.itemsize))
+    unreadable: list[int] = []
+    not_finite: list[int] = []
     for start in range(0, array.shape[0], step):
-        finite = np.isfinite(array[start : start + step]).reshape(-1, int(np.prod(array.shape[1:]))).all(1)
-        samples += (start + np.flatnonzero(~finite)).tolist()
-    return samples
+        try:
+            not_finite += _not_finite(array, start, start + step)
+        except OSError:
+            for sample in range(start, min(start + step, array.shape[0])):
+                try:
+                    not_finite += _not_finite(array, sample, sample + 1)
+                except OSError:
+                    unreadable.append(sample)
+    return unreadable, not_finite
+
+
+def _not_finite(array: h5py.Dataset, start: int, stop: int) -> list[int]:
+    values = array[start:stop]
+    if array.dtype.kind != "f":
+        return []
+    finite = np.isfinite(values).reshape(len(values), -1).all(1)
+    return [start + int(place) for place in np.flatnonzero(~finite)]
 
 
 def _doubts_about_fields(deltas_xy: NDArray[np.float16], inv_deltas_xy: NDArray[np.float16]) -> Iterator[str]:
@@ -295,7 +378,7 @@ def _listing(noun: str, numbers: list[int], at_most: int = 10) -> str:
 
 def _passed_marker(path: Path, extent_um: float) -> Path:
     status = path.stat()
-    key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{extent_um:g}"
+    key = f"{_CHECKS}|{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{extent_um:g}"
     name = hashlib.sha256(key.encode()).hexdigest()
     return Path(platformdirs.user_cache_dir("atlalign")) / "checked" / name
 

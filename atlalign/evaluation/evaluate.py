@@ -5,10 +5,7 @@ first, and the confidence intervals come from a bootstrap over sections, since c
 """
 
 import inspect
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -42,7 +39,9 @@ from atlalign.evaluation.measures import (
 from atlalign.evaluation.methods import Estimate, Method, baseline, network_method
 from atlalign.evaluation.report import NETWORK, Row
 from atlalign.geometry import warp
+from atlalign.io.files import folder_written_whole
 from atlalign.models import ModelOrigin, load_model, read_origin
+from atlalign.networks.device import chosen_device
 from atlalign.training.run import as_list, build
 from atlalign.versions import versions
 
@@ -77,12 +76,12 @@ def evaluate(config: DictConfig) -> Path:
     _check_like_training(config, origin)
     baselines = {name: baseline(name) for name in as_list(config.baselines)}
     network = load_model(config.checkpoint, allow=as_list(config.allow))
-    methods = {NETWORK: network_method(network, _device(config.device)), **baselines}
+    methods = {NETWORK: network_method(network, chosen_device(config.device)), **baselines}
     trial = _Trial.of(config)
     rows = trial.run(methods)
     views = trial.views(methods[NETWORK], rows, config.n_viewers)
     summaries = report.summarize(rows, n_resamples=config.n_resamples, seed=config.seed)
-    with _whole_folder(out) as folder:
+    with folder_written_whole(out) as folder:
         report.write(folder, _describe(config, trial), rows, summaries, views)
     report.print_table(summaries)
     Console().print(f"tables and report.html are in [bold]{out}[/bold]")
@@ -324,14 +323,6 @@ def _same_file(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return one.get("_target_") == other.get("_target_") and paths[0] == paths[1]
 
 
-def _device(name: str) -> torch.device:
-    if name not in ("auto", "cpu", "cuda"):
-        raise unknown_name("device", name, ("auto", "cpu", "cuda"))
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: there is no CUDA device: say device=cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 def _check_finite(estimate: Estimate, method: str, sample: int) -> None:
     for name in ("dvf", "inv_dvf"):
         if not getattr(estimate, name).isfinite().all():
@@ -357,16 +348,3 @@ def _describe(config: DictConfig, trial: _Trial) -> dict[str, Any]:
         "versions": versions(),
         "config": OmegaConf.to_container(config, resolve=True),
     }
-
-
-@contextmanager
-def _whole_folder(path: Path) -> Iterator[Path]:
-    """Give a folder to write into that appears as `path` when all is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.mkdir()
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,39 +1,266 @@
-"""Files that are there whole, or not at all."""
+"""Files and folders that are there whole, or not at all; locks that hold among processes and machines."""
 
+import errno
 import hashlib
+import logging
 import os
+import shutil
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
+from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 
 from atlalign.errors import InputError
+
+_UNFINISHED = ".unfinished"
+_ABANDONED_S = 24 * 3600  # nothing that is being written goes without a change for a day
+_LEASE_S = 60  # a machine that has not renewed its claim for so long has lost it
+_NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+_LONGEST_NAME = 200  # bytes; file systems take 255, and temporary names and locks need some of them
+
+_log = logging.getLogger(__name__)
+
+
+class WriteError(InputError, OSError):
+    """A file or folder cannot be written; the message says why, and `errno` says it to programs."""
+
+
+class LockedError(InputError):
+    """Another process holds a lock.
+
+    Attributes:
+        holder: The process, in words.
+    """
+
+    holder = "another process"
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary name, whose file replaces `path` at the end; nothing is left on errors.
 
-    The name has the same ending in lower case, which not every writer knows otherwise.
-
-    Where the block writes no file, as in all but one of several training processes, nothing happens.
+    The name has the same ending in lower case, because some writers choose the format by it.
+    The data is on the disk before the file gets its name: after a crash of the machine the file is old or new, never
+    empty. If the block writes no file, as in all but one of several training processes, nothing happens.
 
     Raises:
-        InputError: If the system does not let the file be written, for want of space or of rights.
+        WriteError: If the system refuses, for lack of space or of rights.
     """
-    unfinished = path.with_name(f".{os.getpid()}.{path.name.lower()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _temporary(path) as unfinished:
         yield unfinished
         if unfinished.exists():
-            unfinished.replace(path)
+            give_name(unfinished, path)
+
+
+def give_name(unfinished: Path, path: Path) -> None:
+    """Let a finished file replace `path`, once its content is on the disk."""
+    _sync(unfinished)
+    unfinished.replace(path)
+    _sync(path.parent)
+
+
+@contextmanager
+def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder, which becomes `path` at the end; nothing is left on errors.
+
+    Args:
+        path: The folder.
+        replace: Remove the file or folder that has this name then.
+
+    Raises:
+        WriteError: If the system refuses, for lack of space or of rights, or because the name is taken.
+    """
+    with _temporary(path) as unfinished, _temporary(path) as former:
+        unfinished.mkdir()
+        yield unfinished
+        for part in (*unfinished.rglob("*"), unfinished):
+            _sync(part)
+        if replace and (path.exists() or path.is_symlink()):
+            path.rename(former)
+        unfinished.rename(path)
+        _sync(path.parent)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path` that no other process has; whatever bears it in the end is removed."""
+    owner = f"{_machine()}-{os.getpid()}-{uuid4().hex[:8]}"
+    unfinished = path.with_name(f"{_UNFINISHED}-{owner}-{path.name.lower()[-24:]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent)
+        yield unfinished
+    except WriteError:
+        raise
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise _refusal(path, error) from error
     finally:
-        with suppress(OSError):
-            unfinished.unlink()
+        _remove(unfinished)
+
+
+def _refusal(path: Path, error: OSError) -> WriteError:
+    no_folder = isinstance(error, FileExistsError | NotADirectoryError) and not path.parent.is_dir()
+    reason = f"{path.parent} is no folder" if no_folder else error.strerror or error
+    refusal = WriteError(f"{path} cannot be written: {reason}")
+    refusal.errno = error.errno
+    return refusal
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file is on the disk, or the names in a folder are."""
+    if path.is_dir():
+        with suppress(OSError):  # Windows and some network file systems cannot
+            _fsync(path, os.O_RDONLY)
+    else:
+        _fsync(path, os.O_RDWR)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@cache
+def _remove_leftovers(folder: Path) -> None:
+    """Remove, once in the life of this process, the temporary files and folders that killed processes left."""
+    for path in folder.glob(f"{_UNFINISHED}-*-*-*"):
+        with suppress(OSError, ValueError):
+            _, machine, process, _ = path.name.split("-", 3)
+            ended = machine == _machine() and not _is_running(int(process))
+            if ended or time.time() - path.stat().st_mtime > _ABANDONED_S:
+                _remove(path)
+
+
+def _is_running(process: int) -> bool:
+    """Return whether a process of this machine runs, or may."""
+    if os.name == "posix":  # elsewhere the question would end it
+        with suppress(PermissionError):
+            try:
+                os.kill(process, 0)
+            except ProcessLookupError:
+                return False
+    return True
+
+
+@cache
+def _machine() -> str:
+    """Return a short name for where the numbers of processes are those that this process knows."""
+    namespace = Path("/proc/self/ns/pid")  # containers may share the name of a machine
+    number = namespace.stat().st_ino if namespace.exists() else 0
+    return hashlib.sha256(f"{socket.gethostname()} {number}".encode(errors="replace")).hexdigest()[:8]
+
+
+def file_name(text: str) -> str:
+    """Return a name for a file or folder that any file system takes, and that does not hide it.
+
+    A long name is cut, and ends in digits that depend on all of it.
+    """
+    name = printable(text)
+    name = f"%2E{name[1:]}" if name.startswith(".") else name or "%"
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    start = name.encode()[: _LONGEST_NAME - 9].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def printable(text: str) -> str:
+    """Return a file's name as text that any file can hold.
+
+    A byte that is no text, as names from other systems have them, becomes `%` and its two hexadecimal digits.
+    """
+    return "".join(_digits(letter) if "\ud800" <= letter <= "\udfff" else letter for letter in text)
+
+
+def _digits(surrogate: str) -> str:
+    code = ord(surrogate)
+    return f"%{code - 0xDC00:02X}" if 0xDC80 <= code <= 0xDCFF else f"%u{code:04X}"
+
+
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Keep all other processes that ask for the same lock out, whatever machine they run on.
+
+    Two means work together. A lock of the operating system ends with its process, even a killed one. A lease beside it
+    names the holder and is renewed while it lives: it also holds where machines do not see each other's locks, as on
+    some network file systems. Of a process that died on another machine, the lease ends after a minute.
+
+    Args:
+        path: The file or folder to lock; the lock is `.NAME.lock` beside it. It need not exist.
+        wait: Wait for the holder, rather than raise an error.
+
+    Raises:
+        LockedError: If another process holds the lock.
+        WriteError: If the folder of `path` cannot be written.
+    """
+    name = file_name(path.name)
+    own, note = (path.with_name(f".{name}.{ending}") for ending in ("lock", "lease"))
+    lease = SoftFileLease(note, lease_duration=_LEASE_S)
+    with ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _hold_system_lock(held, own, wait=wait)
+            # Whoever has a lease now is dead, or on a machine whose locks are not seen here.
+            lease.acquire(timeout=-1 if wait else 1.25 * _LEASE_S)
+        except Timeout as error:
+            raise _locked(path, lease) from error
+        except OSError as error:
+            raise _refusal(path, error) from error
+        held.callback(lease.release)
+        yield
+
+
+def _hold_system_lock(held: ExitStack, path: Path, *, wait: bool) -> None:
+    """Hold a lock of the operating system until `held` ends, where the file system has locks."""
+    system = FileLock(path, fallback_to_soft=False)
+    try:
+        system.acquire(timeout=-1 if wait else 0)
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+    else:
+        held.callback(_release, system)
+
+
+def _release(system: BaseFileLock) -> None:
+    # The file goes before the lock does, or it might be the next holder's.
+    with suppress(OSError):
+        Path(system.lock_file).unlink()
+    system.release()
+
+
+def _locked(path: Path, lease: SoftFileLease) -> LockedError:
+    owner = lease.owner
+    holder = f"process {owner.pid} on {owner.hostname.partition('?')[0]}" if owner else LockedError.holder
+    error = LockedError(f"{path}: {holder} is at work on it: wait for its end")
+    error.holder = holder
+    return error
+
+
+# --- content ----------------------------------------------------------------------------------------------------------
 
 
 def is_file(path: Path) -> bool:

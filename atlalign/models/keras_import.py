@@ -1,7 +1,8 @@
 """Networks of the Keras predecessor: what its `save_model` wrote becomes a network of this package, without TensorFlow.
 
-The architecture is read as JSON and compared with the predecessor's layer by layer. Nothing in a file is run: a
-Lambda may only stand where the predecessor slices its input, and its code is not looked at.
+The architecture is read as JSON and compared with the predecessor's layer by layer. Nothing in a file is run. A Lambda
+is accepted in the two places where the predecessor used one, whatever its code says: it slices an input, or it gives
+the inverse field its name.
 """
 
 import json
@@ -36,8 +37,8 @@ _AROUND = {
     "Model",
     "Lambda",
 }
-_SLICED = {"InputLayer"}
 _NESTED = {"Functional", "Model"}  # its name before Keras 2.4
+_INVERSE = "inv_dvf"
 
 Expected = tuple[str, dict[str, Any]]
 
@@ -120,9 +121,26 @@ def _layers(model: dict[str, Any]) -> Layers:
         inputs = tuple(source[0] for node in entry["inbound_nodes"][:1] for source in node)
         layers[name] = _Layer(kind, name, entry["config"], inputs)
     for layer in layers.values():
-        if layer.kind == "Lambda" and {layers[name].kind for name in layer.inputs} != _SLICED:
-            raise InputError(f"layer '{layer.name}' is a Lambda that does more than slice the input")
+        if layer.kind == "Lambda" and not _slices_input(layer, layers) and not _names_inverse(layer, layers):
+            raise InputError(
+                f"layer '{layer.name}' is a Lambda: expected one that slices an input, or '{_INVERSE}' with the output "
+                "of the shared network"
+            )
     return layers
+
+
+def _slices_input(layer: _Layer, layers: Layers) -> bool:
+    return [layers[name].kind for name in layer.inputs] == ["InputLayer"]
+
+
+def _names_inverse(layer: _Layer, layers: Layers) -> bool:
+    """Return whether a Lambda is the one of older releases that returns the shared network's field unchanged."""
+    used = any(layer.name in other.inputs for other in layers.values())
+    return (
+        layer.name == _INVERSE
+        and not used
+        and [layers[name].kind in _NESTED for name in layer.inputs] == [True]
+    )
 
 
 def _build(layers: Layers, weights: h5py.Group) -> nn.Module:
@@ -163,6 +181,12 @@ def _local(layers: Layers, weights: h5py.Group, *, nested: bool = False) -> Loca
     _check_skips(trunk)
     inverses = [layer for layer in layers.values() if layer.kind in _NESTED]
     for inverse in inverses:
+        if [layers[name].kind for name in inverse.inputs] != ["InputLayer"] or inverse.inputs == trunk[
+            1
+        ].inputs:
+            raise InputError(
+                f"layer '{inverse.name}': expected the swapped pair as its input, found {', '.join(inverse.inputs)}"
+            )
         same = _trunk(_layers({"config": inverse.config}), "ZeroPadding2D")
         if [layer.name for layer in same] != [layer.name for layer in trunk]:
             raise InputError(

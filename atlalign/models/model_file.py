@@ -8,13 +8,12 @@ other programs read, too: the weights, and all else as JSON in its metadata.
 
 import io
 import json
-import sys
 from collections.abc import Collection, Mapping
 from math import inf
 from pathlib import Path
 from textwrap import shorten
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +22,7 @@ from atlalign import __version__
 from atlalign.errors import InputError
 from atlalign.io.files import written_whole
 from atlalign.networks import GlobalAffineNet, MergedNet
-from atlalign.networks.architecture import construct, describe
-
-if TYPE_CHECKING:
-    from atlalign.training.module import RegistrationModule
+from atlalign.networks.architecture import architecture_of, construct
 
 __all__ = [
     "SHIPPED_MODEL",
@@ -63,39 +59,57 @@ class ModelOrigin(NamedTuple):
     config: Mapping[str, Any] = MappingProxyType({})
 
 
+@runtime_checkable
+class Training(Protocol):
+    """A module that trains a network, and can write what it takes to resume the training.
+
+    Attributes:
+        network: The network.
+        model_origin: What is known of it.
+    """
+
+    network: nn.Module
+
+    @property
+    def model_origin(self) -> ModelOrigin: ...
+
+    def save_checkpoint(self, path: Path) -> bool:
+        """Write a checkpoint, or return False where there is no training to resume."""
+        ...
+
+
 def save_model(
     model: nn.Module, path: str | Path, *, separate: bool = False, origin: ModelOrigin | None = None
 ) -> Path:
     """Write a network to `path` and return it.
 
-    A `RegistrationModule` that has trained is written with its configuration and the optimiser's state, from which
-    `python train.py ckpt_path=…` goes on.
+    A `Training` that has begun is written with its configuration and the optimiser's state, from which
+    `python train.py ckpt_path=…` resumes.
 
     Args:
-        model: A network with the attribute `hyperparameters` (its constructor's arguments), or a `RegistrationModule`.
+        model: A network with the attribute `hyperparameters` (its constructor's arguments), or a `Training` of one,
+            such as `atlalign.training.module.RegistrationModule`.
         path: The file, written under a temporary name first; what was there is replaced. With the ending .safetensors
             it holds the network and its origin alone.
         separate: Write a folder of `architecture.json` and `weights.pt` instead, without optimiser and configuration.
-        origin: What is known of the network, as `read_origin` returns it; a `RegistrationModule` knows it itself.
+        origin: What is known of the network, as `read_origin` returns it; a `Training` knows it itself.
 
     Raises:
         InputError: If the network cannot say its hyperparameters.
     """
     path = Path(path)
-    if _is_training(model):
-        network, origin = model.network, _origin(model.origin)
-    else:
-        network, origin = model, origin or ModelOrigin()
+    training = model if isinstance(model, Training) else None
+    network, origin = (
+        (training.network, training.model_origin) if training else (model, origin or ModelOrigin())
+    )
     known = _known(network, origin)
+    complete = {**known, "config": dict(origin.config)}
     if separate:
         _save_folder(network, known, path)
     elif path.suffix == _SAFETENSORS:
-        _save_safetensors(network, {**known, "config": dict(origin.config)}, path)
-    elif _is_training(model) and _has_trained(model):
-        with written_whole(path) as unfinished:
-            model.trainer.save_checkpoint(unfinished, weights_only=False)
-    else:
-        _save_network(network, {**known, "config": dict(origin.config)}, path)
+        _save_safetensors(network, complete, path)
+    elif training is None or not _save_training(training, path):
+        _save_network(network, complete, path)
     return path
 
 
@@ -129,7 +143,7 @@ def read_origin(path: str | Path) -> ModelOrigin:
         InputError: If there is no such file, or it is none of these.
     """
     known, _ = _read(Path(path))
-    return _origin(known)
+    return origin_of(known)
 
 
 def merge_global_local(
@@ -176,14 +190,17 @@ def _known(network: nn.Module, origin: ModelOrigin) -> dict[str, Any]:
     shape = getattr(network, "image_shape", origin.image_shape)
     return {
         "version": __version__,
-        "architecture": describe(network),
+        "architecture": architecture_of(network),
         "intensity_scale": origin.intensity_scale,
         "image_shape": None if shape is None else list(shape),
     }
 
 
-def _origin(known: Mapping[str, Any]) -> ModelOrigin:
-    """Return what `_known` wrote, or what a checkpoint holds, whose image size stands in the configuration."""
+def origin_of(known: Mapping[str, Any]) -> ModelOrigin:
+    """Return the origin that the plain data of a model file tell, or those of a checkpoint.
+
+    A checkpoint has the image size in the configuration of its training.
+    """
     scale, shape = known.get("intensity_scale"), None
     match known:
         case {"image_shape": [int(height), int(width)]} if min(height, width) > 0:
@@ -198,17 +215,9 @@ def _origin(known: Mapping[str, Any]) -> ModelOrigin:
     )
 
 
-def _is_training(model: nn.Module) -> "TypeGuard[RegistrationModule]":
-    # It can be one only if its module is imported already; importing it here would cost seconds, for Lightning.
-    module = sys.modules.get("atlalign.training.module")
-    return module is not None and isinstance(model, module.RegistrationModule)
-
-
-def _has_trained(module: "RegistrationModule") -> bool:
-    try:
-        return module.trainer is not None
-    except RuntimeError:  # it is attached to none
-        return False
+def _save_training(training: Training, path: Path) -> bool:
+    with written_whole(path) as unfinished:
+        return training.save_checkpoint(unfinished)
 
 
 def _save_folder(network: nn.Module, known: Mapping[str, Any], folder: Path) -> None:

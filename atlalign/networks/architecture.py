@@ -19,7 +19,7 @@ _NETWORKS: dict[str, type[nn.Module]] = {
 }
 
 
-def describe(network: nn.Module) -> dict[str, Any]:
+def architecture_of(network: nn.Module) -> dict[str, Any]:
     """Return `_target_` and the constructor's arguments, those of its parts nested.
 
     Raises:
@@ -35,7 +35,7 @@ def describe(network: nn.Module) -> dict[str, Any]:
     known = [name for name, of_package in _NETWORKS.items() if of_package is cls]
     target = known[0] if known else f"{cls.__module__}.{cls.__qualname__}"
     arguments = {
-        key: describe(value) if isinstance(value, nn.Module) else value
+        key: architecture_of(value) if isinstance(value, nn.Module) else value
         for key, value in hyperparameters.items()
     }
     return {"_target_": target, **arguments}
@@ -45,7 +45,7 @@ def construct(architecture: Mapping[str, Any], allow: Collection[str] = ()) -> n
     """Build the network that an architecture describes; nothing but allowed classes is called.
 
     Args:
-        architecture: What `describe` returns.
+        architecture: What `architecture_of` returns.
         allow: Importable names of further classes than those of this package.
 
     Raises:

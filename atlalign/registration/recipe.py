@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-import torch
 from torch import nn
 
 from atlalign.atlas.atlas import Atlas, open_atlas
@@ -18,6 +17,7 @@ from atlalign.errors import InputError, check_numbers, check_size, checked_shape
 from atlalign.io.files import fingerprint, fingerprint_of
 from atlalign.io.images import ImageFile, read_image, read_labels
 from atlalign.models import SHIPPED_MODEL, load_model, read_origin
+from atlalign.networks.device import chosen_device
 from atlalign.networks.memory_format import fastest_memory_format
 from atlalign.registration.jobs import Job
 from atlalign.registration.placement import (
@@ -222,7 +222,7 @@ class _Network(NamedTuple):
             )
         shape = checked_shape("image shape", shape)
         check_size("image shape (--image-shape)", shape, _NETWORK_BYTES)
-        where = _device(device)
+        where = chosen_device(device)
         network = load_model(path).to(where).to(memory_format=fastest_memory_format(where))
         origin = {"model": path.name, "model_sha256": fingerprint(path), "image_shape": list(shape)}
         return cls(network, shape, origin)
@@ -243,15 +243,6 @@ class _Network(NamedTuple):
             options=options or Options(),
             origin={**self.origin, **origin},
         )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device '{name}': expected a device of this machine ({error})") from error
 
 
 class AtlasReferences:

@@ -3,7 +3,7 @@
 Each sample's numbers come from the seed and its own number alone, whatever process makes it. The samples of an original
 are one part, written whole into `<out>.partial`; when all parts are there they are copied into one file, which then
 appears under its name. So the same command goes on after a crash and ends with the same bytes. One run at a time writes
-there: it holds a lock of the operating system, which a killed process does not keep.
+there: it holds a lock, which ends with its process.
 """
 
 import errno
@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import os
 import shutil
-import socket
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -29,7 +29,6 @@ import h5py
 import numpy as np
 import torch
 import torch.nn.functional as F
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -40,6 +39,7 @@ from atlalign.atlas.atlas import PHANTOM, Atlas
 from atlalign.data import schema
 from atlalign.errors import InputError, check_numbers
 from atlalign.geometry import compose, invert, jacobian_determinant, stays_inside, warp
+from atlalign.io.files import LockedError, give_name, lock, written_whole
 from atlalign.synthesis.deformations import Deformation, RejectedError
 from atlalign.synthesis.sources import Source, Start, warp_on_slide
 from atlalign.versions import OF_DATA_SETS, versions
@@ -253,20 +253,12 @@ def make_part(recipe: Recipe, original: int, partial: Path) -> None:
         for place, sample in enumerate(kept.values()):
             for name, array in sample._asdict().items():
                 file[name][place] = array
-    _write_whole(_part(partial, original), content.getbuffer())
+    with written_whole(_part(partial, original)) as unfinished:
+        unfinished.write_bytes(content.getbuffer())
 
 
 def _part(partial: Path, original: int) -> Path:
     return partial / f"part-{original:06d}.h5"
-
-
-def _write_whole(path: Path, content: bytes | memoryview) -> None:
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _write_parts(recipe: Recipe, partial: Path, workers: int) -> None:
@@ -321,6 +313,7 @@ _work: tuple[Recipe, Path]
 def _start_worker(recipe: Recipe, partial: Path) -> None:
     global _work
     _work = recipe, partial
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -377,8 +370,8 @@ def _publish(
     assembled.unlink(missing_ok=True)
     numbers = _assemble(paths, assembled, counts.kept, recipe.source.image_shape, origin)
     _draw_samples(recipe, assembled, numbers, figure, atlas)
-    figure.replace(figure_path(out))
-    assembled.replace(out)
+    give_name(figure, figure_path(out))
+    give_name(assembled, out)
     shutil.rmtree(partial, ignore_errors=True)
     return counts
 
@@ -489,38 +482,15 @@ def _only_run(out: Path) -> Iterator[None]:
     """Keep other runs, of any machine that sees the folder, from writing the same data set.
 
     Raises:
-        InputError: If another run does, or the folder cannot be written or locked.
+        InputError: If another run does, or the folder cannot be written.
     """
-    path, holder = out.with_name(f"{out.name}.lock"), out.with_name(f"{out.name}.running")
-    lock = FileLock(path)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
+        with lock(out):
+            yield
+    except LockedError as error:
         raise InputError(
-            f"out: {_holder(holder)} is writing {out}: wait for it, or name another file"
+            f"out: another run, {error.holder}, is writing {out}: wait for it, or name another file"
         ) from error
-    except FileExistsError as error:
-        raise InputError(f"out: {out} cannot be written: {out.parent} is no folder") from error
-    except OSError as error:
-        raise InputError(f"out: {out} cannot be locked: {error.strerror or error}") from error
-    try:
-        with suppress(OSError):  # only others miss it
-            _write_whole(holder, f"process {os.getpid()} on {socket.gethostname()}".encode())
-        yield
-    finally:
-        # Both go before the lock does, or they might be those of the next run.
-        for file in (holder, path):
-            with suppress(OSError):
-                file.unlink()
-        lock.release()
-
-
-def _holder(note: Path) -> str:
-    """Return who holds the lock, in words."""
-    with suppress(OSError):
-        return f"another run, {note.read_text()},"
-    return "another run"
 
 
 def _request(config: "DictConfig") -> dict[str, Any]:
@@ -542,14 +512,18 @@ def _open_partial(out: Path, request: dict[str, Any], files: list[Path]) -> Path
     note = partial / "request.json"
     asked = {**request, "files": _file_states([request["config"], *map(str, files)])}
     try:
-        partial.mkdir(parents=True, exist_ok=True)
         if not note.exists():
-            _write_whole(note, json.dumps(asked).encode())
+            with written_whole(note) as unfinished:
+                unfinished.write_text(json.dumps(asked))
         started = json.loads(note.read_text())
     except OSError as error:
         with suppress(OSError):  # the folder is kept that others wrote to
             partial.rmdir()
-        raise InputError(f"out: {out} cannot be written: {error.strerror}") from error
+        raise InputError(f"out: {error}") from error
+    except ValueError as error:
+        raise InputError(
+            f"out: expected {note} as an earlier run wrote it, found it damaged: remove {partial}"
+        ) from error
     if started != json.loads(json.dumps(asked)):
         different = ", ".join(_differences(started, asked))
         raise InputError(

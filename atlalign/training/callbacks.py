@@ -40,7 +40,7 @@ class Progress(RichProgressBar):
         return f"Epoch {current_epoch + 1}{limit}".ljust(len(self.validation_description))
 
 
-class Summary(ModelSummary):
+class NetworkSummary(ModelSummary):
     """Prints the parts of the network with the numbers of their parameters before the training.
 
     Args:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from atlalign import __version__, metrics
 from atlalign.data.dataset import RegistrationBatch
 from atlalign.errors import InputError, unknown_name
 from atlalign.losses import RegistrationLoss
+from atlalign.models.model_file import ModelOrigin, origin_of
 from atlalign.networks import Registration
-from atlalign.networks.architecture import describe
+from atlalign.networks.architecture import architecture_of
+from atlalign.training.runs import DivergedError
 
 
 class RegistrationModule(pl.LightningModule):
@@ -55,6 +58,18 @@ class RegistrationModule(pl.LightningModule):
         self._train_means = EpochMeans()
         self._val_means = EpochMeans()
 
+    @property
+    def model_origin(self) -> ModelOrigin:
+        """What is known of the network."""
+        return origin_of(self.origin)
+
+    def save_checkpoint(self, path: Path) -> bool:
+        """Write all that it takes to resume; return False where no trainer has this module."""
+        if self._trainer is None:
+            return False
+        self._trainer.save_checkpoint(path, weights_only=False)
+        return True
+
     def forward(self, reference: Tensor, moving: Tensor) -> Registration:
         """Register `moving` to `reference`, both (B, 1, H, W) in [0, 1]."""
         output: Registration = self.network(reference, moving)
@@ -69,6 +84,7 @@ class RegistrationModule(pl.LightningModule):
         """
         total, values = self._measure(self(batch.reference, batch.moving), batch)
         self._train_means.add(values, len(batch.dvf))
+        self._check_step(values)
         # What the progress bar shows of each step is not worth waiting for the other processes.
         self.log_dict(_shown("train", values), prog_bar=True, logger=False)
         return total
@@ -94,11 +110,13 @@ class RegistrationModule(pl.LightningModule):
 
         Raises:
             InputError: If `monitor` is none of them, in the validation before the first step.
+            DivergedError: If one that must be is not finite.
         """
         means = self._log_means("val", self._val_means)
         known = [f"val/{name}" for name in means]
         if self.monitor not in known:
             raise unknown_name("metric in objective:", self.monitor, known)
+        self._check_finite({f"val/{name}": mean for name, mean in means.items()})
         self.log_dict(_shown("val", means), prog_bar=True, logger=False, sync_dist=True, batch_size=1)
         self._val_means = EpochMeans()
 
@@ -114,7 +132,7 @@ class RegistrationModule(pl.LightningModule):
         """Add architecture and configuration as plain data: the file alone is enough to build the network again."""
         checkpoint["atlalign"] = {"version": __version__, **self.origin}
         with suppress(InputError):  # else the configuration of the model must do
-            checkpoint["atlalign"]["architecture"] = describe(self.network)
+            checkpoint["atlalign"]["architecture"] = architecture_of(self.network)
         checkpoint["epoch_means"] = self._train_means.state(self.trainer.strategy.reduce)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -132,6 +150,28 @@ class RegistrationModule(pl.LightningModule):
                 f"{', '.join(other[:3])}{' …' if len(other) > 3 else ''}"
             )
         self._train_means = EpochMeans(**checkpoint.get("epoch_means", {}))
+
+    def _check_step(self, values: Mapping[str, Tensor]) -> None:
+        # To look at each number would make a GPU wait: there, validation finds what has diverged. In half precision a
+        # step that overflows is left out, which is no divergence.
+        if self.device.type == "cpu" and self.trainer.precision != "16-mixed":
+            self._check_finite({f"train/{name}": value for name, value in values.items()})
+
+    def _check_finite(self, values: Mapping[str, Tensor]) -> None:
+        """Raise an error at the first loss or distance, or the monitored metric, that is not finite."""
+        for name, value in values.items():
+            needed = name.endswith(("loss/total", "/vector_distance")) or name == self.monitor
+            if needed and not bool(value.isfinite()):
+                raise DivergedError(self._divergence(name, float(value)))
+
+    def _divergence(self, name: str, value: float) -> str:
+        callback = self.trainer.checkpoint_callback
+        best = getattr(callback, "best_model_path", "")
+        left = f"the last good checkpoint is {best}" if best else "there is no checkpoint from before"
+        return (
+            f"the training diverged: {name} is {value} at step {self.trainer.global_step}; {left}. Lower optimizer.lr, "
+            "or limit the steps with trainer.gradient_clip_val"
+        )
 
     def _measure(self, output: Registration, batch: RegistrationBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total loss, and all losses and measures by name, without gradients."""

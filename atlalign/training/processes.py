@@ -20,6 +20,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from atlalign.errors import InputError, sentence
+from atlalign.training.runs import DivergedError
+
+
+def is_first_process() -> bool:
+    """Return whether this process is the first, or the only one, of those that a cluster or torchrun has started."""
+    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    return next((rank for rank in ranks if rank is not None), "0") == "0"
 
 
 def n_processes_to_start(trainer: Any) -> int:
@@ -89,7 +96,7 @@ def _run(
 
 def _pickled(error: Exception, note: str) -> bytes:
     """Return the error with a note, or where it or its sentence would be lost on the way, one that says the same."""
-    if told := sentence(error):
+    if (told := sentence(error)) and not isinstance(error, DivergedError):
         error = InputError(told)
     error.add_note(note)
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import atlalign
+from atlalign.errors import InputError, describe
 from atlalign.io.files import written_whole
 from atlalign.versions import versions
 
@@ -33,7 +34,9 @@ def describe_run() -> dict[str, Any]:
     }
 
 
-def write_record(folder: Path, record: Mapping[str, Any], data: Mapping[str, str], *, resumed: bool) -> None:
+def write_run_record(
+    folder: Path, record: Mapping[str, Any], data: Mapping[str, str], *, resumed: bool
+) -> None:
     """Write `folder`/run.json: the record with GPUs and hashes of the data; a resumed run adds to that of the first.
 
     Args:
@@ -46,12 +49,25 @@ def write_record(folder: Path, record: Mapping[str, Any], data: Mapping[str, str
     # Asking for their names takes memory on a GPU: only a process that trains does.
     content: dict[str, Any] = {**record, "gpus": gpu_names(), "data": dict(data), "resumed": []}
     if resumed and path.exists():
-        former = json.loads(path.read_text())
+        former = _read_record(path)
         earlier = former.pop("resumed")
         del content["resumed"]
         content = {**former, "resumed": [*earlier, content]}
     with written_whole(path) as unfinished:
         unfinished.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        former = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"{path}: expected the record of a run, got {describe(error)}: remove the file"
+        ) from error
+    match former:
+        case {"resumed": [*_]}:
+            return dict(former)
+    raise InputError(f"{path}: expected the record of a run with a list `resumed`: remove the file")
 
 
 def gpu_names() -> list[str]:

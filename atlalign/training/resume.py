@@ -6,7 +6,7 @@ from two kinds of places: between two steps of an epoch, and between two epochs.
 """
 
 import csv
-import os
+import io
 import signal
 import sys
 import threading
@@ -20,6 +20,8 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from atlalign.io.files import written_whole
 
 # Ctrl-C, the system's or a cluster's request to stop, and SLURM's warning before the time limit (not on Windows).
 _STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
@@ -151,14 +153,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         """Write `checkpoint` to `path`, of which the former content stays until then."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        buffer = io.BytesIO()  # torch's own writer says nothing of a full disk
+        torch.save(checkpoint, buffer)
+        with written_whole(Path(path)) as unfinished:
+            unfinished.write_bytes(buffer.getbuffer())
 
 
 @pl.utilities.rank_zero_only

@@ -4,8 +4,8 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from atlalign.errors import InputError, check_booleans, check_numbers, mistakes_in, unknown_name
+from atlalign.io.files import LockedError, lock
 from atlalign.training.arguments import check_arguments
-from atlalign.training.processes import n_processes_to_start, run_in_processes
-from atlalign.training.record import describe_run, write_record
+from atlalign.training.processes import is_first_process, n_processes_to_start, run_in_processes
+from atlalign.training.record import describe_run, write_run_record
 from atlalign.training.runs import (
     begin,
     flatten,
@@ -46,12 +47,37 @@ def train(config: DictConfig) -> float:
     registered.png, or failure.json in place of the last two.
 
     Raises:
-        InputError: If something in the configuration or the data is wrong, or `config.require_ratio` is missed.
+        InputError: If something in the configuration or the data is wrong, another run is at work in the folder, the
+            training diverges, or `config.require_ratio` is missed.
     """
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # names what must be given
     folder = Path(config.run_dir)
     if config.ckpt_path == "auto" and has_finished(folder, config):
         return _objective(read_run(folder).metrics, config.objective)
+    with _only_run(folder):
+        return _train_in(folder, config)
+
+
+@contextmanager
+def _only_run(folder: Path) -> Iterator[None]:
+    """Keep other runs out of the folder; processes of one run, which a cluster has started, are one.
+
+    Raises:
+        InputError: If another run is at work there.
+    """
+    if not is_first_process():
+        yield
+        return
+    try:
+        with lock(folder / "run"):
+            yield
+    except LockedError as error:
+        raise LockedError(
+            f"run_dir: {error.holder} trains in {folder}: wait for its end, or name another hydra.run.dir"
+        ) from error
+
+
+def _train_in(folder: Path, config: DictConfig) -> float:
     checkpoint = _checkpoint_to_resume(config.ckpt_path, folder)
     with recorded_failure(folder, config):
         n_processes = _n_processes_to_start(config)
@@ -120,9 +146,22 @@ def _check_values(config: DictConfig) -> None:
         raise InputError(
             f"objective: expected a metric of which less is better, got {config.objective}; take val/vector_distance"
         )
+    _check_trainer(config.trainer)
     for key in ("limit_train_batches", "limit_val_batches"):
         if OmegaConf.select(config.trainer, key) == 0:
             raise InputError(f"trainer.{key}: expected null, a number of batches or a share of them, got 0")
+
+
+def _check_trainer(config: DictConfig) -> None:
+    """Check the numbers that Lightning takes as they are."""
+    least: dict[str, float] = {
+        "accumulate_grad_batches": 1,
+        "gradient_clip_val": 0.0,
+        "check_val_every_n_epoch": 1,
+    }
+    given = {key: OmegaConf.select(config, key) for key in least}
+    named = {f"trainer.{key}": value for key, value in given.items() if value is not None}
+    check_numbers(named, {name: least[name.removeprefix("trainer.")] for name in named})
 
 
 def build(config: DictConfig | None, **objects: Any) -> Any:
@@ -341,7 +380,7 @@ def _begin(
     folder = Path(config.run_dir)
     begin(folder, config)
     goes_on = checkpoint is not None and folder.resolve() in Path(checkpoint).resolve().parents
-    write_record(folder, record, trainer.datamodule.fingerprints(), resumed=goes_on)
+    write_run_record(folder, record, trainer.datamodule.fingerprints(), resumed=goes_on)
 
 
 def _log_hyperparameters(loggers: list[Any], config: DictConfig, metrics: dict[str, float]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -41,6 +42,10 @@ class Pruned(Exception):  # noqa: N818 - a run that others have overtaken is no 
     """A run was stopped early because others did better at the same point."""
 
 
+class DivergedError(InputError):
+    """A training diverged: a loss or a measure is no finite number any more."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One run as its folder tells it.
@@ -51,6 +56,7 @@ class Run:
         reason: Why it ended early, in one line.
         config: Its configuration by dotted keys; empty where it never came so far.
         metrics: Final metrics by name; of a run that ended before these only its `seconds`, where known.
+        diverged: Whether it failed because the training diverged.
     """
 
     folder: Path
@@ -58,6 +64,7 @@ class Run:
     reason: str
     config: dict[str, Value]
     metrics: dict[str, float]
+    diverged: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,9 @@ def begin(folder: Path, config: DictConfig) -> None:
 def record_failure(folder: Path, error: BaseException, **metrics: float) -> None:
     """Write to `folder`/failure.json that the run there ended with `error`."""
     status, reason = ("pruned", str(error)) if isinstance(error, Pruned) else ("failed", describe(error))
-    content = {"status": status, "reason": reason, "metrics": metrics}
+    content: dict[str, Any] = {"status": status, "reason": reason, "metrics": metrics}
+    if isinstance(error, DivergedError):
+        content["diverged"] = True
     write_text(folder / "failure.json", json.dumps(content, indent=2) + "\n")
 
 
@@ -122,12 +131,31 @@ def read_run(folder: Path) -> Run:
         InputError: If a file there is damaged.
     """
     config, failure, metrics = folder / "config.yaml", folder / "failure.json", folder / "metrics.json"
-    measured = _read_json(metrics) if metrics.exists() else {}
-    status, reason = "finished" if measured else "unfinished", ""
-    if failure.exists():
-        end = _read_json(failure)
-        status, reason, measured = end["status"], end["reason"], {**end["metrics"], **measured}
-    return Run(folder, status, reason, _read_config(config) if config.exists() else {}, measured)
+    measured = _metrics(metrics, _read_json(metrics)) if metrics.exists() else {}
+    known = _read_config(config) if config.exists() else {}
+    if not failure.exists():
+        return Run(folder, "finished" if measured else "unfinished", "", known, measured)
+    end = _read_json(failure)
+    match end:
+        case {"status": ("failed" | "pruned") as status, "reason": str(reason), "metrics": dict(before)}:
+            measured = {**_metrics(failure, before), **measured}
+            return Run(folder, status, reason, known, measured, diverged=end.get("diverged") is True)
+    raise _damaged(failure, "how a run ended (status, reason, metrics)", end)
+
+
+def _metrics(path: Path, content: Mapping[str, Any]) -> dict[str, float]:
+    """Return a mapping of names to numbers as it is."""
+    for name, value in content.items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise _damaged(path, f"a number for {name}", value)
+    return dict(content)
+
+
+def _damaged(path: Path, expected: str, found: Any) -> InputError:
+    shown = shorten(repr(found), 100)
+    return InputError(
+        f"{path}: expected {expected}, got {shown}: remove the file, and run the command with ckpt_path=auto"
+    )
 
 
 def has_begun(folder: Path) -> bool:
@@ -247,7 +275,7 @@ def flatten(tree: Any, separator: str = ".", prefix: str = "") -> dict[str, Valu
     flat: dict[str, Value] = {}
     for key, value in tree.items():
         if key == "_target_":
-            flat[prefix] = value.rpartition(".")[2]
+            flat[prefix] = str(value).rpartition(".")[2]
         else:
             flat |= flatten(value, separator, f"{prefix}{separator}{key}" if prefix else str(key))
     return flat
@@ -402,11 +430,14 @@ def _read_config(path: Path) -> dict[str, Value]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}: expected JSON, got {error}; remove it, and the same command goes on with ckpt_path=auto"
+            f"{path}: expected JSON, got {describe(error)}: remove the file, and the same command with ckpt_path=auto "
+            "runs again"
         ) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, "names with values", content)
     return content
 
 

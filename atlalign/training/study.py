@@ -84,8 +84,9 @@ class SweepStudy:
             InputError: If a file in the folder is damaged.
         """
         run = read_run(self.folder / str(number))
-        value = run.metrics[str(run.config["objective"])] if run.status == "finished" else math.nan
-        if run.status == "pruned":
+        objective = str(run.config.get("objective"))
+        value = run.metrics.get(objective, math.nan) if run.status == "finished" else math.nan
+        if run.status == "pruned" or run.diverged:
             self.study.tell(number, state=TrialState.PRUNED)
         elif math.isfinite(value):
             self.study.tell(number, value)

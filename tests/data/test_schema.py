@@ -154,3 +154,88 @@ def test_fields_that_make_no_sense_are_doubted(tmp_path, caplog, deltas_px, inve
 def test_one_image_alone_is_doubted(tmp_path, caplog):
     schema.validate(write_h5(tmp_path / "a.h5", image_id=np.full(6, 3)))
     assert "image_id: all samples are of image 3, so that none can validate" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["img", "deltas_xy", "inv_deltas_xy"])
+def test_samples_that_cannot_be_read_are_named(name, tmp_path):
+    path = tmp_path / "bad.h5"
+    with schema.create(path, 4, SHAPE) as file:
+        for array in ("img", "deltas_xy", "inv_deltas_xy"):
+            file[array][:] = 1
+        rest = (0,) * (file[name].ndim - 1)
+        file[name].id.write_direct_chunk((2, *rest), b"no gzip at all")
+    assert f"{name}: cannot be read, the file is damaged in sample 2" in problems(path)
+
+
+def virtual(file: h5py.File, other: h5py.File) -> None:
+    layout = h5py.VirtualLayout((6, *SHAPE), "u1")
+    layout[:] = h5py.VirtualSource(other["img"])
+    file.create_virtual_dataset("img", layout)
+
+
+def external_link(file: h5py.File, other: h5py.File) -> None:
+    file["img"] = h5py.ExternalLink(other.filename, "img")
+
+
+def external_storage(file: h5py.File, other: h5py.File) -> None:
+    file.create_dataset("img", (6, *SHAPE), "u1", external=[(f"{other.filename}.raw", 0, 6 * 32 * 48)])
+
+
+@pytest.mark.parametrize("store", [virtual, external_link, external_storage], ids=lambda f: f.__name__)
+def test_values_that_lie_in_another_file_are_refused(store, tmp_path):
+    path = write_h5(tmp_path / "linked.h5", img=None)
+    with h5py.File(write_h5(tmp_path / "other.h5")) as other, h5py.File(path, "a") as file:
+        store(file, other)
+    assert "expected values that lie in this file, found" in problems(path)
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    path = write_h5(tmp_path / "linked.h5", img=None)
+    with h5py.File(path, "a") as file:
+        file["img"] = h5py.SoftLink("/nope")
+    assert "img: expected an array, found a group or a link that leads nowhere" in problems(path)
+
+
+def test_a_file_that_declares_terabytes_is_refused_at_once(tmp_path):
+    path = tmp_path / "huge.h5"
+    schema.create(path, 10**7, (1000, 1000)).close()
+    assert "img: expected 10,000,000,000,000 bytes of values, as its shape" in problems(path)
+    schema.create(tmp_path / "wide.h5", 1, (200_000, 200_000)).close()
+    assert "img: expected at most 8 GiB in memory" in problems(tmp_path / "wide.h5")
+
+
+@pytest.mark.parametrize(
+    "value", ["abc", float("nan"), float("inf"), -1.0, 0.0, np.zeros(2), h5py.Empty("f")], ids=str
+)
+def test_an_extent_that_is_no_number_is_named(value, tmp_path):
+    path = write_h5(tmp_path / "named.h5")
+    with h5py.File(path, "a") as file:
+        file.attrs["extent_um"] = value
+    for check in (schema.validate, schema.check_once):
+        with pytest.raises(InputError, match=r"named.h5: attribute extent_um: expected"):
+            check(path)
+
+
+@pytest.mark.parametrize("value", ["nan", "-1", "inf"])
+def test_an_extent_that_is_given_is_a_number(value, h5_file, capsys):
+    assert main(["validate", str(h5_file), f"--extent-um={value}"]) == 1
+    assert capsys.readouterr().err.startswith("error: extent_um: expected ")
+
+
+def test_ids_that_no_whole_number_of_the_program_holds_are_refused(tmp_path):
+    ids = np.array([1, 2, 3, 4, 5, 2**63], np.uint64)
+    assert f"image_id: expected at most {2**63 - 1}, found {2**63}" in problems(
+        write_h5(tmp_path / "ids.h5", image_id=ids)
+    )
+
+
+def test_equal_samples_give_equal_bytes_and_nothing_is_lost(tmp_path):
+    """LZF, whose hash table is not initialised, promises only the second."""
+    values = np.random.default_rng(0).integers(0, 9, (2, *SHAPE)).astype(np.uint8)
+    for name in ("one.h5", "other.h5"):
+        with schema.create(tmp_path / name, 2, SHAPE) as file:
+            file["img"][:] = values
+            assert (file["img"].compression, file["img"].shuffle) == ("gzip", True)
+    assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "other.h5").read_bytes()
+    with h5py.File(tmp_path / "one.h5") as file:
+        assert np.array_equal(file["img"], values)

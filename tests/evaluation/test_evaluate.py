@@ -290,7 +290,7 @@ def test_without_regions_an_atlas_needs_no_annotation(folder):
         (["checkpoint=identity.pt", "n_viewers=-1"], "n_viewers: expected at least 0, got -1"),
         (["checkpoint=identity.pt", "segmentation=maybe"], "segmentation: expected true or false, got maybe"),
         (["checkpoint=identity.pt", "baselines=afine"], "unknown baseline 'afine'. Did you mean affine"),
-        (["checkpoint=identity.pt", "device=tpu"], "There are: auto, cpu, cuda"),
+        (["checkpoint=identity.pt", "device=tpu"], "device: expected a device of this machine"),
         (["checkpoint=nan.pt", ALLOW], "expected finite fields, but dvf of 'network' holds NaN"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -54,14 +54,14 @@ class KerasWriter:
         moving = self.add(slicing, source, function=["bm8gY29kZQ==", None, None])
         return source, self.add("BilinearInterpolation", moving, field)
 
-    def add_local(self, network: LocalUNet, nested: bool = False) -> str:
+    def add_local(self, network: LocalUNet, nested: bool = False, naming: str = "NoOp") -> str:
         def leaky(convs, last: str) -> str:
             for layer in convs:
                 if isinstance(layer, nn.Conv2d):
                     last = self.add("LeakyReLU", self.conv(layer, last, "linear"), alpha=LEAKY)
             return last
 
-        source = self.add("InputLayer", batch_input_shape=[None, 320, 456, 2])
+        source = self.add("InputLayer", name="reg_mov", batch_input_shape=[None, 320, 456, 2])
         last = self.add("Cropping2D", source, cropping=[[0, 0], [4, 4]], data_format="channels_last")
         skips = [leaky(network.start, last)]
         for down in network.down:
@@ -78,9 +78,9 @@ class KerasWriter:
         if network.compute_inv and not nested:
             inner = KerasWriter()
             inner.add_local(network, nested=True)
-            swapped = self.add("InputLayer", batch_input_shape=[None, 320, 456, 2])
-            model = self.add("Functional", swapped, layers=inner.layers)
-            self.add("NoOp", model)
+            swapped = self.add("InputLayer", name="mov_reg", batch_input_shape=[None, 320, 456, 2])
+            self.add("Functional", swapped, name="shared", layers=inner.layers)
+            self.add(naming, "shared", name="inv_dvf", function=["bm8gY29kZQ==", None, None])
         return field
 
     @property

@@ -31,7 +31,7 @@ from atlalign.networks import (
     MergedNet,
     Registration,
 )
-from atlalign.networks.architecture import describe
+from atlalign.networks.architecture import architecture_of
 from atlalign.training.module import RegistrationModule
 from tests.models.keras_writer import KerasWriter
 
@@ -336,7 +336,7 @@ def of_another_program(path: Path) -> None:
 
 
 def without_weights(path: Path) -> None:
-    torch.save({"state_dict": {}, "atlalign": {"architecture": describe(tiny_global())}}, path)
+    torch.save({"state_dict": {}, "atlalign": {"architecture": architecture_of(tiny_global())}}, path)
 
 
 BROKEN = {
@@ -451,8 +451,53 @@ def test_foreign_layers_and_lambdas_are_refused(tmp_path):
         import_keras(writer.file(tmp_path / "net.h5"))
     writer.layers.pop()
     writer.add("Lambda", registered, name="surprise")
-    with pytest.raises(InputError, match="layer 'surprise' is a Lambda that does more"):
+    with pytest.raises(InputError, match="layer 'surprise' is a Lambda"):
         import_keras(writer.file(tmp_path / "net.h5"))
+
+
+def layer_of(writer: KerasWriter, name: str) -> dict:
+    return next(layer for layer in writer.layers if layer["name"] == name)
+
+
+@pytest.mark.parametrize("kind", ["NoOp", "Lambda"])
+def test_import_of_a_local_network_with_any_layer_that_names_its_inverse(kind, tmp_path):
+    network = keras_local(1, compute_inv=True)
+    writer = KerasWriter()
+    writer.add_local(network, naming=kind)
+    imported = import_keras(writer.folder(tmp_path / "net"))
+    assert imported.compute_inv
+    assert_same(imported, network, (320, 456))
+
+
+def renamed(writer: KerasWriter) -> None:
+    layer_of(writer, "inv_dvf")["name"] = "scale"
+
+
+def moved_elsewhere(writer: KerasWriter) -> None:
+    layer_of(writer, "inv_dvf")["inbound_nodes"] = [[["reg_mov", 0, 0, {}], ["shared", 0, 0, {}]]]
+
+
+def used(writer: KerasWriter) -> None:
+    writer.add("NoOp", "inv_dvf")
+
+
+@pytest.mark.parametrize("change", [renamed, moved_elsewhere, used], ids=lambda change: change.__name__)
+def test_a_lambda_that_may_do_more_than_name_the_inverse_is_refused(change, tmp_path):
+    writer = KerasWriter()
+    writer.add_local(keras_local(1, compute_inv=True), naming="Lambda")
+    change(writer)
+    with pytest.raises(InputError, match=r"layer '(scale|inv_dvf)' is a Lambda"):
+        import_keras(writer.folder(tmp_path / "net"))
+
+
+def test_an_inverse_of_the_pair_that_is_not_swapped_is_refused(tmp_path):
+    writer = KerasWriter()
+    writer.add_local(keras_local(1, compute_inv=True), naming="Lambda")
+    layer_of(writer, "shared")["inbound_nodes"] = [[["reg_mov", 0, 0, {}]]]
+    with pytest.raises(
+        InputError, match="layer 'shared': expected the swapped pair as its input, found reg_mov"
+    ):
+        import_keras(writer.folder(tmp_path / "net"))
 
 
 def test_a_skip_connection_from_elsewhere_is_refused(tmp_path):
@@ -509,6 +554,7 @@ def test_real_networks_of_the_predecessor_agree(test_data):
         outputs = {
             "global": import_keras(folder / "global.h5")(reference, moving),
             "local": import_keras(folder / "local")(reference, moving),
+            "local_lambda": import_keras(folder / "local_lambda.h5")(reference, moving),
         }
     for name, output in outputs.items():
         expected = np.load(folder / f"{name}_expected.npz")

@@ -888,10 +888,10 @@ def test_an_unforeseen_error_leaves_the_parts_that_are_finished_alone(after, tmp
 
 
 def test_a_disk_that_is_full_from_the_start_leaves_nothing(tmp_path, monkeypatch):
-    def full(path, content):
+    def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "_write_whole", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="cannot be written: No space left on device"):
         generate(from_atlas(tmp_path / "a.h5"))
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import RichProgressBar
 
-from atlalign.training.callbacks import Progress, Summary
+from atlalign.training.callbacks import NetworkSummary, Progress
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,9 @@ def test_of_the_last_step_the_loss_is_shown_alone(monkeypatch):
 def test_the_summary_counts_parameters(capsys):
     module = pl.LightningModule()
     module.network, module.loss = torch.nn.Linear(100, 20), torch.nn.Linear(10, 1).requires_grad_(False)
-    Summary().on_fit_start(SimpleNamespace(is_global_zero=False), module)
+    NetworkSummary().on_fit_start(SimpleNamespace(is_global_zero=False), module)
     assert not capsys.readouterr().out
-    Summary().on_fit_start(SimpleNamespace(is_global_zero=True), module)
+    NetworkSummary().on_fit_start(SimpleNamespace(is_global_zero=True), module)
     shown = capsys.readouterr().out
     assert "2,020 of 2,031 parameters are trained" in shown
     assert "network" in shown

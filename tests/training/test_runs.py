@@ -189,4 +189,27 @@ def test_mistakes_are_answered(sweep, tmp_path, capsys):
     assert atlalign(["runs", str(sweep)]) == 1
     shown = capsys.readouterr().err
     assert "metrics.json: expected JSON" in shown
-    assert "remove it, and the same command goes on with ckpt_path=auto" in shown
+    assert "remove the file, and the same command with ckpt_path=auto runs again" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "key"),
+    [
+        ("metrics.json", "[]", "names with values"),
+        ("metrics.json", '{"seconds": "a"}', "a number for seconds"),
+        ("metrics.json", "{", "JSON"),
+        ("metrics.json", "[" * 100_000, "JSON"),
+        ("failure.json", "[]", "names with values"),
+        ("failure.json", "{}", "how a run ended"),
+        ("failure.json", '{"status": 5, "reason": "x", "metrics": {}}', "how a run ended"),
+        ("failure.json", '{"status": "failed", "reason": "x", "metrics": []}', "how a run ended"),
+        ("config.yaml", "run_dir: [", "the configuration of a run"),
+        ("config.yaml", "- 5", "the configuration of a run"),
+    ],
+    ids=str,
+)
+def test_a_damaged_file_of_a_run_is_named(name, content, key, tmp_path):
+    (tmp_path / "config.yaml").write_text("run_dir: x\nmodel: {_target_: 5}\n")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=f"{name}: expected {key}"):
+        read_run(tmp_path)

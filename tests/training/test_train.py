@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,10 +13,12 @@ from omegaconf.errors import MissingMandatoryValue
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from atlalign.errors import InputError, sentence
+from atlalign.io.files import LockedError
 from atlalign.networks import LocalUNet
 from atlalign.training import run
+from atlalign.training.module import RegistrationModule
 from atlalign.training.run import train
-from atlalign.training.runs import read_run
+from atlalign.training.runs import DivergedError, read_run
 from tests.training.conftest import TINY, metrics_of
 
 
@@ -387,3 +391,58 @@ def test_the_final_picture_is_drawn_without_a_compiler(configure, monkeypatch):
     train(configure("compile=true"))
     ((before, after),) = drawn
     assert after == before > 0
+
+
+@pytest.mark.parametrize("lr", ["1e30", "inf"])
+def test_a_training_that_diverges_fails_and_says_where(configure, tmp_path, lr):
+    with pytest.raises(
+        DivergedError, match=r"the training diverged: (train|val)/\S+ is \S+ at step \d+; there is no"
+    ):
+        train(configure(f"optimizer.lr={lr}"))
+    run = read_run(tmp_path / "run")
+    assert (run.status, run.diverged) == ("failed", True)
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_what_only_validation_sees_names_the_last_good_checkpoint(configure, tmp_path, monkeypatch):
+    monkeypatch.setattr(RegistrationModule, "_check_step", lambda self, values: None)  # as on a GPU
+    train(configure())
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    state = torch.load(checkpoint, weights_only=True)
+    state["optimizer_states"][0]["param_groups"][0]["lr"] = 1e30
+    torch.save(state, checkpoint)
+    with pytest.raises(
+        DivergedError, match=r"val/\S+ is nan at step \d+; the last good checkpoint is \S+best.ckpt"
+    ):
+        train(configure("ckpt_path=last", "trainer.max_epochs=3"))
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(configure, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("of the first run")
+    holder = "import sys, time; from pathlib import Path; from atlalign.io.files import lock\n"
+    holder += "with lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(folder / "run")], stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(LockedError, match=rf"process {other.pid} on \S+ trains in {folder}"):
+            train(configure())
+        assert not (folder / "failure.json").exists()
+        # Other processes of the run that a cluster started do not ask for the lock.
+        monkeypatch.setenv("SLURM_PROCID", "1")
+        with run._only_run(folder):
+            pass
+        monkeypatch.delenv("SLURM_PROCID")
+        other.kill()
+    (folder / "config.yaml").unlink()
+    train(configure())  # the lock of a killed process is none
+    assert metrics_of(folder)["epochs"] == 1
+
+
+@pytest.mark.parametrize("key", ["accumulate_grad_batches", "gradient_clip_val"])
+def test_a_negative_number_of_the_trainer_is_refused(configure, key):
+    with pytest.raises(InputError, match=f"trainer.{key}: expected at least .*, got -1"):
+        train(configure(f"trainer.{key}=-1"))

@@ -1,0 +1,73 @@
+"""Overrides as people type them: values that Hydra's grammar refuses, such as most paths, are quoted for it."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from atlalign.errors import InputError
+
+_OVERRIDE = re.compile(r"(?P<key>[+~]{0,2}[\w@./:-]+)=(?P<value>.+)", re.DOTALL)
+# Quotes, lists, mappings, interpolations and functions are Hydra's own: what is wrong with one is not a path.
+_GRAMMAR = re.compile(r"""["'\[{$]|\w+\(""")
+_MULTIRUN = ("-m", "--multirun")
+
+
+def quoted_overrides(arguments: Sequence[str]) -> list[str]:
+    """Return a program's arguments with quotes where Hydra needs them, and `~` replaced by the home folder.
+
+    `data.path=/x/My data (1)/made.h5` becomes `data.path="/x/My data (1)/made.h5"`. What Hydra takes as it is stays so.
+    In a multirun each value of a list such as `a.h5,b (1).h5` is quoted by itself; elsewhere a path may hold commas.
+
+    Raises:
+        InputError: If Hydra does not take an override, and it is not to be quoted.
+    """
+    multirun = any(flag in arguments for flag in _MULTIRUN)
+    return [_quoted(argument, multirun=multirun) for argument in arguments]
+
+
+def _quoted(argument: str, *, multirun: bool) -> str:
+    match = _OVERRIDE.fullmatch(argument)
+    if argument.startswith("-") or not match:
+        return argument
+    key, value = match["key"], match["value"]
+    parsed = _parsed(argument)
+    if parsed is not None and not _is_path_with_commas(value, parsed, multirun=multirun):
+        return argument
+    if _GRAMMAR.match(value):
+        raise InputError(
+            f"{key}: {value} is no value that Hydra takes: check its brackets and quotes; text with special characters "
+            f"is quoted twice, for the shell and for Hydra: '{key}=\"…\"'"
+        )
+    values = value.split(",") if multirun else [value]
+    return f"{key}={','.join(_values(key, values))}"
+
+
+def _values(key: str, values: Sequence[str]) -> Iterator[str]:
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    for value in values:
+        home = value.startswith("~")
+        text = str(Path(value).expanduser()) if home else value
+        commas = "," in text
+        yield (
+            text
+            if not commas and _parsed(f"{key}={text}")
+            else QuotedString(text, Quote.double).with_quotes()
+        )
+
+
+def _parsed(argument: str) -> Any:
+    """Return the override as Hydra understands it; None where it does not."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return None
+
+
+def _is_path_with_commas(value: str, parsed: Any, *, multirun: bool) -> bool:
+    sweep = parsed.is_sweep_override() and not multirun
+    return sweep and "/" in value and not _GRAMMAR.match(value)

@@ -1,0 +1,24 @@
+"""The device that networks run on."""
+
+import torch
+
+from atlalign.errors import InputError
+
+_KINDS = ("cpu", "cuda", "mps", "xpu")
+
+
+def chosen_device(name: str) -> torch.device:
+    """Return the device of this name; `auto` is the first GPU that CUDA has, else the CPU.
+
+    Raises:
+        InputError: If this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wrong = f"device: expected a device of this machine (auto, cpu, cuda, cuda:N), got {name}"
+    if not isinstance(name, str) or name.split(":")[0] not in _KINDS:
+        raise InputError(wrong)
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"{wrong}: {str(error).splitlines()[0]}") from error
