@@ -204,6 +204,7 @@ def write_my_sections(folder: Path) -> None:
     template, labels = phantom_volume(shape=(264, *SHAPE), seed=0)
     with h5py.File(folder / "atlas_25um.h5", "w") as file:
         file["template"], file["annotation"] = template, labels
+        file.attrs["spacing_um"] = 25.0  # of a brain half as long as a mouse's
     zeros = np.zeros((2, *SHAPE, 2), np.float16)
     planes = template[[100, 140]]
     write_h5(folder / "my.h5", n=2, shape=SHAPE, img=planes, deltas_xy=zeros, inv_deltas_xy=zeros)
