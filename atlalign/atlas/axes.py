@@ -3,9 +3,9 @@
 An axis is named by where it starts and ends: AP runs from anterior to posterior, VD from ventral to dorsal, RL from
 right to left; ML is another name of LR. A file's axes are three such names in the file's order.
 
-Headers are trusted only so far. The Allen Institute's own NRRD files, and every file whose writer did not know its
-axes, claim that axis 0 runs along the left-right axis, axis 1 from front to back and so on: an order that
-is no information. Only an order that differs from it must have been written on purpose.
+A header's axes are not always true. The Allen Institute's own NRRD files lie as AP,DV,ML, and say
+left-posterior-superior with an identity matrix, as do files whose writers did not know the axes. A header is trusted
+alone only if its matrix exchanges axes, which nobody writes by default; otherwise the look of the brain decides.
 """
 
 import itertools
