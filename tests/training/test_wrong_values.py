@@ -1,4 +1,4 @@
-"""Each setting of a training with values of wrong kinds: accepted, or one sentence that names it; nothing is trained."""
+"""Settings of a training with values of wrong kinds: accepted, or one sentence that names the setting."""
 
 import math
 import re
