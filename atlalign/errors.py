@@ -42,6 +42,9 @@ _SYSTEM_ERRORS = {
     if hasattr(errno, name)
 }
 
+# A network holds 64 channels of float32 and more of its images' size.
+_BYTES_A_PIXEL = 256
+
 # Of Lightning, whose import takes seconds.
 _LIGHTNINGS = "MisconfigurationException"
 
@@ -97,6 +100,7 @@ def checked_shape(name: str, shape: Any, least: int = 2) -> tuple[int, int]:
         raise InputError(
             f"{name}: expected (H, W), whole numbers of at least {least} px, got {sizes or shape}"
         )
+    check_size(name, sizes, _BYTES_A_PIXEL)
     return int(sizes[0]), int(sizes[1])
 
 

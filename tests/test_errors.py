@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from atlalign.errors import LARGEST_BYTES, InputError, check_finite_numbers, check_numbers, check_size
+from atlalign.errors import (
+    LARGEST_BYTES,
+    InputError,
+    check_finite_numbers,
+    check_numbers,
+    check_size,
+    checked_shape,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,3 +47,8 @@ def test_the_largest_array_is_allowed_and_a_larger_one_names_its_size_and_the_li
     assert "100000×100000" in str(error.value)
     with pytest.raises(InputError, match="size: expected at most 8 GiB"):
         check_size("size", (10**400, 1), 0.5)
+
+
+def test_a_grid_that_no_network_can_hold_is_refused():
+    with pytest.raises(InputError, match=r"data.image_shape: expected at most 8 GiB in memory"):
+        checked_shape("data.image_shape", [100_000, 100_000])

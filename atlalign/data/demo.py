@@ -14,7 +14,7 @@ from torch import Tensor
 from atlalign.atlas.atlas import Atlas
 from atlalign.data import schema
 from atlalign.data.datamodule import RegistrationDataModule
-from atlalign.errors import InputError, unknown_name
+from atlalign.errors import InputError, check_numbers, unknown_name
 from atlalign.geometry import affine_to_dvf, warp
 from atlalign.geometry.generators import FieldPair, affine_map, smooth_field
 from atlalign.io.files import written_whole
@@ -72,6 +72,8 @@ class DemoDataModule(RegistrationDataModule):
     ) -> None:
         if deformation not in _DEFORMATIONS:
             raise unknown_name("data.deformation", deformation, _DEFORMATIONS)
+        least = {"data.n_sections": 1, "data.fields_per_section": 1, "data.data_seed": 0}
+        check_numbers(dict(zip(least, (n_sections, fields_per_section, data_seed), strict=True)), least)
         self.n_sections = n_sections
         self.fields_per_section = fields_per_section
         self.deformation = deformation

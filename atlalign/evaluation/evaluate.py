@@ -42,9 +42,24 @@ from atlalign.geometry import warp
 from atlalign.io.files import folder_written_whole
 from atlalign.models import ModelOrigin, load_model, read_origin
 from atlalign.networks.device import chosen_device
+from atlalign.training.arguments import check_kinds_of
 from atlalign.training.run import as_list, build
 from atlalign.versions import versions
 
+_KINDS: Mapping[str, Any] = {
+    "checkpoint": str,
+    "out": str,
+    "split": str,
+    "baselines": str | list[str],
+    "segmentation": bool,
+    "landmarks": str | None,
+    "perceptual_weights": str | None,
+    "n_viewers": int,
+    "n_resamples": int,
+    "device": str,
+    "allow": str | list[str],
+    "seed": int,
+}
 _SPLITS = ("val", "train", "all")
 _LEAST = {"n_viewers": 0, "n_resamples": 1, "seed": 0}
 _SPLIT_KEYS = ("val_fraction", "train_indexes", "val_indexes", "split_seed")
@@ -64,6 +79,7 @@ def evaluate(config: DictConfig) -> Path:
     """
     # Whatever must be given is asked for here: an object that is built without it would only miss an argument.
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    check_kinds_of(config, _KINDS)
     origin = read_origin(config.checkpoint)
     config = _on_an_atlas(_as_trained(config, origin), origin)
     out = Path(config.out).expanduser()

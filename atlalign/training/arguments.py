@@ -1,36 +1,45 @@
 """The keys of a configuration against the arguments of what is built from them, before it is built."""
 
 import inspect
+import math
 import pkgutil
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from textwrap import shorten
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from atlalign.errors import InputError
 
-# What the arguments that are declared so must be.
-_KINDS: dict[str, tuple[Any, str]] = {
-    "bool": (bool | None, "true or false"),
-    "int": (int, "a whole number"),
-    "float": (int | float, "a number"),
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    NoneType: "null",
 }
+_LARGEST = 2**63 - 1  # what arrays and files hold
 
 _ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def check_arguments(config: DictConfig, choices: Mapping[str, Any]) -> None:
+def check_arguments(config: DictConfig, choices: Mapping[str, Any], given: Collection[str] = ()) -> None:
     """Check that what `config` builds, parts included, takes its keys, and these have the kinds that it declares.
 
     Args:
         config: The node that names what is built.
         choices: As for `check_keys`.
+        given: Arguments that take the place of what the configuration says.
 
     Raises:
         InputError: At the first key that is not.
     """
     check_keys(config, choices)
-    _check_kinds(config)
+    _check_kinds(config, given)
 
 
 def check_keys(config: DictConfig, choices: Mapping[str, Any]) -> None:
@@ -95,28 +104,84 @@ def _functions(found: Any) -> Iterator[Any]:
         yield found
 
 
-def _check_kinds(config: DictConfig) -> None:
-    """Check that arguments are numbers, or true or false, where what is built from them, parts included, says so.
+def _check_kinds(config: DictConfig, given: Collection[str] = ()) -> None:
+    """Check that arguments are what is declared, such as numbers or lists of them, parts included.
 
     Otherwise most words are found out in the middle of a run, or count as true.
     """
     declared = _declared_arguments(config.get("_target_"))
     for key, value in config.items():
-        kind = declared.get(str(key), "")
-        name = kind.removeprefix("Optional[").removesuffix("]").removesuffix(" | None")
-        if isinstance(value, DictConfig):
+        if isinstance(value, DictConfig) and "_target_" in value:
             _check_kinds(value)
-        elif name in _KINDS and not (value is None and name != kind):
-            known, words = _KINDS[name]
-            if not isinstance(value, known) or (isinstance(value, bool) and name != "bool"):
-                raise InputError(f"{config._get_full_key(str(key))}: expected {words}, got {value}")
+        elif str(key) in declared and key not in given:
+            check_kind(config._get_full_key(str(key)), value, declared[str(key)])
+        elif isinstance(value, DictConfig):
+            _check_kinds(value)
 
 
-def _declared_arguments(target: str | None) -> dict[str, str]:
+def check_kinds_of(config: DictConfig, kinds: Mapping[str, Any]) -> None:
+    """Check settings that are no arguments of anything that is built, as `check_kind` does."""
+    for name, kind in kinds.items():
+        check_kind(name, config[name], kind)
+
+
+def check_kind(name: str, value: Any, declared: Any) -> None:
+    """Check that a setting is what a type says: plain data, lists of it, or null.
+
+    Raises:
+        InputError: If it is not; NaN is no number, and whole numbers have up to 63 bits.
+    """
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    if not _fits(plain, declared):
+        raise InputError(f"{name}: expected {_in_words(declared)}, got {shorten(str(plain), 80)}")
+
+
+def _fits(value: Any, declared: Any) -> bool:
+    origin, parts = get_origin(declared), get_args(declared)
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if declared in (bool, NoneType, str):
+        return isinstance(value, declared)
+    if declared in (int, float):
+        whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST
+        return whole or (declared is float and isinstance(value, float) and not math.isnan(value))
+    if declared is Path:
+        return isinstance(value, str | Path)
+    if isinstance(origin, type) and issubclass(origin, Collection) and not issubclass(origin, Mapping):
+        return isinstance(value, list | tuple) and _fit(value, origin, parts)
+    return True  # what is built, and what is not looked at
+
+
+def _fit(values: Sequence[Any], origin: type, parts: tuple[Any, ...]) -> bool:
+    """Return whether a list's values are those of a tuple of this length, or all of one type."""
+    if origin is tuple and ... not in parts:
+        return len(values) == len(parts) and all(map(_fits, values, parts))
+    return all(_fits(value, parts[0]) for value in values)
+
+
+def _in_words(declared: Any) -> str:
+    origin, parts = get_origin(declared), get_args(declared)
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(_in_words(part) for part in parts if part is not NoneType))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if parts:
+        inner = list(dict.fromkeys(_in_words(part) for part in parts if part is not ...))
+        number = f"{len(parts)}: " if origin is tuple and ... not in parts else ""
+        return f"a list ({number}{', '.join(inner)})"
+    return _WORDS.get(declared, getattr(declared, "__name__", str(declared)))
+
+
+def _declared_arguments(target: str | None) -> dict[str, Any]:
     """Return the annotations of a function's arguments, or of those of a class and its parents."""
-    functions = reversed([*_functions(_found(target))])
-    declared = {name: kind for f in functions for name, kind in inspect.get_annotations(f).items()}
-    return {n: k if isinstance(k, str) else inspect.formatannotation(k) for n, k in declared.items()}
+    declared: dict[str, Any] = {}
+    for function in reversed([*_functions(_found(target))]):
+        # Names that stand for types to a checker alone do not resolve.
+        with suppress(NameError, TypeError, AttributeError):
+            declared |= get_type_hints(function)
+    return declared
 
 
 def _found(target: Any) -> Any:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from atlalign.errors import InputError, check_booleans, check_numbers, mistakes_in, unknown_name
 from atlalign.io.files import LockedError, lock
-from atlalign.training.arguments import check_arguments
+from atlalign.training.arguments import check_arguments, check_kinds_of
 from atlalign.training.processes import is_first_process, n_processes_to_start, run_in_processes
 from atlalign.training.record import describe_run, write_run_record
 from atlalign.training.runs import (
@@ -30,6 +30,17 @@ from atlalign.training.runs import (
     write_text,
 )
 
+# What is no argument of anything that is built.
+_KINDS: Mapping[str, Any] = {
+    "seed": int,
+    "ckpt_path": str | None,
+    "objective": str,
+    "require_ratio": float | None,
+    "freeze": str | list[str],
+    "compile": bool,
+    "channels_last": bool | None,
+    "run_dir": str,
+}
 # What a comparison of runs shows of the configuration.
 _COMPARED = ("model", "loss", "augment", "data", "atlas", "optimizer", "scheduler", "seed")
 # What a checkpoint holds the state of.
@@ -51,6 +62,7 @@ def train(config: DictConfig) -> float:
             training diverges, or `config.require_ratio` is missed.
     """
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # names what must be given
+    check_kinds_of(config, _KINDS)
     folder = Path(config.run_dir)
     if config.ckpt_path == "auto" and has_finished(folder, config):
         return _objective(read_run(folder).metrics, config.objective)
@@ -173,7 +185,7 @@ def build(config: DictConfig | None, **objects: Any) -> Any:
     if not config:
         return None
     with mistakes_in(config._get_full_key(None)):
-        check_arguments(config, _choices())
+        check_arguments(config, _choices(), objects)
         if not objects:
             return hydra.utils.instantiate(config, _convert_="all")
         # Hydra would turn objects among the arguments into configurations: they are given afterwards.

@@ -137,3 +137,10 @@ def test_images_that_no_file_may_hold_leave_none(tmp_path):
     with pytest.raises(InputError, match=r"data.image_shape: expected at least 32 px a side, got 16×16"):
         write_demo(tmp_path / "demo.h5", tiny, n_sections=2, fields_per_section=1)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["n_sections", "fields_per_section", "data_seed"])
+@pytest.mark.parametrize("value", [-3, "abc"])
+def test_a_number_of_samples_that_is_none_is_named(key, value, tmp_path):
+    with pytest.raises(InputError, match=f"data.{key}: expected"):
+        DemoDataModule(tmp_path, atlas=phantom_atlas(image_shape=(32, 48), spacing_um=600), **{key: value})
