@@ -53,6 +53,7 @@ class Ground(NamedTuple):
         coefficients: (6,), of 1, x, y, x², xy and y², with x and y from -1 to 1 between the outermost pixels' centres.
         level: The median of the ground along the rim.
         is_bright: Tissue is darker than the ground.
+        has_tissue: Something differs from the ground.
         seen: (h', w'), the pixels of the thumbnail that show ground.
         void: (h', w'), the pixels of the thumbnail that show nothing.
         factor: Each pixel of the thumbnail is the mean of `factor`² pixels of the image.
@@ -61,6 +62,7 @@ class Ground(NamedTuple):
     coefficients: _Floats
     level: float
     is_bright: bool
+    has_tissue: bool
     seen: _Mask
     void: _Mask
     factor: int
@@ -125,7 +127,7 @@ def on_dark_ground(grey: Tensor, background: Background = "auto") -> Tissue:
     The 99.9th percentile of its tissue becomes 1.
     """
     ground = find_ground(grey, background)
-    image = without_ground(grey, ground)
+    image = without_ground(grey, ground) * ground.has_tissue
     return Tissue(to_unit_range(image) if image.any() else image, "bright" if ground.is_bright else "dark")
 
 
@@ -181,7 +183,7 @@ def find_ground(image: Tensor, background: Background = "auto") -> Ground:
         coefficients = np.array([level, 0, 0, 0, 0, 0])
         seen = ~void & (np.abs(thumbnail - level) <= _OFF_GROUND * scale)
     level = float(np.median(thumbnail[seen])) if seen.any() else float(coefficients[0])
-    return Ground(coefficients, level, is_bright, seen, void, factor)
+    return Ground(coefficients, level, is_bright, bool((~seen & ~void).any()), seen, void, factor)
 
 
 def _thumbnail(image: Tensor) -> tuple[_Floats, int]:
@@ -300,9 +302,17 @@ def _fit(image: _Floats, rim: _Mask, valid: _Mask, scale: float) -> _Floats:
     best = max(found, key=lambda coefficients: round(score(coefficients), 3))  # the first of equals
     agreeing = np.abs(values - of_rim @ best) <= _OFF_GROUND * scale
     if np.ptp(of_rim @ best) > _EVEN * scale or not agreeing.any():
-        return best
+        return _refit(image, terms, best, valid, scale)
     constant: _Floats = np.median(values[agreeing]) * np.eye(6)[0]
     return constant
+
+
+def _refit(image: _Floats, terms: _Floats, coefficients: _Floats, valid: _Mask, scale: float) -> _Floats:
+    """Return the fit to all ground of the image, which the rim alone gives away only roughly."""
+    for _ in range(3):
+        seen = valid & (np.abs(image - terms @ coefficients) <= _OFF_GROUND * scale)
+        coefficients = _robust(terms[seen], image[seen], scale, coefficients, _FIT_SCALES[-2:])
+    return coefficients
 
 
 def _robust(

@@ -53,7 +53,7 @@ class Options:
     channel: int | None = None
     pixel_um: float | None = None
     refinement_steps: int = 0
-    refinement_smoothness: float = 0.01
+    refinement_smoothness: float = 0.1
     limits: Mapping[str, Limit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

