@@ -25,7 +25,8 @@ from atlalign.atlas.ids import stored_type
 from atlalign.atlas.ontology import Ontology
 from atlalign.errors import InputError
 from atlalign.io.files import written_whole
-from atlalign.io.images import overlay, slide_color
+from atlalign.io.images import overlay
+from atlalign.io.intensity import slide_color
 from atlalign.io.tiff_writer import write_tiff
 from atlalign.registration import regions, visualign
 from atlalign.registration.jobs import Job

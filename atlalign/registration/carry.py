@@ -25,8 +25,8 @@ from atlalign.io.images import (
     read_channels,
     read_image,
     read_labels,
-    slide_color,
 )
+from atlalign.io.intensity import slide_color
 from atlalign.io.tables import Table, number, read_table
 from atlalign.io.tiff_writer import write_tiff
 from atlalign.registration.geojson import move_shapes, outlines

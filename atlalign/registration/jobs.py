@@ -14,9 +14,10 @@ from atlalign.atlas.section_lists import LIST_ENDINGS, ListedSection, find_list,
 from atlalign.errors import InputError
 from atlalign.io.files import is_file, is_folder
 from atlalign.io.images import IMAGE_ENDINGS
+from atlalign.io.intensity import Background
 from atlalign.io.named_files import is_visible
 from atlalign.io.tables import number, shown, whole_number
-from atlalign.registration.placement import Background, Placing
+from atlalign.registration.placement import Placing
 
 _log = logging.getLogger(__name__)
 _PARTS = ("page", "z")

@@ -16,12 +16,12 @@ from atlalign.atlas.planes import Plane
 from atlalign.errors import InputError, check_numbers, check_size, checked_shape, unknown_name
 from atlalign.io.files import fingerprint, fingerprint_of
 from atlalign.io.images import ImageFile, read_image, read_labels
+from atlalign.io.intensity import Background
 from atlalign.models import SHIPPED_MODEL, load_model, read_origin
 from atlalign.networks.device import chosen_device
 from atlalign.networks.memory_format import fastest_memory_format
 from atlalign.registration.jobs import Job
 from atlalign.registration.placement import (
-    Background,
     Placement,
     Placing,
     Reference,
@@ -59,7 +59,7 @@ class Options:
     z: int | None = None
     pixel_um: float | None = None
     refinement_steps: int = 0
-    refinement_smoothness: float = 0.01
+    refinement_smoothness: float = 0.1
     limits: Mapping[str, Limit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -144,7 +144,7 @@ def register(
     placement: Placement,
     *,
     refinement_steps: int = 0,
-    refinement_smoothness: float = 0.01,
+    refinement_smoothness: float = 0.1,
     alternatives: Iterable[Alternative] = (),
 ) -> Registered:
     """Register a placed section to its reference.

@@ -71,7 +71,7 @@ def classical(name: str) -> Method:
     return run
 
 
-def ours(atlas: Atlas, model: Path, refinement_steps: int, smoothness: float = 0.01) -> Method:
+def ours(atlas: Atlas, model: Path, refinement_steps: int, smoothness: float) -> Method:
     """Return what `atlalign register` does with a section, at the size of the model's own images.
 
     The time is that of all of `register`: the network both ways, the field, its inverse and the measures of quality.
@@ -109,8 +109,8 @@ def make_methods(names: Sequence[str], atlas: Atlas, model: Path, steps: int) ->
     makers: dict[str, Callable[[], Method]] = {
         "identity": lambda: nothing,
         "anchoring": lambda: nothing,
-        "ours": partial(ours, atlas, model, 0),
-        "ours_refined": partial(ours, atlas, model, steps),
+        "ours": partial(ours, atlas, model, 0, 0.1),
+        "ours_refined": partial(ours, atlas, model, steps, 0.01),
         "ours_refined_smooth": partial(ours, atlas, model, steps, 0.1),
     }
     for name in names:

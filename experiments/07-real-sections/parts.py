@@ -20,7 +20,7 @@ from atlalign.registration.placement import Reference
 from methods import Found, Kept, placing
 from pairs import Pair, known_warp, labels_of, real_pair, synthetic_pair, warped_pair
 
-_ABOVE_SLIDE = 0.05
+_ABOVE_GROUND = 0.05
 
 Row = dict[str, Any]
 
@@ -47,13 +47,10 @@ def mean_um(dvf: Tensor, reference: Reference) -> float:
 def tissue_of(section: Tensor) -> NDArray[np.bool_]:
     """Return where (H, W) a placed section (1, 1, H, W) shows tissue.
 
-    That is what is brighter than the slide, the median of the image's border, by a twentieth of the range, without
-    specks of less than 3×3 px, and what lies within: ventricles and white matter that took no stain count as tissue,
-    as they do in the atlas.
+    That is what is brighter than the ground, 0, by a twentieth of the range, without specks of less than 3×3 px, and
+    what lies within: ventricles and white matter that took no stain count as tissue, as they do in the atlas.
     """
-    image = section[0, 0].numpy()
-    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    bright = ndimage.binary_opening(image > np.median(border) + _ABOVE_SLIDE, np.ones((3, 3), bool))
+    bright = ndimage.binary_opening(section[0, 0].numpy() > _ABOVE_GROUND, np.ones((3, 3), bool))
     filled: NDArray[np.bool_] = ndimage.binary_fill_holes(bright)
     return filled
 

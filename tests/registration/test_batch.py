@@ -552,7 +552,7 @@ def test_refinement_raises_the_similarity(run, sections, tmp_path):
     assert status == 0
     closely = float(table(tmp_path / "out")["a"]["similarity_after"])
     assert closely > before
-    again = ("--position", "4000", "--refine", "20", "--refine-smoothness", "0.1")
+    again = ("--position", "4000", "--refine", "20", "--refine-smoothness", "0.01")
     assert "--overwrite" in run(sections / "a.png", *again)[1]  # it would be another result
     assert run(sections / "a.png", *again, "--overwrite")[0] == 0
     assert float(table(tmp_path / "out")["a"]["similarity_after"]) != closely

@@ -72,7 +72,10 @@ def test_from_a_good_start_it_comes_closer_the_more_steps_it_takes(reference, dv
 
 def test_both_ways_are_inverse_to_each_other(reference, dvf, nothing):
     moving = warp(reference, invert(dvf))
-    there, back = refine(reference, moving, nothing, steps=20), refine(moving, reference, nothing, steps=20)
+    there, back = (
+        refine(*pair, nothing, steps=20, smoothness=0.01)
+        for pair in ((reference, moving), (moving, reference))
+    )
     assert distance(there, nothing, reference) > 0.5
     assert distance(compose(back, there), nothing, reference) < 0.05
 
@@ -161,4 +164,3 @@ def test_what_can_be_compared_is_what_has_tissue_of_the_other_nearby():
     expected = torch.ones(1, 1, 40, 80)
     expected[:, :, 8:32, 48:72] = 0
     assert torch.equal(refinement._comparable(images), expected)
-    assert torch.equal(refinement._comparable(1 - images), expected)
