@@ -15,9 +15,17 @@ from atlalign.atlas.planes import Plane
 from atlalign.cli import main
 from atlalign.geometry import smooth_field
 from atlalign.io.images import read_image, read_labels, write_tiff
-from atlalign.registration.carry import LABELS, REGIONS
 from atlalign.registration.regions import RegionAreas, write_regions
-from atlalign.registration.transform import FORWARD, INVERSE, RECORD, Displacement, Grid, SectionTransform
+from atlalign.registration.transform import (
+    FORWARD,
+    INVERSE,
+    LABELS,
+    RECORD,
+    REGIONS,
+    Displacement,
+    Grid,
+    SectionTransform,
+)
 from tests.registration.test_visualign import ONTOLOGY
 
 REFERENCE = Grid((60, 80), (50.0, 60.0))
@@ -377,7 +385,10 @@ def test_points_that_lie_outside_keep_their_rows(transform, tmp_path, capsys):
     assert found[0]["region_id"] != ""
     for row in found[1:]:
         assert set(list(row.values())[3:]) == {""}
-    assert "4 points, 3 outside of the section or the reference, 0 in no region" in capsys.readouterr().out
+    assert (
+        "4 points, 2 outside of the section or the reference, 0 in no region, 1 without numbers"
+        in capsys.readouterr().out
+    )
     atlas = [{"x_reference": 0, "y_reference": 0}, {"x_reference": 4000, "y_reference": 0}]
     found = rows(run(write_rows(tmp_path / "far.csv", atlas), "section", "far_out.csv"))
     assert found[0]["x"]
@@ -648,7 +659,11 @@ FEATURE = '{"type": "Feature", "geometry": {"type": "%s", "coordinates": %s}}'
         ("a.geojson", '["a"]', [], "expected GeoJSON, found"),
         ("a.geojson", '{"type": "FeatureCollection"}', [], "expected GeoJSON, found"),
         ("a.geojson", FEATURE % ("Point", '["a", 1]'), [], "expected positions"),
-        ("a.geojson", FEATURE % ("Point", "[1, 2, 3]"), [], "expected positions"),
+        ("a.geojson", FEATURE % ("Point", "[1]"), [], "expected positions"),
+        ("a.geojson", FEATURE % ("Point", '["1", "2"]'), [], "expected positions"),
+        ("a.geojson", FEATURE % ("LineString", "[[1, 2], [3, 4, 5]]"), [], "expected positions"),
+        ("a.geojson", FEATURE % ("Point", "[1, 2, null]"), [], "expected positions"),
+        ("a.geojson", FEATURE % ("Point", "[1e400, 2]"), [], "expected positions"),
         ("a.geojson", FEATURE % ("Point", "[NaN, 2]"), [], "expected positions"),
         ("a.geojson", FEATURE % ("Polygon", "[[1, 2], [3, 4]]"), [], "expected positions"),
         ("a.geojson", FEATURE % ("Polygon", "3"), [], "expected positions"),
@@ -713,7 +728,7 @@ def test_no_space_leaves_what_was_there(transform, tmp_path, monkeypatch, capsys
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("atlalign.registration.carry.csv.writer", full)
+    monkeypatch.setattr("atlalign.io.tables.csv.writer", full)
     arguments = [
         tmp_path / "a.csv",
         "--with",
