@@ -33,6 +33,9 @@ _FORMULA = re.compile(r"'*(\s*[=+\-@＝＋－＠]|[\t\r])")
 _SIGNED_NUMBER = re.compile(rf"[+-](inf|nan)|{_NUMBER.pattern}", re.ASCII)
 # Control characters but tab and line feed, and bytes of file names that are no text.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_SUSPECT = re.compile(
+    rf"^(?!(?:{_SIGNED_NUMBER.pattern})$)(?:{_FORMULA.pattern})|{_CONTROL.pattern}", re.MULTILINE
+)
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})|\\u(d[89a-f][0-9a-f]{2})")
 
 
@@ -260,14 +263,16 @@ def _rows(
 
 
 def _is_comment(row: list[str], width: int) -> bool:
-    is_one_line = not any("\n" in cell for cell in row)
-    return row[0].startswith(_COMMENT) and is_one_line and len([cell for cell in row if cell]) < width
+    if not row[0].startswith(_COMMENT):
+        return False
+    return len([cell for cell in row if cell]) < width and not any("\n" in cell for cell in row)
 
 
 def _fitted(row: list[str], width: int, where: str) -> list[str]:
     if len(row) < width or any(row[width:]):
         raise InputError(f"{where}: expected {width} cells, found {len(row)}")
-    return [_as_meant(cell) if cell[:1] == "'" else cell for cell in row[:width]]
+    cells = row[:width]
+    return list(map(_as_meant, cells)) if "'" in "".join(cells) else cells
 
 
 def _as_meant(cell: str) -> str:
@@ -370,21 +375,23 @@ def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]
     """
     with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([_cell(name) for name in header])
-        writer.writerows([_cell(value) for value in row] for row in rows)
+        writer.writerow(_cells(header))
+        writer.writerows(map(_cells, rows))
 
 
-def _cell(value: Any) -> Any:
-    if isinstance(value, str):
-        return _harmless(value)
+def _cells(row: Iterable[Any]) -> list[str]:
+    cells = [value if isinstance(value, str) else _text(value) for value in row]
+    # One search for a row, which seldom finds anything, takes a tenth of one for each cell.
+    return list(map(_harmless, cells)) if _SUSPECT.search("\n".join(cells)) else cells
+
+
+def _text(value: Any) -> str:
     if isinstance(value, float | np.floating):
         return "" if np.isnan(value) else f"{value:.6g}"
-    return value
+    return "" if value is None else str(value)
 
 
 def _harmless(text: str) -> str:
-    if text.isalnum() or _SIGNED_NUMBER.fullmatch(text):
+    if _SIGNED_NUMBER.fullmatch(text) or not (_FORMULA.match(text) or _CONTROL.search(text)):
         return text
-    if _FORMULA.match(text) or _CONTROL.search(text):
-        return f"'{printable(text)}"
-    return text
+    return f"'{printable(text)}"
