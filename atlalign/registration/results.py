@@ -22,6 +22,7 @@ Unit = Literal["px", "um"]
 
 _FAR = 0.25
 """A point further outside of an image than this share of its size belongs to an image of another size."""
+_ROUNDING_PX = 1e-3  # files hold three decimals
 _SCALE_HINT = "if they belong to an image N times as large, give --scale N or --scale IMAGE"
 
 
@@ -170,7 +171,7 @@ def _scale(given: float | Path | None, transform: SectionTransform) -> tuple[flo
 def _check_proportions(size: Points, shape: Sequence[int], grid: Grid, name: str, what: str) -> None:
     """Raise an error unless pixels are square, or of the grid's own proportions, but for a size rounded to pixels."""
     own = grid.pixel_um[0] / grid.pixel_um[1]
-    rounding = 1.5 / min(shape)
+    rounding = 1.5 / min(*shape, *grid.shape)
     if min(abs(size[0] / size[1] / ratio - 1) for ratio in (1.0, own)) > rounding:
         height, width = grid.shape
         raise InputError(
@@ -180,8 +181,8 @@ def _check_proportions(size: Points, shape: Sequence[int], grid: Grid, name: str
 
 def is_inside(pixels: Points, grid: Grid) -> NDArray[np.bool_]:
     """Return which points (N, 2) lie on a pixel of the grid, outer edges included; NaN does not."""
-    last = np.array(grid.shape[::-1]) - 0.5
-    return np.asarray(((pixels >= -0.5) & (pixels <= last)).all(axis=1))
+    last = np.array(grid.shape[::-1]) - 0.5 + _ROUNDING_PX
+    return np.asarray(((pixels >= -0.5 - _ROUNDING_PX) & (pixels <= last)).all(axis=1))
 
 
 def is_far_outside(pixels: Points, grid: Grid) -> NDArray[np.bool_]:
