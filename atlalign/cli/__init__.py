@@ -1,6 +1,7 @@
 """The command line `atlalign`: one module a command; heavy imports happen in the command that needs them."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -13,20 +14,29 @@ _COMMANDS = (register, transform, count, validate, import_keras, merge, export, 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; a user's mistake gives its sentence on stderr and exit status 1, Ctrl-C 130."""
+    """Run one command; exit status 1 is a user's mistake, with its sentence on stderr, 130 Ctrl-C, 141 a closed pipe."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in PROGRAMS:
         return run_program(arguments[0], arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: finished results are kept", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        return _stopped_by_reader()
     return 0
+
+
+def _stopped_by_reader() -> int:
+    """Return the exit status of a program whose reader, such as `head`, has left; nothing is printed any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def _parser() -> argparse.ArgumentParser:

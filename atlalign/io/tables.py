@@ -111,7 +111,7 @@ class Table(NamedTuple):
             found = cut(", ".join(f"'{name}'" for name in self.header), 80) or "none"
             raise InputError(
                 f"{self.path}: expected the columns {', '.join(columns)}, separated by commas, semicolons or tabs, "
-                f"found {printable(found)}{hint}"
+                f"found {_escape_controls(found)}{hint}"
             )
         for name in columns:
             if counts[name] > 1:
@@ -130,7 +130,7 @@ def cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[:length]}…"
 
 
-def printable(text: str) -> str:
+def _escape_controls(text: str) -> str:
     r"""Return a text with control characters as `\x1b`, which a terminal does not act upon."""
     return _CONTROL.sub(_escaped, text)
 
@@ -352,7 +352,7 @@ def shown(value: Any) -> str:
         return "none"
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
-    return f"'{printable(cut(str(value), 40))}'"
+    return f"'{_escape_controls(cut(str(value), 40))}'"
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -394,4 +394,4 @@ def _text(value: Any) -> str:
 def _harmless(text: str) -> str:
     if _SIGNED_NUMBER.fullmatch(text) or not (_FORMULA.match(text) or _CONTROL.search(text)):
         return text
-    return f"'{printable(text)}"
+    return f"'{_escape_controls(text)}"

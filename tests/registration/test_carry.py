@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from functools import cache
 from pathlib import Path
@@ -971,6 +972,17 @@ def test_no_space_leaves_what_was_there(transform, tmp_path, monkeypatch, capsys
     assert "No space left on device" in capsys.readouterr().err
     assert (tmp_path / "b.csv").read_text() == "kept"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_closed_pipe_is_no_traceback(still, monkeypatch):
+    (still / "a.csv").write_text("x,y\n1,2\n")
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = ["transform", str(still / "a.csv"), "--with", str(still / "s1"), "--to", "reference"]
+    with os.fdopen(writing, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        assert main([*command, "--out", str(still / "b.csv")]) == 141
+    assert len(rows(still / "b.csv")) == 1
 
 
 def test_a_file_is_replaced_on_request(transform, tmp_path):
