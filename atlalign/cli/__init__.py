@@ -14,7 +14,7 @@ _COMMANDS = (register, transform, count, validate, import_keras, merge, export, 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; a user's mistake gives its sentence on stderr and exit status 1, Ctrl-C 130."""
+    """Run one command; exit status 1 is a user's mistake, with its sentence on stderr, 130 Ctrl-C, 141 closed pipe."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in PROGRAMS:
         return run_program(arguments[0], arguments[1:])

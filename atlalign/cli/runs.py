@@ -32,10 +32,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def _run(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from atlalign.training.runs import compare, find_runs, reasons, rich_table, write_table
+    from atlalign.training.runs import compare, find_runs, reasons, rich_table, write_run_table
 
     table = compare(find_runs(options.folders), options.sort, descending=options.descending)
-    paths = write_table(table, options.out or options.folders[0] / "runs")
+    paths = write_run_table(table, options.out or options.folders[0] / "runs")
     # A file or a pipe is as wide as the table.
     console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False)
     console.print(rich_table(table, console.width))

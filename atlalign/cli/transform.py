@@ -51,8 +51,22 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         metavar="UM",
         help="how far off the section's plane atlas points are still taken to lie on it (100)",
     )
+    command.add_argument(
+        "--scale",
+        type=_number_or_path,
+        metavar="N|IMAGE",
+        help="coordinates on the section's side are pixels of an image N times as large as the registered one, such as "
+        "the full scan; or that image",
+    )
     command.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     command.set_defaults(run=_run)
+
+
+def _number_or_path(text: str) -> float | Path:
+    try:
+        return float(text)
+    except ValueError:
+        return Path(text)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -68,5 +82,6 @@ def _run(options: argparse.Namespace) -> None:
         z=options.z,
         unit=options.unit,
         off_plane_um=options.off_plane,
+        scale=options.scale,
     )
     say(transform_file(options.input, options.folder, options.out, wanted, overwrite=options.overwrite))

@@ -5,7 +5,6 @@ come from a bootstrap over sections, since copies of one are not independent. rÂ
 variance of each true field, since a ratio of little to little would otherwise count as much as any other.
 """
 
-import csv
 import json
 import math
 from collections import defaultdict
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from atlalign import plots
 from atlalign.evaluation.measures import Measures
+from atlalign.io.tables import write_table
 
 NETWORK = "network"
 """What the evaluated network is called among the methods."""
@@ -191,7 +191,7 @@ def write(
         views: The sections that can be looked at.
     """
     _write_rows(folder / "metrics.csv", rows)
-    _write_summaries(folder / "summary.csv", summaries)
+    write_table(folder / "summary.csv", Summary._fields, summaries)
     content = {**description, "confidence": 0.95, "summary": _nested(summaries)}
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
@@ -232,20 +232,8 @@ def _width(table: Table) -> int:
 
 def _write_rows(path: Path, rows: Sequence[Row]) -> None:
     metrics = list(dict.fromkeys(metric for row in rows for metric in row.measures))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*Row._fields[:-1], *metrics])
-        for row in rows:
-            writer.writerow([*row[:-1], *(_plain(row.measures.get(metric, math.nan)) for metric in metrics)])
-
-
-def _write_summaries(path: Path, summaries: Sequence[Summary]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(Summary._fields)
-        for summary in summaries:
-            numbers = (_plain(value) for value in (summary.mean, summary.low, summary.high))
-            writer.writerow([*summary[:3], *numbers, summary.n_sections])
+    cells = ([*row[:-1], *(row.measures.get(metric) for metric in metrics)] for row in rows)
+    write_table(path, [*Row._fields[:-1], *metrics], cells)
 
 
 def _nested(summaries: Iterable[Summary]) -> dict[str, Any]:
@@ -256,11 +244,6 @@ def _nested(summaries: Iterable[Summary]) -> dict[str, Any]:
         leaf = dict(zip(("mean", "low", "high"), numbers, strict=True))
         tree.setdefault(dataset, {}).setdefault(method, {})[metric] = {**leaf, "n_sections": n_sections}
     return tree
-
-
-def _plain(value: float) -> str:
-    """Return a number for a table file: empty for one that is not defined."""
-    return "" if math.isnan(value) else f"{value:.6g}"
 
 
 def _cell(summary: Summary | None, between: str = " ") -> str:

@@ -1,21 +1,43 @@
-"""Tables that users bring, as spreadsheets and programs write them."""
+"""Tables as CSV: read as spreadsheets and programs write them, written so that a spreadsheet runs nothing in them."""
 
-import codecs
 import csv
-import io
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from atlalign.console import printable
 from atlalign.errors import InputError
-from atlalign.io.files import read_bytes
+from atlalign.io.files import written_whole
 
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SEPARATORS = ",;\t"
-_DECIMAL_COMMA = re.compile(r"^([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)$")
+_PART_ROWS = 20_000
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_MISSING = frozenset(("", "nan", "na", "n/a", "#n/a", "<na>", "null", "none"))
+_COMMENT = "#"
+_SEPARATOR_LINE = re.compile(r'"?sep=([,;|\t])"?\s*', re.IGNORECASE)  # Excel's first line
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_DECIMAL_COMMA = re.compile(r"([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)", re.ASCII)
+_POINT_GROUPS = re.compile(r"[+-]?\d{1,3}(\.\d{3})+", re.ASCII)
+_COMMA_GROUPS = re.compile(r"[+-]?\d{1,3}(,\d{3})+", re.ASCII)
+
+# A spreadsheet may take these, their full-width forms included, for the start of a formula.
+_FORMULA = re.compile(r"'*(\s*[=+\-@＝＋－＠]|[\t\r])")
+_SIGNED_NUMBER = re.compile(rf"[+-](inf|nan)|{_NUMBER.pattern}", re.ASCII)
+# Control characters but tab and line feed, and bytes of file names that are no text.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_SUSPECT = re.compile(
+    rf"^(?!(?:{_SIGNED_NUMBER.pattern})$)(?:{_FORMULA.pattern})|{_CONTROL.pattern}", re.MULTILINE
+)
+_ESCAPED = re.compile(r"\\x([0-9a-f]{2})|\\u(d[89a-f][0-9a-f]{2})")
 
 
 class Table(NamedTuple):
@@ -23,39 +45,85 @@ class Table(NamedTuple):
 
     Attributes:
         path: Its file.
-        header: The names of the columns as they are written; each once, whatever its case, if it is not empty.
+        header: The names of the columns as they are written.
         rows: Their cells, one for each column.
         lines: The number that a spreadsheet shows beside each row.
+        unclear: Names, as in `names`, of columns whose commas or points may be decimal marks or separate thousands.
     """
 
     path: Path
     header: list[str]
     rows: list[list[str]]
     lines: list[int]
+    unclear: frozenset[str] = frozenset()
 
     @property
     def names(self) -> list[str]:
         """The names of the columns in lower case, the Greek letter μ as the sign µ of units."""
-        return [name.lower().replace("\u03bc", "\u00b5") for name in self.header]
+        return [_name(text) for text in self.header]
 
     def records(self, columns: Sequence[str], *, hint: str = "") -> Iterator[tuple[int, dict[str, str]]]:
         """Return each row's line and its cells by the names of their columns in lower case.
 
         Args:
-            columns: Those that there must be.
+            columns: Names of the columns that must exist.
             hint: What to do where one is missing.
 
         Raises:
-            InputError: If one is missing.
+            InputError: If one is missing, occurs twice or holds unclear numbers.
         """
+        self._check(columns, hint)
         names = self.names
-        if not set(columns) <= set(names):
+        return zip(self.lines, (dict(zip(names, row, strict=True)) for row in self.rows), strict=True)
+
+    def column(self, name: str, *, hint: str = "") -> list[str]:
+        """Return the cells of one column.
+
+        Raises:
+            InputError: As `records` does.
+        """
+        self._check([name], hint)
+        place = self.names.index(name)
+        return [row[place] for row in self.rows]
+
+    def numbers(self, columns: Sequence[str]) -> NDArray[np.float64]:
+        """Return columns (N, k) of numbers; NaN for an empty cell and for NaN, NA, null and none.
+
+        Raises:
+            InputError: As `records` and `number` do.
+        """
+        self._check(columns)
+        values = [
+            [self._number(line, name, cell) for line, cell in zip(self.lines, self.column(name), strict=True)]
+            for name in columns
+        ]
+        return np.array(values, np.float64).reshape(len(columns), len(self.rows)).T
+
+    def _number(self, line: int, name: str, cell: str) -> float:
+        if _NUMBER.fullmatch(cell) and len(cell) < 19:  # most are short, and none of these is out of range
+            value = float(cell)
+            if abs(value) < 2**63:
+                return value
+        return float("nan") if is_missing(cell) else float(number(cell, f"{self.path}, line {line}, {name}"))
+
+    def _check(self, columns: Sequence[str], hint: str = "") -> None:
+        counts = Counter(self.names)
+        if not set(columns) <= counts.keys():
             found = cut(", ".join(f"'{name}'" for name in self.header), 80) or "none"
             raise InputError(
                 f"{self.path}: expected the columns {', '.join(columns)}, separated by commas, semicolons or tabs, "
-                f"found {found}{hint}"
+                f"found {_escape_controls(found)}{hint}"
             )
-        return zip(self.lines, (dict(zip(names, row, strict=True)) for row in self.rows), strict=True)
+        for name in columns:
+            if counts[name] > 1:
+                raise InputError(
+                    f"{self.path}: expected each column once, found {counts[name]} named '{name}'"
+                )
+            if name in self.unclear:
+                raise InputError(
+                    f"{self.path}, {name}: expected numbers with one kind of decimal mark, found some in which a comma "
+                    "or point may as well separate thousands: write them without separators of thousands"
+                )
 
 
 def cut(text: str, length: int) -> str:
@@ -63,48 +131,189 @@ def cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[:length]}…"
 
 
+def _escape_controls(text: str) -> str:
+    r"""Return a text with control characters as `\x1b`, which a terminal does not act upon."""
+    return _CONTROL.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
 def read_text(path: Path) -> str:
-    """Return the text of a file in UTF-8, or in UTF-16 where its first bytes say so, as Excel's "Unicode text" does.
+    """Return the text of a file in UTF-8, with or without its mark, or in UTF-16 with it.
 
     Raises:
         InputError: If it cannot be read, or is written in another way.
     """
-    content = read_bytes(path)
+    with _opened(path) as file:
+        return file.read()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """Open a text file whose line ends stay as they are."""
     try:
-        return content.decode("utf-16" if content.startswith(_UTF_16) else "utf-8-sig")
-    except UnicodeDecodeError as error:
+        with path.open("rb") as content:
+            encoding = "utf-16" if content.read(2) in _UTF_16 else "utf-8-sig"
+        with path.open(encoding=encoding, newline="") as file:
+            yield file
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeError as error:
         kind = path.suffix[1:].upper()
         raise InputError(f"{path}: cannot be read as UTF-8 text: save it as {kind} UTF-8") from error
 
 
 def read_table(path: Path) -> Table:
-    """Return a table whose cells are separated by commas, semicolons or tabs, by what makes most columns of its header.
-
-    Where commas do not, decimal commas become points. Blank lines and empty rows at the end are left out.
+    """Return a table whole; see `read_parts` for how it may be written.
 
     Raises:
-        InputError: If the file cannot be read, names a column twice, or has a row of another length.
+        InputError: As `read_parts` does, or if the table names a column twice.
     """
-    text = read_text(path)
-    try:
-        separator = max(_SEPARATORS, key=lambda mark: len(next(_cells(text.lstrip(), mark), [])))
-        found = [(line, row) for line, row in enumerate(_cells(text, separator), 1) if row not in ([], [""])]
-    except csv.Error as error:
-        raise InputError(f"{path}: cannot be read as CSV: {error}") from error
-    while found and not any(found[-1][1]):
-        found.pop()
-    (_, header), *found = found or [(0, [])]
-    named = [name.lower() for name in header if name]
+    parts = list(read_parts(path))
+    table = parts[0]._replace(
+        rows=[row for part in parts for row in part.rows],
+        lines=[line for part in parts for line in part.lines],
+        unclear=frozenset().union(*(part.unclear for part in parts)),
+    )
+    named = [name for name in table.names if name]
     if len(set(named)) < len(named):
-        raise InputError(f"{path}: expected each column once, found {', '.join(header)}")
-    width = len(header)
-    for line, row in found:
-        if len(row) < width or any(row[width:]):
-            raise InputError(f"{path}, line {line}: expected {width} cells, found {len(row)}")
-    rows = [row[:width] for _, row in found]
-    if separator != ",":
-        rows = [[_DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in row] for row in rows]
-    return Table(path, header, rows, [line for line, _ in found])
+        raise InputError(f"{path}: expected each column once, found {', '.join(table.header)}")
+    return table
+
+
+def read_parts(path: Path, *, n_rows: int = _PART_ROWS) -> Iterator[Table]:
+    """Yield a table in parts, in order, at least one even if it has no rows: a table of any length fits into memory.
+
+    Cells are separated by commas, semicolons or tabs, by what makes most columns of the header, or by what Excel's
+    line `sep=` says. Blank lines, empty rows at the end and comments are left out. A comment begins with # and stands
+    above the header, or has fewer cells than it. Where semicolons or tabs separate cells, decimal commas become
+    points. What `write_table` did to keep text from being run is undone.
+
+    Raises:
+        InputError: If the file cannot be read, or has a row of another length.
+    """
+    with _opened(path) as file:
+        try:
+            yield from _parts(path, file, n_rows)
+        except csv.Error as error:
+            raise InputError(f"{path}: cannot be read as CSV: {error}") from error
+
+
+def _parts(path: Path, file: TextIO, n_rows: int) -> Iterator[Table]:
+    n_above, first, separator = _find_header(file)
+    reader = csv.reader(chain([first], file), delimiter=separator, skipinitialspace=True, strict=True)
+    header = [_as_meant(cell.strip()) for cell in next(reader, [])]
+    rows = _rows(reader, path, len(header), n_above + 2)
+    part = list(islice(rows, n_rows))
+    while True:
+        cells, unclear = _with_points([row for _, row in part], header, separator)
+        yield Table(path, header, cells, [line for line, _ in part], unclear)
+        part = list(islice(rows, n_rows))
+        if not part:
+            return
+
+
+def _find_header(file: TextIO) -> tuple[int, str, str]:
+    """Return how many rows stand above the header, its first line, and what separates cells."""
+    separator, n_above = "", 0
+    for line in file:
+        said = _SEPARATOR_LINE.fullmatch(line)
+        if said:
+            separator = said[1]  # a spreadsheet does not show it as a row
+        elif line.strip() and not _is_comment_above(line):
+            return n_above, line, separator or _separator_of(line)
+        else:
+            n_above += 1
+    return n_above, "", separator or _SEPARATORS[0]
+
+
+def _is_comment_above(line: str) -> bool:
+    # A column of numbers may be called # alone.
+    text = line.strip()
+    return text.startswith(_COMMENT) and text[1:2] not in ("", *_SEPARATORS)
+
+
+def _separator_of(line: str) -> str:
+    def n_cells(mark: str) -> int:
+        return len(next(csv.reader([line.strip(" \r\n")], delimiter=mark, skipinitialspace=True), []))
+
+    return max(_SEPARATORS, key=n_cells)
+
+
+def _rows(
+    reader: Iterable[list[str]], path: Path, width: int, first_line: int
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield rows of `width` cells and their lines, without comments, blank lines and empty rows at the end."""
+    empty: list[tuple[int, list[str]]] = []
+    for line, cells in enumerate(reader, first_line):
+        row = [cell.strip() for cell in cells]
+        if not any(row):
+            empty += [(line, row)] if len(row) > 1 else []
+            continue
+        if _is_comment(row, width):
+            continue
+        for known in (*empty, (line, row)):
+            yield known[0], _fitted(known[1], width, f"{path}, line {known[0]}")
+        empty.clear()
+
+
+def _is_comment(row: list[str], width: int) -> bool:
+    if not row[0].startswith(_COMMENT):
+        return False
+    return len([cell for cell in row if cell]) < width and not any("\n" in cell for cell in row)
+
+
+def _fitted(row: list[str], width: int, where: str) -> list[str]:
+    if len(row) < width or any(row[width:]):
+        raise InputError(f"{where}: expected {width} cells, found {len(row)}")
+    cells = row[:width]
+    return list(map(_as_meant, cells)) if "'" in "".join(cells) else cells
+
+
+def _as_meant(cell: str) -> str:
+    """Return what `_harmless` was given."""
+    if cell[:1] != "'" or not (_FORMULA.match(cell[1:]) or _ESCAPED.search(cell)):
+        return cell
+    return _ESCAPED.sub(lambda found: chr(int(found[1] or found[2], 16)), cell[1:])
+
+
+def _with_points(
+    rows: list[list[str]], header: Sequence[str], separator: str
+) -> tuple[list[list[str]], frozenset[str]]:
+    """Return rows with decimal points for commas, and the names of columns in which these are unclear."""
+    unclear = set()
+    for place, name in enumerate(header if separator != "," else ()):
+        cells = [row[place] for row in rows]
+        with_comma = [cell for cell in cells if "," in cell and _DECIMAL_COMMA.fullmatch(cell)]
+        if not with_comma:
+            continue
+        has_points = any(_POINT_GROUPS.fullmatch(cell) for cell in cells)
+        # Spreadsheets write semicolons because the comma is their decimal mark; a tab says nothing.
+        if has_points or (separator != ";" and all(_COMMA_GROUPS.fullmatch(cell) for cell in with_comma)):
+            unclear.add(_name(name))
+            continue
+        for row in rows:
+            if found := _DECIMAL_COMMA.fullmatch(row[place]):
+                row[place] = f"{found[1]}.{found[2]}"
+    return rows, frozenset(unclear)
+
+
+def _name(text: str) -> str:
+    return text.lower().replace("\u03bc", "\u00b5")
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def is_missing(cell: str) -> bool:
+    """Return whether a cell stands for a value that is not known: it is empty, or NaN, NA, null or none."""
+    return cell.lower() in _MISSING
 
 
 def number(value: Any, where: str) -> Decimal:
@@ -113,12 +322,14 @@ def number(value: Any, where: str) -> Decimal:
     Raises:
         InputError: If it is none, or not finite; the message begins with `where`.
     """
+    text = str(value)
     try:
-        found = Decimal(str(value))
+        found = Decimal("nan" if "_" in text else text)
     except InvalidOperation:
         found = Decimal("nan")
     if not found.is_finite():
-        raise InputError(f"{where}: expected a number, found {shown(value)}")
+        hint = ": write no separators of thousands, and a point as decimal mark" if "," in text else ""
+        raise InputError(f"{where}: expected a number, found {shown(value)}{hint}")
     if not -(2**63) <= found < 2**63:
         raise InputError(f"{where}: expected a number of at most 64 bits, found {shown(value)}")
     return found
@@ -137,7 +348,7 @@ def whole_number(value: Any, where: str) -> int:
 
 
 def shown(value: Any) -> str:
-    """Return a value as messages show it: cut, and without characters that do not print."""
+    """Return a value as messages show it."""
     if value in (None, ""):
         return "none"
     if isinstance(value, list | dict):
@@ -145,6 +356,43 @@ def shown(value: Any) -> str:
     return f"'{printable(cut(str(value), 40))}'"
 
 
-def _cells(text: str, separator: str) -> Iterator[list[str]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
-    return ([cell.strip() for cell in cells] for cells in reader)
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    r"""Write a table as CSV in UTF-8 with commas, whole or not at all.
+
+    Numbers with a fraction get six digits; None and NaN become empty cells. Text that a spreadsheet might run, because
+    it begins with =, +, -, @ or a tab, and text with control characters, which a terminal might act upon, gets an
+    apostrophe in front and control characters as `\x1b`. `read_table` and `read_parts` undo that.
+
+    Args:
+        path: The file.
+        header: The names of the columns.
+        rows: Their cells, one for each column; they may be made while they are written.
+
+    Raises:
+        InputError: If the file cannot be written.
+    """
+    with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_cells(header))
+        writer.writerows(map(_cells, rows))
+
+
+def _cells(row: Iterable[Any]) -> list[str]:
+    cells = [value if isinstance(value, str) else _text(value) for value in row]
+    # One search for a row, which seldom finds anything, takes a tenth of one for each cell.
+    return list(map(_harmless, cells)) if _SUSPECT.search("\n".join(cells)) else cells
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float | np.floating):
+        return "" if np.isnan(value) else f"{value:.6g}"
+    return "" if value is None else str(value)
+
+
+def _harmless(text: str) -> str:
+    if _SIGNED_NUMBER.fullmatch(text) or not (_FORMULA.match(text) or _CONTROL.search(text)):
+        return text
+    return f"'{_escape_controls(text)}"

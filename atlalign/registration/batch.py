@@ -3,7 +3,6 @@
 A section's folder is there whole or not at all, so that a batch that was stopped goes on where it stopped.
 """
 
-import csv
 import json
 import shutil
 import time
@@ -24,9 +23,9 @@ from atlalign import __version__
 from atlalign.atlas.ids import stored_type
 from atlalign.atlas.ontology import Ontology
 from atlalign.errors import InputError
-from atlalign.io.files import written_whole
 from atlalign.io.images import overlay
 from atlalign.io.intensity import slide_color
+from atlalign.io.tables import write_table
 from atlalign.io.tiff_writer import write_tiff
 from atlalign.registration import regions, visualign
 from atlalign.registration.jobs import Job
@@ -385,7 +384,7 @@ def _write_tables(out: Path, failed: Iterable[Mapping[str, Any]]) -> None:
         rows = {row["section"]: row for row in failed}
         rows |= {name: _row(name, record) for name, record in records.items()}
         if rows:
-            _write_table(out / TABLE, [rows[name] for name in sorted(rows)])
+            write_table(out / TABLE, _COLUMNS, (rows[name].values() for name in sorted(rows)))
         slices = [record["visualign"] for record in records.values() if "visualign" in record]
         if slices:
             visualign.write_visualign(out / VISUALIGN, _numbered(slices))
@@ -403,14 +402,3 @@ def _row(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
     file = record.get("settings", {}).get("file", "")
     known = {**record, "section": name, "file": file, "pixel_um_x": x, "pixel_um_y": y}
     return {column: known.get(column, "") for column in _COLUMNS}
-
-
-def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _COLUMNS)
-        writer.writeheader()
-        writer.writerows({name: _rounded(value) for name, value in row.items()} for row in rows)
-
-
-def _rounded(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) else value

@@ -1,15 +1,23 @@
 """Points counted by region: what `atlalign transform` wrote of cells, over the areas of the sections they lie in."""
 
-import csv
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from atlalign.errors import InputError
-from atlalign.io.files import written_whole
-from atlalign.io.tables import number, read_table, whole_number
-from atlalign.registration.regions import RegionName, region_names, upwards
+from atlalign.io.tables import (
+    Table,
+    is_missing,
+    number,
+    read_parts,
+    read_table,
+    shown,
+    whole_number,
+    write_table,
+)
+from atlalign.registration.regions import RegionName, region_names, upwards, with_parts
 from atlalign.registration.transform import RECORD, REGIONS
 
 _SIDES = ("", "left", "right")  # the first one is both
@@ -49,10 +57,7 @@ def count_points(
     sections = _read_sections(found)
     points = _count(tables, sections.regions, {section.name for section in found})
     columns = _columns(points, sections)
-    with written_whole(out) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
+    write_table(out, columns, zip(*columns.values(), strict=True))
     counted = sum(points[""].values())
     return f"{out}: {counted:.0f} points in {len(points[''])} regions of {len(found)} sections"
 
@@ -96,25 +101,47 @@ def _count(tables: Sequence[Path], regions: Mapping[int, RegionName], sections: 
         InputError: If a table is none of points, or some lie in a region or a section that is not among these.
     """
     counts: _Amounts = {side: defaultdict(float) for side in _SIDES}
-    for path in tables:
-        table = read_table(path)
-        if "hemisphere" not in table.names:
+    for part in chain.from_iterable(map(read_parts, tables)):
+        if "hemisphere" not in part.names:
             counts = {"": counts[""]}
-        hint = ": it is to be what `atlalign transform … --to reference` wrote"
-        for line, cells in table.records(["region_id"], hint=hint):
-            where = f"{path}, line {line}"
-            if cells.get("section") and cells["section"] not in sections:
-                raise InputError(
-                    f"{where}, section: expected one of those in --with, found '{cells['section']}'"
-                )
-            region_id = whole_number(cells["region_id"] or 0, f"{where}, region_id")
-            if not region_id:
-                continue
-            if region_id not in regions:
-                raise InputError(f"{where}, region_id: expected a region of the sections, found {region_id}")
-            for side in {"", cells.get("hemisphere", "")} & counts.keys():
-                counts[side][region_id] += 1
+        _check_sections(part, sections)
+        for (region_id, side), n_points in _counted(part, regions).items():
+            for known in {"", side} & counts.keys():
+                counts[known][region_id] += n_points
     return counts
+
+
+def _check_sections(part: Table, sections: Collection[str]) -> None:
+    for line, name in zip(part.lines, _optional(part, "section"), strict=True):
+        if name and name not in sections:
+            raise InputError(
+                f"{part.path}, line {line}, section: expected one of those in --with, found {shown(name)}"
+            )
+
+
+def _counted(part: Table, regions: Mapping[int, RegionName]) -> Counter[tuple[int, str]]:
+    """Return how many points lie in each region on each side."""
+    hint = ": it is to be what `atlalign transform … --to reference` wrote"
+    cells = part.column("region_id", hint=hint)
+    first_lines = dict(zip(reversed(cells), reversed(part.lines), strict=True))
+    ids = {
+        cell: _region_id(cell, regions, f"{part.path}, line {line}, region_id")
+        for cell, line in sorted(first_lines.items(), key=lambda found: found[1])
+    }
+    sides = _optional(part, "hemisphere")
+    return Counter((ids[cell], side) for cell, side in zip(cells, sides, strict=True) if ids[cell])
+
+
+def _region_id(cell: str, regions: Mapping[int, RegionName], where: str) -> int:
+    """Return the id of a region, 0 for none."""
+    region_id = 0 if is_missing(cell) else whole_number(cell, where)
+    if region_id and region_id not in regions:
+        raise InputError(f"{where}: expected a region of the sections, found {region_id}")
+    return region_id
+
+
+def _optional(part: Table, name: str) -> list[str]:
+    return part.column(name) if name in part.names else [""] * len(part.rows)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -147,17 +174,14 @@ def _of_side(
     pairs = [(counts.get(i, 0), areas.get(i, 0)) for i in ids]
     points = f"{side}_points{suffix}".removeprefix("_")
     return {
-        points: [f"{count:.0f}" for count, _ in pairs],
-        f"{side or 'area'}{suffix}_mm2": [f"{area:.6g}" for _, area in pairs],
-        f"{points}_per_mm2": [f"{count / area:.6g}" if area else "" for count, area in pairs],
+        points: [int(count) for count, _ in pairs],
+        f"{side or 'area'}{suffix}_mm2": [area for _, area in pairs],
+        f"{points}_per_mm2": [count / area if area else None for count, area in pairs],
     }
 
 
 def _with_parts(amounts: _Amounts, regions: Mapping[int, RegionName]) -> _Amounts:
-    """Return how much regions have together with their parts."""
-    totals: _Amounts = {side: defaultdict(float) for side in amounts}
-    for side, amount in amounts.items():
-        for region_id, value in amount.items():
-            for ancestor in upwards(region_id, regions):
-                totals[side][ancestor] += value
-    return totals
+    return {
+        side: with_parts(amount, lambda region_id: upwards(region_id, regions))
+        for side, amount in amounts.items()
+    }

@@ -1,8 +1,7 @@
 """The regions of a section: their areas, as a table, and what they are called."""
 
-import csv
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +10,13 @@ from numpy.typing import NDArray
 
 from atlalign.atlas.ontology import Ontology
 from atlalign.errors import InputError
-from atlalign.io.files import written_whole
 from atlalign.io.pixels import PixelSize
-from atlalign.io.tables import Table, read_table
+from atlalign.io.tables import Table, read_table, write_table
 
 _Paths = dict[int, tuple[int, ...]]
 """The ids from the root down to a region, by the region's id."""
+_Pixels = Counter[int] | defaultdict[int, float]
+"""How many pixels each region has; 0 where it has none."""
 
 
 class RegionName(NamedTuple):
@@ -97,17 +97,14 @@ def write_regions(
         known: Ids that have a row even if the section shows nothing of them.
     """
     paths = _paths({*areas.pixels, *(int(i) for i in known)}, ontology)
-    whole = _with_parts(areas.pixels, paths)
+    whole = with_parts(areas.pixels, paths.__getitem__)
     ids = sorted(paths, key=lambda i: (-whole[i], len(paths[i]), i))
     columns = _own_columns(ids, areas, ontology)
     if ontology is not None and ontology.depth:
-        left = None if areas.left is None else _with_parts(areas.left, paths)
+        left = None if areas.left is None else with_parts(areas.left, paths.__getitem__)
         columns["parent_id"] = [paths[i][-2] if len(paths[i]) > 1 else "" for i in ids]
         columns |= _area_columns("_with_parts", ids, whole, left, areas.pixel_mm2)
-    with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
+    write_table(path, columns, zip(*columns.values(), strict=True))
 
 
 def _paths(ids: Iterable[int], ontology: Ontology | None) -> _Paths:
@@ -116,12 +113,18 @@ def _paths(ids: Iterable[int], ontology: Ontology | None) -> _Paths:
     return {region_id: path[: depth + 1] for path in ends for depth, region_id in enumerate(path)}
 
 
-def _with_parts(pixels: Counter[int], paths: _Paths) -> Counter[int]:
-    """Return how many pixels regions have together with their parts."""
-    total: Counter[int] = Counter()
-    for region_id, count in pixels.items():
-        total.update(dict.fromkeys(paths[region_id], count))
-    return total
+def with_parts(amounts: Mapping[int, float], path: Callable[[int], Iterable[int]]) -> defaultdict[int, float]:
+    """Return the amount of each region together with all of its parts.
+
+    Args:
+        amounts: The amount of each region without its parts, by id.
+        path: Returns the ids of a region and of all that it is part of.
+    """
+    totals: defaultdict[int, float] = defaultdict(float)
+    for region_id, amount in amounts.items():
+        for whole_id in path(region_id):
+            totals[whole_id] += amount
+    return totals
 
 
 def _own_columns(ids: Sequence[int], areas: RegionAreas, ontology: Ontology | None) -> dict[str, list[Any]]:
@@ -134,18 +137,20 @@ def _own_columns(ids: Sequence[int], areas: RegionAreas, ontology: Ontology | No
         "color": [color for _, _, color in called],
         **_area_columns("", ids, areas.pixels, areas.left, areas.pixel_mm2),
         "pixels": [areas.pixels[i] for i in ids],
-        "share": [f"{areas.pixels[i] / total:.6g}" for i in ids],
+        "share": [areas.pixels[i] / total for i in ids],
     }
 
 
 def _area_columns(
-    suffix: str, ids: Sequence[int], pixels: Counter[int], left: Counter[int] | None, pixel_mm2: float
+    suffix: str, ids: Sequence[int], pixels: _Pixels, left: _Pixels | None, pixel_mm2: float
 ) -> dict[str, list[Any]]:
     """Return columns of areas, and where it is known what lies left of the midline, of those of both sides."""
-    sides = {} if left is None else {"left": left, "right": pixels - left}
+    counts = {"area": [pixels[i] for i in ids]}
+    if left is not None:
+        counts |= {"left": [left[i] for i in ids], "right": [pixels[i] - left[i] for i in ids]}
     return {
-        f"{what}{suffix}_mm2": [f"{count[i] * pixel_mm2:.6g}" for i in ids]
-        for what, count in {"area": pixels, **sides}.items()
+        f"{what}{suffix}_mm2": [float(count * pixel_mm2) for count in of_ids]
+        for what, of_ids in counts.items()
     }
 
 

@@ -1,7 +1,5 @@
 """What training runs leave in their folders, and the table that compares them."""
 
-import csv
-import io
 import json
 import math
 import re
@@ -24,6 +22,7 @@ from rich.table import Table
 from atlalign.console import printable
 from atlalign.errors import InputError, describe, unknown_name
 from atlalign.io.files import written_whole
+from atlalign.io.tables import write_table
 
 Value = str | int | float | bool
 
@@ -217,11 +216,11 @@ def compare(runs: Sequence[Run], metric: str | None = None, *, descending: bool 
     return RunTable(ordered, _short_names(ordered), _differing_keys(runs), metric, note)
 
 
-def write_table(table: RunTable, stem: Path) -> list[Path]:
+def write_run_table(table: RunTable, stem: Path) -> list[Path]:
     """Write `stem`.md, `stem`.csv (every metric) and `stem`.png, and return their paths."""
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("md", "csv", "png")]
     write_text(paths[0], markdown(table))
-    write_text(paths[1], _csv(table))
+    _write_csv(paths[1], table)
     with written_whole(paths[2]) as unfinished:
         _draw(table, unfinished)
     return paths
@@ -375,16 +374,13 @@ def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
     return [(not p.isdigit(), int(p) if p.isdigit() else 0, p) for p in path.absolute().parts]
 
 
-def _csv(table: RunTable) -> str:
+def _write_csv(path: Path, table: RunTable) -> None:
     metrics = sorted({name for run in table.runs for name in run.metrics})
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "status", "reason", *table.keys, *metrics])
-    for name, run in zip(table.names, table.runs, strict=True):
-        choices = [run.config.get(key, "") for key in table.keys]
-        measured = [run.metrics.get(metric, "") for metric in metrics]
-        writer.writerow([name, run.status, run.reason, *choices, *measured])
-    return text.getvalue()
+    rows = (
+        [name, run.status, run.reason, *map(run.config.get, table.keys), *map(run.metrics.get, metrics)]
+        for name, run in zip(table.names, table.runs, strict=True)
+    )
+    write_table(path, ["run", "status", "reason", *table.keys, *metrics], rows)
 
 
 def _draw(table: RunTable, path: Path) -> None:

@@ -1,6 +1,5 @@
 """What the comparison leaves: rows, tables, marks that are met or not, and pictures."""
 
-import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from atlalign.atlas.atlas import Atlas
 from atlalign.geometry import invert, warp
-from atlalign.io.files import written_whole
+from atlalign.io.tables import write_table
 from methods import METHODS, YARDSTICK, Kept, placing
 from pairs import Pair, labels_of, real_pair, spread
 from parts import PARTS, Row, Setting
@@ -26,8 +25,7 @@ _TILE_PX = 300
 def write_results(out: Path, setting: Setting, results: Mapping[str, Sequence[Row]], find: Kept) -> None:
     """Write rows and pictures of each part."""
     for part, rows in results.items():
-        with written_whole(out / f"{part}.csv") as unfinished:
-            write_rows(unfinished, rows)
+        write_rows(out / f"{part}.csv", rows)
         if part != "b":
             draw_errors(rows, out / f"{part}.png")
     if "b" in results:
@@ -35,10 +33,7 @@ def write_results(out: Path, setting: Setting, results: Mapping[str, Sequence[Ro
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(path, rows[0], (row.values() for row in rows))
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -212,13 +212,13 @@ def test_the_tables_show_what_all_calls_have_registered(run, sections, tmp_path)
 def test_the_tables_show_what_another_process_wrote_meanwhile(run, sections, tmp_path, monkeypatch):
     run(sections / "a.png", "--position", "4000")
 
-    def slowly(path, rows):
+    def slowly(*arguments):
         if not (tmp_path / "out" / "b").exists():
             shutil.copytree(tmp_path / "out" / "a", tmp_path / "out" / "b")
-        write_table(path, rows)
+        write_table(*arguments)
 
-    write_table = module._write_table
-    monkeypatch.setattr(module, "_write_table", slowly)
+    write_table = module.write_table
+    monkeypatch.setattr(module, "write_table", slowly)
     run(sections / "a.png", "--position", "4000")
     assert set(table(tmp_path / "out")) == {"a", "b"}
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from functools import cache
 from pathlib import Path
@@ -16,9 +17,17 @@ from atlalign.cli import main
 from atlalign.geometry import smooth_field
 from atlalign.io.images import read_image, read_labels
 from atlalign.io.tiff_writer import write_tiff
-from atlalign.registration.carry import LABELS, REGIONS
 from atlalign.registration.regions import RegionAreas, write_regions
-from atlalign.registration.transform import FORWARD, INVERSE, RECORD, Displacement, Grid, SectionTransform
+from atlalign.registration.transform import (
+    FORWARD,
+    INVERSE,
+    LABELS,
+    RECORD,
+    REGIONS,
+    Displacement,
+    Grid,
+    SectionTransform,
+)
 from tests.registration.test_visualign import ONTOLOGY
 
 REFERENCE = Grid((60, 80), (50.0, 60.0))
@@ -404,7 +413,10 @@ def test_points_that_lie_outside_keep_their_rows(transform, tmp_path, capsys):
     assert found[0]["region_id"] != ""
     for row in found[1:]:
         assert set(list(row.values())[3:]) == {""}
-    assert "4 points, 3 outside of the section or the reference, 0 in no region" in capsys.readouterr().out
+    assert (
+        "4 points, 2 outside of the section or the reference, 0 in no region, 1 without numbers"
+        in capsys.readouterr().out
+    )
     atlas = [{"x_reference": 0, "y_reference": 0}, {"x_reference": 4000, "y_reference": 0}]
     found = rows(run(write_rows(tmp_path / "far.csv", atlas), "section", "far_out.csv"))
     assert found[0]["x"]
@@ -637,8 +649,227 @@ def test_outlines_in_the_section_enclose_its_labels(transform, tmp_path):
         assert (inside.reshape(labels.shape) == (labels == region_id)).mean() > 0.995
 
 
+# --- images of other sizes --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def still(tmp_path) -> Path:
+    """Save a registration of 30×40 px that moves nothing, so that only conventions move points."""
+    grid = Grid(LABEL_IMAGE.shape, (100.0, 100.0))
+    nothing = Displacement(grid, torch.zeros(2, *grid.shape))
+    save(SectionTransform(nothing, nothing, grid, None), tmp_path / "s1")
+    return tmp_path
+
+
+def scan(path: Path, shape: tuple[int, int]) -> Path:
+    """Write an image of the section at another size."""
+    return write(path, np.zeros(shape, np.uint8), Grid(shape, (10.0, 10.0)))
+
+
+@pytest.mark.parametrize(
+    ("header", "given", "scale", "expected"),
+    [
+        # Pixel 0 of a 16 times larger image ends at a 16th of the first pixel, whose centre is 0: (0 + ½)/16 − ½.
+        ("x,y", (0, 160), "16", (-0.46875, 9.53125)),
+        ("x,y", (7.5, 167.5), "16", (0, 10)),
+        ("Centroid X px,Centroid Y px", (0, 160), "16", (-0.5, 9.5)),
+        ("Centroid X px,Centroid Y px", (8, 168), "16", (0, 10)),
+        ("x,y", (4.5, 2), "0.5", (9.5, 4.5)),
+        ("x,y", (10, 20), "1", (10, 20)),
+    ],
+)
+def test_points_of_a_larger_scan_keep_their_place(still, header, given, scale, expected):
+    (still / "a.csv").write_text(f"{header}\n{given[0]},{given[1]}\n")
+    (row,) = rows(run(still / "a.csv", "reference", "b.csv", "--scale", scale))
+    found = (float(row["x_reference"]), float(row["y_reference"]))
+    assert found == pytest.approx(expected, abs=6e-4)
+    back = write_rows(still / "c.csv", [{k: row[k] for k in ("x_reference", "y_reference")}])
+    (row,) = rows(run(back, "section", "d.csv", "--scale", scale))
+    corner = 0.5 if header.startswith("C") else 0
+    assert (float(row["x"]) + corner, float(row["y"]) + corner) == pytest.approx(given, abs=0.01)
+
+
+def test_shapes_of_a_larger_scan_keep_their_place(still):
+    """Corners of pixels are multiples: (160, 80) at 16 times the size is (10, 5)."""
+    places = [[160, 80], [168, 88], [0, 0], [640, 480]]
+    source = geojson(still / "a.geojson", {"type": "MultiPoint", "coordinates": places})
+    there = run(source, "reference", "b.geojson", "--scale", "16")
+    assert json.loads(there.read_text())["coordinates"] == [[10, 5], [10.5, 5.5], [0, 0], [40, 30]]
+    back = run(there, "section", "c.geojson", "--scale", "16")
+    assert json.loads(back.read_text())["coordinates"] == places
+
+
+def test_edges_on_a_larger_scan_are_as_long_in_um(still):
+    ring = {"type": "LineString", "coordinates": [[0, 0], [640, 0]]}
+    moved = json.loads(
+        run(geojson(still / "a.json", ring), "reference", "b.json", "--scale", "16").read_text()
+    )
+    assert moved["coordinates"] == [[x, 0] for x in range(41)]
+
+
+def test_outlines_come_at_the_size_of_the_scan(still):
+    options = ("../a.geojson", "--with", str(still / "s1"), "--labels", "--scale", "16")
+    run(still / "s1" / LABELS, "section", *options)
+    features = json.loads((still / "a.geojson").read_text())["features"]
+    (grey,) = (f for f in features if f["properties"]["metadata"]["region_id"] == "8")
+    ring = np.array(grey["geometry"]["coordinates"][0][0])
+    assert (ring.min(axis=0).tolist(), ring.max(axis=0).tolist()) == ([160, 160], [400, 320])
+
+
+def test_the_scale_may_be_an_image(still):
+    """Along each axis by itself: a scan of 483×641 px was made 30×40 px."""
+    image = str(scan(still / "scan.tif", (483, 641)))
+    (still / "a.csv").write_text("x,y\n640.5,482.5\n")
+    (row,) = rows(run(still / "a.csv", "reference", "b.csv", "--scale", image))
+    assert (float(row["x_reference"]), float(row["y_reference"])) == pytest.approx((39.5, 29.5), abs=6e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "x,y\n10,10\n60,10\n"),
+        ("a.csv", "x,y\n10,-10\n"),
+        ("a.csv", "Centroid X px,Centroid Y px\n600,10\n"),
+        ("a.geojson", '{"type": "Point", "coordinates": [10, 60]}'),
+        ("a.geojson", '{"type": "LineString", "coordinates": [[0, 0], [1e12, 0]]}'),
+    ],
+)
+def test_points_far_outside_ask_for_the_scale(still, capsys, name, content):
+    (still / name).write_text(content)
+    out = still / f"out{Path(name).suffix}"
+    command = [
+        "transform",
+        str(still / name),
+        "--with",
+        str(still / "s1"),
+        "--to",
+        "reference",
+        "--out",
+        str(out),
+    ]
+    assert main(command) == 1
+    assert "--scale N" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_points_on_the_border_are_inside_and_points_close_by_are_left_out(still, capsys):
+    table = [{"x": -0.5, "y": -0.5}, {"x": 39.5, "y": 29.5}, {"x": 39.51, "y": 0}, {"x": 45, "y": 5}]
+    found = rows(run(write_rows(still / "a.csv", table), "reference", "b.csv"))
+    assert [bool(row["x_reference"]) for row in found] == [True, True, False, False]
+    ring = [[0, 0], [40, 0], [40, 30], [0, 30], [0, 0]]
+    run(geojson(still / "a.geojson", {"type": "Polygon", "coordinates": [ring]}), "reference", "b.geojson")
+    assert "0 points beyond" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--scale", "0"], "--scale: expected a number above 0, got 0"),
+        (["--scale", "-2"], "--scale: expected a number above 0, got -2"),
+        (["--scale", "nan"], "--scale: expected a number above 0, got nan"),
+        (["--scale", "inf"], "--scale: expected a number above 0, got inf"),
+        (["--scale", "none.tif"], "none.tif: no such file"),
+        (["--scale", "square.tif"], "square.tif: expected the proportions of the section's image"),
+        (["--scale", "2", "--unit", "um"], "--scale: expected points in pixels"),
+        (["--scale", "2", "--labels"], "expected a name that ends in"),
+    ],
+)
+def test_a_scale_of_nothing_is_refused(still, monkeypatch, capsys, options, sentence):
+    monkeypatch.chdir(still)
+    scan(Path("square.tif"), (50, 50))
+    Path("a.csv").write_text("x,y\n1,1\n")
+    command = ["transform", "a.csv", "--with", "s1", "--to", "reference", "--out", "b.csv"]
+    assert main([*command, *options]) == 1
+    assert sentence in capsys.readouterr().err
+    image = ["transform", "square.tif", "--with", "s1", "--to", "reference", "--out", "b.tif", "--scale", "2"]
+    assert main(image) == 1
+    assert "expected no --scale beside an image" in capsys.readouterr().err
+
+
+# --- dialects of points and shapes ------------------------------------------------------------------------------------
+
+
+def test_rows_without_numbers_keep_their_place_and_are_counted(still, capsys):
+    (still / "a.csv").write_text("x,y,n\n1,2,a\nNaN,NaN,b\nNA,NA,c\n3,,d\n,,\n5,6,e\n")
+    found = rows(run(still / "a.csv", "reference", "b.csv"))
+    assert [row["n"] for row in found] == ["a", "b", "c", "d", "", "e"]
+    assert [row["x_reference"] for row in found] == ["1.000", "", "", "", "", "5.000"]
+    assert "6 points, 0 outside of the section or the reference, 2 in no region, 4 without numbers" in (
+        capsys.readouterr().out
+    )
+
+
+def test_names_of_cells_that_a_spreadsheet_would_run_are_marked(still):
+    source = write_rows(
+        still / "a.csv", [{"x": 1, "y": 2, "n": "=HYPERLINK(1)"}, {"x": -0.25, "y": 2, "n": "-x"}]
+    )
+    out = run(source, "reference", "b.csv")
+    assert [(row["n"], row["x"]) for row in rows(out)] == [("'=HYPERLINK(1)", "1"), ("'-x", "-0.25")]
+    again = out.read_text().replace("x_reference", "xr").replace("y_reference", "yr").replace("region", "r")
+    (still / "c.csv").write_text(again)
+    assert [row["n"] for row in rows(run(still / "c.csv", "reference", "d.csv"))] == ["'=HYPERLINK(1)", "'-x"]
+
+
+def test_parts_of_a_table_give_the_same_as_the_whole(transform, tmp_path, monkeypatch, capsys):
+    shutil.copytree(tmp_path / "s1", tmp_path / "s2")
+    points = np.random.default_rng(0).uniform((0, 0), (239, 179), (50, 2))
+    table = [{"x": x, "y": y, "section": f"s{1 + i % 2}"} for i, (x, y) in enumerate(points)]
+    source = write_rows(tmp_path / "a.csv", table)
+    command = ["transform", str(source), "--with", str(tmp_path), "--to", "reference", "--out"]
+    assert main([*command, str(tmp_path / "b.csv")]) == 0
+    said = capsys.readouterr().out.removeprefix(f"{tmp_path}/b.csv")
+    monkeypatch.setattr("atlalign.io.tables.read_parts.__kwdefaults__", {"n_rows": 7})
+    assert main([*command, str(tmp_path / "c.csv")]) == 0
+    assert (tmp_path / "c.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    assert capsys.readouterr().out.removeprefix(f"{tmp_path}/c.csv") == said
+
+
+def test_a_third_number_and_boxes_follow(still):
+    ring = [[8, 8, 0], [24, 8, 16], [24, 16, 0], [8, 8, 0]]
+    feature = {
+        "type": "Feature",
+        "bbox": [8, 8, 24, 16],
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+    }
+    empty = {"type": "Feature", "bbox": [1, 1, 2, 2], "geometry": None}
+    box = [8, 8, 0, 24, 16, 16]
+    content = {
+        "type": "FeatureCollection",
+        "bbox": box,
+        "features": [feature, empty],
+        "crs": {"type": "name"},
+    }
+    moved = json.loads(
+        run(geojson(still / "a.json", content), "reference", "b.json", "--scale", "8").read_text()
+    )
+    first = moved["features"][0]
+    assert first["geometry"]["coordinates"][0][:3] == [[1, 1, 0], [2, 1, 8], [3, 1, 16]]
+    assert (moved["bbox"], first["bbox"]) == ([1, 1, 0, 3, 2, 16], [1, 1, 3, 2])
+    assert "bbox" not in moved["features"][1]
+    assert moved["crs"] == {"type": "name"}
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"type": "Point", "coordinates": []},
+        {"type": "MultiPoint", "coordinates": []},
+        {"type": "Polygon", "coordinates": []},
+        {"type": "Polygon", "coordinates": [[]]},
+        {"type": "MultiPolygon", "coordinates": [[], [[]]]},
+        {"type": "GeometryCollection", "geometries": []},
+    ],
+)
+def test_empty_geometries_stay_empty(still, geometry):
+    content = {"type": "Feature", "geometry": geometry, "properties": {"name": "\ud800"}}
+    source = still / "a.geojson"
+    source.write_text(json.dumps([content]))
+    assert json.loads(run(source, "reference", "b.geojson").read_text()) == [content]
+
+
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
+NESTED = '{"type": "GeometryCollection", "geometries": [' * 2000 + "]}" * 2000
 FEATURE = '{"type": "Feature", "geometry": {"type": "%s", "coordinates": %s}}'
 
 
@@ -670,12 +901,26 @@ FEATURE = '{"type": "Feature", "geometry": {"type": "%s", "coordinates": %s}}'
         ("a.csv", "x,y\n1,2\n", ["--labels"], "expected a name that ends in one of .tif"),
         ("a.geojson", "", [], "cannot be read as GeoJSON"),
         ("a.geojson", "{", [], "cannot be read as GeoJSON"),
-        ("a.geojson", "[" * 100_000, [], "cannot be read as GeoJSON"),
+        ("a.geojson", "[" * 100_000, [], "cannot be read as GeoJSON: it is nested too deeply"),
         ("a.geojson", '{"a": 1}', [], "expected GeoJSON, found"),
+        ("a.geojson", '{"type": ["x"], "coordinates": [1, 2]}', [], "expected GeoJSON, found"),
+        ("a.geojson", '{"type": {}, "coordinates": [1, 2]}', [], "expected GeoJSON, found"),
+        ("a.geojson", '{"type": "Feature", "geometry": null, "properties": [1]}', [], "expected GeoJSON, found"),
+        ("a.geojson", '{"type": "Feature", "geometry": 5}', [], "expected GeoJSON, found"),
+        ("a.geojson", '{"type": "FeatureCollection", "features": {}}', [], "in place of a list of features"),
+        ("a.geojson", '{"type": "GeometryCollection", "geometries": null}', [], "in place of a list of geometries"),
+        ("a.geojson", "null", [], "expected GeoJSON, found"),
+        ("a.geojson", FEATURE % ("Polygon", "[" * 500 + "]" * 500), [], "expected positions"),
+        ("a.geojson", NESTED, [], "nested too deeply"),
+        ("a.geojson", FEATURE % ("Point", "[1000, 2]"), ["--to", "section"], "pixels of the reference, 178×199 px"),
         ("a.geojson", '["a"]', [], "expected GeoJSON, found"),
         ("a.geojson", '{"type": "FeatureCollection"}', [], "expected GeoJSON, found"),
         ("a.geojson", FEATURE % ("Point", '["a", 1]'), [], "expected positions"),
-        ("a.geojson", FEATURE % ("Point", "[1, 2, 3]"), [], "expected positions"),
+        ("a.geojson", FEATURE % ("Point", "[1]"), [], "expected positions"),
+        ("a.geojson", FEATURE % ("Point", '["1", "2"]'), [], "expected positions"),
+        ("a.geojson", FEATURE % ("LineString", "[[1, 2], [3, 4, 5]]"), [], "expected positions"),
+        ("a.geojson", FEATURE % ("Point", "[1, 2, null]"), [], "expected positions"),
+        ("a.geojson", FEATURE % ("Point", "[1e400, 2]"), [], "expected positions"),
         ("a.geojson", FEATURE % ("Point", "[NaN, 2]"), [], "expected positions"),
         ("a.geojson", FEATURE % ("Polygon", "[[1, 2], [3, 4]]"), [], "expected positions"),
         ("a.geojson", FEATURE % ("Polygon", "3"), [], "expected positions"),
@@ -740,7 +985,7 @@ def test_no_space_leaves_what_was_there(transform, tmp_path, monkeypatch, capsys
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("atlalign.registration.carry.csv.writer", full)
+    monkeypatch.setattr("atlalign.io.tables.csv.writer", full)
     arguments = [
         tmp_path / "a.csv",
         "--with",
@@ -754,6 +999,17 @@ def test_no_space_leaves_what_was_there(transform, tmp_path, monkeypatch, capsys
     assert "No space left on device" in capsys.readouterr().err
     assert (tmp_path / "b.csv").read_text() == "kept"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_closed_pipe_is_no_traceback(still, monkeypatch):
+    (still / "a.csv").write_text("x,y\n1,2\n")
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = ["transform", str(still / "a.csv"), "--with", str(still / "s1"), "--to", "reference"]
+    with os.fdopen(writing, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        assert main([*command, "--out", str(still / "b.csv")]) == 141
+    assert len(rows(still / "b.csv")) == 1
 
 
 def test_a_file_is_replaced_on_request(transform, tmp_path):

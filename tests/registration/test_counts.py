@@ -103,6 +103,15 @@ def test_what_one_of_the_tables_does_not_know_is_left_out(cells, sections, tmp_p
     assert not {"parent_id", "points_with_parts"} & set(grey)
 
 
+def test_names_of_sections_match_as_they_were_marked_and_missing_regions_do_not_count(tmp_path, monkeypatch):
+    section(tmp_path / "all" / "=s1", {1: (1, 1)})
+    table = ["section,region_id,Area,area", "'=s1,1.0,2,3", "=s1,1,2,3", "'=s1,NA,2,3", "'=s1,0,2,3"]
+    source = write(tmp_path / "cells.csv", *table)
+    monkeypatch.setattr("atlalign.io.tables.read_parts.__kwdefaults__", {"n_rows": 1})
+    assert count(source, "--with", tmp_path / "all", "--out", tmp_path / "counts.csv") == 0
+    assert rows(tmp_path / "counts.csv")["root"]["points"] == "2"
+
+
 @pytest.mark.parametrize(
     ("table", "sentence"),
     [

@@ -1,0 +1,345 @@
+"""Tables of points through a registration, part by part, so that a table of any length fits into memory."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlalign.atlas.planes import Plane, Points, check_is_um
+from atlalign.errors import InputError
+from atlalign.io.tables import Table, read_parts, shown, write_table
+from atlalign.registration.regions import RegionName, upwards
+from atlalign.registration.results import Results, TransformOptions, Unit, is_inside
+from atlalign.registration.transform import RECORD, Grid, SectionTransform, read_record
+
+OFF_PLANE_UM = 100.0
+"""How far off a section's plane atlas points are still taken to lie on it: a section and what its place may err by."""
+
+_SECTIONS_IN_MEMORY = 32
+
+_ATLAS = ("ap_um", "dv_um", "ml_um")
+_SECTION = ("x", "y")
+_REFERENCE = ("x_reference", "y_reference")
+_CENTROIDS: Mapping[tuple[str, ...], Unit] = {
+    ("centroid x px", "centroid y px"): "px",
+    ("centroid x µm", "centroid y µm"): "um",
+}
+"""What QuPath calls a point, and its unit."""
+_POINTS, _LEFT_OUT, _OUTSIDE = "points", "left out", "outside of the section or the reference"
+_IN_NO_REGION, _WITHOUT_NUMBERS = "in no region", "without numbers"
+"""What is counted of points."""
+_PATH_MARK = ">"  # acronyms have slashes: VISp2/3
+
+
+class _Moved(NamedTuple):
+    """The cells to add to a table of points, by column; how many points are without what; how x and y were read."""
+
+    columns: dict[str, list[str]]
+    counts: dict[str, int]
+    remark: str = ""
+
+
+_Mover = Callable[[Table], _Moved]
+
+
+def transform_table(source: Path, folder: Path, out: Path, options: TransformOptions) -> str:
+    """Write a table of points with columns on where they lie on the other side, and return one line on them.
+
+    Raises:
+        InputError: If the table is not one of points of the section, or of those in the folder.
+    """
+    table = next(read_parts(source))
+    _check_table(table, options)
+    mover, names, remark = _mover(table, folder, options)
+    taken = [name for name in names if name in table.names]
+    if taken:
+        raise InputError(
+            f"{source}: expected no column {', '.join(taken)}, which is to be added: rename it before"
+        )
+    counts: Counter[str] = Counter()
+    write_table(out, [*table.header, *names], _carried_rows(source, mover, names, counts))
+    n_points = counts.pop(_POINTS)
+    said = [f"{n} {what}" for what, n in counts.items() if n or what != _WITHOUT_NUMBERS]
+    return f"{n_points} points, {', '.join([*remark, *said])}"
+
+
+def _check_table(table: Table, options: TransformOptions) -> None:
+    if not table.rows:
+        raise InputError(f"{table.path}: expected names of columns and points below, found no point")
+    if options.to == "reference" and options.off_plane_um is not None:
+        raise InputError(f"{table.path}: expected --to section beside --off-plane")
+    if options.to == "section" and options.unit is not None:
+        raise InputError(f"{table.path}: expected --to reference beside --unit")
+
+
+def _mover(table: Table, folder: Path, options: TransformOptions) -> tuple[_Mover, list[str], list[str]]:
+    """Return what moves the parts of a table, the names of the columns that it adds, and what to say of it."""
+    nothing = table._replace(rows=[], lines=[])
+    if "section" in table.names and not (folder / RECORD).exists():
+        load = lru_cache(_SECTIONS_IN_MEMORY)(lambda name: Results.load(folder / name, options.scale))
+        sections = _sections_in(table.path, folder, options)
+        columns = [_moved(nothing, load(name), options).columns for name in sections]
+        names = list(dict.fromkeys(chain.from_iterable(columns)))
+        return partial(_moved_by_section, load, options, names), names, [f"in {len(sections)} sections"]
+    _check_section(table, folder)
+    results = Results.load(folder, options.scale)
+    moved = _moved(nothing, results, options)
+    return (
+        partial(_moved, results=results, options=options),
+        list(moved.columns),
+        [moved.remark] if moved.remark else [],
+    )
+
+
+def _carried_rows(
+    source: Path, mover: _Mover, names: Sequence[str], counts: Counter[str]
+) -> Iterator[list[str]]:
+    """Yield the rows of a table with the cells that are added, and count points."""
+    for part in read_parts(source):
+        moved = mover(part)
+        counts.update({_POINTS: len(part.rows)} | moved.counts)
+        cells = zip(*(moved.columns[name] for name in names), strict=True)
+        yield from ([*row, *new] for row, new in zip(part.rows, cells, strict=True))
+
+
+def _check_section(table: Table, folder: Path) -> None:
+    """Raise an error where a table says that its points are those of another section."""
+    own = folder.resolve().name
+    for line, name in _section_cells(table.path) if "section" in table.names else ():
+        if name not in ("", own):
+            raise InputError(
+                f"{table.path}, line {line}, section: expected points of {own}, found some of {shown(name)}: give the "
+                "folder that holds all sections"
+            )
+
+
+def _sections_in(source: Path, folder: Path, options: TransformOptions) -> list[str]:
+    """Return the names of the sections in a table, each the name of a folder of results."""
+    if isinstance(options.scale, Path):
+        raise InputError(f"--scale: expected a number for points of several sections, got {options.scale}")
+    names: dict[str, None] = {}
+    for line, name in _section_cells(source):
+        if name not in names and not _is_section(folder / name):
+            raise InputError(f"{source}, line {line}, section: expected one in {folder}, found {shown(name)}")
+        names[name] = None
+    return list(names)
+
+
+def _is_section(folder: Path) -> bool:
+    try:
+        return (folder / RECORD).is_file()
+    except OSError:  # a name may be too long for one
+        return False
+
+
+def _section_cells(source: Path) -> Iterator[tuple[int, str]]:
+    """Yield the line and the section of each row of a table that is not empty."""
+    for part in read_parts(source):
+        cells = zip(part.lines, part.rows, part.column("section"), strict=True)
+        yield from ((line, name) for line, row, name in cells if any(row))
+
+
+def _moved(table: Table, results: Results, options: TransformOptions) -> _Moved:
+    if options.to == "reference":
+        return _to_reference(table, results, options.unit)
+    return _to_section(table, results, options.off_plane_um)
+
+
+def _moved_by_section(
+    load: Callable[[str], Results], options: TransformOptions, names: Sequence[str], table: Table
+) -> _Moved:
+    """Return cells for points of several sections, named by the column `section`."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, name in enumerate(table.column("section")):
+        places[name].append(place)
+    columns = {name: [""] * len(table.rows) for name in names}
+    n_empty = len(places.pop("", ()))
+    counts = Counter({_LEFT_OUT: n_empty, _WITHOUT_NUMBERS: n_empty})
+    for section, of_section in places.items():
+        part = table._replace(
+            rows=[table.rows[i] for i in of_section], lines=[table.lines[i] for i in of_section]
+        )
+        moved = _moved(part, load(section), options)
+        counts[_LEFT_OUT] += sum(n for what, n in moved.counts.items() if what != _IN_NO_REGION)
+        counts[_WITHOUT_NUMBERS] += moved.counts[_WITHOUT_NUMBERS]
+        for name, cells in moved.columns.items():
+            for place, cell in zip(of_section, cells, strict=True):
+                columns[name][place] = cell
+    return _Moved(columns, dict(counts))
+
+
+def _to_reference(table: Table, results: Results, unit: Unit | None) -> _Moved:
+    """Return cells for points of the section; they are empty for points outside."""
+    transform = results.transform
+    pixels, remark = _pixels(table, results, unit)
+    grid = transform.reference
+    points_mm = np.full(pixels.shape, np.nan)
+    inside = is_inside(pixels, transform.section)
+    points_mm[inside] = transform.to_reference(pixels[inside])
+    points_mm[~is_inside(grid.to_pixels(points_mm), grid)] = np.nan
+    columns = _decimals(_REFERENCE, grid.to_pixels(points_mm))
+    if transform.plane is not None:
+        columns |= _decimals(_ATLAS, transform.plane.to_atlas(points_mm))
+        columns["hemisphere"] = _sides(points_mm, transform)
+    counts = {_OUTSIDE: _n_outside(points_mm, pixels)}
+    if results.labels is not None:
+        ids = _ids(results.labels, points_mm, transform.forward.grid)
+        columns |= _region_columns(ids, results.regions)
+        counts[_IN_NO_REGION] = int(np.count_nonzero(ids == 0))
+    return _Moved(columns, counts | {_WITHOUT_NUMBERS: _n_without_numbers(pixels)}, remark)
+
+
+def _n_outside(moved: Points, points: Points) -> int:
+    """Return how many points (N, k) have numbers, but none where they were moved."""
+    return int(np.isnan(moved[:, 0]).sum()) - _n_without_numbers(points)
+
+
+def _n_without_numbers(points: Points) -> int:
+    return int(np.isnan(points).any(axis=1).sum())
+
+
+def _pixels(table: Table, results: Results, unit: Unit | None) -> tuple[Points, str]:
+    """Return the points (N, 2) of a table in pixels of the section, and how x and y were read.
+
+    x and y count from the centre of the first pixel, QuPath's centroids from its corner.
+    """
+    columns = _point_columns(table)
+    values = table.numbers(columns)
+    if columns != _SECTION:
+        if unit is not None:
+            raise InputError(
+                f"{table.path}: expected no --unit beside {' and '.join(columns)}, which say theirs"
+            )
+        unit = _CENTROIDS[columns]
+    corner = 0.0 if columns == _SECTION else 0.5
+    if unit != "um":
+        pixels = results.to_section(values - corner)
+        results.check_near(pixels, values, table)
+        return pixels, ""
+    _check_size_is_known(results)
+    x, y = results.transform.section.pixel_um
+    pixels = values / (x, y) - corner
+    said = f"in µm at pixels of {x:.4g} × {y:.4g} µm"
+    results.check_near(pixels, values, table, hint=f"{said}; are these right?")
+    return pixels, said
+
+
+def _point_columns(table: Table) -> tuple[str, ...]:
+    """Return the names of the two columns, in lower case, that hold points of the section.
+
+    Raises:
+        InputError: If there are several such pairs.
+    """
+    found = [pair for pair in (_SECTION, *_CENTROIDS) if set(pair) <= set(table.names)]
+    if len(found) > 1:
+        pairs = " as well as ".join(" and ".join(pair) for pair in found)
+        raise InputError(
+            f"{table.path}: expected points in one pair of columns, found {pairs}: remove others"
+        )
+    return found[0] if found else _SECTION
+
+
+def _check_size_is_known(results: Results) -> None:
+    """Check that the size of the section's pixels was measured, and is not an estimate of its placement."""
+    if results.scale != (1.0, 1.0):
+        raise InputError(
+            "--scale: expected points in pixels, found points in µm, to which an image's size is nothing"
+        )
+    origin = read_record(results.folder).get("pixel_size_from", "file")
+    if origin not in ("file", "user"):
+        raise InputError(
+            f"{results.folder}: expected a section whose pixels have a known size for points in µm, found one "
+            f"estimated by its placement ({origin}): give points in pixels, or register it with --pixel-size-um"
+        )
+
+
+def _to_section(table: Table, results: Results, off_plane_um: float | None) -> _Moved:
+    """Return cells for points of the atlas, or of the reference in its pixels; they are empty for points outside."""
+    transform = results.transform
+    if transform.plane is not None and any(name in table.names for name in _ATLAS):
+        limit_um = OFF_PLANE_UM if off_plane_um is None else off_plane_um
+        return _from_atlas(table, results, transform.plane, limit_um)
+    if off_plane_um is not None:
+        raise InputError(f"{table.path}: expected no --off-plane without the columns {', '.join(_ATLAS)}")
+    given = table.numbers(_REFERENCE)
+    pixels = _section_pixels(transform.reference.to_mm(given), transform)
+    counts = {_OUTSIDE: _n_outside(pixels, given), _WITHOUT_NUMBERS: _n_without_numbers(given)}
+    return _Moved(_decimals(_SECTION, results.from_section(pixels)), counts)
+
+
+def _from_atlas(table: Table, results: Results, plane: Plane, off_plane_um: float) -> _Moved:
+    """Return cells for points of the atlas; x and y are also empty for points further off the section's plane."""
+    points_um = table.numbers(_ATLAS)
+    for line, position_um in zip(table.lines, points_um[:, 0], strict=True):
+        check_is_um(position_um, f"{table.path}, line {line}, ap_um")
+    points_mm, off_um = plane.from_atlas(points_um)
+    is_far = np.abs(off_um) > off_plane_um
+    pixels = _section_pixels(points_mm, results.transform)
+    n_outside = _n_outside(pixels[~is_far], points_um[~is_far])
+    pixels[is_far] = np.nan
+    columns = _decimals(_SECTION, results.from_section(pixels)) | _decimals(
+        ("off_plane_um",), off_um[:, None]
+    )
+    far = f"more than {off_plane_um:g} µm off the section's plane (off_plane_um)"
+    counts = {far: int(is_far.sum()), _OUTSIDE: n_outside}
+    return _Moved(columns, counts | {_WITHOUT_NUMBERS: _n_without_numbers(points_um)})
+
+
+def _section_pixels(points_mm: Points, transform: SectionTransform) -> Points:
+    """Return points (N, 2) of the reference's frame in pixels of the section, NaN for those outside of either."""
+    grid = transform.reference
+    pixels = np.full(points_mm.shape, np.nan)
+    inside = is_inside(grid.to_pixels(points_mm), grid)
+    pixels[inside] = transform.to_section(points_mm[inside])
+    pixels[~is_inside(pixels, transform.section)] = np.nan
+    return pixels
+
+
+def _ids(labels: NDArray[Any], points_mm: Points, reference: Grid) -> NDArray[np.int64]:
+    """Return the labels (N,) at points (N, 2) of the reference's frame, -1 where they are NaN."""
+    height, width = labels.shape
+    known = np.isfinite(points_mm).all(axis=1)
+    pixels = reference.with_shape((height, width)).to_pixels(points_mm[known])
+    x, y = np.floor(pixels + 0.5).astype(int).T
+    ids = np.full(len(points_mm), -1)
+    ids[known] = labels[y.clip(0, height - 1), x.clip(0, width - 1)]
+    return ids
+
+
+def _sides(points_mm: Points, transform: SectionTransform) -> list[str]:
+    """Return the side of the brain on which points (N, 2) of the reference's frame lie, "" where they are NaN."""
+    middle = transform.midline_mm
+    return ["" if np.isnan(x) else "left" if x < middle else "right" for x in points_mm[:, 0]]
+
+
+def _region_columns(ids: NDArray[np.int64], regions: Mapping[int, RegionName]) -> dict[str, list[str]]:
+    named = [regions.get(i, RegionName()) for i in ids.tolist()]
+    cells = ["" if i < 0 else str(i) for i in ids.tolist()]
+    columns = {
+        "region_id": cells,
+        "region_acronym": [region.acronym for region in named],
+        "region_name": [region.name for region in named],
+    }
+    if any(region.parent_id is not None for region in regions.values()):
+        paths = {i: _path(i, regions) for i in set(ids.tolist())}
+        columns["region_path"] = [paths[i] for i in ids.tolist()]
+    return columns
+
+
+def _path(region_id: int, regions: Mapping[int, RegionName]) -> str:
+    """Return the acronyms from the root down to a region; what has none is called by its id."""
+    names = [regions[i].acronym or str(i) for i in upwards(region_id, regions)]
+    return _PATH_MARK.join(reversed(names))
+
+
+def _decimals(names: Sequence[str], values: Points) -> dict[str, list[str]]:
+    """Return columns of cells of numbers (N, k) with three decimals; NaN is an empty cell."""
+    return {
+        name: ["" if np.isnan(value) else f"{value:.3f}" for value in column]
+        for name, column in zip(names, values.T.tolist(), strict=True)
+    }
