@@ -134,11 +134,11 @@ def _add_section_options(command: argparse.ArgumentParser) -> None:
         "there; anchorings say so by themselves",
     )
     group.add_argument(
-        "--quarter-turns",
-        type=int,
-        default=0,
-        help="how often to turn them by 90° counter-clockwise to be upright; the EXIF orientation of a JPG is not "
-        "looked at",
+        "--turn",
+        type=float,
+        metavar="DEGREES",
+        help="counter-clockwise turn that makes the images upright, -360 to 360; 0 takes them as they are. By default, "
+        "the turn of each image without an anchoring is estimated. The EXIF orientation of a JPG is ignored",
     )
 
 
@@ -197,7 +197,7 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
             by=options.place,
             background=options.background,
             mirrored=options.mirrored,
-            quarter_turns=options.quarter_turns,
+            turn=options.turn,
             channel=options.channel,
             pixel_um=options.pixel_size_um,
             refinement_steps=options.refine,

@@ -1,6 +1,5 @@
 """How sections are registered: with what network, to what, and read and placed in what way; one section by it."""
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -31,9 +30,10 @@ from atlalign.registration.placement import (
     image_reference,
     place,
     read_section,
-    turned_around,
+    turned,
 )
 from atlalign.registration.register import LIMITS, Alternative, Limit, Registered, register
+from atlalign.registration.turning import Turn, likely_turns
 
 NEARBY_UM = (-1500.0, -1000.0, 1000.0, 1500.0)
 """How far from its plane a section is looked at as well: beyond the some hundred µm that an anchoring may err."""
@@ -49,7 +49,7 @@ class Options:
     by: Placing = "auto"
     background: Background = "auto"
     mirrored: bool = False
-    quarter_turns: int = 0
+    turn: float | None = None
     channel: int | None = None
     pixel_um: float | None = None
     refinement_steps: int = 0
@@ -66,13 +66,14 @@ class Options:
         # What is not given keeps its usual limit.
         object.__setattr__(self, "limits", {**LIMITS, **self.limits})
         check_numbers({"refinement steps": self.refinement_steps}, {"refinement steps": 0})
-        check_numbers({"quarter turns": self.quarter_turns}, {"quarter turns": -sys.maxsize})
+        if self.turn is not None:
+            check_numbers({"turn": self.turn}, {"turn": -360.0})
+            if self.turn > 360:
+                raise InputError(f"turn: expected -360° to 360°, got {self.turn:g}")
         if not 0.005 <= self.refinement_smoothness <= 0.2:
             raise InputError(
                 f"refinement smoothness: expected 0.005 to 0.2, got {self.refinement_smoothness:g}"
             )
-        if abs(self.quarter_turns) > 3:
-            raise InputError(f"quarter turns: expected -3 to 3 turns by 90°, got {self.quarter_turns}")
 
 
 @dataclass(frozen=True)
@@ -320,6 +321,9 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     reference = recipe.reference(job)
     section = read_section(image, recipe.image_shape, background=options.background, name=job.path.name)
     placement = _place(section, reference, job, options)
+    turns = likely_turns(section, reference, placement)
+    if turns and options.turn is None and placement.placed_by in ("scale", "fit"):
+        placement = turned(placement, reference, turns[0].degrees)
     registered = register(
         recipe.network,
         reference,
@@ -327,7 +331,7 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
         placement,
         refinement_steps=options.refinement_steps,
         refinement_smoothness=options.refinement_smoothness,
-        alternatives=_alternatives(section, reference, placement, job, recipe),
+        alternatives=_alternatives(section, reference, placement, turns, job, recipe),
     )
     return RegisteredSection(image, section, reference, placement, registered)
 
@@ -340,18 +344,26 @@ def _place(section: Section, reference: Reference, job: Job, options: Options) -
         anchoring=job.anchoring,
         pixel_um=options.pixel_um,
         mirrored=options.mirrored,
-        quarter_turns=options.quarter_turns,
+        turn=options.turn or 0.0,
     )
 
 
 def _alternatives(
-    section: Section, reference: Reference, placement: Placement, job: Job, recipe: Recipe
+    section: Section,
+    reference: Reference,
+    placement: Placement,
+    turns: Sequence[Turn],
+    job: Job,
+    recipe: Recipe,
 ) -> Iterator[Alternative]:
-    """Yield the section upside down, half a section mirrored, and planes before and behind its own.
+    """Yield the section at other likely turns, half a section mirrored, and planes before and behind its own.
 
     The latter only where the section's size is known.
     """
-    yield Alternative("upside down", reference, turned_around(placement, reference))
+    for turn in turns[:2]:
+        further = (turn.degrees-placement.turn+180)%360-180
+        if abs(further) > 10:
+            yield Alternative(f"turned by {further:.0f}°", reference, turned(placement, reference, further))
     if isinstance(recipe.reference, AtlasReferences) and recipe.reference.hemisphere is not None:
         # Of a whole brain both sides look alike.
         yield Alternative("mirrored", reference, flipped(placement, reference))
@@ -360,7 +372,7 @@ def _alternatives(
     assert job.position_um is not None
     for distance_um, other in recipe.reference.nearby(job).items():
         try:
-            placement = _place(section, other, job, recipe.options)
+            placement = turned(_place(section, other, job, recipe.options), other, placement.turn)
         except InputError:  # too little tissue there to lie on
             continue
         where = f"{abs(distance_um):.0f} µm further {'back' if distance_um > 0 else 'to the front'}"
