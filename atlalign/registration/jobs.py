@@ -137,7 +137,9 @@ def _float(cell: str, where: str) -> float:
 
 
 def _renamed(cell: str, where: str) -> NoReturn:
-    raise InputError(f"{where}: expected a column turn in degrees, 90 for each quarter turn, found {shown(cell)}")
+    raise InputError(
+        f"{where}: expected a column turn in degrees, 90 for each quarter turn, found {shown(cell)}"
+    )
 
 
 _YES_OR_NO = {"yes": True, "no": False, "true": True, "false": False, "1": True, "0": False}

@@ -1,6 +1,6 @@
 """How sections are registered: with what network, to what, and read and placed in what way; one section by it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,11 +32,20 @@ from atlalign.registration.placement import (
     read_section,
     turned,
 )
-from atlalign.registration.register import LIMITS, Alternative, Limit, Registered, register
-from atlalign.registration.turning import Turn, likely_turns
+from atlalign.registration.register import (
+    LIMITS,
+    Alternative,
+    Limit,
+    Registered,
+    register,
+    registered_likeness,
+)
+from atlalign.registration.turning import likely_turns
 
-NEARBY_UM = (-1500.0, -1000.0, 1000.0, 1500.0)
-"""How far from its plane a section is looked at as well: beyond the some hundred µm that an anchoring may err."""
+NEARBY_UM = (-2000.0, -1000.0, -500.0, 500.0, 1000.0, 2000.0)
+"""Distances from its plane at which a section is registered as well."""
+
+_APART = 5.0  # degrees: the network corrects smaller turns
 
 
 # --- the recipe -------------------------------------------------------------------------------------------------------
@@ -321,9 +330,12 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     reference = recipe.reference(job)
     section = read_section(image, recipe.image_shape, background=options.background, name=job.path.name)
     placement = _place(section, reference, job, options)
-    turns = likely_turns(section, reference, placement)
-    if turns and options.turn is None and placement.placed_by in ("scale", "fit"):
-        placement = turned(placement, reference, turns[0].degrees)
+    placements = _turned(section, reference, placement)
+    if options.turn is None and placement.placed_by in ("scale", "fit"):
+        placement = max(
+            placements[:2] or [placement],
+            key=lambda likely: registered_likeness(recipe.network, reference, section, likely),
+        )
     registered = register(
         recipe.network,
         reference,
@@ -331,7 +343,7 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
         placement,
         refinement_steps=options.refinement_steps,
         refinement_smoothness=options.refinement_smoothness,
-        alternatives=_alternatives(section, reference, placement, turns, job, recipe),
+        alternatives=_alternatives(section, reference, placement, placements, job, recipe),
     )
     return RegisteredSection(image, section, reference, placement, registered)
 
@@ -348,32 +360,34 @@ def _place(section: Section, reference: Reference, job: Job, options: Options) -
     )
 
 
+def _turned(section: Section, reference: Reference, placement: Placement) -> list[Placement]:
+    """Return the placement at all likely turns, the likeliest first."""
+    return [
+        turned(placement, reference, turn.degrees) for turn in likely_turns(section, reference, placement)
+    ]
+
+
 def _alternatives(
     section: Section,
     reference: Reference,
     placement: Placement,
-    turns: Sequence[Turn],
+    placements: Sequence[Placement],
     job: Job,
     recipe: Recipe,
-) -> Iterator[Alternative]:
-    """Yield the section at other likely turns, half a section mirrored, and planes before and behind its own.
-
-    The latter only where the section's size is known.
-    """
-    for turn in turns[:2]:
-        further = (turn.degrees-placement.turn+180)%360-180
-        if abs(further) > 10:
-            yield Alternative(f"turned by {further:.0f}°", reference, turned(placement, reference, further))
-    if isinstance(recipe.reference, AtlasReferences) and recipe.reference.hemisphere is not None:
-        # Of a whole brain both sides look alike.
-        yield Alternative("mirrored", reference, flipped(placement, reference))
-    if placement.placed_by == "fit" or not isinstance(recipe.reference, AtlasReferences):
-        return  # what is brought to the size of each plane tells them apart too badly
+) -> list[Alternative]:
+    """Return the section at other likely turns, half a section mirrored, and planes before and behind its own."""
+    found = []
+    for other in placements[:2]:
+        further = (other.turn - placement.turn + 180) % 360 - 180
+        if abs(further) > _APART:
+            found.append(Alternative(f"turned by {further:.0f}°", reference, other))
+    if not isinstance(recipe.reference, AtlasReferences):
+        return found
+    if recipe.reference.hemisphere is not None:  # of a whole brain both sides look alike
+        mirrored = _turned(section, reference, flipped(placement, reference))
+        found += [Alternative("mirrored", reference, other) for other in mirrored[:1]]
     assert job.position_um is not None
-    for distance_um, other in recipe.reference.nearby(job).items():
-        try:
-            placement = turned(_place(section, other, job, recipe.options), other, placement.turn)
-        except InputError:  # too little tissue there to lie on
-            continue
+    for distance_um, plane in recipe.reference.nearby(job).items():
         where = f"{abs(distance_um):.0f} µm further {'back' if distance_um > 0 else 'to the front'}"
-        yield Alternative(f"{where}, at {job.position_um + distance_um:.0f} µm", other, placement)
+        found.append(Alternative(f"{where}, at {job.position_um + distance_um:.0f} µm", plane, placement))
+    return found

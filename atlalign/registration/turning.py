@@ -6,13 +6,11 @@ import numpy as np
 
 from atlalign.atlas.planes import Points
 from atlalign.io.images import resize_images
-from atlalign.metrics import mutual_information
+from atlalign.registration.likeness import likeness
 from atlalign.registration.placement import Placement, Reference, Section, antialiased, sampled_image, turned
-from atlalign.registration.refine import local_correlation
 
 _ROWS = 80  # of the images that are compared: a hundred µm a pixel tell angles apart
-_STEP = 5.0  # degrees: a turn by half of it costs little similarity, so no peak is missed
-_BINS = 32
+_STEP = 5.0  # degrees: a turn by half of it costs little likeness, so no peak is missed
 
 
 class Turn(NamedTuple):
@@ -20,23 +18,24 @@ class Turn(NamedTuple):
 
     Attributes:
         degrees: From −180 up to 180.
-        similarity: To the reference, when turned: mutual information in nats plus local correlation.
+        likeness: Of the section, when turned, to its reference.
     """
 
     degrees: float
-    similarity: float
+    likeness: float
 
 
 def likely_turns(section: Section, reference: Reference, placement: Placement) -> list[Turn]:
-    """Return the turns of a placed section at which its similarity to the reference peaks, the best one first.
+    """Return the turns of a placed section at which its likeness to the reference peaks, the best one first.
 
     The section turns about the centre of its reference's tissue, by any angle.
     """
     coarse, placement = _coarse(reference, placement)
     section = antialiased(section, placement)
     angles = np.arange(0, 360, _STEP)
-    similarity = [_similarity(section, coarse, turned(placement, coarse, angle)) for angle in angles]
-    return sorted(_peaks(angles, np.array(similarity)), key=lambda turn: -turn.similarity)
+    placed = [sampled_image(section, turned(placement, coarse, angle), coarse.grid.shape) for angle in angles]
+    like = np.array([likeness(coarse.image, image) for image in placed])
+    return sorted(_peaks(angles, like), key=lambda turn: -turn.likeness)
 
 
 def _coarse(reference: Reference, placement: Placement) -> tuple[Reference, Placement]:
@@ -50,17 +49,11 @@ def _coarse(reference: Reference, placement: Placement) -> tuple[Reference, Plac
     return reference._replace(image=image, grid=grid), placement._replace(matrix=placement.matrix @ to_fine)
 
 
-def _similarity(section: Section, reference: Reference, placement: Placement) -> float:
-    placed = sampled_image(section, placement, reference.grid.shape)
-    information = mutual_information(reference.image, placed, bins=_BINS)
-    return float(information + local_correlation(reference.image, placed).mean())
-
-
-def _peaks(angles: Points, similarity: Points) -> list[Turn]:
+def _peaks(angles: Points, values: Points) -> list[Turn]:
     """Return the local maxima of a function around the circle; between angles it counts as a parabola."""
-    before, after = np.roll(similarity, 1), np.roll(similarity, -1)
-    found = np.flatnonzero((similarity >= before) & (similarity > after))
-    curvature = before + after - 2 * similarity
+    before, after = np.roll(values, 1), np.roll(values, -1)
+    found = np.flatnonzero((values >= before) & (values > after))
+    curvature = before + after - 2 * values
     offset = _STEP / 2 * (before - after)[found] / curvature[found]
     degrees = (angles[found] + offset + 180) % 360 - 180
-    return [Turn(float(angle), float(value)) for angle, value in zip(degrees, similarity[found], strict=True)]
+    return [Turn(float(angle), float(value)) for angle, value in zip(degrees, values[found], strict=True)]
