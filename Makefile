@@ -16,10 +16,10 @@ demo: $(VENV)/.installed  ## demo data, a short training on the CPU, a picture o
 	@echo "The picture is runs/demo/registered.png"
 
 test: $(VENV)/.installed  ## the test suite: all but what is slow, needs a GPU or a network
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-all: $(VENV)/.installed  ## the slow tests as well
-	$(BIN)/python -m pytest -m 'not gpu and not network'
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m 'not gpu and not network'
 
 check: $(VENV)/.installed  ## lint, format and types
 	$(BIN)/ruff check .

@@ -12,9 +12,9 @@ from typing import Any
 
 # What brings Hydra's optional launchers.
 _LAUNCHERS = {
-    "hydra/launcher/joblib": "atlalign[cluster]",
-    "hydra/launcher/submitit_local": "atlalign[cluster]",
-    "hydra/launcher/submitit_slurm": "atlalign[cluster]",
+    "hydra/launcher/joblib": "atlalign-torch[cluster]",
+    "hydra/launcher/submitit_local": "atlalign-torch[cluster]",
+    "hydra/launcher/submitit_slurm": "atlalign-torch[cluster]",
     "hydra/launcher/ray": "hydra-ray-launcher",
 }
 

@@ -4,6 +4,8 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from atlalign import __version__
+
 OF_RUNS = (
     "atlalign", "torch", "torchvision", "pytorch-lightning", "hydra-core", "h5py", "kornia", "lpips",
     "albumentations", "numpy", "scipy", "SimpleITK",
@@ -20,6 +22,8 @@ def versions(packages: Sequence[str] = OF_RUNS) -> dict[str, str | None]:
 
 
 def _version(package: str) -> str | None:
+    if package == "atlalign":  # on the index, this name is another package's
+        return __version__
     try:
         return version(package)
     except PackageNotFoundError:

@@ -80,7 +80,7 @@ class OptunaSweeper(Sweeper):
             given, {"hydra.sweeper.n_trials": 1, "hydra.sweeper.n_jobs": 1, "hydra.sweeper.seed": 0}
         )
         if importlib.util.find_spec("optuna") is None:
-            raise InputError("hydra/sweeper=optuna needs Optuna: pip install 'atlalign[sweep]'")
+            raise InputError("hydra/sweeper=optuna needs Optuna: pip install 'atlalign-torch[sweep]'")
         self.config = config
         self.hydra_context = hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(

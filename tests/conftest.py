@@ -1,6 +1,11 @@
 import os
 from pathlib import Path
 
+# At these sizes a second thread gains nothing, and waiting for it costs much on a busy machine. numpy and scipy each
+# read their number of threads when they are imported.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
 import h5py
 import numpy as np
 import pytest
@@ -10,7 +15,6 @@ from atlalign.atlas.atlas import Atlas
 
 SHAPE = (32, 48)
 
-# At these sizes a second thread gains nothing, and waiting for it costs much on a busy machine.
 torch.set_num_threads(1)
 
 

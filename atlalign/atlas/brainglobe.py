@@ -18,7 +18,7 @@ def fetch(name: str, *, with_annotation: bool) -> tuple[NDArray[Any], NDArray[An
         from brainglobe_atlasapi import BrainGlobeAtlas
     except ImportError as error:
         raise InputError(
-            "the Allen atlas comes through brainglobe-atlasapi: pip install 'atlalign[allen]'"
+            "the Allen atlas comes through brainglobe-atlasapi: pip install 'atlalign-torch[allen]'"
         ) from error
     _log.info("%s: taken from ~/.brainglobe, or downloaded from BrainGlobe's server at its first use", name)
     try:

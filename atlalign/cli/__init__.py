@@ -6,13 +6,17 @@ from collections.abc import Sequence
 
 from atlalign import __version__
 from atlalign.cli import count, export, import_keras, merge, register, runs, transform, validate
+from atlalign.cli.programs import PROGRAMS, run_program
 from atlalign.errors import InputError
 
 _COMMANDS = (register, transform, count, validate, import_keras, merge, export, runs)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; a user's mistake gives its sentence on stderr and exit status 1, Ctrl-C 130."""
+    """Run one command; a user's mistake gives its sentence on stderr and exit status 1, Ctrl-C 130."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in PROGRAMS:
+        return run_program(arguments[0], arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
@@ -27,10 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="atlalign", description="Register brain sections to an atlas. Training is `python train.py`."
+        prog="atlalign", description="Register brain sections to an atlas, and train the networks that do it."
     )
     parser.add_argument("--version", action="version", version=f"atlalign {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add(commands)
+    for name, program in PROGRAMS.items():
+        commands.add_parser(
+            name, help=f"{program.__doc__} (KEY=VALUE; see `atlalign {name} --help`)", add_help=False
+        )
     return parser

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset, Sampler
 from atlalign.atlas.atlas import Atlas
 from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter
 from atlalign.geometry import resize, warp
-from atlalign.io.images import has_bright_ground, resize_images
+from atlalign.io.images import resize_images
+from atlalign.io.intensity import on_dark_ground
 
 _READ = ("img", "deltas_xy", "inv_deltas_xy")
 
@@ -116,7 +117,7 @@ class RegistrationDataset(Dataset[RawSample]):
         path: The h5 file, already checked.
         atlas: Gives the reference section at each sample's position, at the working size.
         return_inverse: Read the inverse fields as well.
-        dark_ground: Turn moving images on a bright slide into bright tissue on dark, as `atlalign register` does.
+        dark_ground: Turn moving images into bright tissue on a ground of 0, as `atlalign register` does.
         moving_augmenter: Applied to the moving image at the working size.
         reference_augmenter: Applied to the reference image.
     """
@@ -155,8 +156,8 @@ class RegistrationDataset(Dataset[RawSample]):
         arrays = self._open()
         position = self.positions_um[index]
         moving = resize_images(torch.from_numpy(arrays["img"][index])[None], self.atlas.image_shape)
-        if self.dark_ground and has_bright_ground(moving[0]):
-            moving = 255 - moving
+        if self.dark_ground:
+            moving = on_dark_ground(moving[0].float()).image[None]
         reference = self.atlas.template[self.atlas.plane_index(position)][None]
         sample = RawSample(
             reference=_augment(reference, self.reference_augmenter, seed + 1),

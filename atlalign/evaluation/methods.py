@@ -153,7 +153,9 @@ def _import_ants() -> Any:
     try:
         import ants
     except ImportError as error:
-        raise InputError("the baselines of ANTs need antspyx: pip install 'atlalign[baselines]'") from error
+        raise InputError(
+            "the baselines of ANTs need antspyx: pip install 'atlalign-torch[baselines]'"
+        ) from error
     return ants
 
 
@@ -169,7 +171,7 @@ def _import_itk() -> Any:
             itk.ParameterObject, itk.elastix_registration_method  # noqa: B018
     except (ImportError, AttributeError) as error:
         raise InputError(
-            "the baseline elastix needs itk-elastix: pip install 'atlalign[baselines]'"
+            "the baseline elastix needs itk-elastix: pip install 'atlalign-torch[baselines]'"
         ) from error
     return itk
 

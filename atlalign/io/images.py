@@ -20,7 +20,9 @@ IMAGE_ENDINGS = (*TIFF_ENDINGS, ".png", ".jpg", ".jpeg")
 PixelSize = tuple[float, float]
 """Of one pixel along x and y, in µm."""
 
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+"""The weights of red, green and blue in grey, by ITU-R BT.601."""
+
 _STRIP_PX = 2**22  # so many pixels are made grey at once
 _JPEG_END, _TAIL_BYTES = b"\xff\xd9", 2**16
 _PNG_START = b"\x89PNG"
@@ -109,7 +111,7 @@ def read_labels(path: str | Path) -> NDArray[Any]:
     return labels
 
 
-def shrink_to_grey(pixels: NDArray[Any], factor: int = 1) -> Tensor:
+def shrink_to_grey(pixels: NDArray[Any], factor: int = 1, weights: NDArray[np.float32] = LUMA) -> Tensor:
     """Return the means of blocks of `factor`² pixels in grey, float32 (h // factor, w // factor), in the file's units.
 
     Pixel k of the result lies at `factor·k + (factor − 1)/2` of the image. A few rows are worked on at a time, so that
@@ -118,6 +120,7 @@ def shrink_to_grey(pixels: NDArray[Any], factor: int = 1) -> Tensor:
     Args:
         pixels: (h, w) or (h, w, 3).
         factor: At least 1.
+        weights: (3,), of the channels of an image in colour.
     """
     height, width = pixels.shape[0] // factor, pixels.shape[1] // factor
     grey = torch.empty(height, width)
@@ -125,45 +128,10 @@ def shrink_to_grey(pixels: NDArray[Any], factor: int = 1) -> Tensor:
     for start in range(0, height, step):
         rows = slice(start, min(start + step, height))
         strip = pixels[rows.start * factor : rows.stop * factor, : width * factor]
-        values = strip @ _LUMA if strip.ndim == 3 else strip.astype(np.float32)
+        values = strip @ weights if strip.ndim == 3 else strip.astype(np.float32)
         blocks = values.reshape(rows.stop - rows.start, factor, width, factor)
         grey[rows] = torch.from_numpy(blocks.mean(axis=(1, 3), dtype=np.float32))
     return grey
-
-
-def to_unit_range(image: Tensor, dtype: np.dtype[Any], name: str) -> Tensor:
-    """Return an image in [0, 1]: 8 bits as they are, other depths divided by the 99.9th percentile above 0.
-
-    Args:
-        image: Intensities in the units of its file.
-        dtype: The file's type.
-        name: For messages.
-
-    Raises:
-        InputError: If no intensity is above 0.
-    """
-    if dtype == np.uint8:
-        return (image / 255).clamp(0, 1)
-    positive = image[image > 0]
-    if not len(positive):
-        raise InputError(f"{name}: expected finite intensities, some above 0")
-    return (image / float(np.percentile(positive.numpy(), 99.9))).clamp(0, 1)
-
-
-def slide_brightness(image: Tensor) -> float:
-    """Return how bright the slide of an image (h, w) in grey is: the median of its border."""
-    return float(torch.cat([image[0], image[-1], image[:, 0], image[:, -1]]).median())
-
-
-def has_bright_ground(image: Tensor) -> bool:
-    """Return whether an image (h, w), uint8 or in [0, 1], shows its section on a bright slide."""
-    return slide_brightness(image) > (127 if image.dtype == torch.uint8 else 0.5)
-
-
-def slide_color(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Return the brightness or colour of the slide of an image (h, w) or (h, w, c): the median of its border."""
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    return np.asarray(np.median(border, axis=0)).astype(pixels.dtype)
 
 
 def overlay(reference: Tensor, other: Tensor) -> NDArray[np.float32]:

@@ -128,7 +128,7 @@ def _require_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"ONNX needs packages that are missing ({error}): pip install 'atlalign[export]'"
+            f"ONNX needs packages that are missing ({error}): pip install 'atlalign-torch[export]'"
         ) from error
 
 

@@ -24,7 +24,8 @@ from atlalign import __version__
 from atlalign.atlas.ontology import Ontology
 from atlalign.errors import InputError
 from atlalign.io.files import written_whole
-from atlalign.io.images import overlay, slide_color, write_tiff
+from atlalign.io.images import overlay, write_tiff
+from atlalign.io.intensity import slide_color
 from atlalign.registration import regions, visualign
 from atlalign.registration.jobs import Job
 from atlalign.registration.placement import Reference

@@ -25,9 +25,9 @@ from atlalign.io.images import (
     read_channels,
     read_image,
     read_labels,
-    slide_color,
     write_tiff,
 )
+from atlalign.io.intensity import slide_color
 from atlalign.io.tables import Table, number, read_table
 from atlalign.registration.geojson import move_shapes, outlines
 from atlalign.registration.regions import RegionName, read_regions, upwards

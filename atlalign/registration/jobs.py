@@ -10,8 +10,9 @@ from atlalign.atlas.planes import Anchoring, check_is_um
 from atlalign.atlas.section_lists import LIST_ENDINGS, ListedSection, find_list, read_list
 from atlalign.errors import InputError
 from atlalign.io.images import IMAGE_ENDINGS
+from atlalign.io.intensity import Background
 from atlalign.io.tables import number, shown, whole_number
-from atlalign.registration.placement import Background, Placing
+from atlalign.registration.placement import Placing
 
 
 class Job(NamedTuple):

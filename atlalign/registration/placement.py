@@ -16,16 +16,12 @@ from atlalign.io.files import fingerprint_of
 from atlalign.io.images import (
     ImageFile,
     PixelSize,
-    has_bright_ground,
     resize_images,
-    shrink_to_grey,
-    slide_brightness,
-    to_unit_range,
 )
+from atlalign.io.intensity import Background, tissue_of
 from atlalign.registration.transform import Grid
 
 Placing = Literal["auto", "anchoring", "scale", "fit", "stretch"]
-Background = Literal["auto", "bright", "dark"]
 Side = Literal["left", "right"]
 
 # The section is shrunk to at least so many times the network's resolution before it is sampled.
@@ -135,9 +131,7 @@ def image_reference(
         )
     if not all(0 < length < np.inf for length in size):
         raise InputError(f"{name}: expected pixels of more than 0 µm (--reference-pixel-um), got {_um(size)}")
-    grey = to_unit_range(shrink_to_grey(image.pixels), image.pixels.dtype, name)
-    if has_bright_ground(grey):
-        grey = 1 - grey
+    grey = tissue_of(image.pixels, name=name).image
     height, width = image.pixels.shape[:2]
     grid = Grid((height, width), size).with_shape(image_shape)
     return Reference(resize_images(grey[None], image_shape)[None], labels, grid, None)
@@ -150,7 +144,7 @@ class Section(NamedTuple):
     """An image ready to be placed.
 
     Attributes:
-        grey: (h // factor, w // factor) in [0, 1], bright tissue on dark.
+        grey: (h // factor, w // factor) in [0, 1], bright tissue on a ground of 0.
         factor: Pixel k of `grey` lies at `factor·k + (factor − 1)/2` of the image.
         shape: The image's (h, w).
         pixel_um: The size of its pixels, where known.
@@ -177,12 +171,12 @@ def read_section(
     background: Background = "auto",
     name: str = "section",
 ) -> Section:
-    """Return an image in grey, with bright tissue on a dark background.
+    """Return an image in grey, with bright tissue on a ground of 0.
 
     Args:
         image: In grey or colour.
         image_shape: The network's (H, W): much more is not kept.
-        background: What the slide is; auto looks at the image's border.
+        background: What the slide is; auto detects it.
         name: For messages.
 
     Raises:
@@ -190,16 +184,8 @@ def read_section(
     """
     height, width = image.pixels.shape[:2]
     factor = max(1, min(height // image_shape[0], width // image_shape[1]) // _OVERSAMPLING)
-    grey = to_unit_range(shrink_to_grey(image.pixels, factor), image.pixels.dtype, name)
-    if float(grey.max() - grey.min()) == 0:
-        raise InputError(f"{name}: expected a section, but every pixel is {float(grey[0, 0]):g}")
-    if background == "auto":
-        background = "bright" if has_bright_ground(grey) else "dark"
-    if background == "bright":
-        grey = 1 - grey
-    elif image.pixels.dtype == np.uint8:  # as in other depths, the brightest of a dim stain is 1
-        grey = to_unit_range(grey, np.dtype(np.float32), name)
-    return Section(grey, factor, (height, width), image.pixel_um, background)
+    grey, found = tissue_of(image.pixels, factor=factor, background=background, name=name)
+    return Section(grey, factor, (height, width), image.pixel_um, found)
 
 
 def _tissue(image: Tensor) -> Tensor:
@@ -406,7 +392,7 @@ def antialiased(section: Section, placement: Placement) -> Section:
 
 
 def placed_image(section: Section, placement: Placement, shape: tuple[int, int]) -> Tensor:
-    """Return the section (1, 1, H, W) as it lies on the reference; beyond its border it is as bright as the slide."""
+    """Return the section (1, 1, H, W) as it lies on the reference; beyond its border there is ground."""
     return sampled_image(antialiased(section, placement), placement, shape)
 
 
@@ -415,8 +401,7 @@ def sampled_image(section: Section, placement: Placement, shape: tuple[int, int]
     matrix = _to_grey(section, placement)
     target = identity_grid(shape, torch.float64, section.grey.device)[0].permute(1, 2, 0)
     points = target @ torch.from_numpy(matrix[:, :2]).T + torch.from_numpy(matrix[:, 2])
-    slide = slide_brightness(section.grey)
-    return sample(section.grey[None, None] - slide, points[None].float()) + slide
+    return sample(section.grey[None, None], points[None].float())
 
 
 def _to_grey(section: Section, placement: Placement) -> Points:

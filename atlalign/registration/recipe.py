@@ -15,11 +15,11 @@ from atlalign.atlas.planes import Plane
 from atlalign.errors import InputError, check_numbers, checked_shape, unknown_name
 from atlalign.io.files import fingerprint, fingerprint_of
 from atlalign.io.images import ImageFile, read_image, read_labels
+from atlalign.io.intensity import Background
 from atlalign.models import SHIPPED_MODEL, load_model, read_origin
 from atlalign.networks.memory_format import fastest_memory_format
 from atlalign.registration.jobs import Job
 from atlalign.registration.placement import (
-    Background,
     Placement,
     Placing,
     Reference,

@@ -17,7 +17,8 @@ from atlalign.atlas.section_lists import Identity, ListedSection, find_list, rea
 from atlalign.data import schema
 from atlalign.errors import InputError, check_finite_numbers, checked_shape
 from atlalign.geometry import affine_to_dvf, invert, stays_inside, warp
-from atlalign.io.images import read_image, resize_images, shrink_to_grey, to_unit_range
+from atlalign.io.images import read_image, resize_images, shrink_to_grey
+from atlalign.io.intensity import find_ground, tissue_of, to_unit_range
 from atlalign.synthesis.contrast import apply_contrast, check_probabilities, draw_contrast
 from atlalign.synthesis.damage import draw_damage, missing
 
@@ -246,7 +247,7 @@ class ImagesSource:
         path: A list of sections, or a folder that holds exactly one: the JSON file of QuickNII or DeepSlice, or a CSV
             file with columns filename, p (µm), and if wanted image_id and dataset_id. File names are relative to it.
         image_shape: (H, W).
-        invert: Turn dark tissue on a bright slide into bright on dark, as atlases have it.
+        invert: Turn dark tissue on a bright slide into bright tissue on a ground of 0, as `atlalign register` does.
         place: Bring anchored sections onto their atlas plane (in-plane part of the anchoring); otherwise they are only
             resized.
         extent_um: Positions lie in [0, extent_um].
@@ -292,9 +293,8 @@ class ImagesSource:
     def start(self, original: int, generator: torch.Generator) -> Start:
         """Return the section as the registered image."""
         section = self.sections[original]
-        image, size = _read_section(section.path, section.path.stat().st_mtime_ns, self.image_shape)
-        if self.invert:
-            image = 1 - image
+        mtime_ns = section.path.stat().st_mtime_ns
+        image, size = _read_section(section.path, mtime_ns, self.image_shape, invert=self.invert)
         if self.place and section.anchoring is not None:
             to_image = _working_map(section.anchoring.on(size), self.image_shape)
             image = warp_on_slide(image, affine_to_dvf(to_image, self.image_shape))
@@ -306,7 +306,7 @@ class ImagesSource:
         if not section.problem and not 0 <= position <= self.extent_um:
             problems.append(f"expected a position in [0, {self.extent_um:g}] µm, found {position}")
         try:
-            grey = _read_grey(section.path)
+            grey = _read_grey(section.path, invert=self.invert)
         except InputError as error:
             return [*(f"{section.path.name}: {problem}" for problem in problems), str(error)]
         if self.place and section.anchoring is not None:
@@ -316,9 +316,8 @@ class ImagesSource:
 
 
 def warp_on_slide(image: Tensor, dvf: Tensor) -> Tensor:
-    """Return `warp(image, dvf)` with what lies beyond the border as bright as the slide, the median of the border."""
-    frame = torch.cat([image[..., [0, -1], :].flatten(), image[..., [0, -1]].flatten()])
-    slide = frame.median()
+    """Return `warp(image, dvf)` of an image (1, 1, H, W); what lies beyond its border is as bright as its ground."""
+    slide = find_ground(image[0, 0]).level
     return (warp(image - slide, dvf) + slide).clamp(0, 1)
 
 
@@ -347,12 +346,16 @@ def _placing_problems(anchoring: Anchoring, size: tuple[int, int], image_shape: 
 
 
 @lru_cache(maxsize=1)
-def _read_section(path: Path, mtime_ns: int, shape: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+def _read_section(
+    path: Path, mtime_ns: int, shape: tuple[int, int], *, invert: bool
+) -> tuple[Tensor, tuple[int, int]]:
     """Return the section (1, 1, H, W) at the working size, and the size (h, w) that it has in its file."""
-    grey = _read_grey(path)
+    grey = _read_grey(path, invert=invert)
     return resize_images(grey[None], shape)[None], (int(grey.shape[0]), int(grey.shape[1]))
 
 
-def _read_grey(path: Path) -> Tensor:
+def _read_grey(path: Path, *, invert: bool) -> Tensor:
     pixels = read_image(path).pixels
-    return to_unit_range(shrink_to_grey(pixels), pixels.dtype, path.name)
+    if invert:
+        return tissue_of(pixels, background="bright", name=path.name).image
+    return to_unit_range(shrink_to_grey(pixels), path.name)

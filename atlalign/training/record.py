@@ -5,7 +5,6 @@ import os
 import platform
 import shlex
 import subprocess
-import sys
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -71,8 +70,6 @@ def _command() -> str | None:
     hydra = HydraConfig.get()
     folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     paths = [f"PYTHONPATH={os.environ['PYTHONPATH']}"] if os.environ.get("PYTHONPATH") else []
-    # Within a launcher's process the command line is the launcher's.
-    script = sys.argv[0] if Path(sys.argv[0]).stem == hydra.job.name else f"{hydra.job.name}.py"
     name = [] if hydra.job.config_name == "train" else ["--config-name", str(hydra.job.config_name)]
     places = [part for folder in folders for part in ("--config-dir", folder)]
     # Where a run lies is not part of it, and there lies one already.
@@ -81,7 +78,7 @@ def _command() -> str | None:
         for text in hydra.overrides.task
         if text.split("=")[0] not in ("run_dir", "ckpt_path", "+ckpt_path")
     ]
-    return shlex.join([*paths, "python", script, *places, *name, *overrides])
+    return shlex.join([*paths, "python", "-m", "atlalign", str(hydra.job.name), *places, *name, *overrides])
 
 
 def _checkout(folder: Path) -> str | None:

@@ -458,7 +458,7 @@ class TestAllenAtlas:
 
     def test_the_extra_is_named(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "brainglobe_atlasapi", None)
-        with pytest.raises(InputError, match=r"pip install 'atlalign\[allen\]'"):
+        with pytest.raises(InputError, match=r"pip install 'atlalign-torch\[allen\]'"):
             allen_atlas(image_shape=(6, 8))
 
 

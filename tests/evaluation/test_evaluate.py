@@ -198,7 +198,7 @@ def test_a_package_that_is_not_installed_has_no_version(folder, monkeypatch):
         configured("checkpoint=identity.pt", "split=all", "segmentation=false", "baselines=identity")
     )
     content = json.loads((out / "summary.json").read_text())
-    assert content["versions"]["atlalign"] is None
+    assert content["versions"]["torch"] is None
     assert content["summary"]["all"].keys() == {"network", "identity"}
 
 

@@ -70,7 +70,7 @@ def test_classical_baselines_find_a_shift_and_its_inverse(name):
 )
 def test_a_missing_package_says_what_to_install(monkeypatch, name, module, package):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(InputError, match=rf"needs? {package}: pip install 'atlalign\[baselines\]'"):
+    with pytest.raises(InputError, match=rf"needs? {package}: pip install 'atlalign-torch\[baselines\]'"):
         baseline(name)
 
 

@@ -11,7 +11,7 @@ from imagecodecs import png_encode
 
 from atlalign.errors import InputError
 from atlalign.io import images as module
-from atlalign.io.images import read_image, read_labels, shrink_to_grey, to_unit_range
+from atlalign.io.images import read_image, read_labels, shrink_to_grey
 
 GREY = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30)
 COLOR = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -204,12 +204,3 @@ def test_shrinking_takes_the_mean_of_blocks(monkeypatch, strip):
     assert float(shrunk[1, 2]) == pytest.approx(GREY[3:6, 6:9].mean())
     grey = COLOR @ np.array([0.299, 0.587, 0.114])
     assert torch.allclose(shrink_to_grey(COLOR), torch.from_numpy(grey).float(), atol=1e-3)
-
-
-def test_other_depths_are_divided_by_their_brightest_tissue():
-    image = torch.from_numpy(GREY.astype(np.float32))
-    white = np.percentile(GREY[GREY > 0], 99.9)
-    assert torch.allclose(to_unit_range(image, np.dtype(np.uint16), "a"), (image / white).clamp(max=1))
-    assert torch.equal(to_unit_range(image[:1], np.dtype(np.uint8), "a"), image[:1] / 255)
-    with pytest.raises(InputError, match="a: expected finite intensities, some above 0"):
-        to_unit_range(image * 0, np.dtype(np.uint16), "a")

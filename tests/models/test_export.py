@@ -151,5 +151,5 @@ def test_what_cannot_be_exported(arguments, words, tmp_path, monkeypatch, capsys
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(InputError, match=r"onnxruntime.*pip install 'atlalign\[export\]'"):
+    with pytest.raises(InputError, match=r"onnxruntime.*pip install 'atlalign-torch\[export\]'"):
         export_model(network("global"), tmp_path / "graph.onnx", SHAPE)

@@ -109,7 +109,9 @@ class TestReference:
         assert not half.tissue[:, {"left": slice(29, None), "right": slice(0, 27)}[side]].any()
 
     def test_ones_own_image_needs_the_size_of_its_pixels(self):
-        image = ImageFile(np.arange(79 * 111, dtype=np.uint16).reshape(79, 111), None)
+        image = ImageFile(
+            np.pad(np.arange(39 * 51, dtype=np.uint16).reshape(39, 51), ((20, 20), (30, 30))), None
+        )
         own = image_reference(image, None, SHAPE, pixel_um=10, name="r")
         assert own.grid == Grid(SHAPE, (20.0, 20.0))
         assert own.plane is None
@@ -151,9 +153,17 @@ class TestReading:
             read_section(ImageFile(pixels, None), SHAPE) for pixels in (self.IMAGE, 255 - self.IMAGE)
         )
         assert (dark.background, bright.background) == ("dark", "bright")
-        assert torch.allclose(bright.grey, torch.from_numpy(self.IMAGE).float() / 255, atol=1e-6)
-        kept = read_section(ImageFile(255 - self.IMAGE, None), SHAPE, background="dark")
-        assert torch.allclose(kept.grey, 1 - bright.grey, atol=1e-6)
+        assert torch.allclose(bright.grey, dark.grey, atol=1e-6)
+
+    def test_what_the_user_says_of_the_slide_holds(self):
+        """Then the darkest pixels are ground, not those of the border."""
+        bright = ImageFile(255 - self.IMAGE, None)
+        assert read_section(bright, SHAPE).background == "bright"
+        kept = read_section(bright, SHAPE, background="dark")
+        darkest = 255 - np.percentile(self.IMAGE, 99.9)
+        expected = torch.from_numpy((255 - self.IMAGE - darkest).clip(0)).float() / (255 - darkest)
+        assert kept.background == "dark"
+        assert torch.allclose(kept.grey, expected, atol=1e-6)
 
     def test_a_large_image_is_shrunk_and_says_where_its_pixels_are(self):
         large = np.kron(self.IMAGE, np.ones((12, 12), np.uint8))

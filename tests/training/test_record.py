@@ -80,7 +80,7 @@ def test_the_command_of_a_sweep_s_run_repeats_it(demo_folder, tmp_path, monkeypa
     first = record_of(tmp_path / "1")
     assert "loss=ncc_vdclip2" in first["command"]
     again = shlex.split(first["command"])
-    assert again[:2] == ["python", "train.py"]
+    assert again[:4] == ["python", "-m", "atlalign", "train"]
     again = [sys.executable, *again[1:], f"hydra.run.dir={tmp_path / 'again'}"]
     subprocess.run(again, cwd=first["folder"], check=True, capture_output=True, timeout=200)
     one, two = (metrics_of(tmp_path / name) for name in ("1", "again"))

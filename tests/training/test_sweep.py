@@ -17,9 +17,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
-import train
 from atlalign.atlas.phantom import phantom_volume
-from atlalign.errors import readable_errors
+from atlalign.cli.programs import train
 from atlalign.training.runs import compare, find_runs, read_run
 from atlalign.training.study import Pruning, SweepStudy, _storage, search_space
 from tests.conftest import SHAPE, write_h5
@@ -35,7 +34,7 @@ def arguments(tmp_path, demo_folder):
 
     def arguments(*others: str) -> list[str]:
         places = [f"data.folder={demo_folder}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-        return ["train.py", "-cp", str(ROOT / "conf"), "-m", *TINY, *TINY_LOCAL, *places, *others]
+        return ["train.py", "-m", *TINY, *TINY_LOCAL, *places, *others]
 
     return arguments
 
@@ -46,8 +45,7 @@ def sweep(arguments, monkeypatch, tmp_path):
 
     def sweep(*others: str) -> Path:
         monkeypatch.setattr(sys, "argv", arguments(*others))
-        with readable_errors():
-            train.main()
+        train()
         return tmp_path / "sweep"
 
     return sweep
@@ -71,8 +69,6 @@ def own(monkeypatch, tmp_path):
         place = f"hydra.sweep.dir={tmp_path / 'sweep'}"
         arguments = [
             "train.py",
-            "-cp",
-            str(ROOT / "conf"),
             "-m",
             *files,
             *tiny,
@@ -80,8 +76,7 @@ def own(monkeypatch, tmp_path):
             place,
         ]
         monkeypatch.setattr(sys, "argv", [*arguments, *others])
-        with readable_errors():
-            train.main()
+        train()
         return tmp_path / "sweep"
 
     return own
@@ -331,7 +326,7 @@ def test_a_search_without_optuna_says_what_to_install(sweep, monkeypatch, capsys
     )
     with pytest.raises(SystemExit):
         sweep(*search(1, RATE))
-    assert "pip install 'atlalign[sweep]'" in capsys.readouterr().err
+    assert "pip install 'atlalign-torch[sweep]'" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")

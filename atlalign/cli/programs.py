@@ -1,0 +1,74 @@
+"""The programs that Hydra configures: `atlalign train`, `generate` and `evaluate`, and the scripts of the same names.
+
+Each takes Hydra's overrides (`KEY=VALUE`, `GROUP=OPTION`, `--multirun`, `--help`), not flags of argparse.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from atlalign.errors import readable_errors
+
+
+def train() -> None:
+    """Train a registration network."""
+    _run("train", _train)
+
+
+def generate() -> None:
+    """Write a data set of generated sections."""
+    _run("generate", _generate)
+
+
+def evaluate() -> None:
+    """Measure a trained network on annotated sections."""
+    _run("evaluate", _evaluate)
+
+
+PROGRAMS: dict[str, Callable[[], None]] = {"train": train, "generate": generate, "evaluate": evaluate}
+
+
+def run_program(name: str, arguments: Sequence[str]) -> int:
+    """Run one of `PROGRAMS` with Hydra's arguments and return its exit status."""
+    sys.argv = [f"atlalign {name}", *arguments]  # Hydra takes its arguments from nowhere else
+    PROGRAMS[name]()
+    return 0
+
+
+def conf_folder() -> Path:
+    """Return the folder of configuration: inside an installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
+    import hydra
+
+    program = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)(task)
+    with readable_errors():
+        program()
+
+
+def _train(config: DictConfig) -> float:
+    """Train as the configuration says; the return value is what a sweep optimises."""
+    from atlalign.training.run import train
+
+    return train(config)
+
+
+def _generate(config: DictConfig) -> None:
+    """Write the h5 data set that the configuration describes, and a figure of its samples."""
+    from atlalign.synthesis.generate import generate
+
+    generate(config)
+
+
+def _evaluate(config: DictConfig) -> None:
+    """Measure a checkpoint and baselines on annotated sections; write tables and a report."""
+    from atlalign.evaluation.evaluate import evaluate
+
+    evaluate(config)
