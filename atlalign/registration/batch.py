@@ -364,6 +364,7 @@ _COLUMNS = (
     "pixel_um_y",
     "pixel_size_from",
     "placed_by",
+    "turn",
     "background",
     "seconds",
     "file",

@@ -327,11 +327,15 @@ class TestRegistering:
     def test_only_what_is_not_affine_is_bending(self, reference, section, placement):
         y, x = torch.meshgrid(*(torch.arange(size) / 1.0 for size in SHAPE), indexing="ij")
         sheared = torch.stack([0.1 * y - 2, 0.05 * x])[None]
-        assert register(Known(sheared, reference.image), reference, section, placement).quality.bending_um < 0.1
+        assert (
+            register(Known(sheared, reference.image), reference, section, placement).quality.bending_um < 0.1
+        )
         one_column_um = reference.grid.pixel_um[0]
         # In tissue of any shape, ± one column on alternate rows is as far from any affine map.
         wave = torch.stack([1 - 2 * (y % 2), 0 * y])[None]
-        bent = register(Known(sheared + wave, reference.image), reference, section, placement).quality.bending_um
+        bent = register(
+            Known(sheared + wave, reference.image), reference, section, placement
+        ).quality.bending_um
         assert bent == pytest.approx(one_column_um, rel=0.1)
 
     def test_a_network_that_is_wrong_one_way_is_inconsistent(self, reference, section, placement):
@@ -434,5 +438,5 @@ def test_any_turn_of_a_section_is_found(atlas, mirrored, degrees):
 
 def test_stretching_turns_by_right_angles_only(reference):
     section = read_section(ImageFile(drawn(reference, np.eye(2, 3), SHAPE), None), SHAPE)
-    with pytest.raises(InputError, match="--turn: .*stretch, got 20"):
+    with pytest.raises(InputError, match=r"--turn: .*stretch, got 20"):
         place(section, reference, by="stretch", turn=20)
