@@ -156,11 +156,12 @@ def _add_section_options(command: argparse.ArgumentParser) -> None:
         "there; anchorings say so by themselves",
     )
     group.add_argument(
-        "--quarter-turns",
-        type=int,
-        default=0,
-        help="number of 90° counter-clockwise turns that make the images upright, after the orientation that their "
-        "EXIF or TIFF tags give",
+        "--turn",
+        type=float,
+        metavar="DEGREES",
+        help="counter-clockwise turn that makes the images upright, -360 to 360, after the orientation that their EXIF "
+        "or TIFF tags give; 0 takes them as they are. By default, the turn of each image without an anchoring is "
+        "estimated",
     )
 
 
@@ -225,7 +226,7 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
             by=options.place,
             background=options.background,
             mirrored=options.mirrored,
-            quarter_turns=options.quarter_turns,
+            turn=options.turn,
             channel=options.channel,
             page=options.page,
             z=options.z,

@@ -53,7 +53,7 @@ _WORTHLESS = {".DS_Store", "Thumbs.db"}  # what file managers leave behind
 
 _SAID = {
     "file": "image", "bytes": "image", "modified_ns": "image", "position_um": "position",
-    "by": "--place", "background": "--background", "mirrored": "--mirrored", "quarter_turns": "--quarter-turns",
+    "by": "--place", "background": "--background", "mirrored": "--mirrored", "turn": "--turn",
     "channel": "--channel", "page": "--page", "z": "--z", "pixel_um": "--pixel-size-um", "refinement_steps": "--refine",
     "refinement_smoothness": "--refine-smoothness", "image_shape": "--image-shape", "hemisphere": "--hemisphere",
     "model_sha256": "model", "reference_sha256": "reference",
@@ -216,6 +216,7 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
         "pixel_um": placement.pixel_um,
         "pixel_size_from": placement.pixel_size_from,
         "placed_by": placement.placed_by,
+        "turn": round(placement.turn, 2),
         "background": found.section.background,
         "settings": dict(settings),
         "version": __version__,
@@ -365,6 +366,7 @@ _COLUMNS = (
     "pixel_um_y",
     "pixel_size_from",
     "placed_by",
+    "turn",
     "background",
     "seconds",
     "file",

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, NoReturn, get_args
 from unicodedata import normalize
 
 from atlalign.atlas.planes import Anchoring, check_is_um
@@ -252,8 +252,14 @@ def _one_of(choices: Mapping[str, Any]) -> Callable[[str, str], Any]:
     return choose
 
 
-def _size(cell: str, where: str) -> float:
+def _float(cell: str, where: str) -> float:
     return float(number(cell, where))
+
+
+def _renamed(cell: str, where: str) -> NoReturn:
+    raise InputError(
+        f"{where}: expected a column turn in degrees, 90 for each quarter turn, found {shown(cell)}"
+    )
 
 
 _YES_OR_NO = {"yes": True, "no": False, "true": True, "false": False, "1": True, "0": False}
@@ -262,8 +268,9 @@ _COLUMNS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     "page": ("page", whole_number),
     "z": ("z", whole_number),
     "mirrored": ("mirrored", _one_of(_YES_OR_NO)),
-    "quarter_turns": ("quarter_turns", whole_number),
-    "pixel_size_um": ("pixel_um", _size),
+    "turn": ("turn", _float),
+    "quarter_turns": ("turn", _renamed),
+    "pixel_size_um": ("pixel_um", _float),
     "place": ("by", _one_of({name: name for name in get_args(Placing)})),
     "background": ("background", _one_of({name: name for name in get_args(Background)})),
 }

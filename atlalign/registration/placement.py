@@ -211,12 +211,14 @@ class Placement(NamedTuple):
         pixel_um: The size of the section's pixels.
         pixel_size_from: Who says so: the file, the user, or the placement itself.
         placed_by: anchoring, scale, fit or stretch.
+        turn: How far the image was turned, counter-clockwise in degrees; beyond what an anchoring does.
     """
 
     matrix: Points
     pixel_um: PixelSize
     pixel_size_from: str
     placed_by: Placing
+    turn: float = 0.0
 
 
 def place(
@@ -227,7 +229,7 @@ def place(
     anchoring: Anchoring | None = None,
     pixel_um: float | None = None,
     mirrored: bool = False,
-    quarter_turns: int = 0,
+    turn: float = 0.0,
 ) -> Placement:
     """Return where the section lies on its reference.
 
@@ -240,7 +242,7 @@ def place(
         anchoring: Of the image, or of a smaller or larger scan of it.
         pixel_um: The size of the section's pixels; None takes the file's word.
         mirrored: The image shows the right of the reference at its left; an atlas has the left of the brain there.
-        quarter_turns: So many times the image has to be turned by 90° counter-clockwise to be upright.
+        turn: The counter-clockwise turn in degrees that makes the image upright.
 
     Raises:
         InputError: If what `by` needs is not there, the image shows no tissue, its pixels cannot have their size, or it
@@ -252,23 +254,29 @@ def place(
     if by == "auto":
         by = "anchoring" if anchoring is not None else "fit" if known is None else "scale"
     if by == "anchoring":
-        if mirrored or quarter_turns:
+        if mirrored or turn:
             raise InputError(
-                "expected no --mirrored and no --quarter-turns: the anchoring says how the section lies"
+                "--mirrored and --turn cannot be combined with an anchoring, which already defines the orientation"
             )
         matrix = _anchored(section, reference, anchoring)
         _check_size(_implied_pixel_um(matrix, reference.grid), section.shape, reference.grid, "anchoring")
+    elif by == "stretch":
+        matrix = _stretched(section.shape, reference.grid.shape, _turned(section.shape, mirrored, turn))
     else:
-        turned = _turned(section.shape, mirrored=mirrored, quarter_turns=quarter_turns)
-        matrix = _upright(section, reference, by, known, turned)
+        matrix = _centred(section, reference, _size_um(section, reference, by, known), mirrored, turn)
     if known is not None:
-        return Placement(matrix, known, "file" if pixel_um is None else "user", by)
-    return Placement(matrix, _implied_pixel_um(matrix, reference.grid), by, by)
+        return Placement(matrix, known, "file" if pixel_um is None else "user", by, turn)
+    return Placement(matrix, _implied_pixel_um(matrix, reference.grid), by, by, turn)
 
 
-def turned_around(placement: Placement, reference: Reference) -> Placement:
-    """Return the placement of the section turned by 180° about the centre of the reference's tissue."""
-    return _about_tissue(placement, reference, -np.eye(2))
+def turned(placement: Placement, reference: Reference, degrees: float) -> Placement:
+    """Return the placement of the section turned counter-clockwise about the centre of the reference's tissue.
+
+    The section turns as it lies in its image: of a mirrored one, the opposite way on the reference.
+    """
+    is_mirrored = np.linalg.det(placement.matrix[:, :2]) < 0
+    about = _about_tissue(placement, reference, _clockwise(-degrees if is_mirrored else degrees))
+    return about._replace(turn=placement.turn + degrees)
 
 
 def flipped(placement: Placement, reference: Reference) -> Placement:
@@ -276,10 +284,19 @@ def flipped(placement: Placement, reference: Reference) -> Placement:
     return _about_tissue(placement, reference, np.diag([-1.0, 1.0]))
 
 
-def _about_tissue(placement: Placement, reference: Reference, linear: Points) -> Placement:
+def _about_tissue(placement: Placement, reference: Reference, of_um: Points) -> Placement:
+    """Return the placement after a linear map (2, 2) of the reference's µm."""
+    pixel_um = np.array(reference.grid.pixel_um)
+    linear = of_um * pixel_um / pixel_um[:, None]
     centre, _ = _moments(reference.tissue, np.ones(2))
     about = np.column_stack([linear, centre - linear @ centre])
     return placement._replace(matrix=placement.matrix @ homogeneous(about))
+
+
+def _clockwise(degrees: float) -> Points:
+    """Return the matrix (2, 2) that turns points (x, y) clockwise, as y points down."""
+    cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    return np.array([[cosine, -sine], [sine, cosine]])
 
 
 def _check_size(pixel_um: PixelSize, shape: tuple[int, int], reference: Grid, source: str) -> None:
@@ -307,11 +324,13 @@ def _anchored(section: Section, reference: Reference, anchoring: Anchoring | Non
     return anchoring.on(section.shape).um_to_pixel() @ homogeneous(to_um)
 
 
-def _turned(shape: tuple[int, int], *, mirrored: bool, quarter_turns: int) -> Points:
-    """Return the map (2, 3) from pixels of the upright image to those of the image (h, w) as it is."""
+def _turned(shape: tuple[int, int], mirrored: bool, turn: float) -> Points:
+    """Return the map (2, 3) from pixels of the upright image to those of the image (h, w), turned by n · 90°."""
+    if turn % 90:
+        raise InputError(f"--turn: expected a multiple of 90° with --place stretch, got {turn:g}")
     matrix = homogeneous(np.eye(2, 3))
     height, width = shape
-    for _ in range(quarter_turns % 4):
+    for _ in range(round(turn / 90) % 4):
         # Pixel (x, y) of the turned image is what was at (w − 1 − y, x).
         matrix = matrix @ np.array([[0, -1, width - 1], [1, 0, 0], [0, 0, 1.0]])
         height, width = width, height
@@ -320,28 +339,36 @@ def _turned(shape: tuple[int, int], *, mirrored: bool, quarter_turns: int) -> Po
     return matrix[:2]
 
 
-def _upright(
-    section: Section, reference: Reference, by: Placing, pixel_um: PixelSize | None, turned: Points
-) -> Points:
-    """Return the placement of a section whose upright image `turned` takes to the image as it is."""
-    if by == "stretch":
-        height, width = section.shape if turned[0, 0] else section.shape[::-1]
-        scale = np.array([width - 1, height - 1]) / (np.array(reference.grid.shape[::-1]) - 1)
-        return turned @ homogeneous(np.column_stack([np.diag(scale), (0, 0)]))
-    centre, spread = _moments(_tissue(section.grey), np.ones(2))
-    centre = apply_affine(invert_affine(section.to_grey), centre[None])[0]
-    reference_um = np.array(reference.grid.pixel_um)
-    reference_centre, reference_spread_um = _moments(reference.tissue, reference_um)
+def _stretched(shape: tuple[int, int], onto: tuple[int, int], turned: Points) -> Points:
+    """Return the placement, corner on corner, of a section whose upright image `turned` takes to the image."""
+    height, width = shape if turned[0, 0] else shape[::-1]
+    scale = np.array([width - 1, height - 1]) / (np.array(onto[::-1]) - 1)
+    return turned @ homogeneous(np.column_stack([np.diag(scale), (0, 0)]))
+
+
+def _size_um(section: Section, reference: Reference, by: Placing, pixel_um: PixelSize | None) -> PixelSize:
+    """Return the size of the section's pixels: the known one, or that at which both tissues spread as far."""
     if by == "fit":
-        fitted = reference_spread_um / (spread * section.factor)
-        size = np.array([fitted, fitted])
-    elif pixel_um is None:
+        _, spread = _moments(_tissue(section.grey), np.ones(2))
+        _, spread_um = _moments(reference.tissue, np.array(reference.grid.pixel_um))
+        size = spread_um / (spread * section.factor)
+        return size, size
+    if pixel_um is None:
         raise InputError(
             "--place scale: expected the size of the section's pixels, which the file does not say"
         )
-    else:
-        size = np.abs(turned[:, :2].T) @ np.array(pixel_um)
-    linear = turned[:, :2] @ np.diag(reference_um / size)
+    return pixel_um
+
+
+def _centred(
+    section: Section, reference: Reference, pixel_um: PixelSize, mirrored: bool, turn: float
+) -> Points:
+    """Return the placement with the centres of tissue on one another."""
+    centre, _ = _moments(_tissue(section.grey), np.ones(2))
+    centre = apply_affine(invert_affine(section.to_grey), centre[None])[0]
+    reference_centre, _ = _moments(reference.tissue, np.ones(2))
+    mirror = np.diag([-1.0 if mirrored else 1.0, 1.0])
+    linear = _clockwise(turn) @ mirror * reference.grid.pixel_um / np.array(pixel_um)[:, None]
     return np.column_stack([linear, centre - linear @ reference_centre])
 
 

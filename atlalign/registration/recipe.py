@@ -1,7 +1,6 @@
 """How sections are registered: with what network, to what, and read and placed in what way; one section by it."""
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,12 +31,22 @@ from atlalign.registration.placement import (
     image_reference,
     place,
     read_section,
-    turned_around,
+    turned,
 )
-from atlalign.registration.register import LIMITS, Alternative, Limit, Registered, register
+from atlalign.registration.register import (
+    LIMITS,
+    Alternative,
+    Limit,
+    Registered,
+    register,
+    registered_likeness,
+)
+from atlalign.registration.turning import likely_turns
 
-NEARBY_UM = (-1500.0, -1000.0, 1000.0, 1500.0)
-"""How far from its plane a section is looked at as well: beyond the some hundred µm that an anchoring may err."""
+NEARBY_UM = (-2000.0, -1000.0, -500.0, 500.0, 1000.0, 2000.0)
+"""Distances from its plane at which a section is registered as well."""
+
+_APART = 5.0  # degrees: the network corrects smaller turns
 
 _NETWORK_BYTES = 2**10
 """What a network takes in memory for each pixel of its images: some layers of 64 channels."""
@@ -53,7 +62,7 @@ class Options:
     by: Placing = "auto"
     background: Background = "auto"
     mirrored: bool = False
-    quarter_turns: int = 0
+    turn: float | None = None
     channel: int | None = None
     page: int | None = None
     z: int | None = None
@@ -72,13 +81,14 @@ class Options:
         # What is not given keeps its usual limit.
         object.__setattr__(self, "limits", {**LIMITS, **self.limits})
         check_numbers({"refinement steps": self.refinement_steps}, {"refinement steps": 0})
-        check_numbers({"quarter turns": self.quarter_turns}, {"quarter turns": -sys.maxsize})
+        if self.turn is not None:
+            check_numbers({"turn": self.turn}, {"turn": -360.0})
+            if self.turn > 360:
+                raise InputError(f"turn: expected -360° to 360°, got {self.turn:g}")
         if not 0.005 <= self.refinement_smoothness <= 0.2:
             raise InputError(
                 f"refinement smoothness: expected 0.005 to 0.2, got {self.refinement_smoothness:g}"
             )
-        if abs(self.quarter_turns) > 3:
-            raise InputError(f"quarter turns: expected -3 to 3 turns by 90°, got {self.quarter_turns}")
 
 
 @dataclass(frozen=True)
@@ -321,6 +331,12 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     reference = recipe.reference(job)
     section = read_section(image, recipe.image_shape, background=options.background, name=job.path.name)
     placement = _place(section, reference, job, options)
+    placements = _turned(section, reference, placement)
+    if options.turn is None and placement.placed_by in ("scale", "fit"):
+        placement = max(
+            placements[:2] or [placement],
+            key=lambda likely: registered_likeness(recipe.network, reference, section, likely),
+        )
     _check_registered_size(image, reference, placement, job.path.name)
     registered = register(
         recipe.network,
@@ -329,7 +345,7 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
         placement,
         refinement_steps=options.refinement_steps,
         refinement_smoothness=options.refinement_smoothness,
-        alternatives=_alternatives(section, reference, placement, job, recipe),
+        alternatives=_alternatives(section, reference, placement, placements, job, recipe),
     )
     return RegisteredSection(image, section, reference, placement, registered)
 
@@ -348,28 +364,38 @@ def _place(section: Section, reference: Reference, job: Job, options: Options) -
         anchoring=job.anchoring,
         pixel_um=options.pixel_um,
         mirrored=options.mirrored,
-        quarter_turns=options.quarter_turns,
+        turn=options.turn or 0.0,
     )
 
 
-def _alternatives(
-    section: Section, reference: Reference, placement: Placement, job: Job, recipe: Recipe
-) -> Iterator[Alternative]:
-    """Yield the section upside down, half a section mirrored, and planes before and behind its own.
+def _turned(section: Section, reference: Reference, placement: Placement) -> list[Placement]:
+    """Return the placement at all likely turns, the likeliest first."""
+    return [
+        turned(placement, reference, turn.degrees) for turn in likely_turns(section, reference, placement)
+    ]
 
-    The latter only where the section's size is known.
-    """
-    yield Alternative("upside down", reference, turned_around(placement, reference))
-    if isinstance(recipe.reference, AtlasReferences) and recipe.reference.hemisphere is not None:
-        # Of a whole brain both sides look alike.
-        yield Alternative("mirrored", reference, flipped(placement, reference))
-    if placement.placed_by == "fit" or not isinstance(recipe.reference, AtlasReferences):
-        return  # what is brought to the size of each plane tells them apart too badly
+
+def _alternatives(
+    section: Section,
+    reference: Reference,
+    placement: Placement,
+    placements: Sequence[Placement],
+    job: Job,
+    recipe: Recipe,
+) -> list[Alternative]:
+    """Return the section at other likely turns, half a section mirrored, and planes before and behind its own."""
+    found = []
+    for other in placements[:2]:
+        further = (other.turn - placement.turn + 180) % 360 - 180
+        if abs(further) > _APART:
+            found.append(Alternative(f"turned by {further:.0f}°", reference, other))
+    if not isinstance(recipe.reference, AtlasReferences):
+        return found
+    if recipe.reference.hemisphere is not None:  # of a whole brain both sides look alike
+        mirrored = _turned(section, reference, flipped(placement, reference))
+        found += [Alternative("mirrored", reference, other) for other in mirrored[:1]]
     assert job.position_um is not None
-    for distance_um, other in recipe.reference.nearby(job).items():
-        try:
-            placement = _place(section, other, job, recipe.options)
-        except InputError:  # too little tissue there to lie on
-            continue
+    for distance_um, plane in recipe.reference.nearby(job).items():
         where = f"{abs(distance_um):.0f} µm further {'back' if distance_um > 0 else 'to the front'}"
-        yield Alternative(f"{where}, at {job.position_um + distance_um:.0f} µm", other, placement)
+        found.append(Alternative(f"{where}, at {job.position_um + distance_um:.0f} µm", plane, placement))
+    return found

@@ -89,7 +89,7 @@ def _loss_and_gradient(images: Tensor, weights: Tensor, velocity: Tensor) -> tup
     fields = _field(torch.cat([velocity, -velocity]), images)
     warped = warp(images.flip(0), fields, padding_mode="border")
     mutual_information = [_mutual_information(*pair, weights) for pair in zip(images, warped, strict=True)]
-    loss = -torch.stack(mutual_information).mean() - _local_correlation(images, warped, weights)
+    loss = -torch.stack(mutual_information).mean() - _mean(local_correlation(images, warped), weights)
     (gradient,) = torch.autograd.grad(loss, velocity)
     return loss.item(), gradient
 
@@ -115,8 +115,8 @@ def _mutual_information(fixed: Tensor, warped: Tensor, weights: Tensor) -> Tenso
     return _mean(sample(table[None, None], bins[None, None], padding_mode="border").view_as(weights), weights)
 
 
-def _local_correlation(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
-    """Return the mean squared correlation of images (B, 1, H, W) around each pixel: 0 where one is flat."""
+def local_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Return the squared correlation (B, 1, H, W) of images around each of their pixels: 0 where one is flat."""
     windows = (_gaussian(size, _WINDOW_PX, first) for size in first.shape[-2:])
     along_y, along_x = (window / window.sum(1, keepdim=True) for window in windows)
 
@@ -127,7 +127,7 @@ def _local_correlation(first: Tensor, second: Tensor, weights: Tensor) -> Tensor
     first_variance = (around(first * first) - mean_first.square()).clamp_min(0)
     second_variance = (around(second * second) - mean_second.square()).clamp_min(0)
     covariance = around(first * second) - mean_first * mean_second
-    return _mean(covariance.square() / ((first_variance + _FLAT) * (second_variance + _FLAT)), weights)
+    return covariance.square() / ((first_variance + _FLAT) * (second_variance + _FLAT))
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:

@@ -568,26 +568,33 @@ def test_refinement_raises_the_similarity(run, sections, tmp_path):
     [
         ("6600", None),
         ("7600", "1000 µm further to the front, at 6600 µm"),
-        ("5100", "1500 µm further back, at 6600 µm"),
+        ("5600", "1000 µm further back, at 6600 µm"),
     ],
 )
 def test_a_wrong_position_is_told_with_a_better_one(run, sections, tmp_path, position, better):
     """The section shows the middle of the plane from 6000 to 7200 µm."""
     run(sections / "b.tif", "--position", position, "--place", "stretch")
     row = table(tmp_path / "out")["b"]
-    elsewhere, before = float(row["similarity_elsewhere"]), float(row["similarity_before"])
-    assert (elsewhere > before) is (better is not None)
+    elsewhere, here = float(row["likeness_elsewhere"]), float(row["likeness"])
+    assert (elsewhere > here) is (better is not None)
     if better:
         assert row["elsewhere"] == better
         assert f"(it fits better {better})" in row["reason"]
 
 
-def test_an_upside_down_section_is_told_by_whatever_it_is_placed(run, sections, tmp_path):
+def test_a_section_that_lies_upside_down_is_turned_unless_its_turn_is_given(run, sections, tmp_path):
     upright = read_image(sections / "b.tif").pixels
     write(sections / "b.tif", np.ascontiguousarray(upright[::-1, ::-1]))
-    for name, place in (("fit", "fit"), ("stretch", "stretch")):
-        run(sections / "b.tif", "--position", "6000", "--place", place, "--overwrite")
-        assert "(it fits better upside down)" in table(tmp_path / "out")["b"]["reason"], name
+    b = [sections / "b.tif", "--position", "6600", "--overwrite"]
+    run(*b, "--place", "fit")
+    row = table(tmp_path / "out")["b"]
+    assert abs(float(row["turn"])) == pytest.approx(180, abs=5)
+    assert "it fits better turned" not in row["reason"]
+    for given in (["--place", "fit", "--turn", "0"], ["--place", "stretch"]):
+        run(*b, *given)
+        row = table(tmp_path / "out")["b"]
+        assert float(row["turn"]) == 0
+        assert "(it fits better turned by " in row["reason"], given
 
 
 def test_half_a_section_with_its_sides_exchanged_is_told(run, sections, tmp_path):
@@ -601,21 +608,10 @@ def test_half_a_section_with_its_sides_exchanged_is_told(run, sections, tmp_path
     assert "it fits better" not in table(tmp_path / "out")["b"]["reason"]
 
 
-def test_a_plane_is_not_doubted_where_the_section_was_brought_to_its_size(run, sections, tmp_path):
-    """Nor where there is no other plane: only whether it is upside down is asked."""
-    run(sections / "b.tif", "--position", "7000", "--place", "fit")
-    assert table(tmp_path / "out")["b"]["elsewhere"] == "upside down"
-    own = [
-        "--reference",
-        sections / "c.jpg",
-        "--reference-pixel-um",
-        "80",
-        "--place",
-        "stretch",
-        "--overwrite",
-    ]
+def test_to_an_image_of_ones_own_only_other_turns_are_tried(run, sections, tmp_path):
+    own = ["--reference", sections / "c.jpg", "--reference-pixel-um", "80", "--place", "stretch"]
     run(sections / "b.tif", *own)
-    assert table(tmp_path / "out")["b"]["elsewhere"] == "upside down"
+    assert table(tmp_path / "out")["b"]["elsewhere"].startswith("turned by ")
 
 
 def test_limits_can_be_set(run, sections, tmp_path):
@@ -656,7 +652,7 @@ def test_other_limits_judge_what_was_registered_before(run, sections, tmp_path):
         (["--place", "anchoring"], "expected an anchored section"),
         (["--place", "scale"], "expected the size of the section's pixels"),
         (["--channel", "5"], "a.png: expected a channel in 0 … 2, got 5"),
-        (["--quarter-turns", "90"], "quarter turns: expected -3 to 3 turns by 90°, got 90"),
+        (["--turn", "400"], "turn: expected -360° to 360°, got 400"),
         (["--reference", "no.png"], "expected either --reference or --position, got both"),
         (["--spacing-um", "10"], "atlas 'phantom' has its own annotation, ontology, spacing and axes"),
         (["--axes", "AP,DV,ML"], "atlas 'phantom' has its own annotation, ontology, spacing and axes"),
@@ -720,16 +716,16 @@ def test_images_of_one_name_are_told_apart_by_their_folders(run, sections, tmp_p
 
 def test_a_list_may_say_how_each_image_is_to_be_read_and_placed(run, sections, tmp_path):
     """What it says of one holds for that one alone; what it leaves open is what the command says."""
-    rows = ["filename;p;Mirrored;quarter_turns;place;background;pixel_size_um;channel",
-            "a.png;4000;yes;;stretch;bright;;", "b.tif;6000;;2;;;70,5;", "c.jpg;8000;no;;;;;"]  # fmt: skip
+    rows = ["filename;p;Mirrored;turn;place;background;pixel_size_um;channel",
+            "a.png;4000;yes;;stretch;bright;;", "b.tif;6000;;-12,5;;;70,5;", "c.jpg;8000;no;;;;;"]  # fmt: skip
     (sections / "list.csv").write_text("\n".join(rows))
     assert run(sections, "--mirrored", "--place", "fit")[0] == 0
-    names = ("mirrored", "quarter_turns", "by", "background", "pixel_um", "channel")
+    names = ("mirrored", "turn", "by", "background", "pixel_um", "channel")
     records = {name: json.loads((tmp_path / "out" / name / "transform.json").read_text()) for name in "abc"}
     found = {key: tuple(record["settings"][name] for name in names) for key, record in records.items()}
-    assert found["a"] == (True, 0, "stretch", "bright", None, None)
-    assert found["b"] == (True, 2, "fit", "auto", 70.5, None)
-    assert found["c"] == (False, 0, "fit", "auto", None, None)
+    assert found["a"] == (True, None, "stretch", "bright", None, None)
+    assert found["b"] == (True, -12.5, "fit", "auto", 70.5, None)
+    assert found["c"] == (False, None, "fit", "auto", None, None)
     assert records["b"]["pixel_um"] == [70.5, 70.5]
 
 
@@ -779,8 +775,10 @@ def test_a_plane_of_a_stack_is_registered(run, sections, tmp_path):
         ("page", "first", "a.png: line 2, page: expected a number, found 'first'"),
         ("z", "1.5", "a.png: line 2, z: expected a whole number, found '1.5'"),
         ("z", "1", "a.png: expected a plane (--z) in 0 … 0, got 1"),
-        ("quarter_turns", "1.5", "a.png: line 2, quarter_turns: expected a whole number, found '1.5'"),
-        ("quarter_turns", "7", "a.png: quarter turns: expected -3 to 3 turns by 90°, got 7"),
+        ("turn", "left", "a.png: line 2, turn: expected a number, found 'left'"),
+        ("turn", "nan", "a.png: line 2, turn: expected a number, found 'nan'"),
+        ("turn", "-450", "a.png: turn: expected at least -360, got -450.0"),
+        ("quarter_turns", "1", "a.png: line 2, quarter_turns: expected a column turn in degrees"),
         (
             "place",
             "left",
@@ -820,7 +818,7 @@ def test_a_section_is_registered_in_python_as_by_the_command(run, model, section
     [
         ({"by": "left"}, "unknown place 'left'"),
         ({"background": "grey"}, "unknown background 'grey'"),
-        ({"quarter_turns": 1.5}, "quarter turns: expected a whole number, got 1.5"),
+        ({"turn": "left"}, "turn: expected a number, got left"),
         ({"limits": {"fold": Limit(0, 1)}}, "unknown measure 'fold'"),
     ],
 )

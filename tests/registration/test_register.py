@@ -25,10 +25,11 @@ from atlalign.registration.placement import (
     placed_image,
     read_section,
     sampled_image,
-    turned_around,
+    turned,
 )
 from atlalign.registration.register import LIMITS, Quality, judge, register
 from atlalign.registration.transform import Grid
+from atlalign.registration.turning import likely_turns
 
 SHAPE = (40, 56)
 POSITION_UM = 6000.0
@@ -219,17 +220,15 @@ class TestPlacing:
 
     @pytest.mark.parametrize("by", ["fit", "scale", "stretch"])
     @pytest.mark.parametrize("mirrored", [False, True])
-    @pytest.mark.parametrize("quarter_turns", [0, 1, 2, 3, -1])
-    def test_a_turned_or_mirrored_image_is_placed_like_the_upright_one(
-        self, reference, by, mirrored, quarter_turns
-    ):
+    @pytest.mark.parametrize("turn", [0, 90, 180, 270, -90])
+    def test_a_turned_or_mirrored_image_is_placed_like_the_upright_one(self, reference, by, mirrored, turn):
         upright = drawn(reference, np.array([[1.5, 0, 9], [0, 1.5, 4]]), (75, 105))
-        seen = np.rot90(np.fliplr(upright) if mirrored else upright, -quarter_turns)
+        seen = np.rot90(np.fliplr(upright) if mirrored else upright, -turn // 90)
         pixel_um = 100.0 if by == "scale" else None
         placed = []
         for image, orientation in (
             (upright, {}),
-            (seen, {"mirrored": mirrored, "quarter_turns": quarter_turns}),
+            (seen, {"mirrored": mirrored, "turn": turn}),
         ):
             section = read_section(ImageFile(np.ascontiguousarray(image), None), SHAPE)
             placement = place(section, reference, by=by, pixel_um=pixel_um, **orientation)
@@ -248,7 +247,7 @@ class TestPlacing:
         inner = (..., slice(3, -3), slice(3, -3))
         placed = placed_image(section, placement, SHAPE)
         assert (placed - exposed(reference.image))[inner].abs().mean() < 0.03
-        with pytest.raises(InputError, match="expected no --mirrored"):
+        with pytest.raises(InputError, match="--mirrored and --turn cannot be combined"):
             place(section, reference, anchoring=anchoring, mirrored=True)
         # The anchored image was a thumbnail, twice or half as large.
         for size in ((220, 300), (55, 75)):
@@ -336,6 +335,20 @@ class TestRegistering:
         assert quality.inverse_consistency_um == pytest.approx(0, abs=0.5)
         assert quality.similarity_loss > 0.1  # it was in place before
 
+    def test_only_what_is_not_affine_is_bending(self, reference, section, placement):
+        y, x = torch.meshgrid(*(torch.arange(size) / 1.0 for size in SHAPE), indexing="ij")
+        sheared = torch.stack([0.1 * y - 2, 0.05 * x])[None]
+        assert (
+            register(Known(sheared, reference.image), reference, section, placement).quality.bending_um < 0.1
+        )
+        one_column_um = reference.grid.pixel_um[0]
+        # In tissue of any shape, ± one column on alternate rows is as far from any affine map.
+        wave = torch.stack([1 - 2 * (y % 2), 0 * y])[None]
+        bent = register(
+            Known(sheared + wave, reference.image), reference, section, placement
+        ).quality.bending_um
+        assert bent == pytest.approx(one_column_um, rel=0.1)
+
     def test_a_network_that_is_wrong_one_way_is_inconsistent(self, reference, section, placement):
         shift = torch.full((1, 2, *SHAPE), 2.0)
         network = Known(shift, reference.image)
@@ -377,18 +390,19 @@ class TestRegistering:
 
 def test_a_section_is_turned_about_the_tissue_it_lies_on(reference):
     placement = Placement(np.array([[0.9, 0.2, 3.0], [-0.2, 0.9, 8.0]]), (1.0, 1.0), "user", "scale")
-    turned = turned_around(placement, reference)
+    around = turned(placement, reference, 180)
     y, x = np.nonzero(reference.tissue.numpy())
     centre = np.array([[x.mean(), y.mean()]])
-    assert apply_affine(turned.matrix, centre) == pytest.approx(apply_affine(placement.matrix, centre))
+    assert apply_affine(around.matrix, centre) == pytest.approx(apply_affine(placement.matrix, centre))
     right = centre + np.array([[5, 2]])
-    assert apply_affine(turned.matrix, right) == pytest.approx(
+    assert apply_affine(around.matrix, right) == pytest.approx(
         apply_affine(placement.matrix, 2 * centre - right)
     )
     mirrored = flipped(placement, reference)
     left = centre + np.array([[-5, 2]])
     assert apply_affine(mirrored.matrix, right) == pytest.approx(apply_affine(placement.matrix, left))
-    assert turned_around(turned, reference).matrix == pytest.approx(placement.matrix)
+    assert turned(around, reference, 180).matrix == pytest.approx(placement.matrix)
+    assert (around.turn, around.placed_by) == (180, "scale")
 
 
 @pytest.mark.parametrize(
@@ -397,13 +411,43 @@ def test_a_section_is_turned_about_the_tissue_it_lies_on(reference):
         ({}, "pass", ""),
         ({"folding": 0.002}, "look", "folding 0.002 > 0"),
         ({"folding": 0.002, "displacement_max_um": 3001}, "fail", "displacement_max_um 3001 > 3000"),
+        ({"bending_um": 250.0}, "look", "bending_um 250 > 200"),
         ({"similarity_after": 0.4}, "fail", "similarity_loss 0.1 > 0.05"),
         ({"inverse_consistency_um": float("nan")}, "fail", "inverse_consistency_um nan > 500"),
     ],
 )
 def test_what_is_beyond_a_limit_is_flagged_with_its_reason(change, flag, reason):
-    good = Quality(100, 400, 0, 20, 0.5, 0.7)
+    good = Quality(100, 400, 0, 20, 0.5, 0.7, bending_um=90, likeness=0.8)
     assert judge(replace(good, **change)) == (flag, reason)
-    doubted = replace(good, similarity_elsewhere=0.55, elsewhere="upside down")
+    doubted = replace(good, likeness_elsewhere=0.84, elsewhere="upside down")
     assert judge(doubted) == ("look", "better_elsewhere 0.05 > 0.02 (it fits better upside down)")
     assert judge(good, LIMITS | {"displacement_max_um": LIMITS["folding"]})[0] == "fail"
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("degrees", [-20, 5, 12, 47, 135, 180])
+def test_any_turn_of_a_section_is_found(atlas, mirrored, degrees):
+    reference = atlas_reference(atlas, Plane.at(POSITION_UM, atlas.origin_um), (80, 112))
+    centre = np.array([55.5, 39.5])
+    cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    # Content turned counter-clockwise on the slide, by twice as many pixels.
+    linear = 2 * np.array([[cosine, sine], [-sine, cosine]]) @ np.diag([-1.0 if mirrored else 1.0, 1.0])
+    matrix = np.column_stack([linear, np.array([150, 140]) - linear @ centre])
+    section = read_section(ImageFile(drawn(reference, matrix, (280, 300)), None), (80, 112))
+    placement = place(section, reference, by="fit", mirrored=mirrored)
+    best, second, *_ = likely_turns(section, reference, placement)
+    assert (best.degrees + degrees + 180) % 360 - 180 == pytest.approx(0, abs=2)
+    assert best.likeness > second.likeness
+    upright = turned(placement, reference, best.degrees)
+    assert upright.matrix == pytest.approx(
+        place(section, reference, by="fit", mirrored=mirrored, turn=best.degrees).matrix, abs=1e-6
+    )
+    corners = np.array([[0, 0], [111, 0], [0, 79], [111, 79.0]])
+    error = apply_affine(upright.matrix, corners) - apply_affine(matrix, corners)
+    assert np.linalg.norm(error, axis=1).max() < 8  # of 280 px
+
+
+def test_stretching_turns_by_right_angles_only(reference):
+    section = read_section(ImageFile(drawn(reference, np.eye(2, 3), SHAPE), None), SHAPE)
+    with pytest.raises(InputError, match=r"--turn: .*stretch, got 20"):
+        place(section, reference, by="stretch", turn=20)

@@ -1,0 +1,59 @@
+"""How far a section is turned on its slide: the angles at which it looks most like its reference."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from atlalign.atlas.planes import Points
+from atlalign.io.images import resize_images
+from atlalign.registration.likeness import likeness
+from atlalign.registration.placement import Placement, Reference, Section, antialiased, sampled_image, turned
+
+_ROWS = 80  # of the images that are compared: a hundred µm a pixel tell angles apart
+_STEP = 5.0  # degrees: a turn by half of it costs little likeness, so no peak is missed
+
+
+class Turn(NamedTuple):
+    """A counter-clockwise turn of a placed section.
+
+    Attributes:
+        degrees: From −180 up to 180.
+        likeness: Of the section, when turned, to its reference.
+    """
+
+    degrees: float
+    likeness: float
+
+
+def likely_turns(section: Section, reference: Reference, placement: Placement) -> list[Turn]:
+    """Return the turns of a placed section at which its likeness to the reference peaks, the best one first.
+
+    The section turns about the centre of its reference's tissue, by any angle.
+    """
+    coarse, placement = _coarse(reference, placement)
+    section = antialiased(section, placement)
+    angles = np.arange(0, 360, _STEP)
+    placed = [sampled_image(section, turned(placement, coarse, angle), coarse.grid.shape) for angle in angles]
+    like = np.array([likeness(coarse.image, image) for image in placed])
+    return sorted(_peaks(angles, like), key=lambda turn: -turn.likeness)
+
+
+def _coarse(reference: Reference, placement: Placement) -> tuple[Reference, Placement]:
+    """Return a reference in fewer pixels, and a placement on them."""
+    height, width = reference.grid.shape
+    factor = max(1.0, height / _ROWS)
+    shape = (round(height / factor), round(width / factor))
+    grid = reference.grid.with_shape(shape)
+    to_fine = np.diag([*np.array(grid.pixel_um) / reference.grid.pixel_um, 1.0])
+    image = resize_images(reference.image[0], shape)[None]
+    return reference._replace(image=image, grid=grid), placement._replace(matrix=placement.matrix @ to_fine)
+
+
+def _peaks(angles: Points, values: Points) -> list[Turn]:
+    """Return the local maxima of a function around the circle; between angles it counts as a parabola."""
+    before, after = np.roll(values, 1), np.roll(values, -1)
+    found = np.flatnonzero((values >= before) & (values > after))
+    curvature = before + after - 2 * values
+    offset = _STEP / 2 * (before - after)[found] / curvature[found]
+    degrees = (angles[found] + offset + 180) % 360 - 180
+    return [Turn(float(angle), float(value)) for angle, value in zip(degrees, values[found], strict=True)]

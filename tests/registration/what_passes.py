@@ -1,0 +1,318 @@
+"""How far registrations err when something is wrong with image or position, and how they are flagged.
+
+`python -m tests.registration.what_passes` writes SITUATIONS.md beside this file, from the sections and the atlas in
+the folder that `ATLALIGN_TEST_DATA` names. Limits were chosen on every other section, from the first on; the table
+shows the others.
+
+The error is the mean distance, over tissue, between the places in the image to which two registrations take the same
+point of the atlas plane: that of the changed image and that of the untouched image by its anchoring, by one network. On
+another plane, points at the same ML and DV are compared: how far the plane is off along AP comes on top.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from scipy.ndimage import affine_transform
+
+from atlalign.atlas.planes import Anchoring, Points, apply_affine, invert_affine
+from atlalign.errors import InputError
+from atlalign.io.images import read_image
+from atlalign.registration import Job, Recipe, atlas_recipe, find_jobs, register_section
+from atlalign.registration.recipe import AtlasReferences
+from atlalign.registration.register import judge
+from tests.registration.situations import BRIGHT
+
+LARGEST_ERROR_UM = 150.0
+"""No registration that errs by more may pass."""
+
+TURNS = (5, 12, 18, 25, 45, 90, 135, 180, -20)
+OTHER_PLANES_UM = (-2000, -1000, -500, -250, 250, 500, 1000, 2000)
+
+Image = NDArray[np.uint8]
+
+_COLUMNS = (
+    "situation", "placed by", "sections", "mean error, µm", "largest, µm", "pass", "look", "fail", "refused",
+    "wrongly passed",
+)  # fmt: skip
+
+
+class Case(NamedTuple):
+    """A section in a situation.
+
+    Attributes:
+        situation: What is wrong.
+        placing: anchoring, scale or fit.
+        pixels: The image.
+        moved: (2, 3), which takes pixels of the untouched image to those of this one.
+        options: What of `Options` differs.
+        job: What of the job differs.
+        hemisphere: The half of the atlas.
+        kept: Where, among the points that are compared, the image still shows tissue.
+        has_truth: Whether there is a right result at all.
+    """
+
+    situation: str
+    placing: str
+    pixels: Image
+    moved: Points = np.eye(2, 3)
+    options: Mapping[str, Any] = MappingProxyType({})
+    job: Mapping[str, Any] = MappingProxyType({})
+    hemisphere: Any = None
+    kept: NDArray[np.bool_] | None = None
+    has_truth: bool = True
+
+
+class Truth(NamedTuple):
+    """The untouched section, registered by its anchoring: points of the plane in mm, and in pixels of the image."""
+
+    pixels: Image
+    points_mm: Points
+    points_px: Points
+    pixel_um: Points
+    middle_mm: float
+
+
+class Row(NamedTuple):
+    """The errors of one situation in µm, a section each (NaN: refused; infinite: no truth), and the flags."""
+
+    situation: str
+    placing: str
+    errors_um: list[float]
+    flags: list[str]
+
+    @property
+    def wrongly_passed(self) -> int:
+        """How many pass that err by more than they may."""
+        return sum(
+            flag == "pass" and not error <= LARGEST_ERROR_UM
+            for error, flag in zip(self.errors_um, self.flags, strict=True)
+        )
+
+
+def slide_color(pixels: Image) -> NDArray[Any]:
+    """Return the median of an image's border."""
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return np.asarray(np.median(border, axis=0)).astype(np.uint8)
+
+
+def turned_image(pixels: Image, degrees: float) -> tuple[Image, Points]:
+    """Return an image (h, w, 3) turned counter-clockwise, on a larger slide, and the map (2, 3) of its pixels."""
+    height, width = pixels.shape[:2]
+    cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    linear = np.array([[cosine, sine], [-sine, cosine]])
+    size = np.ceil(np.abs(linear) @ (width, height) - 1e-6).astype(int)
+    moved = np.column_stack([linear, (size - 1) / 2 - linear @ ((width - 1) / 2, (height - 1) / 2)])
+    back = invert_affine(moved)[::-1][:, [1, 0, 2]]  # (row, column)
+    shape = (size[1], size[0])
+    channels = [
+        affine_transform(pixels[..., k], back[:, :2], back[:, 2], output_shape=shape, order=1, cval=int(fill))
+        for k, fill in enumerate(slide_color(pixels))
+    ]
+    return np.stack(channels, axis=-1), moved
+
+
+def true_section(job: Job, recipe: Recipe) -> Truth:
+    """Return where the points of its plane lie in an untouched section."""
+    found = register_section(job, recipe)
+    grid, transform = found.reference.grid, found.registered.transform
+    y, x = np.nonzero(found.reference.tissue.numpy())
+    points_mm = grid.to_mm(np.stack([x, y], axis=1)[::7].astype(np.float64))
+    pixel_um = np.array(found.placement.pixel_um)
+    return Truth(
+        found.image.pixels, points_mm, transform.to_section(points_mm), pixel_um, transform.midline_mm
+    )
+
+
+def cases(job: Job, truth: Truth, neighbour: Image) -> Iterator[Case]:
+    """Yield a section in all situations."""
+    yield from grounds_and_turns(truth)
+    yield from wrong_words(job, truth)
+    yield from halves(truth)
+    yield from damages(truth, neighbour)
+
+
+def placed(truth: Truth, placing: str) -> dict[str, dict[str, Any]]:
+    """Return the options and the change of the job for a way of placing; these sections are mirrored."""
+    if placing == "anchoring":
+        return {"options": {}, "job": {}}
+    pixel_um = float(np.sqrt(truth.pixel_um.prod())) if placing == "scale" else None
+    return {"options": {"mirrored": True, "pixel_um": pixel_um}, "job": {"anchoring": None}}
+
+
+def case(truth: Truth, situation: str, placing: str, pixels: Image | None = None, **rest: Any) -> Case:
+    """Return a case with what its placing needs."""
+    needed = placed(truth, placing)
+    options, job = needed["options"] | rest.pop("options", {}), needed["job"] | rest.pop("job", {})
+    image = truth.pixels if pixels is None else pixels
+    return Case(situation, placing, image, options=options, job=job, **rest)
+
+
+def grounds_and_turns(truth: Truth) -> Iterator[Case]:
+    """Yield what the microscope and the slide do."""
+    for placing in ("anchoring", "scale", "fit"):
+        yield case(truth, "untouched", placing)
+    for name, situation in BRIGHT.items():
+        changed = (situation(truth.pixels / 255.0).clip(0, 1) * 255).round().astype(np.uint8)
+        yield case(truth, name, "fit", changed)
+    for degrees in TURNS:
+        pixels, moved = turned_image(truth.pixels, degrees)
+        for placing in ("scale", "fit"):
+            yield case(truth, f"turned by {degrees}°", placing, pixels, moved=moved)
+
+
+def wrong_words(job: Job, truth: Truth) -> Iterator[Case]:
+    """Yield untouched images of which something wrong is said."""
+    pixel_um = float(np.sqrt(truth.pixel_um.prod()))
+    for degrees in (12, 25, 180):
+        yield case(truth, f"--turn {degrees} of an upright one", "fit", options={"turn": float(degrees)})
+    for factor in (0.04, 0.5, 0.8, 1.25, 2, 25):
+        yield case(truth, f"pixel size × {factor}", "scale", options={"pixel_um": pixel_um * factor})
+    assert job.anchoring is not None
+    assert job.position_um is not None
+    for distance_um in (*OTHER_PLANES_UM, 4000 if job.position_um < 7000 else -4000):
+        vectors = job.anchoring.vectors.copy()
+        vectors[0, 1] -= distance_um / 25
+        there = {"position_um": job.position_um + distance_um}
+        where = "4000 µm off" if abs(distance_um) == 4000 else f"plane {distance_um:+d} µm"
+        anchoring = Anchoring(vectors, job.anchoring.size)
+        yield case(truth, where, "anchoring", job={**there, "anchoring": anchoring})
+        yield case(truth, where, "fit", job=there)
+
+
+def halves(truth: Truth) -> Iterator[Case]:
+    """Yield half a section, and what may be said wrongly of it."""
+    left = truth.points_mm[:, 0] < truth.middle_mm
+    half = truth.pixels.copy()
+    half[:, : int(truth.points_px[left, 0].min())] = slide_color(half)
+    rest: dict[str, Any] = {"kept": left}
+    for placing in ("scale", "fit"):
+        yield case(truth, "left half", placing, half, hemisphere="left", **rest)
+        wrong = {"mirrored": False}
+        yield case(truth, "left half, mirrored", placing, half, hemisphere="left", options=wrong, **rest)
+        yield case(truth, "left half called right", placing, half, hemisphere="right", **rest)
+        yield case(truth, "left half called whole", placing, half, **rest)
+        yield case(truth, "whole called left half", placing, hemisphere="left", **rest)
+
+
+def damages(truth: Truth, neighbour: Image) -> Iterator[Case]:
+    """Yield torn sections, what lies beside them, and slides without any."""
+    slide = slide_color(truth.pixels)
+    x, y = truth.points_px.T
+    rows, columns = np.indices(truth.pixels.shape[:2])
+    right, top = np.percentile(x, 70), np.percentile(y, 40)
+    pieces = {"a corner missing": columns * 1.0 > right, "a third missing": columns > right}
+    pieces["a corner missing"] &= rows < top
+    kept = {"a corner missing": ~((x > right) & (y < top)), "a third missing": x <= right}
+    dust, blank = dusty(truth.pixels.shape, slide), np.full_like(truth.pixels, slide)
+    split = int(np.percentile(x, 55))
+    gap = np.full((len(blank), 25, 3), slide, np.uint8)
+    torn = np.concatenate([truth.pixels[:, :split], gap, truth.pixels[:, split:]], axis=1)
+    for placing in ("scale", "fit"):
+        for name, gone in pieces.items():
+            damaged = np.where(gone[..., None], slide, truth.pixels)
+            yield case(truth, name, placing, damaged, kept=kept[name])
+        yield case(truth, "tear of 0.3 mm", placing, torn, kept=x < split)
+        yield case(truth, "dust beside it", placing, np.minimum(truth.pixels, dust))
+        yield case(truth, "dust alone", placing, dust, has_truth=False)
+        two = np.concatenate([truth.pixels, fitted(neighbour, truth.pixels)], axis=1)
+        yield case(truth, "two sections", placing, two)
+
+
+def dusty(shape: tuple[int, ...], slide: NDArray[Any]) -> Image:
+    """Return a slide with 40 specks and some noise."""
+    random = np.random.default_rng(0)
+    image = np.full(shape, slide, np.float64)
+    rows, columns = np.indices(shape[:2])
+    for _ in range(40):
+        x, y, radius = random.uniform(0, shape[1]), random.uniform(0, shape[0]), random.uniform(2, 12)
+        image[(columns - x) ** 2 + (rows - y) ** 2 < radius**2] = random.integers(60, 160)
+    return (image + random.normal(0, 3, shape)).clip(0, 255).astype(np.uint8)
+
+
+def fitted(image: Image, like: Image) -> Image:
+    """Return an image cut or padded to another one's height."""
+    height = len(like)
+    padding = max(0, height - len(image))
+    return np.pad(image, ((0, padding), (0, 0), (0, 0)), mode="edge")[:height]
+
+
+def measured(case: Case, job: Job, truth: Truth, recipe: Recipe, folder: Path) -> tuple[float, str]:
+    """Return the error in µm and the flag."""
+    path = folder / f"{job.name}.tif"
+    tifffile.imwrite(path, case.pixels, photometric="rgb")
+    if case.hemisphere is not None:
+        assert isinstance(recipe.reference, AtlasReferences)
+        half = AtlasReferences(recipe.reference.atlas, recipe.image_shape, case.hemisphere)
+        recipe = replace(recipe, reference=half)
+    recipe = replace(recipe, options=replace(recipe.options, **case.options))
+    try:
+        found = register_section(job._replace(path=path, **case.job), recipe)
+    except InputError:
+        return np.nan, "refused"
+    flag, _ = judge(found.registered.quality)
+    expected = apply_affine(case.moved, truth.points_px)
+    difference = (found.registered.transform.to_section(truth.points_mm) - expected) * truth.pixel_um
+    kept = slice(None) if case.kept is None else case.kept
+    return float(np.linalg.norm(difference, axis=1)[kept].mean()) if case.has_truth else np.inf, flag
+
+
+def measure(data: Path, chosen: slice) -> list[Row]:
+    """Return the rows of the table for some of the sections."""
+    recipe = atlas_recipe(data / "allen_ccf_25um.h5")
+    jobs = find_jobs([data / "sections"])
+    rows: dict[tuple[str, str], Row] = {}
+    with TemporaryDirectory() as folder:
+        for number in range(len(jobs))[chosen]:
+            truth = true_section(jobs[number], recipe)
+            neighbour = np.asarray(read_image(jobs[number - 1].path).pixels)
+            for case in cases(jobs[number], truth, neighbour):
+                key = (case.situation, case.placing)
+                row = rows.setdefault(key, Row(*key, [], []))
+                error_um, flag = measured(case, jobs[number], truth, recipe, Path(folder))
+                row.errors_um.append(error_um)
+                row.flags.append(flag)
+    return list(rows.values())
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return the table."""
+    lines = [
+        "# What passes",
+        "",
+        *(__doc__ or "").strip().splitlines()[2:],
+        "",
+        f"Wrongly passed: flag `pass` with an error above {LARGEST_ERROR_UM:g} µm.",
+        "",
+        f"| {' | '.join(_COLUMNS)} |",
+        "|---" * len(_COLUMNS) + "|",
+    ]
+    for row in rows:
+        known = [error for error in row.errors_um if np.isfinite(error)]
+        errors = (f"{np.mean(known):.0f}", f"{max(known):.0f}") if known else ("", "")
+        counts = [row.flags.count(flag) for flag in ("pass", "look", "fail", "refused")]
+        cells = [row.situation, row.placing, len(row.flags), *errors, *counts, row.wrongly_passed]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write the table; `START:STOP:STEP` chooses sections."""
+    numbers = [
+        int(part) if part else None for part in (sys.argv[1] if len(sys.argv) > 1 else "1::2").split(":")
+    ]
+    rows = measure(Path(os.environ["ATLALIGN_TEST_DATA"]), slice(*numbers))
+    out = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).with_name("SITUATIONS.md")
+    out.write_text(markdown(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
