@@ -223,6 +223,8 @@ class _Trial:
 
 def _read_data(config: DictConfig, atlas: Atlas) -> tuple[RegistrationDataset, NDArray[np.int64]]:
     """Return the checked data set, and the numbers of the samples of the split."""
+    with open_dict(config.data):
+        config.data.return_inverse = bool(config.data.get("return_inverse"))  # left open, nothing needs it
     datamodule = build(config.data, atlas=atlas)
     if not isinstance(datamodule, RegistrationDataModule):
         raise InputError("data: expected annotated samples in a file: data=h5 data.path=FILE, or data=demo")

@@ -328,7 +328,8 @@ def number(value: Any, where: str) -> Decimal:
     except InvalidOperation:
         found = Decimal("nan")
     if not found.is_finite():
-        hint = ": write no separators of thousands, and a point as decimal mark" if "," in text else ""
+        has_comma = isinstance(value, str) and "," in value
+        hint = ": write no separators of thousands, and a point as decimal mark" if has_comma else ""
         raise InputError(f"{where}: expected a number, found {shown(value)}{hint}")
     if not -(2**63) <= found < 2**63:
         raise InputError(f"{where}: expected a number of at most 64 bits, found {shown(value)}")

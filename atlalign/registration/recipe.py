@@ -48,10 +48,6 @@ NEARBY_UM = (-2000.0, -1000.0, -500.0, 500.0, 1000.0, 2000.0)
 
 _APART = 5.0  # degrees: the network corrects smaller turns
 
-_NETWORK_BYTES = 2**10
-"""What a network takes in memory for each pixel of its images: some layers of 64 channels."""
-
-
 # --- the recipe -------------------------------------------------------------------------------------------------------
 
 
@@ -231,7 +227,6 @@ class _Network(NamedTuple):
                 f"{path} does not tell the size of its images: give an image shape (--image-shape HEIGHT WIDTH)"
             )
         shape = checked_shape("image shape", shape)
-        check_size("image shape (--image-shape)", shape, _NETWORK_BYTES)
         where = chosen_device(device)
         network = load_model(path).to(where).to(memory_format=fastest_memory_format(where))
         origin = {"model": path.name, "model_sha256": fingerprint(path), "image_shape": list(shape)}
