@@ -17,7 +17,7 @@ from torch import Tensor
 from atlalign import geometry
 from atlalign.errors import InputError, check_numbers, checked_shape, unknown_name
 from atlalign.geometry.scattered import GriddataMethod, RbfFunction, corners, with_zeros
-from atlalign.io.files import written_whole
+from atlalign.io.files import itk_name, written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -607,7 +607,7 @@ def _write_itk(path: Path, array: NDArray[np.float32]) -> None:
     import SimpleITK
 
     try:
-        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array, isVector=True), str(path))
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array, isVector=True), itk_name(path))
     except RuntimeError as error:
         raise OSError(str(error).splitlines()[-1]) from error
 
@@ -618,7 +618,9 @@ def _read_itk(path: Path) -> NDArray[Any]:
 
     try:
         # By itself SimpleITK does not know .MHA.
-        image: Any = SimpleITK.ReadImage(str(path), imageIO="MetaImageIO" if _suffix(path) == ".mha" else "")
+        image: Any = SimpleITK.ReadImage(
+            itk_name(path), imageIO="MetaImageIO" if _suffix(path) == ".mha" else ""
+        )
     except RuntimeError as error:
         reason = str(error).splitlines()[-1]
         raise InputError(f"{path}: expected an ITK image, cannot read it ({reason})") from error

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlalign.errors import InputError, check_size
+from atlalign.io.files import itk_name
 from atlalign.io.h5 import find_dataset
 from atlalign.io.headers import Header, brainglobe_header, h5_header, itk_header, tiff_header
 
@@ -154,7 +155,7 @@ def _read_itk(path: Path, dataset: str, files: ExitStack, *, format_: str) -> tu
 
     sitk: Any = SimpleITK
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader.SetFileName(itk_name(path))
     reader.SetImageIO(format_)  # whatever else the file may be
     reader.ReadImageInformation()
     size, components = reader.GetSize(), reader.GetNumberOfComponents()

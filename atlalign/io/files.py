@@ -197,6 +197,20 @@ def _digits(surrogate: str) -> str:
     return f"%{code - 0xDC00:02X}" if 0xDC80 <= code <= 0xDCFF else f"%u{code:04X}"
 
 
+def itk_name(path: Path) -> str:
+    """Return a file's name as ITK takes it: at one that is no text it would end the process.
+
+    Raises:
+        InputError: If the name is no text.
+    """
+    name = printable(str(path))
+    if name != str(path):
+        raise InputError(
+            f"{name}: expected a name that is text, found bytes that are none (shown after %): rename it"
+        )
+    return name
+
+
 # --- locks ------------------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlalign.errors import InputError, check_size
+from atlalign.io.files import itk_name
 from atlalign.io.pixels import Choice, Pixels, check_index, one_channel, upright
 
 _ORIENTATION = 0x0112  # of EXIF
@@ -129,7 +130,7 @@ def _medical(path: Path, start: bytes) -> NDArray[Any]:
         raise InputError(reason or _OTHERS[b""])
     make: Any = SimpleITK.ImageFileReader
     reader = make()
-    reader.SetFileName(str(path))
+    reader.SetFileName(itk_name(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:

@@ -1,15 +1,19 @@
 """Many sections registered in one go: each section's folder of results, and the table of all.
 
-A section's folder is there whole or not at all, so that a batch that was stopped goes on where it stopped.
+A section's folder is there whole or not at all, so that a batch that was stopped resumes where it stopped. Several
+processes may share a folder of results: each section is locked while one of them works on it.
 """
 
+import errno
 import json
-import shutil
+import logging
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
+from datetime import datetime
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
@@ -23,6 +27,18 @@ from atlalign import __version__
 from atlalign.atlas.ids import stored_type
 from atlalign.atlas.ontology import Ontology
 from atlalign.errors import InputError
+from atlalign.io.files import (
+    LockedError,
+    WriteError,
+    file_name,
+    folder_written_whole,
+    is_file,
+    is_folder,
+    itk_name,
+    lock,
+    printable,
+    written_whole,
+)
 from atlalign.io.images import overlay
 from atlalign.io.intensity import slide_color
 from atlalign.io.tables import write_table
@@ -40,12 +56,13 @@ from atlalign.registration.transform import (
     REGIONS,
     Grid,
     SectionTransform,
+    check_whole,
     read_record,
     write_record,
 )
 
-TABLE, VISUALIGN = "registrations.csv", "visualign.json"
-"""What stands beside the sections' folders."""
+TABLE, VISUALIGN, LOG = "registrations.csv", "visualign.json", "errors.log"
+"""What stands beside the sections' folders; the log holds the tracebacks of unexpected errors."""
 
 _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY = "registered.tif", "labels.tif", "reference.tif", "overlay.png"
 _RESULTS = {FORWARD, INVERSE, RECORD, LABELS, REGIONS, _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY}
@@ -60,6 +77,12 @@ _SAID = {
 }  # fmt: skip
 """What settings are called where they are made."""
 
+# Every section would meet the same; other refusals may be of one section alone.
+_NOTHING_CAN_BE_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+_log = logging.getLogger(__name__)
+
+_HEAD_BYTES = 500
 _OVERLAY_PX = 640  # the height of the picture for checking
 _OUTLINE = np.array([255, 200, 0], np.uint8)
 
@@ -81,35 +104,73 @@ class Outcome(NamedTuple):
 def register_batch(
     jobs: Sequence[Job], recipe: Recipe, out: str | Path, *, overwrite: bool = False, workers: int = 1
 ) -> Iterator[Outcome]:
-    """Register sections and yield, in their order, what became of each; what is there already is left alone.
+    """Register sections and yield, in their order, what became of each; finished sections are left alone.
 
-    Where an image cannot be registered, or its folder holds something else, the outcome says why, and the next one
-    follows. The tables show all folders of results in `out`, whichever call wrote them, and what has none.
+    If a section cannot be registered, for whatever reason, its outcome says why, and the next one follows. Sections on
+    which another process is at work come last, when it has finished or died. The tables show all folders of results in
+    `out`, whichever call wrote them, and the sections that failed.
 
     Args:
-        jobs: What to register.
-        recipe: With what.
+        jobs: The sections to register.
+        recipe: The reference, the network and the options.
         out: The folder of results.
         overwrite: Replace results that were made in another way.
-        workers: How many sections are worked on at a time, each with its share of torch's threads.
+        workers: The number of sections worked on at a time, each with its share of torch's threads.
 
     Raises:
-        InputError: If nothing can be written.
+        InputError: If nothing can be written, as on a full disk.
     """
     out = Path(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror}") from error
+    _check_writable(out)
     failed: list[dict[str, Any]] = []
     try:
         with _at_once(workers) as map_:
-            for outcome in map_(lambda job: _outcome(job, recipe, out / job.name, overwrite=overwrite), jobs):
-                if outcome.error:
-                    failed.append(outcome.row)
-                yield outcome
-    finally:
-        _write_tables(out, failed)
+            first = map_(lambda job: _outcome(job, recipe, out, overwrite=overwrite), jobs)
+            for job, outcome in _settled_first(zip(jobs, first, strict=True)):
+                settled = outcome or _outcome(job, recipe, out, overwrite=overwrite, wait=True)
+                assert settled is not None
+                if settled.error:
+                    failed.append(settled.row)
+                yield settled
+    except BaseException:
+        with suppress(WriteError):  # the first error says more
+            _write_tables(out, failed)
+        raise
+    _write_tables(out, failed)
+
+
+def _check_writable(out: Path) -> None:
+    itk_name(out)
+    _check_tables(out)
+    with written_whole(out / TABLE) as probe:
+        probe.touch()
+        probe.unlink()
+
+
+def _check_tables(out: Path) -> None:
+    """Raise an error where a file of the user's own would be replaced, or one that VisuAlign has saved."""
+    for name, words in ((TABLE, ",".join(_COLUMNS[:2])), (VISUALIGN, '"aligner": "atlalign ')):
+        path = out / name
+        if path.exists() and not (path.is_file() and words.encode() in path.read_bytes()[:_HEAD_BYTES]):
+            raise InputError(
+                f"{path} is not as `atlalign register` wrote it: move it away, or choose another --out"
+            )
+
+
+def _settled_first(
+    outcomes: Iterable[tuple[Job, Outcome | None]],
+) -> Iterator[tuple[Job, Outcome | None]]:
+    """Yield in their order; from the first section on that another process works on, only when all are tried."""
+    late: list[tuple[Job, Outcome | None]] = []
+    for job, outcome in outcomes:
+        if late or outcome is None:
+            late.append((job, outcome))
+        else:
+            yield job, outcome
+    if late:
+        number = sum(outcome is None for _, outcome in late)
+        _log.warning("%d sections are being registered by other processes: waiting for these", number)
+    yield from late
 
 
 @contextmanager
@@ -132,36 +193,70 @@ def _at_once(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
         torch.set_num_threads(threads)
 
 
-def _outcome(job: Job, recipe: Recipe, folder: Path, *, overwrite: bool) -> Outcome:
-    if job.problem:
-        return _failed(job, job.problem)
-    if not job.path.is_file():
-        what = "expected an image, found a folder of this name" if job.path.is_dir() else "no such file"
-        return _failed(job, f"{job.path.name}: {what} in {job.path.parent}")
+def _outcome(job: Job, recipe: Recipe, out: Path, *, overwrite: bool, wait: bool = False) -> Outcome | None:
+    """Return what became of one section; None if another process is at work on it, unless told to wait for that."""
     try:
-        recipe = recipe.of(job)
-        settings = _settings(job, recipe)
-        done = _former_record(folder, settings, overwrite=overwrite)
+        return _registered(job, recipe, out, overwrite=overwrite, wait=wait)
+    except LockedError:
+        return None
+    except WriteError as error:
+        if error.errno in _NOTHING_CAN_BE_WRITTEN:
+            raise
+        return _failed(job, str(error))
     except InputError as error:
         return _failed(job, str(error))
-    if done is not None:
-        judged = _judged(done, recipe.options.limits)
-        if judged != done:
+    except Exception as error:
+        _write_traceback(out / LOG, job, error)
+        kind = "MemoryError" if isinstance(error, MemoryError) else type(error).__name__
+        return _failed(job, shorten(f"{kind}: {error} (unexpected; see {LOG})", 500))
+
+
+def _registered(job: Job, recipe: Recipe, out: Path, *, overwrite: bool, wait: bool) -> Outcome:
+    """Return the outcome of one section, found or made; all that may go wrong with it is raised."""
+    _check_job(job)
+    name, recipe = file_name(job.name), recipe.of(job)
+    folder = out / name
+    settings = _settings(job, recipe)
+
+    def found() -> Outcome | None:
+        record = _former_record(folder, settings, overwrite=overwrite)
+        if record is None:
+            return None
+        judged = _judged(record, recipe.options.limits)
+        if judged != record:
             write_record(folder, judged)
-        return Outcome(_row(job.name, judged), is_new=False)
-    try:
-        return Outcome(_row(job.name, _register_into(job, recipe, folder, settings)))
-    except InputError as error:
-        return _failed(job, str(error))
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
+        return Outcome(_row(name, judged), is_new=False)
+
+    if outcome := found():
+        return outcome
+    with lock(folder, wait=wait):
+        # Another process may have made it meanwhile.
+        return found() or Outcome(_row(name, _register_into(job, recipe, folder, settings)))
+
+
+def _check_job(job: Job) -> None:
+    if job.problem:
+        raise InputError(job.problem)
+    if file_name(job.name) in (TABLE, VISUALIGN, LOG):
+        raise InputError(f"its results would have the name of {job.name}: rename the image")
+    if not is_file(job.path):
+        what = "expected an image, found a folder of this name" if is_folder(job.path) else "no such file"
+        raise InputError(f"{what} in {job.path.parent}")
 
 
 def _failed(job: Job, error: str) -> Outcome:
-    name = job.path.name
-    error = error if error.startswith(name) else f"{name}: {error}"
+    name, error = printable(job.path.name), printable(error)
+    error = error if error.startswith(name) else f"{shorten(name, 100)}: {error}"
     record = {"flag": "fail", "reason": error, "settings": {"file": name}}
-    return Outcome(_row(job.name, record), error=error)
+    return Outcome(_row(file_name(job.name), record), error=error)
+
+
+def _write_traceback(path: Path, job: Job, error: Exception) -> None:
+    """Append what a report of the error needs; a log that cannot be written stops nothing."""
+    head = f"{datetime.now().astimezone().isoformat(timespec='seconds')} atlalign {__version__}: {job.path}"
+    text = "\n".join([head, *traceback.format_exception(error), ""])
+    with suppress(OSError), path.open("a", encoding="utf-8") as log:
+        log.write(printable(text))
 
 
 def _settings(job: Job, recipe: Recipe) -> dict[str, Any]:
@@ -174,26 +269,40 @@ def _settings(job: Job, recipe: Recipe) -> dict[str, Any]:
     }
     settings = {**of_image, **where, **asdict(recipe.options), **recipe.origin}
     del settings["limits"]
-    return json.loads(json.dumps(settings))  # type: ignore[no-any-return]
+    return json.loads(printable(json.dumps(settings, ensure_ascii=False)))  # type: ignore[no-any-return]
 
 
 def _former_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
-    """Return the record of the same work done before; None where it is to be done, as where a file is missing."""
+    """Return the record of the same work done before; None where it is to be done, as where a file is damaged."""
     if not folder.exists():
         return None
-    former: dict[str, Any] = {}
-    with suppress(InputError):  # a damaged record is something else
-        record = read_record(folder)
-        former = record.get("settings", {})
-        if former == settings and all((folder / name).exists() for name in record.get("files", ())):
-            return record
-    if overwrite or former == settings:
+    former = _former_settings(folder)
+    if former == settings:
+        with suppress(InputError):
+            return check_whole(folder)
+    if overwrite or not former or former == settings:
         _check_replaceable(folder)
         return None
     changed = {name for name in former | dict(settings) if former.get(name) != settings.get(name)}
     said = sorted({_SAID.get(name, name) for name in changed})
-    found = f"results made with another {', '.join(said)}" if former else "something else"
-    raise InputError(f"{folder} holds {found}: choose another --out, or --overwrite")
+    raise InputError(
+        f"{folder} holds results made with another {', '.join(said)}: choose another --out, or --overwrite"
+    )
+
+
+def _former_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of the results in a folder; none if their record is damaged.
+
+    Raises:
+        InputError: If there is something else in the folder.
+    """
+    if not (folder / RECORD).exists():
+        _check_replaceable(folder)
+    try:
+        settings = read_record(folder).get("settings")
+    except InputError:
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -222,19 +331,20 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
         "version": __version__,
     }
     record = _judged(measured, recipe.options.limits)
-    with _written_whole(folder) as unfinished:
+    with folder_written_whole(folder, replace=True) as unfinished:
         _write_results(unfinished, found, recipe.ontology)
         if transform.plane is not None:
             record["visualign"] = visualign.visualign_slice(
                 transform,
-                job.path.name,
+                printable(job.path.name),
                 job.number,
                 anchoring=job.anchoring,
                 tissue=found.reference.tissue.numpy(),
             )
-        record["files"] = sorted({FORWARD, INVERSE, *(path.name for path in unfinished.iterdir())})
         record["seconds"] = round(time.perf_counter() - start, 2)
         transform.save(unfinished, record)
+        if folder.exists():
+            _check_replaceable(folder)  # much may have happened since it was looked at
     return record
 
 
@@ -243,21 +353,6 @@ def _judged(record: Mapping[str, Any], limits: Mapping[str, Limit]) -> dict[str,
     flag, reason = judge(Quality(**{measure: record[measure] for measure in _MEASURES}), limits)
     bounds = {name: list(limit) for name, limit in limits.items()}
     return {**record, "flag": flag, "reason": reason, "limits": bounds}
-
-
-@contextmanager
-def _written_whole(folder: Path) -> Iterator[Path]:
-    """Yield a folder under a temporary name, which replaces `folder` at the end; nothing is left on errors."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        if folder.exists():
-            shutil.rmtree(folder)
-        unfinished.replace(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _write_results(folder: Path, found: RegisteredSection, ontology: Ontology | None) -> None:
@@ -379,17 +474,26 @@ def _write_tables(out: Path, failed: Iterable[Mapping[str, Any]]) -> None:
     # Other processes may finish sections of their own meanwhile.
     while shown != (finished := sorted(out.glob(f"[!.]*/{RECORD}"))):
         shown = finished
-        records = {}
-        for path in finished:
-            with suppress(InputError):  # a damaged one is made again
-                records[path.parent.name] = read_record(path.parent)
-        rows = {row["section"]: row for row in failed}
-        rows |= {name: _row(name, record) for name, record in records.items()}
+        whole, damaged = _records(path.parent for path in finished)
+        rows = {row["section"]: row for row in (*damaged, *failed)}
+        rows |= {name: _row(name, record) for name, record in whole.items()}
         if rows:
             write_table(out / TABLE, _COLUMNS, (rows[name].values() for name in sorted(rows)))
-        slices = [record["visualign"] for record in records.values() if "visualign" in record]
+        slices = [record["visualign"] for record in whole.values() if "visualign" in record]
         if slices:
             visualign.write_visualign(out / VISUALIGN, _numbered(slices))
+
+
+def _records(folders: Iterable[Path]) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """Return the records of whole results by the names of their folders, and rows for the damaged ones."""
+    whole, damaged = {}, []
+    for folder in folders:
+        try:
+            whole[folder.name] = check_whole(folder)
+        except (InputError, OSError) as error:
+            record = {"flag": "fail", "reason": f"damaged, to be registered again: {error}"}
+            damaged.append(_row(printable(folder.name), record))
+    return whole, damaged
 
 
 def _numbered(slices: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -6,6 +6,7 @@ points to the reference, which is what warps the reference's labels. Each is a d
 """
 
 import gzip
+import hashlib
 import json
 import re
 import zlib
@@ -22,7 +23,7 @@ from torch import Tensor
 from atlalign.atlas.planes import Plane, Points
 from atlalign.errors import InputError
 from atlalign.geometry import sample, warp_points
-from atlalign.io.files import written_whole
+from atlalign.io.files import fingerprint, itk_name, printable, written_whole
 from atlalign.io.pixels import PixelSize
 
 FORWARD, INVERSE, RECORD = "forward.nii.gz", "inverse.nii.gz", "transform.json"
@@ -31,6 +32,7 @@ LABELS, REGIONS = "reference_labels.tif", "regions.csv"
 """What stands beside them, where the reference has labels."""
 
 _FORMAT = 1
+_CHECKSUM = "sha256"  # of the record itself
 _READ_BYTES = 2**20
 _TILE_PX = 256
 
@@ -96,7 +98,7 @@ class Displacement:
         image: Any = SimpleITK.GetImageFromArray(vectors, isVector=True)
         image.SetSpacing([size / 1000 for size in self.grid.pixel_um])
         plain = path.with_suffix("")
-        SimpleITK.WriteImage(image, str(plain))
+        SimpleITK.WriteImage(image, itk_name(plain))
         path.write_bytes(gzip_encode(plain.read_bytes()))  # SimpleITK's own compression takes twice as long
         plain.unlink()
 
@@ -113,7 +115,7 @@ class Displacement:
             raise InputError(f"{path}: expected a displacement field, found no file")
         try:
             _check_gzip(path)
-            image: Any = SimpleITK.ReadImage(str(path))
+            image: Any = SimpleITK.ReadImage(itk_name(path))
         except (RuntimeError, OSError, EOFError, zlib.error) as error:
             raise InputError(f"{path}: expected a displacement field, cannot read it") from error
         if image.GetDimension() != 2 or image.GetNumberOfComponentsPerPixel() != 2:
@@ -208,14 +210,18 @@ class SectionTransform:
             )
 
     def save(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """Write the transform into a folder; `record`, plain data on how it came about, is kept with it."""
+        """Write the transform into a folder; `record`, plain data on how it came about, is kept with it.
+
+        The record gets the sizes and checksums of all files that are in the folder.
+        """
         self.forward.write(folder / FORWARD)
         self.inverse.write(folder / INVERSE)
         frames = {
             "section": {"shape": self.section.shape, "pixel_um": self.section.pixel_um},
             "plane": None if self.plane is None else self.plane.matrix.tolist(),
         }
-        write_record(folder, {"format": _FORMAT, **frames, **record})
+        files = {path.name: _state(path) for path in sorted(folder.iterdir()) if path.name != RECORD}
+        write_record(folder, {"format": _FORMAT, **frames, **record, "files": files})
 
     @classmethod
     def load(cls, folder: str | Path) -> "SectionTransform":
@@ -264,9 +270,49 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write all that is kept with a transform as plain data, in place of what was."""
+    """Write all that is kept with a transform as plain data, and its checksum, in place of what was."""
+    content = {**record, _CHECKSUM: _checksum(record)}
     with written_whole(folder / RECORD) as unfinished:
-        unfinished.write_text(_compact_json(record) + "\n", encoding="utf-8")
+        unfinished.write_text(printable(_compact_json(content)) + "\n", encoding="utf-8")
+
+
+def check_whole(folder: Path) -> dict[str, Any]:
+    """Return what is kept with a transform, if neither it nor any file beside it has changed since it was written.
+
+    A file is read only where its size or time differ from the record's.
+
+    Raises:
+        InputError: If something is missing, damaged or changed.
+    """
+    record = read_record(folder)
+    if record.get(_CHECKSUM) != _checksum(record):
+        raise InputError(f"{folder / RECORD}: expected the record as it was written, found it changed")
+    for name, state in record.get("files", {}).items():
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"{path}: expected a file of results, found none")
+        if not _is_as_written(path, state):
+            raise InputError(f"{path}: expected the file as it was written, found it changed")
+    return record
+
+
+def _state(path: Path) -> dict[str, Any]:
+    status = path.stat()
+    return {"bytes": status.st_size, "modified_ns": status.st_mtime_ns, "sha256": fingerprint(path)}
+
+
+def _is_as_written(path: Path, state: Mapping[str, Any]) -> bool:
+    status = path.stat()
+    if (status.st_size, status.st_mtime_ns) == (state["bytes"], state["modified_ns"]):
+        return True
+    return bool(status.st_size == state["bytes"] and fingerprint(path) == state["sha256"])
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    """Return the checksum of a record's content, whatever its layout."""
+    content = {name: value for name, value in record.items() if name != _CHECKSUM}
+    text = printable(json.dumps(content, ensure_ascii=False, sort_keys=True))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _compact_json(record: Mapping[str, Any]) -> str:

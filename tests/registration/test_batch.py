@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ from atlalign.registration import (
 )
 from atlalign.registration import batch as module
 from atlalign.registration.register import LIMITS, Limit
-from atlalign.registration.transform import SectionTransform
+from atlalign.registration.transform import SectionTransform, check_whole
 
 SHAPE = (32, 48)
 FILES = {
@@ -365,14 +366,68 @@ def test_another_image_of_the_same_name_is_another_reference(run, sections, tmp_
         assert (status, "b holds results made with another reference:" in printed) == (1, True), changed
 
 
-def test_a_damaged_result_is_made_again_where_that_is_wanted(run, sections, tmp_path):
-    run(sections)
-    record = tmp_path / "out" / "a" / "transform.json"
-    record.write_text("{")
-    assert "holds something else" in run(sections)[1]
-    assert record.read_text() == "{"
-    assert run(sections, "--overwrite")[0] == 0
-    assert json.loads(record.read_text())["format"] == 1
+def empty(folder: Path) -> None:
+    (folder / "forward.nii.gz").write_bytes(b"")
+
+
+def change_a_byte(folder: Path) -> None:
+    with (folder / "labels.tif").open("r+b") as file:
+        file.seek(-5, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+
+
+def cut_record(folder: Path) -> None:
+    (folder / "transform.json").write_text("{")
+
+
+def change_record(name: str, value: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "transform.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+
+    return change
+
+
+DAMAGES = {
+    "empty": empty,
+    "byte": change_a_byte,
+    "cut": cut_record,
+    "null": lambda folder: (folder / "transform.json").write_text("null"),
+    "binary": lambda folder: (folder / "transform.json").write_bytes(b"\xff\x00"),
+    "files": change_record("files", None),
+    "settings": change_record("settings", []),
+    "visualign": change_record("visualign", {}),
+    "pixels": change_record("pixel_um", "80"),
+    "measure": change_record("folding", None),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_result_is_made_again(damage, run, sections, tmp_path):
+    first, second = ([sections / name, "--position", "6000"] for name in ("b.tif", "c.jpg"))
+    run(*first)
+    folder = tmp_path / "out" / "b"
+    good = {name: (folder / name).read_bytes() for name in FILES - {"transform.json"}}
+    damage(folder)
+    assert run(*second)[0] == 0  # of which it is no business
+    assert table(tmp_path / "out")["b"]["flag"] == "fail"
+    assert "damaged, to be registered again" in table(tmp_path / "out")["b"]["reason"]
+    status, printed = run(*first)
+    assert (status, "(0 of them before)" in printed) == (0, True)
+    assert {name: (folder / name).read_bytes() for name in good} == good
+    assert "damaged" not in table(tmp_path / "out")["b"]["reason"]
+    assert "(1 of them before)" in run(*first)[1]
+    assert not (tmp_path / "out" / "errors.log").exists()
+
+
+def test_copied_results_are_still_whole(run, sections, tmp_path):
+    """Their files have other times, so that their contents are compared."""
+    image = [sections / "b.tif", "--position", "6000"]
+    run(*image)
+    shutil.copytree(tmp_path / "out", tmp_path / "copy", copy_function=shutil.copyfile)
+    assert "(1 of them before)" in run(*image, "--out", tmp_path / "copy")[1]
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "labels.tif"])
@@ -380,10 +435,10 @@ def test_a_foreign_folder_is_left_alone(run, sections, tmp_path, name):
     own = tmp_path / "out" / "a" / name
     own.parent.mkdir(parents=True)
     own.write_text("years of work")
-    for more, sentence in (([], "holds something else"), (["--overwrite"], f"more than results ({name})")):
+    for more in ([], ["--overwrite"]):
         status, printed = run(sections, *more)
         assert status == 1
-        assert sentence in printed
+        assert f"a holds more than results ({name})" in printed
         assert own.read_text() == "years of work"
 
 
@@ -403,13 +458,13 @@ def test_a_file_in_place_of_the_folder_of_results_is_named(run, sections, tmp_pa
     (tmp_path / "out").write_text("a file")
     status, printed = run(sections)
     assert status == 1
-    assert "out cannot be written: File exists" in printed
+    assert "out is no folder" in printed
     assert (tmp_path / "out").read_text() == "a file"
 
 
 def test_a_batch_that_is_interrupted_ends_in_one_sentence_and_goes_on(run, sections, tmp_path, monkeypatch):
     def interrupted(path, *args, **kwargs):
-        if path.parent.name == ".b.unfinished":
+        if path.parent.name.endswith("-b"):
             raise KeyboardInterrupt
         write_tiff(path, *args, **kwargs)
 
@@ -434,11 +489,11 @@ def test_ctrl_c_ends_several_workers_when_they_have_finished_their_sections(
     both_at_work = threading.Barrier(2)
 
     def interrupting(*args, **kwargs):
-        if args[0].parent.name == ".b.unfinished" and args[0].name == "registered.tif":
+        if args[0].parent.name.endswith("-b") and args[0].name == "registered.tif":
             both_at_work.wait(timeout=60)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.5)
-        elif args[0].parent.name == ".a.unfinished" and args[0].name == "registered.tif":
+        elif args[0].parent.name.endswith("-a") and args[0].name == "registered.tif":
             both_at_work.wait(timeout=60)
             time.sleep(0.5)
         write_tiff(*args, **kwargs)
@@ -483,6 +538,174 @@ def test_without_space_nothing_half_written_stays(run, sections, tmp_path, monke
     assert status == 1
     assert "a cannot be written: No space left on device" in printed
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EROFS])
+def test_what_no_section_could_write_ends_the_batch(number, run, sections, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(module, "write_tiff", refuse)
+    status, printed = run(sections)
+    assert status == 1
+    assert printed.count("cannot be written") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError("37 GiB"), "MemoryError: 37 GiB"),
+        (RuntimeError("can't allocate memory"), "RuntimeError: can't allocate memory"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (ZeroDivisionError("\udcff"), "ZeroDivisionError: %FF"),
+    ],
+)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_any_error_of_one_section_is_a_row(error, said, workers, run, sections, tmp_path, monkeypatch):
+    def fail_for_b(job, recipe):
+        if job.name == "b":
+            raise error
+        return register_section(job, recipe)
+
+    monkeypatch.setattr(module, "register_section", fail_for_b)
+    status, printed = run(sections, "--workers", workers)
+    assert status == 1
+    assert "2 of 3 sections registered" in printed
+    assert f"b.tif: {said}" in printed or f"b.tif: OSError: [Errno 5] {said}" in printed
+    assert "Traceback" not in printed
+    rows = table(tmp_path / "out")
+    assert [rows[name]["flag"] == "fail" for name in "abc"] == [False, True, False]
+    log = (tmp_path / "out" / "errors.log").read_text()
+    assert log.count("Traceback (most recent call last)") == 1
+    assert "fail_for_b" in log
+    assert str(sections / "b.tif") in log
+
+
+def test_an_exit_is_no_failure_of_a_section(run, sections, monkeypatch):
+    monkeypatch.setattr(module, "register_section", lambda *_: sys.exit(3))
+    with pytest.raises(SystemExit):
+        run(sections)
+
+
+NAMES = [
+    "x" * 245 + ".png",
+    "x" * 246 + ".png",
+    os.fsdecode(b"m_\xfc.png"),
+    "registrations.csv.png",
+]
+
+
+def test_any_name_of_a_file_has_its_results(run, sections, tmp_path):
+    folder = tmp_path / "names"
+    folder.mkdir()
+    for name in NAMES:
+        shutil.copy(sections / "a.png", folder / name)
+    status, printed = run(folder, "--position", "4000")
+    assert status == 1
+    assert "3 of 4 sections registered" in printed
+    assert "registrations.csv.png: its results would have the name" in printed
+    rows = table(tmp_path / "out")
+    assert {row["file"] for row in rows.values()} == {*NAMES} - {NAMES[2]} | {"m_%FC.png"}
+    assert {path.parent.name for path in (tmp_path / "out").glob("*/transform.json")} == {*rows} - {
+        "registrations.csv"
+    }
+    slices = json.loads((tmp_path / "out" / "visualign.json").read_text(encoding="utf-8"))["slices"]
+    assert "m_%FC.png" in {entry["filename"] for entry in slices}
+    assert "(3 of them before)" in run(folder, "--position", "4000")[1]
+    assert {path.name for path in tmp_path.iterdir()} == {"sections", "names", "out"}
+
+
+def test_an_output_folder_that_ends_itk_is_a_sentence(run, sections, tmp_path):
+    """ITK aborts the process at names that are no text."""
+    out = tmp_path / os.fsdecode(b"\xfc")
+    status, printed = run(sections, "--out", out)
+    assert (status, "%FC: expected a name that is text" in printed) == (1, True)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["\ud800.png", "a\0.png", "../..", "."])
+def test_a_list_may_name_what_no_file_is_called(name, run, sections, tmp_path):
+    slices = [
+        {"filename": file, "width": 144, "height": 96, "anchoring": [456, 284, 320, -456, 0, 0, 0, 0, -320]}
+        for file in (name, str(sections / "b.tif"))
+    ]
+    (tmp_path / "list.json").write_text(json.dumps({"slices": slices}))
+    status, printed = run(tmp_path / "list.json")
+    assert status == 1
+    assert "1 of 2 sections registered" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"sections", "list.json", "out"}
+
+
+# --- several runs in one folder ---------------------------------------------------------------------------------------
+
+
+def test_two_runs_share_the_sections_of_a_folder(sections, model, tmp_path, monkeypatch):
+    """Each section is made by one of them, all are whole, and both know all of them in the end."""
+    made: list[str] = []
+    both_at_work = threading.Barrier(2)
+
+    def count(job, recipe):
+        made.append(job.name)
+        if len(made) <= 2:
+            both_at_work.wait(timeout=60)
+        return register_section(job, recipe)
+
+    def register(rows: list[dict[str, str]]) -> None:
+        recipe = atlas_recipe("phantom", model=model, image_shape=SHAPE)
+        rows += [outcome.row for outcome in register_batch(find_jobs([sections]), recipe, tmp_path / "out")]
+
+    monkeypatch.setattr(module, "register_section", count)
+    one: list[dict[str, str]] = []
+    two: list[dict[str, str]] = []
+    thread = threading.Thread(target=register, args=(one,))
+    thread.start()
+    register(two)
+    thread.join()
+    assert sorted(made) == ["a", "b", "c"]
+    assert one == two
+    assert [row["section"] for row in one] == ["a", "b", "c"]
+    out = tmp_path / "out"
+    assert set(table(out)) == {"a", "b", "c"}
+    assert {path.name for path in out.iterdir()} == {"a", "b", "c", "registrations.csv", "visualign.json"}
+    for name in "abc":
+        assert {path.name for path in (out / name).iterdir()} == FILES
+        check_whole(out / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("registrations.csv", "date,animal\n"),
+        (
+            "visualign.json",
+            '{"name":"","target":"ABA_Mouse_CCFv3_2017_25um.cutlas","slices":[]}',
+        ),  # VisuAlign's own
+    ],
+)
+def test_tables_of_the_users_own_are_kept(name, content, run, sections, tmp_path):
+    own = tmp_path / "out" / name
+    own.parent.mkdir()
+    own.write_text(content)
+    for more in ([], ["--overwrite"]):
+        status, printed = run(sections, *more)
+        assert (status, f"{name} is not as `atlalign register` wrote it" in printed) == (1, True)
+        assert own.read_text() == content
+        assert list(own.parent.iterdir()) == [own]
+
+
+def test_a_file_put_into_a_result_while_it_is_made_again_is_kept(run, sections, tmp_path, monkeypatch):
+    image = [sections / "b.tif", "--position", "6000"]
+    run(*image)
+    own = tmp_path / "out" / "b" / "notes.txt"
+
+    def slowly(job, recipe):
+        own.write_text("mine")
+        return register_section(job, recipe)
+
+    monkeypatch.setattr(module, "register_section", slowly)
+    status, printed = run(*image, "--background", "dark", "--overwrite")
+    assert (status, "b holds more than results (notes.txt)" in printed) == (1, True)
+    assert own.read_text() == "mine"
 
 
 def test_one_image_needs_its_position(run, sections, tmp_path):
