@@ -252,7 +252,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """Return what is kept with a transform, as plain data.
 
     Raises:
-        InputError: If the folder holds no transform.
+        InputError: If the folder holds no transform, or one whose record has changed since it was written.
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -266,6 +266,10 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder}: expected a section's folder, {reason}") from error
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
         raise InputError(f"{folder / RECORD}: expected the record of a transform, of format {_FORMAT}")
+    if record.get(_CHECKSUM) != _checksum(record):
+        raise InputError(
+            f"{folder / RECORD}: expected the record as it was written, found it changed: register the section again"
+        )
     return record
 
 
@@ -285,8 +289,6 @@ def check_whole(folder: Path) -> dict[str, Any]:
         InputError: If something is missing, damaged or changed.
     """
     record = read_record(folder)
-    if record.get(_CHECKSUM) != _checksum(record):
-        raise InputError(f"{folder / RECORD}: expected the record as it was written, found it changed")
     for name, state in record.get("files", {}).items():
         path = folder / name
         if not path.is_file():

@@ -27,6 +27,8 @@ from atlalign.registration.transform import (
     Displacement,
     Grid,
     SectionTransform,
+    read_record,
+    write_record,
 )
 from tests.registration.test_visualign import ONTOLOGY
 
@@ -471,8 +473,8 @@ def test_points_of_qupath_and_imagej_are_those_in_pixels(
 
 @pytest.mark.parametrize(("origin", "status"), [("file", 0), ("user", 0), ("fit", 1), ("anchoring", 1)])
 def test_points_in_um_need_pixels_of_a_known_size(transform, tmp_path, capsys, origin, status):
-    record = tmp_path / "s1" / RECORD
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"pixel_size_from": origin}))
+    folder = tmp_path / "s1"
+    write_record(folder, read_record(folder) | {"pixel_size_from": origin})
     (tmp_path / "q.csv").write_text("Centroid X µm,Centroid Y µm\n2000,1800\n", encoding="utf-8")
     arguments = [tmp_path / "q.csv", "--with", tmp_path / "s1", "--out", tmp_path / "out.csv"]
     assert main(["transform", *map(str, arguments), "--to", "reference"]) == status

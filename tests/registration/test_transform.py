@@ -1,6 +1,5 @@
 """Transforms against SimpleITK's own resampling and points, and against hand-computable maps."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +158,12 @@ def test_the_record_has_each_list_of_numbers_on_a_line_of_its_own(transform, tmp
 def _set_section(folder: Path, **values: list[float]) -> None:
     record = module.read_record(folder)
     record["section"] |= values
-    (folder / module.RECORD).write_text(json.dumps(record))
+    module.write_record(folder, record)
+
+
+def _change_a_digit(folder: Path) -> None:
+    record = folder / module.RECORD
+    record.write_text(record.read_text().replace('"shape": [90, 70]', '"shape": [91, 70]'))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +172,9 @@ def _set_section(folder: Path, **values: list[float]) -> None:
         (lambda f: (f / module.RECORD).unlink(), "one that `atlalign register` wrote"),
         (lambda f: (f / module.RECORD).write_text("{"), "one that `atlalign register` wrote"),
         (lambda f: (f / module.RECORD).write_text('{"format": 99}'), "of format 1"),
-        (lambda f: (f / module.RECORD).write_text('{"format": 1}'), "expected the record of a transform"),
+        (lambda f: (f / module.RECORD).write_text('{"format": 1}'), "found it changed"),
+        (lambda f: module.write_record(f, {"format": 1}), "expected the record of a transform"),
+        (_change_a_digit, "found it changed"),
         (lambda f: _set_section(f, pixel_um=[0, 12]), "a section of .* px of 0 × 12 µm"),
         (lambda f: _set_section(f, pixel_um=[float("nan"), 12]), "a section of .* px of nan × 12 µm"),
         (lambda f: _set_section(f, shape=[0, 60]), "a section of 0×60 px"),
