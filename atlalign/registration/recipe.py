@@ -43,8 +43,11 @@ from atlalign.registration.register import (
 )
 from atlalign.registration.turning import likely_turns
 
-NEARBY_UM = (-2000.0, -1000.0, -500.0, 500.0, 1000.0, 2000.0)
-"""Distances from its plane at which a section is registered as well."""
+NEARBY_UM = (-500.0, 500.0)
+"""Distances from its plane at which a section is registered as well.
+
+A section that lies 1000 or 2000 µm off is more like the nearer one of these, too.
+"""
 
 _APART = 5.0  # degrees: the network corrects smaller turns
 
@@ -326,12 +329,14 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     reference = recipe.reference(job)
     section = read_section(image, recipe.image_shape, background=options.background, name=job.path.name)
     placement = _place(section, reference, job, options)
-    placements = _turned(section, reference, placement)
-    if options.turn is None and placement.placed_by in ("scale", "fit"):
-        placement = max(
-            placements[:2] or [placement],
-            key=lambda likely: registered_likeness(recipe.network, reference, section, likely),
-        )
+    is_free = options.turn is None and placement.placed_by in ("scale", "fit")
+    likely = [
+        (registered_likeness(recipe.network, reference, section, other), other)
+        for other in _likely(section, reference, placement)
+        if is_free or _is_apart(other, placement)
+    ]
+    if is_free and likely:
+        _, placement = max(likely, key=lambda found: found[0])
     _check_registered_size(image, reference, placement, job.path.name)
     registered = register(
         recipe.network,
@@ -340,7 +345,15 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
         placement,
         refinement_steps=options.refinement_steps,
         refinement_smoothness=options.refinement_smoothness,
-        alternatives=_alternatives(section, reference, placement, placements, job, recipe),
+        turns=[
+            *(
+                Alternative(f"turned by {_further(other, placement):.0f}°", like)
+                for like, other in likely
+                if _is_apart(other, placement)
+            ),
+            *_mirrored(section, reference, placement, recipe),
+        ],
+        planes=_planes(section, placement, job, recipe),
     )
     return RegisteredSection(image, section, reference, placement, registered)
 
@@ -363,34 +376,43 @@ def _place(section: Section, reference: Reference, job: Job, options: Options) -
     )
 
 
-def _turned(section: Section, reference: Reference, placement: Placement) -> list[Placement]:
-    """Return the placement at all likely turns, the likeliest first."""
+def _likely(section: Section, reference: Reference, placement: Placement) -> list[Placement]:
+    """Return the placement at the two turns at which the section looks most like its reference."""
+    likely = likely_turns(section, reference, placement)[:2]
+    return [turned(placement, reference, turn.degrees) for turn in likely]
+
+
+def _further(placement: Placement, than: Placement) -> float:
+    """Return by how many degrees a placement is turned beyond another."""
+    return (placement.turn - than.turn + 180) % 360 - 180
+
+
+def _is_apart(placement: Placement, other: Placement) -> bool:
+    return abs(_further(placement, other)) > _APART
+
+
+def _mirrored(
+    section: Section, reference: Reference, placement: Placement, recipe: Recipe
+) -> list[Alternative]:
+    """Return how like its reference half a section is when mirrored; of a whole brain both sides look alike."""
+    if not isinstance(recipe.reference, AtlasReferences) or recipe.reference.hemisphere is None:
+        return []
     return [
-        turned(placement, reference, turn.degrees) for turn in likely_turns(section, reference, placement)
+        Alternative("mirrored", registered_likeness(recipe.network, reference, section, other))
+        for other in _likely(section, reference, flipped(placement, reference))[:1]
     ]
 
 
-def _alternatives(
-    section: Section,
-    reference: Reference,
-    placement: Placement,
-    placements: Sequence[Placement],
-    job: Job,
-    recipe: Recipe,
-) -> list[Alternative]:
-    """Return the section at other likely turns, half a section mirrored, and planes before and behind its own."""
-    found = []
-    for other in placements[:2]:
-        further = (other.turn - placement.turn + 180) % 360 - 180
-        if abs(further) > _APART:
-            found.append(Alternative(f"turned by {further:.0f}°", reference, other))
+def _planes(section: Section, placement: Placement, job: Job, recipe: Recipe) -> list[Alternative]:
+    """Return how like the planes before and behind its own a section is."""
     if not isinstance(recipe.reference, AtlasReferences):
-        return found
-    if recipe.reference.hemisphere is not None:  # of a whole brain both sides look alike
-        mirrored = _turned(section, reference, flipped(placement, reference))
-        found += [Alternative("mirrored", reference, other) for other in mirrored[:1]]
+        return []
     assert job.position_um is not None
-    for distance_um, plane in recipe.reference.nearby(job).items():
-        where = f"{abs(distance_um):.0f} µm further {'back' if distance_um > 0 else 'to the front'}"
-        found.append(Alternative(f"{where}, at {job.position_um + distance_um:.0f} µm", plane, placement))
-    return found
+    return [
+        Alternative(
+            f"{abs(distance_um):.0f} µm further {'back' if distance_um > 0 else 'to the front'}, at "
+            f"{job.position_um + distance_um:.0f} µm",
+            registered_likeness(recipe.network, plane, section, placement),
+        )
+        for distance_um, plane in recipe.reference.nearby(job).items()
+    ]

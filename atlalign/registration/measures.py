@@ -1,0 +1,57 @@
+"""Measures of a registration that tell right from wrong; all of them look at the reference's tissue."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from atlalign.registration.placement import Reference
+
+_TISSUE = 0.03  # of the brightest: what is darker is ground
+
+
+class AffinePart(NamedTuple):
+    """The affine map that is closest to a field, and what the field adds to it.
+
+    Attributes:
+        bending_um: The mean distance between both.
+        rescaling: By what share the map changes lengths, larger or smaller.
+        rotation_deg: By how much the map turns, either way.
+    """
+
+    bending_um: float
+    rescaling: float
+    rotation_deg: float
+
+
+def affine_part(dvf: Tensor, reference: Reference) -> AffinePart:
+    """Return what a field (1, 2, H, W) in pixels has of an affine map, in µm of the reference."""
+    y, x = torch.nonzero(reference.tissue, as_tuple=True)
+    pixel_um = torch.tensor(reference.grid.pixel_um, dtype=torch.float64)
+    points = torch.cat([torch.stack([x, y], dim=1) * pixel_um, torch.ones(len(x), 1)], dim=1)
+    um = dvf[0][:, y, x].double().T * pixel_um
+    affine = torch.linalg.lstsq(points, um).solution
+    bending_um = float((um - points @ affine).square().sum(dim=1).sqrt().mean())
+    linear = torch.eye(2, dtype=torch.float64) + affine[:2].T
+    scale = max(float(linear.det().abs().sqrt()), 1e-3)
+    turn = torch.atan2(linear[1, 0] - linear[0, 1], linear[0, 0] + linear[1, 1])
+    return AffinePart(bending_um, max(scale, 1 / scale) - 1, abs(float(turn.rad2deg())))
+
+
+class Cover(NamedTuple):
+    """How the tissue of a registered section lies on the reference's.
+
+    Attributes:
+        uncovered: The share of the reference's tissue on which the section shows none.
+        beyond: The area of the section's tissue outside of it, as a share of it.
+    """
+
+    uncovered: float
+    beyond: float
+
+
+def cover(registered: Tensor, reference: Reference) -> Cover:
+    """Return how a registered section (1, 1, H, W), bright on a ground of 0, covers the reference."""
+    shown, expected = registered[0, 0] > _TISSUE, reference.tissue
+    area = expected.sum()
+    return Cover(float((expected & ~shown).sum() / area), float((shown & ~expected).sum() / area))
