@@ -1,6 +1,6 @@
 """How sections are registered: with what network, to what, and read and placed in what way; one section by it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,11 +43,10 @@ from atlalign.registration.register import (
 )
 from atlalign.registration.turning import likely_turns
 
-NEARBY_UM = (-500.0, 500.0)
-"""Distances from its plane at which a section is registered as well.
+NEARBY_UM, FARTHER_UM = (-500.0, 500.0), (-1000.0, 1000.0)
+"""Distances from its plane at which a section is registered as well, the latter only in case of doubt."""
 
-A section that lies 1000 or 2000 µm off is more like the nearer one of these, too.
-"""
+_DOUBT = -0.05  # of `better_elsewhere`: sections in their places are clearly less like the planes nearby
 
 _APART = 5.0  # degrees: the network corrects smaller turns
 
@@ -267,10 +266,10 @@ class AtlasReferences:
         self.image_shape = image_shape
         self.hemisphere = hemisphere
 
-    def nearby(self, job: Job) -> dict[float, Reference]:
-        """Return the planes before and behind that of a section by their distance in µm, where they show tissue."""
+    def nearby(self, job: Job, distances_um: Iterable[float]) -> dict[float, Reference]:
+        """Return the planes at distances from that of a section, where they show tissue."""
         found = {}
-        for distance_um in NEARBY_UM:
+        for distance_um in distances_um:
             with suppress(InputError):
                 found[distance_um] = self._reference(job, distance_um)
         return found
@@ -345,16 +344,18 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
         placement,
         refinement_steps=options.refinement_steps,
         refinement_smoothness=options.refinement_smoothness,
-        turns=[
-            *(
-                Alternative(f"turned by {_further(other, placement):.0f}°", like)
-                for like, other in likely
-                if _is_apart(other, placement)
-            ),
-            *_mirrored(section, reference, placement, recipe),
-        ],
-        planes=_planes(section, placement, job, recipe),
     )
+    turns = [
+        Alternative(f"turned by {_further(other, placement):.0f}°", like)
+        for like, other in likely
+        if _is_apart(other, placement)
+    ]
+    turns += _mirrored(section, reference, placement, recipe)
+    planes = _planes(section, placement, job, recipe, NEARBY_UM)
+    quality = registered.quality.compared(turns, planes)
+    if quality.better_elsewhere > _DOUBT:
+        quality = quality.compared(turns, planes + _planes(section, placement, job, recipe, FARTHER_UM))
+    registered = registered._replace(quality=quality)
     return RegisteredSection(image, section, reference, placement, registered)
 
 
@@ -403,8 +404,10 @@ def _mirrored(
     ]
 
 
-def _planes(section: Section, placement: Placement, job: Job, recipe: Recipe) -> list[Alternative]:
-    """Return how like the planes before and behind its own a section is."""
+def _planes(
+    section: Section, placement: Placement, job: Job, recipe: Recipe, distances_um: Iterable[float]
+) -> list[Alternative]:
+    """Return how like planes of an atlas a section is, at distances from its own."""
     if not isinstance(recipe.reference, AtlasReferences):
         return []
     assert job.position_um is not None
@@ -414,5 +417,5 @@ def _planes(section: Section, placement: Placement, job: Job, recipe: Recipe) ->
             f"{job.position_um + distance_um:.0f} µm",
             registered_likeness(recipe.network, plane, section, placement),
         )
-        for distance_um, plane in recipe.reference.nearby(job).items()
+        for distance_um, plane in recipe.reference.nearby(job, distances_um).items()
     ]

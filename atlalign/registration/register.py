@@ -4,8 +4,8 @@ Two maps make up the result. The *placement* is affine and brings the section to
 does the rest. Images are interpolated once, by both together.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,21 @@ from atlalign.registration.measures import affine_part, cover
 from atlalign.registration.placement import Placement, Reference, Section, antialiased, sampled_image
 from atlalign.registration.refine import refine
 from atlalign.registration.transform import Displacement, Grid, SectionTransform
+
+
+class Alternative(NamedTuple):
+    """Where a section could lie as well.
+
+    Attributes:
+        where: In words, such as "turned by 180°".
+        likeness: Of the section to the reference there, when registered.
+    """
+
+    where: str
+    likeness: float
+
+
+_NOWHERE = Alternative("", 0.0)
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,19 @@ class Quality:
     turned: str = ""
     likeness_elsewhere: float = 0.0
     elsewhere: str = ""
+
+    def compared(self, turns: Iterable[Alternative], planes: Iterable[Alternative]) -> "Quality":
+        """Return the measures with the likeliest of other turns and of other planes."""
+        turned, elsewhere = (
+            max(found, key=lambda other: other.likeness, default=_NOWHERE) for found in (turns, planes)
+        )
+        return replace(
+            self,
+            likeness_turned=turned.likeness,
+            turned=turned.where,
+            likeness_elsewhere=elsewhere.likeness,
+            elsewhere=elsewhere.where,
+        )
 
     @property
     def similarity_loss(self) -> float:
@@ -140,18 +168,6 @@ def judge(quality: Quality, limits: Mapping[str, Limit] = LIMITS) -> tuple[str, 
     return "pass", ""
 
 
-class Alternative(NamedTuple):
-    """Where a section could lie as well.
-
-    Attributes:
-        where: In words, such as "turned by 180°".
-        likeness: Of the section to the reference there, when registered.
-    """
-
-    where: str
-    likeness: float
-
-
 class Registered(NamedTuple):
     """A registered section.
 
@@ -177,8 +193,6 @@ def register(
     *,
     refinement_steps: int = 0,
     refinement_smoothness: float = 0.1,
-    turns: Sequence[Alternative] = (),
-    planes: Sequence[Alternative] = (),
 ) -> Registered:
     """Register a placed section to its reference.
 
@@ -189,8 +203,6 @@ def register(
         placement: Where it lies on the reference.
         refinement_steps: So many steps of `refine` follow.
         refinement_smoothness: As `refine` has it.
-        turns: Other turns of the section on its plane, in case it lies upside down or mirrored.
-        planes: Others near its own, in case it was said to lie in the wrong one.
 
     Raises:
         InputError: If the network fails, as on images of another size or for want of memory, or its field is not
@@ -205,8 +217,6 @@ def register(
         **affine_part(dvf, reference)._asdict(),
         **cover(by_network, reference)._asdict(),
         "likeness": likeness(reference.image, by_network),
-        **dict(zip(("likeness_turned", "turned"), _likeliest(turns), strict=True)),
-        **dict(zip(("likeness_elsewhere", "elsewhere"), _likeliest(planes), strict=True)),
     }
     # What the network is sure of is asked of the network alone.
     there_and_back = torch.where(stays_inside(dvf)[:, None], compose(back, dvf), torch.nan)
@@ -259,11 +269,6 @@ def registered_likeness(
     """Return how like its reference a placed section is when the network has registered it."""
     placed = sampled_image(antialiased(section, placement), placement, reference.grid.shape)
     return likeness(reference.image, warp(placed, _field(network, reference.image, placed)))
-
-
-def _likeliest(alternatives: Sequence[Alternative]) -> tuple[float, str]:
-    """Return the largest likeness among alternatives and where it is; 0 if there are none."""
-    return max(((other.likeness, other.where) for other in alternatives), default=(0.0, ""))
 
 
 def _length_um(dvf: Tensor, grid: Grid) -> Tensor:
