@@ -13,6 +13,7 @@ from atlalign.errors import InputError
 from atlalign.geometry import affine_to_dvf, invert, smooth_field, warp
 from atlalign.io.images import ImageFile
 from atlalign.networks import Registration
+from atlalign.registration.measures import affine_part, cover
 from atlalign.registration.placement import (
     Placement,
     Reference,
@@ -27,7 +28,7 @@ from atlalign.registration.placement import (
     sampled_image,
     turned,
 )
-from atlalign.registration.register import LIMITS, Quality, judge, register
+from atlalign.registration.register import LIMITS, Alternative, Quality, judge, register
 from atlalign.registration.transform import Grid
 from atlalign.registration.turning import likely_turns
 
@@ -349,6 +350,30 @@ class TestRegistering:
         ).quality.bending_um
         assert bent == pytest.approx(one_column_um, rel=0.1)
 
+    @pytest.mark.parametrize(("degrees", "scale"), [(0, 1.25), (0, 0.8), (7, 1), (-7, 1)])
+    def test_turn_and_size_are_found_in_a_field(self, reference, degrees, scale):
+        """In µm: the pixels of a grid may be oblong."""
+        cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+        pixel_um = np.array(reference.grid.pixel_um)
+        linear = scale * np.array([[cosine, -sine], [sine, cosine]]) * pixel_um / pixel_um[:, None]
+        matrix = torch.from_numpy(np.column_stack([linear, (3.0, -2.0)])).float()
+        found = affine_part(affine_to_dvf(matrix[None], SHAPE), reference)
+        assert found.bending_um == pytest.approx(0, abs=0.1)
+        assert found.rescaling == pytest.approx(0.25 if scale != 1 else 0, abs=1e-4)
+        assert found.rotation_deg == pytest.approx(abs(degrees), abs=1e-3)
+
+    def test_tissue_that_is_missing_or_too_much_is_measured(self, reference):
+        tissue = reference.tissue
+        whole = tissue.float()[None, None]
+        assert cover(whole, reference) == (0, 0)
+        half = whole.clone()
+        half[..., : SHAPE[1] // 2] = 0
+        assert cover(half, reference) == (pytest.approx(0.5, abs=0.05), 0)
+        assert cover(torch.ones_like(whole), reference) == (
+            0,
+            pytest.approx(float((~tissue).sum() / tissue.sum())),
+        )
+
     def test_a_network_that_is_wrong_one_way_is_inconsistent(self, reference, section, placement):
         shift = torch.full((1, 2, *SHAPE), 2.0)
         network = Known(shift, reference.image)
@@ -405,6 +430,22 @@ def test_a_section_is_turned_about_the_tissue_it_lies_on(reference):
     assert (around.turn, around.placed_by) == (180, "scale")
 
 
+good = Quality(
+    displacement_mean_um=100,
+    displacement_max_um=400,
+    folding=0,
+    inverse_consistency_um=20,
+    similarity_before=0.5,
+    similarity_after=0.7,
+    bending_um=90,
+    rescaling=0.02,
+    rotation_deg=1,
+    uncovered=0.02,
+    beyond=0.02,
+    likeness=0.8,
+)
+
+
 @pytest.mark.parametrize(
     ("change", "flag", "reason"),
     [
@@ -412,16 +453,29 @@ def test_a_section_is_turned_about_the_tissue_it_lies_on(reference):
         ({"folding": 0.002}, "look", "folding 0.002 > 0"),
         ({"folding": 0.002, "displacement_max_um": 3001}, "fail", "displacement_max_um 3001 > 3000"),
         ({"bending_um": 250.0}, "look", "bending_um 250 > 200"),
+        ({"rescaling": 0.25}, "look", "rescaling 0.25 > 0.13"),
+        ({"rotation_deg": 5.0}, "look", "rotation_deg 5 > 3"),
+        ({"uncovered": 0.3}, "look", "uncovered 0.3 > 0.06"),
+        ({"beyond": 0.6}, "fail", "beyond 0.6 > 0.5"),
         ({"similarity_after": 0.4}, "fail", "similarity_loss 0.1 > 0.05"),
         ({"inverse_consistency_um": float("nan")}, "fail", "inverse_consistency_um nan > 500"),
     ],
 )
 def test_what_is_beyond_a_limit_is_flagged_with_its_reason(change, flag, reason):
-    good = Quality(100, 400, 0, 20, 0.5, 0.7, bending_um=90, likeness=0.8)
     assert judge(replace(good, **change)) == (flag, reason)
-    doubted = replace(good, likeness_elsewhere=0.84, elsewhere="upside down")
-    assert judge(doubted) == ("look", "better_elsewhere 0.05 > 0.02 (it fits better upside down)")
     assert judge(good, LIMITS | {"displacement_max_um": LIMITS["folding"]})[0] == "fail"
+
+
+def test_a_section_that_fits_elsewhere_is_flagged_with_the_likeliest_place():
+    turns = [Alternative("turned by 180°", 0.79), Alternative("turned by 90°", 0.4)]
+    planes = [Alternative("at 4000 µm", 0.4), Alternative("at 5000 µm", 0.84)]
+    assert judge(good.compared(turns[1:], planes[:1])) == ("pass", "")
+    assert judge(good.compared([], planes)) == (
+        "look",
+        "better_elsewhere 0.05 > 0.02 (it fits better at 5000 µm)",
+    )
+    flag, reason = judge(good.compared(turns, []))
+    assert (flag, reason.split(" > ")[1]) == ("look", "-0.05 (it fits almost as well turned by 180°)")
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
