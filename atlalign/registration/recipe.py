@@ -37,6 +37,7 @@ from atlalign.registration.register import (
     LIMITS,
     Alternative,
     Limit,
+    Quality,
     Registered,
     register,
     registered_likeness,
@@ -351,12 +352,22 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
         if _is_apart(other, placement)
     ]
     turns += _mirrored(section, reference, placement, recipe)
-    planes = _planes(section, placement, job, recipe, NEARBY_UM)
-    quality = registered.quality.compared(turns, planes)
-    if quality.better_elsewhere > _DOUBT:
-        quality = quality.compared(turns, planes + _planes(section, placement, job, recipe, FARTHER_UM))
+    quality = _compared(registered.quality, turns, lambda um: _planes(section, placement, job, recipe, um))
     registered = registered._replace(quality=quality)
     return RegisteredSection(image, section, reference, placement, registered)
+
+
+def _compared(
+    quality: Quality,
+    turns: Sequence[Alternative],
+    planes: Callable[[Sequence[float]], list[Alternative]],
+) -> Quality:
+    """Return the measures with the likeliest of other turns and planes; `planes` takes distances in µm."""
+    near = planes(NEARBY_UM)
+    compared = quality.compared(turns, near)
+    if compared.better_elsewhere <= _DOUBT:
+        return compared
+    return quality.compared(turns, near + planes(FARTHER_UM))
 
 
 def _check_registered_size(image: ImageFile, reference: Reference, placement: Placement, name: str) -> None:
