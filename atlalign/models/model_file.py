@@ -164,6 +164,8 @@ def merge_global_local(
     )
     if not isinstance(global_net, GlobalAffineNet):
         raise InputError(f"merge: expected the global network first, got a {type(global_net).__name__}")
+    if isinstance(local_net, GlobalAffineNet | MergedNet):
+        raise InputError(f"merge: expected a local network second, got a {type(local_net).__name__}")
     return MergedNet(global_net, local_net, expose_global=expose_global)
 
 

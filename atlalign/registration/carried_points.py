@@ -29,7 +29,8 @@ _CENTROIDS: Mapping[tuple[str, ...], Unit] = {
     ("centroid x px", "centroid y px"): "px",
     ("centroid x µm", "centroid y µm"): "um",
 }
-"""What QuPath calls a point, and its unit."""
+"""QuPath's names of a point's coordinates, and their unit."""
+_NAPARI = ("axis-1", "axis-0")
 _POINTS, _LEFT_OUT, _OUTSIDE = "points", "left out", "outside of the section or the reference"
 _IN_NO_REGION, _WITHOUT_NUMBERS = "in no region", "without numbers"
 """What is counted of points."""
@@ -124,16 +125,20 @@ def _sections_in(source: Path, folder: Path, options: TransformOptions) -> list[
         raise InputError(f"--scale: expected a number for points of several sections, got {options.scale}")
     names: dict[str, None] = {}
     for line, name in _section_cells(source):
-        if name not in names and not _is_section(folder / name):
-            raise InputError(f"{source}, line {line}, section: expected one in {folder}, found {shown(name)}")
+        if name not in names and not _is_section(folder, name):
+            raise InputError(
+                f"{source}, line {line}, section: expected the name of a section's folder in {folder}, found "
+                f"{shown(name)}"
+            )
         names[name] = None
     return list(names)
 
 
-def _is_section(folder: Path) -> bool:
+def _is_section(folder: Path, name: str) -> bool:
+    """Return whether a section of this name lies directly in the folder."""
     try:
-        return (folder / RECORD).is_file()
-    except OSError:  # a name may be too long for one
+        return Path(name).name == name and (folder / name / RECORD).is_file()
+    except (OSError, ValueError):  # a name may be too long, or hold a null character
         return False
 
 
@@ -206,17 +211,17 @@ def _n_without_numbers(points: Points) -> int:
 def _pixels(table: Table, results: Results, unit: Unit | None) -> tuple[Points, str]:
     """Return the points (N, 2) of a table in pixels of the section, and how x and y were read.
 
-    x and y count from the centre of the first pixel, QuPath's centroids from its corner.
+    x and y, and napari's axes, count from the centre of the first pixel, QuPath's centroids from its corner.
     """
     columns = _point_columns(table)
     values = table.numbers(columns)
-    if columns != _SECTION:
+    if columns in _CENTROIDS:
         if unit is not None:
             raise InputError(
-                f"{table.path}: expected no --unit beside {' and '.join(columns)}, which say theirs"
+                f"{table.path}: --unit cannot be combined with the columns {' and '.join(columns)}, which have units"
             )
         unit = _CENTROIDS[columns]
-    corner = 0.0 if columns == _SECTION else 0.5
+    corner = 0.5 if columns in _CENTROIDS else 0.0
     if unit != "um":
         pixels = results.to_section(values - corner)
         results.check_near(pixels, values, table)
@@ -235,11 +240,16 @@ def _point_columns(table: Table) -> tuple[str, ...]:
     Raises:
         InputError: If there are several such pairs.
     """
-    found = [pair for pair in (_SECTION, *_CENTROIDS) if set(pair) <= set(table.names)]
+    found = [pair for pair in (_SECTION, _NAPARI, *_CENTROIDS) if set(pair) <= set(table.names)]
     if len(found) > 1:
         pairs = " as well as ".join(" and ".join(pair) for pair in found)
         raise InputError(
-            f"{table.path}: expected points in one pair of columns, found {pairs}: remove others"
+            f"{table.path}: expected points in one pair of columns, found {pairs}: remove the others"
+        )
+    if found == [_NAPARI] and "axis-2" in table.names:
+        raise InputError(
+            f"{table.path}: expected napari's axis-0 and axis-1 (y and x) of one image, found axis-2 as well: name the "
+            "columns of the section's pixels x and y"
         )
     return found[0] if found else _SECTION
 

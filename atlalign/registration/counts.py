@@ -1,4 +1,4 @@
-"""Points counted by region: what `atlalign transform` wrote of cells, over the areas of the sections they lie in."""
+"""Points counted by region, and their density: points per mm² of the sections in which they were searched."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -22,11 +22,11 @@ from atlalign.registration.transform import RECORD, REGIONS
 
 _SIDES = ("", "left", "right")  # the first one is both
 _Amounts = dict[str, dict[int, float]]
-"""How much of something there is on each side, by a region's id; a side is missing where it is not known."""
+"""An amount by side and region id; a side that is not known is missing."""
 
 
 class _Sections(NamedTuple):
-    """What registered sections show: what regions are called, and their own areas in mm²."""
+    """The regions of registered sections: their names, and their areas in mm² without their parts."""
 
     regions: Mapping[int, RegionName]
     areas: _Amounts
@@ -35,24 +35,25 @@ class _Sections(NamedTuple):
 def count_points(
     tables: Sequence[Path], folders: Sequence[Path], out: Path, *, overwrite: bool = False
 ) -> str:
-    """Write how many points lie in each region of some sections, and how many in a mm² of it; return one line on it.
+    """Write the number and density of points in each region of some sections; return a one-line summary.
 
-    The columns are id, acronym, name and, of what the atlas gives to a region but to none of its parts, points,
-    area_mm2 and points_per_mm2; the same of each side where it is known, as in left_points; and where regions know
-    what they are part of, parent_id and the same with all parts, as in points_with_parts. Points outside of the atlas
-    or in no region do not count.
+    The columns are id, acronym, name, points, area_mm2 and points_per_mm2. They count only what is labelled with the
+    region itself, not with its parts. Columns such as left_points do so by hemisphere, where it is known. Where regions
+    have parents, there are also parent_id and columns such as points_with_parts, which include all parts. Points
+    outside the atlas or in no region do not count.
 
     Args:
-        tables: What `atlalign transform … --to reference` wrote of points.
-        folders: The sections' folders, or those that hold them; also of sections in which there is no point.
+        tables: Tables of points that `atlalign transform … --to reference` wrote.
+        folders: The folders of all sections in which points were searched, or folders of such folders.
         out: The CSV file to write.
         overwrite: Replace a file that exists.
 
     Raises:
-        InputError: If a file is not what is expected, a point lies in a region that no section shows, or `out` exists.
+        InputError: If a file is invalid or named twice, a point lies in a region that no section has, or `out` exists.
     """
     if out.exists() and not overwrite:
-        raise InputError(f"{out} exists: choose another --out, or --overwrite")
+        raise InputError(f"{out} exists: choose another --out, or add --overwrite")
+    _check_different(tables)
     found = sorted({section for folder in folders for section in _sections_in(folder)})
     sections = _read_sections(found)
     points = _count(tables, sections.regions, {section.name for section in found})
@@ -60,6 +61,13 @@ def count_points(
     write_table(out, columns, zip(*columns.values(), strict=True))
     counted = sum(points[""].values())
     return f"{out}: {counted:.0f} points in {len(points[''])} regions of {len(found)} sections"
+
+
+def _check_different(tables: Sequence[Path]) -> None:
+    """Raise an error where a table is named twice, because its points would count twice."""
+    for table, n in Counter(path.resolve() for path in tables).items():
+        if n > 1:
+            raise InputError(f"{table}: expected each table once, found it named {n} times")
 
 
 # --- what there is ----------------------------------------------------------------------------------------------------
@@ -72,33 +80,54 @@ def _sections_in(folder: Path) -> list[Path]:
     found = [record.parent for record in folder.glob(f"[!.]*/{RECORD}")]
     if not found:
         raise InputError(
-            f"{folder}: expected a section's folder that `atlalign register` wrote, or a folder of these"
+            f"{folder}: expected a section's folder that `atlalign register` wrote, or a folder of such folders, found "
+            f"no {RECORD}"
         )
     return found
 
 
 def _read_sections(folders: Sequence[Path]) -> _Sections:
-    """Return what the tables of regions in these folders say, areas summed."""
+    """Return the regions of all these sections, with their areas summed."""
     regions: dict[int, RegionName] = {}
     areas: _Amounts = {side: defaultdict(float) for side in _SIDES}
     for folder in folders:
         path = folder / REGIONS
         table = read_table(path)
-        regions |= region_names(table)
+        named = region_names(table)
+        _check_same_atlas(named, regions, path)
+        regions |= named
         areas = {side: area for side, area in areas.items() if f"{side or 'area'}_mm2" in table.names}
         for line, cells in table.records(["id", "area_mm2"]):
             region_id = whole_number(cells["id"], f"{path}, line {line}, id")
             for side, area in areas.items():
                 name = f"{side or 'area'}_mm2"
-                area[region_id] += float(number(cells[name], f"{path}, line {line}, {name}"))
+                area[region_id] += _area(cells[name], f"{path}, line {line}, {name}")
     return _Sections(regions, areas)
+
+
+def _area(cell: str, where: str) -> float:
+    area = float(number(cell, where))
+    if area < 0:
+        raise InputError(f"{where}: expected an area of at least 0, found {shown(cell)}")
+    return area
+
+
+def _check_same_atlas(named: Mapping[int, RegionName], regions: Mapping[int, RegionName], path: Path) -> None:
+    """Raise an error where one id has different acronyms, because the sections then belong to different atlases."""
+    for region_id in sorted(named.keys() & regions.keys()):
+        one, other = named[region_id].acronym, regions[region_id].acronym
+        if one and other and one != other:
+            raise InputError(
+                f"{path}, id {region_id}: expected sections of one atlas, found acronyms {shown(one)} here and "
+                f"{shown(other)} in another section: count each atlas separately"
+            )
 
 
 def _count(tables: Sequence[Path], regions: Mapping[int, RegionName], sections: Collection[str]) -> _Amounts:
     """Return how many points of these tables lie in each region.
 
     Raises:
-        InputError: If a table is none of points, or some lie in a region or a section that is not among these.
+        InputError: If a table does not hold points, or a point lies in a region or section that is not among these.
     """
     counts: _Amounts = {side: defaultdict(float) for side in _SIDES}
     for part in chain.from_iterable(map(read_parts, tables)):
@@ -115,28 +144,40 @@ def _check_sections(part: Table, sections: Collection[str]) -> None:
     for line, name in zip(part.lines, _optional(part, "section"), strict=True):
         if name and name not in sections:
             raise InputError(
-                f"{part.path}, line {line}, section: expected one of those in --with, found {shown(name)}"
+                f"{part.path}, line {line}, section: expected the name of a section in --with, found {shown(name)}"
             )
 
 
 def _counted(part: Table, regions: Mapping[int, RegionName]) -> Counter[tuple[int, str]]:
     """Return how many points lie in each region on each side."""
-    hint = ": it is to be what `atlalign transform … --to reference` wrote"
+    hint = ": give a table that `atlalign transform … --to reference` wrote"
     cells = part.column("region_id", hint=hint)
     first_lines = dict(zip(reversed(cells), reversed(part.lines), strict=True))
     ids = {
         cell: _region_id(cell, regions, f"{part.path}, line {line}, region_id")
         for cell, line in sorted(first_lines.items(), key=lambda found: found[1])
     }
-    sides = _optional(part, "hemisphere")
+    sides = _sides(part)
     return Counter((ids[cell], side) for cell, side in zip(cells, sides, strict=True) if ids[cell])
+
+
+def _sides(part: Table) -> list[str]:
+    """Return the side of each point, "" where it is not known."""
+    cells = _optional(part, "hemisphere")
+    sides = {cell: "" if is_missing(cell) else cell.lower() for cell in set(cells)}
+    for line, cell in zip(part.lines, cells, strict=True):
+        if sides[cell] not in _SIDES:
+            raise InputError(
+                f"{part.path}, line {line}, hemisphere: expected left, right or an empty cell, found {shown(cell)}"
+            )
+    return [sides[cell] for cell in cells]
 
 
 def _region_id(cell: str, regions: Mapping[int, RegionName], where: str) -> int:
     """Return the id of a region, 0 for none."""
     region_id = 0 if is_missing(cell) else whole_number(cell, where)
     if region_id and region_id not in regions:
-        raise InputError(f"{where}: expected a region of the sections, found {region_id}")
+        raise InputError(f"{where}: expected a region that a section in --with has, found {region_id}")
     return region_id
 
 

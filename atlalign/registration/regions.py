@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from atlalign.atlas.ontology import Ontology
 from atlalign.errors import InputError
 from atlalign.io.pixels import PixelSize
-from atlalign.io.tables import Table, read_table, write_table
+from atlalign.io.tables import Table, read_table, shown, whole_number, write_table
 
 _Paths = dict[int, tuple[int, ...]]
 """The ids from the root down to a region, by the region's id."""
@@ -165,7 +165,7 @@ def read_regions(path: Path) -> dict[int, RegionName]:
     """Return what the regions in a file of `write_regions` are called, by id.
 
     Raises:
-        InputError: If the file cannot be read, or is no such table.
+        InputError: If the file cannot be read, or is not such a table.
     """
     return region_names(read_table(path))
 
@@ -174,14 +174,16 @@ def region_names(table: Table) -> dict[int, RegionName]:
     """Return what the regions in a table of `write_regions` are called, by id.
 
     Raises:
-        InputError: If it is no such table.
+        InputError: If it is not such a table.
     """
-    try:
-        return {int(row["id"]): _region_name(row) for _, row in table.records([])}
-    except (KeyError, ValueError) as error:
-        raise InputError(
-            f"{table.path}: expected a table of regions: {type(error).__name__} {error}"
-        ) from error
+    names: dict[int, RegionName] = {}
+    for line, row in table.records(["id", "acronym", "name", "color"]):
+        where = f"{table.path}, line {line}"
+        region_id = whole_number(row["id"], f"{where}, id")
+        if region_id in names:
+            raise InputError(f"{where}, id: expected each region once, found {region_id} again")
+        names[region_id] = _region_name(row, where)
+    return names
 
 
 def upwards(region_id: int, regions: Mapping[int, RegionName]) -> Iterator[int]:
@@ -193,10 +195,16 @@ def upwards(region_id: int, regions: Mapping[int, RegionName]) -> Iterator[int]:
         region_id = regions[region_id].parent_id or 0
 
 
-def _region_name(row: Mapping[str, str]) -> RegionName:
+def _region_name(row: Mapping[str, str], where: str) -> RegionName:
     parent = row.get("parent_id")
-    parent_id = None if parent is None else int(parent or 0)
-    if not row["color"]:
-        return RegionName(row["acronym"], row["name"], None, parent_id)
-    red, green, blue = bytes.fromhex(row["color"].removeprefix("#"))
-    return RegionName(row["acronym"], row["name"], (red, green, blue), parent_id)
+    parent_id = None if parent is None else whole_number(parent or 0, f"{where}, parent_id")
+    color = _color(row["color"], f"{where}, color") if row["color"] else None
+    return RegionName(row["acronym"], row["name"], color, parent_id)
+
+
+def _color(text: str, where: str) -> tuple[int, int, int]:
+    try:
+        red, green, blue = bytes.fromhex(text.removeprefix("#"))
+    except ValueError as error:
+        raise InputError(f"{where}: expected a color such as #bfdae3, found {shown(text)}") from error
+    return red, green, blue

@@ -15,7 +15,15 @@ from atlalign.errors import InputError
 from atlalign.io.images import read_channels, read_labels
 from atlalign.io.tables import Table
 from atlalign.registration.regions import RegionName, read_regions
-from atlalign.registration.transform import LABELS, REGIONS, Displacement, Grid, SectionTransform
+from atlalign.registration.transform import (
+    LABELS,
+    REGIONS,
+    Displacement,
+    Grid,
+    SectionTransform,
+    check_file,
+    read_record,
+)
 
 Destination = Literal["reference", "section"]
 Unit = Literal["px", "um"]
@@ -114,13 +122,30 @@ class Results:
 
     @cached_property
     def labels(self) -> NDArray[Any] | None:
-        """The reference's labels, if it has any."""
-        return read_labels(self.folder / LABELS) if (self.folder / LABELS).is_file() else None
+        """The reference's labels; None where the registration wrote none.
+
+        Raises:
+            InputError: If their file is missing, changed, or of other proportions than the reference.
+        """
+        if not self._has(LABELS):
+            return None
+        labels = read_labels(self.folder / LABELS)
+        reference_frame(self.transform, labels.shape, str(self.folder / LABELS))
+        return labels
 
     @cached_property
     def regions(self) -> Mapping[int, RegionName]:
-        """What the reference's labels are called, by id."""
-        return read_regions(self.folder / REGIONS) if (self.folder / REGIONS).is_file() else {}
+        """The names of the reference's labels, by id; none where the registration wrote none.
+
+        Raises:
+            InputError: If their file is missing, changed or invalid.
+        """
+        return read_regions(self.folder / REGIONS) if self._has(REGIONS) or self._has(LABELS) else {}
+
+    def _has(self, name: str) -> bool:
+        """Return whether there is a file, which must be there and unchanged if the record lists it."""
+        check_file(self.folder, read_record(self.folder), name)
+        return (self.folder / name).exists()
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------
@@ -162,13 +187,15 @@ def _scale(given: float | Path | None, transform: SectionTransform) -> tuple[flo
         InputError: If it is not a number above 0, or an image of other proportions.
     """
     if isinstance(given, Path):
+        if not given.is_file():
+            raise InputError(f"--scale: expected a number or an image, found no file {given}")
         shape = read_channels(given)[0].shape[:2]
         section_frame(transform, shape, given.name)
         height, width = transform.section.shape
         return shape[1] / width, shape[0] / height
     factor = 1.0 if given is None else float(given)
-    if not 0 < factor < np.inf:
-        raise InputError(f"--scale: expected a number above 0, got {factor:g}")
+    if not 1e-6 < factor < 1e6:
+        raise InputError(f"--scale: expected a number from 1e-6 to 1e6, got {factor:g}")
     return factor, factor
 
 

@@ -25,6 +25,7 @@ from atlalign.errors import InputError
 from atlalign.geometry import sample, warp_points
 from atlalign.io.files import fingerprint, itk_name, printable, written_whole
 from atlalign.io.pixels import PixelSize
+from atlalign.io.tables import cut
 
 FORWARD, INVERSE, RECORD = "forward.nii.gz", "inverse.nii.gz", "transform.json"
 """The files of a transform."""
@@ -35,6 +36,7 @@ _FORMAT = 1
 _CHECKSUM = "sha256"  # of the record itself
 _READ_BYTES = 2**20
 _TILE_PX = 256
+_AGAIN = "register the section again with --overwrite"
 
 
 class Grid(NamedTuple):
@@ -112,12 +114,12 @@ class Displacement:
         import SimpleITK
 
         if not path.is_file():
-            raise InputError(f"{path}: expected a displacement field, found no file")
+            raise InputError(f"{path}: expected a displacement field, found no file: {_AGAIN}")
         try:
             _check_gzip(path)
             image: Any = SimpleITK.ReadImage(itk_name(path))
         except (RuntimeError, OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{path}: expected a displacement field, cannot read it") from error
+            raise InputError(f"{path}: expected a displacement field, cannot read it: {_AGAIN}") from error
         if image.GetDimension() != 2 or image.GetNumberOfComponentsPerPixel() != 2:
             raise InputError(f"{path}: expected a 2D displacement field, found another image")
         if (
@@ -129,7 +131,7 @@ class Displacement:
             np.moveaxis(SimpleITK.GetArrayFromImage(image).astype(np.float32), -1, 0).copy()
         )
         if not bool(mm.isfinite().all()):
-            raise InputError(f"{path}: expected finite displacements, found some that are not")
+            raise InputError(f"{path}: expected finite displacements, found infinite ones or NaN: {_AGAIN}")
         x, y = (1000 * size for size in image.GetSpacing())
         return cls(Grid((mm.shape[1], mm.shape[2]), (x, y)), mm)
 
@@ -170,10 +172,10 @@ class SectionTransform:
         """Return (AP, DV, ML) in µm (N, 3) of section points (N, 2), in pixels (x, y).
 
         Raises:
-            InputError: If the reference is no plane of an atlas.
+            InputError: If the reference is not a plane of an atlas.
         """
         if self.plane is None:
-            raise InputError("expected a registration to an atlas, found one to an image")
+            raise InputError("expected a registration to an atlas, found one to a reference image")
         return self.plane.to_atlas(self.to_reference(pixels))
 
     def to_section(self, points_mm: Points) -> Points:
@@ -232,20 +234,48 @@ class SectionTransform:
         """
         folder = Path(folder)
         record = read_record(folder)
-        try:
-            height, width = (int(size) for size in record["section"]["shape"])
-            x, y = (float(size) for size in record["section"]["pixel_um"])
-            if min(height, width) < 2 or not (0 < x < np.inf and 0 < y < np.inf):
-                raise ValueError(f"a section of {height}×{width} px of {x:g} × {y:g} µm")
-            plane = (
-                None
-                if record["plane"] is None
-                else Plane(np.array(record["plane"], np.float64).reshape(3, 3))
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{folder / RECORD}: expected the record of a transform: {error}") from error
+        section = _recorded_grid(record.get("section"), folder / RECORD)
+        plane = _recorded_plane(record.get("plane", ""), folder / RECORD)
+        for name in (FORWARD, INVERSE):
+            check_file(folder, record, name)
         forward, inverse = (Displacement.read(folder / name) for name in (FORWARD, INVERSE))
-        return cls(forward, inverse, Grid((height, width), (x, y)), plane)
+        return cls(forward, inverse, section, plane)
+
+
+def _recorded_grid(found: Any, path: Path) -> Grid:
+    """Return the section's pixels, as `SectionTransform.save` wrote them."""
+    try:
+        height, width = found["shape"]
+        x, y = (float(size) for size in found["pixel_um"])
+        is_valid = (
+            all(isinstance(n, int) and n > 1 for n in (height, width)) and 0 < min(x, y) <= max(x, y) < np.inf
+        )
+    except (KeyError, TypeError, ValueError):
+        is_valid = False
+    if not is_valid:
+        raise InputError(
+            f"{path}, section: expected the shape (H, W) and pixel_um (x, y) of an image, found {cut(str(found), 80)}: "
+            f"{_AGAIN}"
+        )
+    return Grid((height, width), (x, y))
+
+
+def _recorded_plane(found: Any, path: Path) -> Plane | None:
+    """Return the reference's place in the atlas, as `SectionTransform.save` wrote it."""
+    if found is None:
+        return None
+    try:
+        matrix = np.array(found, np.float64).reshape(3, 3)
+        # The frame's x and y must lead to different places in the atlas.
+        is_valid = bool(np.isfinite(matrix).all() and np.linalg.matrix_rank(matrix[1:, :2]) == 2)
+    except (TypeError, ValueError):
+        is_valid = False
+    if not is_valid:
+        raise InputError(
+            f"{path}, plane: expected null or an invertible 3×3 matrix of finite numbers, found {cut(str(found), 80)}: "
+            f"{_AGAIN}"
+        )
+    return Plane(matrix)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -257,20 +287,27 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        several = any(folder.glob(f"*/{RECORD}"))
-        reason = (
-            "that of one section, which lies in it"
-            if several
-            else f"one that `atlalign register` wrote: {error}"
-        )
-        raise InputError(f"{folder}: expected a section's folder, {reason}") from error
+        raise InputError(_no_record(folder, error)) from error
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
-        raise InputError(f"{folder / RECORD}: expected the record of a transform, of format {_FORMAT}")
+        found = record.get("format", "none") if isinstance(record, dict) else "no object"
+        raise InputError(
+            f"{folder / RECORD}: expected a record of format {_FORMAT}, found {cut(str(found), 40)}: use the version "
+            f"of atlalign that wrote it, or {_AGAIN}"
+        )
     if record.get(_CHECKSUM) != _checksum(record):
         raise InputError(
-            f"{folder / RECORD}: expected the record as it was written, found it changed: register the section again"
+            f"{folder / RECORD}: expected the record as it was written, found it changed: {_AGAIN}"
         )
     return record
+
+
+def _no_record(folder: Path, error: Exception) -> str:
+    """Return why a folder is not that of one section."""
+    if (folder / RECORD).exists():
+        return f"{folder / RECORD}: expected the record of a section, cannot read it ({error}): {_AGAIN}"
+    if any(folder.glob(f"*/{RECORD}")):
+        return f"{folder}: expected the folder of one section, found a folder with the folders of several"
+    return f"{folder}: expected a section's folder that `atlalign register` wrote, found no {RECORD} in it"
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
@@ -289,13 +326,25 @@ def check_whole(folder: Path) -> dict[str, Any]:
         InputError: If something is missing, damaged or changed.
     """
     record = read_record(folder)
-    for name, state in record.get("files", {}).items():
-        path = folder / name
-        if not path.is_file():
-            raise InputError(f"{path}: expected a file of results, found none")
-        if not _is_as_written(path, state):
-            raise InputError(f"{path}: expected the file as it was written, found it changed")
+    for name in record.get("files", {}):
+        check_file(folder, record, name)
     return record
+
+
+def check_file(folder: Path, record: Mapping[str, Any], name: str) -> None:
+    """Check that a file beside a record is as it was written, if the record lists it.
+
+    Raises:
+        InputError: If it is missing, damaged or changed.
+    """
+    state = record.get("files", {}).get(name)
+    if state is None:
+        return
+    path = folder / name
+    if not path.is_file():
+        raise InputError(f"{path}: expected a file of results, found none: {_AGAIN}")
+    if not _is_as_written(path, state):
+        raise InputError(f"{path}: expected the file as it was written, found it changed: {_AGAIN}")
 
 
 def _state(path: Path) -> dict[str, Any]:

@@ -315,6 +315,7 @@ def test_merge_command_keeps_what_both_have_in_common(tmp_path, monkeypatch, cap
         (["global.pt", "small.pt"], "an image size in common, got (32, 48) and (16, 24)"),
         (["global.pt", "other.pt"], "an intensity scale in common, got 516.0 and 255.0"),
         (["local", "global.pt"], "expected the global network first, got a LocalUNet"),
+        (["global.pt", "global.pt"], "expected a local network second, got a GlobalAffineNet"),
     ):
         assert main(["merge", *arguments, "--out", "new.pt"]) == 1
         assert words in capsys.readouterr().err

@@ -355,7 +355,7 @@ def test_points_of_several_sections_each_go_by_their_own(transform, tmp_path, ca
         str(tmp_path / "b.csv"),
     ]
     assert main(again) == 1
-    assert f"line 6, section: expected one in {tmp_path}, found 's3'" in capsys.readouterr().err
+    assert "line 6, section: expected the name of a section's folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("by", [("ap_um", "dv_um", "ml_um"), ("x_reference", "y_reference")])
@@ -480,6 +480,52 @@ def test_points_in_um_need_pixels_of_a_known_size(transform, tmp_path, capsys, o
     assert main(["transform", *map(str, arguments), "--to", "reference"]) == status
     sentence = f"estimated by its placement ({origin}): give points in pixels"
     assert (sentence in capsys.readouterr().err) == (status == 1)
+
+
+def test_points_of_napari_are_y_and_x(transform, tmp_path, capsys):
+    (tmp_path / "own.csv").write_text("x,y\n70,80\n")
+    (tmp_path / "napari.csv").write_text("index,axis-0,axis-1\n0,80,70\n")
+    (own,), (found,) = (
+        rows(run(tmp_path / f"{name}.csv", "reference", f"{name}_out.csv")) for name in ("own", "napari")
+    )
+    assert {name: found[name] for name in own if name not in "xy"} == {
+        k: v for k, v in own.items() if k not in "xy"
+    }
+    (tmp_path / "stack.csv").write_text("index,axis-0,axis-1,axis-2\n0,3,80,70\n")
+    command = ["transform", str(tmp_path / "stack.csv"), "--with", str(tmp_path / "s1"), "--to", "reference"]
+    assert main([*command, "--out", str(tmp_path / "none.csv")]) == 1
+    assert "axis-2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../s1", "./s1", ".", "..", "s1/", "a\0b", "s" * 300])
+def test_a_section_is_named_by_its_folder_alone(transform, tmp_path, capsys, name):
+    """A name that leads elsewhere would be a section that `atlalign count` does not know."""
+    (tmp_path / "all").mkdir()
+    shutil.copytree(tmp_path / "s1", tmp_path / "all" / "s1")
+    source = write_rows(tmp_path / "cells.csv", [{"section": name, "x": 70, "y": 80}])
+    command = ["transform", str(source), "--with", str(tmp_path / "all"), "--to", "reference"]
+    assert main([*command, "--out", str(tmp_path / "none.csv")]) == 1
+    assert "line 2, section: " in capsys.readouterr().err
+    assert not (tmp_path / "none.csv").exists()
+
+
+@pytest.mark.parametrize("name", [LABELS, REGIONS, FORWARD, INVERSE])
+@pytest.mark.parametrize("damage", ["gone", "cut", "empty", "folder"])
+def test_points_need_the_files_that_were_written(transform, tmp_path, capsys, name, damage):
+    """Without them points would silently have no region, or another one."""
+    folder = tmp_path / "s1"
+    transform.save(folder, {})  # the record now lists all files
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if damage == "folder":
+        (folder / name).mkdir()
+    elif damage != "gone":
+        (folder / name).write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    source = write_rows(tmp_path / "cells.csv", [{"x": 70, "y": 80}])
+    command = ["transform", str(source), "--with", str(folder), "--to", "reference"]
+    assert main([*command, "--out", str(tmp_path / "none.csv")]) == 1
+    assert f"{folder / name}: " in capsys.readouterr().err
+    assert not (tmp_path / "none.csv").exists()
 
 
 def test_without_plane_and_labels_points_have_reference_pixels_alone(tmp_path):
@@ -766,11 +812,12 @@ def test_points_on_the_border_are_inside_and_points_close_by_are_left_out(still,
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--scale", "0"], "--scale: expected a number above 0, got 0"),
-        (["--scale", "-2"], "--scale: expected a number above 0, got -2"),
-        (["--scale", "nan"], "--scale: expected a number above 0, got nan"),
-        (["--scale", "inf"], "--scale: expected a number above 0, got inf"),
-        (["--scale", "none.tif"], "none.tif: no such file"),
+        *(
+            (["--scale", text], f"--scale: expected a number from 1e-6 to 1e6, got {text}")
+            for text in ("0", "-2")
+        ),
+        *((["--scale", text], f"1e6, got {text}") for text in ("nan", "inf", "1e-07")),
+        (["--scale", "none.tif"], "--scale: expected a number or an image, found no file none.tif"),
         (["--scale", "square.tif"], "square.tif: expected the proportions of the section's image"),
         (["--scale", "2", "--unit", "um"], "--scale: expected points in pixels"),
         (["--scale", "2", "--labels"], "expected a name that ends in"),
@@ -894,7 +941,7 @@ FEATURE = '{"type": "Feature", "geometry": {"type": "%s", "coordinates": %s}}'
         ("a.csv", "x,y\n1,1\n", ["--off-plane", "-1"], "--off-plane: expected at least 0 µm, got -1"),
         ("a.csv", "x,y\n1,1\n", ["--off-plane", "nan"], "--off-plane: expected at least 0 µm, got nan"),
         ("a.csv", "x,y,Centroid X µm,Centroid Y µm\n1,1,1,1\n", [], "found x and y as well as centroid x µm and"),
-        ("a.csv", "Centroid X px,Centroid Y px\n1,1\n", ["--unit", "um"], "expected no --unit beside centroid x px"),
+        ("a.csv", "Centroid X px,Centroid Y px\n1,1\n", ["--unit", "um"], "--unit cannot be combined"),
         ("a.csv", "ap_um,dv_um,ml_um\n5000,9,9\n", ["--to", "section", "--unit", "px"], "expected --to reference"),
         ("a.geojson", "{}", ["--unit", "px"], "expected a name that ends in one of .csv"),
         ("a.tsv", "x\ty\n1\t1\n", [], "expected an --out that ends in .csv"),
@@ -937,7 +984,7 @@ FEATURE = '{"type": "Feature", "geometry": {"type": "%s", "coordinates": %s}}'
         ("wrong_size.tif", None, ["--channel", "3"], "expected a channel in 0"),
         ("wrong_size.tif", None, ["--labels", "--out", "a.geojson"], "expected --to section"),
         ("wrong_size.tif", None, ["--out", "a.png"], "expected an --out that ends in .tif or .tiff"),
-        ("wrong_size.tif", None, ["--with", "none"], "expected a section's folder, one that `atlalign register` wrote"),
+        ("wrong_size.tif", None, ["--with", "none"], "none: expected a section's folder"),
         ("none.csv", None, [], "no such file"),
         ("a.csv", "x,y\n1,2\n", ["--out", "there.csv"], "there.csv exists: choose another --out, or --overwrite"),
     ],

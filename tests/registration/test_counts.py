@@ -84,7 +84,8 @@ def test_points_and_densities_of_regions_and_of_all_their_parts(cells, sections,
 def test_tables_add_up_and_a_section_counts_once(cells, sections, tmp_path):
     (tmp_path / "link").symlink_to(sections)
     folders = (sections / "s1", sections, tmp_path / "link", sections / "s2")
-    assert count(cells, cells, "--with", *folders, "--out", tmp_path / "counts.csv") == 0
+    more = write(tmp_path / "more.csv", cells.read_text())
+    assert count(cells, more, "--with", *folders, "--out", tmp_path / "counts.csv") == 0
     leaf = rows(tmp_path / "counts.csv")["leaf"]
     assert (leaf["points"], leaf["area_mm2"]) == ("10", "6")
 
@@ -115,15 +116,49 @@ def test_names_of_sections_match_as_they_were_marked_and_missing_regions_do_not_
 @pytest.mark.parametrize(
     ("table", "sentence"),
     [
-        ("region_id\n77\n", "line 2, region_id: expected a region of the sections, found 77"),
+        ("region_id\n77\n", "line 2, region_id: .*found 77"),
         ("region_id\nx\n", "line 2, region_id: expected a number, found 'x'"),
-        ("section,region_id\ns1,3\ns9,0\n", "line 3, section: expected one of those in --with, found 's9'"),
+        ("region_id,hemisphere\n3,left\n3,both\n", "line 3, hemisphere: .*found 'both'"),
+        ("section,region_id\ns1,3\ns9,0\n", "line 3, section: .*found 's9'"),
     ],
 )
 def test_a_table_of_something_else_is_refused(sections, tmp_path, capsys, table, sentence):
     source = write(tmp_path / "other.csv", table.rstrip())
     assert count(source, "--with", sections, "--out", tmp_path / "counts.csv") == 1
     assert re.search(sentence, capsys.readouterr().err)
+    assert not (tmp_path / "counts.csv").exists()
+
+
+def test_sides_count_in_upper_case(sections, tmp_path):
+    source = write(tmp_path / "cells.csv", "region_id,hemisphere", "3,Left", "3,RIGHT", "3,NA")
+    assert count(source, "--with", sections, "--out", tmp_path / "counts.csv") == 0
+    leaf = rows(tmp_path / "counts.csv")["leaf"]
+    assert [leaf[f"{side}points"] for side in ("", "left_", "right_")] == ["3", "1", "1"]
+
+
+def test_a_table_that_is_named_twice_does_not_count_twice(cells, sections, tmp_path, capsys):
+    (tmp_path / "link.csv").symlink_to(cells)
+    assert count(cells, tmp_path / "link.csv", "--with", sections, "--out", tmp_path / "counts.csv") == 1
+    assert f"{cells}: expected each table once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ("2,grey,grey,,-1,0,-1,", "line 3, area_mm2: .*'-1'"),
+        ("2,grey,grey,,nan,0,0,", "line 3, area_mm2: .*'nan'"),
+        ("3,leaf,leaf,,1,1,0,", "line 3, id: .*3 again"),
+        ("2.5,grey,grey,,1,1,0,", "line 3, id: .*'2.5'"),
+        ("2,grey,grey,red,1,1,0,", "line 3, color: .*'red'"),
+        ("2,grey,grey,,1,1,0,x", "line 3, parent_id: .*'x'"),
+        ("2,GREY,grey,,1,1,0,", "id 2: .*one atlas"),
+    ],
+)
+def test_a_damaged_table_of_regions_is_refused(cells, sections, tmp_path, capsys, row, found):
+    header = "id,acronym,name,color,area_mm2,left_mm2,right_mm2,parent_id"
+    write(sections / "s2" / "regions.csv", header, "3.0,leaf,leaf,,1,1,0,", row)
+    assert count(cells, "--with", sections, "--out", tmp_path / "counts.csv") == 1
+    assert re.search(found, capsys.readouterr().err)
     assert not (tmp_path / "counts.csv").exists()
 
 

@@ -161,6 +161,16 @@ def _set_section(folder: Path, **values: list[float]) -> None:
     module.write_record(folder, record)
 
 
+def _set_plane(folder: Path, plane: object) -> None:
+    module.write_record(folder, module.read_record(folder) | {"plane": plane})
+
+
+def _swap_fields(folder: Path) -> None:
+    forward, inverse = ((folder / name).read_bytes() for name in (module.FORWARD, module.INVERSE))
+    (folder / module.FORWARD).write_bytes(inverse)
+    (folder / module.INVERSE).write_bytes(forward)
+
+
 def _change_a_digit(folder: Path) -> None:
     record = folder / module.RECORD
     record.write_text(record.read_text().replace('"shape": [90, 70]', '"shape": [91, 70]'))
@@ -169,20 +179,25 @@ def _change_a_digit(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda f: (f / module.RECORD).unlink(), "one that `atlalign register` wrote"),
-        (lambda f: (f / module.RECORD).write_text("{"), "one that `atlalign register` wrote"),
-        (lambda f: (f / module.RECORD).write_text('{"format": 99}'), "of format 1"),
+        (lambda f: (f / module.RECORD).unlink(), "found no transform.json"),
+        (lambda f: (f / module.RECORD).write_text("{"), "transform.json: .*cannot read"),
+        (lambda f: (f / module.RECORD).write_text('{"format": 99}'), "format 1, found 99"),
         (lambda f: (f / module.RECORD).write_text('{"format": 1}'), "found it changed"),
-        (lambda f: module.write_record(f, {"format": 1}), "expected the record of a transform"),
+        (lambda f: module.write_record(f, {"format": 1}), "transform.json, section: "),
         (_change_a_digit, "found it changed"),
-        (lambda f: _set_section(f, pixel_um=[0, 12]), "a section of .* px of 0 × 12 µm"),
-        (lambda f: _set_section(f, pixel_um=[float("nan"), 12]), "a section of .* px of nan × 12 µm"),
-        (lambda f: _set_section(f, shape=[0, 60]), "a section of 0×60 px"),
-        (lambda f: (f / module.FORWARD).unlink(), "found no file"),
+        (lambda f: _set_section(f, pixel_um=[0, 12]), "section: .*'pixel_um': \\[0, 12\\]"),
+        (lambda f: _set_section(f, pixel_um=[float("nan"), 12]), "section: .*nan, 12"),
+        (lambda f: _set_section(f, shape=[0, 60]), "section: .*'shape': \\[0, 60\\]"),
+        (lambda f: _set_section(f, shape=[90.5, 60]), "section: .*90.5"),
+        (lambda f: _set_plane(f, [[0, 0, float("nan")], [0, 1000, 0], [1000, 0, 0]]), "plane: .*nan"),
+        (lambda f: _set_plane(f, [[0, 0, 5000], [0, 0, 0], [1000, 0, 0]]), "plane: .*invertible"),
+        (lambda f: _set_plane(f, "x"), "plane: .*found x"),
+        (lambda f: (f / module.FORWARD).unlink(), "forward.nii.gz: .*found none"),
         (
             lambda f: (f / module.INVERSE).write_bytes((f / module.INVERSE).read_bytes()[:200]),
-            "cannot read it",
+            "inverse.nii.gz: .*changed",
         ),
+        (_swap_fields, "forward.nii.gz: .*changed"),
     ],
 )
 def test_a_damaged_transform_is_named(transform, tmp_path, damage, sentence):
@@ -196,7 +211,7 @@ def test_the_folder_of_all_sections_is_told_from_that_of_one(transform, tmp_path
     (tmp_path / "a").mkdir()
     transform.save(tmp_path / "a", {})
     with pytest.raises(
-        InputError, match="expected a section's folder, that of one section, which lies in it"
+        InputError, match="the folder of one section, found a folder with the folders of several"
     ):
         SectionTransform.load(tmp_path)
 

@@ -116,7 +116,7 @@ def test_a_table_of_regions_comes_back(tmp_path):
     assert regions[8] == ("grey", "Basic cell groups, and regions", (191, 218, 227), 997)
     assert regions[5] == ("", "", None, 0)
     (tmp_path / "other.csv").write_text("x,y\n1,2\n")
-    for name, sentence in [("other.csv", "expected a table of regions"), ("none.csv", "cannot be read")]:
+    for name, sentence in [("other.csv", "columns id, acronym, name, color"), ("none.csv", "cannot be read")]:
         with pytest.raises(InputError, match=sentence):
             read_regions(tmp_path / name)
 
