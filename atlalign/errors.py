@@ -153,6 +153,9 @@ def mistakes_in(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        mistake = next((cause for cause in _chain(error) if isinstance(cause, InputError)), None)
+        if mistake is not None:  # Hydra wraps what happens in the objects that it builds
+            raise mistake from None
         if sentence(error) and type(error).__name__ != _LIGHTNINGS:
             raise
         raise InputError(f"{name}: {describe(error)}") from error
