@@ -14,10 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from numpy.typing import NDArray
 from torch import Tensor
 
 from atlalign.geometry import identity_grid, jacobian_determinant
-from atlalign.io.images import overlay
 
 _PANEL_INCHES = 2.6
 _GRID_LINES = 16
@@ -36,6 +36,12 @@ class Panel(NamedTuple):
     dvf: Tensor
     true_dvf: Tensor | None = None
     title: str = ""
+
+
+def overlay(reference: Tensor, other: Tensor) -> NDArray[np.float32]:
+    """Return an RGB image (H, W, 3) of two images (H, W) in [0, 1]: the reference in magenta, the other in green."""
+    reference, other = (image.detach().cpu().float().clamp(0, 1) for image in (reference, other))
+    return torch.stack([reference, other, reference], dim=-1).numpy()
 
 
 def registration_figure(panels: list[Panel]) -> Figure:

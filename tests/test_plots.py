@@ -4,8 +4,7 @@ import numpy as np
 import torch
 from matplotlib.collections import LineCollection
 
-from atlalign.io.images import overlay
-from atlalign.plots import Panel, draw_grid, registration_figure
+from atlalign.plots import Panel, draw_grid, overlay, registration_figure
 
 
 def test_overlay_is_grey_where_images_agree_and_coloured_where_not():

@@ -129,12 +129,6 @@ def shrink_to_grey(pixels: NDArray[Any], factor: int = 1, weights: NDArray[np.fl
     return grey
 
 
-def overlay(reference: Tensor, other: Tensor) -> NDArray[np.float32]:
-    """Return an RGB image (H, W, 3) of two (H, W) in [0, 1]: the reference in magenta, the other one in green."""
-    reference, other = (image.detach().cpu().float().clamp(0, 1) for image in (reference, other))
-    return torch.stack([reference, other, reference], dim=-1).numpy()
-
-
 def _read(path: str | Path, choice: Choice) -> Pixels:
     """Return what was chosen of a file; its content says in which format it is, not its name.
 
