@@ -291,51 +291,7 @@ def _centre(shape: tuple[int, int], device: torch.device) -> Tensor:
     return torch.tensor([(shape[1] - 1) / 2, (shape[0] - 1) / 2], dtype=torch.float64, device=device)
 
 
-def draw_affine(
-    batch_size: int,
-    shape: tuple[int, int],
-    *,
-    corner_fraction: float = 0.05,
-    generator: torch.Generator | None = None,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Return the affine maps (B, 2, 3) that move three corners of the image by uniform random displacements.
-
-    Args:
-        batch_size: B.
-        shape: (H, W).
-        corner_fraction: Corners move by at most this fraction of the width, in x and in y.
-        generator: A generator on the CPU; the global one otherwise.
-        device: Where the matrices are wanted.
-    """
-    origin, right, bottom, _ = _draw_corners(batch_size, shape, corner_fraction, generator, device).unbind(1)
-    along_x, along_y = (right - origin) / (shape[1] - 1), (bottom - origin) / (shape[0] - 1)
-    return torch.eye(2, 3, device=device) + torch.stack([along_x, along_y, origin], dim=2)
-
-
 # --- projective maps --------------------------------------------------------------------------------------------------
-
-
-def draw_projective(
-    batch_size: int,
-    shape: tuple[int, int],
-    *,
-    corner_fraction: float = 0.05,
-    generator: torch.Generator | None = None,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Return the projective maps (B, 3, 3) that move the image's four corners by uniform random displacements.
-
-    Args:
-        batch_size: B.
-        shape: (H, W).
-        corner_fraction: Corners move by at most this fraction of the width, in x and in y.
-        generator: A generator on the CPU; the global one otherwise.
-        device: Where the matrices are wanted.
-    """
-    source = corners(shape, device).double().expand(batch_size, -1, -1)
-    target = source + _draw_corners(batch_size, shape, corner_fraction, generator, device)
-    return _homography(source, target).float()
 
 
 def projective(matrix: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -358,31 +314,6 @@ def projective(matrix: Tensor, shape: tuple[int, int]) -> Tensor:
     if bool((depth * depth[:, :, :1, :1] <= 0).any()):
         raise InputError(f"matrix: expected a projective map without a horizon on the grid of {tuple(shape)}")
     return (mapped[:, :2] / depth - grid).to(matrix.dtype)
-
-
-def _draw_corners(
-    batch_size: int,
-    shape: tuple[int, int],
-    corner_fraction: float,
-    generator: torch.Generator | None,
-    device: torch.device | str,
-) -> Tensor:
-    """Return displacements (B, 4, 2) of the corners, in the order of `corners`."""
-    uniform = 2 * torch.rand(batch_size, 4, 2, generator=generator) - 1
-    return (corner_fraction * shape[1] * uniform).to(device)
-
-
-def _homography(source: Tensor, target: Tensor) -> Tensor:
-    """Return the matrices (B, 3, 3), last entry 1, that take four points (B, 4, 2) to four others.
-
-    The direct linear transformation: Hartley & Zisserman, *Multiple View Geometry in Computer Vision*, chapter 4.
-    """
-    x, y = source.unbind(-1)
-    zero, one = torch.zeros_like(x), torch.ones_like(x)
-    for_u = torch.stack([x, y, one, zero, zero, zero, -x * target[..., 0], -y * target[..., 0]], dim=-1)
-    for_v = torch.stack([zero, zero, zero, x, y, one, -x * target[..., 1], -y * target[..., 1]], dim=-1)
-    solution = torch.linalg.solve(torch.cat([for_u, for_v], dim=1), torch.cat(target.unbind(-1), dim=1))
-    return torch.cat([solution, one[:, :1]], dim=1).view(-1, 3, 3)
 
 
 # --- control points ---------------------------------------------------------------------------------------------------

@@ -15,11 +15,9 @@ from atlalign.geometry import (
     anchor,
     compose,
     control_points,
-    draw_affine,
     draw_affine_simple,
     draw_control_points,
     draw_edge_stretching,
-    draw_projective,
     draw_velocity,
     edges,
     integrate_pair,
@@ -205,12 +203,6 @@ def test_the_inverse_of_any_affine_map():
     assert not invert_affine(torch.ones(1, 2, 3)).isfinite().any()  # singular
 
 
-def test_random_affine_fields_move_the_corners_by_at_most_the_fraction():
-    dvf = affine_to_dvf(draw_affine(50, SHAPE, corner_fraction=0.1, generator=seeded()), SHAPE)
-    for at_corner in (dvf[..., 0, 0], dvf[..., 0, -1], dvf[..., -1, 0]):
-        assert 5.3 < at_corner.abs().max() <= 5.6 + 1e-4
-
-
 # --- projective maps --------------------------------------------------------------------------------------------------
 
 
@@ -227,13 +219,6 @@ def test_an_affine_map_is_projective():
     torch.testing.assert_close(
         projective(-3 * square, SHAPE), affine_to_dvf(affine, SHAPE), atol=1e-5, rtol=0
     )
-
-
-def test_random_projective_maps_move_the_corners_alone_and_bend_nothing():
-    dvf = projective(draw_projective(50, SHAPE, corner_fraction=0.1, generator=seeded()), SHAPE)
-    at_corners = torch.stack([dvf[..., 0, 0], dvf[..., 0, -1], dvf[..., -1, 0], dvf[..., -1, -1]])
-    assert 5.4 < at_corners.abs().max() <= 5.6 + 1e-4
-    assert jacobian_determinant(dvf).min() > 0
 
 
 def test_a_horizon_on_the_grid_is_refused():
@@ -304,9 +289,7 @@ def test_edges_surround_a_bright_square():
 
 DRAWS = {
     "velocity": lambda generator: draw_velocity(2, SHAPE, generator=generator),
-    "affine": lambda generator: draw_affine(2, SHAPE, generator=generator),
     "affine_simple": lambda generator: draw_affine_simple(2, SHAPE, generator=generator),
-    "projective": lambda generator: draw_projective(2, SHAPE, generator=generator),
     "control_points": lambda generator: draw_control_points(2, SHAPE, generator=generator),
     "edge_stretching": lambda generator: draw_edge_stretching(square_mask(), generator=generator),
 }
@@ -329,6 +312,6 @@ def test_a_gpu_draws_and_computes_the_same():
         torch.testing.assert_close(own, other.cpu(), atol=2e-2, rtol=0)
     torch.testing.assert_close(invert(here.dvf), invert(here.dvf.cuda()).cpu(), atol=2e-3, rtol=0)
     torch.testing.assert_close(anchor(here.dvf), anchor(here.dvf.cuda()).cpu(), atol=1e-3, rtol=0)
-    for draw in (draw_affine_simple, draw_control_points, draw_projective):
+    for draw in (draw_affine_simple, draw_control_points):
         drawn = [torch.cat([*draw(2, SHAPE, generator=seeded(), device=where)]) for where in ("cpu", "cuda")]
         torch.testing.assert_close(drawn[0], drawn[1].cpu())
