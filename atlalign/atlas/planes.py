@@ -7,11 +7,16 @@ the Allen atlas, by its own convention (PIR) and QuickNII's, from the left of th
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from atlalign import geometry
 from atlalign.errors import InputError
 
 Points = NDArray[np.float64]
+"""Points, one a row: (N, 2) or (N, 3)."""
+Matrix = NDArray[np.float64]
+"""A linear map (2, 2) or an affine one: (2, 3), or (3, 3) with homogeneous coordinates."""
 
 GRID = (528, 320, 456)
 """The grid of QuickNII and DeepSlice: voxels of the Allen atlas along (AP, DV, ML)."""
@@ -29,7 +34,7 @@ class Plane:
         matrix: (3, 3), which takes (x_mm, y_mm, 1) of the frame to (AP, DV, ML) in µm.
     """
 
-    matrix: Points
+    matrix: Matrix
 
     @classmethod
     def at(
@@ -62,7 +67,7 @@ class Plane:
         """Return (AP, DV, ML) in µm (N, 3) of points (N, 2) of the frame."""
         return apply_affine(self.matrix, points_mm)
 
-    def from_atlas(self, points_um: Points) -> tuple[Points, Points]:
+    def from_atlas(self, points_um: Points) -> tuple[Points, NDArray[np.float64]]:
         """Return the points (N, 2) of the frame, in mm, that lie before or behind atlas points (N, 3), along AP.
 
         With them comes how much further back than the plane each one lies (N,), in µm.
@@ -88,7 +93,7 @@ class Anchoring:
             narrower than 2 pixels.
     """
 
-    vectors: Points
+    vectors: Matrix
     size: tuple[int, int]
 
     def __post_init__(self) -> None:
@@ -106,7 +111,7 @@ class Anchoring:
             )
 
     @property
-    def share_to_um(self) -> Points:
+    def share_to_um(self) -> Matrix:
         """(3, 3), which takes (s, t, 1) to (AP, DV, ML) in µm."""
         x, y, z = np.roll(self.vectors, -1, axis=0).T  # (s, t, 1) of each axis
         last = np.array([0.0, 0.0, 1.0])
@@ -131,7 +136,7 @@ class Anchoring:
         at_origin = ap + per_ml * (origin_um[0] - ml) + per_dv * (origin_um[1] - dv)
         return Plane.at(float(at_origin), origin_um, per_ml=per_ml, per_dv=per_dv)
 
-    def um_to_pixel(self) -> Points:
+    def um_to_pixel(self) -> Matrix:
         """Return the map (2, 3) from (ML, DV) in µm to pixels (x, y) of the image, along AP."""
         ml_dv = invert_affine(self.share_to_um[[2, 1]])
         height, width = self.size
@@ -157,7 +162,7 @@ class Anchoring:
         return [float(value) for value in self.vectors.ravel()]
 
     @classmethod
-    def of_plane(cls, plane: Plane, pixel_to_mm: Points, size: tuple[int, int]) -> "Anchoring":
+    def of_plane(cls, plane: Plane, pixel_to_mm: Matrix, size: tuple[int, int]) -> "Anchoring":
         """Return the anchoring of an image of which (2, 3) `pixel_to_mm` takes pixels to the frame of a plane."""
         height, width = size
         share_to_pixel = np.array([[width, 0, -0.5], [0, height, -0.5]])
@@ -168,17 +173,17 @@ class Anchoring:
         return cls(np.roll(by_share, 1, axis=0), size)
 
 
-def homogeneous(matrix: Points) -> Points:
+def homogeneous(matrix: Matrix) -> Matrix:
     """Return an affine map (2, 3) as a matrix (3, 3)."""
     return np.vstack([matrix, [0.0, 0.0, 1.0]])
 
 
-def invert_affine(matrix: Points) -> Points:
+def invert_affine(matrix: Matrix) -> Matrix:
     """Return the inverse (2, 3) of an affine map (2, 3)."""
-    return np.linalg.inv(homogeneous(matrix))[:2].astype(np.float64)
+    return geometry.invert_affine(torch.tensor(matrix, dtype=torch.float64)[None])[0].numpy()
 
 
-def apply_affine(matrix: Points, points: Points) -> Points:
+def apply_affine(matrix: Matrix, points: Points) -> Points:
     """Return what an affine map (k, 3) makes of points (N, 2), as (N, k)."""
     return np.asarray(points @ matrix[:, :2].T + matrix[:, 2], dtype=np.float64)
 
@@ -193,6 +198,3 @@ def check_is_um(position_um: float, where: str) -> None:
         raise InputError(
             f"{where}: expected a position in µm from the front of the atlas, got {position_um:g}: is that mm?"
         )
-
-
-# --- lists ------------------------------------------------------------------------------------------------------------

@@ -337,7 +337,7 @@ def _path(region_id: int, regions: Mapping[int, RegionName]) -> str:
     return _PATH_MARK.join(reversed(names))
 
 
-def _decimals(names: Sequence[str], values: Points) -> dict[str, list[str]]:
+def _decimals(names: Sequence[str], values: NDArray[np.float64]) -> dict[str, list[str]]:
     """Return columns of cells of numbers (N, k) with three decimals; NaN is an empty cell."""
     return {
         name: ["" if np.isnan(value) else f"{value:.3f}" for value in column]

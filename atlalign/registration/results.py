@@ -172,7 +172,9 @@ def _scale(given: float | Path | None, transform: SectionTransform) -> tuple[flo
     return factor, factor
 
 
-def _check_proportions(size: Points, shape: Sequence[int], grid: Grid, name: str, what: str) -> None:
+def _check_proportions(
+    size: NDArray[np.float64], shape: Sequence[int], grid: Grid, name: str, what: str
+) -> None:
     """Raise an error unless pixels are square, or of the grid's own proportions, but for a size rounded to pixels."""
     own = grid.pixel_um[0] / grid.pixel_um[1]
     rounding = 1.5 / min(*shape, *grid.shape)

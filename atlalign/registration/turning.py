@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from atlalign.atlas.planes import Points
 from atlalign.io.images import resize_images
 from atlalign.registration.likeness import likeness
 from atlalign.registration.placement import Placement, Reference, Section, antialiased, sampled_image, turned
@@ -49,7 +49,7 @@ def _coarse(reference: Reference, placement: Placement) -> tuple[Reference, Plac
     return reference._replace(image=image, grid=grid), placement._replace(matrix=placement.matrix @ to_fine)
 
 
-def _peaks(angles: Points, values: Points) -> list[Turn]:
+def _peaks(angles: NDArray[np.float64], values: NDArray[np.float64]) -> list[Turn]:
     """Return the local maxima of a function around the circle; between angles it counts as a parabola."""
     before, after = np.roll(values, 1), np.roll(values, -1)
     found = np.flatnonzero((values >= before) & (values > after))

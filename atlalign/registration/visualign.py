@@ -134,7 +134,7 @@ def _needed(pixels: Points, ml_dv_um: Points, anchoring: Anchoring) -> NDArray[n
     return chosen
 
 
-def _worst_of_each(triangle: NDArray[np.int32], error: Points) -> NDArray[np.intp]:
+def _worst_of_each(triangle: NDArray[np.int32], error: NDArray[np.float64]) -> NDArray[np.intp]:
     """Return which point of each triangle has the largest error, the largest first."""
     order = np.argsort(-error)
     _, first = np.unique(triangle[order], return_index=True)
