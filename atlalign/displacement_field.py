@@ -1,4 +1,4 @@
-"""One displacement field as users hold it: arrays, files, transforms and plots around `atlalign.geometry`."""
+"""One displacement field for interactive use: arrays, files, transforms and plots around `atlalign.geometry`."""
 
 from __future__ import annotations
 
@@ -32,30 +32,35 @@ _MODES: dict[str, geometry.SamplingMode] = {"linear": "bilinear", "nearest": "ne
 _PADDINGS: dict[str, geometry.PaddingMode] = {
     "constant": "zeros",
     "replicate": "border",
-    "reflect": "border",  # of coordinates that are reflected before
+    "reflect": "border",  # after the coordinates themselves were reflected
     "reflect_101": "reflection",
 }
-# So many pixels beyond the border does cubic interpolation look at, half a pixel outside of it.
+# Half a pixel outside the image, cubic interpolation needs this many pixels beyond the border.
 _CUBIC_REACH_PX = 2
 _ITK_SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 
 
 class DisplacementField:
-    """A displacement (delta_x, delta_y) in pixels for each pixel of an image; it does not change.
+    """An immutable displacement (delta_x, delta_y) in pixels for each pixel of an image.
 
-    Fields map backward: `warp(image)(x, y) = image(x + delta_x(x, y), y + delta_y(x, y))`, x along columns, y along
-    rows, so a positive delta_x moves the content to the left. `a(b)` is the field that warps like a first and b second:
-    `a(b).warp(image) = b.warp(a.warp(image))`.
+    Fields map backward: `warp(image)(x, y) = image(x + delta_x(x, y), y + delta_y(x, y))`, with x along columns and y
+    along rows. A positive delta_x moves the content to the left. `a(b)` warps by a first and by b second:
+    `a(b).warp(image) = b.warp(a.warp(image))`, up to interpolation.
 
     Args:
         delta_x: (H, W) in pixels.
         delta_y: (H, W) in pixels.
 
     Raises:
-        InputError: If the arrays are not two of one shape, at least 2×2.
+        InputError: If the arrays differ in shape or are smaller than 2×2.
+
+    Example:
+        >>> field = DisplacementField(delta_x=np.ones((3, 5)), delta_y=np.zeros((3, 5)))
+        >>> field.warp(np.arange(15).reshape(3, 5))[0]
+        array([1, 2, 3, 4, 0])
     """
 
-    # Otherwise numpy would multiply a number of its own with us element by element.
+    # Otherwise a numpy number times a field would become an array of fields.
     __array_ufunc__ = None
 
     def __init__(self, delta_x: ArrayLike, delta_y: ArrayLike) -> None:
@@ -70,11 +75,11 @@ class DisplacementField:
     def __repr__(self) -> str:
         return f"DisplacementField(shape={self.shape}, largest displacement {self.norm.max():.2f} px)"
 
-    # --- where fields come from ---------------------------------------------------------------------------------------
+    # --- creation -----------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_dvf(cls, dvf: Tensor) -> DisplacementField:
-        """Return the field of a tensor (2, H, W), x first, as `atlalign.geometry` has them in batches."""
+        """Return the field of a tensor (2, H, W), x first: one sample of a batch of `atlalign.geometry`."""
         if dvf.ndim != 3 or dvf.shape[0] != 2:
             raise InputError(f"dvf: expected (2, H, W), got {tuple(dvf.shape)}")
         return cls(*dvf.detach().cpu().float().numpy())
@@ -89,7 +94,11 @@ class DisplacementField:
             shape: (H, W).
 
         Raises:
-            InputError: If a matrix is neither, or puts a horizon on the grid.
+            InputError: If a matrix has another shape, or its horizon crosses the grid.
+
+        Example:
+            >>> DisplacementField.from_transform(lambda x, y: (2 * x, y + 1), (3, 4)).delta_x[0]
+            array([0., 1., 2., 3.], dtype=float32)
         """
         if not callable(transform):
             return cls.from_dvf(_matrix_to_dvf(np.asarray(transform, dtype=np.float64), shape))
@@ -101,12 +110,12 @@ class DisplacementField:
 
     @classmethod
     def from_file(cls, path: str | Path) -> DisplacementField:
-        """Read what `save` writes, and ITK's displacement fields of other origin.
+        """Read a file of `save`, or an ITK displacement field of another program.
 
-        ITK's displacements are lengths in the image's own frame: its spacing and direction turn them into pixels.
+        ITK displacements are lengths in the frame of the image; its spacing and direction convert them to pixels.
 
         Raises:
-            InputError: If the file is missing, damaged, of another type, no 2D field, or its values are not all finite.
+            InputError: If the file is missing, damaged, of another type, not a 2D field, or not finite everywhere.
         """
         path = Path(path)
         if not path.is_file():
@@ -126,7 +135,7 @@ class DisplacementField:
 
     @classmethod
     def generate(cls, shape: Shape, approach: str = "identity", **parameters: Any) -> DisplacementField:
-        """Return a field made in a named way.
+        """Return a field of the named kind.
 
         | approach | parameters |
         |---|---|
@@ -139,17 +148,21 @@ class DisplacementField:
         | both | interpolation_method: rbf (function: linear or thin_plate; smooth) or griddata (method) |
         | smooth | mean_fraction, largest_fraction, spacing, seed |
 
-        Angles are in radians, lengths in pixels, fractions of the width; see `atlalign.geometry.generators`.
+        Angles are in radians, lengths in pixels, and fractions refer to the width; see `atlalign.geometry.generators`.
 
         Raises:
-            InputError: If there is no such approach, or its parameters make no field.
+            InputError: If the approach is unknown, or its parameters are invalid.
+
+        Example:
+            >>> DisplacementField.generate((40, 56), "affine_simple", translation_x=2, translation_y=1.5)
+            DisplacementField(shape=(40, 56), largest displacement 2.50 px)
         """
         shape = checked_shape("shape", shape)
         if approach not in _APPROACHES:
             raise unknown_name("approach", approach, _APPROACHES)
         return cls.from_dvf(_called(_APPROACHES, approach, shape, options=parameters)[0])
 
-    # --- what fields are ----------------------------------------------------------------------------------------------
+    # --- properties ---------------------------------------------------------------------------------------------------
 
     @property
     def dvf(self) -> Tensor:
@@ -173,7 +186,7 @@ class DisplacementField:
 
     @property
     def transformation(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Where each pixel is taken from: absolute x and y, both (H, W) in pixels."""
+        """The source position of each pixel: absolute x and y, both (H, W) in pixels."""
         x, y = self._target()[0]
         return _read_only(x), _read_only(y)
 
@@ -189,7 +202,7 @@ class DisplacementField:
 
     @property
     def outsiders(self) -> NDArray[np.bool_]:
-        """Where (H, W) pixels are taken from outside of the image; its corners are the outermost pixels' centres."""
+        """The mask (H, W) of pixels whose source lies outside the image, beyond the centres of the outermost pixels."""
         x, y = self.transformation
         height, width = self.shape
         return (x < 0) | (x > width - 1) | (y < 0) | (y > height - 1)
@@ -200,7 +213,7 @@ class DisplacementField:
         return bool(self._dvf.isfinite().all())
 
     def summary(self) -> dict[str, float]:
-        """Return the field's figures: displacements in pixels, determinants, and shares of all pixels."""
+        """Return key figures: displacements in pixels, determinants, and shares of all pixels."""
         return {
             "mean_displacement_px": float(self.norm.mean()),
             "largest_displacement_px": float(self.norm.max()),
@@ -210,7 +223,7 @@ class DisplacementField:
             "outsider_share": float(self.outsiders.mean()),
         }
 
-    # --- what fields do -----------------------------------------------------------------------------------------------
+    # --- operations ---------------------------------------------------------------------------------------------------
 
     def warp(
         self,
@@ -219,13 +232,13 @@ class DisplacementField:
         interpolation: Interpolation = "linear",
         border_mode: BorderMode = "constant",
     ) -> NDArray[Any]:
-        """Return the warped image, of the same type; integers are rounded.
+        """Return the warped image in the same data type; integers are rounded.
 
         Args:
             image: (H, W).
             interpolation: Linear, nearest or cubic.
-            border_mode: What lies beyond the border: 0 (constant), the border itself (replicate), or the image mirrored
-                at the outermost pixels' outer edge (reflect) or at their centre (reflect_101).
+            border_mode: The values beyond the border: 0 (constant), those of the border (replicate), or the image
+                mirrored at the outer edge (reflect) or the centre (reflect_101) of the outermost pixels.
 
         Raises:
             InputError: If the image has another shape, a name is unknown, or displacements are not finite.
@@ -236,7 +249,7 @@ class DisplacementField:
         if border_mode not in _PADDINGS:
             raise unknown_name("border mode", border_mode, _PADDINGS)
         image = self._checked(image, "image")
-        # Wide integers need float64's digits.
+        # Wide integers need the precision of float64.
         values = image.astype(np.result_type(image.dtype, np.float32))
         dvf, margin = (self._reflected(), _CUBIC_REACH_PX) if border_mode == "reflect" else (self._dvf, 0)
         padded = torch.from_numpy(np.pad(values, margin, mode="symmetric"))[None, None]
@@ -251,13 +264,13 @@ class DisplacementField:
         return _cast(warped.numpy(), image.dtype)
 
     def warp_annotation(self, annotation: NDArray[Any]) -> NDArray[Any]:
-        """Return the warped labels, of the same type and each one unchanged: nearest neighbour, border replicated.
+        """Return the warped labels in the same data type: nearest neighbour, with the border replicated.
 
         Args:
             annotation: (H, W), of any integer type.
 
         Raises:
-            InputError: If the annotation has another shape or is not of integers, or displacements are not finite.
+            InputError: If the annotation has another shape or is not integer, or displacements are not finite.
         """
         self._check_finite("warp_annotation")
         labels = self._checked(annotation, "annotation")
@@ -269,12 +282,18 @@ class DisplacementField:
         return warped[0, 0].numpy()
 
     def __call__(self, other: DisplacementField) -> DisplacementField:
-        """Return the composition `self(other)`: a point goes through `other` first, an image through `self` first."""
+        """Return the composition: points pass through `other` first, images through `self` first.
+
+        Example:
+            >>> shift = DisplacementField.generate((40, 56), "affine_simple", translation_x=2)
+            >>> shift(shift)
+            DisplacementField(shape=(40, 56), largest displacement 4.00 px)
+        """
         self._check_shape(other.shape, "the inner field")
         return self._with(geometry.compose(self._dvf, other._dvf))
 
     def __mul__(self, factor: float) -> DisplacementField:
-        """Return the field with all displacements multiplied by a number."""
+        """Return the field with all displacements multiplied by `factor`."""
         if not isinstance(factor, (int, float, np.number)):
             return NotImplemented
         return self._with(self._dvf * float(factor))
@@ -282,13 +301,13 @@ class DisplacementField:
     __rmul__ = __mul__
 
     def pseudo_inverse(self) -> DisplacementField:
-        """Return the field v with `self(v) = 0`, to a thousandth of a pixel; see `atlalign.geometry.invert`.
+        """Return the field v with `self(v) = 0`, accurate to 0.001 px; see `atlalign.geometry.invert`.
 
         Warns:
-            UserWarning: If pixels have no inverse because the field folds, with their share.
+            UserWarning: If the field folds; the warning says how many pixels have no inverse.
 
         Raises:
-            InputError: If the field holds displacements that are not finite.
+            InputError: If displacements are not finite.
         """
         self._check_finite("pseudo_inverse")
         inverse = geometry.invert(self._dvf)
@@ -301,20 +320,20 @@ class DisplacementField:
         return self._with(inverse)
 
     def inverse_mask(self, inverse: DisplacementField) -> NDArray[np.bool_]:
-        """Return where (H, W) `inverse` inverts this field: within 0.01 px, and away from where a fold lands."""
+        """Return the mask (H, W) where `inverse` inverts this field within 0.01 px and no folded part lands."""
         self._check_shape(inverse.shape, "the inverse")
         return cast(NDArray[np.bool_], geometry.inverse_mask(self._dvf, inverse._dvf)[0].numpy())
 
     def anchor(
         self, h_kept: float = 0.9, w_kept: float = 0.9, ds_f: int = 50, smooth: float = 0
     ) -> DisplacementField:
-        """Return the field re-interpolated between a regular grid of points and zero at the image's corners.
+        """Return the field interpolated from its values at a regular grid of points, and 0 at the image's corners.
 
         Args:
-            h_kept: The points lie in a centred rectangle of this share of the height.
+            h_kept: Height of the centred rectangle that holds the points, as a share of the image's.
             w_kept: The same for the width.
-            ds_f: The points' distance in pixels.
-            smooth: 0 meets the field exactly at the points; more departs from it.
+            ds_f: The distance between points in pixels.
+            smooth: 0 meets the field exactly at the points; larger values smooth it.
         """
         return self._with(geometry.anchor(self._dvf, h_kept=h_kept, w_kept=w_kept, ds_f=ds_f, smooth=smooth))
 
@@ -327,9 +346,9 @@ class DisplacementField:
         """Return the field with each component clipped.
 
         Args:
-            delta_x_max: The largest |delta_x| in pixels; any if None.
-            delta_y_max: The largest |delta_y| in pixels; any if None.
-            force_inside_border: Clip to the image where pixels are taken from, so that there are no outsiders.
+            delta_x_max: The largest |delta_x| in pixels; None for no limit.
+            delta_y_max: The largest |delta_y| in pixels; None for no limit.
+            force_inside_border: Clip source positions to the image, so that there are no outsiders.
 
         Raises:
             InputError: If a limit is below 0.
@@ -349,14 +368,14 @@ class DisplacementField:
         return self._with((grid + dvf).clamp(torch.zeros_like(limit), limit) - grid)
 
     def mask(self, mask_matrix: NDArray[np.bool_]) -> DisplacementField:
-        """Return the field with no displacement outside of a boolean mask (H, W)."""
+        """Return the field with displacement 0 outside a boolean mask (H, W)."""
         inside = self._checked(mask_matrix, "mask_matrix")
         if inside.dtype != np.bool_:
             raise InputError(f"mask_matrix: expected booleans, got {inside.dtype}")
         return self._with(torch.where(torch.from_numpy(inside), self._dvf, 0.0))
 
     def resize(self, new_shape: Shape) -> DisplacementField:
-        """Return the same map on a grid of another (H, W): corners stay corners, displacements scale with the grid.
+        """Return the same map on a grid of shape (H', W'): corners stay corners, displacements scale with the grid.
 
         Raises:
             InputError: If the grid is narrower than 2 pixels.
@@ -368,10 +387,16 @@ class DisplacementField:
     def save(self, path: str | Path) -> None:
         """Write the field (H, W, 2), x first, in pixels, float32: .npy, or an ITK vector image (.nii.gz, .mha, .nrrd).
 
-        ITK images get spacing 1, so that other programs read pixels too.
+        ITK images have spacing 1, so that other programs read pixels too.
 
         Raises:
-            InputError: If the file's type is unknown, its folder does not exist, or it cannot be written.
+            InputError: If the file type is unknown, the folder does not exist, or the file cannot be written.
+
+        Example:
+            >>> field = DisplacementField.generate((40, 56), "smooth", seed=1)
+            >>> field.save("field.nii.gz")
+            >>> bool((DisplacementField.from_file("field.nii.gz").delta_x == field.delta_x).all())
+            True
         """
         path = Path(path)
         if not path.parent.is_dir():
@@ -382,24 +407,24 @@ class DisplacementField:
             write(unfinished, array)
 
     def plot_grid(self) -> Figure:
-        """Draw where a regular grid lies in the moving image."""
+        """Draw the positions of a regular grid in the moving image."""
         from atlalign.plots import field_grid_figure
 
         return field_grid_figure(self.dvf)
 
     def plot_displacement(self, ds_f: int = 16) -> Figure:
-        """Draw the length of the displacement, and the displacement of each `ds_f`-th pixel as an arrow."""
+        """Draw the length of the displacement, and an arrow at every `ds_f`-th pixel."""
         from atlalign.plots import field_displacement_figure
 
         return field_displacement_figure(self.dvf, step=ds_f)
 
     def plot_jacobian(self) -> Figure:
-        """Draw the Jacobian determinant, and mark where the field folds."""
+        """Draw the Jacobian determinant, and mark folded pixels."""
         from atlalign.plots import field_jacobian_figure
 
         return field_jacobian_figure(self.dvf)
 
-    # --- inside -------------------------------------------------------------------------------------------------------
+    # --- private ------------------------------------------------------------------------------------------------------
 
     def _with(self, dvf: Tensor) -> DisplacementField:
         return self.from_dvf(dvf[0])
@@ -408,14 +433,14 @@ class DisplacementField:
         return geometry.identity_grid(self.shape, self._dvf.dtype, self._dvf.device) + self._dvf
 
     def _reflected(self) -> Tensor:
-        """Return the field whose targets are mirrored into the image at the outermost pixels' outer edges."""
+        """Return the field with source positions mirrored into the image at the outer edge of the outermost pixels."""
         size = torch.tensor([self.shape[1], self.shape[0]]).view(1, 2, 1, 1)
         target = (self._target() + 0.5).remainder(2 * size)
         mirrored = torch.minimum(target, 2 * size - target) - 0.5
         return mirrored - geometry.identity_grid(self.shape, mirrored.dtype, mirrored.device)
 
     def _checked(self, array: NDArray[Any], name: str) -> NDArray[Any]:
-        """Return an array of the field's shape as torch can take it: contiguous and in the machine's byte order."""
+        """Return an array of the field's shape in a form that torch accepts: contiguous, in native byte order."""
         array = np.asarray(array)
         self._check_shape(array.shape, name)
         return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
@@ -556,7 +581,7 @@ def _interpolated(
 def _called(
     makers: Mapping[str, Callable[..., Tensor]], name: str, *given: Any, options: Mapping[str, Any]
 ) -> Tensor:
-    """Return what one of the makers makes, once its options are known to be those that it has and needs."""
+    """Return the result of the named maker, after a check that its options are complete and known."""
     has = inspect.getfullargspec(makers[name])
     for option in options:
         if option not in has.kwonlyargs and not has.varkw:
@@ -583,7 +608,7 @@ def _generator(seed: int | None) -> torch.Generator | None:
 
 
 def _suffix(path: Path) -> str:
-    """Return which of the known endings a file's name has."""
+    """Return the known ending of a file's name."""
     for suffix in (".npy", *_ITK_SUFFIXES):
         if path.name.lower().endswith(suffix):
             return suffix
@@ -593,7 +618,7 @@ def _suffix(path: Path) -> str:
 def _read_npy(path: Path) -> NDArray[Any]:
     try:
         with path.open("rb") as file:
-            # Unlike `np.load` this never falls back to a zip archive or a pickle, which would run code.
+            # Unlike `np.load`, this never falls back to a zip archive or a pickle, which can run code.
             return np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, OSError, MemoryError) as error:
         raise InputError(f"{path}: expected an .npy array of numbers, cannot read it ({error})") from error
@@ -617,7 +642,7 @@ def _read_itk(path: Path) -> NDArray[Any]:
     import SimpleITK
 
     try:
-        # By itself SimpleITK does not know .MHA.
+        # SimpleITK does not recognise .MHA in capitals.
         image: Any = SimpleITK.ReadImage(
             itk_name(path), imageIO="MetaImageIO" if _suffix(path) == ".mha" else ""
         )
@@ -634,7 +659,7 @@ def _read_itk(path: Path) -> NDArray[Any]:
 
 
 def _cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return values in another type; integers are rounded, and cubic overshoots clipped."""
+    """Return the values in another data type; for integers they are rounded, and cubic overshoots are clipped."""
     if dtype.kind not in "iub":
         return values.astype(dtype)
     limits = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)

@@ -1,6 +1,7 @@
 """Measures of a registration.
 
-Those of fields and images are per sample, (B,); those of regions are per region, and those of points per point.
+Measures of fields and images return one value per sample, (B,); those of regions one per region, and those of points
+one per point.
 """
 
 from typing import Any, NamedTuple
@@ -19,24 +20,24 @@ from atlalign.geometry import compose, jacobian_determinant, stays_inside, warp_
 
 def vector_distance(true: Tensor, predicted: Tensor) -> Tensor:
     """Return the mean Euclidean distance in pixels between two fields (B, 2, H, W)."""
-    # Not a norm over dim 1, which takes a hundred times as long on a CPU.
+    # A norm over dim 1 would take a hundred times as long on a CPU.
     return (true - predicted).square().sum(dim=1).sqrt().mean(dim=(1, 2))
 
 
 def angular_error(true: Tensor, predicted: Tensor) -> Tensor:
     """Return the mean angle in degrees, 0 to 180, between the vectors (x, y, 1) of two fields (B, 2, H, W).
 
-    The third component, one pixel, defines the angle where a displacement is 0 and keeps it small where both are.
-    Barron et al., *Performance of optical flow techniques*, IJCV 1994.
+    The third component, one pixel, defines the angle where a displacement is 0 and keeps it small where both
+    displacements are small. Barron et al., *Performance of optical flow techniques*, IJCV 1994.
     """
     (a, b), (c, d) = true.unbind(1), predicted.unbind(1)
-    # The arc cosine of their product would lose small angles to rounding.
+    # The arc cosine of the scalar product would round small angles to 0.
     sine = torch.stack([b - d, c - a, a * d - b * c]).square().sum(0).sqrt()
     return torch.atan2(sine, a * c + b * d + 1).rad2deg().mean(dim=(1, 2))
 
 
 def field_correlation(true: Tensor, predicted: Tensor) -> Tensor:
-    """Return Pearson's r of two fields (B, 2, H, W), the mean of both components; 0 for one that is constant."""
+    """Return Pearson's r of two fields (B, 2, H, W), averaged over both components; 0 for a constant component."""
     components = [correlation(true[:, [i]], predicted[:, [i]]) for i in (0, 1)]
     return torch.stack(components).mean(0)
 
@@ -44,10 +45,10 @@ def field_correlation(true: Tensor, predicted: Tensor) -> Tensor:
 def r2(true: Tensor, predicted: Tensor) -> Tensor:
     """Return the coefficient of determination of two fields (B, 2, H, W), over all pixels of both components.
 
-    1 − Σ|true − predicted|² / Σ|true − mean(true)|²: 1 is perfect, 0 as good as the true mean displacement, negative is
-    worse, and NaN stands where the true field is constant. Components are weighted by their variance, as
-    `variance_weighted` of scikit-learn's `r2_score` does. Weighted by `field_variance` as well, the mean over fields is
-    the r² of all of their pixels together, each around its own field's mean.
+    r² = 1 − Σ|true − predicted|² / Σ|true − mean(true)|². 1 is perfect, 0 is as good as the true mean displacement,
+    negative values are worse; NaN if the true field is constant. Components are weighted by their variance, like
+    `variance_weighted` in scikit-learn's `r2_score`. The mean over fields weighted by `field_variance` is the r² of all
+    their pixels together, each around its own field's mean.
     """
     variance = field_variance(true).to(true)
     error = (true - predicted).square().sum(1).mean((1, 2))
@@ -55,7 +56,7 @@ def r2(true: Tensor, predicted: Tensor) -> Tensor:
 
 
 def field_variance(dvf: Tensor) -> Tensor:
-    """Return the variance of the displacements of a field (B, 2, H, W) in px², the sum of both components'."""
+    """Return the variance of the displacements of a field (B, 2, H, W) in px², summed over both components."""
     return dvf.double().var(dim=(2, 3), correction=0).sum(1)
 
 
@@ -65,22 +66,22 @@ def folding_fraction(dvf: Tensor) -> Tensor:
 
 
 def log_jacobian_std(dvf: Tensor) -> Tensor:
-    """Return the standard deviation of the logarithm of the determinant of a field (B, 2, H, W).
+    """Return the standard deviation of the log determinant of a field (B, 2, H, W).
 
-    Pixels that fold have no logarithm and are left out; NaN where all of them fold.
+    Folded pixels have no logarithm and are left out; NaN if all pixels fold.
     """
     logarithms = [sample[sample > 0].log() for sample in jacobian_determinant(dvf)]
-    # Of nothing it would warn.
+    # torch warns at the standard deviation of an empty tensor.
     return torch.stack(
         [log.std(correction=0) if len(log) else log.new_tensor(torch.nan) for log in logarithms]
     )
 
 
 def inverse_consistency(dvf: Tensor, inv_dvf: Tensor) -> Tensor:
-    """Return the mean distance in pixels from where a reference point started, after going there and back.
+    """Return the mean distance in pixels between a reference point and its image under dvf, then inv_dvf.
 
-    That is |dvf(q) + inv_dvf(q + dvf(q))|, both (B, 2, H, W), over all q whose q + dvf(q) lies on the image; NaN where
-    none does.
+    It is the mean of |dvf(q) + inv_dvf(q + dvf(q))|, both (B, 2, H, W), over all q with q + dvf(q) on the image; NaN if
+    there are none.
     """
     residual = compose(outer=inv_dvf, inner=dvf).square().sum(1).sqrt()
     inside = stays_inside(dvf)
@@ -91,7 +92,7 @@ def inverse_consistency(dvf: Tensor, inv_dvf: Tensor) -> Tensor:
 
 
 def correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Return Pearson's r of two images (B, 1, H, W); 0 where one of them is constant."""
+    """Return Pearson's r of two images (B, 1, H, W); 0 if either is constant."""
     first, second = (image.flatten(1) - image.flatten(1).mean(1, keepdim=True) for image in (first, second))
     norm: Tensor = vector_norm(first, dim=1) * vector_norm(second, dim=1)
     return (first * second).sum(1) / norm.clamp_min(1e-6)
@@ -100,8 +101,7 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
 def mutual_information(first: Tensor, second: Tensor, *, bins: int = 64) -> Tensor:
     """Return the mutual information in nats of two images (B, 1, H, W) in [0, 1], from a histogram of bins × bins.
 
-    0 where the images tell nothing about each other. Viola & Wells, *Alignment by maximization of mutual information*,
-    IJCV 1997.
+    It is 0 for independent images. Viola & Wells, *Alignment by maximization of mutual information*, IJCV 1997.
     """
     first, second = ((image.flatten(1) * bins).long().clamp(0, bins - 1) for image in (first, second))
     pairs = first * bins + second
@@ -124,12 +124,12 @@ def _entropy(shares: Tensor) -> Tensor:
 def target_registration_error(
     reference_points: Tensor, moving_points: Tensor, dvf: Tensor, *, pixel: tuple[float, float] = (1.0, 1.0)
 ) -> Tensor:
-    """Return the distances (B, N) from where the field puts landmarks of the reference to where they are in moving.
+    """Return the distances (B, N) between predicted and true positions of landmarks in the moving image.
 
     Args:
-        reference_points: (B, N, 2) as (x, y) in pixels.
+        reference_points: The landmarks in the reference, (B, N, 2) as (x, y) in pixels.
         moving_points: The same landmarks in the moving image, (B, N, 2).
-        dvf: (B, 2, H, W) in pixels.
+        dvf: (B, 2, H, W) in pixels; it predicts where a reference point lies in the moving image.
         pixel: The size of a pixel along x and y in the unit of the result.
     """
     difference = warp_points(reference_points, dvf) - moving_points
@@ -141,18 +141,18 @@ def target_registration_error(
 
 
 class Contingency(NamedTuple):
-    """How often each pair of labels meets in two label images.
+    """The number of pixels with each pair of labels in two label images.
 
     Attributes:
-        region: The ids in either image, (R,), the background 0 among them where it occurs.
-        pixels: (R, R) counts: row by the label in the first image, column by that in the second.
+        region: The ids that occur in either image, (R,), including the background 0.
+        pixels: (R, R) counts: the row is the label in the first image, the column the label in the second.
     """
 
     region: NDArray[Any]
     pixels: NDArray[np.int64]
 
     def relabelled(self, region: NDArray[Any]) -> "Contingency":
-        """Return the table after each id became that of `region` (R,); those that became the same count as one."""
+        """Return the table with the new ids `region` (R,); regions that get the same id are merged."""
         found, place = np.unique(region, return_inverse=True)
         pixels = np.zeros((len(found), len(found)), np.int64)
         np.add.at(pixels, (place[:, None], place), self.pixels)
@@ -160,13 +160,13 @@ class Contingency(NamedTuple):
 
 
 class Overlap(NamedTuple):
-    """The agreement of two label images for each region in either, (R,); the background, 0, is none.
+    """The agreement of two label images for each region that occurs in either, (R,), without the background 0.
 
     Attributes:
         region: The ids.
-        dice: Twice the shared area in the sum of both areas.
-        iou: The shared area in the area of either.
-        in_both: Whether the region is in both images at all; where not, the other two are 0.
+        dice: Twice the shared area over the sum of both areas.
+        iou: The shared area over the area of the union.
+        in_both: Whether the region occurs in both images; where it does not, `dice` and `iou` are 0.
     """
 
     region: NDArray[Any]
@@ -205,14 +205,14 @@ def overlap(table: Contingency) -> Overlap:
 def hausdorff_95(
     true: NDArray[Any], predicted: NDArray[Any], *, pixel: tuple[float, float] = (1.0, 1.0)
 ) -> dict[int, float]:
-    """Return the 95 % Hausdorff distance of each region that is in both label images (H, W), the background 0 apart.
+    """Return the 95 % Hausdorff distance of each region but the background 0 that occurs in both label images (H, W).
 
-    It is the 95th percentile of the distances from each pixel of one outline to the other outline, the larger of both
-    directions.
+    It is the 95th percentile of the distances from each pixel of one outline to the other outline, and the larger of
+    both directions.
 
     Args:
-        true: Labels.
-        predicted: Labels of the same shape.
+        true: Label image.
+        predicted: Label image of the same shape.
         pixel: The size of a pixel along x and y in the unit of the result.
     """
     first, second = _outlines(true, pixel), _outlines(predicted, pixel)
@@ -222,7 +222,7 @@ def hausdorff_95(
 
 
 def _outlines(labels: NDArray[Any], pixel: tuple[float, float]) -> dict[int, NDArray[np.float64]]:
-    """Return the pixels (N, 2) of each label with another label, or the image's edge, beside them."""
+    """Return, for each label, the pixels (N, 2) that border on another label or on the edge of the image."""
     centre = labels.astype(np.int64)
     padded = np.pad(centre, 1, constant_values=centre.min() - 1)
     beside = padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]

@@ -1,4 +1,4 @@
-"""Pictures of registrations; the only module that draws."""
+"""Figures of registrations, fields, runs and evaluations."""
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence, Sized
@@ -21,9 +21,9 @@ from atlalign.geometry import identity_grid, jacobian_determinant
 
 _PANEL_INCHES = 2.6
 _GRID_LINES = 16
-# After Okabe and Ito: told apart by nearly everyone, on a white page and on a dark one.
+# After Okabe and Ito: nearly everyone can distinguish them, on a white or a dark page.
 _METHOD_COLORS = ("#2b8fd1", "#999999", "#e69f00", "#cc79a7", "#009e73")
-# Stands for the text colour of the page that a chart is put on.
+# Placeholder for the text colour of the page that shows the chart.
 _PAGE_COLOR = "#010203"
 
 
@@ -45,11 +45,10 @@ def overlay(reference: Tensor, other: Tensor) -> NDArray[np.float32]:
 
 
 def registration_figure(panels: list[Panel]) -> Figure:
-    """Draw one row a section: reference, moving, registered, overlays before and after, deformed grid, error map.
+    """Draw one row per section: reference, moving, registered, overlays before and after, deformed grid, error map.
 
-    Where no section has a true field, there is no column of errors.
-
-    Overlays show the reference in magenta and the other image in green: grey where they agree.
+    Overlays show the reference in magenta and the other image in green, so that agreement is grey. The error map is
+    omitted if no section has a true field.
     """
     columns = ["reference", "moving", "registered", "before", "after", "deformed grid"]
     if any(panel.true_dvf is not None for panel in panels):
@@ -59,7 +58,7 @@ def registration_figure(panels: list[Panel]) -> Figure:
     figure = Figure(figsize=size, dpi=100)
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(panels), len(columns), squeeze=False)
-    # Constrained layout would do this by itself, in twice the time.
+    # Constrained layout would compute these margins, but takes twice the time.
     figure.subplots_adjust(
         left=0.03, right=0.97, bottom=0.04, top=1 - 0.4 / size[1], wspace=0.06, hspace=0.12
     )
@@ -100,7 +99,7 @@ def _draw_panel(axes: list[Axes], panel: Panel) -> None:
 
 
 def _draw_error(axes: Axes, error: Tensor, before: Tensor) -> None:
-    # The scale is that of doing nothing, so that dark means good whatever the section.
+    # The scale is the error of the identity, so that dark means good for every section.
     shown = axes.imshow(error.detach().cpu().float().numpy(), cmap="magma", vmin=0, vmax=float(before.max()))
     axes.set_xlabel(f"{float(before.mean()):.1f} → {float(error.mean()):.1f} px", fontsize=8)
     beside = axes.inset_axes((1.03, 0, 0.04, 1))
@@ -115,7 +114,7 @@ def field_grid_figure(dvf: Tensor) -> Figure:
 
 
 def field_displacement_figure(dvf: Tensor, *, step: int) -> Figure:
-    """Draw the displacement's length, and each `step`-th pixel's displacement as an arrow; dvf (2, H, W) in pixels."""
+    """Draw the length of the displacement, and an arrow at every `step`-th pixel; dvf (2, H, W) in pixels."""
     figure, axes = _field_axes(dvf, "displacement (px)")
     field = dvf.detach().cpu().float()
     shown = axes.imshow(field.norm(dim=0).numpy(), cmap="magma", vmin=0)
@@ -129,7 +128,7 @@ def field_displacement_figure(dvf: Tensor, *, step: int) -> Figure:
 
 
 def field_jacobian_figure(dvf: Tensor) -> Figure:
-    """Draw the Jacobian determinant about 1 (white), and in black where the field folds; dvf (2, H, W) in pixels."""
+    """Draw the Jacobian determinant, white at 1 and black where the field folds; dvf (2, H, W) in pixels."""
     figure, axes = _field_axes(dvf, "Jacobian determinant")
     determinant = jacobian_determinant(dvf.detach().cpu().float()[None])[0]
     reach = max(float((determinant - 1).abs().max()), 1e-3)
@@ -148,9 +147,10 @@ def runs_figure(
     *,
     metric: str,
 ) -> Figure:
-    """Draw one row a run, the first on top: its metric as a dot, a cross where it failed, or why there is neither.
+    """Draw one row per run, the first on top: the metric of a finished run as a dot, of any other as a cross.
 
-    Doing nothing is a grey line. The scale is logarithmic where runs lie far apart.
+    A run without a metric shows its status. A grey tick marks the identity, and the scale is logarithmic if runs differ
+    more than a hundredfold.
     """
     size = (11, 0.8 + 0.25 * len(labels))
     figure = Figure(figsize=size, dpi=100, layout="constrained")
@@ -183,7 +183,7 @@ def _field_axes(dvf: Tensor, title: str) -> tuple[Figure, Axes]:
 
 
 def distribution_figure(values: Mapping[str, Sequence[float]], *, label: str) -> Figure:
-    """Draw one row a method: each of its values as a dot, the quartiles as a box."""
+    """Draw one row per method: a dot for each value, and a box for the quartiles."""
     figure, axes = _chart(height=0.9 + 0.45 * len(values))
     for row, (of_method, color) in enumerate(zip(values.values(), _colors(values), strict=True)):
         heights = row + np.random.default_rng(0).uniform(-0.25, 0.25, len(of_method))
@@ -199,7 +199,7 @@ def distribution_figure(values: Mapping[str, Sequence[float]], *, label: str) ->
 
 
 def position_figure(points: Mapping[str, Sequence[tuple[float, float]]], *, label: str) -> Figure:
-    """Draw each method's values over the sections' positions: (mm from the front, value)."""
+    """Draw each method's values against the section's position, given as pairs (mm from the front, value)."""
     figure, axes = _chart(height=2.6)
     for (name, of_method), color in zip(points.items(), _colors(points), strict=True):
         x, y = zip(*of_method, strict=True)
@@ -227,9 +227,9 @@ def level_figure(
 
 
 def figure_svg(figure: Figure) -> str:
-    """Return a chart as an <svg> element for a page, whose text and axes take the colour and font of the page."""
+    """Return a chart as an <svg> element whose text and axes take the colour and font of the surrounding page."""
     buffer = StringIO()
-    # Nothing random and no date: the same chart is the same text.
+    # Without random ids and dates, the same chart always gives the same text.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "atlalign"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
@@ -237,7 +237,7 @@ def figure_svg(figure: Figure) -> str:
 
 
 def image_uri(image: Tensor) -> str:
-    """Return an image (H, W) in [0, 1] as a data URI, WebP of good quality."""
+    """Return an image (H, W) in [0, 1] as a data URI in WebP format at quality 85."""
     buffer = BytesIO()
     pixels = image.detach().cpu().float().numpy()
     options = {"quality": 85, "method": 6}

@@ -21,7 +21,7 @@ Constant = Callable[[tuple[int, int], torch.dtype, torch.device], Tensor]
 
 
 def _cached(make: Constant) -> Constant:
-    """Return `make` with a memory, except while a program is exported: its tensors must not outlive that."""
+    """Return `make` with a cache, which is off while a program is exported: its tensors must not outlive the export."""
     remembered = lru_cache(maxsize=16)(make)
 
     @wraps(make)
@@ -57,13 +57,18 @@ def warp(
     """Return `image(q + dvf(q))`, the backward-warped image.
 
     Args:
-        image: (B, C, H, W). Integer images (labels) need `mode="nearest"` and come through unchanged in dtype.
+        image: (B, C, H, W). Integer images (labels) need `mode="nearest"` and keep their dtype.
         dvf: (B, 2, H, W) in pixels.
         mode: Interpolation.
-        padding_mode: What lies beyond the border. With zeros the outermost pixel fades to 0 over one pixel.
+        padding_mode: The values beyond the border. With zeros the image fades to 0 within one pixel.
 
     Raises:
         ValueError: If the sizes differ, or an integer image would be interpolated.
+
+    Example:
+        >>> image, one_to_the_right = torch.arange(5.0).expand(1, 1, 3, 5), torch.tensor([1.0, 0.0])
+        >>> warp(image, one_to_the_right.view(1, 2, 1, 1).expand(1, 2, 3, 5))[0, 0, 0]
+        tensor([1., 2., 3., 4., 0.])
     """
     _check_dvf(dvf)
     _check_same_grid(image, dvf)
@@ -79,13 +84,13 @@ def sample(
     mode: SamplingMode = "bilinear",
     padding_mode: PaddingMode = "zeros",
 ) -> Tensor:
-    """Return the values (B, C, H', W') of an image at any points.
+    """Return the values (B, C, H', W') of an image at arbitrary points.
 
     Args:
         image: (B, C, H, W), float.
         points: (B, H', W', 2) as (x, y) in pixels of the image.
         mode: Interpolation.
-        padding_mode: What lies beyond the border.
+        padding_mode: The values beyond the border.
     """
     unit = _unit(_grid_shape(image), points.dtype, points.device).flatten()
     grid = torch.addcmul(-torch.ones_like(unit), points, unit)
@@ -95,7 +100,7 @@ def sample(
 
 
 def warp_points(points: Tensor, dvf: Tensor) -> Tensor:
-    """Return `q + dvf(q)`: where reference points lie in the moving image.
+    """Return `q + dvf(q)`: the positions of reference points in the moving image.
 
     Args:
         points: (B, N, 2) as (x, y) in pixels of the reference grid.
@@ -121,6 +126,12 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
 
     Raises:
         ValueError: If the fields differ in shape.
+
+    Example:
+        >>> double = affine_to_dvf(torch.tensor([[[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]]]), (8, 8))
+        >>> to_the_right = affine_to_dvf(torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]]), (8, 8))
+        >>> compose(outer=double, inner=to_the_right)[0, :, 2, 3].round()  # (3, 2) -> (4, 2) -> (8, 4)
+        tensor([5., 2.])
     """
     _check_dvf(outer)
     _check_dvf(inner)
@@ -137,13 +148,18 @@ def affine_to_dvf(matrix: Tensor, shape: tuple[int, int]) -> Tensor:
 
     Raises:
         ValueError: If `matrix` is not (B, 2, 3).
+
+    Example:
+        >>> stretch = torch.tensor([[[2.0, 0.0, 1.0], [0.0, 1.0, 0.0]]])  # x becomes 2x + 1
+        >>> affine_to_dvf(stretch, (3, 4))[0, :, 0, 3]
+        tensor([4., 0.])
     """
     if matrix.ndim != 3 or tuple(matrix.shape[1:]) != (2, 3):
         raise ValueError(f"matrix: expected (B, 2, 3), got {tuple(matrix.shape)}")
     matrix = _precise(matrix)
     x, y = identity_grid(shape, matrix.dtype, matrix.device)[0].unbind()
-    # The identity is taken off the matrix, not off the mapped points: no cancellation at large coordinates. And no
-    # matrix product, which autocast would compute in reduced precision.
+    # The identity is subtracted from the matrix, not from the mapped points: nothing cancels at large coordinates.
+    # Autocast would compute a matrix product in reduced precision.
     linear = matrix - torch.eye(2, 3, dtype=matrix.dtype, device=matrix.device)
     along_x, along_y, translation = linear[..., None, None].unbind(dim=2)
     return along_x * x + along_y * y + translation
@@ -152,10 +168,14 @@ def affine_to_dvf(matrix: Tensor, shape: tuple[int, int]) -> Tensor:
 def resize(dvf: Tensor, shape: tuple[int, int]) -> Tensor:
     """Return the same map on a grid of `shape` (H', W').
 
-    Components scale by (W'−1)/(W−1) and (H'−1)/(H−1), since corners stay corners.
+    Components scale by (W'−1)/(W−1) and (H'−1)/(H−1), because corners stay corners.
 
     Raises:
         ValueError: If either grid is narrower than 2 pixels.
+
+    Example:
+        >>> resize(torch.ones(1, 2, 11, 21), (21, 61))[0, :, 0, 0]
+        tensor([3., 2.])
     """
     _check_dvf(dvf)
     if min(*dvf.shape[-2:], *shape) < 2:
@@ -183,6 +203,11 @@ def jacobian_determinant(dvf: Tensor) -> Tensor:
 
     Raises:
         ValueError: If `dvf` is not (B, 2, H, W).
+
+    Example:
+        >>> stretch = torch.tensor([[[2.0, 0.0, 0.0], [0.0, 3.0, 0.0]]])
+        >>> jacobian_determinant(affine_to_dvf(stretch, (4, 5)))[0, 1, 2]
+        tensor(6.)
     """
     along_x, along_y = _derivatives(dvf)
     return (1 + along_x[:, 0]) * (1 + along_y[:, 1]) - along_y[:, 0] * along_x[:, 1]
@@ -196,7 +221,7 @@ def _derivatives(dvf: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stays_inside(dvf: Tensor) -> Tensor:
-    """Return where (B, H, W) the point q + dvf(q) lies on the image; dvf is (B, 2, H, W) in pixels."""
+    """Return the mask (B, H, W) of pixels q whose point q + dvf(q) lies on the image; dvf is (B, 2, H, W) in pixels."""
     _check_dvf(dvf)
     height, width = _grid_shape(dvf)
     field = _precise(dvf)
@@ -212,10 +237,14 @@ def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
 
     Args:
         velocity: (B, 2, H, W) in pixels per unit time.
-        steps: The number of squarings; the first step is velocity / 2**steps, which should stay below half a pixel.
+        steps: The number of squarings. The first step, velocity / 2**steps, should stay below half a pixel.
 
     Raises:
-        ValueError: If `steps` is no whole number of at least 0.
+        ValueError: If `steps` is not a whole number ≥ 0.
+
+    Example:
+        >>> integrate(torch.full((1, 2, 4, 5), 3.0))[0, :, 0, 0]
+        tensor([3., 3.])
     """
     _check_dvf(velocity)
     check_numbers({"steps": steps}, {"steps": 0})
@@ -228,10 +257,10 @@ def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
 def limit_steepness(velocity: Tensor, steepest: float = 2.0) -> Tensor:
     """Return velocities (B, 2, H, W) whose components change by at most `steepest` px from one pixel to the next.
 
-    A sample that is steeper is scaled down as a whole. At the default, fields that `integrate` makes of them do not
-    fold, whatever they were: at 320×456, white noise of 5 to 100 px on grids of every 1st to 8th pixel leaves
-    determinants above 0.07, and the field of the negative velocity is the inverse to 0.11 px in the mean and 1.2 px at
-    most; with 4 px per px, up to one pixel in 10,000 folds.
+    A steeper sample is scaled down as a whole. At the default limit, the fields that `integrate` returns do not fold.
+    This was measured at 320×456 with white noise of 5 to 100 px on grids of every 1st to 8th pixel. All determinants
+    stay above 0.07; the field of the negative velocity is the inverse to 0.11 px on average and 1.2 px at most. At
+    4 px per px, up to one pixel in 10,000 folds.
 
     Args:
         velocity: (B, 2, H, W) in pixels per unit time.
@@ -248,19 +277,24 @@ def invert(
 ) -> Tensor:
     """Return v with `compose(dvf, v) = 0`, that is v(q) = −dvf(q + v(q)), pixel by pixel.
 
-    Solved on a coarse grid first, then corrected on finer ones; the few pixels that are left take Newton steps on the
-    bilinear interpolant. Beyond the border the displacement is that of the border, so that v is as small as the field
-    (within the tolerance). Where the field folds there is no inverse, and the best iterate is returned: `inverse_mask`
-    tells where. Not differentiable; a sample's result does not depend on the rest of its batch.
+    The inverse is solved on a coarse grid, then corrected on finer ones. The few pixels that still miss the tolerance
+    take Newton steps on the bilinear interpolant. Beyond the border the displacement is that of the border, so v is no
+    larger than the field (within the tolerance). Where the field folds there is no inverse, and the best iterate is
+    returned; `inverse_mask` finds these pixels. Not differentiable. A sample's result does not depend on its batch.
 
     Args:
         dvf: (B, 2, H, W) in pixels.
-        start: A guess (B, 2, H, W) of the inverse, to skip the coarse grids.
-        tolerance_px: No pixel's residual is above it, where there is an inverse.
-        max_iterations: At most this many Newton steps.
+        start: A guess (B, 2, H, W) of the inverse, which skips the coarse grids.
+        tolerance_px: The largest residual of a pixel that has an inverse.
+        max_iterations: The largest number of Newton steps.
 
     Raises:
         ValueError: If `dvf` is not (B, 2, H, W) or `start` has another shape.
+
+    Example:
+        >>> double = affine_to_dvf(torch.tensor([[[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]]]), (4, 5))
+        >>> invert(double)[0, :, 2, 4].round()  # (4, 2) -> (2, 1)
+        tensor([-2., -1.])
     """
     _check_dvf(dvf)
     if start is not None:
@@ -272,9 +306,9 @@ def invert(
 
 
 def inverse_mask(dvf: Tensor, inverse: Tensor, *, tolerance_px: float = 0.01) -> Tensor:
-    """Return where (B, H, W) `inverse` inverts `dvf`: its residual is small, and no folded part of dvf lands there.
+    """Return the mask (B, H, W) where `inverse` inverts `dvf`: small residual, and no folded part of dvf lands there.
 
-    Where a folded part lands, at least three points are mapped to the same one, and a field can give only one of them.
+    Where a folded part lands, dvf maps at least three points to the same one. An inverse field can return only one.
 
     Args:
         dvf: (B, 2, H, W) in pixels.
@@ -299,7 +333,7 @@ def _landing(dvf: Tensor, selected: Tensor) -> Tensor:
 
 
 def _coarse_to_fine_inverse(dvf: Tensor) -> Tensor:
-    """Return the inverse to about a hundredth of a pixel, where the field is smooth."""
+    """Return the inverse, accurate to about a hundredth of a pixel where the field is smooth."""
     height, width = _grid_shape(dvf)
     factors = [factor for factor in (16, 8, 4, 2) if min(height, width) >= 4 * factor]
     levels = [resize(dvf, (height // factor, width // factor)) for factor in factors] + [dvf]
@@ -308,7 +342,7 @@ def _coarse_to_fine_inverse(dvf: Tensor) -> Tensor:
         inverse = resize(inverse, _grid_shape(level))
         for _ in range(3 if index < 2 else 1):
             inverse = _corrected(level, inverse)
-        # Corrections diverge where the field is steep, and later levels would only inherit that.
+        # Corrections diverge where the field is steep, and finer levels would inherit the error.
         if index == 1:
             inverse = _newton_where_needed(level, inverse, tolerance_px=0.02, max_iterations=20)
     return inverse
@@ -317,7 +351,7 @@ def _coarse_to_fine_inverse(dvf: Tensor) -> Tensor:
 def _corrected(dvf: Tensor, inverse: Tensor) -> Tensor:
     """Return the inverse after one Newton step, v − (I + ∇dvf(q + v))⁻¹ · residual.
 
-    At the solution that matrix is I + ∇v, which needs neither sampling nor inversion.
+    At the solution the inverse matrix is I + ∇v, which needs neither sampling nor inversion.
     """
     residual = compose(dvf, inverse)
     along_x, along_y = _derivatives(inverse)
@@ -327,7 +361,7 @@ def _corrected(dvf: Tensor, inverse: Tensor) -> Tensor:
 
 
 def _newton_where_needed(dvf: Tensor, inverse: Tensor, tolerance_px: float, max_iterations: int) -> Tensor:
-    # Written so that what a correction drove to not-a-number is left, too.
+    # The negation also selects pixels that a correction drove to NaN.
     left = ~(_squared_norm(compose(dvf, inverse)) <= tolerance_px**2)
     if not bool(left.any()):
         return inverse
@@ -337,10 +371,10 @@ def _newton_where_needed(dvf: Tensor, inverse: Tensor, tolerance_px: float, max_
 def _newton_inverse(
     dvf: Tensor, inverse: Tensor, selected: Tensor, tolerance_px: float, max_iterations: int
 ) -> Tensor:
-    """Return `inverse` after damped Newton steps at the pixels of the mask `selected` (B, H, W) alone."""
+    """Return `inverse` after damped Newton steps at the pixels of the mask `selected` (B, H, W) only."""
     batch, row, column = selected.nonzero(as_tuple=True)
     target = torch.stack([column, row], dim=1).to(dvf.dtype)
-    # No inverse is larger than the field: a step beyond that is lost.
+    # No inverse is larger than the field, so a longer step cannot lead to the solution.
     bound = dvf.abs().amax(dim=(2, 3))[batch]
 
     def evaluate(pixels: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
@@ -376,11 +410,11 @@ def _newton_inverse(
 def _sample_cell(dvf: Tensor, batch: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Return the bilinear interpolant (N, 2) and its derivatives (N, 4) at points (N, 2) of the samples `batch` (N,).
 
-    The derivatives are those of x, y along x, then of x, y along y. Beyond the border the value is constant.
+    The derivatives are ordered ∂x/∂x, ∂y/∂x, ∂x/∂y, ∂y/∂y. Beyond the border the value is constant.
     """
     limit = torch.tensor(_grid_shape(dvf)[::-1], device=dvf.device) - 1
     clamped = points.clamp(torch.zeros_like(limit), limit)
-    # In this order: not-a-number becomes an integer that only then is brought into the image.
+    # The order matters: NaN becomes an arbitrary integer, which the clamp then moves into the image.
     cell = clamped.long().clamp(torch.zeros_like(limit), limit - 1)
     x, y = cell.unbind(1)
     to_x, to_y = (clamped - cell).hsplit(2)
@@ -404,7 +438,7 @@ def _solve(gradient: Tensor, residual: Tensor) -> Tensor:
 
 
 def _squared_norm(vectors: Tensor) -> Tensor:
-    # On the CPU this is twenty times as fast as `Tensor.norm` over the channels.
+    # On the CPU this is twenty times faster than `Tensor.norm` over the channels.
     return vectors.square().sum(dim=1)
 
 
@@ -418,7 +452,7 @@ def _sample(image: Tensor, dvf: Tensor, mode: str, padding_mode: str) -> Tensor:
 
 
 def _warp_labels(image: Tensor, dvf: Tensor, mode: str, padding_mode: str) -> Tensor:
-    """Gather labels at the rounded coordinates: no float could hold every 32-bit id."""
+    """Gather labels at the rounded coordinates: no float holds every 32-bit id exactly."""
     if mode != "nearest":
         raise ValueError(f"warp: an integer image needs mode='nearest', got '{mode}'")
     if padding_mode not in ("zeros", "border"):
@@ -436,34 +470,34 @@ def _warp_labels(image: Tensor, dvf: Tensor, mode: str, padding_mode: str) -> Te
 
 
 def _index(coordinates: Tensor, size: int) -> Tensor:
-    """Return the nearest of the whole coordinates 0 … size−1; what is not a number becomes 0."""
-    # In this order: what no integer can hold is brought into the image before it becomes one.
+    """Return the nearest of the whole coordinates 0 … size−1; NaN becomes 0."""
+    # Clamp before the conversion: an integer cannot hold the largest floats.
     return coordinates.nan_to_num().clamp(0, size - 1).long()
 
 
 @_cached
 def _unit_grid(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the pixels' coordinates (1, 2, H, W) in grid_sample's unit: 0 … W−1 is −1 … 1."""
+    """Return the pixel coordinates (1, 2, H, W) in units of grid_sample: 0 … W−1 is −1 … 1."""
     exact = torch.float64, torch.device("cpu")
     return (identity_grid(shape, *exact) * _unit(shape, *exact) - 1).to(device, dtype)
 
 
 @_cached
 def _unit(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the length (1, 2, 1, 1) of a pixel along x and y in grid_sample's unit."""
+    """Return the length (1, 2, 1, 1) of a pixel along x and y in units of grid_sample."""
     lengths = [2 / max(size - 1, 1) for size in reversed(shape)]
     return torch.tensor(lengths, dtype=dtype, device=device).view(1, 2, 1, 1)
 
 
 def _in_units(dvf: Tensor) -> Tensor:
-    """Return where (B, 2, H, W) the displaced pixels lie, in grid_sample's unit."""
+    """Return the positions (B, 2, H, W) of the displaced pixels in units of grid_sample."""
     if torch.compiler.is_compiling():
         return _InUnits.forward(dvf)
     return cast(Tensor, _InUnits.apply(dvf))
 
 
 class _InUnits(torch.autograd.Function):
-    """Scales fields, whose components lie one after the other in memory, and gradients, where they lie side by side."""
+    """Scales fields, whose components are contiguous planes, and gradients, whose components are interleaved."""
 
     @staticmethod
     def forward(dvf: Tensor) -> Tensor:
@@ -483,17 +517,17 @@ class _InUnits(torch.autograd.Function):
 
 @_cached
 def _unit_row(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return `_unit` at each column, (1, 2, 1, W), x beside y in memory.
+    """Return `_unit` at each column, (1, 2, 1, W), with x and y interleaved in memory.
 
-    So does the gradient lie that grid_sample returns, and is scaled by this in 0.4 times as long as by `_unit`; fields,
-    which lie otherwise, take 2.5 times as long.
+    The gradient of grid_sample has the same memory layout. Scaling it by this row takes 0.4 times as long as by
+    `_unit`; fields, which have the other layout, would take 2.5 times as long.
     """
     row = _unit(shape, dtype, device).permute(0, 2, 3, 1).expand(1, 1, shape[1], 2)
     return row.contiguous().permute(0, 3, 1, 2)
 
 
 def _precise(field: Tensor) -> Tensor:
-    """Return float64 as it is and everything else as float32: less cannot tell neighbouring pixels apart."""
+    """Return float64 unchanged and every other type as float32: half precision cannot separate neighbouring pixels."""
     return field if field.dtype == torch.float64 else field.float()
 
 

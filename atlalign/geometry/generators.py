@@ -1,8 +1,8 @@
-"""Random displacement fields: parameters are drawn by one function and applied by another, so they can be replayed.
+"""Random displacement fields: one function draws the parameters and another applies them, so draws can be replayed.
 
-Draws come from a generator on the CPU and are moved then: the same seed gives the same parameters on every device, and
-fields that agree up to rounding.
-Lengths are fractions of the image's width where a name says fraction or spacing, pixels where it says px.
+A generator on the CPU draws the parameters, which are then moved to the device. The same seed gives the same parameters
+on every device, and fields that agree up to rounding. Names with `fraction` or `spacing` are fractions of the image's
+width; names with `px` are pixels.
 """
 
 import math
@@ -31,7 +31,7 @@ class AffinePair(NamedTuple):
 
 
 class AffineSimple(NamedTuple):
-    """What an affine map is made of, one value (B,) for each map; the defaults of a map are the identity's.
+    """The parameters of affine maps, one value (B,) for each map.
 
     `rotation` and `shear` are in radians, translations in pixels. Fields map backward: scale 2 shrinks the content, and
     a positive rotation turns it counter-clockwise on the screen.
@@ -58,14 +58,14 @@ def draw_velocity(
 ) -> Tensor:
     """Return random smooth velocities (B, 2, H, W): cubic B-splines with standard normal coefficients.
 
-    They are zero along the border, so that the image's rectangle is mapped onto itself and no content is lost.
+    They are zero along the border, so the field maps the image's rectangle onto itself and no content is lost.
 
     Args:
         batch_size: B.
         shape: (H, W).
-        spacing: The distance of the splines' knots as a fraction of the width; smaller is rougher.
-        generator: A generator on the CPU; the global one otherwise.
-        device: Where the velocities are wanted.
+        spacing: The distance between the splines' knots as a fraction of the width; smaller is rougher.
+        generator: A generator on the CPU; None for the global one.
+        device: The device of the result.
 
     Raises:
         InputError: If the spacing is not above 0.
@@ -90,11 +90,11 @@ def smooth_field(
 ) -> FieldPair:
     """Return random fields without folds that are the identity at the border, with their inverses.
 
-    Each field's displacement reaches `mean_fraction` of the width in the mean and `largest_fraction` at its largest;
-    the residual of `compose(dvf, inverse)` is below 0.01 px.
+    Each field's mean displacement is at least `mean_fraction` of the width, and its largest at least
+    `largest_fraction`. The residual of `compose(dvf, inverse)` is below 0.01 px.
 
     Raises:
-        InputError: If displacements as large as this fold between knots as close as `spacing`.
+        InputError: If such large displacements fold between knots as close as `spacing`.
     """
     velocity = draw_velocity(batch_size, shape, spacing=spacing, generator=generator, device=device)
     return integrate_pair(
@@ -103,7 +103,7 @@ def smooth_field(
 
 
 def integrate_pair(velocity: Tensor) -> FieldPair:
-    """Return the fields of `velocity` (B, 2, H, W) and their inverses, to less than 0.01 px.
+    """Return the fields of `velocity` (B, 2, H, W) and their inverses, accurate to 0.01 px.
 
     Raises:
         InputError: If the grid is too coarse for the velocity, so that its field folds.
@@ -119,7 +119,7 @@ def integrate_pair(velocity: Tensor) -> FieldPair:
 
 
 def scale_velocity(velocity: Tensor, *, mean_fraction: float, largest_fraction: float) -> Tensor:
-    """Return each velocity times the factor, up to 1 % above the smallest, whose field reaches both sizes.
+    """Return each velocity times the smallest factor (within 1 %) at which its field reaches both sizes.
 
     Args:
         velocity: (B, 2, H, W).
@@ -127,7 +127,7 @@ def scale_velocity(velocity: Tensor, *, mean_fraction: float, largest_fraction: 
         largest_fraction: The field's largest displacement is at least this fraction of the width.
 
     Raises:
-        InputError: If no factor does.
+        InputError: If no factor reaches both sizes.
     """
     velocity = velocity / _size(velocity, mean_fraction, largest_fraction)
     for _ in range(20):
@@ -135,7 +135,7 @@ def scale_velocity(velocity: Tensor, *, mean_fraction: float, largest_fraction: 
         done = (reached >= 1) & (reached <= 1.01)
         if bool(done.all()):
             return velocity
-        # A sample that is done stays as it is, whatever the rest of its batch needs.
+        # A finished sample stays unchanged, so that its result does not depend on its batch.
         velocity = velocity * torch.where(done, 1, 1.005 / reached)
     raise InputError(
         f"velocity: no factor gives a mean displacement of {mean_fraction} and a largest of {largest_fraction} of the"
@@ -144,7 +144,7 @@ def scale_velocity(velocity: Tensor, *, mean_fraction: float, largest_fraction: 
 
 
 def _spline_basis(size: int, spacing_px: float, device: torch.device | str) -> Tensor:
-    """Return the values (size, knots) of the cubic B-splines inside 0 … size−1, reflected with a minus at both ends."""
+    """Return the values (size, knots) of the cubic B-splines inside 0 … size−1, odd about both ends."""
     intervals = max(2, round((size - 1) / spacing_px))
     x = torch.linspace(0, intervals, size, device=device)[:, None]
     knots = torch.arange(1, intervals, device=device)
@@ -152,13 +152,13 @@ def _spline_basis(size: int, spacing_px: float, device: torch.device | str) -> T
 
 
 def _cubic_spline(x: Tensor) -> Tensor:
-    """Return the cubic B-spline with knots at the integers: 2/3 at 0, 1/6 at ±1, nothing beyond ±2."""
+    """Return the cubic B-spline with knots at the integers: 2/3 at 0, 1/6 at ±1, 0 beyond ±2."""
     x = x.abs()
     return ((2 - x).clamp(min=0) ** 3 - 4 * (1 - x).clamp(min=0) ** 3) / 6
 
 
 def _size(dvf: Tensor, mean_fraction: float, largest_fraction: float) -> Tensor:
-    """Return (B, 1, 1, 1): the share reached of the wanted mean or largest displacement, whichever is smaller."""
+    """Return (B, 1, 1, 1): actual over requested displacement, the smaller ratio of mean and largest."""
     displacement = dvf.norm(dim=1).flatten(1) / dvf.shape[-1]
     reached = torch.minimum(displacement.mean(1) / mean_fraction, displacement.amax(1) / largest_fraction)
     return reached.view(-1, 1, 1, 1)
@@ -178,17 +178,17 @@ def draw_affine_simple(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> AffineSimple:
-    """Return uniform random parameters (B,): rotation and shear in ± the given radians, translations in ± a fraction.
+    """Return uniform random parameters (B,), each between − and + its argument.
 
     Args:
         batch_size: B.
-        shape: (H, W); translations are fractions of W.
-        scale: Scales are exp of a uniform number in ± this, so that growing is as likely as shrinking.
-        rotation: In radians.
-        translation_fraction: Of the width.
-        shear: In radians.
-        generator: A generator on the CPU; the global one otherwise.
-        device: Where the parameters are wanted.
+        shape: (H, W).
+        scale: Largest |log| of a scale: growing is as likely as shrinking.
+        rotation: Largest rotation in radians.
+        translation_fraction: Largest translation as a fraction of the width.
+        shear: Largest shear in radians.
+        generator: A generator on the CPU; None for the global one.
+        device: The device of the result.
     """
     uniform = 2 * torch.rand(6, batch_size, generator=generator).to(device) - 1
     translation_px = translation_fraction * shape[1]
@@ -210,9 +210,9 @@ def affine_simple_matrix(
     The linear part is [[sx cos r, −sy sin(r + s)], [sx sin r, sy cos(r + s)]] with rotation r and shear s.
 
     Args:
-        parameters: What the maps are made of.
+        parameters: The parameters of the maps.
         shape: (H, W).
-        apply_centering: The map's fixed point, before translation, is the image's centre; otherwise pixel (0, 0).
+        apply_centering: Scale, rotate and shear about the image's centre; otherwise about pixel (0, 0).
     """
     scale_x, scale_y, rotation, translation_x, translation_y, shear = (value.double() for value in parameters)
     sheared = rotation + shear
@@ -245,7 +245,7 @@ def affine_map(
 ) -> AffinePair:
     """Return random affine maps about the image's centre and their exact inverses.
 
-    Each map's displacement reaches `mean_fraction` of the width in the mean and `largest_fraction` at its largest.
+    Each map's mean displacement is at least `mean_fraction` of the width, and its largest at least `largest_fraction`.
     """
     parameters = draw_affine_simple(batch_size, shape, generator=generator, device=device)
     matrix = scale_affine(
@@ -263,7 +263,7 @@ def scale_affine(
     """Return I + s (matrix − I) with the smallest s whose field of `shape` reaches both fractions of the width.
 
     Raises:
-        InputError: If a map is the identity, or folds when it is so scaled.
+        InputError: If a map is the identity, or folds after scaling.
     """
     reached = _size(affine_to_dvf(matrix, shape), mean_fraction, largest_fraction)[:, 0]
     if bool((reached == 0).any()):
@@ -272,15 +272,15 @@ def scale_affine(
     scaled = identity + (matrix - identity) / reached
     if bool((torch.linalg.det(scaled[:, :, :2]) <= 0).any()):
         raise InputError(
-            f"matrix: expected maps that do not fold when their displacement is {mean_fraction} in the mean and"
-            f" {largest_fraction} at the largest of the width"
+            f"matrix: expected maps that do not fold at a mean displacement of {mean_fraction} and a largest of"
+            f" {largest_fraction} of the width"
         )
     return scaled
 
 
 def invert_affine(matrix: Tensor) -> Tensor:
-    """Return the matrices (B, 2, 3) of the inverse maps, in the same precision; not finite where a map is singular."""
-    # Written out: ONNX has no inverse, and autocast would compute matrix products in reduced precision.
+    """Return the matrices (B, 2, 3) of the inverse maps in the same precision; not finite where a map is singular."""
+    # Written out because ONNX has no inverse, and autocast would compute matrix products in reduced precision.
     a, b, x = matrix[:, 0].unbind(dim=1)
     c, d, y = matrix[:, 1].unbind(dim=1)
     adjugate = torch.stack([d, -b, b * y - d * x, -c, a, c * x - a * y], dim=1)
@@ -320,7 +320,7 @@ def projective(matrix: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 class ControlPoints(NamedTuple):
-    """Points of the image and where they are displaced to: both (B, N, 2) as (x, y) in pixels."""
+    """Points of the image and their displacements, both (B, N, 2) as (x, y) in pixels."""
 
     points: Tensor
     displacements: Tensor
@@ -335,7 +335,7 @@ def draw_control_points(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> ControlPoints:
-    """Return random pixels, corners excepted, with displacements as `draw_edge_stretching` gives them."""
+    """Return random pixels other than the corners, with the random displacements of `draw_edge_stretching`."""
     everywhere = torch.ones(batch_size, *shape, dtype=torch.bool)
     return draw_edge_stretching(
         everywhere, n_points=n_points, radius_max=radius_max, generator=generator, device=device
@@ -350,17 +350,17 @@ def draw_edge_stretching(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> ControlPoints:
-    """Return n different edge pixels of each image, each displaced at a uniform angle by a uniform radius.
+    """Return `n_points` different edge pixels of each image, each displaced at a uniform angle by a uniform radius.
 
     Args:
-        edge_mask: (B, H, W), true on the edges; `edges` finds them. The image's corners never count.
+        edge_mask: (B, H, W), true on the edges, as `edges` returns it. The image's corners are never drawn.
         n_points: The number of points.
         radius_max: The largest radius in pixels.
-        generator: A generator on the CPU; the global one otherwise.
-        device: Where the points are wanted; the mask's device otherwise.
+        generator: A generator on the CPU; None for the global one.
+        device: The device of the result; None for the mask's.
 
     Raises:
-        InputError: If an image has fewer edge pixels than that, there are no points, or the radius is below 0.
+        InputError: If an image has fewer than `n_points` edge pixels, `n_points` is below 1, or the radius below 0.
     """
     check_numbers({"n_points": n_points, "radius_max": radius_max}, {"n_points": 1, "radius_max": 0.0})
     points = torch.stack([_draw_pixels(mask, n_points, generator) for mask in edge_mask.cpu()])
@@ -378,24 +378,24 @@ def control_points(
     function: RbfFunction = "linear",
     smooth: float = 0.0,
 ) -> Tensor:
-    """Return the fields (B, 2, H, W) of `interpolate_rbf` with these displacements, and none at the image's corners."""
+    """Return the fields (B, 2, H, W) of `interpolate_rbf` with these displacements and fixed image corners."""
     points, displacements = with_zeros(*parameters, corners(shape))
     return interpolate_rbf(points, displacements, shape, function=function, smooth=smooth)
 
 
 def edges(images: Tensor) -> Tensor:
-    """Return the edges (B, H, W) of images (B, 1, H, W) in [0, 1]: the gradient's ridges where it is above 0.1.
+    """Return the edges (B, H, W) of images (B, 1, H, W) in [0, 1]: ridges of the gradient above 0.1.
 
-    Canny's detector (IEEE PAMI 1986), sigma 1, without its last stage, which drops ridges that are weak throughout.
+    Canny's detector (IEEE PAMI 1986), sigma 1, without the last stage, which drops uniformly weak ridges.
     """
-    # Kornia is slow to import and only needed here, and its last stage takes ten times as long as all others.
+    # Kornia is slow to import and needed only here; its last stage takes ten times as long as all others.
     from kornia.filters import canny
 
     return canny(images, hysteresis=False)[1][:, 0] > 0
 
 
 def _draw_pixels(mask: Tensor, n_points: int, generator: torch.Generator | None) -> Tensor:
-    """Return `n_points` different pixels (N, 2) as (x, y) of the mask (H, W), without its corners."""
+    """Return `n_points` different pixels (N, 2) as (x, y) of the mask (H, W), never its corners."""
     allowed = mask.clone()
     allowed[[0, 0, -1, -1], [0, -1, 0, -1]] = False
     rows_columns = allowed.nonzero()

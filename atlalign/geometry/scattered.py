@@ -1,4 +1,4 @@
-"""Fields from displacements known at a few points: radial basis functions, scipy's griddata, and anchoring."""
+"""Fields interpolated from a few known displacements: radial basis functions, scipy's griddata, and anchoring."""
 
 from functools import lru_cache
 from typing import Literal, get_args
@@ -12,7 +12,7 @@ from atlalign.geometry.dvf import warp_points
 RbfFunction = Literal["linear", "thin_plate"]
 GriddataMethod = Literal["nearest", "linear", "cubic"]
 
-# A remembered anchor map of more numbers would take more than half a gigabyte.
+# A cached anchor map with more numbers would take more than half a gigabyte.
 _LARGEST_MAP = 2**27
 
 
@@ -26,23 +26,23 @@ def interpolate_rbf(
 ) -> Tensor:
     """Return the fields (B, 2, H, W) Σ w_i φ(|q − points_i|), with φ(r) = r (linear) or r² log r (thin_plate).
 
-    The weights solve (φ(|points_i − points_j|) − smooth · I) w = displacements, the form that scipy's `Rbf` has.
+    The weights solve (φ(|points_i − points_j|) − smooth · I) w = displacements, as in scipy's `Rbf`.
 
     Args:
         points: (B, N, 2) as (x, y) in pixels, no two the same.
         displacements: (B, N, 2) as (x, y) in pixels.
         shape: (H, W).
         function: φ; linear is the least prone to overshoot.
-        smooth: 0 meets the displacements exactly; more departs from them.
+        smooth: 0 meets the displacements exactly; larger values smooth the field.
 
     Raises:
-        InputError: If points coincide, the two tensors differ in shape, or there is no such function.
+        InputError: If points coincide, the two tensors differ in shape, or the function is unknown.
     """
     if function not in get_args(RbfFunction):
         raise unknown_name("function", function, get_args(RbfFunction))
     _check_points(points, displacements)
     weights = torch.linalg.solve(_rbf_system(points, function, smooth), displacements.double())
-    # Large terms of a thin plate cancel: in float32 it would miss its points by a hundredth of a pixel.
+    # Large terms of a thin plate cancel: in float32 the field would miss its points by a hundredth of a pixel.
     weights = weights if function == "thin_plate" else weights.to(displacements.dtype)
     fields = [
         _evaluate_rbf(nodes, weight, shape, function) for nodes, weight in zip(points, weights, strict=True)
@@ -53,16 +53,16 @@ def interpolate_rbf(
 def interpolate_griddata(
     points: Tensor, displacements: Tensor, shape: tuple[int, int], *, method: GriddataMethod = "linear"
 ) -> Tensor:
-    """Return the fields (B, 2, H, W) of `scipy.interpolate.griddata`, computed on the CPU; zero outside of the hull.
+    """Return the fields (B, 2, H, W) of `scipy.interpolate.griddata`, computed on the CPU; 0 outside the convex hull.
 
     Args:
         points: (B, N, 2) as (x, y) in pixels.
         displacements: (B, N, 2) as (x, y) in pixels.
         shape: (H, W).
-        method: Nearest, linear or cubic on the triangles between the points.
+        method: Nearest neighbour, or linear or cubic on the triangles between the points.
 
     Raises:
-        InputError: If the two tensors differ in shape, or there is no such method.
+        InputError: If the two tensors differ in shape, or the method is unknown.
     """
     if method not in get_args(GriddataMethod):
         raise unknown_name("method", method, get_args(GriddataMethod))
@@ -88,20 +88,20 @@ def corners(shape: tuple[int, int], device: torch.device | str = "cpu") -> Tenso
 def anchor(
     dvf: Tensor, *, h_kept: float = 0.9, w_kept: float = 0.9, ds_f: int = 50, smooth: float = 0.0
 ) -> Tensor:
-    """Return the fields through dvf at a regular grid of points, and zero at the image's corners; linear rbf between.
+    """Return fields that equal dvf at a regular grid of points and 0 at the image's corners; linear rbf between them.
 
-    Smooth, and the identity at the corners. The points and so the linear map from their displacements to the field are
-    the same for every field of a size; it is computed once.
+    Fields of one size share their points, and so the linear map from displacements to the field. The map is computed
+    once for each size.
 
     Args:
         dvf: (B, 2, H, W) in pixels.
-        h_kept: The points lie in a centred rectangle of this share of the height, in ]0, 1].
+        h_kept: Height of the centred rectangle that holds the points, as a share of the image's, in ]0, 1].
         w_kept: The same for the width.
-        ds_f: The points' distance in pixels.
-        smooth: 0 meets the field exactly at the points; more departs from it.
+        ds_f: The distance between points in pixels.
+        smooth: 0 meets the field exactly at the points; larger values smooth it.
 
     Raises:
-        InputError: If a share is outside ]0, 1], ds_f no whole number from 1 on, or smooth below 0.
+        InputError: If a share is outside ]0, 1], ds_f is not a whole number ≥ 1, or smooth is below 0.
     """
     check_anchor(h_kept=h_kept, w_kept=w_kept, ds_f=ds_f, smooth=smooth)
     shape = (int(dvf.shape[-2]), int(dvf.shape[-1]))
@@ -117,7 +117,7 @@ def anchor(
 
 
 def check_anchor(*, h_kept: float, w_kept: float, ds_f: int, smooth: float, where: str = "") -> None:
-    """Raise an InputError unless these are arguments of `anchor`; `where` they come from leads their names."""
+    """Raise an InputError unless these are valid arguments of `anchor`; the message puts `where` before their names."""
     given = {"h_kept": h_kept, "w_kept": w_kept, "ds_f": ds_f, "smooth": smooth}
     least = {"h_kept": 0.0, "w_kept": 0.0, "ds_f": 1, "smooth": 0.0}
     check_numbers(
@@ -129,7 +129,7 @@ def check_anchor(*, h_kept: float, w_kept: float, ds_f: int, smooth: float, wher
 
 
 def with_zeros(points: Tensor, displacements: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
-    """Return points and displacements (B, N + M, 2) with the points `fixed` (M, 2) appended, which do not move."""
+    """Return points and displacements (B, N + M, 2): those given, then the points `fixed` (M, 2), which do not move."""
     fixed = fixed.to(points).expand(len(points), -1, -1)
     return torch.cat([points, fixed], dim=1), torch.cat([displacements, torch.zeros_like(fixed)], dim=1)
 
@@ -137,9 +137,9 @@ def with_zeros(points: Tensor, displacements: Tensor, fixed: Tensor) -> tuple[Te
 def anchor_points(
     shape: tuple[int, int], h_kept: float, w_kept: float, ds_f: int, device: torch.device
 ) -> Tensor:
-    """Return (N, 2) as (x, y): points ds_f apart in the centred rectangle, itself filled from its centre.
+    """Return points (N, 2) as (x, y), ds_f apart and symmetric about the centre of the rectangle.
 
-    Those on the image's corners are left out: they are fixed anyway.
+    Points on the image's corners are left out, because the corners are fixed anyway.
     """
     along_y, along_x = (
         _centred(size, kept, ds_f) for size, kept in zip(shape, (h_kept, w_kept), strict=True)
@@ -160,7 +160,7 @@ def _centred(size: int, kept: float, step: int) -> Tensor:
 def _anchor_map(
     shape: tuple[int, int], h_kept: float, w_kept: float, ds_f: int, smooth: float, device: torch.device
 ) -> Tensor:
-    """Return the matrix (N, H · W) that takes the displacements of the anchor's N points to those of all pixels."""
+    """Return the matrix (N, H · W) that maps the displacements of the anchor's N points to those of all pixels."""
     with torch.inference_mode(False), torch.no_grad():
         points = anchor_points(shape, h_kept, w_kept, ds_f, torch.device("cpu"))
         nodes = torch.cat([points, corners(shape)])
@@ -185,7 +185,7 @@ def _evaluate_rbf(nodes: Tensor, weights: Tensor, shape: tuple[int, int], functi
     nodes = nodes.to(weights)
     squared_x = (torch.arange(shape[1]).to(nodes) - nodes[:, :1]).square()
     squared_y = (torch.arange(shape[0]).to(nodes) - nodes[:, 1:]).square()
-    # In strips, so that many nodes do not fill the memory.
+    # Strips of rows bound the memory that many nodes need.
     rows = max(1, 2**24 // squared_x.numel())
     strips = [
         weights.mT @ _phi(part[:, :, None] + squared_x[:, None], function).flatten(1)

@@ -1,4 +1,4 @@
-"""Losses: `loss(y_true, y_pred)` is a scalar tensor, lower is better; the tables have them all by key."""
+"""Losses: `loss(y_true, y_pred)` is a scalar tensor, lower is better; the ALL_… tables hold every loss by key."""
 
 from atlalign.losses.combine import (
     ALL_DVF_LOSSES,

@@ -1,6 +1,6 @@
-"""Losses made of losses, the keys of all of them, and the weighted sum that a registration is trained on.
+"""Combinations of losses, the keys of all losses, and the weighted sum that trains a registration.
 
-A key is one name or a mixture `a&b`, the mean of two losses or more in any order.
+A key is one name or a mixture `a&b`, the mean of two or more losses in any order.
 """
 
 import math
@@ -32,7 +32,7 @@ LossFactory = Callable[[BackboneSource], Loss]
 
 
 class FunctionLoss(nn.Module):
-    """A pure loss as a module, so that containers hold all losses alike."""
+    """Wraps a loss function as a module, so that containers treat all losses the same."""
 
     def __init__(self, function: Loss) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class FunctionLoss(nn.Module):
 
 
 def as_module(loss: Loss) -> nn.Module:
-    """Return `loss` itself if it is a module, else wrapped in one.
+    """Return `loss` itself if it is a module, and a module around it otherwise.
 
     Raises:
         InputError: If it cannot be called.
@@ -59,14 +59,19 @@ def as_module(loss: Loss) -> nn.Module:
 
 
 class Mixer(nn.Module):
-    """The convex combination of two losses or more.
+    """The convex combination of two or more losses.
 
     Args:
-        losses: Each `loss(y_true, y_pred)`.
-        weights: One for each loss, none negative, of sum 1; None for the mean.
+        losses: Functions or modules `loss(y_true, y_pred)`.
+        weights: One for each loss, none negative, with sum 1; None for the mean.
 
     Raises:
-        InputError: If there are fewer than two losses, or the weights do not fit.
+        InputError: If there are fewer than two losses, or the weights are invalid.
+
+    Example:
+        >>> black, grey = torch.zeros(1, 1, 4, 5), torch.full((1, 1, 4, 5), 0.5)
+        >>> Mixer(mae, mse, weights=(0.2, 0.8))(black, grey)  # 0.2 · 0.5 + 0.8 · 0.25
+        tensor(0.3000)
     """
 
     def __init__(self, *losses: Loss, weights: Sequence[float] | None = None) -> None:
@@ -95,14 +100,19 @@ def _convex_weights(weights: Sequence[float] | None, count: int) -> tuple[float,
 
 
 class DVF2IMG(nn.Module):
-    """An image loss on fields: ½ f(dx/scale) + ½ f(dy/scale), truth and prediction, without clipping.
+    """Applies an image loss f to fields: ½ f(dx/scale) + ½ f(dy/scale), of truth and prediction, without clipping.
 
     Args:
-        image_loss: The f; it is given (B, 1, H, W).
-        scale: The displacement in pixels that counts as intensity 1.
+        image_loss: The loss f of two tensors (B, 1, H, W).
+        scale: The displacement in pixels that corresponds to intensity 1.
 
     Raises:
         InputError: If `scale` is not positive.
+
+    Example:
+        >>> truth, shifted = torch.zeros(1, 2, 4, 5), torch.full((1, 2, 4, 5), 5.0)
+        >>> DVF2IMG(mae, scale=10)(truth, shifted)
+        tensor(0.5000)
     """
 
     def __init__(self, image_loss: Loss, scale: float = 10) -> None:
@@ -114,7 +124,7 @@ class DVF2IMG(nn.Module):
 
     def forward(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the loss of two fields (B, 2, H, W)."""
-        # In full precision before the division, which would round once more in half.
+        # Convert before the division: in half precision it would round once more.
         y_true, y_pred = as_fields(y_true, y_pred)
         y_true, y_pred = y_true / self.scale, y_pred / self.scale
         along_x: Tensor = self.image_loss(y_true[:, :1], y_pred[:, :1])
@@ -127,15 +137,20 @@ class DVF2IMG(nn.Module):
 
 
 class UnknownLossError(InputError, KeyError):
-    """A key that names no loss: an input error for users, a KeyError for `Mapping`."""
+    """An unknown loss key: an InputError for users, and the KeyError that `Mapping` requires."""
 
-    __str__ = Exception.__str__  # KeyError's shows the repr
+    __str__ = Exception.__str__  # KeyError would show the repr
 
 
 class LossRegistry(Mapping[str, Loss]):
-    """Losses by key, each built when it is asked for; iterates over the plain keys, and knows their mixtures `a&b`.
+    """Losses by key, each built on access; it iterates over the single keys and accepts their mixtures `a&b`.
 
-    A `perceptual_loss_…` needs weights: `registry[key]` takes the published ones, `build` any.
+    A `perceptual_loss_…` needs weights: `registry[key]` uses the published ones, `build` any others.
+
+    Example:
+        >>> truth, shifted = torch.zeros(1, 2, 4, 5), torch.full((1, 2, 4, 5), 20.0)
+        >>> ALL_DVF_LOSSES["mae&mse_po"](truth, shifted)  # (20 + 800) / 2
+        tensor(410.)
     """
 
     def __init__(self, kind: str, factories: Mapping[str, LossFactory]) -> None:
@@ -176,7 +191,7 @@ class LossRegistry(Mapping[str, Loss]):
 
 
 def shared_backbones(weights: str | Path | None = None) -> BackboneSource:
-    """Return a function that builds the perceptual network of a name when first asked, and then gives it again."""
+    """Return a function that builds each perceptual network on first use and returns the same one afterwards."""
     return cache(partial(Backbone, weights=weights))
 
 
@@ -236,7 +251,7 @@ ALL_REGULARITY_LOSSES = LossRegistry(
 
 
 class Registered(Protocol):
-    """What a loss looks at in a network's output and in a batch of the truth."""
+    """The fields that a loss compares between a network's output and a batch with the truth."""
 
     @property
     def registered(self) -> Tensor:
@@ -248,7 +263,7 @@ class Registered(Protocol):
 
     @property
     def inv_dvf(self) -> Tensor | None:
-        """The field from moving to reference, where there is one."""
+        """The field from moving to reference, or None."""
 
 
 _TERMS: dict[str, LossRegistry] = {
@@ -263,17 +278,17 @@ class RegistrationLoss(nn.Module):
     """The weighted sum of a loss on registered images, one on fields, one on inverse fields and one on regularity.
 
     Args:
-        image: A key of ALL_IMAGE_LOSSES, any `loss(y_true, y_pred)`, or None to leave the term out.
-        dvf: The same of ALL_DVF_LOSSES.
-        inv_dvf: The same; skipped where the network gives no inverse.
+        image: A key of ALL_IMAGE_LOSSES, any `loss(y_true, y_pred)`, or None to omit the term.
+        dvf: A key of ALL_DVF_LOSSES, any `loss(y_true, y_pred)`, or None.
+        inv_dvf: The same for inverse fields; skipped if the network predicts no inverse.
         regularity: A key of ALL_REGULARITY_LOSSES, or any `loss(dvf, inv_dvf)` of the prediction alone.
-        weights: Of terms by name (image, dvf, inv_dvf, regularity), none negative, and one above 0 that looks at the
-            truth; 1 where not given.
-        backbone_weights: Those of `PerceptualLoss`, for all perceptual losses given by a key; these share one network.
+        weights: Weights ≥ 0 by term (image, dvf, inv_dvf, regularity), 1 where not given. At least one term that uses
+            the truth needs a weight above 0.
+        backbone_weights: As for `PerceptualLoss`; all perceptual losses given by key share one network.
 
     Raises:
-        InputError: If no term that looks at the truth has a weight above 0, a key or the name of a weight is unknown,
-            or a weight is negative.
+        InputError: If no term that uses the truth has a weight above 0, a key or the name of a weight is unknown, or a
+            weight is negative.
     """
 
     def __init__(
@@ -311,8 +326,8 @@ class RegistrationLoss(nn.Module):
         """Return the unweighted value of each active term by its name, and their weighted sum as "total".
 
         Raises:
-            InputError: If inv_dvf is a term and the batch has none, or it is the only term with a truth and the network
-                gives none, or the regularity needs an inverse and the network gives none.
+            InputError: If the batch lacks the inverse field that inv_dvf needs, or the network predicts none although
+                inv_dvf is the only term with a truth or the regularity needs it.
         """
         values = {
             name: loss(*_arguments(name, output, batch))
@@ -338,7 +353,7 @@ def _term_weights(weights: Mapping[str, float]) -> dict[str, float]:
 
 
 def _arguments(name: str, output: Registered, batch: Registered) -> tuple[Tensor, Tensor | None]:
-    """Return the truth and the prediction, or both predicted fields where there is no truth."""
+    """Return the truth and the prediction; for the regularity, both predicted fields."""
     if name == "regularity":
         return output.dvf, output.inv_dvf
     attribute = "registered" if name == "image" else name

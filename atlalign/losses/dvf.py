@@ -18,7 +18,7 @@ def as_fields(y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
     """Return both fields in their common precision, at least float32.
 
     Raises:
-        ValueError: If they are not (B, 2, H, W) of one shape.
+        ValueError: If they are not two tensors (B, 2, H, W) of one shape.
     """
     y_true, y_pred = as_pair(y_true, y_pred)
     if y_pred.shape[1] != 2:
@@ -27,24 +27,36 @@ def as_fields(y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mse_po(y_true: Tensor, y_pred: Tensor) -> Tensor:
-    """Return mean(dx² + dy²) of the difference, px²: the squared length per pixel, twice the `mse`."""
+    """Return mean(dx² + dy²) of the difference in px²: the mean squared length, twice the `mse`."""
     y_true, y_pred = as_fields(y_true, y_pred)
     return (y_true - y_pred).square().sum(dim=1).mean()
 
 
 def vector_distance(y_true: Tensor, y_pred: Tensor) -> Tensor:
-    """Return mean √(dx² + dy² + 0.001) of the difference, px; the constant keeps the root smooth at 0."""
+    """Return mean √(dx² + dy² + 0.001) of the difference in px; the constant keeps the root smooth at 0.
+
+    Example:
+        >>> truth, shifted = torch.zeros(1, 2, 4, 5), torch.tensor([3.0, 4.0]).view(1, 2, 1, 1).expand(1, 2, 4, 5)
+        >>> round(vector_distance(truth, shifted).item(), 3)
+        5.0
+    """
     y_true, y_pred = as_fields(y_true, y_pred)
     return ((y_true - y_pred).square().sum(dim=1) + 0.001).sqrt().mean()
 
 
 def vdclip(y_true: Tensor, y_pred: Tensor, *, threshold: float = 20, power: float = 2) -> Tensor:
-    """Return (`vector_distance` / threshold)^power: 1 where the batch is `threshold` pixels off, flat below it."""
+    """Return (`vector_distance` / threshold)^power: 1 at a distance of `threshold` pixels, flat below it."""
     return (vector_distance(y_true, y_pred) / threshold) ** power
 
 
 class VDClipper(nn.Module):
-    """The `vdclip` loss: plays down a `vector_distance` below `threshold` pixels, plays up one above."""
+    """The loss `vdclip`: it weakens a `vector_distance` below `threshold` pixels and amplifies one above.
+
+    Example:
+        >>> truth, shifted = torch.zeros(1, 2, 4, 5), torch.tensor([0.0, 10.0]).view(1, 2, 1, 1).expand(1, 2, 4, 5)
+        >>> round(VDClipper(threshold=20, power=2)(truth, shifted).item(), 3)  # (10 / 20)²
+        0.25
+    """
 
     def __init__(self, threshold: float = 20, power: float = 2) -> None:
         super().__init__()
@@ -63,7 +75,7 @@ class VDClipper(nn.Module):
 
 
 def grad(y_true: Tensor, y_pred: Tensor, *, penalty: Penalty = "l1") -> Tensor:
-    """Return ½ (mean|∂/∂y| + mean|∂/∂x|) of the prediction by forward differences; with "l2", of their squares.
+    """Return ½ (mean|∂/∂y| + mean|∂/∂x|) of the prediction by forward differences; "l2" squares them instead.
 
     Raises:
         ValueError: If a side is shorter than 2 pixels.
@@ -75,7 +87,7 @@ def grad(y_true: Tensor, y_pred: Tensor, *, penalty: Penalty = "l1") -> Tensor:
 
 
 class Grad(nn.Module):
-    """Roughness of the prediction, `grad`, with penalty "l1" or "l2"; the truth is not looked at."""
+    """The roughness of the prediction, `grad`, with penalty "l1" or "l2"; the truth is ignored."""
 
     def __init__(self, penalty: Penalty = "l1") -> None:
         super().__init__()
@@ -93,7 +105,7 @@ class Grad(nn.Module):
 
 
 def jacobian(y_true: Tensor, y_pred: Tensor) -> Tensor:
-    """Return mean(max(0, −det)) of the prediction's interior pixels: 0 unless it folds; the truth is not looked at.
+    """Return mean(max(0, −det)) over the prediction's interior pixels, 0 unless it folds; the truth is ignored.
 
     Raises:
         ValueError: If a side is shorter than 3 pixels.
@@ -103,7 +115,7 @@ def jacobian(y_true: Tensor, y_pred: Tensor) -> Tensor:
 
 
 def jacobian_distance(y_true: Tensor, y_pred: Tensor) -> Tensor:
-    """Return the mean squared difference of the determinants of truth and prediction, interior pixels.
+    """Return the mean squared difference between the determinants of truth and prediction over interior pixels.
 
     Raises:
         ValueError: If a side is shorter than 3 pixels.
@@ -114,7 +126,7 @@ def jacobian_distance(y_true: Tensor, y_pred: Tensor) -> Tensor:
 
 
 def _interior_determinants(loss: str, dvf: Tensor) -> Tensor:
-    """Return det(I + ∇dvf) as (B, H−2, W−2): without the edges, whose differences are one-sided."""
+    """Return det(I + ∇dvf) as (B, H−2, W−2), without the edges, where differences are one-sided."""
     _check_size(loss, dvf, 3)
     return jacobian_determinant(dvf)[:, 1:-1, 1:-1]
 

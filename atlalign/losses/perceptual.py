@@ -1,7 +1,7 @@
-"""LPIPS as a loss: the distance between the features of two images in a network that was trained on ImageNet.
+"""LPIPS as a loss: the distance between two images in the feature space of a network trained on ImageNet.
 
 Zhang et al., *The unreasonable effectiveness of deep features as a perceptual metric*, CVPR 2018, version 0.1. The
-calibrated weights ship with the package `lpips`; the backbone's come from torchvision or from a file.
+package `lpips` contains the calibrated weights; the backbone's weights come from torchvision or from a file.
 """
 
 import logging
@@ -25,14 +25,14 @@ Net = Literal["alex", "vgg"]
 MODELS: tuple[Model, ...] = ("net-lin", "net")
 NETS: tuple[Net, ...] = ("alex", "vgg")
 
-# lpips divides by norm + 1e-10, whose gradient is infinite where the norm is 0. Here a pixel's features count as at
-# least 1e-5 long, which bounds the gradient; those of brain sections are longer than 1.
+# lpips divides by norm + 1e-10, whose gradient is infinite at a norm of 0. Here the norm is at least 1e-5, which bounds
+# the gradient. Features of brain sections have norms above 1.
 _LOWEST_SQUARED_NORM = 1e-10
 
 
 @dataclass(frozen=True)
 class _Architecture:
-    """A network of torchvision, and the layers whose output LPIPS compares."""
+    """A network of torchvision and the layers whose outputs LPIPS compares."""
 
     name: str
     compared_layers: tuple[int, ...]
@@ -46,7 +46,7 @@ _ARCHITECTURES: dict[Net, _Architecture] = {
 
 
 class Backbone(nn.Module):
-    """The frozen features of AlexNet or VGG16, and LPIPS' calibrated weight of each channel that it compares.
+    """The frozen features of AlexNet or VGG16, and the calibrated LPIPS weight of each compared channel.
 
     Args:
         net: "alex" or "vgg".
@@ -54,7 +54,7 @@ class Backbone(nn.Module):
             published file, downloaded on first use; "random" for random weights.
 
     Raises:
-        InputError: If `net` is unknown, or its weights cannot be had or do not fit.
+        InputError: If `net` is unknown, or its weights cannot be loaded or do not fit.
     """
 
     shift: Tensor
@@ -67,16 +67,16 @@ class Backbone(nn.Module):
         self.net = net
         self.features = _load_features(net, weights)
         self.calibration = nn.ParameterList(_load_calibration(net))
-        # The mean and deviation of ImageNet's colours, which lpips states for [−1, 1].
+        # The mean and standard deviation of ImageNet's colours; lpips states them for the range [−1, 1].
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Return five feature maps (B, C, h, w) of unit length in each pixel, of a grey image (B, 1, H, W) in [0, 1].
+        """Return five feature maps (B, C, h, w), of unit length at each pixel, of a grey image (B, 1, H, W) in [0, 1].
 
         Raises:
-            ValueError: If the image has colours, or is so small that a layer would leave nothing of it.
+            ValueError: If the image has colour channels, or is too small for the network's poolings.
         """
         _check_image(image, self.net)
         activation = (2 * image.expand(-1, 3, -1, -1) - 1 - self.shift) / self.scale
@@ -89,18 +89,24 @@ class Backbone(nn.Module):
 
 
 class PerceptualLoss(nn.Module):
-    """LPIPS v0.1 of two grey images (B, 1, H, W) in [0, 1], the mean over the batch, always in float32.
+    """LPIPS v0.1 of two grey images (B, 1, H, W) in [0, 1], averaged over the batch, always in float32.
 
-    The network is frozen, follows `.to(device)` and stays out of `state_dict`, so that a checkpoint neither holds it
-    nor asks for it.
+    The network is frozen, follows `.to(device)` and stays out of `state_dict`, so that a checkpoint neither contains
+    nor requires it.
 
     Args:
-        model: "net-lin" weights the channels as calibrated on human judgement, "net" weights them alike.
+        model: "net-lin" weights the channels as calibrated on human judgement, "net" weights all channels equally.
         net: "alex" or "vgg".
         backbone_weights: As for `Backbone`, or a `Backbone` of this `net` to share.
 
     Raises:
-        InputError: If a name is unknown, or the weights cannot be had or do not fit.
+        InputError: If a name is unknown, or the weights cannot be loaded or do not fit.
+
+    Example:
+        >>> loss = PerceptualLoss("net-lin", "alex", backbone_weights="random")  # a test; None uses the published ones
+        >>> image = torch.rand(1, 1, 32, 48)
+        >>> loss(image, image)
+        tensor(0.)
     """
 
     def __init__(
@@ -113,7 +119,7 @@ class PerceptualLoss(nn.Module):
         if model not in MODELS:
             raise unknown_name("model of the perceptual loss", model, MODELS)
         self.model = model
-        # In a tuple nn.Module does not see it: no state_dict entry, no parameter, no .train() and no .half().
+        # nn.Module does not see inside a tuple: no state_dict entry, no parameters, no .train() and no .half().
         self._unregistered = (_as_backbone(net, backbone_weights),)
 
     @property
@@ -122,7 +128,7 @@ class PerceptualLoss(nn.Module):
         return self._unregistered[0]
 
     def forward(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """Return the loss of two (B, 1, H, W) tensors; values outside [0, 1] are kept as they are.
+        """Return the loss of two (B, 1, H, W) tensors; values outside [0, 1] are not clipped.
 
         Raises:
             ValueError: If a side is shorter than 31 pixels for AlexNet, 16 for VGG.
@@ -138,7 +144,7 @@ class PerceptualLoss(nn.Module):
         return weighted.sum(dim=1).mean()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Take the network along to another device, but not to another precision."""
+        """Move the network to another device as well, but keep its precision."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.backbone.to(fn(torch.empty(0, device=self.backbone.shift.device)).device)
         return self
@@ -171,7 +177,7 @@ def _to_unit_length(features: Tensor) -> Tensor:
 
 def _load_calibration(net: Net) -> list[Tensor]:
     """Return the weight (1, C, 1, 1) of each channel in each of the five maps, from the package `lpips`."""
-    package = find_spec("lpips")  # not imported: it would be for this one file only
+    package = find_spec("lpips")  # not imported: only this file of it is needed
     if package is None or package.origin is None:
         raise ModuleNotFoundError("the perceptual losses need the package 'lpips': pip install lpips")
     path = Path(package.origin).parent / "weights" / "v0.1" / f"{net}.pth"
@@ -182,7 +188,7 @@ def _load_calibration(net: Net) -> list[Tensor]:
 def _load_features(net: Net, weights: str | Path | None) -> nn.Sequential:
     features = _empty_features(net)
     if weights == "random":
-        log.warning("the perceptual loss has random '%s' weights, as asked for", net)
+        log.warning("the perceptual loss uses random '%s' weights, as requested", net)
         return _randomise(features)
     path = _published_file(net) if weights is None else Path(weights).expanduser()
     state = _read_state(path, {key: tensor.shape for key, tensor in features.state_dict().items()}, net)
@@ -191,12 +197,12 @@ def _load_features(net: Net, weights: str | Path | None) -> nn.Sequential:
 
 
 def _empty_features(net: Net) -> nn.Sequential:
-    """Return the layers up to the last one that is compared, without memory for their weights."""
+    """Return the layers up to the last compared one, without allocating their weights."""
     # Imported here: slow, and few losses need it.
     from torchvision import models  # type: ignore[import-untyped]
 
     architecture = _ARCHITECTURES[net]
-    # On no device: no 400 MB of classifier, no initialisation, no draw from the random generator.
+    # On the meta device: no 400 MB of classifier, no initialisation, no draw from the random generator.
     with torch.device("meta"):
         network = models.get_model(architecture.name, weights=None)
     return cast(nn.Sequential, network.features[: architecture.compared_layers[-1] + 1])
@@ -212,7 +218,7 @@ def _randomise(features: nn.Sequential) -> nn.Sequential:
 
 
 def _published_file(net: Net) -> Path:
-    """Return the path of torchvision's weights in the cache of torch hub, where they are downloaded to if missing."""
+    """Return the path of torchvision's weights in the cache of torch hub; missing weights are downloaded."""
     from torchvision import models
 
     url: str = models.get_model_weights(_ARCHITECTURES[net].name)["IMAGENET1K_V1"].url
@@ -223,7 +229,7 @@ def _published_file(net: Net) -> Path:
 
 
 def _download(url: str, path: Path) -> None:
-    """Download to `path`, whose name ends in the start of the content's SHA-256, which is checked."""
+    """Download to `path` and check the content against its name, which ends in the start of its SHA-256."""
     log.info("downloading the weights of the perceptual loss from %s to %s", url, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -236,7 +242,7 @@ def _download(url: str, path: Path) -> None:
 
 
 def _read_state(path: Path, shapes: Mapping[str, torch.Size], net: Net) -> dict[str, Tensor]:
-    """Return the float32 tensors of `shapes` from the file of a whole network, of its `features`, or of bare layers."""
+    """Return the float32 tensors of `shapes` from the file of a whole network, its `features`, or their layers."""
     content = {str(key).removeprefix("features."): value for key, value in _load_mapping(path).items()}
     found = {key: _describe(content.get(key)) for key in shapes}
     problems = [
@@ -265,7 +271,7 @@ def _load_mapping(path: Path) -> Mapping[object, object]:
         )
     try:
         content: object = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch meets foreign bytes with almost any, and many lines of text
+    except Exception as error:  # torch raises almost anything on foreign bytes, with many lines of text
         reason = type(error).__name__
         raise InputError(
             f"{path}: expected a state dict saved by torch.save, got {reason} on reading it"

@@ -1,6 +1,6 @@
 """Losses of a prediction alone: `loss(dvf, inv_dvf)` of a network's fields (B, 2, H, W) in pixels is a scalar.
 
-They need no truth; `inv_dvf` is None where the network gives no inverse.
+They need no truth; `inv_dvf` is None if the network predicts no inverse.
 """
 
 import torch
@@ -12,7 +12,7 @@ from atlalign.losses.dvf import as_fields
 
 
 def inverse_consistency(dvf: Tensor, inv_dvf: Tensor | None) -> Tensor:
-    """Return mean |compose(dvf, inv_dvf)|² in px², the mean of both orders, over points that stay in the image.
+    """Return mean |compose(dvf, inv_dvf)|² in px², averaged over both orders and all points that stay in the image.
 
     Greer et al., *ICON: learning regular maps through inverse consistency*, ICCV 2021.
 
@@ -24,11 +24,11 @@ def inverse_consistency(dvf: Tensor, inv_dvf: Tensor | None) -> Tensor:
 
 
 def gradicon(dvf: Tensor, inv_dvf: Tensor | None) -> Tensor:
-    """Return mean |∇ compose(dvf, inv_dvf)|², the mean of both orders, by forward differences that stay in the image.
+    """Return mean |∇ compose(dvf, inv_dvf)|², averaged over both orders, by forward differences that stay in the image.
 
-    The squared Frobenius norm of how far the Jacobian of the composed maps departs from the identity; unlike
-    `inverse_consistency` it lets the composition be a translation. Tian et al., *GradICON: approximate diffeomorphisms
-    via gradient inverse consistency*, CVPR 2023.
+    It is the squared Frobenius norm of the difference between the Jacobian of the composed maps and the identity.
+    Unlike `inverse_consistency`, it allows the composition to be a translation. Tian et al., *GradICON: approximate
+    diffeomorphisms via gradient inverse consistency*, CVPR 2023.
 
     Raises:
         InputError: If there is no inverse.
@@ -43,20 +43,20 @@ def gradicon(dvf: Tensor, inv_dvf: Tensor | None) -> Tensor:
 
 
 class OfEachField(nn.Module):
-    """A loss that does not look at the truth, on the field and where there is one on the inverse field: the mean."""
+    """Averages a loss that ignores the truth over the field and, if there is one, the inverse field."""
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
         self.loss = loss
 
     def forward(self, dvf: Tensor, inv_dvf: Tensor | None) -> Tensor:
-        """Return the mean over the fields (B, 2, H, W) that are there."""
+        """Return the mean over the fields (B, 2, H, W) that are not None."""
         fields = [dvf] if inv_dvf is None else [dvf, inv_dvf]
         return torch.stack([self.loss(field, field) for field in fields]).mean()
 
 
 def _both_orders(name: str, dvf: Tensor, inv_dvf: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-    """Return for both orders the composition (B, 2, H, W), and where (B, 1, H, W) it has not left the image."""
+    """Return, for both orders, the composition (B, 2, H, W) and the mask (B, 1, H, W) of points within the image."""
     if inv_dvf is None:
         raise InputError(
             f"loss.regularity: {name} needs a network with an inverse, got one without; set model.compute_inv=true, or "

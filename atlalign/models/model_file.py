@@ -1,9 +1,9 @@
-"""Models as files of plain data: save, load, merge.
+"""Model files of plain data: save, load, merge.
 
-A model file is a checkpoint without the training: `state_dict` holds the weights under `network.`, `atlalign` the
-architecture as a configuration names it: `_target_` and the constructor's arguments. So whatever training wrote can be
-loaded, and what `save_model` wrote of a training can be resumed. A name that ends in .safetensors gives a file that
-other programs read, too: the weights, and all else as JSON in its metadata.
+A model file is a checkpoint without the state of the training. `state_dict` holds the weights under `network.`;
+`atlalign` holds the architecture in the form of a configuration: `_target_` and the constructor's arguments. So every
+checkpoint loads as a model, and a training saved by `save_model` can be resumed. A name that ends in .safetensors gives
+a file that other programs can read: the weights, with everything else as JSON in the metadata.
 """
 
 import io
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 SHIPPED_MODEL = Path(__file__).parents[1] / "weights" / "real_sections.safetensors"
-"""The network that comes with the package; README.md beside it says what it can do."""
+"""The network that comes with the package; README.md in the same folder describes what it can do."""
 
 _PREFIX = "network."
 _SAFETENSORS = ".safetensors"
@@ -44,10 +44,10 @@ _Value = TypeVar("_Value")
 
 
 class ModelOrigin(NamedTuple):
-    """What a model file tells of its network besides architecture and weights; None and empty where not known.
+    """The facts about a network in a model file, besides architecture and weights; None or empty if unknown.
 
     Attributes:
-        intensity_scale: The atlas' value that stood for 1 in the reference images of the training.
+        intensity_scale: The atlas intensity that was mapped to 1 in the reference images of the training.
         image_shape: (H, W) of the images that the network takes or was trained on.
         version: The version of atlalign that wrote the file.
         config: The resolved configuration of the training.
@@ -61,11 +61,11 @@ class ModelOrigin(NamedTuple):
 
 @runtime_checkable
 class Training(Protocol):
-    """A module that trains a network, and can write what it takes to resume the training.
+    """A module that trains a network and can write a checkpoint to resume from.
 
     Attributes:
         network: The network.
-        model_origin: What is known of it.
+        model_origin: The facts to store with it.
     """
 
     network: nn.Module
@@ -74,7 +74,7 @@ class Training(Protocol):
     def model_origin(self) -> ModelOrigin: ...
 
     def save_checkpoint(self, path: Path) -> bool:
-        """Write a checkpoint, or return False where there is no training to resume."""
+        """Write a checkpoint, or return False if there is no training to resume."""
         ...
 
 
@@ -83,19 +83,24 @@ def save_model(
 ) -> Path:
     """Write a network to `path` and return it.
 
-    A `Training` that has begun is written with its configuration and the optimiser's state, from which
-    `python train.py ckpt_path=…` resumes.
+    A `Training` in progress is saved with its configuration and the state of the optimiser;
+    `python train.py ckpt_path=…` resumes from it.
 
     Args:
         model: A network with the attribute `hyperparameters` (its constructor's arguments), or a `Training` of one,
             such as `atlalign.training.module.RegistrationModule`.
-        path: The file, written under a temporary name first; what was there is replaced. With the ending .safetensors
-            it holds the network and its origin alone.
-        separate: Write a folder of `architecture.json` and `weights.pt` instead, without optimiser and configuration.
-        origin: What is known of the network, as `read_origin` returns it; a `Training` knows it itself.
+        path: The file. It is written under a temporary name first, and replaces an existing file. With the ending
+            .safetensors it holds only the network and its origin.
+        separate: Write a folder with `architecture.json` and `weights.pt` instead, without optimiser and configuration.
+        origin: Facts about the network, as `read_origin` returns them; a `Training` provides its own.
 
     Raises:
-        InputError: If the network cannot say its hyperparameters.
+        InputError: If the network has no attribute `hyperparameters`.
+
+    Example:
+        >>> net = GlobalAffineNet(filters=(8, 8), dense_layers=(20,), image_shape=(32, 48))
+        >>> load_model(save_model(net, "global.pt")).image_shape
+        (32, 48)
     """
     path = Path(path)
     training = model if isinstance(model, Training) else None
@@ -114,14 +119,20 @@ def save_model(
 
 
 def load_model(path: str | Path | None = None, *, allow: Collection[str] = ()) -> nn.Module:
-    """Return the network in a model file, a folder or a training checkpoint, on the CPU and ready to be applied.
+    """Return the network in a model file, a folder or a training checkpoint, on the CPU in evaluation mode.
 
     Args:
-        path: What `save_model` or training wrote; None for the network that comes with the package.
-        allow: Importable names of further network classes that the file may name, such as `my_lab.Shift`.
+        path: A model of `save_model` or a checkpoint of a training; None for the network that comes with the package.
+        allow: Importable names of your own network classes that the file may name, such as `my_lab.Shift`.
 
     Raises:
-        InputError: If there is no such file, it holds more than plain data, or names a class that is not allowed.
+        InputError: If the file is missing, holds more than plain data, or names a class that is not allowed.
+
+    Example:
+        >>> network = load_model()
+        >>> image = torch.rand(1, 1, 320, 456)
+        >>> network(image, image).dvf.shape
+        torch.Size([1, 2, 320, 456])
     """
     path = SHIPPED_MODEL if path is None else Path(path)
     known, weights = _read(path)
@@ -130,17 +141,17 @@ def load_model(path: str | Path | None = None, *, allow: Collection[str] = ()) -
         network.load_state_dict(weights)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except Exception as error:  # a class may answer to wrong arguments with anything
+    except Exception as error:  # a class may raise anything on wrong arguments
         reason = shorten(str(error), 300)
         raise InputError(f"{path}: architecture and weights do not fit: {reason}") from error
     return network.eval()
 
 
 def read_origin(path: str | Path) -> ModelOrigin:
-    """Return what a model file, a folder or a training checkpoint tells of its network's training.
+    """Return the facts about a network in a model file, a folder or a training checkpoint.
 
     Raises:
-        InputError: If there is no such file, or it is none of these.
+        InputError: If the file is missing or is not one of these.
     """
     known, _ = _read(Path(path))
     return origin_of(known)
@@ -149,15 +160,21 @@ def read_origin(path: str | Path) -> ModelOrigin:
 def merge_global_local(
     global_: nn.Module | str | Path, local: nn.Module | str | Path, *, expose_global: bool = False
 ) -> MergedNet:
-    """Return one network that registers globally, then locally; it shares the weights with networks given.
+    """Return one network that registers globally, then locally; networks given as objects share their weights with it.
 
     Args:
-        global_: Predicts the affine map: a network, or a model file, folder or checkpoint.
-        local: Predicts what is left: the same.
+        global_: The network of the affine map: an object, a model file, a folder or a checkpoint.
+        local: The network of the remaining displacement, given in the same ways.
         expose_global: Return the globally registered image and the global field as well.
 
     Raises:
-        InputError: If the first is no `GlobalAffineNet`, or a file cannot be loaded.
+        InputError: If `global_` is not a `GlobalAffineNet`, or a file cannot be loaded.
+
+    Example:
+        >>> from atlalign.networks import LocalUNet
+        >>> net = merge_global_local(GlobalAffineNet((8,), (8,), (32, 48)), LocalUNet((4,), (8,), (8,), (8,), (4,)))
+        >>> net(torch.rand(1, 1, 32, 48), torch.rand(1, 1, 32, 48)).dvf.shape
+        torch.Size([1, 2, 32, 48])
     """
     global_net, local_net = (
         part if isinstance(part, nn.Module) else load_model(part) for part in (global_, local)
@@ -168,10 +185,10 @@ def merge_global_local(
 
 
 def common_origin(one: ModelOrigin, other: ModelOrigin) -> ModelOrigin:
-    """Return what is known of the images that both networks take; neither's configuration is that of the pair.
+    """Return the intensity scale and image size that two networks share, without the configuration of either.
 
     Raises:
-        InputError: If the networks were trained on different images.
+        InputError: If the networks were trained on different intensity scales or image sizes.
     """
     return ModelOrigin(
         intensity_scale=_agreed("an intensity scale", one.intensity_scale, other.intensity_scale),
@@ -186,7 +203,7 @@ def _agreed(what: str, one: _Value | None, other: _Value | None) -> _Value | Non
 
 
 def _known(network: nn.Module, origin: ModelOrigin) -> dict[str, Any]:
-    """Return what stands beside the weights in a file."""
+    """Return the content of a model file besides the weights."""
     shape = getattr(network, "image_shape", origin.image_shape)
     return {
         "version": __version__,
@@ -197,9 +214,9 @@ def _known(network: nn.Module, origin: ModelOrigin) -> dict[str, Any]:
 
 
 def origin_of(known: Mapping[str, Any]) -> ModelOrigin:
-    """Return the origin that the plain data of a model file tell, or those of a checkpoint.
+    """Return the origin from the plain data of a model file or a checkpoint.
 
-    A checkpoint has the image size in the configuration of its training.
+    In a checkpoint the image size is part of the training's configuration.
     """
     scale, shape = known.get("intensity_scale"), None
     match known:
@@ -234,7 +251,7 @@ def _save_network(network: nn.Module, known: Mapping[str, Any], path: Path) -> N
 def _save_safetensors(network: nn.Module, known: Mapping[str, Any], path: Path) -> None:
     from safetensors.torch import save
 
-    # The format holds no tensor twice, as parts with the same weights have it.
+    # The format refuses shared tensors, which parts with common weights have.
     weights = {
         name: weight.clone(memory_format=torch.contiguous_format)
         for name, weight in _weights(network).items()
@@ -245,7 +262,7 @@ def _save_safetensors(network: nn.Module, known: Mapping[str, Any], path: Path) 
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    buffer = io.BytesIO()  # torch's own writer says nothing of a full disk
+    buffer = io.BytesIO()  # torch's own writer does not report a full disk
     torch.save(content, buffer)
     with written_whole(path) as unfinished:
         unfinished.write_bytes(buffer.getbuffer())
@@ -256,7 +273,7 @@ def _weights(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return what is known of a network, and its weights by name."""
+    """Return the description of a network and its weights by name."""
     match _read_folder(path) if path.is_dir() else _read_file(path):
         case dict(known), dict(weights):
             return known, weights
@@ -295,7 +312,7 @@ def _read_file(path: Path) -> tuple[Any, Any]:
 
 
 def _architecture(known: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the network's description; that of one that cannot describe itself stands in the configuration."""
+    """Return the network's architecture; for a network without `hyperparameters` it is part of the configuration."""
     match known:
         case {"architecture": dict(architecture)} | {"config": {"model": dict(architecture)}}:
             return architecture
@@ -303,7 +320,7 @@ def _architecture(known: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _read_plain(path: Path) -> Any:
-    """Return the content of a torch file that holds tensors and plain data; nothing else is ever built."""
+    """Return the content of a torch file with tensors and plain data; other objects are never built."""
     if not path.is_file():
         raise InputError(f"there is no model {path}")
     try:

@@ -1,4 +1,4 @@
-"""Networks: `forward(reference, moving)` returns a `Registration`; hyperparameters are plain numbers."""
+"""Networks: `forward(reference, moving)` returns a `Registration`; all hyperparameters are plain numbers."""
 
 from atlalign.networks.coarse_to_fine import CoarseToFineNet
 from atlalign.networks.correlation_pyramid import CorrelationPyramidNet

@@ -1,4 +1,4 @@
-"""Networks as plain data: what class with which arguments, in the form in which a configuration names them."""
+"""Networks as plain data: a class and its arguments, written as in a configuration."""
 
 from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
@@ -20,7 +20,7 @@ _NETWORKS: dict[str, type[nn.Module]] = {
 
 
 def architecture_of(network: nn.Module) -> dict[str, Any]:
-    """Return `_target_` and the constructor's arguments, those of its parts nested.
+    """Return `_target_` and the constructor's arguments; networks among the arguments are nested in the same form.
 
     Raises:
         InputError: If the network or a part of it has no attribute `hyperparameters`.
@@ -42,11 +42,11 @@ def architecture_of(network: nn.Module) -> dict[str, Any]:
 
 
 def construct(architecture: Mapping[str, Any], allow: Collection[str] = ()) -> nn.Module:
-    """Build the network that an architecture describes; nothing but allowed classes is called.
+    """Build the network that an architecture describes; only allowed classes are called.
 
     Args:
-        architecture: What `architecture_of` returns.
-        allow: Importable names of further classes than those of this package.
+        architecture: The result of `architecture_of`.
+        allow: Importable names of allowed classes besides the networks of this package.
 
     Raises:
         InputError: If a class is not allowed.

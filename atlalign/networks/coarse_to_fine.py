@@ -1,4 +1,4 @@
-"""The coarse-to-fine network: a local network in several passes, each on what the former ones registered."""
+"""The coarse-to-fine network: a local network in several passes, each on the result of the previous passes."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -13,16 +13,16 @@ from atlalign.networks.layers import Registration
 
 
 class CoarseToFineNet(nn.Module):
-    """Registers in passes at growing resolution, and interpolates the moving image once with the overall field.
+    """Registers in passes at increasing resolution, and interpolates the moving image once with the overall field.
 
-    Each pass sees both images shrunk by its reduction, the moving one warped by the field so far, and predicts what is
-    left: the field becomes `compose(outer=so far, inner=pass)`, its inverse
+    Each pass sees both images shrunk by its reduction, with the moving image warped by the field so far, and predicts
+    the remaining displacement. The field becomes `compose(outer=so far, inner=pass)`, its inverse
     `compose(outer=inverse of the pass, inner=inverse so far)`.
 
     Args:
-        net: Maps (reference, moving) of any size to a `Registration`; each pass begins with its weights.
-        reductions: How much each pass shrinks the images, such as (4, 2, 1).
-        shared_weights: All passes keep the same weights; otherwise each has its own.
+        net: Maps (reference, moving) of any size to a `Registration`; each pass starts from its weights.
+        reductions: The factor by which each pass shrinks the images, such as (4, 2, 1).
+        shared_weights: All passes share one set of weights; otherwise each pass trains its own.
 
     Raises:
         ValueError: If there is no pass, or a reduction is below 1.
@@ -41,7 +41,7 @@ class CoarseToFineNet(nn.Module):
 
     @property
     def compute_inv(self) -> bool:
-        """Whether the passes, and so the whole, give the inverse field."""
+        """Whether the passes, and so the whole network, return the inverse field."""
         return bool(getattr(self.nets[0], "compute_inv", False))
 
     @property

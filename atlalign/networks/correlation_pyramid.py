@@ -11,7 +11,7 @@ from atlalign.errors import check_numbers
 from atlalign.geometry import integrate, limit_steepness, resize, warp
 from atlalign.networks.layers import BilinearInterpolation, Registration, check_filters, precisely
 
-_FLAT = 1e-3  # Features shorter than this count as none: noise has no direction.
+_FLAT = 1e-3  # Shorter features count as 0: noise has no direction.
 
 
 class CorrelationPyramidNet(nn.Module):
@@ -19,22 +19,22 @@ class CorrelationPyramidNet(nn.Module):
 
     Sun et al., *PWC-Net: CNNs for optical flow using pyramid, warping, and cost volume*, CVPR 2018, with a velocity in
     place of the flow, so that the field does not fold (`atlalign.geometry.limit_steepness`) and the field of the
-    negative velocity is its inverse. Both images pass one encoder. At each level the moving features are warped by the
-    field so far and compared with the reference's at every displacement up to the level's radius; from what matches, a
-    decoder corrects the velocity. The network begins as the identity.
+    negative velocity is its inverse. One encoder serves both images. At each level the moving features are warped by
+    the field so far and compared with the reference's at every displacement up to the level's radius. From these
+    correlations a decoder corrects the velocity. Before training the network returns the identity.
 
     Args:
-        encoder_filters: Channels of the features at 1/2, 1/4, … of the images' size; as many levels as entries.
-        radii: How far each level looks, in its own pixels, the finest first.
+        encoder_filters: Channels of the features at 1/2, 1/4, … of the image size, one entry a level.
+        radii: The search radius of each level in its own pixels, the finest first.
         decoder_filters: Channels of the convolutions between the correlations and a level's correction.
-        velocity_steps: Squarings that integrate the velocity (7 are good for 60 px).
-        compute_inv: Give the inverse field as well.
-        mirrored: Look at both images mirrored, left to right, as well, and take the mean velocity: in twice the time,
-            what the network has learned of one side serves the other.
+        velocity_steps: Number of squarings that integrate the velocity (7 suffice for 60 px).
+        compute_inv: Return the inverse field as well.
+        mirrored: Register the left-right mirrored images as well and average both velocities. It takes twice the time;
+            features learned on one side of the brain then serve the other.
 
     Raises:
-        ValueError: If there is no level, or not one radius of at least 1 for each, or channels or squarings are no
-            whole numbers of at least 1 and 0.
+        ValueError: If there is no level, a level has no radius ≥ 1, or channels or squarings are not whole numbers ≥ 1
+            and ≥ 0.
     """
 
     def __init__(
@@ -114,8 +114,7 @@ class CorrelationPyramidNet(nn.Module):
 def correlate(fixed: Tensor, other: Tensor, radius: int) -> Tensor:
     """Return the cosines between `fixed` at q and `other` at q + d, for each d of up to `radius` px along x and y.
 
-    From each image's features its mean is taken first, which all of its pixels share. Beyond the border nothing
-    matches.
+    The features' mean over each image is subtracted first. Beyond the border the cosine is 0.
 
     Args:
         fixed: Features (B, C, H, W).
@@ -141,7 +140,7 @@ def _directions(features: Tensor) -> Tensor:
 
 
 def _mirrored(field: Tensor) -> Tensor:
-    """Return what a field (B, 2, H, W) is in images that are mirrored, left to right: x changes its sign."""
+    """Return the field (B, 2, H, W) of the left-right mirrored images: flipped, with the sign of x reversed."""
     return field.flip(-1) * field.new_tensor([-1.0, 1.0]).view(1, 2, 1, 1)
 
 

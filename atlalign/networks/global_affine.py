@@ -19,11 +19,11 @@ _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 class GlobalAffineNet(nn.Module):
-    """Predicts an affine map from a pair of images; the identity before training.
+    """Predicts an affine map from a pair of images; before training it returns the identity.
 
-    Jaderberg et al., *Spatial Transformer Networks*, NIPS 2015. Each filter count makes one block of two 3×3
-    convolutions with ReLU and a 2×2 max-pooling; the features are flattened in (row, column, channel) order and go
-    through dense layers without activation to the six numbers of the matrix.
+    Jaderberg et al., *Spatial Transformer Networks*, NIPS 2015. Each entry of `filters` adds one block of two 3×3
+    convolutions with ReLU and a 2×2 max-pooling. The features are flattened in (row, column, channel) order. Dense
+    layers without activation map them to the six numbers of the matrix.
 
     Args:
         filters: Channels of each block.
@@ -31,8 +31,14 @@ class GlobalAffineNet(nn.Module):
         image_shape: (H, W) of the images; each side at least 2**len(filters).
 
     Raises:
-        ValueError: If the images are too small for the number of blocks, or channels or widths are no whole numbers of
-            at least 1.
+        ValueError: If the images are too small for the number of blocks, or channels or widths are not whole numbers
+            ≥ 1.
+
+    Example:
+        >>> net = GlobalAffineNet(filters=(8, 8), dense_layers=(20,), image_shape=(32, 48))
+        >>> registration = net(reference=torch.rand(1, 1, 32, 48), moving=torch.rand(1, 1, 32, 48))
+        >>> registration.registered.shape, registration.dvf.shape
+        (torch.Size([1, 1, 32, 48]), torch.Size([1, 2, 32, 48]))
     """
 
     def __init__(
@@ -95,7 +101,7 @@ class GlobalAffineNet(nn.Module):
 
 
 def init_glorot(module: nn.Module) -> None:
-    """Draw a layer's weights as Keras does: Glorot uniform, zero biases."""
+    """Initialise a layer as Keras does: Glorot uniform weights, zero biases."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         assert module.bias is not None

@@ -1,4 +1,4 @@
-"""Parameter-free layers on displacement fields, the modules of `atlalign.geometry`'s functions."""
+"""Layers without parameters on displacement fields: functions of `atlalign.geometry` as modules."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,9 +11,9 @@ from atlalign.geometry import affine_to_dvf, compose, warp
 
 
 class Registration(NamedTuple):
-    """What a network returns: images (B, 1, H, W) in [0, 1], fields (B, 2, H, W) in pixels.
+    """The result of a network: images (B, 1, H, W) in [0, 1], fields (B, 2, H, W) in pixels.
 
-    `registered` is the moving image warped by `dvf`; `inv_dvf`, where the network predicts it, maps the other way.
+    `registered` is the moving image warped by `dvf`. `inv_dvf` maps the other way; None if the network predicts none.
     """
 
     registered: Tensor
@@ -50,10 +50,10 @@ class DVFComposition(nn.Module):
 
 
 def check_filters(**filters: Sequence[int]) -> None:
-    """Check that channels or widths, in lists by the names of a constructor's arguments, are whole numbers from 1 up.
+    """Check that each entry of the named arguments, lists of channels or widths, is a whole number ≥ 1.
 
     Raises:
-        InputError: At the first that is not.
+        InputError: At the first entry that is not.
     """
     for name, numbers in filters.items():
         for index, number in enumerate(numbers):
@@ -61,10 +61,9 @@ def check_filters(**filters: Sequence[int]) -> None:
 
 
 def precisely(layer: nn.Module, features: Tensor) -> Tensor:
-    """Return what a layer makes of features in float32, even where autocast would compute in less.
+    """Return the layer's output for `features` in float32, even where autocast would reduce the precision.
 
-    For layers that return pixels or matrices: to bfloat16, 20.06 px are 20 px, and a map that scales by 1.003 is the
-    identity.
+    Layers that return pixels or matrices need it: bfloat16 rounds 20.06 px to 20 px, and a scale of 1.003 to 1.
     """
     device = features.device.type
     if not torch.is_autocast_enabled(device):

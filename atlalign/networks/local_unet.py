@@ -16,34 +16,40 @@ _LARGEST_CROP_PX = 4
 
 
 class LocalUNet(nn.Module):
-    """Predicts the displacement of each pixel from a pair of images of any size from 32 px up.
+    """Predicts the displacement of each pixel from a pair of images of any size ≥ 32 px.
 
-    Ronneberger et al., *U-Net*, MICCAI 2015. Sides that `size_multiple` does not divide are cropped by at most
-    4 px at each end where that suffices (456 → 448) and padded with zeros otherwise; on the cropped margin the field
-    is 0, a velocity that of the border.
+    Ronneberger et al., *U-Net*, MICCAI 2015. A side that `size_multiple` does not divide is cropped by at most 4 px at
+    each end where that suffices (456 → 448), and padded with zeros otherwise. On the cropped margin a displacement is
+    0, and a velocity is that of the border.
 
     With `velocity_steps` the network predicts a stationary velocity field, which is integrated to the displacement
-    (Dalca et al., *Unsupervised learning of probabilistic diffeomorphic registration*, MedIA 2019). It is limited to
-    2 px per px (`atlalign.geometry.limit_steepness`), so that the field does not fold, and the inverse field comes of
-    its negative, without a second pass: to 0.04 px for smooth fields of up to 15 px at 320×456.
+    (Dalca et al., *Unsupervised learning of probabilistic diffeomorphic registration*, MedIA 2019). The velocity is
+    limited to 2 px per px (`atlalign.geometry.limit_steepness`), so that the field does not fold. The negative velocity
+    gives the inverse field without a second pass: to 0.04 px for smooth fields of up to 15 px at 320×456.
 
     Args:
         start_filters: Channels of the convolutions at full resolution before the first pooling.
         downsample_filters: Channels of the convolution after each pooling.
         middle_filters: Channels of the convolutions at the lowest resolution.
         upsample_filters: Channels of the two convolutions after each upsampling, one before and one after the skip.
-            Each upsampling less than there are poolings halves the grid that the output is predicted on; it is resized
-            to the images, and with a half or a quarter most of the time is saved.
+            Each missing upsampling halves the grid of the prediction, which is then resized to the images. At half or
+            a quarter of the resolution the network needs a fraction of the time.
         end_filters: Channels of the convolutions at full resolution before the output.
-        compute_inv: Give the inverse field as well: the same weights on the swapped images, or the negative velocity.
-        size_multiple: A multiple of 2**len(downsample_filters), which it is where not given. Networks imported from
-            Keras were cropped to multiples of 16 even with fewer poolings.
-        velocity_steps: Predict a velocity, integrated by so many squarings (7 are good for 60 px); None for the
-            displacement itself.
+        compute_inv: Return the inverse field as well: the same weights on the swapped images, or the negative velocity.
+        size_multiple: A multiple of 2**len(downsample_filters), the default. Networks imported from Keras were cropped
+            to multiples of 16 even with fewer poolings.
+        velocity_steps: Predict a velocity, integrated by this number of squarings (7 suffice for 60 px); None predicts
+            the displacement itself.
 
     Raises:
         ValueError: If there are more upsamplings than poolings, the poolings do not divide `size_multiple`, or channels
-            or squarings are no whole numbers of at least 1 and 0.
+            or squarings are not whole numbers ≥ 1 and ≥ 0.
+
+    Example:
+        >>> net = LocalUNet((4,), (8, 8), (8,), (8, 8), (4,), compute_inv=True)
+        >>> registration = net(reference=torch.rand(1, 1, 32, 48), moving=torch.rand(1, 1, 32, 48))
+        >>> registration.dvf.shape, registration.inv_dvf.shape
+        (torch.Size([1, 2, 32, 48]), torch.Size([1, 2, 32, 48]))
     """
 
     def __init__(
@@ -116,7 +122,7 @@ class LocalUNet(nn.Module):
 
     def velocity(self, reference: Tensor, moving: Tensor) -> Tensor:
         """Return the predicted velocity (B, 2, H, W) in pixels per unit time; only with `velocity_steps`."""
-        # A jump to 0 at the crop would be steep.
+        # A step to 0 at the edge of the crop would be steep.
         return limit_steepness(self._predict(reference, moving, beyond_crop="replicate"))
 
     def forward(self, reference: Tensor, moving: Tensor) -> Registration:
@@ -133,7 +139,7 @@ class LocalUNet(nn.Module):
         return dvf, integrate(-velocity, self.velocity_steps) if self.compute_inv else None
 
     def _predict(self, reference: Tensor, moving: Tensor, beyond_crop: str) -> Tensor:
-        """Return the network's output at the size of the images; F.pad's mode says what stands on the margin."""
+        """Return the network's output at the size of the images; `beyond_crop` is the mode of F.pad for the margin."""
         pair = torch.cat([reference, moving], dim=1)
         margins = _margins(pair.shape[-2], pair.shape[-1], self.size_multiple)
         padded = F.pad(pair, margins)
@@ -147,8 +153,8 @@ class LocalUNet(nn.Module):
         features = self.middle(skips.pop())
         for up in self.up:
             features = up(features, skips.pop())
-        # A 2×2 kernel has no centre: like Keras' 'same', only the zeros after the last row and column count. (To pad
-        # there alone would copy the largest feature maps of all.)
+        # A 2×2 kernel has no centre: as in Keras' 'same', only the zeros after the last row and column count. Padding
+        # only there would copy the largest feature maps of the network.
         return precisely(self.to_dvf, self.end(features))[..., 1:, 1:]
 
 
@@ -166,16 +172,16 @@ class _Up(nn.Module):
 
 
 class _DoublingConv2d(nn.Conv2d):
-    """Doubles the resolution, and convolves; its weights are those of a convolution after it."""
+    """Doubles the resolution and convolves in one step, with the weights of a convolution after the doubling."""
 
     def forward(self, features: Tensor) -> Tensor:
         return convolve_doubled(features, self.weight, self.bias)
 
 
 def convolve_doubled(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the convolution, zeros beyond the border, of features whose every pixel has become 2×2.
+    """Return the zero-padded convolution of the features after each pixel was repeated 2×2.
 
-    As a transposed convolution of the features themselves it takes 4/9 of the multiply-adds, and no such large copy.
+    A transposed convolution of the features themselves needs 4/9 of the multiply-adds and no enlarged copy.
 
     Args:
         features: (B, C, H, W), at half of the resolution.
@@ -185,7 +191,7 @@ def convolve_doubled(features: Tensor, weight: Tensor, bias: Tensor | None) -> T
     Returns:
         (B, C', 2·H, 2·W).
     """
-    # What a pixel adds to each of the 4×4 that it reaches: the sum of the taps that meet its 2×2 there.
+    # A pixel contributes to 4×4 outputs; its weight at each is the sum of the taps that overlap its 2×2 copies.
     taps = F.pad(weight.flip(-2, -1), (1, 1, 1, 1))
     reached = 4 * F.avg_pool2d(taps, 2, stride=1)
     return F.conv_transpose2d(features, reached.transpose(0, 1), bias, stride=2, padding=1)

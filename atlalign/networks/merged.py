@@ -1,4 +1,4 @@
-"""The merged network: a global one, then a local one on what the global one registered."""
+"""The merged network: a global network, then a local network on the globally registered image."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from atlalign.networks.layers import Registration
 
 
 class MergedRegistration(NamedTuple):
-    """A `Registration`, and where the network exposes it the globally registered image and the global field."""
+    """A `Registration`; with `expose_global` also the globally registered image and the global field."""
 
     registered: Tensor
     dvf: Tensor
@@ -29,7 +29,7 @@ class MergedNet(nn.Module):
     Args:
         global_net: Predicts the affine map.
         local_net: Any network that maps (reference, moving) to a `Registration`.
-        expose_global: Fill `global_registered` and `global_dvf` as well; without it they are None.
+        expose_global: Return `global_registered` and `global_dvf` as well; otherwise they are None.
     """
 
     def __init__(
@@ -76,6 +76,6 @@ class MergedNet(nn.Module):
 
 
 def _overall_inverse(matrix: Tensor, local_inverse: Tensor) -> Tensor:
-    """Return the inverse field: what was applied last, the global map (B, 2, 3), is undone first."""
+    """Return the inverse field: it first undoes the global map (B, 2, 3), which was applied last."""
     height, width = local_inverse.shape[-2:]
     return compose(outer=local_inverse, inner=affine_to_dvf(invert_affine(matrix), (height, width)))

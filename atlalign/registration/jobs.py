@@ -74,6 +74,11 @@ def find_jobs(
 
     Raises:
         InputError: If nothing is found, or a position is missing or can only be meant in mm.
+
+    Example:
+        >>> [job] = find_jobs(["section.tif"], position_um=6000)
+        >>> job.name, job.position_um
+        ('section', 6000)
     """
     if position_um is not None:
         check_is_um(position_um, "--position")

@@ -143,6 +143,12 @@ class SectionTransform:
         inverse: From the section's frame to the reference's.
         section: The pixels of the section's image.
         plane: Where the reference lies in the atlas; None if it is no plane of one.
+
+    Example:
+        >>> grid = Grid(shape=(40, 56), pixel_um=(25.0, 25.0))
+        >>> half_a_mm = Displacement(grid, torch.full((2, 40, 56), 0.5))  # along x and y
+        >>> SectionTransform(half_a_mm, half_a_mm, grid, plane=None).to_section(np.array([[0.25, 0.0]]))
+        array([[30., 20.]])
     """
 
     forward: Displacement

@@ -279,7 +279,7 @@ def test_published_weights_are_downloaded_once_and_checked(monkeypatch, tmp_path
 
 def test_random_weights_are_announced_each_time(caplog):
     first, second = Backbone("alex", "random"), Backbone("alex", "random")
-    assert caplog.messages == ["the perceptual loss has random 'alex' weights, as asked for"] * 2
+    assert caplog.messages == ["the perceptual loss uses random 'alex' weights, as requested"] * 2
     assert not torch.equal(first.features[0].weight, second.features[0].weight)
 
 
