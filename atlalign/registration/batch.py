@@ -43,6 +43,7 @@ from atlalign.io.files import (
 from atlalign.io.intensity import slide_color
 from atlalign.io.tables import write_table
 from atlalign.io.tiff_writer import write_tiff
+from atlalign.plots import overlay
 from atlalign.registration import regions, visualign
 from atlalign.registration.jobs import Job
 from atlalign.registration.placement import Reference
@@ -400,8 +401,6 @@ def _write_overlay(path: Path, pixels: NDArray[Any], reference: Reference, resul
     The latter two, as placed above and registered below, show the reference in magenta and the section in green.
     """
     from imagecodecs import PNG, png_encode
-
-    from atlalign.plots import overlay
 
     pairs = [overlay(reference.image[0, 0], image[0, 0]) for image in (result.placed, result.registered)]
     right = np.concatenate([_scaled(_in_8_bits(pair), _OVERLAY_PX // 2) for pair in pairs])
