@@ -133,7 +133,7 @@ _SHAPES: dict[str, _Shape] = {
         layers=((0.0, 3, 0.66), (0.16, 4, 0.52), (0.5, 5, 0.6), (0.95, 6, 0.22), (1.12, 7, 0.5)),
         midline_gap=0.04,
     ),
-    "what lies under the corpus callosum, which is its rim": _Shape(
+    "the region below the corpus callosum, which forms its rim": _Shape(
         ap=(4.0, 4.6, 5.4, 6.4, 7.4, 8.0, 8.5),
         y=(4.1, 4.6, 4.6, 4.5, 4.5, 4.5, 4.6),
         radius_x=(0.0, 1.7, 2.6, 2.9, 2.9, 2.4, 0.0),
