@@ -1,23 +1,26 @@
-"""Figures of registrations, fields, runs and evaluations."""
+"""Figures of registrations, fields, runs and evaluations.
+
+Matplotlib is imported only when a figure is drawn: `overlay` does not need it, and importing it takes about a second.
+"""
+
+from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence, Sized
 from io import BytesIO, StringIO
 from textwrap import shorten
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from numpy.typing import NDArray
 from torch import Tensor
 
 from atlalign.geometry import identity_grid, jacobian_determinant
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _PANEL_INCHES = 2.6
 _GRID_LINES = 16
@@ -55,8 +58,7 @@ def registration_figure(panels: list[Panel]) -> Figure:
         columns.append("error (px)")
     height, width = panels[0].reference.shape
     size = (_PANEL_INCHES * len(columns), _PANEL_INCHES * height / width * len(panels) + 0.4)
-    figure = Figure(figsize=size, dpi=100)
-    FigureCanvasAgg(figure)
+    figure = _figure(figsize=size, dpi=100)
     axes = figure.subplots(len(panels), len(columns), squeeze=False)
     # Constrained layout would compute these margins, but takes twice the time.
     figure.subplots_adjust(
@@ -72,6 +74,8 @@ def registration_figure(panels: list[Panel]) -> Figure:
 
 def draw_grid(axes: Axes, dvf: Tensor, n_lines: int = _GRID_LINES) -> None:
     """Draw where a regular grid of the reference lies in the moving image; dvf (2, H, W) in pixels."""
+    from matplotlib.collections import LineCollection
+
     height, width = dvf.shape[-2:]
     field = dvf.detach().cpu().float()
     points = (field + identity_grid((height, width), field.dtype, field.device)[0]).numpy()
@@ -81,6 +85,16 @@ def draw_grid(axes: Axes, dvf: Tensor, n_lines: int = _GRID_LINES) -> None:
     axes.set_xlim(-0.5, width - 0.5)
     axes.set_ylim(height - 0.5, -0.5)
     axes.set_aspect("equal")
+
+
+def _figure(**options: Any) -> Figure:
+    """Return an empty figure that can be rendered to pixels without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(**options)
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _draw_panel(axes: list[Axes], panel: Panel) -> None:
@@ -153,8 +167,7 @@ def runs_figure(
     more than a hundredfold.
     """
     size = (11, 0.8 + 0.25 * len(labels))
-    figure = Figure(figsize=size, dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(figsize=size, dpi=100, layout="constrained")
     axes = figure.subplots()
     for row, (value, status, baseline) in enumerate(zip(values, statuses, baselines, strict=True)):
         if value is not None:
@@ -175,8 +188,7 @@ def runs_figure(
 
 def _field_axes(dvf: Tensor, title: str) -> tuple[Figure, Axes]:
     height, width = dvf.shape[-2:]
-    figure = Figure(figsize=(7, 7 * height / width), dpi=100)
-    FigureCanvasAgg(figure)
+    figure = _figure(figsize=(7, 7 * height / width), dpi=100)
     axes = figure.subplots()
     axes.set_title(title, fontsize=9)
     return figure, axes
@@ -228,6 +240,8 @@ def level_figure(
 
 def figure_svg(figure: Figure) -> str:
     """Return a chart as an <svg> element whose text and axes take the colour and font of the surrounding page."""
+    import matplotlib
+
     buffer = StringIO()
     # Without random ids and dates, the same chart always gives the same text.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "atlalign"}):
@@ -238,6 +252,8 @@ def figure_svg(figure: Figure) -> str:
 
 def image_uri(image: Tensor) -> str:
     """Return an image (H, W) in [0, 1] as a data URI in WebP format at quality 85."""
+    from matplotlib.image import imsave
+
     buffer = BytesIO()
     pixels = image.detach().cpu().float().numpy()
     options = {"quality": 85, "method": 6}
@@ -246,7 +262,7 @@ def image_uri(image: Tensor) -> str:
 
 
 def _chart(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, height), layout="constrained")
+    figure = _figure(figsize=(6.4, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)

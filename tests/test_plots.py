@@ -1,9 +1,13 @@
 """Pictures show what they claim to: read back from the figure's parts."""
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import torch
 from matplotlib.collections import LineCollection
 
+from atlalign import plots
 from atlalign.plots import Panel, draw_grid, overlay, registration_figure
 
 
@@ -11,6 +15,17 @@ def test_overlay_is_grey_where_images_agree_and_coloured_where_not():
     reference, other = torch.tensor([[0.5, 1.0, 0.0]]), torch.tensor([[0.5, 0.0, 1.0]])
     rgb = overlay(reference, other)
     assert rgb[0].tolist() == [[0.5, 0.5, 0.5], [1, 0, 1], [0, 1, 0]]  # grey, magenta, green
+
+
+def test_matplotlib_is_imported_only_to_draw():
+    """Registering sections uses `overlay` and would wait a second for matplotlib."""
+    modules = [
+        node.module
+        for node in ast.parse(Path(plots.__file__).read_text()).body
+        if isinstance(node, ast.ImportFrom)
+    ]
+    assert "atlalign.geometry" in modules
+    assert not any(module.startswith("matplotlib") for module in modules)
 
 
 def panel(**replace) -> Panel:

@@ -1,7 +1,7 @@
-"""The reference volume: a template, and region ids where wanted, held in memory at the working size.
+"""The reference volume: a template and, on request, region ids, held in memory at the working size.
 
-The three loaders are what `conf/atlas/*.yaml` names. A coronal plane lies in [H, W] as (DV, ML): rows run downwards
-from the top of the brain.
+The configurations `conf/atlas/*.yaml` name its three loaders. A coronal plane (H, W) is ordered (DV, ML): rows run
+downwards from the top of the brain.
 """
 
 import logging
@@ -40,13 +40,13 @@ from atlalign.io.images import resize_images
 _log = logging.getLogger(__name__)
 
 PHANTOM = "phantom"
-"""The name of the atlas that is drawn."""
+"""The name of the procedural atlas."""
 
-_BRIGHT = 0.001  # The share of tissue that may be brighter than white.
+_BRIGHT = 0.001  # The share of tissue above white.
 _ANNOTATION = "annotation"
 _DEFAULT_UM = 25.0
 _PHANTOM_BYTES_A_VOXEL = 16  # while it is drawn
-_MOUSE_MM = (9.0, 15.5)  # a mouse's brain, from the bulbs to the medulla
+_MOUSE_MM = (9.0, 15.5)  # the length of a mouse brain, from the olfactory bulbs to the medulla
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,13 +55,13 @@ class Atlas:
 
     Attributes:
         template: uint8 (P, H, W).
-        annotation: Region ids, int32 or int64 (P, H, W), 0 for none; None if there are none or none were asked for.
-        spacing_um: Distance of the planes along AP; plane i stands for positions from i · spacing to (i + 1) · spacing.
-        name: For messages and reports.
-        intensity_scale: What raw intensities were divided by to come to [0, 1].
-        pixel_um: Distance of the pixels of a plane along x (ML) and y (DV).
-        origin_um: Where the centre of a plane's first pixel lies along x and y: half a voxel of the original.
-        ontology: What the ids mean; None if that is not known.
+        annotation: Region ids, int32 or int64 (P, H, W), 0 outside regions; None if missing or not requested.
+        spacing_um: Distance between planes along AP; plane i covers positions from i · spacing to (i + 1) · spacing.
+        name: The atlas's name in messages and reports.
+        intensity_scale: The divisor that mapped raw intensities to [0, 1].
+        pixel_um: Distance between the pixels of a plane along x (ML) and y (DV).
+        origin_um: Position of the centre of a plane's first pixel along x and y: half a voxel of the original.
+        ontology: The names and hierarchy of the ids; None if unknown.
     """
 
     template: Tensor
@@ -84,14 +84,14 @@ class Atlas:
         return len(self.template) * self.spacing_um
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of all that the atlas holds but its name: takes a second or two for each GB."""
+        """Return the SHA-256 of the atlas's content without its name; it takes a second or two per GB."""
         annotation = None if self.annotation is None else self.annotation.numpy()
         frame = (self.spacing_um, self.pixel_um, self.origin_um)
         regions = None if self.ontology is None else list(self.ontology)
         return fingerprint_of(self.template.numpy(), annotation, frame, regions)
 
     def plane_index(self, position_um: float | Tensor) -> Tensor:
-        """Return min(position // spacing, P − 1), int64 in the shape of `position_um`.
+        """Return the index of the plane at a position, min(position // spacing, P − 1), int64 of the same shape.
 
         Raises:
             InputError: If a position lies outside [0, extent_um].
@@ -106,10 +106,10 @@ class Atlas:
         return (position // self.spacing_um).long().clamp(max=len(self.template) - 1)
 
     def first_um(self, plane: int | Tensor) -> Tensor:
-        """Return the first position of planes in whole µm, int64: `plane_index` gives the planes back."""
+        """Return the first position of each plane in whole µm, int64; `plane_index` maps it back to the plane."""
         planes = torch.as_tensor(plane)
         position = (planes.double() * self.spacing_um).ceil()
-        # A spacing that is not whole is not exact either, and a product may lie in the plane before.
+        # A fractional spacing is not exact, so the product may fall into the plane before.
         return (position + (self.plane_index(position) < planes)).long()
 
     def section(self, position_um: float) -> Tensor:
@@ -120,7 +120,7 @@ class Atlas:
         """Return the region ids at `position_um` as int32 or int64 (1, H, W).
 
         Raises:
-            InputError: If the atlas holds no annotation, or the position lies outside.
+            InputError: If the atlas holds no annotation, or the position lies outside it.
         """
         if self.annotation is None:
             raise InputError(
@@ -131,11 +131,10 @@ class Atlas:
     def cut(self, position_um: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return template (1, H, W) in [0, 1] and region ids (1, H, W) on a plane that may be oblique.
 
-        Each pixel comes from the plane that its own position lies in, as `section` takes all of them from one; outside
-        of the atlas both are 0.
+        Each pixel is taken from the plane that contains its own position. Outside the atlas both are 0.
 
         Args:
-            position_um: (H, W), in the working size.
+            position_um: The AP position of each pixel, (H, W) at the working size.
         """
         height, width = self.image_shape
         rows, columns = torch.arange(height)[:, None], torch.arange(width)
@@ -157,9 +156,9 @@ def phantom_atlas(
 
     Args:
         image_shape: (H, W).
-        seed: Another seed is another animal.
-        spacing_um: Distance of the planes; it divides 13200.
-        with_annotation: Whether to keep the labels, named by `PHANTOM_REGIONS`.
+        seed: Each seed gives another animal.
+        spacing_um: Distance between planes; it must divide 13200.
+        with_annotation: Whether to keep the labels, whose names are `PHANTOM_REGIONS`.
 
     Raises:
         InputError: If an argument is out of range.
@@ -201,28 +200,28 @@ def file_atlas(
 ) -> Atlas:
     """Return the atlas in a file: .h5, .hdf5, .npy, .nrrd, .nii, .nii.gz, .mha, .tif or .tiff.
 
-    uint8 intensities are taken as they are, others divided by the 99.9th percentile of the voxels above 0. Images are
-    resized with antialiasing, ids to the nearest neighbour, both with aligned corners.
+    uint8 intensities keep their scale; others are divided by the 99.9th percentile of the voxels above 0. Images are
+    resized with antialiasing, ids by nearest neighbour, both with aligned corners.
 
-    A header's order and directions of axes are used if they cannot be a writer's default, see `atlalign.atlas.axes`.
-    Without one the first plane is the front one, its first row the top, its first column the left of the brain. A
-    volume that looks like a brain in another order is refused.
+    The axes in a header are used unless they may be a writer's default, see `atlalign.atlas.axes`. Without a header the
+    first plane is the front, the first row the top, and the first column the left of the brain. A volume that looks
+    like a brain in another order is refused.
 
     Args:
         path: The file.
         image_shape: (H, W) of the planes to return; None keeps the file's own.
-        template: The dataset's name in an h5 file.
-        annotation: The dataset's name in an h5 file; under its default name it may be missing.
-        spacing_um: The size of the file's voxels, which are cubes; None takes the header's, or 25 without one.
+        template: The dataset of intensities in an h5 file.
+        annotation: The dataset of ids in an h5 file; a dataset with the default name is optional.
+        spacing_um: The size of the file's cubic voxels; None uses the header's, or 25 without one.
         annotation_path: A file of ids with the template's axes; in an h5 file, the dataset `annotation`.
         ontology_path: A table of the regions, see `atlalign.atlas.ontology.read_ontology`.
-        axes: The directions of the file's axes, in its order, such as "AP,DV,ML"; "PA,VD,RL" runs the other way. The
-            file's order is that of the header in .nrrd, .nii and .mha (ITK's arrays have it reversed); pages, rows,
-            columns in .tif; the array's in .h5 and .npy. None takes the header's word, or AP,DV,ML.
+        axes: The directions of the file's axes in its own order, such as "AP,DV,ML"; "PA,VD,RL" are the opposite
+            directions. The order is that of the header in .nrrd, .nii and .mha (ITK's arrays reverse it); pages, rows,
+            columns in .tif; that of the array in .h5 and .npy. None uses the header's axes, or AP,DV,ML.
         with_annotation: Whether to load the ids.
 
     Raises:
-        InputError: If a file cannot be read, does not hold what is expected, or contradicts an argument.
+        InputError: If a file cannot be read, lacks expected content, or contradicts an argument.
     """
     path = Path(path).expanduser()
     given = None if axes is None else parse_axes(axes)
@@ -257,16 +256,16 @@ def file_atlas(
 def _voxel_size(
     volume: VolumeFile, given_um: float | None, small: NDArray[np.float32], axes: Axes
 ) -> VoxelSize:
-    """Return the size of the voxels along the file's axes, by the user's word or the header's.
+    """Return the size of the voxels along the file's axes, as given by the user or the header.
 
     Args:
-        volume: As it lies in its file.
-        given_um: The user's word.
-        small: The volume along (AP, DV, ML), of any resolution.
-        axes: Those of the file.
+        volume: The volume in the order of its file.
+        given_um: The size given by the user, or None.
+        small: The volume along (AP, DV, ML) at any resolution.
+        axes: The axes of the file.
 
     Raises:
-        InputError: If both differ, or if nobody says it and it is not what is usual.
+        InputError: If user and header differ, or if neither gives a size and the default is implausible.
     """
     said = volume.header.spacing_um
     given = None if given_um is None else (given_um, given_um, given_um)
@@ -287,12 +286,12 @@ def _usual_size(source: str, small: NDArray[np.float32], planes: int) -> VoxelSi
             f"{source}: expected the size of the voxels, which the file does not say; at {_DEFAULT_UM:g} µm the "
             f"brain would be {length_mm:.1f} mm long: give spacing_um (--spacing-um)"
         )
-    _log.info("%s does not say the size of its voxels: %g µm", source, _DEFAULT_UM)
+    _log.info("%s does not say the size of its voxels: %g µm is assumed", source, _DEFAULT_UM)
     return _DEFAULT_UM, _DEFAULT_UM, _DEFAULT_UM
 
 
 def _check_header(ids: VolumeFile, sizes: VoxelSize, axes: Axes | None) -> None:
-    """Check that the header of the ids does not contradict the template's voxels, nor its axes unless they are None."""
+    """Check that the header of the ids agrees with the template's voxel size and, unless None, its axes."""
     said, direction = ids.header
     if said is not None and not agree(said, sizes):
         raise InputError(
@@ -303,7 +302,7 @@ def _check_header(ids: VolumeFile, sizes: VoxelSize, axes: Axes | None) -> None:
     if (found := header_axes(direction, ids.source)) != axes:
         raise InputError(
             f"{ids.source}: expected the template's axes {','.join(axes)}, found {','.join(found)} in the header: if "
-            "both lie alike, give their axes (--axes)"
+            "both are oriented the same, give their axes (--axes)"
         )
 
 
@@ -319,7 +318,7 @@ def _oriented_like(ids: VolumeFile, template: VolumeFile, axes: Axes) -> Any:
 def allen_atlas(
     *, image_shape: tuple[int, int] | None = None, resolution_um: int = 25, with_annotation: bool = True
 ) -> Atlas:
-    """Return the Allen CCFv3 as packaged by BrainGlobe, which downloads it at its first use (optional extra `allen`).
+    """Return the Allen CCFv3 from BrainGlobe, which downloads it on first use (optional extra `allen`).
 
     Args:
         image_shape: (H, W) of the planes to return; None keeps the atlas's own.
@@ -327,7 +326,7 @@ def allen_atlas(
         with_annotation: Whether to load the region ids.
 
     Raises:
-        InputError: If the resolution is another, brainglobe-atlasapi is missing, or the download fails.
+        InputError: If the resolution is not available, brainglobe-atlasapi is missing, or the download fails.
     """
     if resolution_um not in (10, 25, 50, 100):
         raise InputError(f"resolution_um: expected 10, 25, 50 or 100, got {resolution_um}")
@@ -356,14 +355,14 @@ def open_atlas(
 
     Args:
         name: phantom, allen, or a file.
-        phantom_shape: The (H, W) that the phantom is drawn at: it has no size of its own.
-        annotation_path: For a file, see `file_atlas`.
-        ontology_path: For a file.
-        spacing_um: For a file.
-        axes: For a file.
+        phantom_shape: (H, W) at which the phantom, which has no resolution of its own, is drawn.
+        annotation_path: Only for a file, see `file_atlas`.
+        ontology_path: Only for a file.
+        spacing_um: Only for a file.
+        axes: Only for a file.
 
     Raises:
-        InputError: As the three above do, and if something is given that only a file needs.
+        InputError: If the atlas cannot be loaded, or phantom or allen comes with an argument that is only for a file.
     """
     of_file = (annotation_path, ontology_path, spacing_um, axes)
     if name in (PHANTOM, "allen") and any(value is not None for value in of_file):
@@ -397,7 +396,7 @@ def _assemble(
     with ThreadPoolExecutor(1) as other_core:
         ids = None if annotation is None else other_core.submit(_load_annotation, annotation, shape)
         grey, scale = _load_template(template, shape)
-    # Corners are aligned: the distance of the outermost pixels' centres stays what it was.
+    # Corners are aligned: the distance between the centres of the outermost pixels stays the same.
     ap_um, dv_um, ml_um = spacing_um
     along_y, along_x = (
         (own - 1) / (new - 1) * size for own, new, size in zip(own_shape, shape, (dv_um, ml_um), strict=True)
@@ -418,7 +417,7 @@ def _load_template(volume: Volume, shape: tuple[int, int]) -> tuple[Tensor, floa
     """Return the template as uint8 (P, *shape) and its intensity scale, reading each plane once."""
     brightness = _Brightness(int(np.prod(volume.array.shape)))
     is_own_shape = volume.array.shape[1:] == shape
-    # In few bytes as long as the scale is not known: as floats a large atlas would be four times what comes of it.
+    # The file's own type until the scale is known: as floats, a large atlas would need four times the final memory.
     resized = np.empty((volume.array.shape[0], *shape), volume.array.dtype if is_own_shape else np.float32)
     for planes, block in volume.blocks():
         _check_intensities(block, planes.start, volume.source)
@@ -439,9 +438,9 @@ def _floats(block: NDArray[Any]) -> Tensor:
 
 
 class _Brightness:
-    """The extremes of a volume, and the 99.9th percentile of its voxels above 0, in one pass over blocks.
+    """The extremes of a volume and the 99.9th percentile of its voxels above 0, in one pass over blocks.
 
-    Only as many of the brightest voxels are kept as the percentile can depend on; it is exact, for any type.
+    It keeps only the brightest voxels that can determine the percentile, which is exact for any data type.
     """
 
     def __init__(self, voxels: int) -> None:
@@ -460,7 +459,7 @@ class _Brightness:
 
     @property
     def white(self) -> float:
-        """The percentile, interpolated linearly between neighbouring ranks as numpy does."""
+        """The percentile, interpolated linearly between ranks, as in numpy."""
         rank_from_top = _BRIGHT * (self._tissue - 1)
         return float(np.interp(rank_from_top, np.arange(len(self._top)), self._top[::-1]))
 
@@ -478,7 +477,7 @@ def _check_intensities(block: NDArray[Any], first_plane: int, source: str) -> No
 
 
 def _load_annotation(volume: Volume, shape: tuple[int, int]) -> Tensor:
-    """Return the ids (P, *shape) at the nearest voxel, corners aligned, unchanged in value."""
+    """Return the ids (P, *shape) of the nearest voxels, with aligned corners."""
     planes, height, width = volume.array.shape
     rows, columns = _nearest(height, shape[0]), _nearest(width, shape[1])
     ids = np.empty((planes, *shape), volume.array.dtype if volume.array.dtype.kind in "ui" else np.int64)
@@ -493,7 +492,7 @@ def _nearest(size: int, new_size: int) -> NDArray[np.intp]:
 
 
 def _signed(ids: NDArray[Any]) -> NDArray[Any]:
-    """Return ids from 0 on as int32 where all fit, else as int64; uint32 is reinterpreted, not copied."""
+    """Return ids ≥ 0 as int32 if all fit, else as int64; uint32 is reinterpreted, not copied."""
     fits = ids.max() < 2**31
     if fits and ids.dtype == np.uint32:
         return ids.view(np.int32)

@@ -1,4 +1,4 @@
-"""Atlases as BrainGlobe packages them."""
+"""Atlases from BrainGlobe."""
 
 import logging
 from collections.abc import Mapping
@@ -13,24 +13,24 @@ _log = logging.getLogger(__name__)
 
 
 def fetch(name: str, *, with_annotation: bool) -> tuple[NDArray[Any], NDArray[Any] | None, Ontology]:
-    """Return template, annotation and ontology through BrainGlobe, which keeps its downloads in ~/.brainglobe."""
+    """Return template, annotation and ontology of a BrainGlobe atlas, which is cached in ~/.brainglobe."""
     try:
         from brainglobe_atlasapi import BrainGlobeAtlas
     except ImportError as error:
         raise InputError(
-            "the Allen atlas comes through brainglobe-atlasapi: pip install 'atlalign-torch[allen]'"
+            "the Allen atlas needs brainglobe-atlasapi: pip install 'atlalign-torch[allen]'"
         ) from error
-    _log.info("%s: taken from ~/.brainglobe, or downloaded from BrainGlobe's server at its first use", name)
+    _log.info("%s: read from ~/.brainglobe, or downloaded from BrainGlobe's server on first use", name)
     try:
         atlas = BrainGlobeAtlas(name, check_latest=False)
-        # Version 3 renamed it.
+        # Version 3 renamed `reference` to `template`.
         template = atlas.template if hasattr(type(atlas), "template") else atlas.reference
         ontology = Ontology(_brainglobe_region(entry) for entry in atlas.structures.values())
         return template, atlas.annotation if with_annotation else None, ontology
-    except Exception as error:  # each of its network libraries has exceptions of its own
+    except Exception as error:  # each of its network libraries raises its own exceptions
         raise InputError(
-            f"{name}: neither on this machine nor to be downloaded ({error}). Fetch average_template and annotation "
-            "(.nrrd) from download.alleninstitute.org by hand, then: "
+            f"{name}: not on this machine, and the download failed ({error}). Download average_template and annotation "
+            "(.nrrd) from download.alleninstitute.org by hand, then use "
             "atlas=file atlas.path=TEMPLATE atlas.annotation_path=ANNOTATION"
         ) from error
 

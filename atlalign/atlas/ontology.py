@@ -1,4 +1,4 @@
-"""The regions of an atlas: what its ids are called, and which region is part of which."""
+"""The regions of an atlas: their ids, names and hierarchy."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,10 +15,10 @@ class Region(NamedTuple):
     """One region.
 
     Attributes:
-        id: Its number in annotations.
+        id: The region's number in annotations.
         acronym: Short name.
         name: Full name.
-        path: The ids from the root down to the region itself, which is alone in it where no tree is known.
+        path: The ids from the root down to the region itself; only its own id if no tree is known.
         color: (r, g, b), each 0 to 255, or None.
     """
 
@@ -30,7 +30,7 @@ class Region(NamedTuple):
 
     @property
     def depth(self) -> int:
-        """How many regions it is part of; 0 for the root."""
+        """The number of regions that contain this one; 0 for the root."""
         return len(self.path) - 1
 
 
@@ -38,7 +38,7 @@ class Ontology:
     """The tree of regions.
 
     Args:
-        regions: Each with the ids of all that it is part of.
+        regions: Each with its path from the root.
 
     Raises:
         InputError: If two regions share an id, or a path does not end in the region itself.
@@ -73,10 +73,9 @@ class Ontology:
         return max((region.depth for region in self), default=0)
 
     def at_depth(self, labels: NDArray[Any], depth: int) -> NDArray[Any]:
-        """Return labels, of any shape, with each region replaced by the one at `depth` that it is part of.
+        """Return labels, of any shape, with each region replaced by its ancestor at `depth`.
 
-        Their type stays, or becomes int64 where an id exceeds it. What lies less deep stays, and so do 0 and ids that
-        are not in the ontology.
+        The data type stays, or becomes int64 if an id exceeds it. Shallower regions, 0 and unknown ids stay unchanged.
         """
         found, place = np.unique(labels, return_inverse=True)
         ancestors = [self._ancestor(int(label), depth) for label in found]
@@ -92,8 +91,8 @@ class Ontology:
 def read_ontology(path: str | Path) -> Ontology:
     """Return the ontology in a CSV file with the columns of the Allen Institute's structure tree.
 
-    Those are id, acronym, safe_name or name, and if they are there structure_id_path (`/997/8/567/`) and
-    color_hex_triplet; see `read_table` for how they may be written.
+    The columns are id, acronym, safe_name or name, and optionally structure_id_path (`/997/8/567/`) and
+    color_hex_triplet. `read_table` describes the formats that it accepts.
 
     Raises:
         InputError: If the file cannot be read, a column is missing, or a row is malformed.
@@ -129,7 +128,7 @@ def _color(text: str, where: str) -> tuple[int, int, int] | None:
     if not text:
         return None
     try:
-        red, green, blue = bytes.fromhex(text.zfill(6))  # spreadsheets drop zeros in front
+        red, green, blue = bytes.fromhex(text.zfill(6))  # spreadsheets drop leading zeros
     except ValueError as error:
         raise InputError(f"{where}: expected six hexadecimal digits, found {shown(text)}") from error
     return red, green, blue

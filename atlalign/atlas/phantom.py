@@ -1,7 +1,7 @@
-"""A procedural mouse-like brain with labels, for those who have no atlas at hand.
+"""A procedural mouse-like brain with labels, for users and tests without an atlas.
 
-A table of ellipses, whose centres, radii and tilts are interpolated along the anterior-posterior axis (AP), is
-painted one over the other. Lengths are in mm on a frame of 13.2 (AP, from the front) × 8 (DV, downwards) × 11.4 (ML),
+The ellipses of a table are painted one over the other; their centres, radii and tilts are interpolated along the
+anterior-posterior axis (AP). Lengths are in mm on a frame of 13.2 (AP, from the front) × 8 (DV, downwards) × 11.4 (ML),
 that of the Allen atlas, with the midline at x = 0. The anatomy is symmetric; only the texture differs between left and
 right. The numbers are drawn by hand, roughly as a mouse brain looks: no atlas's data is in here, and nothing should be
 measured on it.
@@ -61,7 +61,7 @@ _PARTS: tuple[tuple[str, str, dict[int, str]], ...] = (
     ("BS", "brain stem", {17: "MB", 22: "P-MY"}),
     ("CB", "cerebellum", {19: "CBm", 20: "CBg"}),
 )
-_ROOT_ID = 100  # the parts have the numbers after it
+_ROOT_ID = 100  # the parts have the numbers that follow
 
 VENTRICLES = (11, 12, 18, 23)
 """The labels of the cavities, which are dark in the template."""
@@ -76,16 +76,16 @@ class _Shape:
     """An ellipse in each half of the coronal planes, layered from its outline inwards.
 
     Attributes:
-        ap: Positions of the key planes; nothing is drawn outside them, and in between everything is interpolated.
-        x: Distance of the centre from the midline, at each key plane or everywhere; likewise the following.
+        ap: Positions of the key planes. The shape is interpolated between them and does not extend beyond them.
+        x: Distance of the centre from the midline, one value for each key plane or one for all, as for y to tilt.
         y: Height of the centre, downwards from the top.
         radius_x: Radius along x, before the tilt.
         radius_y: Radius along y, before the tilt.
-        tilt: In degrees; positive turns the lower end towards the midline.
-        layers: (depth below the outline from which it holds, label, brightness in [0, 1]).
-        inside: Painted only over tissue that is there already.
+        tilt: In degrees; positive values turn the lower end towards the midline.
+        layers: (depth below the outline at which the layer starts, label, brightness in [0, 1]).
+        inside: Paint the shape only over existing tissue.
         clefts: (number, depth relative to the smaller radius) of the clefts that scallop the outline.
-        midline_gap: Half the width of the fissure that the shape leaves along the midline.
+        midline_gap: Half the width of the fissure along the midline.
     """
 
     ap: tuple[float, ...]
@@ -133,7 +133,7 @@ _SHAPES: dict[str, _Shape] = {
         layers=((0.0, 3, 0.66), (0.16, 4, 0.52), (0.5, 5, 0.6), (0.95, 6, 0.22), (1.12, 7, 0.5)),
         midline_gap=0.04,
     ),
-    "what lies under the corpus callosum, which is its rim": _Shape(
+    "the region below the corpus callosum, which forms its rim": _Shape(
         ap=(4.0, 4.6, 5.4, 6.4, 7.4, 8.0, 8.5),
         y=(4.1, 4.6, 4.6, 4.5, 4.5, 4.5, 4.6),
         radius_x=(0.0, 1.7, 2.6, 2.9, 2.9, 2.4, 0.0),
@@ -308,7 +308,7 @@ _SHAPES: dict[str, _Shape] = {
 """In the order of painting."""
 
 _EDGE_MM = 0.06  # Width of the ramps of brightness at outlines and between layers.
-_BEND_MM = 0.04  # Largest amplitude of one of the waves that bend the grid, four along each axis.
+_BEND_MM = 0.04  # Largest amplitude of each wave that bends the grid; there are four along each axis.
 _TEXTURE = ((1.6, 0.05), (0.45, 0.05), (0.12, 0.05))  # (cell in mm, relative amplitude) of each octave.
 
 
@@ -334,7 +334,8 @@ def phantom_volume(*, shape: tuple[int, int, int], seed: int) -> tuple[NDArray[n
     """Return the template and the labels of one animal, both uint8 of `shape` (P, H, W); background is 0 in both.
 
     Plane i is the section in the middle of the i-th of P equal slabs of the 13.2 mm. In a plane the outermost pixel
-    centres lie on the frame's edges. So the anatomy is the same at every size; the aspect 320:456 does not distort it.
+    centres lie on the frame's edges, so the anatomy is the same at every size. The aspect ratio 320:456 does not
+    distort it.
 
     Args:
         shape: (P, H, W).
@@ -356,7 +357,7 @@ def phantom_volume(*, shape: tuple[int, int, int], seed: int) -> tuple[NDArray[n
 
 
 class _Animal:
-    """One draw of the shapes' parameters, of the bending of the grid and of the texture."""
+    """One random draw of the shapes' parameters, the bending of the grid and the texture."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._shapes = [(shape, _vary(shape, rng)) for shape in _SHAPES.values()]
@@ -373,13 +374,13 @@ class _Animal:
             _paint(painted, _at(curves, ap), x, y, half_image, half_labels)
         labels = _mirror(half_labels, shape[1])
         grey = _mirror(half_image, shape[1]) * self._texture(ap, shape) * 255
-        # Tissue is at least 1: the background is the same pixels in both.
+        # Tissue is at least 1, so that image and labels have the same background.
         return np.where(labels > 0, grey.round().clip(1, 255), 0).astype(np.uint8), labels
 
     def _half_grid(
         self, ap: float, shape: tuple[int, int]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return x and y over the right half of a plane, the midline included, bent by the animal's waves."""
+        """Return x and y over the right half of a plane, including the midline, bent by the animal's waves."""
         x = np.linspace(-0.5, 0.5, shape[1], dtype=np.float32)[shape[1] // 2 :] * EXTENT_MM[2]
         y = np.linspace(0, EXTENT_MM[1], shape[0], dtype=np.float32)
         # The midline stays straight, and outlines cross it without a kink: the shift in x is odd, that in y even.
@@ -407,9 +408,9 @@ class _Animal:
 
 
 def _vary(shape: _Shape, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return the curves (6, keys) of a shape, shifted, scaled and turned a little; the midline's shapes stay on it.
+    """Return the curves (6, keys) of a shape, slightly shifted, scaled and turned; shapes on the midline stay there.
 
-    The rows are ap, x, y, the two radii **squared**, so that ends come out round instead of pointed, and the tilt.
+    The rows are ap, x, y, both radii **squared**, which makes the ends round instead of pointed, and the tilt.
     """
     columns = (shape.ap, shape.x, shape.y, shape.radius_x, shape.radius_y, shape.tilt)
     curves = np.array(np.broadcast_arrays(*columns))
@@ -429,7 +430,7 @@ def _lattice(cell_mm: float, rng: np.random.Generator) -> Tensor:
 
 
 def _at(curves: NDArray[np.float64], ap: float) -> NDArray[np.float32]:
-    """Return (x, y, radius_x, radius_y, tilt) at `ap`; the radii are 0 where there is nothing."""
+    """Return (x, y, radius_x, radius_y, tilt) at `ap`; the radii are 0 where the shape has ended."""
     if not curves[0, 0] < ap < curves[0, -1]:
         return np.zeros(5, np.float32)
     ellipse = np.array([np.interp(ap, curves[0], curve) for curve in curves[1:]], np.float32)
@@ -454,7 +455,7 @@ def _paint(
         depth[labels[window] == 0] = -1
     label, brightness = _layered(shape.layers, depth)
     labels[window] = np.where(depth > 0, label, labels[window])
-    # The ramp is centred on the outline, but where tissue borders on background it has to end there.
+    # The ramp is centred on the outline, except against the background, where it ends on the outline.
     weight = (depth / _EDGE_MM + 0.5 * shape.inside).clip(0, 1)
     image[window] += weight * (brightness - image[window])
 
@@ -462,8 +463,8 @@ def _paint(
 def _window(
     ellipse: NDArray[np.float32], x: NDArray[np.float32], y: NDArray[np.float32]
 ) -> tuple[slice, slice]:
-    """Return the rows and columns that the ellipse can reach, so that the rest need not be computed."""
-    # Within a row y, and within a column x, vary by the bending at most.
+    """Return the rows and columns that the ellipse can reach; only these are computed."""
+    # y within a row, and x within a column, vary at most by the bending.
     reach = ellipse[2:4].max() + 2 * 4 * _BEND_MM
     return _span(np.abs(y[:, 0] - ellipse[1]) < reach), _span(np.abs(x[0] - ellipse[0]) < reach)
 
@@ -476,7 +477,7 @@ def _span(chosen: NDArray[np.bool_]) -> slice:
 def _depth(
     shape: _Shape, ellipse: NDArray[np.float32], x: NDArray[np.float32], y: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return the depth in mm below the outline, negative outside; r being the relative radius, about (1 − r) / |∇r|."""
+    """Return the depth in mm below the outline, negative outside: about (1 − r) / |∇r| for the relative radius r."""
     centre_x, centre_y, radius_x, radius_y, tilt = ellipse
     cos, sin = np.cos(np.deg2rad(tilt)), np.sin(np.deg2rad(tilt))
     a = (cos * (x - centre_x) + sin * (y - centre_y)) / radius_x
@@ -502,5 +503,5 @@ def _layered(
 
 
 def _mirror(half: NDArray[_Value], width: int) -> NDArray[_Value]:
-    """Return the whole plane of which `half` is the right side, with the middle column where there is one."""
+    """Return the whole plane whose right side, including a middle column if there is one, is `half`."""
     return np.concatenate([half[:, ::-1][:, : width // 2], half], axis=1)

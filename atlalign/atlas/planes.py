@@ -1,7 +1,7 @@
-"""Where sections lie in the atlas: planes, the anchoring of QuickNII and DeepSlice, and lists of sections.
+"""The position of a section in the atlas: a plane, or the anchoring of QuickNII and DeepSlice.
 
-Atlas coordinates are µm along (AP, DV, ML), from the front, from the top and along the columns of a coronal plane: in
-the Allen atlas, by its own convention (PIR) and QuickNII's, from the left of the brain.
+Atlas coordinates are µm along (AP, DV, ML). AP counts from the front, DV from the top, and ML along the columns of a
+coronal plane. In the Allen atlas ML counts from the left of the brain, by its own convention (PIR) and QuickNII's.
 """
 
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ Matrix = NDArray[np.float64]
 GRID = (528, 320, 456)
 """The grid of QuickNII and DeepSlice: voxels of the Allen atlas along (AP, DV, ML)."""
 GRID_UM = 25.0
-"""The size of such a voxel."""
+"""The size of a voxel of `GRID`."""
 
-_LEAST_UM = 50.0  # no brain has its tip there, nor as many mm
+_LEAST_UM = 50.0  # no section lies closer to the front in µm, and no brain is as long in mm
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Plane:
     """A coronal plane of the atlas, perhaps oblique, with a frame of its own: x along ML and y along DV, in mm.
 
     Attributes:
-        matrix: (3, 3), which takes (x_mm, y_mm, 1) of the frame to (AP, DV, ML) in µm.
+        matrix: (3, 3), which maps (x_mm, y_mm, 1) of the frame to (AP, DV, ML) in µm.
     """
 
     matrix: Matrix
@@ -45,32 +45,32 @@ class Plane:
         per_ml: float = 0.0,
         per_dv: float = 0.0,
     ) -> "Plane":
-        """Return the plane whose frame starts at `origin_um` (ML, DV).
+        """Return the plane whose frame has its origin at `origin_um` (ML, DV).
 
         Args:
-            position_um: AP where the frame starts.
+            position_um: AP of the frame's origin.
             origin_um: (ML, DV) of the frame's origin.
-            per_ml: How much AP grows along ML.
-            per_dv: How much AP grows along DV.
+            per_ml: Change of AP per unit of ML.
+            per_dv: Change of AP per unit of DV.
         """
         ml, dv = origin_um
         rows = [[1000 * per_ml, 1000 * per_dv, position_um], [0, 1000, dv], [1000, 0, ml]]
         return cls(np.array(rows, dtype=np.float64))
 
     def moved(self, distance_um: float) -> "Plane":
-        """Return the plane that lies so far further back along AP, with the same frame."""
+        """Return the plane `distance_um` further back along AP, with the same frame."""
         matrix = self.matrix.copy()
         matrix[0, 2] += distance_um
         return Plane(matrix)
 
     def to_atlas(self, points_mm: Points) -> Points:
-        """Return (AP, DV, ML) in µm (N, 3) of points (N, 2) of the frame."""
+        """Return the atlas coordinates (AP, DV, ML) in µm (N, 3) of points (N, 2) of the frame, in mm."""
         return apply_affine(self.matrix, points_mm)
 
     def from_atlas(self, points_um: Points) -> tuple[Points, NDArray[np.float64]]:
-        """Return the points (N, 2) of the frame, in mm, that lie before or behind atlas points (N, 3), along AP.
+        """Return atlas points (N, 3), in µm, projected onto the plane along AP, and their distances behind the plane.
 
-        With them comes how much further back than the plane each one lies (N,), in µm.
+        The projections are points (N, 2) of the frame in mm. The distances (N,) are in µm, negative in front.
         """
         dv_ml = self.matrix[1:]
         points_mm = (points_um[:, 1:] - dv_ml[:, 2]) @ np.linalg.inv(dv_ml[:, :2]).T
@@ -79,17 +79,17 @@ class Plane:
 
 @dataclass(frozen=True, eq=False)
 class Anchoring:
-    """Where a whole image lies in the atlas, as QuickNII and DeepSlice give it.
+    """The position of a whole image in the atlas, in the convention of QuickNII and DeepSlice.
 
     The point at the shares (s, t) in [0, 1]² of the image's width and height lies at (x, y, z) = o + s·u + t·v, in
-    voxels of `GRID`; the atlas shows there its voxel (527 − ⌊y⌋, 319 − ⌊z⌋, ⌊x⌋).
+    voxels of `GRID`. It lies in the atlas voxel (527 − ⌊y⌋, 319 − ⌊z⌋, ⌊x⌋).
 
     Attributes:
         vectors: (3, 3), the rows o, u, v.
         size: (h, w) of the image in pixels, whose centres lie at (k + ½)/w and (k + ½)/h.
 
     Raises:
-        InputError: If the plane is closer to a sagittal or horizontal one than to a coronal one, or the image is
+        InputError: If the plane is closer to a sagittal or horizontal plane than to a coronal one, or the image is
             narrower than 2 pixels.
     """
 
@@ -102,7 +102,7 @@ class Anchoring:
             raise InputError(f"anchoring: expected an image of at least 2×2 px, found {height}×{width}")
         normal = np.abs(np.cross(self.vectors[1], self.vectors[2]))  # along ML, AP, DV
         if not normal.max() >= 1:
-            raise InputError("anchoring: expected u and v to span a plane, found next to no area")
+            raise InputError("anchoring: expected u and v to span a plane, found almost no area")
         if normal[1] < normal.max():
             kind = "sagittal" if normal[0] == normal.max() else "horizontal"
             raise InputError(
@@ -112,7 +112,7 @@ class Anchoring:
 
     @property
     def share_to_um(self) -> Matrix:
-        """(3, 3), which takes (s, t, 1) to (AP, DV, ML) in µm."""
+        """The matrix (3, 3) that maps (s, t, 1) to (AP, DV, ML) in µm."""
         x, y, z = np.roll(self.vectors, -1, axis=0).T  # (s, t, 1) of each axis
         last = np.array([0.0, 0.0, 1.0])
         return GRID_UM * np.stack([GRID[0] * last - y, GRID[1] * last - z, x])
@@ -124,13 +124,13 @@ class Anchoring:
 
     @property
     def tilt(self) -> tuple[float, float]:
-        """How much AP grows along ML and along DV."""
+        """The change of AP per unit of ML and per unit of DV."""
         ap, dv, ml = self.share_to_um[:, :2]
         per_ml, per_dv = np.linalg.solve(np.stack([ml, dv], axis=1), ap)
         return float(per_ml), float(per_dv)
 
     def plane(self, origin_um: tuple[float, float]) -> Plane:
-        """Return the section's plane, upright, its frame's origin at `origin_um` (ML, DV)."""
+        """Return the plane of the section, with an upright frame whose origin lies at `origin_um` (ML, DV)."""
         per_ml, per_dv = self.tilt
         ap, dv, ml = self.share_to_um[:, 2]
         at_origin = ap + per_ml * (origin_um[0] - ml) + per_dv * (origin_um[1] - dv)
@@ -143,10 +143,10 @@ class Anchoring:
         return np.array([[width, 0, -0.5], [0, height, -0.5]]) @ homogeneous(ml_dv)
 
     def on(self, size: tuple[int, int]) -> "Anchoring":
-        """Return the anchoring of an image of another size (h, w) that shows the same, such as a full scan.
+        """Return the anchoring of the same image at another size (h, w), such as a full scan.
 
         Raises:
-            InputError: If its proportions differ by more than comes from rounding to pixels.
+            InputError: If its proportions differ by more than rounding to pixels explains.
         """
         (height, width), (own_height, own_width) = size, self.size
         rounding = 1.5 / min(*size, *self.size)
@@ -163,7 +163,7 @@ class Anchoring:
 
     @classmethod
     def of_plane(cls, plane: Plane, pixel_to_mm: Matrix, size: tuple[int, int]) -> "Anchoring":
-        """Return the anchoring of an image of which (2, 3) `pixel_to_mm` takes pixels to the frame of a plane."""
+        """Return the anchoring of an image whose pixels `pixel_to_mm` (2, 3) maps to the frame of a plane."""
         height, width = size
         share_to_pixel = np.array([[width, 0, -0.5], [0, height, -0.5]])
         share_to_mm = pixel_to_mm @ homogeneous(share_to_pixel)
@@ -184,15 +184,15 @@ def invert_affine(matrix: Matrix) -> Matrix:
 
 
 def apply_affine(matrix: Matrix, points: Points) -> Points:
-    """Return what an affine map (k, 3) makes of points (N, 2), as (N, k)."""
+    """Return the images (N, k) of points (N, 2) under an affine map (k, 3)."""
     return np.asarray(points @ matrix[:, :2].T + matrix[:, 2], dtype=np.float64)
 
 
 def check_is_um(position_um: float, where: str) -> None:
-    """Check that a position from the front of the atlas cannot only be meant in mm.
+    """Check that a position in µm from the front of the atlas is not one in mm by mistake.
 
     Raises:
-        InputError: If it can; the message begins with `where`.
+        InputError: If it only makes sense in mm; the message begins with `where`.
     """
     if 0 < position_um < _LEAST_UM:
         raise InputError(

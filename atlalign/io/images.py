@@ -1,4 +1,4 @@
-"""Images between files and the working size."""
+"""Image files: reading, conversion to grey and resizing to the working size."""
 
 from pathlib import Path
 from textwrap import shorten
@@ -20,23 +20,23 @@ IMAGE_ENDINGS = (
     *(".btf", ".svs", ".ndpi"),
     *(".png", ".jpg", ".jpeg", ".jp2", ".bmp", ".webp"),
 )
-"""What the names of images that users give end in; what they hold, their content says."""
+"""The file name endings of images; the content of a file, not its name, decides how it is read."""
 
 LARGEST_INTENSITY = 1e30
-"""Means of blocks of pixels up to this are finite in 32 bits."""
+"""Sums over blocks of pixels up to this value are finite in float32."""
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """The weights of red, green and blue in grey, by ITU-R BT.601."""
 
-_STRIP_PX = 2**22  # so many pixels are made grey at once
+_STRIP_PX = 2**22  # the number of pixels that are converted to grey at once
 
 
 class ImageFile(NamedTuple):
-    """What a file holds.
+    """The content of an image file.
 
     Attributes:
-        pixels: (h, w) in grey, or (h, w, 3) in colour, of the file's own type.
-        pixel_um: The size of a pixel, where the file says it.
+        pixels: (h, w) in grey, or (h, w, 3) in colour, in the file's own data type.
+        pixel_um: The size of a pixel; None if the file does not say it.
     """
 
     pixels: NDArray[Any]
@@ -48,7 +48,7 @@ def resize_images(images: Tensor, shape: tuple[int, int]) -> Tensor:
 
     Args:
         images: (N, H, W), float or uint8; integers are rounded.
-        shape: (H', W'); images that have it are returned as they are.
+        shape: (H', W'); images that have this shape are returned unchanged.
     """
     if tuple(images.shape[1:]) == tuple(shape):
         return images
@@ -61,30 +61,31 @@ def resize_images(images: Tensor, shape: tuple[int, int]) -> Tensor:
 def read_image(
     path: str | Path, *, channel: int | None = None, page: int | None = None, z: int | None = None
 ) -> ImageFile:
-    """Return an image: PNG, JPEG, JPEG 2000, BMP, WebP, TIFF and its kin, and all that SimpleITK reads.
+    """Return an image in PNG, JPEG, JPEG 2000, BMP, WebP, TIFF and its variants, or a format that SimpleITK reads.
 
-    It is upright by its EXIF or TIFF orientation, and opacity is left out. Of a pyramid the largest level is read, and
-    of several images in a TIFF file the largest one, which is logged. The pixel size is that of the metadata of OME,
-    ImageJ, Aperio, LSM or MetaMorph, or of a TIFF's resolution where it is plausible for a microscope (at most 30 µm).
+    The image is turned upright by its EXIF or TIFF orientation, and opacity is dropped. The largest level of a pyramid
+    and the largest image of a TIFF file are read; if other images are skipped, a warning is logged. The pixel size
+    comes from the metadata of OME, ImageJ, Aperio, LSM or MetaMorph, or from the TIFF resolution if it is plausible for
+    a microscope (at most 30 µm).
 
     Args:
         path: The file.
-        channel: Which channel to read of an image that has several, from 0.
-        page: Which page to read of a TIFF file that has several, from 0.
-        z: Which plane to read of a z-stack, from 0.
+        channel: The channel to read, from 0, if there are several.
+        page: The page of a TIFF file to read, from 0, if there are several.
+        z: The plane of a z-stack to read, from 0.
 
     Raises:
-        InputError: If there is no file, or it is not one image in grey or colour.
+        InputError: If the file is missing, or is not one image in grey or colour.
     """
     pixels = _read(path, Choice(channel, page, z))
     return ImageFile(_one_image(pixels, Path(path).name), pixels.pixel_um)
 
 
 def read_channels(path: str | Path, *, page: int | None = None, z: int | None = None) -> list[NDArray[Any]]:
-    """Return the channels (h, w) of an image, or of one in colour its pixels (h, w, 3) alone.
+    """Return the channels (h, w) of an image; for a colour image, a list of its pixels (h, w, 3) alone.
 
     Raises:
-        InputError: As `read_image` does.
+        InputError: For the same reasons as in `read_image`.
     """
     pixels = _read(path, Choice(page=page, z=z))
     if pixels.is_color or pixels.array.ndim == 2:
@@ -93,15 +94,15 @@ def read_channels(path: str | Path, *, page: int | None = None, z: int | None = 
 
 
 def read_labels(path: str | Path, *, page: int | None = None, z: int | None = None) -> NDArray[Any]:
-    """Return a label image (h, w) of integers, as the file stores them: of a palette, the indices.
+    """Return a label image (h, w) of integers as stored in the file; for a palette, these are the indices.
 
     Raises:
-        InputError: If there is no file, or it is no image of integers in one channel.
+        InputError: If the file is missing, or is not an image of integers in one channel.
     """
     labels = _read(path, Choice(page=page, z=z, labels=True)).array
     if labels.ndim != 2 or labels.dtype.kind not in "ui":
         raise InputError(
-            f"{Path(path).name}: expected labels, one integer a pixel, found {labels.shape} {labels.dtype}"
+            f"{Path(path).name}: expected labels, one integer per pixel, found {labels.shape} {labels.dtype}"
         )
     return np.ascontiguousarray(labels)
 
@@ -109,13 +110,13 @@ def read_labels(path: str | Path, *, page: int | None = None, z: int | None = No
 def shrink_to_grey(pixels: NDArray[Any], factor: int = 1, weights: NDArray[np.float32] = LUMA) -> Tensor:
     """Return the means of blocks of `factor`² pixels in grey, float32 (h // factor, w // factor), in the file's units.
 
-    Pixel k of the result lies at `factor·k + (factor − 1)/2` of the image. A few rows are worked on at a time, so that
-    an image that barely fits into memory still can be shrunk.
+    Pixel k of the result lies at `factor·k + (factor − 1)/2` of the image. The rows are processed in strips, so that an
+    image that barely fits into memory can still be shrunk.
 
     Args:
         pixels: (h, w) or (h, w, 3).
         factor: At least 1.
-        weights: (3,), of the channels of an image in colour.
+        weights: (3,), the weights of red, green and blue.
     """
     height, width = pixels.shape[0] // factor, pixels.shape[1] // factor
     grey = torch.empty(height, width)
@@ -130,7 +131,7 @@ def shrink_to_grey(pixels: NDArray[Any], factor: int = 1, weights: NDArray[np.fl
 
 
 def _read(path: str | Path, choice: Choice) -> Pixels:
-    """Return what was chosen of a file; its content says in which format it is, not its name.
+    """Return the chosen part of a file, whose format is recognised by its content, not by its name.
 
     Raises:
         InputError: If it cannot be read; the message begins with the file's name.
@@ -154,7 +155,7 @@ def _read(path: str | Path, choice: Choice) -> Pixels:
 
 
 def _one_image(pixels: Pixels, name: str) -> NDArray[Any]:
-    """Return (h, w) of the one channel that there is, or (h, w, 3) in colour."""
+    """Return the pixels (h, w) of the only channel, or (h, w, 3) in colour."""
     if pixels.array.ndim == 2:
         return np.ascontiguousarray(pixels.array)
     if not pixels.is_color:
@@ -171,7 +172,7 @@ def _check_pixels(pixels: NDArray[Any]) -> None:
         raise InputError(f"expected intensities, integers or floats, found {pixels.dtype}")
     if pixels.dtype.kind != "f":
         return
-    largest = max(abs(float(pixels.min())), abs(float(pixels.max())))  # NaN if any is
+    largest = max(abs(float(pixels.min())), abs(float(pixels.max())))  # NaN if any pixel is
     if not largest <= LARGEST_INTENSITY:
         raise InputError(
             f"expected finite intensities of at most {LARGEST_INTENSITY:g}, found {largest:g} ({pixels.dtype})"

@@ -1,4 +1,4 @@
-"""Images in the formats of cameras, viewers and medical programs: all that is not TIFF."""
+"""Images in the formats of cameras, viewers and medical programs: every format but TIFF."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -13,7 +13,7 @@ from atlalign.io.files import itk_name
 from atlalign.io.pixels import Choice, Pixels, check_index, one_channel, upright
 
 _ORIENTATION = 0x0112  # of EXIF
-_COPIES = 3  # Pillow's own pixels, what it hands out, and the array
+_COPIES = 3  # Pillow's own pixels, its exported buffer, and the array
 _OTHERS = {
     b"": "it is empty",
     b"ZISRAWFILE": "it is a CZI file: export the scene as OME-TIFF",
@@ -22,16 +22,16 @@ _OTHERS = {
     b"\x89HDF": "it is an HDF5 file",
     b"8BPS": "it is a Photoshop file: save it as TIFF",
     b"GIF8": "it is a GIF file: save it as PNG",
-    b"\0\x05\x16\x07": "it holds only what macOS keeps beside a file",
+    b"\0\x05\x16\x07": "it holds only the metadata that macOS keeps beside a file",
 }
-"""What files begin with that are often taken for images, and what to say about them."""
+"""The first bytes of files that are often mistaken for images, and the messages about them."""
 
 
 def read_picture(path: Path, choice: Choice) -> Pixels:
-    """Return an image that Pillow or SimpleITK reads; its content says in which format it is, not its name.
+    """Return an image that Pillow or SimpleITK reads; its format is recognised by its content, not by its name.
 
     Raises:
-        InputError: If it is no image, ends early, or is too large.
+        InputError: If it is not an image, ends early, or is too large.
     """
     for what, index in (("page (--page)", choice.page), ("plane (--z)", choice.z)):
         if index is not None:
@@ -49,7 +49,7 @@ def read_picture(path: Path, choice: Choice) -> Pixels:
 
 
 def _opener(start: bytes) -> Callable[[Any], Any] | None:
-    """Return what opens a file that begins so; not `PIL.Image.open`, whose limit of pixels is not ours."""
+    """Return the Pillow class for a file with these first bytes; `PIL.Image.open` would apply its own size limit."""
     from PIL import BmpImagePlugin, Jpeg2KImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
@@ -78,19 +78,19 @@ def _decoded(opened: Callable[[Any], Any], path: Path, choice: Choice) -> NDArra
 
 
 def _bytes_each(image: Any) -> int:
-    """Return how many bytes a pixel takes, at most: of several channels, any may have 16 bits."""
+    """Return the largest number of bytes per pixel; each of several channels may have 16 bits."""
     channels = len(image.getbands())
     return 2 * channels if channels > 1 else {"I": 4, "F": 4, "I;16": 2, "I;16B": 2}.get(image.mode, 1)
 
 
 def _of_16_bits(image: Any, content: bytes) -> NDArray[Any] | None:
-    """Return the pixels of an image of 16 bits and several channels, of which Pillow would keep 8; None of others."""
+    """Return the pixels of an image of several 16-bit channels, which Pillow would reduce to 8; None for others."""
     from imagecodecs import jpeg2k_decode, png_decode
 
     if len(image.getbands()) == 1:
         return None
     if image.format == "PNG":
-        is_deep = content[24] == 16  # the depth stands in the header
+        is_deep = content[24] == 16  # the bit depth in the header
         return np.asarray(png_decode(content)) if is_deep else None
     if image.format == "JPEG2000":
         array = np.asarray(jpeg2k_decode(content))
@@ -99,7 +99,7 @@ def _of_16_bits(image: Any, content: bytes) -> NDArray[Any] | None:
 
 
 def _of_8_bits(image: Any, labels: bool) -> NDArray[Any]:
-    """Return the pixels of an image as Pillow has them, in the number of bits that the file has."""
+    """Return the pixels of an image as Pillow decodes them; labels keep the bit depth of the file."""
     if image.mode in ("P", "PA"):
         indices = np.array(image)
         return (
@@ -108,7 +108,7 @@ def _of_8_bits(image: Any, labels: bool) -> NDArray[Any]:
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         return np.array(image.convert("RGB"))
     bits = _bits(image)
-    array = np.array(image)  # which, unlike `asarray`, can be written to
+    array = np.array(image)  # writable, unlike the result of `asarray`
     if array.dtype == bool:
         return array.astype(np.uint8) * (1 if labels else 255)
     # Pillow scales 2 and 4 bits to 8.
@@ -116,7 +116,7 @@ def _of_8_bits(image: Any, labels: bool) -> NDArray[Any]:
 
 
 def _bits(image: Any) -> int:
-    """Return how many bits a pixel of grey has in the file, of at most 8."""
+    """Return the bit depth, at most 8, of a grey image in its file."""
     mode = image.tile[0].args if image.tile else None
     return {"L;2": 2, "L;4": 4}.get(mode if isinstance(mode, str) else "", 8)
 
@@ -135,7 +135,7 @@ def _medical(path: Path, start: bytes) -> NDArray[Any]:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise InputError(
-            "it is no TIFF, PNG, JPEG, JPEG 2000, BMP or WebP, whatever its name says"
+            "its content is not TIFF, PNG, JPEG, JPEG 2000, BMP or WebP, whatever its name says"
         ) from error
     size = reader.GetSize()
     if len(size) != 2:

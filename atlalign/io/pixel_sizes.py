@@ -1,4 +1,4 @@
-"""The size of a pixel, in the words of the programs that write TIFF files."""
+"""Reads the size of a pixel from the metadata of various programs in a TIFF file."""
 
 import html
 import re
@@ -10,10 +10,10 @@ from xml.etree import ElementTree
 from atlalign.io.pixels import PixelSize, log
 
 _LARGEST_TAGGED_UM = 30.0
-"""A resolution in pixels per cm or inch that means larger pixels is usually a printer's."""
+"""A resolution in pixels per cm or inch that implies larger pixels is usually meant for a printer."""
 
 SOFTWARE = "atlalign"
-"""What the package writes; its resolutions are meant whatever they are."""
+"""The Software tag of this package's files, whose resolutions are always valid."""
 
 _INCH = 25400.0
 _NAMES = {
@@ -44,18 +44,18 @@ _MICRONS = {
     for name in names.split()
     for plural in ("", "s")
 } | {'"': _INCH}
-"""How many µm a unit has, by its plain names."""
+"""The length of each unit in µm, by its plain name."""
 
 _PER_UNIT = {2: "inch", 3: "cm"}  # TIFF's ResolutionUnit
 _MPP = re.compile(r"\bMPP\s*=\s*([^|;\r\n]+)")
 
 
 def parse_length(value: str, unit: str) -> float | None:
-    """Return a length in µm, or None where it is unknown: 0, or in pixels.
+    """Return a length in µm, or None if it is unknown: 0, or given in pixels.
 
     Args:
-        value: A number, with a decimal point or comma.
-        unit: Of length, in any common spelling.
+        value: A number with a decimal point or comma.
+        unit: A unit of length in any common spelling.
 
     Raises:
         ValueError: If the number or the unit cannot be read.
@@ -64,10 +64,10 @@ def parse_length(value: str, unit: str) -> float | None:
     if name in _NO_UNITS:
         return None
     if name not in _MICRONS:
-        raise ValueError(f"'{unit}' is no known unit of length")
+        raise ValueError(f"'{unit}' is not a known unit of length")
     number = _number(value)
     if not 0 <= number < float("inf"):
-        raise ValueError(f"'{value}' is no length")
+        raise ValueError(f"'{value}' is not a length")
     return number * _MICRONS[name] or None
 
 
@@ -78,17 +78,18 @@ def _number(value: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise ValueError(f"'{value}' is no length") from error
+        raise ValueError(f"'{value}' is not a length") from error
 
 
 def tiff_pixel_size(file: Any, page: Any, path: Path, image: int | None) -> PixelSize | None:
-    """Return the size of a pixel of one page; what the file says but cannot be read is logged.
+    """Return the size of a pixel of one page; a size that cannot be read is logged.
 
     Args:
         file: The `TiffFile`.
         page: The page, or the first one of a series.
-        path: The file's.
-        image: Which of the file's images it is at full size; None for others, of which only the page's tags speak.
+        path: The path of the file.
+        image: The number of the image in the file if the page shows it at full size; None for other pages, for which
+            only the page's own tags are used.
     """
     sources = [_ome, _aperio, _lsm, _stk, _metaseries] if image is not None else []
     try:
@@ -99,7 +100,7 @@ def tiff_pixel_size(file: Any, page: Any, path: Path, image: int | None) -> Pixe
         return tagged_size(file, page)
     except ValueError as error:
         log.warning(
-            "%s: the size of its pixels is unknown, for %s (--pixel-size-um gives it)", path.name, error
+            "%s: the size of its pixels is unknown, because %s (--pixel-size-um gives it)", path.name, error
         )
         return None
 
@@ -140,7 +141,9 @@ def ome_lengths(file: Any, page: Any, path: Path, image: int | None, axes: str) 
         name = str(companion.get("MetadataFile", ""))
         beside = path.parent / Path(name).name
         if not name or not beside.is_file():
-            raise ValueError(f"the file that has it, {name or 'without a name'}, is not beside the image")
+            raise ValueError(
+                f"the file with the metadata, {name or 'without a name'}, is not beside the image"
+            )
         root = _xml(beside.read_text(encoding="utf-8", errors="replace"))
     pixels = _ome_pixels(root, page, path, image)
     if pixels is None:
@@ -159,7 +162,7 @@ def _xml(text: str) -> ElementTree.Element:
 def _ome_pixels(
     root: ElementTree.Element, page: Any, path: Path, image: int | None
 ) -> ElementTree.Element | None:
-    """Return the Pixels of the image that was read: the one that names the file, has its place, or its size."""
+    """Return the Pixels element of the image that was read, found by the file's name, the position or the size."""
     found = list(root.iterfind("{*}Image/{*}Pixels"))
     named = [
         pixels
@@ -176,7 +179,7 @@ def _ome_pixels(
 
 
 def _aperio(file: Any, page: Any, path: Path, image: int | None) -> _Said | None:
-    """Return the microns per pixel of Aperio's description, which others write as well."""
+    """Return the microns per pixel in a description by Aperio, or by another program in the same form."""
     found = _MPP.search(page.description or "")
     if found is None:
         return None
@@ -228,6 +231,6 @@ def tagged_size(file: Any, page: Any) -> PixelSize | None:
 
 
 def _per_pixel(resolution: Any, unit: str) -> float | None:
-    """Return the length of one of so many pixels, given as a fraction, that a unit has."""
+    """Return the length of a pixel in µm, given the number of pixels per unit as a fraction."""
     counted, by = resolution if isinstance(resolution, tuple) else (resolution, 1)
     return parse_length(str(by / counted), unit) if counted else None

@@ -1,4 +1,4 @@
-"""One image of a TIFF file, whatever program wrote it: slides, stacks, palettes and all kinds of colour."""
+"""Reads one image of a TIFF file of any program: slides, stacks, palettes and all colour spaces."""
 
 import logging
 import math
@@ -14,14 +14,14 @@ from atlalign.errors import InputError, check_size
 from atlalign.io.pixel_sizes import tiff_pixel_size
 from atlalign.io.pixels import Choice, Pixels, check_index, converted, is_turned, log, one_channel, upright
 
-# What it logs of damaged files is checked here; whoever sets up logging still gets it.
+# tifffile's warnings about damaged files are silent by default, because this module checks the files itself.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""What TIFF files begin with; the latter two are BigTIFF."""
+"""The first bytes of TIFF files; the last two are BigTIFF."""
 
 _SIDE_IMAGES = ("label", "macro", "thumbnail", "map", "label image", "macro image", "overview")
-"""Names of images of a slide that nobody misses."""
+"""Names of a slide's secondary images, which are skipped without a warning."""
 
 _NO_COLOURS = (
     "CFA",
@@ -30,7 +30,7 @@ _NO_COLOURS = (
     "ITULAB",
     "LOGL",
     "LOGLUV",
-)  # kinds of colour that are not converted
+)  # colour spaces that are not converted
 _DECODED_TO_RGB = (
     6,
     7,
@@ -42,19 +42,19 @@ _DECODED_TO_RGB = (
     48124,
     50001,
     52546,
-)  # the decoders of JPEG and its kin
+)  # JPEG and related compressions, whose decoders return RGB
 _APERIO_YCBCR = 33003
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 class _Planes(NamedTuple):
-    """What is read of a file.
+    """The part of a file that is read.
 
     Attributes:
-        pages: The pages that hold it, one a channel.
-        image: Which of the file's images it is at full size; None for a page that was asked for and is another size.
-        are_channels: Whether the file keeps channels on pages, among which a choice has been made.
-        has_samples_as_channels: Whether the samples of a pixel are channels, whatever the page calls them.
+        pages: The pages to read, one for each channel.
+        image: The number of the image in the file; None for a chosen page that is not of an image's full size.
+        are_channels: Whether the file stores each channel on its own page; the pages are then those chosen.
+        has_samples_as_channels: Whether the samples of a pixel are channels, even if the page calls them colours.
     """
 
     pages: Sequence[Any]
@@ -64,10 +64,10 @@ class _Planes(NamedTuple):
 
 
 def read_tiff(path: Path, choice: Choice) -> Pixels:
-    """Return one image of a TIFF file: of several, the largest.
+    """Return one image of a TIFF file, the largest if there are several.
 
     Raises:
-        InputError: If the file does not hold what was chosen, ends early, or is too large.
+        InputError: If the chosen part does not exist, or the file ends early or is too large.
     """
     import tifffile
 
@@ -106,10 +106,10 @@ def _selected(file: Any, choice: Choice, name: str) -> _Planes:
 
 
 def _index(axis: str, count: int, choice: Choice) -> int | None:
-    """Return which part of an axis to take; None for all of it.
+    """Return the chosen index along an axis; None for all of it.
 
     Raises:
-        InputError: If a part has to be chosen, or does not exist.
+        InputError: If a choice is missing, or the index does not exist.
     """
     if axis == "C":
         if choice.channel is not None:
@@ -124,7 +124,7 @@ def _index(axis: str, count: int, choice: Choice) -> int | None:
 
 
 def _largest(file: Any, name: str, *, warns: bool) -> Any:
-    """Return the series of the largest image; it is said if other images of their own right are left out."""
+    """Return the series of the largest image; a warning is logged if other images, not levels of it, are skipped."""
     found = [s for s in file.series if {"Y", "X"} <= set(s.axes) and 0 not in s.shape]
     own = [s for s in found if not (s.keyframe.is_reduced or s.keyframe.is_mask)] or found
     if not own:
@@ -139,7 +139,7 @@ def _largest(file: Any, name: str, *, warns: bool) -> Any:
             _described(largest),
         )
     if file.is_imagej and largest.kind != "imagej":
-        raise InputError("the stack that its ImageJ metadata describe is not all there")
+        raise InputError("the stack described by its ImageJ metadata is incomplete")
     return largest
 
 
@@ -153,7 +153,7 @@ def _described(series: Any) -> str:
 
 
 def _stack_axes(series: Any) -> tuple[str, tuple[int, ...], str]:
-    """Return the axes of a series along which its pages lie, their lengths, and what it calls the samples of pixels."""
+    """Return the axes along which the pages of a series lie, their lengths, and the series' name of the sample axis."""
     axes, shape = series.get_axes(squeeze=True), series.get_shape(squeeze=True)
     of_page = series.keyframe.axes
     count = len(axes) - len(of_page)
@@ -164,13 +164,13 @@ def _stack_axes(series: Any) -> tuple[str, tuple[int, ...], str]:
 
 
 def _series_page(series: Any, index: int) -> Any:
-    if series.is_truncated and index:  # one page describes all planes, which lie one after the other
+    if series.is_truncated and index:  # one page describes all planes, which are stored one after the other
         return _Contiguous(series, index)
     return series[index]
 
 
 class _Contiguous:
-    """A plane that has no page of its own."""
+    """A plane without a page of its own."""
 
     def __init__(self, series: Any, index: int) -> None:
         self.parent, self.keyframe = series.parent, series.keyframe
@@ -186,7 +186,7 @@ class _Contiguous:
 
 
 def _page(file: Any, series: Any, index: int) -> _Planes:
-    """Return one page of the file, which is a plane of the largest image if it has its size."""
+    """Return one page of the file; a page of the largest image's size counts as a plane of that image."""
     _, shape, samples = _stack_axes(series)
     if series.is_truncated and len(file.pages) == 1:
         check_index("page (--page)", index, math.prod(shape))
@@ -194,27 +194,27 @@ def _page(file: Any, series: Any, index: int) -> _Planes:
     check_index("page (--page)", index, len(file.pages))
     page = file.pages[index].aspage()
     is_full = page.shape == series.keyframe.shape
-    # Only OME says the size of pixels of each image; what others say holds for the largest.
+    # Only OME gives a pixel size for each image; in other formats it is that of the largest.
     image = _image_of(file, page) if is_full or file.is_ome else None
     return _Planes([page], image, has_samples_as_channels=samples == "C")
 
 
 def _image_of(file: Any, page: Any) -> int | None:
-    """Return which image a page is a plane of, at full size; None for levels of pyramids."""
+    """Return the number of the image of which a page is a full-size plane; None for levels of pyramids."""
     for image, series in enumerate(file.series):
         if any(p is not None and p.parent is file and p.offset == page.offset for p in series):
             return image
     return None
 
 
-# --- whether it is all there ------------------------------------------------------------------------------------------
+# --- completeness -----------------------------------------------------------------------------------------------------
 
 
 def _check_chain(file: Any) -> None:
-    """Raise an error where the file says that more pages follow than it has."""
+    """Raise an error if the file announces more pages than it contains."""
     if not len(file.pages):
         raise InputError("the file ends early: it has no page")
-    if file.is_ndpi or file.is_lsm:  # whose offsets may exceed 32 bits
+    if file.is_ndpi or file.is_lsm:  # their offsets may exceed 32 bits
         return
     file.filehandle.seek(file.pages.next_page_offset)
     following = file.filehandle.read(file.tiff.offsetsize)
@@ -225,9 +225,9 @@ def _check_chain(file: Any) -> None:
 
 
 def _check_page(page: Any) -> None:
-    """Raise an error where a page is not whole, or declares parts of an absurd size."""
+    """Raise an error if a page is incomplete, or declares tiles of an absurd size."""
     if page is None:
-        raise InputError("a plane is missing, as where it lies in another file that is not beside this one")
+        raise InputError("a plane is missing: it may be in another file that is not beside this one")
     end = page.parent.filehandle.size
     if any(
         offset + count > end for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)
@@ -240,11 +240,11 @@ def _check_page(page: Any) -> None:
 
 
 def _decoded(planes: _Planes, choice: Choice) -> tuple[NDArray[Any], bool]:
-    """Return (h, w) or (h, w, c), and whether it is in colour."""
+    """Return the pixels (h, w) or (h, w, c), and whether they are in colour."""
     pages = planes.pages
     if len(pages) > 1 and "S" in pages[0].keyframe.axes:
         raise InputError(f"expected one image, found {len(pages)} channels of colour: choose one (--channel)")
-    # A palette of one channel among several is how it was last shown.
+    # The palette of one channel among several only stores how the channel was last displayed.
     are_numbers = choice.labels or (planes.are_channels and _kind(pages[0].keyframe) == "PALETTE")
     if len(pages) > 1:
         return np.moveaxis(np.stack([_samples(page, are_numbers)[0] for page in pages]), 0, -1), False
@@ -260,7 +260,7 @@ def _kind(page: Any) -> str:
 
 
 def _samples(plane: Any, labels: bool) -> tuple[NDArray[Any], bool]:
-    """Return the pixels of one page without opacity, as intensities or colours unless it holds labels."""
+    """Return the pixels of one page without opacity, as intensities or colours, or as labels."""
     page = plane.keyframe
     with _open(plane):
         array = _unpacked(plane) if _is_packed(page) else plane.asarray()
@@ -283,7 +283,7 @@ def _samples(plane: Any, labels: bool) -> tuple[NDArray[Any], bool]:
 
 @contextmanager
 def _open(plane: Any) -> Iterator[None]:
-    """Open the file of a plane that lies in another one."""
+    """Open the file of a plane that is stored in another file."""
     file = plane.parent.filehandle
     was_closed = file.closed
     if was_closed:
@@ -306,7 +306,7 @@ def _to_rgb(array: NDArray[Any], page: Any, kind: str) -> tuple[NDArray[Any], bo
 
 
 def _coloured(array: NDArray[Any], colormap: NDArray[Any]) -> NDArray[Any]:
-    """Return the 8-bit colours of a palette's indices; some programs write the palette itself in 8 bits."""
+    """Return the 8-bit colours of palette indices; some programs store the palette itself in 8 bits."""
     colours = colormap if colormap.max() < 256 else colormap >> 8
     if array.max() >= colours.shape[1]:
         raise InputError(f"expected indices of {colours.shape[1]} colours, found {array.max()}")
@@ -315,7 +315,7 @@ def _coloured(array: NDArray[Any], colormap: NDArray[Any]) -> NDArray[Any]:
 
 
 def _grey(array: NDArray[Any], page: Any, *, is_inverted: bool) -> NDArray[Any]:
-    """Return intensities that grow with brightness, those of less than 8 bits on the scale of 8."""
+    """Return intensities that increase with brightness; those of less than 8 bits are scaled to 8 bits."""
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
     elif array.dtype == np.uint8 and page.bitspersample < 8:
@@ -325,7 +325,7 @@ def _grey(array: NDArray[Any], page: Any, *, is_inverted: bool) -> NDArray[Any]:
     if array.dtype.kind == "u":
         depth = page.bitspersample if page.bitspersample > 8 else 8
         return np.asarray(array.dtype.type(2**depth - 1) - array)
-    # What white is, these types do not say: the range stays. Integers wrap back into it.
+    # These data types do not define white, so the range is kept. Integer overflow wraps back into it.
     return np.asarray(array.max(keepdims=True) - array + array.min(keepdims=True))
 
 
@@ -336,7 +336,7 @@ def _from_cmyk(rows: NDArray[Any]) -> NDArray[Any]:
 
 
 def _from_ycbcr(rows: NDArray[Any], page: Any) -> NDArray[Any]:
-    """Return RGB by the coefficients and the range that the file gives, or those of BT.601 at full range."""
+    """Return RGB by the coefficients and the range in the file, or those of BT.601 at full range."""
     largest = float(np.iinfo(rows.dtype).max)
     red, green, blue = _fractions(page.tags.valueof(529)) or _LUMA
     middle = (largest + 1) / 2
@@ -351,7 +351,7 @@ def _from_ycbcr(rows: NDArray[Any], page: Any) -> NDArray[Any]:
 
 
 def _fractions(value: Any) -> list[float] | None:
-    """Return the numbers of a tag of fractions, which tifffile has as pairs."""
+    """Return the values of a tag of fractions, which tifffile returns as pairs."""
     if value is None:
         return None
     pairs = np.reshape(value, (-1, 2))
@@ -359,12 +359,12 @@ def _fractions(value: Any) -> list[float] | None:
 
 
 def _is_packed(page: Any) -> bool:
-    """Return whether several pixels of YCbCr share their chroma, which tifffile decodes within JPEG alone."""
+    """Return whether several YCbCr pixels share their chroma, which tifffile decodes only within JPEG."""
     return bool(page.is_subsampled) and page.compression not in (*_DECODED_TO_RGB, _APERIO_YCBCR)
 
 
 def _unpacked(plane: Any) -> NDArray[Any]:
-    """Return YCbCr (h, w, 3) of strips of blocks, each of which has its Y first, then one Cb and one Cr."""
+    """Return YCbCr (h, w, 3) from strips of blocks; each block stores its Y values, then one Cb and one Cr."""
     from tifffile import TIFF
 
     page, file = plane.keyframe, plane.parent.filehandle

@@ -1,4 +1,4 @@
-"""TIFF files, written band by band."""
+"""Writes TIFF files band by band."""
 
 import math
 from collections.abc import Iterable
@@ -22,22 +22,22 @@ def write_tiff(
     pixel_um: PixelSize,
     channels: int = 1,
 ) -> None:
-    """Write an image band by band, compressed without loss, with its pixel size.
+    """Write an image band by band, with lossless compression and its pixel size.
 
     Args:
-        path: The file; BigTIFF where it may exceed 4 GB.
-        bands: Of consecutive rows, all of one height but the last, which may be lower; one channel after the other.
+        path: The file; a BigTIFF if it may exceed 4 GB.
+        bands: Consecutive rows, one channel after the other. All bands have the same height; the last may be lower.
         shape: (h, w) or (h, w, 3).
-        dtype: Of the bands.
+        dtype: The data type of the bands.
         pixel_um: The size of a pixel.
-        channels: So many images (h, w) make an OME-TIFF of as many channels.
+        channels: The number of images (h, w); more than one are written as the channels of an OME-TIFF.
     """
     import tifffile
-    from imagecodecs import deflate_encode  # in half of zlib's time
+    from imagecodecs import deflate_encode  # takes half the time of zlib
 
     remaining = iter(bands)
     first = next(remaining)
-    # In strips and not in tiles, of which ITK makes four channels.
+    # Strips, because ITK reads tiles as four channels.
     strips = (bytes(deflate_encode(band.tobytes())) for band in chain([first], remaining))
     size = channels * math.prod(shape) * dtype.itemsize
     is_ome = channels > 1

@@ -1,4 +1,4 @@
-"""Networks for other programs: a graph in a file, checked against the network before the file gets its name."""
+"""Networks for other programs: a graph in a file, which appears only after a check against the network."""
 
 import copy
 import io
@@ -15,7 +15,7 @@ from atlalign.io.files import written_whole
 
 INTENSITY_TOLERANCE = 1e-3
 FIELD_TOLERANCE_PX = 1e-3
-_TRACED_BATCH = 2  # torch.export would take a batch of one for a constant
+_TRACED_BATCH = 2  # torch.export would fix a batch size of one as a constant
 _CHECKED_BATCHES = (1, 3)
 
 Outputs = dict[str, Tensor]
@@ -30,19 +30,19 @@ class Differences(NamedTuple):
 
 
 def export_model(network: nn.Module, path: str | Path, image_shape: tuple[int, int]) -> Differences:
-    """Write a network as a graph that runs without this package, and return how far the two differ.
+    """Write a network as a graph that runs without this package, and return the differences between the two.
 
-    The inputs `reference` and `moving` are float32 (B, 1, H, W) in [0, 1] with any B; the outputs `registered`, `dvf`
-    and what else the network gives (`inv_dvf`, `global_registered`, `global_dvf`) are named as in `Registration`.
+    The inputs `reference` and `moving` are float32 (B, 1, H, W) in [0, 1] with any B. The outputs are named as in
+    `Registration`: `registered`, `dvf` and, if the network returns them, `inv_dvf`, `global_registered`, `global_dvf`.
 
     Args:
         network: Maps (reference, moving) to a NamedTuple of tensors, such as a `Registration`.
-        path: `.onnx`, which needs the extra `export`, or `.pt2` for `torch.export.load`; what was there is replaced.
+        path: `.onnx`, which needs the extra `export`, or `.pt2` for `torch.export.load`; an existing file is replaced.
         image_shape: (H, W), fixed in the graph.
 
     Raises:
-        InputError: If the format is unknown, its packages are missing, the network does not take such images, or the
-            graph differs on random images by more than INTENSITY_TOLERANCE or FIELD_TOLERANCE_PX.
+        InputError: If the format is unknown, its packages are missing, the network does not accept this image size, or
+            the graph's outputs for random images differ by more than INTENSITY_TOLERANCE or FIELD_TOLERANCE_PX.
     """
     path = Path(path)
     if min(image_shape) < 2:
@@ -65,7 +65,7 @@ def export_model(network: nn.Module, path: str | Path, image_shape: tuple[int, i
 
 
 class _Named(nn.Module):
-    """Gives a network's outputs by their names, without those that are None."""
+    """Returns a network's outputs as a dict by name, without outputs that are None."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -79,13 +79,13 @@ class _Named(nn.Module):
 def _traced(named: nn.Module, image_shape: tuple[int, int]) -> ExportedProgram:
     example = _random_pair(_TRACED_BATCH, image_shape)
     with torch.no_grad():
-        named(*example)  # what the network refuses it says here, and not from within the tracer
+        named(*example)  # a network that refuses the images says so here, not from within the tracer
         batch = {0: torch.export.Dim("batch")}
         return torch.export.export(named, example, dynamic_shapes=(batch, batch))
 
 
 def _differences(named: Graph, graph: Graph, image_shape: tuple[int, int]) -> Differences:
-    """Return the largest differences on random images, in batches of other sizes than the traced one."""
+    """Return the largest differences on random images, in batch sizes other than the traced one."""
     images, fields = [torch.zeros(())], [torch.zeros(())]
     for n_samples in _CHECKED_BATCHES:
         pair = _random_pair(n_samples, image_shape)
@@ -103,7 +103,7 @@ def _random_pair(n_samples: int, image_shape: tuple[int, int]) -> tuple[Tensor, 
 
 
 def _format(path: Path) -> tuple[Callable[[ExportedProgram, Path], None], Callable[[Path], Graph]]:
-    """Return what writes and what reads the format that a file's name ends in."""
+    """Return the functions that write and read the format of a file name's ending."""
     if path.suffix == ".pt2":
         return _write_program, _read_program
     if path.suffix == ".onnx":
@@ -113,7 +113,7 @@ def _format(path: Path) -> tuple[Callable[[ExportedProgram, Path], None], Callab
 
 
 def _write_program(program: ExportedProgram, path: Path) -> None:
-    buffer = io.BytesIO()  # torch's own writer says nothing of a full disk
+    buffer = io.BytesIO()  # torch's own writer does not report a full disk
     torch.export.save(program, buffer)
     path.write_bytes(buffer.getbuffer())
 
@@ -140,7 +140,10 @@ def _write_onnx(program: ExportedProgram, path: Path) -> None:
         path,
         input_names=["reference", "moving"],
         output_names=list(program.module()(*example)),
-        dynamic_shapes=({0: "batch"}, {}),  # names the axis; that both inputs share it stands in the program
+        dynamic_shapes=(
+            {0: "batch"},
+            {},
+        ),  # only names the axis; the program states that both inputs share it
         external_data=False,
         verbose=False,
     )

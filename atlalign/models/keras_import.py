@@ -1,8 +1,8 @@
-"""Networks of the Keras predecessor: what its `save_model` wrote becomes a network of this package, without TensorFlow.
+"""Imports networks that the Keras predecessor saved with its `save_model`, without TensorFlow.
 
-The architecture is read as JSON and compared with the predecessor's layer by layer. Nothing in a file is run. A Lambda
-is accepted in the two places where the predecessor used one, whatever its code says: it slices an input, or it gives
-the inverse field its name.
+The architecture is read as JSON and compared with the predecessor's, layer by layer. No code in a file is run. A Lambda
+layer is accepted only in the two places where the predecessor used one: to slice an input, or to name the inverse
+field. Its code is ignored.
 """
 
 import json
@@ -21,7 +21,7 @@ from atlalign.errors import InputError
 from atlalign.models import ModelOrigin
 from atlalign.networks import GlobalAffineNet, LocalUNet, MergedNet
 
-_SHAPE = [320, 456]  # the predecessor's local network takes no other images
+_SHAPE = [320, 456]  # the only image size of the predecessor's local network
 ORIGIN = ModelOrigin(intensity_scale=255.0, image_shape=(320, 456))
 _CROPPED_TO_MULTIPLES_OF = 16
 _TRUNK = {
@@ -60,7 +60,7 @@ def import_keras(path: str | Path) -> nn.Module:
     """Return the network in a single .h5 file, or in a folder of one architecture .json and one weights .h5.
 
     Raises:
-        InputError: If the file is damaged, none of the predecessor's networks, or its weights do not fit.
+        InputError: If the file is damaged, holds no network of the predecessor, or its weights do not fit.
     """
     path = Path(path)
     with _readable(path), h5py.File(_single(path, "h5")) as file:
@@ -78,15 +78,15 @@ def import_keras(path: str | Path) -> nn.Module:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Say which file it was that could not be read."""
+    """Turn errors in reading into InputErrors that name the file."""
     try:
         yield
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no Keras file, or it is truncated: {error}") from error
+        raise InputError(f"{path} is not a Keras file, or it is truncated: {error}") from error
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} is no complete Keras model: {error!r}") from error
+        raise InputError(f"{path} is not a complete Keras model: {error!r}") from error
 
 
 def _single(path: Path, suffix: str) -> Path:
@@ -102,7 +102,7 @@ def _single(path: Path, suffix: str) -> Path:
 
 
 def _decoded(text: str | bytes) -> Any:
-    """Return the architecture; the predecessor's folders hold a JSON string that is encoded once more."""
+    """Return the architecture; in the predecessor's folders it is a JSON string that was encoded twice."""
     content = json.loads(text)
     return json.loads(content) if isinstance(content, str) else content
 
@@ -111,13 +111,13 @@ def _layers(model: dict[str, Any]) -> Layers:
     """Return the layers of a functional model by name.
 
     Raises:
-        InputError: If one of them is of a class that the predecessor has not.
+        InputError: If a layer's class does not occur in the predecessor.
     """
     layers = {}
     for entry in model["config"]["layers"]:
         kind, name = entry["class_name"].rpartition(">")[2], entry["name"]
         if kind not in _TRUNK | _AROUND:
-            raise InputError(f"layer '{name}' is a {kind}, which no network of the predecessor has")
+            raise InputError(f"layer '{name}' is a {kind}, which occurs in no network of the predecessor")
         inputs = tuple(source[0] for node in entry["inbound_nodes"][:1] for source in node)
         layers[name] = _Layer(kind, name, entry["config"], inputs)
     for layer in layers.values():
@@ -134,7 +134,7 @@ def _slices_input(layer: _Layer, layers: Layers) -> bool:
 
 
 def _names_inverse(layer: _Layer, layers: Layers) -> bool:
-    """Return whether a Lambda is the one of older releases that returns the shared network's field unchanged."""
+    """Return whether a Lambda only names the field of the shared network, as in older releases."""
     used = any(layer.name in other.inputs for other in layers.values())
     return (
         layer.name == _INVERSE
@@ -189,9 +189,7 @@ def _local(layers: Layers, weights: h5py.Group, *, nested: bool = False) -> Loca
             )
         same = _trunk(_layers({"config": inverse.config}), "ZeroPadding2D")
         if [layer.name for layer in same] != [layer.name for layer in trunk]:
-            raise InputError(
-                f"layer '{inverse.name}': expected the layers of the forward direction once more"
-            )
+            raise InputError(f"layer '{inverse.name}': expected the same layers as in the forward direction")
     multiple = max(_CROPPED_TO_MULTIPLES_OF, 2 ** len(down))
     network = LocalUNet(start, down, middle, up, end, compute_inv=bool(inverses), size_multiple=multiple)
     _copy_weights(network, trunk, weights, nested=nested)
@@ -199,11 +197,11 @@ def _local(layers: Layers, weights: h5py.Group, *, nested: bool = False) -> Loca
 
 
 def _trunk(layers: Layers, last_kind: str) -> list[_Layer]:
-    """Return the chain of layers from the input to the only layer of `last_kind`, which gives the field."""
+    """Return the chain of layers from the input to the only layer of `last_kind`, whose output is the field."""
     ends = [layer for layer in layers.values() if layer.kind == last_kind]
     if len(ends) != 1:
         names = ", ".join(layer.name for layer in ends) or "none"
-        raise InputError(f"expected one {last_kind} layer to give the displacement field, found {names}")
+        raise InputError(f"expected one {last_kind} layer that returns the displacement field, found {names}")
     chain = ends
     while chain[0].inputs:
         if len(chain) > len(layers):
@@ -213,7 +211,7 @@ def _trunk(layers: Layers, last_kind: str) -> list[_Layer]:
 
 
 def _local_filters(trunk: Sequence[_Layer]) -> tuple[list[int], list[int], list[int], list[int], list[int]]:
-    """Return start, downsample, middle, upsample and end filters; whether they make sense is not yet known."""
+    """Return start, downsample, middle, upsample and end filters, without a check of their values."""
     levels: list[list[int]] = [[]]
     ups = 0
     for layer in trunk:
@@ -227,7 +225,7 @@ def _local_filters(trunk: Sequence[_Layer]) -> tuple[list[int], list[int], list[
         raise InputError(
             f"expected as many poolings as upsamplings, each with its Conv2D, found {downs} and {ups}"
         )
-    levels[-1].pop()  # the output has its two channels
+    levels[-1].pop()  # the output, which always has two channels
     start, middle, end = levels[0], levels[downs][1:], levels[-1][2:]
     if not downs:
         return start, [], [], [], []
@@ -241,7 +239,7 @@ def _local_filters(trunk: Sequence[_Layer]) -> tuple[list[int], list[int], list[
 
 
 def _compare(trunk: Sequence[_Layer], expected: Sequence[Expected]) -> None:
-    """Raise InputError at the first layer that differs from what the predecessor's factory makes."""
+    """Raise an InputError at the first layer that differs from those of the predecessor's factory."""
     for layer, (kind, options) in zip(trunk, expected, strict=False):
         if layer.kind != kind:
             raise InputError(f"layer '{layer.name}': expected a {kind}, found a {layer.kind}")
@@ -306,13 +304,13 @@ def _conv(filters: int, activation: str, size: int = 3) -> Expected:
 
 
 def _leaky_convs(filters: Sequence[int]) -> list[Expected]:
-    # Keras stores the slope as it is after rounding to float32.
+    # Keras stores the slope after rounding to float32.
     leaky: Expected = ("LeakyReLU", {"alpha": float(np.float32(0.2))})
     return [layer for n in filters for layer in (_conv(n, "linear"), leaky)]
 
 
 def _check_skips(trunk: Sequence[_Layer]) -> None:
-    """Check that each upsampled level is joined with what was pooled there, in this order."""
+    """Check that each upsampled level is joined with the features before the matching pooling, in this order."""
     pooled = [layer.inputs[0] for layer in trunk if layer.kind == "MaxPooling2D"]
     joins = [layer for layer in trunk if layer.kind == "Concatenate"]
     for join, skip in zip(joins, reversed(pooled), strict=True):

@@ -298,7 +298,7 @@ def _read_safetensors(path: Path) -> tuple[Any, Any]:
     try:
         with safe_open(path, "pt") as file:
             known = json.loads((file.metadata() or {})[_METADATA])
-            return known, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            return known, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is not a mapping
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise InputError(f"{path} is no model file: it is damaged, or not of atlalign") from error
 

@@ -43,6 +43,7 @@ from atlalign.io.files import (
 from atlalign.io.intensity import slide_color
 from atlalign.io.tables import write_table
 from atlalign.io.tiff_writer import write_tiff
+from atlalign.plots import overlay
 from atlalign.registration import regions, visualign
 from atlalign.registration.jobs import Job
 from atlalign.registration.placement import Reference

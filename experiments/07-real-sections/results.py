@@ -46,7 +46,7 @@ def tables(results: Mapping[str, Sequence[Row]]) -> str:
         f"## ({part}) {PARTS[part][0]}\n\n" + "\n".join(make(rows) for make in makers[part])
         for part, rows in results.items()
     ]
-    return "\n".join([*texts, "## Marks\n\n" + table_of_marks(marks(results))])
+    return "\n".join([*texts, "## Targets\n\n" + table_of_marks(marks(results))])
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -195,7 +195,7 @@ def _marks_of(method: str, results: Mapping[str, Sequence[Row]]) -> Iterator[Mar
 
 def table_of_marks(found: Sequence[Mark]) -> str:
     lines = [[m.what, m.wanted, m.measured, "yes" if m.is_met else "no"] for m in found]
-    return markdown(["mark", "wanted", "measured", "met"], lines)
+    return markdown(["target", "wanted", "measured", "met"], lines)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

@@ -185,9 +185,9 @@ def test_not_a_number_is_no_intensity(tmp_path):
 def test_labels_come_through_unchanged(tmp_path):
     labels = np.array([[0, 614454277], [997, 2**32 - 1]], np.uint32)
     assert (read_labels(write(tmp_path / "a.tif", labels)) == labels).all()
-    with pytest.raises(InputError, match="expected labels, one integer a pixel"):
+    with pytest.raises(InputError, match="expected labels, one integer per pixel"):
         read_labels(write(tmp_path / "b.tif", GREY.astype(np.float32)))
-    with pytest.raises(InputError, match="expected labels, one integer a pixel"):
+    with pytest.raises(InputError, match="expected labels, one integer per pixel"):
         read_labels(write(tmp_path / "c.png", COLOR))
 
 

@@ -165,7 +165,7 @@ def test_the_limit_of_pillow_is_not_ours(tmp_path, monkeypatch):
     ("content", "named"),
     [
         (b"", "empty"),
-        (b"Dear reader,", "no TIFF, PNG, JPEG"),
+        (b"Dear reader,", "not TIFF, PNG, JPEG"),
         (b"ZISRAWFILE" + bytes(90), "CZI"),
         (b"%PDF-1.7 " + bytes(90), "PDF"),
         (b"\x89PNG\r\n\x1a\n", ""),

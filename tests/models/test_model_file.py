@@ -522,13 +522,13 @@ def test_weights_that_do_not_fit_and_damaged_files(tmp_path):
         import_keras(path)
     with h5py.File(path, "a") as file:
         del file[f"model_weights/{name}"]
-    with pytest.raises(InputError, match=f"no complete Keras model.*{name}"):
+    with pytest.raises(InputError, match=f"not a complete Keras model.*{name}"):
         import_keras(path)
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(InputError, match="truncated"):
         import_keras(path)
     path.write_text("hello")
-    with pytest.raises(InputError, match="no Keras file"):
+    with pytest.raises(InputError, match="not a Keras file"):
         import_keras(path)
     with pytest.raises(InputError, match="there is no such file"):
         import_keras(tmp_path / "none.h5")
