@@ -1,5 +1,6 @@
 """The size of a pixel, in the words of the programs that write TIFF files."""
 
+import html
 import re
 import unicodedata
 from pathlib import Path
@@ -19,7 +20,7 @@ _NAMES = {
     1e6: "m meter metre",
     1e4: "cm centimeter centimetre",
     1e3: "mm millimeter millimetre",
-    1.0: "µm um µ micron mikron micrometer micrometre mikrometer",
+    1.0: "µm um µ micron mikron micrometer micrometre mikrometer micrometro micrómetro micromètre мкм 微米",
     1e-3: "nm nanometer nanometre",
     1e-4: "å angstrom ångström",
     1e-6: "pm picometer picometre",
@@ -30,9 +31,11 @@ _NO_UNITS = ("", "pixel", "pixels", "px", "none", "unknown", "reference frame", 
 
 
 def _plain(unit: str) -> str:
-    """Return the name of a unit in one spelling: of two characters for µ, escapes, and wrongly decoded ones."""
-    unescaped = re.sub(r"\\u00b5|\\u03bc|Âµ", "µ", unit.strip(" \t\r\n\0."), flags=re.IGNORECASE)
-    return unicodedata.normalize("NFKC", unescaped).casefold()
+    """Return the name of a unit in one spelling, without brackets and without "per pixel"."""
+    # µ may be two characters, escaped, or wrongly decoded.
+    unescaped = re.sub(r"\\u00b5|\\u03bc|Âµ", "µ", html.unescape(unit), flags=re.IGNORECASE)
+    name = unicodedata.normalize("NFKC", unescaped).casefold().strip(" \t\r\n\0.()[]")
+    return re.sub(r"\s*(/|\bper\b)\s*(px|pixels?|vx|voxels?)$", "", name)
 
 
 _MICRONS = {
@@ -87,13 +90,13 @@ def tiff_pixel_size(file: Any, page: Any, path: Path, image: int | None) -> Pixe
         path: The file's.
         image: Which of the file's images it is at full size; None for others, of which only the page's tags speak.
     """
-    sources = [_ome, _aperio, _lsm, _stk] if image is not None else []
+    sources = [_ome, _aperio, _lsm, _stk, _metaseries] if image is not None else []
     try:
         for source in sources:
             said = source(file, page, path, image)
             if said is not None:
                 return _known(said)
-        return _tagged(file, page)
+        return tagged_size(file, page)
     except ValueError as error:
         log.warning(
             "%s: the size of its pixels is unknown, for %s (--pixel-size-um gives it)", path.name, error
@@ -114,7 +117,20 @@ def _known(said: _Said) -> PixelSize | None:
 
 
 def _ome(file: Any, page: Any, path: Path, image: int | None) -> _Said | None:
-    """Return what OME metadata say, which may lie in a file beside the image; None without any."""
+    lengths = ome_lengths(file, page, path, image, "XY")
+    if lengths is None or lengths == [None, None]:
+        return None
+    return lengths[0], lengths[1]
+
+
+def ome_lengths(file: Any, page: Any, path: Path, image: int | None, axes: str) -> list[float | None] | None:
+    """Return what OME metadata say of a pixel's size along some axes, in µm; None without any about this image.
+
+    The metadata may lie in a file beside the image.
+
+    Raises:
+        ValueError: If they cannot be read.
+    """
     description = str(file.pages.first.description or "")
     if "<OME" not in description and "<ome:OME" not in description:
         return None
@@ -129,11 +145,8 @@ def _ome(file: Any, page: Any, path: Path, image: int | None) -> _Said | None:
     pixels = _ome_pixels(root, page, path, image)
     if pixels is None:
         return None
-    x, y = (
-        parse_length(pixels.get(f"PhysicalSize{axis}", "0"), pixels.get(f"PhysicalSize{axis}Unit", "µm"))
-        for axis in "XY"
-    )
-    return None if x is None and y is None else (x, y)
+    sizes = {axis: pixels.get(f"PhysicalSize{axis}", "0") for axis in axes}
+    return [parse_length(sizes[axis], pixels.get(f"PhysicalSize{axis}Unit", "µm")) for axis in axes]
 
 
 def _xml(text: str) -> ElementTree.Element:
@@ -187,7 +200,17 @@ def _stk(file: Any, page: Any, path: Path, image: int | None) -> _Said | None:
     return None if x is None and y is None else (x, y)
 
 
-def _tagged(file: Any, page: Any) -> PixelSize | None:
+def _metaseries(file: Any, page: Any, path: Path, image: int | None) -> _Said | None:
+    """Return what MetaXpress and newer versions of MetaMorph say."""
+    said = (file.metaseries_metadata or {}).get("PlaneInfo", {}) if file.is_metaseries else {}
+    if not said.get("spatial-calibration-state"):
+        return None
+    unit = str(said.get("spatial-calibration-units", "pixel"))
+    x, y = (parse_length(str(said.get(f"spatial-calibration-{axis}", 0)), unit) for axis in "xy")
+    return x, y
+
+
+def tagged_size(file: Any, page: Any) -> PixelSize | None:
     """Return the size of a pixel from the tags of its resolution: with ImageJ's unit, or per cm or inch."""
     if "XResolution" not in page.tags or "YResolution" not in page.tags:
         return None
@@ -199,7 +222,8 @@ def _tagged(file: Any, page: Any) -> PixelSize | None:
     x, y = (_per_pixel(page.tags.valueof(f"{axis}Resolution"), units[axis]) for axis in "XY")
     if x is None or y is None:
         return None
-    is_meant = (imagej and _MICRONS[_plain(unit)] != _INCH) or page.software == SOFTWARE
+    # ImageJ's own unit is meant, but not the inches of a printer, nor what other programs left in the tag.
+    is_meant = (unit == said and _MICRONS[_plain(unit)] != _INCH) or page.software == SOFTWARE
     return (x, y) if is_meant or max(x, y) <= _LARGEST_TAGGED_UM else None
 
 

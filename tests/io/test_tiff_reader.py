@@ -363,6 +363,13 @@ MICRO = (
     "µ",
     r"\u00B5m",
     "Âµm",
+    "&#181;m",
+    "µm/px",
+    "um / pixel",
+    "microns per pixel",
+    "[um]",
+    "micromètre",
+    "мкм",
 )
 
 
@@ -385,6 +392,8 @@ MICRO = (
         ("0", "µm", None),
         ("0.0", "inch", None),
         ("1", "pixel", None),
+        ("1", "reference frame", None),
+        ("2.604e7", "pm", 26.04),
         ("1", "", None),
     ],
 )
@@ -394,6 +403,7 @@ def test_a_length_is_read_in_any_words(value, unit, um):
 
 @pytest.mark.parametrize(
     ("value", "unit", "named"), [("1", "furlong", "furlong"), ("wide", "µm", "wide"), ("-1", "µm", "-1"),
+                                 ("2", "pixels/µm", "pixels/µm"), ("2", "1/µm", "1/µm"),
                                  ("nan", "µm", "nan"), ("inf", "µm", "inf"), ("1.234,5", "µm", "1.234,5")]
 )  # fmt: skip
 def test_no_length_is_named(value, unit, named):
@@ -471,6 +481,24 @@ class TestPixelSizeOfFiles:
             options = {"imagej": True, "resolution": (per_inch, per_inch), "metadata": {"unit": "inch"}}
             found = read_image(write(tmp_path / "a.tif", GREY, **options)).pixel_um
             assert found == (None if um is None else pytest.approx((um, um)))
+
+    @pytest.mark.parametrize("said", [{}, {"unit": "pixel"}])
+    def test_imagej_without_a_unit_is_doubted_as_a_printers_resolution_is(self, tmp_path, said):
+        for per_cm, um in ((20000, 0.5), (118.11, None)):
+            options = {"imagej": True, "resolution": (per_cm, per_cm), "resolutionunit": 3, "metadata": said}
+            found = read_image(write(tmp_path / "a.tif", GREY, **options)).pixel_um
+            assert found == (None if um is None else pytest.approx((um, um)))
+
+    @pytest.mark.parametrize(("state", "um"), [("on", (0.65, 0.325)), ("off", None)])
+    def test_metaxpress(self, tmp_path, state, um):
+        said = (
+            f'<MetaData><PlaneInfo><prop id="spatial-calibration-state" type="bool" value="{state}"/>'
+            '<prop id="spatial-calibration-x" type="float" value="0.65"/>'
+            '<prop id="spatial-calibration-y" type="float" value="0.325"/>'
+            '<prop id="spatial-calibration-units" type="string" value="um"/></PlaneInfo></MetaData>'
+        )
+        options = {"description": said, "software": "MetaSeries", "metadata": None}
+        assert read_image(write(tmp_path / "a.tif", GREY, **options)).pixel_um == um
 
     def test_imagej_in_no_known_unit_is_said(self, tmp_path, caplog):
         write(tmp_path / "a.tif", GREY, imagej=True, resolution=(1, 1), metadata={"unit": "furlong"})
