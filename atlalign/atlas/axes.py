@@ -65,7 +65,8 @@ def header_axes(direction: NDArray[np.float64], source: str) -> Axes:
         InputError: If they are oblique.
     """
     strongest = np.abs(direction).argmax(axis=0)
-    if sorted(strongest) != [0, 1, 2] or np.abs(np.abs(direction).max(axis=0) - 1).max() > _OBLIQUE:
+    straight = np.eye(3)[:, strongest]
+    if sorted(strongest) != [0, 1, 2] or not np.allclose(np.abs(direction), straight, atol=_OBLIQUE):
         raise InputError(
             f"{source}: expected axes along those of the brain, found oblique ones in the header: resample the "
             "volume, or give its axes as they are stored (--axes AP,DV,ML)"

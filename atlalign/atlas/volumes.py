@@ -143,11 +143,11 @@ def _read_tiff(path: Path, dataset: str, files: ExitStack) -> tuple[_Array, Head
     import tifffile
 
     with tifffile.TiffFile(path) as file:
-        series = file.series[0]
+        series = max(file.series, key=lambda one: one.size)  # a label or thumbnail may come first
         check_size(str(path), series.shape, series.dtype.itemsize)
         if "S" in series.axes:
             raise InputError(f"{path}: expected a grey value a voxel, found colours: axes {series.axes}")
-        return series.asarray().squeeze(), tiff_header(path, file)
+        return series.asarray().squeeze(), tiff_header(path, file, series)
 
 
 def _read_itk(path: Path, dataset: str, files: ExitStack, *, format_: str) -> tuple[_Array, Header]:

@@ -6,8 +6,10 @@ on, and in mm below: voxels of 5 mm or of less than 5 µm are no atlas of a brai
 """
 
 import json
+import logging
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlalign.errors import InputError
+from atlalign.io.pixel_sizes import ome_lengths, parse_length, tagged_size
+
+_log = logging.getLogger(__name__)
 
 VoxelSize = tuple[float, float, float]
 """Of one voxel along the three axes of its file, in µm."""
 
 _LEAST_WITHOUT_UNIT_UM = 5.0
 _PLAUSIBLE_UM = (0.1, 5000.0)
-_UNITS_UM = {
-    "nm": 1e-3, "nanometer": 1e-3, "nanometers": 1e-3,
-    "um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometers": 1.0,
-    "mm": 1e3, "millimeter": 1e3, "millimeters": 1e3, "cm": 1e4, "m": 1e6, "meter": 1e6,
-}  # fmt: skip
+_MM = 1e3
 _NRRD_HEADER_BYTES = 2**16
 _H5_ATTRIBUTES = ("spacing_um", "element_size_um")
 
@@ -48,13 +49,16 @@ def itk_header(path: Path, reader: Any) -> Header:
     direction = np.reshape(reader.GetDirection(), (3, 3)).astype(np.float64)
     if sizes == (1.0, 1.0, 1.0):  # what is written where nothing is known
         return Header(None, direction)
-    return Header(_checked(path, _in_um(sizes, _reliable_unit_um(path, reader))), direction)
+    size = _if_readable(path, lambda: _in_um(sizes, _reliable_unit_um(path, reader)))
+    return Header(size, direction)
 
 
-def tiff_header(path: Path, file: Any) -> Header:
-    """Return the header of an open tifffile.TiffFile: the voxel size of OME or ImageJ, in pages, rows, columns."""
-    described = _ome_sizes(file) or _imagej_sizes(file)
-    return Header(None if described is None else _checked(path, described))
+def tiff_header(path: Path, file: Any, series: Any) -> Header:
+    """Return the header of one series of an open tifffile.TiffFile: the voxel size of OME or ImageJ.
+
+    It is in the order of pages, rows and columns.
+    """
+    return Header(_if_readable(path, lambda: _ome_sizes(path, file, series) or _imagej_sizes(file, series)))
 
 
 def h5_header(path: Path, dataset: Any) -> Header:
@@ -136,13 +140,23 @@ def _in_um(sizes: Iterable[float], unit_um: float | None) -> VoxelSize:
 # --- formats ----------------------------------------------------------------------------------------------------------
 
 
+def _if_readable(path: Path, read: Callable[[], VoxelSize | None]) -> VoxelSize | None:
+    """Return a size in a plausible range; None where it cannot be read, which is logged."""
+    try:
+        sizes = read()
+    except ValueError as error:
+        _log.warning("%s: its header does not give the size of its voxels: %s", path, error)
+        return None
+    return None if sizes is None else _checked(path, sizes)
+
+
 def _reliable_unit_um(path: Path, reader: Any) -> float | None:
     """Return how many µm a unit of the reader's spacing is; None if the file does not say it, or says mm."""
     if path.suffix.lower() == ".nrrd":
         unit = _nrrd_unit_um(path)
-        return None if unit == _UNITS_UM["mm"] else unit
+        return None if unit == _MM else unit
     said = int(reader.GetMetaData("xyzt_units")) & 7 if reader.HasMetaDataKey("xyzt_units") else 0
-    return _UNITS_UM["mm"] if said in (1, 3) else None  # m and µm, which ITK has converted to mm
+    return _MM if said in (1, 3) else None  # m and µm, which ITK has converted to mm
 
 
 def _nrrd_unit_um(path: Path) -> float | None:
@@ -151,41 +165,29 @@ def _nrrd_unit_um(path: Path) -> float | None:
         lines = file.read(_NRRD_HEADER_BYTES).split(b"\n\n")[0].decode("latin-1").splitlines()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     said = fields.get("space units") or fields.get("units") or ""
-    # Latin-1 reads the bytes of µm in UTF-8 as Âµm.
-    units = {unit.strip().lower().replace("â", "") for unit in said.replace('"', " ").split()}
-    known = {_UNITS_UM[unit] for unit in units if unit in _UNITS_UM}
-    return known.pop() if len(known) == 1 else None
+    units = {parse_length("1", unit) for unit in re.findall(r'"([^"]*)"', said) or said.split()}
+    if len(units) > 1:
+        raise ValueError(f"its axes have different units, {said.strip()}")
+    return units.pop() if units else None
 
 
-def _ome_sizes(file: Any) -> VoxelSize | None:
-    import tifffile
+def _ome_sizes(path: Path, file: Any, series: Any) -> VoxelSize | None:
+    return _all_or_none(ome_lengths(file, series.keyframe, path, file.series.index(series), "ZYX"))
 
-    if not file.ome_metadata:
+
+def _imagej_sizes(file: Any, series: Any) -> VoxelSize | None:
+    said = file.imagej_metadata or {}
+    unit = str(said.get("zunit") or said.get("unit", ""))
+    plane = tagged_size(file, series.keyframe)
+    if plane is None or "spacing" not in said:
         return None
-    images = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
-    pixels: Mapping[str, Any] = (images[0] if isinstance(images, list) else images)["Pixels"]
-    units = [_UNITS_UM.get(str(pixels.get(f"PhysicalSize{axis}Unit", "µm")).lower()) for axis in "ZYX"]
-    sizes = [pixels.get(f"PhysicalSize{axis}") for axis in "ZYX"]
-    if any(part is None for part in (*units, *sizes)):
-        return None
-    z, y, x = (float(size or 0) * (unit or 0) for size, unit in zip(sizes, units, strict=True))
-    return z, y, x
+    return _all_or_none([parse_length(str(said["spacing"]), unit), plane[1], plane[0]])
 
 
-def _imagej_sizes(file: Any) -> VoxelSize | None:
-    described, tags = file.imagej_metadata or {}, file.pages.first.tags
-    unit = _UNITS_UM.get(str(described.get("unit", "")).replace("\\u00B5", "µ").lower())
-    if (
-        unit is None
-        or "spacing" not in described
-        or not {"XResolution", "YResolution"} <= {t.name for t in tags}
-    ):
-        return None
-    counts = [tags.valueof(f"{axis}Resolution") for axis in "YX"]
-    if any(pixels == 0 for pixels, _ in counts):
-        return None
-    y, x = (float(f"{by / pixels * unit:.6g}") for pixels, by in counts)
-    return float(described["spacing"]) * unit, y, x
+def _all_or_none(sizes: Sequence[float | None] | None) -> VoxelSize | None:
+    """Return three sizes, which are rounded to the digits that a file's fractions have."""
+    known = [float(f"{size:.6g}") for size in sizes or () if size is not None]
+    return (known[0], known[1], known[2]) if len(known) == 3 else None
 
 
 def agree(one: VoxelSize, other: VoxelSize) -> bool:

@@ -36,6 +36,21 @@ def write_itk(path, volume, spacing, direction=None):
     return path
 
 
+def ome_of(volume, size, unit):
+    """Return the OME metadata of a volume."""
+    pages, rows, columns = volume.shape
+    sizes = "".join(f' PhysicalSize{axis}="{size}" PhysicalSize{axis}Unit="{unit}"' for axis in "XYZ")
+    return (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0" '
+        f'DimensionOrder="XYZCT" Type="uint8" SizeX="{columns}" SizeY="{rows}" SizeZ="{pages}" SizeC="1" SizeT="1"'
+        f"{sizes}><TiffData/></Pixels></Image></OME>"
+    )
+
+
+def write_ome(path, volume, size, unit):
+    tifffile.imwrite(path, volume, metadata=None, description=ome_of(volume, size, unit).encode())
+
+
 def check_is_brain(atlas, brain):
     assert (atlas.template.numpy() == brain).all()
     assert (atlas.spacing_um, atlas.pixel_um, atlas.origin_um) == (UM, (UM, UM), (UM / 2, UM / 2))
@@ -56,6 +71,8 @@ class TestSpacing:
                 40,
             ),
             ('spacings: 0.4 0.4 0.4\nunits: "mm" "mm" "mm"', 400),
+            ('spacings: 0.01 0.01 0.01\nunits: "inch" "inch" "inch"', 254),
+            ('spacings: 400 400 400\nunits: "µm" "µm" "µm"', 400),
         ],
     )
     def test_units_of_nrrd(self, tmp_path, brain, fields, um):
@@ -77,6 +94,41 @@ class TestSpacing:
         in_mm |= {f"PhysicalSize{axis}Unit": "mm" for axis in "XYZ"}
         tifffile.imwrite(tmp_path / "a.ome.tif", brain, metadata={"axes": "ZYX", **in_mm})
         check_is_brain(file_atlas(tmp_path / "a.ome.tif"), brain)
+
+    @pytest.mark.parametrize("unit", ["micrometre", "um/pixel", r"\u00B5m"])
+    def test_units_are_read_in_any_words(self, tmp_path, brain, unit):
+        sizes = {"spacing": UM, "unit": unit, "axes": "ZYX"}
+        tifffile.imwrite(tmp_path / "a.tif", brain, imagej=True, resolution=(1 / UM,) * 2, metadata=sizes)
+        check_is_brain(file_atlas(tmp_path / "a.tif"), brain)
+
+    @pytest.mark.parametrize(("size", "unit"), [("400,0", "µm"), ("0.4", "mm"), ("4e6", "Å")])
+    def test_ome(self, tmp_path, brain, size, unit):
+        write_ome(tmp_path / "a.ome.tif", brain, size, unit)
+        check_is_brain(file_atlas(tmp_path / "a.ome.tif"), brain)
+
+    @pytest.mark.parametrize(
+        ("size", "unit", "said"), [("0", "µm", ""), ("1", "pixel", ""), ("400", "furlong", "furlong")]
+    )
+    def test_a_size_that_is_unknown_is_the_user_s(self, tmp_path, brain, caplog, size, unit, said):
+        write_ome(tmp_path / "a.ome.tif", brain, size, unit)
+        with pytest.raises(InputError, match="--spacing-um"):
+            file_atlas(tmp_path / "a.ome.tif")
+        check_is_brain(file_atlas(tmp_path / "a.ome.tif", spacing_um=UM), brain)
+        assert said in caplog.text
+
+    def test_ome_may_lie_in_a_companion(self, tmp_path, brain, caplog):
+        to_companion = '<OME xmlns="x"><BinaryOnly MetadataFile="b.companion.ome" UUID="urn:uuid:1"/></OME>'
+        tifffile.imwrite(tmp_path / "a.ome.tif", brain, metadata=None, description=to_companion)
+        check_is_brain(file_atlas(tmp_path / "a.ome.tif", spacing_um=UM), brain)
+        assert "b.companion.ome" in caplog.text
+        (tmp_path / "b.companion.ome").write_text(ome_of(brain, "400", "µm"), encoding="utf-8")
+        check_is_brain(file_atlas(tmp_path / "a.ome.tif"), brain)
+
+    def test_a_label_before_the_volume_is_left_out(self, tmp_path, brain):
+        with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+            writer.write(brain[0, ::2])
+            writer.write(brain)
+        check_is_brain(file_atlas(tmp_path / "a.tif", spacing_um=UM), brain)
 
     @pytest.mark.parametrize("name", ["spacing_um", "element_size_um"])
     def test_h5_attributes(self, tmp_path, brain, name):
@@ -166,8 +218,9 @@ class TestAxes:
             file_atlas(path)
         check_is_brain(file_atlas(path, axes=likely), brain)
 
-    def test_oblique_axes_need_the_user_s_word(self, tmp_path, brain):
-        cos, sin = np.cos(0.3), np.sin(0.3)
+    @pytest.mark.parametrize("radians", [0.05, 0.3])
+    def test_oblique_axes_need_the_user_s_word(self, tmp_path, brain, radians):
+        cos, sin = np.cos(radians), np.sin(radians)
         path = write_itk(tmp_path / "a.nii", brain, UM / 1000, (cos, -sin, 0, sin, cos, 0, 0, 0, 1))
         with pytest.raises(InputError, match=r"a\.nii.*oblique.*--axes"):
             file_atlas(path)
