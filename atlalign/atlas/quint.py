@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 COMPONENTS = ("ox", "oy", "oz", "ux", "uy", "uz", "vx", "vy", "vz")
 """What the nine numbers of an anchoring are called."""
 
-_ALLEN = re.compile(r"(?<![a-z])(aba|allen)_.*25um", re.IGNORECASE)
+_ALLEN = re.compile(r"(aba|allen)_mouse(?!.*ccfv[12]_).*_25um", re.IGNORECASE)
 _RESOLUTION = [GRID[2], GRID[0], GRID[1]]  # voxels from left to right, back to front, bottom to top
 
 
@@ -134,7 +134,8 @@ def _as_quicknii(entry: Any) -> Any:
 
 def _check_target(path: Path, target: Any, resolution: Any = None) -> None:
     """Raise an error where a file names another atlas than the Allen Mouse Brain CCFv3 at 25 µm."""
-    if target not in (None, "") and not _ALLEN.search(re.sub("[ -]+", "_", str(target))):
+    name = re.split(r"[/\\]", re.sub("[ -]+", "_", str(target)))[-1]
+    if target not in (None, "") and not _ALLEN.match(name):
         raise InputError(
             f"{path}: expected an anchoring to the Allen mouse atlas at 25um, such as ABA_Mouse_CCFv3_2017_25um, found "
             f"the target {shown(target)}"

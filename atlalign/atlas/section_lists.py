@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -99,16 +99,28 @@ def read_list(path: Path, images: Path | None = None) -> list[ListedSection]:
     reader = _LIST_READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"expected a list of sections ({', '.join(LIST_ENDINGS)}) or a folder, got {path}")
-    sections = reader(path)
+    sections = _located(reader(path), path, images)
     if not sections:
         raise InputError(f"{path}: the list names no section")
-    return _located(sections, path, images)
+    return sections
 
 
 def _located(sections: Sequence[ListedSection], path: Path, images: Path | None) -> list[ListedSection]:
     """Return the sections with their files in place of the names that the list has for these."""
     names = [str(section.path) for section in sections]
     files = find_files(images or path.parent, names, only_here=images is not None)
+    located = [
+        section._replace(path=file.path, missing=section.missing or file.missing)
+        for section, file in zip(sections, files, strict=True)
+    ]
+    comments = {place for place, file in enumerate(files) if file.missing and names[place].startswith("#")}
+    if comments:
+        _log.warning(
+            "%s: %d rows whose image would begin with # count as comments, such as %s",
+            path,
+            len(comments),
+            shown(names[min(comments)]),
+        )
     guessed = [(name, file.path) for name, file in zip(names, files, strict=True) if file.guessed]
     if guessed:
         name, file_path = guessed[0]
@@ -119,10 +131,7 @@ def _located(sections: Sequence[ListedSection], path: Path, images: Path | None)
             file_path,
             shown(name),
         )
-    return [
-        section._replace(path=file.path, missing=section.missing or file.missing)
-        for section, file in zip(sections, files, strict=True)
-    ]
+    return [section for place, section in enumerate(located) if place not in comments]
 
 
 # --- which file of a folder is the list -------------------------------------------------------------------------------
@@ -185,10 +194,17 @@ def _read_table(path: Path) -> list[ListedSection]:
         )
         return [
             _anchored_section(f"line {line}", _deepslice_entry(cells), place)._replace(cells=cells)
-            for place, (line, cells) in enumerate(rows)
+            for place, (line, cells) in enumerate(_filled(rows))
         ]
     rows = table.records(["filename", "p"])
-    return [_positioned_section(f"line {line}", cells, place) for place, (line, cells) in enumerate(rows)]
+    return [
+        _positioned_section(f"line {line}", cells, place) for place, (line, cells) in enumerate(_filled(rows))
+    ]
+
+
+def _filled(rows: Iterable[tuple[int, dict[str, str]]]) -> list[tuple[int, dict[str, str]]]:
+    """Return the rows of a table in which any cell is filled."""
+    return [(line, cells) for line, cells in rows if any(cells.values())]
 
 
 def _deepslice_entry(cells: Mapping[str, str]) -> dict[str, Any]:
@@ -261,5 +277,11 @@ def _whole(value: Any, name: str, *, default: int) -> int:
 
 _ANCHORED, _TABLES, _NOTES = (".json", ".waln", ".wwrp", ".xml"), (".csv",), (".tsv", ".txt")
 _LIST_READERS = dict.fromkeys(_ANCHORED, _read_anchored) | dict.fromkeys(_TABLES + _NOTES, _read_table)
+LIST_COLUMNS = (
+    *("filename", "p", "image_id", "dataset_id"),
+    *("filenames", *COMPONENTS, "width", "height", "nr", "depths", "markers"),
+    *("", "unnamed: 0"),  # the number of a row, as pandas writes it
+)
+"""The columns of tables, in lower case, that say which image a row is about and where it lies, or number the rows."""
 LIST_ENDINGS = tuple(_LIST_READERS)
 """What the names of lists of sections end in, the most telling first."""

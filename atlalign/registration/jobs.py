@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn, get_args
 from unicodedata import normalize
 
 from atlalign.atlas.planes import Anchoring, check_is_um
-from atlalign.atlas.section_lists import LIST_ENDINGS, ListedSection, find_list, read_list
+from atlalign.atlas.section_lists import LIST_COLUMNS, LIST_ENDINGS, ListedSection, find_list, read_list
 from atlalign.errors import InputError
 from atlalign.io.files import is_file, is_folder
 from atlalign.io.images import IMAGE_ENDINGS
@@ -89,6 +89,7 @@ def find_jobs(
                 _log.warning(
                     "%s: none of its images is there: --images gives the folder where they lie", listing
                 )
+            _warn_of_unused(listing, sections)
             jobs += [_listed_job(section, listed=listed) for section in sections]
         else:
             jobs += [
@@ -140,6 +141,19 @@ def _images_of(path: Path) -> list[Path]:
     if ending not in IMAGE_ENDINGS and not is_file(path):
         raise InputError(f"{path}: no such file or folder")
     return [path]
+
+
+def _warn_of_unused(listing: Path, sections: Sequence[ListedSection]) -> None:
+    """Say which columns of a table have cells that nothing reads: a name may be misspelt."""
+    filled = {name: None for section in sections for name, cell in section.cells.items() if cell}
+    unused = [name for name in filled if name not in {*LIST_COLUMNS, *_COLUMNS}]
+    if unused:
+        _log.warning(
+            "%s: not used: the columns %s; an image may have its own %s",
+            listing,
+            ", ".join(map(shown, unused)),
+            ", ".join(name for name, (_, parse) in _COLUMNS.items() if parse is not _renamed),
+        )
 
 
 def _listed_job(section: ListedSection, *, listed: bool) -> Job:

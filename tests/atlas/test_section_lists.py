@@ -1,6 +1,7 @@
 """Where sections lie in the atlas: planes and anchorings, by hand and against the atlas's own definition."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -365,11 +366,35 @@ def test_a_list_that_cannot_be_used_gives_one_sentence(tmp_path, name, content, 
         "ABA_Mouse_CCFv3_2015_25um",
         "allen_mouse_25um",
         "atlases/ABA_Mouse_CCFv3_2017_25um",
+        r"C:\QuickNII\ABA_Mouse_CCFv3_2017_25um.cutlas",
         "",
     ],
 )
 def test_the_allen_atlas_has_several_names(tmp_path, target):
     assert read_list(write(tmp_path / "l.json", entry(UPRIGHT), target=target))[0].problem == ""
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("demba_allen_seg_dev_mouse_p28_25um", "KimLab_allen_mouse_25um", "ABA_Human_25um"),
+        *("ABA_Mouse_CCFv2_2012_25um", "ABA_Mouse_CCFv3_2017_125um", "ABA_Mouse_CCFv3_2017_10um.cutlas"),
+        r"ABA_Mouse_25um\WHS_Rat_39um",
+    ],
+)
+def test_atlases_that_only_sound_like_the_allen_mouse_atlas_are_refused(tmp_path, target):
+    with pytest.raises(InputError, match=re.escape(f"found the target '{target}'")):
+        read_list(write(tmp_path / "l.json", entry(UPRIGHT), target=target))
+
+
+def test_empty_rows_and_comments_of_a_table_are_no_sections(tmp_path, caplog):
+    (tmp_path / "#c.png").touch()
+    rows = "filename,p\na.png,6500\n,\n#b.png,6600\n#c.png,6700\n,\n"
+    (tmp_path / "l.csv").write_text(rows, encoding="utf-8")
+    names = [section.path.name for section in read_list(tmp_path / "l.csv")]
+    assert names == ["a.png", "#c.png"]
+    assert "1 rows" in caplog.text
+    assert "#b.png" in caplog.text
 
 
 @pytest.mark.parametrize("ending", ["waln", "wwrp", "json"])

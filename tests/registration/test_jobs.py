@@ -193,3 +193,16 @@ def test_a_missing_image_fails_alone_beside_a_reference_of_ones_own_too(tmp_path
     a, b = find_jobs([tmp_path / "l.csv"], listed=False)
     assert a.problem == ""
     assert "b.tif is there" in b.problem
+
+
+def test_columns_that_nothing_reads_are_said(sections, caplog):
+    rows = "filename,p,Pixel_size,mirrored,notes,empty\na.png,4000,0.65,yes,,\nb.tif,6000,0.65,,torn,\n"
+    (sections / "list.csv").write_text(rows)
+    assert [dict(job.options) for job in find_jobs([sections])] == [{"mirrored": True}, {}]
+    assert "not used: the columns 'pixel_size', 'notes';" in caplog.text
+    assert "pixel_size_um" in caplog.text
+
+
+def test_the_columns_of_deepslice_are_no_surprise(test_data, caplog):
+    find_jobs([test_data / "quint" / "GLTa.csv"])
+    assert "not used" not in caplog.text
