@@ -17,10 +17,16 @@ from atlalign.io.tiff_reader import TIFF_STARTS, read_tiff
 TIFF_ENDINGS = (".tif", ".tiff")
 IMAGE_ENDINGS = (
     *TIFF_ENDINGS,
-    *(".btf", ".svs", ".ndpi"),
+    *(".btf", ".lsm", ".stk", ".qptiff", ".svs", ".ndpi", ".scn", ".bif"),
     *(".png", ".jpg", ".jpeg", ".jp2", ".bmp", ".webp"),
 )
 """What the names of images that users give end in; what they hold, their content says."""
+
+UNREAD_ENDINGS = (
+    *(".czi", ".zvi", ".nd2", ".lif", ".vsi", ".oib", ".oif", ".oir", ".ims", ".mrxs"),
+    *(".gif", ".heic", ".psd", ".pdf", ".dcm"),
+)
+"""What the names of images end in whose formats are not read."""
 
 LARGEST_INTENSITY = 1e30
 """Means of blocks of pixels up to this are finite in 32 bits."""
