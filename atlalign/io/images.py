@@ -17,10 +17,16 @@ from atlalign.io.tiff_reader import TIFF_STARTS, read_tiff
 TIFF_ENDINGS = (".tif", ".tiff")
 IMAGE_ENDINGS = (
     *TIFF_ENDINGS,
-    *(".btf", ".svs", ".ndpi"),
+    *(".btf", ".lsm", ".stk", ".qptiff", ".svs", ".ndpi", ".scn", ".bif"),
     *(".png", ".jpg", ".jpeg", ".jp2", ".bmp", ".webp"),
 )
 """The file name endings of images; the content of a file, not its name, decides how it is read."""
+
+UNREAD_ENDINGS = (
+    *(".czi", ".zvi", ".nd2", ".lif", ".vsi", ".oib", ".oif", ".oir", ".ims", ".mrxs"),
+    *(".gif", ".heic", ".psd", ".pdf", ".dcm"),
+)
+"""What the names of images end in whose formats are not read."""
 
 LARGEST_INTENSITY = 1e30
 """Sums over blocks of pixels up to this value are finite in float32."""

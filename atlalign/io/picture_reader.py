@@ -138,7 +138,8 @@ def _medical(path: Path, start: bytes) -> NDArray[Any]:
             "its content is not TIFF, PNG, JPEG, JPEG 2000, BMP or WebP, whatever its name says"
         ) from error
     size = reader.GetSize()
-    if len(size) != 2:
-        raise InputError(f"expected one image, found sizes {size}")
+    if any(planes != 1 for planes in size[2:]):
+        raise InputError(f"expected one image, found a volume of sizes {size}: save one plane of it")
     check_size(path.name, (*size, reader.GetNumberOfComponents()))
-    return np.asarray(SimpleITK.GetArrayFromImage(reader.Execute()))
+    array = np.asarray(SimpleITK.GetArrayFromImage(reader.Execute()))
+    return array.reshape(array.shape[len(size) - 2 :])

@@ -71,7 +71,7 @@ def read_tiff(path: Path, choice: Choice) -> Pixels:
     """
     import tifffile
 
-    with tifffile.TiffFile(path) as file:
+    with tifffile.TiffFile(path, is_ndpi=_may_be_ndpi(path) or None) as file:
         _check_chain(file)
         planes = _selected(file, choice, path.name)
         for plane in planes.pages:
@@ -84,6 +84,13 @@ def read_tiff(path: Path, choice: Choice) -> Pixels:
     if size is not None and is_turned(orientation):
         size = size[::-1]
     return Pixels(upright(array, orientation), is_color, size)
+
+
+def _may_be_ndpi(path: Path) -> bool:
+    """Return whether a file named .ndpi can be one of Hamamatsu's, whose offsets have 64 bits."""
+    with path.open("rb") as file:
+        first_page = int.from_bytes(file.read(12)[4:], "little")
+    return path.suffix.lower() == ".ndpi" and first_page < path.stat().st_size
 
 
 # --- which pages ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from atlalign.atlas.planes import Anchoring, check_is_um
 from atlalign.atlas.section_lists import LIST_COLUMNS, LIST_ENDINGS, ListedSection, find_list, read_list
 from atlalign.errors import InputError
 from atlalign.io.files import is_file, is_folder
-from atlalign.io.images import IMAGE_ENDINGS
+from atlalign.io.images import IMAGE_ENDINGS, UNREAD_ENDINGS
 from atlalign.io.intensity import Background
 from atlalign.io.named_files import is_visible
 from atlalign.io.tables import number, shown, whole_number
@@ -135,9 +135,16 @@ def _images_of(path: Path) -> list[Path]:
     """Return an image, or those of a folder."""
     ending = path.suffix.lower()
     if is_folder(path):
-        return sorted(
-            file for file in path.iterdir() if file.suffix.lower() in IMAGE_ENDINGS and is_visible(file)
-        )
+        files = sorted(filter(is_visible, path.iterdir()))
+        unread = [file.name for file in files if file.suffix.lower() in UNREAD_ENDINGS]
+        if unread:
+            _log.warning(
+                "%s: %d images in formats that are not read are left out, such as %s: export them as OME-TIFF",
+                path,
+                len(unread),
+                unread[0],
+            )
+        return [file for file in files if file.suffix.lower() in IMAGE_ENDINGS]
     if ending in _SPREADSHEETS:
         raise InputError(
             f"{path}: expected an image or a list of sections, found a spreadsheet: save it as CSV"

@@ -34,6 +34,12 @@ def write(path: Path, *images: np.ndarray, **options) -> Path:
     return path
 
 
+@pytest.mark.parametrize("options", [{}, {"bigtiff": True}, {"imagej": True}])
+def test_a_tiff_by_the_name_of_another_format_is_read(tmp_path, options):
+    assert (read_image(write(tmp_path / "a.ndpi", GREY, **options)).pixels == GREY).all()
+    assert (read_image(write(tmp_path / "a.jpg", GREY, **options)).pixels == GREY).all()
+
+
 class TestWhichImage:
     @pytest.mark.parametrize("order", [1, -1])
     def test_the_largest_is_read_and_the_others_are_said_to_be_left_out(self, tmp_path, caplog, order):

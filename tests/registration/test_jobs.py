@@ -195,6 +195,12 @@ def test_a_missing_image_fails_alone_beside_a_reference_of_ones_own_too(tmp_path
     assert "b.tif is there" in b.problem
 
 
+def test_images_of_a_folder_that_cannot_be_read_are_said(sections, caplog):
+    touch(sections, "d.czi", "e.LIF", "f.lsm", "._g.czi", "notes.docx")
+    assert names(find_jobs([sections], position_um=7000)) == ["a", "b", "c", "f"]
+    assert "2 images in formats that are not read are left out, such as d.czi" in caplog.text
+
+
 def test_columns_that_nothing_reads_are_said(sections, caplog):
     rows = "filename,p,Pixel_size,mirrored,notes,empty\na.png,4000,0.65,yes,,\nb.tif,6000,0.65,,torn,\n"
     (sections / "list.csv").write_text(rows)
