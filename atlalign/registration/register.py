@@ -144,9 +144,9 @@ LIMITS: Mapping[str, Limit] = {
 """The limits that `judge` goes by; a value above one is beyond it.
 
 Chosen on five sections of a brown immunostain with the shipped network, so that what errs by more than 150 µm does not
-pass: of 185 such results one did, and of 206 on five other sections two (tests/registration/SITUATIONS.md). Five of the 18
-sections are beyond a limit as they are: two lack tissue, and three are more like a plane 500 µm off. A stain that shows
-little of the tissue is always beyond `uncovered`.
+pass: of 185 such results one did, and of 206 on five other sections two (tests/registration/SITUATIONS.md). Five of the
+18 sections are beyond a limit as they are: two lack tissue, and three are more like a plane 500 µm off. A stain that
+shows little of the tissue is always beyond `uncovered`.
 """
 
 

@@ -10,9 +10,9 @@ the untouched image by its anchoring. So it says how far the change leads astray
 its anchoring, an automatic one, is itself off by up to 250 µm along AP. On another plane, points at the same ML and DV
 are compared: how far the plane is off along AP comes on top.
 
-"Wrongly passed" counts those with the flag `pass` and an error above 150 µm. Such ones lie on a wrong plane and
-are placed by the extent of their tissue: the fit gives them the size of the wrong plane, and where that looks alike, as at the
-frontal end of the brain, no measure sees it. Sections 13 and 17 lack tissue and call for a look as they are.
+"Wrongly passed" counts those with the flag `pass` and an error above 150 µm. Such ones lie on a wrong plane and are
+placed by the extent of their tissue: the fit gives them the size of the wrong plane, and where planes look alike, as at
+the frontal end of the brain, no measure sees it. Sections 13 and 17 lack tissue and call for a look as they are.
 """
 
 import json
