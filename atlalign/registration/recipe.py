@@ -44,7 +44,7 @@ from atlalign.registration.register import (
 )
 from atlalign.registration.turning import likely_turns
 
-NEARBY_UM, FARTHER_UM = (-500.0, 500.0), (-1000.0, 1000.0)
+NEARBY_UM, FARTHER_UM = (-500.0, 500.0), (-2000.0, -1000.0, 1000.0, 2000.0)
 """Distances from its plane at which a section is registered as well, the latter only in case of doubt."""
 
 _DOUBT = -0.05  # of `better_elsewhere`: sections in their places are clearly less like the planes nearby
