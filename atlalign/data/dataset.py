@@ -15,7 +15,7 @@ from atlalign.atlas.atlas import Atlas
 from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter
 from atlalign.geometry import resize, warp
 from atlalign.io.images import resize_images
-from atlalign.io.intensity import on_dark_ground
+from atlalign.io.intensity import find_ground, on_dark_ground
 
 _READ = ("img", "deltas_xy", "inv_deltas_xy")
 
@@ -117,7 +117,8 @@ class RegistrationDataset(Dataset[RawSample]):
         path: The h5 file, already checked.
         atlas: Gives the reference section at each sample's position, at the working size.
         return_inverse: Read the inverse fields as well.
-        dark_ground: Turn moving images into bright tissue on a ground of 0, as `atlalign register` does.
+        dark_ground: Turn moving images into bright tissue on a ground of 0, as `atlalign register` does. An image with
+            a ground of 0 stays as it is.
         moving_augmenter: Applied to the moving image at the working size.
         reference_augmenter: Applied to the reference image.
     """
@@ -157,7 +158,7 @@ class RegistrationDataset(Dataset[RawSample]):
         position = self.positions_um[index]
         moving = resize_images(torch.from_numpy(arrays["img"][index])[None], self.atlas.image_shape)
         if self.dark_ground:
-            moving = on_dark_ground(moving[0].float()).image[None]
+            moving = _on_dark_ground(moving)
         reference = self.atlas.template[self.atlas.plane_index(position)][None]
         sample = RawSample(
             reference=_augment(reference, self.reference_augmenter, seed + 1),
@@ -196,6 +197,14 @@ def complete(
     inv_dvf = _to_field(raw["inv_dvf"], shape) if "inv_dvf" in raw else None
     ids = raw["position_um"], raw["image_id"], raw["dataset_id"]
     return RegistrationBatch(reference, moving, warp(moving, dvf), dvf, inv_dvf, *ids)
+
+
+def _on_dark_ground(moving: Tensor) -> Tensor:
+    """Return an image (1, H, W) as bright tissue on a ground of 0; uint8 as it was, for batches are of one dtype."""
+    grey = moving[0].float()
+    if find_ground(grey).is_nothing:
+        return moving
+    return (on_dark_ground(grey).image[None] * 255).round().to(torch.uint8)
 
 
 def _augment(image: Tensor, augmenter: ImageAugmenter | None, seed: int) -> Tensor:

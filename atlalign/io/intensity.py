@@ -67,6 +67,11 @@ class Ground(NamedTuple):
     void: _Mask
     factor: int
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether the image shows bright tissue on a ground of 0 already."""
+        return not (self.is_bright or self.coefficients.any() or self.void.any())
+
     def surface(self, shape: tuple[int, int]) -> Tensor:
         """Return how bright the ground is at each pixel (h, w) of the image."""
         if not self.coefficients[1:].any():

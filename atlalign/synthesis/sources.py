@@ -357,7 +357,9 @@ def _read_section(
 
 
 def _read_grey(path: Path, *, invert: bool) -> Tensor:
+    """Return a section (h, w) in [0, 1]; unless inverted, 8 bits keep their range."""
     pixels = read_image(path).pixels
     if invert:
         return tissue_of(pixels, background="bright", name=path.name).image
-    return to_unit_range(shrink_to_grey(pixels), path.name)
+    grey = shrink_to_grey(pixels)
+    return grey / 255 if pixels.dtype == np.uint8 else to_unit_range(grey, path.name)

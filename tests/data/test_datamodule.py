@@ -63,6 +63,21 @@ def test_bright_slides_become_dark_where_that_is_wanted(tmp_path, atlas):
         assert (ground, spot) == (([0, 0], [255, 255]) if wanted else ([250, 5], [55, 200]))
 
 
+def test_a_ground_of_0_leaves_images_as_they_are_also_beside_others_in_a_batch(tmp_path, atlas):
+    """Not even their range changes; of what has a ground, the range becomes that of all bits."""
+    image = np.zeros((6, *SHAPE), np.uint8)
+    image[:, 8:20, 10:30] = np.random.default_rng(0).integers(40, 120, (6, 12, 20))
+    image[1] = 200 - image[1]
+    path = write_h5(tmp_path / "dim.h5", img=image)
+    kept, changed = (
+        next(iter(DataLoader(RegistrationDataset(path, atlas, dark_ground=wanted), batch_size=2)))["moving"]
+        for wanted in (False, True)
+    )
+    assert kept.dtype == changed.dtype == torch.uint8
+    assert torch.equal(changed[0], kept[0])
+    assert (int(changed[1].min()), int(changed[1].max())) == (0, 255)
+
+
 def test_another_working_size_resizes_images_and_fields(tmp_path, atlas):
     ramp = np.tile(np.linspace(0, 255, 95).round().astype(np.uint8), (6, 63, 1))
     deltas = np.zeros((6, 63, 95, 2), np.float16)

@@ -13,6 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hydra import compose as compose_config
 from hydra import initialize_config_dir
@@ -384,6 +385,16 @@ def test_an_anchoring_that_was_made_on_a_thumbnail_places_the_full_image(tmp_pat
     # Column c of the plane lies at the voxel 455·c/63, the share (voxel + ½)/456 and so at a column of 512 pixels.
     columns = ((455 * torch.arange(64) / 63 + 0.5) / 456 * 512 - 0.5) / 2
     assert (placed - columns)[4:-4].abs().max() < 0.5
+
+
+@pytest.mark.parametrize(("dtype", "brightest"), [(np.uint8, 100 / 255), (np.uint16, 1)])
+def test_sections_that_are_not_inverted_keep_the_range_of_8_bits(tmp_path, dtype, brightest):
+    pixels = np.zeros(SHAPE, dtype)
+    pixels[10:30, 20:50] = 100
+    tifffile.imwrite(tmp_path / "dim.tif", pixels)
+    (tmp_path / "list.csv").write_text("filename,p\ndim.tif,4000\n")
+    moving = ImagesSource(tmp_path, image_shape=SHAPE).start(0, torch.Generator()).moving
+    torch.testing.assert_close(moving[0, 0], torch.from_numpy(pixels / 100 * brightest).float())
 
 
 def test_real_sections_lie_on_their_atlas_planes(test_data, tmp_path):
