@@ -77,7 +77,7 @@ class TestGround:
             ground = find_ground(changed)
             assert ground.is_bright == is_bright
             assert ground.level == pytest.approx(level, abs=1e-6)
-            assert bool(ground.void_in((H, W))[0, 0])
+            assert bool(ground.in_full(ground.void, (H, W))[0, 0])
             found = on_dark_ground(changed).image
             assert not found[~torch.from_numpy(section() > 0)].any()
             assert torch.allclose(found[40:80, 50:130], EXPECTED[40:80, 50:130], atol=1e-5)
