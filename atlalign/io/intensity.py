@@ -10,8 +10,8 @@ on a thumbnail, from the image alone, in four steps:
    all of the rim is ground, the surface may be of fourth order.
 3. The ground is bright where the tissue is darker than this surface, and dark where it is brighter. How bright the
    ground itself is does not matter.
-4. Of a section with solid tissue, two kinds of things are void as well: small spots and pieces that are much brighter
-   than this tissue (dust, a paper label), and thin pieces apart from it (dust, outlines of bubbles, threads).
+4. Of a section with solid tissue, two kinds of things are *foreign*, and left out as well: small spots and pieces that
+   are much brighter than this tissue (dust, paper labels), and thin pieces apart from it (outlines of bubbles).
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ _STRAIGHT = (
 )
 _LARGEST_VOID = 0.65  # of the area; around an image turned by 45° it is 0.5
 _DARKEST_COLOR = 0.1  # of the brightest channel of a slide: a channel without light would be all noise
-_SOLID_PX = 5  # of the thumbnail: tissue that a square of this side fits into is solid
+_SOLID_SHARE = 0.02  # of the longer side: tissue that a square of this side fits into is solid
 _MUCH_BRIGHTER = 2.5  # times the brightest solid tissue; at most 2.0 was seen of cell layers that are thin
 _NOISE = 4.0  # standard deviations of the ground's noise: less is no tissue
 _NEARLY_ALL = 0.95  # of the rim
@@ -64,6 +64,7 @@ class Ground(NamedTuple):
         has_tissue: Something differs from the ground.
         seen: (h', w'), the pixels of the thumbnail that show ground.
         void: (h', w'), the pixels of the thumbnail that show nothing.
+        foreign: (h', w'), the pixels of the thumbnail that show dust and the like.
         factor: Each pixel of the thumbnail is the mean of `factor`² pixels of the image.
     """
 
@@ -73,6 +74,7 @@ class Ground(NamedTuple):
     has_tissue: bool
     seen: _Mask
     void: _Mask
+    foreign: _Mask
     factor: int
 
     @property
@@ -197,8 +199,9 @@ def find_ground(image: Tensor, background: Background = "auto") -> Ground:
         residual = thumbnail - level
         seen = ~void & (np.abs(residual) <= _OFF_GROUND * scale)
     level = float(np.median(thumbnail[seen])) if seen.any() else float(coefficients[0])
-    void |= _foreign(np.abs(residual), ~seen & ~void)
-    return Ground(coefficients, level, is_bright, bool((~seen & ~void).any()), seen, void, factor)
+    off_ground = ~seen & ~void
+    foreign = _foreign(np.abs(residual), off_ground)
+    return Ground(coefficients, level, is_bright, bool(off_ground.any()), seen, void, foreign, factor)
 
 
 def _thumbnail(image: Tensor) -> tuple[_Floats, int]:
@@ -296,13 +299,14 @@ def _foreign(strength: _Floats, off_ground: _Mask) -> _Mask:
         strength: (h, w), how far off the ground each pixel is.
         off_ground: (h, w).
     """
-    solid = ndimage.binary_opening(off_ground, np.ones((_SOLID_PX, _SOLID_PX), dtype=bool))
+    side_px = max(2, round(_SOLID_SHARE * max(strength.shape)))
+    solid = ndimage.binary_opening(off_ground, np.ones((side_px, side_px), dtype=bool))
     if solid.sum() <= off_ground.sum() / 2:
         return np.zeros(strength.shape, dtype=bool)
     pieces, _ = ndimage.label(solid)
     sizes = np.bincount(pieces[solid])
     of_largest = solid & (sizes >= sizes.max() / 2)[pieces]
-    brightest = np.percentile(ndimage.grey_opening(strength, size=(_SOLID_PX, _SOLID_PX))[of_largest], _WHITE)
+    brightest = np.percentile(ndimage.grey_opening(strength, size=(side_px, side_px))[of_largest], _WHITE)
     glaring = off_ground & (strength > _MUCH_BRIGHTER * brightest)
     pieces, count = ndimage.label(off_ground & ~glaring, np.ones((3, 3)))
     is_thin: _Mask = (np.bincount(pieces[solid & ~glaring], minlength=count + 1) == 0)[pieces] & (pieces > 0)
@@ -410,7 +414,7 @@ def without_ground(image: Tensor, ground: Ground) -> Tensor:
     tissue = 1 - image / surface if ground.is_bright else image - surface
     seen = ground.in_full(ground.seen, shape)
     noise = 1.4826 * float(tissue[seen].abs().median()) if seen.any() else 0.0  # robust, of normal noise
-    nothing = (seen & (tissue < _NOISE * noise)) | ground.in_full(ground.void, shape)
+    nothing = (seen & (tissue < _NOISE * noise)) | ground.in_full(ground.void | ground.foreign, shape)
     return tissue.clamp_min(0).masked_fill(nothing, 0)
 
 
