@@ -42,6 +42,9 @@ _DARKEST_COLOR = 0.1  # of the brightest channel of a slide: a channel without l
 _SOLID_SHARE = 0.02  # of the longer side: tissue that a square of this side fits into is solid
 _MUCH_BRIGHTER = 2.5  # times the brightest solid tissue; at most 2.0 was seen of cell layers that are thin
 _NOISE = 4.0  # standard deviations of the ground's noise: less is no tissue
+_CLEAR = (
+    0.5  # at least 0.7 was seen of sections that touch two borders, at most 0.33 of those that fill the image
+)
 _NEARLY_ALL = 0.95  # of the rim
 _WHITE = 99.9  # the percentile of tissue that becomes 1: above are hot pixels and dust
 
@@ -61,6 +64,7 @@ class Ground(NamedTuple):
             pixels' centres.
         level: The median of the ground along the rim.
         is_bright: Tissue is darker than the ground.
+        clarity: 1 if all of the rim shows ground, and all that is off it is on one side; 0 if nothing is like that.
         has_tissue: Something differs from the ground.
         seen: (h', w'), the pixels of the thumbnail that show ground.
         void: (h', w'), the pixels of the thumbnail that show nothing.
@@ -71,6 +75,7 @@ class Ground(NamedTuple):
     coefficients: _Floats
     level: float
     is_bright: bool
+    clarity: float
     has_tissue: bool
     seen: _Mask
     void: _Mask
@@ -125,14 +130,20 @@ def tissue_of(
         name: For messages.
 
     Raises:
-        InputError: If the image shows nothing but ground.
+        InputError: If the image shows nothing but ground, or too little ground to detect what it is.
     """
     grey = shrink_to_grey(pixels, factor, _white_balance(pixels, background))
     if float(grey.max() - grey.min()) == 0:
         raise InputError(f"{name}: expected a section, but every pixel is {float(grey[0, 0]):g}")
-    tissue = on_dark_ground(grey, background)
+    ground = find_ground(grey, background)
+    tissue = _without(grey, ground)
     if not tissue.image.any():
         raise InputError(f"{name}: expected a section, found an even ground and nothing on it")
+    if background == "auto" and ground.clarity < _CLEAR:
+        raise InputError(
+            f"{name}: expected bare ground along the image's border, found tissue along most of it: crop the image "
+            "less, or say whether the ground is bright or dark (--background)"
+        )
     return tissue
 
 
@@ -141,7 +152,10 @@ def on_dark_ground(grey: Tensor, background: Background = "auto") -> Tissue:
 
     The 99.9th percentile of its tissue becomes 1.
     """
-    ground = find_ground(grey, background)
+    return _without(grey, find_ground(grey, background))
+
+
+def _without(grey: Tensor, ground: Ground) -> Tissue:
     image = without_ground(grey, ground) * ground.has_tissue
     return Tissue(to_unit_range(image) if image.any() else image, "bright" if ground.is_bright else "dark")
 
@@ -190,8 +204,10 @@ def find_ground(image: Tensor, background: Background = "auto") -> Ground:
     rim = _grown(void | _border(thumbnail.shape), _RIM_PX - 1) & ~void
     coefficients = _fit(thumbnail, rim, ~void, scale)
     residual = thumbnail - _terms(thumbnail.shape, len(coefficients)) @ coefficients
-    is_bright = _one_sidedness(residual[~void] / scale) < 0
+    side = _one_sidedness(residual[~void] / scale)
+    is_bright = side < 0
     seen = ~void & (np.abs(residual) <= _OFF_GROUND * scale)
+    clarity = abs(side) * float(seen[rim].mean())
     if background != "auto" and is_bright != (background == "bright"):
         is_bright = not is_bright
         level = float(np.percentile(thumbnail[~void], _WHITE if is_bright else 100 - _WHITE))
@@ -201,7 +217,9 @@ def find_ground(image: Tensor, background: Background = "auto") -> Ground:
     level = float(np.median(thumbnail[seen])) if seen.any() else float(coefficients[0])
     off_ground = ~seen & ~void
     foreign = _foreign(np.abs(residual), off_ground)
-    return Ground(coefficients, level, is_bright, bool(off_ground.any()), seen, void, foreign, factor)
+    return Ground(
+        coefficients, level, is_bright, clarity, bool(off_ground.any()), seen, void, foreign, factor
+    )
 
 
 def _thumbnail(image: Tensor) -> tuple[_Floats, int]:

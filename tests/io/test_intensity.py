@@ -177,6 +177,15 @@ class TestTissue:
         with pytest.raises(InputError, match=f"empty: .*every pixel is {value}"):
             tissue_of(np.full((40, 60), value, np.uint8), name="empty")
 
+    def test_a_section_that_fills_the_image_is_refused_unless_its_ground_is_told(self):
+        random = np.random.default_rng(0)
+        coarse = torch.from_numpy(random.uniform(0.2, 1, (1, 1, 8, 12)))
+        image = torch.nn.functional.interpolate(coarse, (H, W), mode="bicubic").clamp(0, 1)[0, 0].numpy()
+        with pytest.raises(InputError, match=r"filled: .*--background"):
+            tissue_of(bits(image), name="filled")
+        assert tissue_of(bits(image), background="dark").background == "dark"
+        assert tissue_of(bits(image), background="bright").background == "bright"
+
     def test_ground_alone_is_refused(self):
         ramp = np.add.outer(np.arange(100), np.arange(120)).astype(np.uint8)
         with pytest.raises(InputError, match=r"empty: .*even ground"):
