@@ -1,14 +1,17 @@
 """Intensities of a section: which of its pixels are ground, and the section as bright tissue on a ground of 0.
 
 *Ground* is what surrounds the tissue: the slide in bright field, haze or a camera's offset in fluorescence. It is found
-on a thumbnail, from the image alone, in three steps:
+on a thumbnail, from the image alone, in four steps:
 
 1. What no microscope saw is left out: a frame, or the corners of a turned canvas. Such a *void* is a piece of one value
    at the image's border, with straight edges and an even ground beyond them.
 2. Along the rim of what remains, the ground is the quadratic surface that most pixels agree with. Tissue that touches
-   the rim does not agree. The surface follows vignetting and uneven light; an even ground is a constant.
+   the rim does not agree. The surface follows vignetting and uneven light; an even ground is a constant. Where nearly
+   all of the rim is ground, the surface may be of fourth order.
 3. The ground is bright where the tissue is darker than this surface, and dark where it is brighter. How bright the
    ground itself is does not matter.
+4. Of a section with solid tissue, two kinds of things are *foreign*, and left out as well: small spots and pieces that
+   are much brighter than this tissue (dust, paper labels), and thin pieces apart from it (outlines of bubbles).
 """
 
 from collections.abc import Sequence
@@ -36,6 +39,13 @@ _STRAIGHT = (
 )
 _LARGEST_VOID = 0.65  # of the area; around an image turned by 45° it is 0.5
 _DARKEST_COLOR = 0.1  # of the brightest channel of a slide: a channel without light would be all noise
+_SOLID_SHARE = 0.02  # of the longer side: tissue that a square of this side fits into is solid
+_MUCH_BRIGHTER = 2.5  # times the brightest solid tissue; at most 2.0 was seen of cell layers that are thin
+_NOISE = 4.0  # standard deviations of the ground's noise: less is no tissue
+_CLEAR = (
+    0.5  # at least 0.7 was seen of sections that touch two borders, at most 0.33 of those that fill the image
+)
+_NEARLY_ALL = 0.95  # of the rim
 _WHITE = 99.9  # the percentile of tissue that becomes 1: above are hot pixels and dust
 
 # Differences of intensity, as shares of the thumbnail's range.
@@ -50,21 +60,26 @@ class Ground(NamedTuple):
     """The ground of an image (h, w).
 
     Attributes:
-        coefficients: (6,), of 1, x, y, x², xy and y², with x and y from -1 to 1 between the outermost pixels' centres.
+        coefficients: (6,) or (15,), of the first terms in `_POWERS`, with x and y from -1 to 1 between the outermost
+            pixels' centres.
         level: The median of the ground along the rim.
         is_bright: Tissue is darker than the ground.
+        clarity: 1 if all of the rim shows ground, and all that is off it is on one side; 0 if nothing is like that.
         has_tissue: Something differs from the ground.
         seen: (h', w'), the pixels of the thumbnail that show ground.
         void: (h', w'), the pixels of the thumbnail that show nothing.
+        foreign: (h', w'), the pixels of the thumbnail that show dust and the like.
         factor: Each pixel of the thumbnail is the mean of `factor`² pixels of the image.
     """
 
     coefficients: _Floats
     level: float
     is_bright: bool
+    clarity: float
     has_tissue: bool
     seen: _Mask
     void: _Mask
+    foreign: _Mask
     factor: int
 
     @property
@@ -76,19 +91,19 @@ class Ground(NamedTuple):
         """Return how bright the ground is at each pixel (h, w) of the image."""
         if not self.coefficients[1:].any():
             return torch.full(shape, float(self.coefficients[0]))
-        y, x = (torch.linspace(-1, 1, size) for size in shape)
-        constant, of_x, of_y, of_xx, of_xy, of_yy = self.coefficients.tolist()
-        rows = (constant + of_y * y + of_yy * y**2)[:, None]
-        surface: Tensor = rows + (of_x + of_xy * y)[:, None] * x + of_xx * x**2
-        return surface
+        of_powers = torch.zeros(5, 5)
+        for (of_x, of_y), coefficient in zip(_POWERS, self.coefficients.tolist(), strict=False):
+            of_powers[of_y, of_x] = coefficient
+        y, x = (torch.linspace(-1, 1, size)[:, None] ** torch.arange(5) for size in shape)
+        return y @ of_powers @ x.T
 
-    def void_in(self, shape: tuple[int, int]) -> Tensor:
-        """Return which pixels (h, w) of the image show nothing."""
+    def in_full(self, mask: _Mask, shape: tuple[int, int]) -> Tensor:
+        """Return a mask of the thumbnail as one (h, w) of the image."""
         rows, columns = (
             np.minimum(np.arange(size) // self.factor, thumbnail_size - 1)
-            for size, thumbnail_size in zip(shape, self.void.shape, strict=True)
+            for size, thumbnail_size in zip(shape, mask.shape, strict=True)
         )
-        return torch.from_numpy(self.void[np.ix_(rows, columns)])
+        return torch.from_numpy(mask[np.ix_(rows, columns)])
 
 
 class Tissue(NamedTuple):
@@ -115,14 +130,20 @@ def tissue_of(
         name: For messages.
 
     Raises:
-        InputError: If the image shows nothing but ground.
+        InputError: If the image shows nothing but ground, or too little ground to detect what it is.
     """
     grey = shrink_to_grey(pixels, factor, _white_balance(pixels, background))
     if float(grey.max() - grey.min()) == 0:
         raise InputError(f"{name}: expected a section, but every pixel is {float(grey[0, 0]):g}")
-    tissue = on_dark_ground(grey, background)
+    ground = find_ground(grey, background)
+    tissue = _without(grey, ground)
     if not tissue.image.any():
         raise InputError(f"{name}: expected a section, found an even ground and nothing on it")
+    if background == "auto" and ground.clarity < _CLEAR:
+        raise InputError(
+            f"{name}: expected bare ground along the image's border, found tissue along most of it: crop the image "
+            "less, or say whether the ground is bright or dark (--background)"
+        )
     return tissue
 
 
@@ -131,7 +152,10 @@ def on_dark_ground(grey: Tensor, background: Background = "auto") -> Tissue:
 
     The 99.9th percentile of its tissue becomes 1.
     """
-    ground = find_ground(grey, background)
+    return _without(grey, find_ground(grey, background))
+
+
+def _without(grey: Tensor, ground: Ground) -> Tissue:
     image = without_ground(grey, ground) * ground.has_tissue
     return Tissue(to_unit_range(image) if image.any() else image, "bright" if ground.is_bright else "dark")
 
@@ -179,16 +203,23 @@ def find_ground(image: Tensor, background: Background = "auto") -> Ground:
     void = _find_void(thumbnail, scale)
     rim = _grown(void | _border(thumbnail.shape), _RIM_PX - 1) & ~void
     coefficients = _fit(thumbnail, rim, ~void, scale)
-    residual = thumbnail - _quadratic(thumbnail.shape) @ coefficients
-    is_bright = _one_sidedness(residual[~void] / scale) < 0
+    residual = thumbnail - _terms(thumbnail.shape, len(coefficients)) @ coefficients
+    side = _one_sidedness(residual[~void] / scale)
+    is_bright = side < 0
     seen = ~void & (np.abs(residual) <= _OFF_GROUND * scale)
+    clarity = abs(side) * float(seen[rim].mean())
     if background != "auto" and is_bright != (background == "bright"):
         is_bright = not is_bright
         level = float(np.percentile(thumbnail[~void], _WHITE if is_bright else 100 - _WHITE))
-        coefficients = np.array([level, 0, 0, 0, 0, 0])
-        seen = ~void & (np.abs(thumbnail - level) <= _OFF_GROUND * scale)
+        coefficients = level * np.eye(_QUADRATIC)[0]
+        residual = thumbnail - level
+        seen = ~void & (np.abs(residual) <= _OFF_GROUND * scale)
     level = float(np.median(thumbnail[seen])) if seen.any() else float(coefficients[0])
-    return Ground(coefficients, level, is_bright, bool((~seen & ~void).any()), seen, void, factor)
+    off_ground = ~seen & ~void
+    foreign = _foreign(np.abs(residual), off_ground)
+    return Ground(
+        coefficients, level, is_bright, clarity, bool(off_ground.any()), seen, void, foreign, factor
+    )
 
 
 def _thumbnail(image: Tensor) -> tuple[_Floats, int]:
@@ -279,13 +310,40 @@ def _is_beside_ground(piece: _Mask, value: float, image: _Floats, scale: float) 
     return bool(low > _OFF_GROUND and low > high / 2 and is_flat.mean() > 0.5 and is_other.mean() > 0.01)
 
 
+def _foreign(strength: _Floats, off_ground: _Mask) -> _Mask:
+    """Return what of the pixels off the ground is no tissue; nothing where tissue is not solid, as of scattered cells.
+
+    Args:
+        strength: (h, w), how far off the ground each pixel is.
+        off_ground: (h, w).
+    """
+    side_px = max(2, round(_SOLID_SHARE * max(strength.shape)))
+    solid = ndimage.binary_opening(off_ground, np.ones((side_px, side_px), dtype=bool))
+    if solid.sum() <= off_ground.sum() / 2:
+        return np.zeros(strength.shape, dtype=bool)
+    pieces, _ = ndimage.label(solid)
+    sizes = np.bincount(pieces[solid])
+    of_largest = solid & (sizes >= sizes.max() / 2)[pieces]
+    brightest = np.percentile(ndimage.grey_opening(strength, size=(side_px, side_px))[of_largest], _WHITE)
+    glaring = off_ground & (strength > _MUCH_BRIGHTER * brightest)
+    pieces, count = ndimage.label(off_ground & ~glaring, np.ones((3, 3)))
+    is_thin: _Mask = (np.bincount(pieces[solid & ~glaring], minlength=count + 1) == 0)[pieces] & (pieces > 0)
+    return is_thin | _grown(glaring, 1)
+
+
 # --- surface ----------------------------------------------------------------------------------------------------------
 
 
-def _quadratic(shape: tuple[int, ...]) -> _Floats:
-    """Return 1, x, y, x², xy and y² (h, w, 6) at each pixel."""
+_POWERS = [
+    (order - of_y, of_y) for order in range(5) for of_y in range(order + 1)
+]  # of x and y, by their sum
+_QUADRATIC, _QUARTIC = 6, 15  # so many of them
+
+
+def _terms(shape: tuple[int, ...], count: int) -> _Floats:
+    """Return the products of powers of x and y (h, w, count) at each pixel: 1, x, y, x² and so on."""
     y, x = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
-    return np.stack([np.ones(shape), x, y, x * x, x * y, y * y], axis=-1)
+    return np.stack([x**of_x * y**of_y for of_x, of_y in _POWERS[:count]], axis=-1)
 
 
 def _fit(image: _Floats, rim: _Mask, valid: _Mask, scale: float) -> _Floats:
@@ -293,7 +351,7 @@ def _fit(image: _Floats, rim: _Mask, valid: _Mask, scale: float) -> _Floats:
 
     Tissue that fills most of the rim is a surface that many agree with, but ground and other tissue lie on both sides.
     """
-    terms = _quadratic(image.shape)
+    terms = _terms(image.shape, _QUADRATIC)
     of_rim, values = terms[rim], image[rim]
 
     def score(coefficients: _Floats) -> float:
@@ -301,19 +359,37 @@ def _fit(image: _Floats, rim: _Mask, valid: _Mask, scale: float) -> _Floats:
         return float(agreeing.mean()) * abs(_one_sidedness((image - terms @ coefficients)[valid] / scale))
 
     everything = _least_squares(of_rim, values)
-    levels = np.percentile(values, [50, 5, 25, 75, 95])[:, None] * np.eye(6)[0]
+    levels = np.percentile(values, [50, 5, 25, 75, 95])[:, None] * np.eye(_QUADRATIC)[0]
     found = [_robust(of_rim, values, scale, everything, _FIT_SCALES)]
     found += [_robust(of_rim, values, scale, level, _FIT_SCALES[1:]) for level in levels]
     best = max(found, key=lambda coefficients: round(score(coefficients), 3))  # the first of equals
     agreeing = np.abs(values - of_rim @ best) <= _OFF_GROUND * scale
     if np.ptp(of_rim @ best) > _EVEN * scale or not agreeing.any():
-        return _refit(image, terms, best, valid, scale)
-    constant: _Floats = np.median(values[agreeing]) * np.eye(6)[0]
+        return _uneven(image, best, rim, valid, scale)
+    constant: _Floats = np.median(values[agreeing]) * np.eye(_QUADRATIC)[0]
     return constant
 
 
+def _uneven(image: _Floats, coefficients: _Floats, rim: _Mask, valid: _Mask, scale: float) -> _Floats:
+    """Return the fit to all ground of the image, which the rim alone gives away only roughly.
+
+    It is of fourth order if nearly all of the rim agrees with it, and clearly more than with the quadratic one.
+    """
+    quadratic = _refit(image, _terms(image.shape, _QUADRATIC), coefficients, valid, scale)
+    terms = _terms(image.shape, _QUARTIC)
+    start = np.pad(quadratic, (0, _QUARTIC - _QUADRATIC))
+    near = rim | (valid & (np.abs(image - terms @ start) <= _OFF_GROUND * scale))
+    quartic = _robust(terms[near], image[near], scale, start, _FIT_SCALES[1:])
+    quartic = _refit(image, terms, quartic, valid, scale)
+
+    def agreeing(coefficients: _Floats, by: float) -> float:
+        return float((np.abs(image - terms @ coefficients)[rim] <= by * scale).mean())
+
+    better = agreeing(quartic, _EVEN) - agreeing(start, _EVEN)
+    return quartic if agreeing(quartic, _OFF_GROUND) >= _NEARLY_ALL and better > _EVEN else quadratic
+
+
 def _refit(image: _Floats, terms: _Floats, coefficients: _Floats, valid: _Mask, scale: float) -> _Floats:
-    """Return the fit to all ground of the image, which the rim alone gives away only roughly."""
     for _ in range(3):
         seen = valid & (np.abs(image - terms @ coefficients) <= _OFF_GROUND * scale)
         coefficients = _robust(terms[seen], image[seen], scale, coefficients, _FIT_SCALES[-2:])
@@ -348,12 +424,16 @@ def _one_sidedness(residual: _Floats) -> float:
 def without_ground(image: Tensor, ground: Ground) -> Tensor:
     """Return an image (h, w) as bright tissue on a ground of 0, in no particular unit.
 
-    Of a bright ground that is the share of its light that is missing, of a dark one the light that is added.
+    Of a bright ground that is the share of its light that is missing, of a dark one the light that is added. The
+    ground's noise, whose mean would be haze, is taken off as well.
     """
     shape = (int(image.shape[0]), int(image.shape[1]))
     surface = ground.surface(shape)
     tissue = 1 - image / surface if ground.is_bright else image - surface
-    return tissue.clamp_min(0).masked_fill(ground.void_in(shape), 0)
+    seen = ground.in_full(ground.seen, shape)
+    noise = 1.4826 * float(tissue[seen].abs().median()) if seen.any() else 0.0  # robust, of normal noise
+    nothing = (seen & (tissue < _NOISE * noise)) | ground.in_full(ground.void | ground.foreign, shape)
+    return tissue.clamp_min(0).masked_fill(nothing, 0)
 
 
 def to_unit_range(image: Tensor, name: str = "image") -> Tensor:

@@ -77,7 +77,7 @@ class TestGround:
             ground = find_ground(changed)
             assert ground.is_bright == is_bright
             assert ground.level == pytest.approx(level, abs=1e-6)
-            assert bool(ground.void_in((H, W))[0, 0])
+            assert bool(ground.in_full(ground.void, (H, W))[0, 0])
             found = on_dark_ground(changed).image
             assert not found[~torch.from_numpy(section() > 0)].any()
             assert torch.allclose(found[40:80, 50:130], EXPECTED[40:80, 50:130], atol=1e-5)
@@ -103,6 +103,50 @@ class TestGround:
         image = torch.from_numpy(section()).float()
         for same in (image * 3000, image * 100 + 500, 7 - image, 0.3 * (1 - image)):
             assert torch.allclose(on_dark_ground(same).image, EXPECTED, atol=1e-4)
+
+
+class TestForeign:
+    def test_dust_and_labels_neither_set_the_range_nor_stay(self):
+        for change in (situations.dusty, situations.labelled):
+            image = change(0.1 + 0.3 * section())
+            found = on_dark_ground(torch.from_numpy(image).float()).image
+            is_foreign = torch.from_numpy(image == 1)
+            assert not found[is_foreign].any()
+            off_edges = torch.from_numpy(image == 0.1 + 0.3 * section())
+            near = torch.nn.functional.max_pool2d((~off_edges)[None].float(), 7, stride=1, padding=3)[0] > 0
+            torch.testing.assert_close(found[~near], EXPECTED[~near], atol=1e-4, rtol=0)
+
+    def test_outlines_of_bubbles_are_left_out(self):
+        image = situations.with_bubbles(1 - section())
+        torch.testing.assert_close(
+            on_dark_ground(torch.from_numpy(image).float()).image, EXPECTED, atol=1e-4, rtol=0
+        )
+
+    def test_scattered_cells_stay_where_no_tissue_is_solid(self):
+        """As of in-situ hybridization, where dots are all there is."""
+        random = np.random.default_rng(0)
+        image = np.zeros((H, W), np.float32)
+        image[random.integers(20, 100, 150), random.integers(30, 150, 150)] = random.uniform(0.2, 1, 150)
+        ground = find_ground(torch.from_numpy(image))
+        assert ground.is_nothing
+        assert not ground.foreign.any()
+        assert torch.equal(on_dark_ground(torch.from_numpy(image)).image > 0, torch.from_numpy(image > 0))
+
+
+def test_the_grounds_noise_becomes_0_and_that_of_tissue_stays():
+    image = situations.noisy(0.1 + 0.5 * section(), 0.02)
+    found = on_dark_ground(torch.from_numpy(image).float()).image
+    is_ground = torch.from_numpy(section() == 0)
+    assert (found[is_ground] > 0).float().mean() < 0.05  # beside tissue
+    assert found[~is_ground].std() > 0.02
+
+
+def test_a_steep_falloff_of_light_is_found_under_the_tissue_as_well():
+    light = situations.vignetted_steeply(np.full((H, W), 0.9))
+    image = torch.from_numpy(light * (1 - section())).float()
+    torch.testing.assert_close(
+        find_ground(image).surface((H, W)), torch.from_numpy(light).float(), atol=0.004, rtol=0
+    )
 
 
 class TestTissue:
@@ -132,6 +176,15 @@ class TestTissue:
     def test_an_empty_image_is_refused(self, value):
         with pytest.raises(InputError, match=f"empty: .*every pixel is {value}"):
             tissue_of(np.full((40, 60), value, np.uint8), name="empty")
+
+    def test_a_section_that_fills_the_image_is_refused_unless_its_ground_is_told(self):
+        random = np.random.default_rng(0)
+        coarse = torch.from_numpy(random.uniform(0.2, 1, (1, 1, 8, 12)))
+        image = torch.nn.functional.interpolate(coarse, (H, W), mode="bicubic").clamp(0, 1)[0, 0].numpy()
+        with pytest.raises(InputError, match=r"filled: .*--background"):
+            tissue_of(bits(image), name="filled")
+        assert tissue_of(bits(image), background="dark").background == "dark"
+        assert tissue_of(bits(image), background="bright").background == "bright"
 
     def test_ground_alone_is_refused(self):
         ramp = np.add.outer(np.arange(100), np.arange(120)).astype(np.uint8)

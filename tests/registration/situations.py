@@ -30,6 +30,41 @@ def unevenly_lit(image: Image, least: float = 0.75) -> Image:
     return image * _per_channel(least + (1 - least) * (x + 1) / 2, image)
 
 
+def vignetted_steeply(image: Image, amount: float = 0.4) -> Image:
+    """Darken an image by `amount` in its corners, with the fourth power of the distance from its middle."""
+    y, x = _places(image.shape)
+    return image * _per_channel(1 - amount * ((x**2 + y**2) / 2) ** 2, image)
+
+
+def dusty(image: Image, value: float = 1.0, count: int = 12) -> Image:
+    """Return an image with round spots of one value, wherever they fall."""
+    random, (height, width) = np.random.default_rng(1), image.shape[:2]
+    y, x = np.ogrid[:height, :width]
+    result = image.copy()
+    for at_y, at_x in random.uniform(0, (height, width), (count, 2)):
+        result[(y - at_y) ** 2 + (x - at_x) ** 2 < (0.008 * width) ** 2] = value
+    return result
+
+
+def labelled(image: Image, value: float = 1.0) -> Image:
+    """Return an image with a paper label near a corner."""
+    height, width = image.shape[:2]
+    result = image.copy()
+    result[round(0.03 * height) : round(0.12 * height), round(0.02 * width) : round(0.15 * width)] = value
+    return result
+
+
+def with_bubbles(image: Image, value: float = 0.15) -> Image:
+    """Return an image with the thin dark outlines of air bubbles."""
+    height, width = image.shape[:2]
+    y, x = np.ogrid[:height, :width]
+    result = image.copy()
+    for at_y, at_x, radius in ((0.12, 0.08, 0.04), (0.88, 0.93, 0.04), (0.92, 0.15, 0.02)):
+        distance = np.hypot(y - at_y * height, x - at_x * width)
+        result[np.abs(distance - radius * width) < 0.004 * width] = value
+    return result
+
+
 def framed(image: Image, share: float = 0.03, value: float = 0.0) -> Image:
     """Return an image whose outermost pixels show a frame, `share` of the width wide."""
     width = max(1, round(share * image.shape[1]))
@@ -75,7 +110,9 @@ BRIGHT: dict[str, Situation] = {
     "tinted": lambda image: image * np.array([0.9, 0.8, 0.6]),
     "tinted blue": lambda image: image * np.array([0.6, 0.8, 0.95]),
     "vignetting": vignetted,
+    "steep vignetting": vignetted_steeply,
     "uneven light": unevenly_lit,
+    "bubbles": lambda image: with_bubbles(image * 0.9),
     "black frame": framed,
     "black frame, grey slide": lambda image: framed(image * 0.7),
     "white frame, grey slide": lambda image: framed(image * 0.7, value=1.0),
@@ -97,6 +134,8 @@ DARK: dict[str, Situation] = {
     "haze 0.45": lambda image: 0.45 + 0.35 * image,
     "dim": lambda image: 0.3 * image,
     "uneven haze": lambda image: 0.7 * image + vignetted(np.full_like(image, 0.3)),
+    "dust": lambda image: dusty(0.35 * image),
+    "haze and a label": lambda image: labelled(0.1 + 0.3 * image),
     "haze, black corners": lambda image: with_corners(0.2 + 0.8 * image),
     "haze, black frame": lambda image: framed(0.3 + 0.6 * image),
     "haze, white frame": lambda image: framed(0.3 + 0.6 * image, value=1.0),
