@@ -133,7 +133,7 @@ def test_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["local.pt", "--out", "a.pt2"], "does not tell the size of its images: give --image-shape"),
+        (["local.pt", "--out", "a.pt2"], "give --image-shape HEIGHT WIDTH"),
         (["local.pt", "--out", "a.pt2", "--image-shape", "0", "30"], "at least 2 px, got 0×30"),
         (["global.pt", "--out", "a.pt2", "--image-shape", "64", "64"], "takes images of 32×44 px, got 64×64"),
         (["global.pt", "--out", "a.tflite"], r"expected a name that ends in .onnx or .pt2"),
