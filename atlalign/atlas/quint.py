@@ -17,7 +17,7 @@ from atlalign.io.tables import cut, read_text, shown
 _log = logging.getLogger(__name__)
 
 COMPONENTS = ("ox", "oy", "oz", "ux", "uy", "uz", "vx", "vy", "vz")
-"""Names of the nine numbers of an anchoring."""
+"""What the nine numbers of an anchoring are called."""
 
 _ALLEN = re.compile(r"(?<![a-z])(aba|allen)_.*25um", re.IGNORECASE)
 _RESOLUTION = [GRID[2], GRID[0], GRID[1]]  # voxels from left to right, back to front, bottom to top
@@ -39,7 +39,7 @@ def read_slices(path: Path) -> list[Slice]:
     """Return the entries of a file, which is XML if its name says so, and JSON otherwise.
 
     Raises:
-        InputError: If it cannot be read, is not such a file, or refers to another atlas.
+        InputError: If it cannot be read, is not such a file, or anchors to another atlas.
     """
     return _read_xml(path) if path.suffix.lower() == ".xml" else _read_json(path)
 
@@ -86,9 +86,11 @@ def _loaded(path: Path) -> Any:
     try:
         return json.loads(text)
     except RecursionError as error:
-        raise InputError(f"{path}: expected a list of sections, found deeply nested JSON") from error
+        raise InputError(
+            f"{path}: expected a list of sections, found JSON that is nested too deeply"
+        ) from error
     except ValueError as error:
-        raise InputError(f"{path}: expected a list of sections, found invalid JSON: {error}") from error
+        raise InputError(f"{path}: expected a list of sections, found no valid JSON: {error}") from error
 
 
 def _elements(path: Path) -> list[tuple[str, dict[str, str]]]:
@@ -111,7 +113,7 @@ def _elements(path: Path) -> list[tuple[str, dict[str, str]]]:
     except InputError:
         raise
     except (expat.ExpatError, ValueError, LookupError) as error:
-        raise InputError(f"{path}: expected a list of sections, found invalid XML: {error}") from error
+        raise InputError(f"{path}: expected a list of sections, found no valid XML: {error}") from error
     return elements
 
 
@@ -148,7 +150,7 @@ def _warn_of_markers(path: Path, slices: Sequence[Any]) -> None:
     marked = sum(isinstance(entry, Mapping) and bool(entry.get("markers")) for entry in slices)
     if marked:
         _log.warning(
-            "%s: ignored the VisuAlign or WebWarp markers of %d sections; only their anchorings are used",
+            "%s: the markers of %d sections, made in VisuAlign or WebWarp, are not used, only their anchorings",
             path,
             marked,
         )

@@ -1,4 +1,4 @@
-"""Lists of sections: their images, and the position of each in the atlas."""
+"""Lists of sections: which images there are, and where each lies in the atlas."""
 
 import logging
 import math
@@ -38,8 +38,8 @@ class ListedSection(NamedTuple):
         identity: What its samples keep; its position is rounded down.
         position_um: Where its centre lies along AP.
         anchoring: Where all of it lies, if the list says that.
-        problem: What is wrong with its position, which is then meaningless; empty if nothing is.
-        missing: Why its file was not found; empty if it was.
+        problem: What is wrong with its position, if anything: then the position means nothing.
+        missing: Why its file was not found, if so.
         cells: All cells of its row in a table, by the names of their columns in lower case.
         where: The line of that row.
     """
@@ -101,7 +101,7 @@ def read_list(path: Path, images: Path | None = None) -> list[ListedSection]:
         raise InputError(f"expected a list of sections ({', '.join(LIST_ENDINGS)}) or a folder, got {path}")
     sections = reader(path)
     if not sections:
-        raise InputError(f"{path}: expected at least one section, found an empty list")
+        raise InputError(f"{path}: the list names no section")
     return _located(sections, path, images)
 
 
@@ -113,7 +113,7 @@ def _located(sections: Sequence[ListedSection], path: Path, images: Path | None)
     if guessed:
         name, file_path = guessed[0]
         _log.warning(
-            "%s: %d images were found in another folder or under another spelling, such as %s for %s",
+            "%s: %d images lie in another folder than it says, or are written otherwise, such as %s for %s",
             path,
             len(guessed),
             file_path,
@@ -158,7 +158,7 @@ def _check_agreement(path: Path, other: Path) -> None:
     if differing:
         raise InputError(
             f"expected one list of sections in the folder {path.parent}, found {path.name} and {other.name}, which "
-            f"differ in {differing[0].name}: give one of them instead of the folder"
+            f"differ in {differing[0].name}: name one of them in place of the folder"
         )
 
 
@@ -249,7 +249,7 @@ def _anchoring(entry: Mapping[str, Any]) -> Anchoring:
     height, width = (_whole(entry.get(side), side, default=0) for side in ("height", "width"))
     if height < 1 or width < 1:
         raise InputError(
-            "expected width and height of the anchored image in pixels, found "
+            "expected width and height of the image that was anchored, in pixels, found "
             f"{width or 'no width'} and {height or 'no height'}"
         )
     return Anchoring(vectors, (height, width))
@@ -262,4 +262,4 @@ def _whole(value: Any, name: str, *, default: int) -> int:
 _ANCHORED, _TABLES, _NOTES = (".json", ".waln", ".wwrp", ".xml"), (".csv",), (".tsv", ".txt")
 _LIST_READERS = dict.fromkeys(_ANCHORED, _read_anchored) | dict.fromkeys(_TABLES + _NOTES, _read_table)
 LIST_ENDINGS = tuple(_LIST_READERS)
-"""File name endings of section lists, the most specific first."""
+"""What the names of lists of sections end in, the most telling first."""

@@ -32,8 +32,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         nargs="+",
         type=Path,
         help="an image; a list of sections (.json, .xml or .csv from QuickNII or DeepSlice; .waln or .wwrp "
-        "from WebAlign or WebWarp; .csv, .tsv or .txt with columns filename and p, the position in µm); a folder with images "
-        "and one list",
+        "from WebAlign or WebWarp; .csv, .tsv or .txt with columns filename and p, the position in µm); a folder with "
+        "images and one list",
     )
     command.add_argument(
         "--images",

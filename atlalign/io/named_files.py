@@ -136,7 +136,7 @@ class _Search:
             missing += f", nor {shown(name)}"
         if near:
             there = ", ".join(path.name for path in near)
-            missing += f"; found {there} instead: if it is the same image, name it in the list"
+            missing += f"; {there} is there: if it is the same image, name it in the list"
         return NamedFile(expected, missing=missing)
 
 

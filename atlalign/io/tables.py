@@ -166,7 +166,7 @@ def _opened(path: Path) -> Iterator[TextIO]:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeError as error:
         kind = path.suffix[1:].upper()
-        raise InputError(f"{path}: cannot be read as UTF-8 text: save it as {kind} in UTF-8") from error
+        raise InputError(f"{path}: cannot be read as UTF-8 text: save it as {kind} UTF-8") from error
 
 
 def read_table(path: Path) -> Table:
@@ -332,7 +332,7 @@ def number(value: Any, where: str) -> Decimal:
         hint = ": use a decimal point and no thousands separators" if has_comma else ""
         raise InputError(f"{where}: expected a number, found {shown(value)}{hint}")
     if not -(2**63) <= found < 2**63:
-        raise InputError(f"{where}: expected a number within 64 bits, found {shown(value)}")
+        raise InputError(f"{where}: expected a number of at most 64 bits, found {shown(value)}")
     return found
 
 
