@@ -245,7 +245,7 @@ def test_channels_that_no_ome_tiff_holds_are_refused(transform, tmp_path, capsys
     tifffile.imwrite(tmp_path / "two.tif", np.zeros((2, *SECTION.shape), np.int64), planarconfig="separate")
     command = ["transform", str(tmp_path / "two.tif"), "--with", str(tmp_path / "s1"), "--to", "reference"]
     assert main([*command, "--out", str(tmp_path / "none.tif")]) == 1
-    assert "two.tif: found int64: choose one with --channel" in capsys.readouterr().err
+    assert "found int64: choose one with --channel" in capsys.readouterr().err
 
 
 # --- points -----------------------------------------------------------------------------------------------------------
@@ -300,10 +300,7 @@ def test_points_of_other_sections_are_not_taken_for_those_of_one(transform, tmp_
     assert main([*command, "--out", str(tmp_path / "none.csv")]) == 1
     assert "line 4, section: expected points of s1, found points of 's2'" in capsys.readouterr().err
     assert main([*command, "--channel", "0", "--unit", "px", "--out", str(tmp_path / "none.csv")]) == 1
-    assert (
-        "expected options of images (--labels, --channel, --page, --z) or of points"
-        in capsys.readouterr().err
-    )
+    assert "--unit and --off-plane" in capsys.readouterr().err
 
 
 def test_points_of_several_sections_each_go_by_their_own(transform, tmp_path, capsys):
@@ -933,7 +930,7 @@ FEATURE = '{"type": "Feature", "geometry": {"type": "%s", "coordinates": %s}}'
         ("a.csv", "x,y\n1,1\n", ["--to", "section"], "expected the columns x_reference, y_reference, separated"),
         ("a.csv", "ap_um,dv_um\n1,1\n", ["--to", "section"], "expected the columns ap_um, dv_um, ml_um"),
         ("a.csv", "ap_um,dv_um,ml_um\n5000,9,9\n7.19,4,5\n", ["--to", "section"], "line 3, ap_um: expected a position"),
-        ("a.csv", "x_reference,y_reference\n1,1\n", ["--to", "section", "--off-plane", "9"], "--off-plane needs the columns ap_um"),
+        ("a.csv", "x_reference,y_reference\n1,1\n", ["--to", "section", "--off-plane", "9"], "--off-plane needs"),
         ("a.csv", "x,y\n1,1\n", ["--off-plane", "9"], "--off-plane needs --to section"),
         ("a.csv", "x,y\n1,1\n", ["--off-plane", "-1"], "0 µm, got -1"),
         ("a.csv", "x,y\n1,1\n", ["--off-plane", "nan"], "0 µm, got nan"),
@@ -958,7 +955,7 @@ FEATURE = '{"type": "Feature", "geometry": {"type": "%s", "coordinates": %s}}'
         ("a.geojson", "null", [], "expected GeoJSON, found"),
         ("a.geojson", FEATURE % ("Polygon", "[" * 500 + "]" * 500), [], "expected positions"),
         ("a.geojson", NESTED, [], "too deeply nested"),
-        ("a.geojson", FEATURE % ("Point", "[1000, 2]"), ["--to", "section"], "pixels of the reference, which has 178×199 px"),
+        ("a.geojson", FEATURE % ("Point", "[1000, 2]"), ["--to", "section"], "178×199 px"),
         ("a.geojson", '["a"]', [], "expected GeoJSON, found"),
         ("a.geojson", '{"type": "FeatureCollection"}', [], "expected GeoJSON, found"),
         ("a.geojson", FEATURE % ("Point", '["a", 1]'), [], "expected positions"),
@@ -976,7 +973,7 @@ FEATURE = '{"type": "Feature", "geometry": {"type": "%s", "coordinates": %s}}'
         ("a.png", "no image", ["--out", "out.tif"], "cannot be read as an image"),
         ("wrong_size.tif", None, [], "expected the proportions of the section's image, 180×240 px, found 100×240"),
         ("wrong_size.tif", None, ["--to", "section"], "expected the proportions of the reference, 60×80 px"),
-        ("wrong_size.tif", None, ["--labels", "--channel", "0"], "--labels cannot be combined with --channel"),
+        ("wrong_size.tif", None, ["--labels", "--channel", "0"], "--labels cannot be"),
         ("wrong_size.tif", None, ["--labels"], "expected labels"),
         ("wrong_size.tif", None, ["--channel", "3"], "expected a channel in 0"),
         ("wrong_size.tif", None, ["--labels", "--out", "a.geojson"], "need --to section"),
