@@ -14,7 +14,7 @@ _COMMANDS = (register, transform, count, validate, import_keras, merge, export, 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; exit status 1 is a user's mistake, with its sentence on stderr, 130 Ctrl-C, 141 closed pipe."""
+    """Run a command; return its exit status: 1 after a user's mistake, 130 after Ctrl-C, 141 after a closed pipe."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in PROGRAMS:
         return run_program(arguments[0], arguments[1:])
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="atlalign", description="Register brain sections to an atlas, and train the networks that do it."
+        prog="atlalign", description="Register brain sections to an atlas, and train registration networks."
     )
     parser.add_argument("--version", action="version", version=f"atlalign {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -11,11 +11,14 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command = commands.add_parser(
         "count",
         help="count points by region",
-        description="Count by region the points that `atlalign transform … --to reference` wrote, in all and for each "
-        "mm² of the sections.",
+        description="Count the points in each region, and compute their density in points per mm².",
     )
     command.add_argument(
-        "tables", metavar="TABLE", nargs="+", type=Path, help="a table with a column region_id"
+        "tables",
+        metavar="TABLE",
+        nargs="+",
+        type=Path,
+        help="a table that `atlalign transform … --to reference` wrote",
     )
     command.add_argument(
         "--with",
@@ -24,10 +27,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         nargs="+",
         type=Path,
         required=True,
-        help="the sections' folders, which `atlalign register` wrote, or where these lie; also of sections in which "
-        "there is no point",
+        help="the folders that `atlalign register` wrote for all sections in which points were searched, or a "
+        "folder of these; sections without points count towards the area",
     )
-    command.add_argument("--out", metavar="FILE", type=Path, required=True, help="the .csv file to write")
+    command.add_argument("--out", metavar="FILE", type=Path, required=True, help="the CSV file to write")
     command.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     command.set_defaults(run=_run)
 

@@ -1,4 +1,4 @@
-"""Make one network of a global and a local one."""
+"""Merge a global and a local network into one."""
 
 import argparse
 
@@ -9,11 +9,13 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     """Add the subcommand `merge`."""
     command = commands.add_parser(
         "merge",
-        help="make one network of a global and a local one",
-        description="Make one network that registers globally, then locally, of two model files or checkpoints.",
+        help="merge a global and a local network into one",
+        description="Merge two networks into one that registers globally, then locally.",
     )
-    command.add_argument("global_path", metavar="GLOBAL", help="the file of the global network")
-    command.add_argument("local_path", metavar="LOCAL", help="the file of the local network")
+    command.add_argument(
+        "global_path", metavar="GLOBAL", help="model file or checkpoint of the global network"
+    )
+    command.add_argument("local_path", metavar="LOCAL", help="model file or checkpoint of the local network")
     command.add_argument("--out", metavar="PATH", required=True, help="the model file to write")
     command.set_defaults(run=_run)
 

@@ -1,4 +1,4 @@
-"""Overrides as people type them: values that Hydra's grammar refuses, such as most paths, are quoted for it."""
+"""Hydra overrides as users type them: values that Hydra's grammar rejects, such as many paths, are quoted."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from atlalign.errors import InputError
 
 _OVERRIDE = re.compile(r"(?P<key>[+~]{0,2}[\w@./:-]+)=(?P<value>.+)", re.DOTALL)
-# Quotes, lists, mappings, interpolations and functions are Hydra's own: what is wrong with one is not a path.
+# Hydra's own syntax: quotes, lists, mappings, interpolations and functions. A faulty one is not a path.
 _GRAMMAR = re.compile(r"""["'\[{$]|\w+\(""")
 _MULTIRUN = ("-m", "--multirun")
 
@@ -16,11 +16,11 @@ _MULTIRUN = ("-m", "--multirun")
 def quoted_overrides(arguments: Sequence[str]) -> list[str]:
     """Return a program's arguments with quotes where Hydra needs them, and `~` replaced by the home folder.
 
-    `data.path=/x/My data (1)/made.h5` becomes `data.path="/x/My data (1)/made.h5"`. What Hydra takes as it is stays so.
-    In a multirun each value of a list such as `a.h5,b (1).h5` is quoted by itself; elsewhere a path may hold commas.
+    `data.path=/x/My data (1)/made.h5` becomes `data.path="/x/My data (1)/made.h5"`. Valid overrides stay unchanged.
+    In a multirun, each value of a list such as `a.h5,b (1).h5` is quoted separately; otherwise a path may hold commas.
 
     Raises:
-        InputError: If Hydra does not take an override, and it is not to be quoted.
+        InputError: If an override is invalid and is not text that quotes would mend.
     """
     multirun = any(flag in arguments for flag in _MULTIRUN)
     return [_quoted(argument, multirun=multirun) for argument in arguments]
@@ -36,8 +36,8 @@ def _quoted(argument: str, *, multirun: bool) -> str:
         return argument
     if _GRAMMAR.match(value):
         raise InputError(
-            f"{key}: {value} is no value that Hydra takes: check its brackets and quotes; text with special characters "
-            f"is quoted twice, for the shell and for Hydra: '{key}=\"…\"'"
+            f"{key}: expected a value that Hydra can parse, got {value}: check its brackets and quotes; quote text "
+            f"with special characters twice, for the shell and for Hydra: '{key}=\"…\"'"
         )
     values = value.split(",") if multirun else [value]
     return f"{key}={','.join(_values(key, values))}"
@@ -58,7 +58,7 @@ def _values(key: str, values: Sequence[str]) -> Iterator[str]:
 
 
 def _parsed(argument: str) -> Any:
-    """Return the override as Hydra understands it; None where it does not."""
+    """Return the parsed override; None if Hydra cannot parse it."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

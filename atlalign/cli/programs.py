@@ -20,7 +20,7 @@ def train() -> None:
 
 
 def generate() -> None:
-    """Write a data set of generated sections."""
+    """Generate a training data set."""
     _run("generate", _generate)
 
 
@@ -55,21 +55,21 @@ def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
 
 
 def _train(config: DictConfig) -> float:
-    """Train as the configuration says; the return value is what a sweep optimises."""
+    """Train with this configuration and return the value that a sweep minimises."""
     from atlalign.training.run import train
 
     return train(config)
 
 
 def _generate(config: DictConfig) -> None:
-    """Write the h5 data set that the configuration describes, and a figure of its samples."""
+    """Write the configured h5 data set, and a figure of its samples."""
     from atlalign.synthesis.generate import generate
 
     generate(config)
 
 
 def _evaluate(config: DictConfig) -> None:
-    """Measure a checkpoint and baselines on annotated sections; write tables and a report."""
+    """Measure a network and baselines on annotated sections; write tables and a report."""
     from atlalign.evaluation.evaluate import evaluate
 
     evaluate(config)

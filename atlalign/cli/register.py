@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 _NO_NAMES = (
-    "regions have no names: `--ontology CSV --overwrite` gives them, CSV being a table such as the Allen Institute's "
-    "structure_tree_safe_2017.csv"
+    "regions have no names: run again with `--ontology CSV --overwrite`, where CSV is a table such as the Allen "
+    "Institute's structure_tree_safe_2017.csv"
 )
 
 
@@ -24,144 +24,163 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command = commands.add_parser(
         "register",
         help="register sections to an atlas",
-        description="Register images of sections. Run again, it does what is missing.",
+        description="Register images of sections to an atlas. Sections that are already registered are skipped.",
     )
     command.add_argument(
         "inputs",
         metavar="INPUT",
         nargs="+",
         type=Path,
-        help="an image; a list of sections (.json, .xml or .csv of QuickNII or DeepSlice; .waln or .wwrp of WebAlign; "
-        ".csv, .tsv or .txt with the columns filename and p); a folder with images and one list",
+        help="an image; a list of sections (.json, .xml or .csv from QuickNII or DeepSlice; .waln or .wwrp "
+        "from WebAlign or WebWarp; .csv, .tsv or .txt with columns filename and p, the position in µm); a folder with "
+        "images and one list",
     )
     command.add_argument(
         "--images",
         metavar="FOLDER",
         type=Path,
-        help="the folder of the images that lists name; that of each list (default)",
+        help="folder of the images that lists name (default: the folder of each list)",
     )
     command.add_argument(
         "--model",
         metavar="FILE",
         type=Path,
-        help="a model file, a folder or a checkpoint; what comes with the package (default)",
+        help="a model file, model folder or checkpoint (default: the network that comes with the package)",
     )
-    command.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder of results")
+    command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results")
     _add_reference_options(command)
     _add_section_options(command)
     command.add_argument(
         "--workers",
         type=int,
         metavar="N",
-        help="how many sections are worked on at a time; as many as cores, but at most 4 (default)",
+        help="number of sections processed at a time (default: the number of cores, at most 4)",
     )
     command.add_argument(
         "--refine",
         type=int,
         default=0,
         metavar="STEPS",
-        help="steps of optimisation on each pair of images after the network, such as 80; slower, and closer",
+        help="number of optimisation steps after the network, such as 80: slower, but more accurate (default: 0)",
     )
     command.add_argument(
         "--refine-smoothness",
         type=float,
         default=0.1,
         metavar="SHARE",
-        help="how far the last of these steps smooth, as a share of the width, 0.005 to 0.2: 0.1 trusts "
-        "that deformations are smooth (default), 0.01 follows borders, often to worse places within",
+        help="smoothing in the last of these steps, as a fraction of the image width, 0.005 to 0.2 (default: "
+        "%(default)s); 0.01 follows borders more closely, but often makes the interior worse",
     )
     command.add_argument(
         "--limit",
         action="append",
         default=[],
         metavar="MEASURE=LOOK,FAIL",
-        help="from what on a measure of quality calls for a look, and from what on it fails; may be repeated, and also "
-        "judges what was registered before",
+        help="change the limits from which a quality measure flags a section `look` and `fail`; may be repeated; also "
+        "applies to sections that are already registered",
     )
     command.add_argument(
-        "--image-shape", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="what the network takes"
+        "--image-shape",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="size of the network's input in pixels (default: the size used in training)",
     )
-    command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, …")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: %(default)s)")
     command.add_argument(
-        "--overwrite", action="store_true", help="replace results that were made in another way"
+        "--overwrite", action="store_true", help="replace results that were made with other settings"
     )
     command.set_defaults(run=_run)
 
 
 def _add_reference_options(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("what to register to")
-    group.add_argument("--atlas", help="allen (default; downloaded once), phantom, or a file")
+    group = command.add_argument_group("reference")
+    group.add_argument("--atlas", help="allen (downloaded once), phantom, or an atlas file (default: allen)")
     group.add_argument(
-        "--annotation", metavar="FILE", help="the region ids of an atlas file, if it does not hold them"
+        "--annotation", metavar="FILE", help="file with the region ids, if the atlas file does not hold them"
     )
     group.add_argument(
         "--ontology",
         metavar="CSV",
-        help="the names of an atlas file's or a reference's regions: a table of id, acronym, name, and perhaps "
+        help="table of region names for an atlas file or reference image: columns id, acronym, name, and optionally "
         "structure_id_path and color_hex_triplet, such as the Allen Institute's structure_tree_safe_2017.csv",
     )
     group.add_argument(
         "--spacing-um",
         type=float,
         metavar="UM",
-        help="the size of an atlas file's voxels; what the file says, or 25 if it says nothing (default)",
+        help="voxel size of an atlas file in µm (default: the value in the file, or 25 if it has none)",
     )
     group.add_argument(
         "--axes",
         metavar="AP,DV,ML",
-        help="the directions of an atlas file's axes in its own order: AP or PA (front to back, or the other way), DV "
-        "or VD (top to bottom), and ML, which is LR, or RL; what the file says, or AP,DV,ML (default)",
+        help="directions of an atlas file's axes, in the order of the file: AP or PA (front to back or back to front), "
+        "DV or VD (top to bottom or bottom to top), and LR (also ML) or RL (left to right or right to left) (default: "
+        "the value in the file, or AP,DV,ML)",
     )
     group.add_argument(
         "--position",
         type=float,
         metavar="UM",
-        help="where the images lie, from the front of the atlas; in the Allen atlas bregma lies at about 5400",
+        help="position of the images in µm from the front of the atlas; bregma is at about 5400 in the Allen atlas",
     )
-    group.add_argument("--reference", metavar="IMAGE", help="an image of one's own, in place of an atlas")
-    group.add_argument("--reference-labels", metavar="IMAGE", help="its regions")
-    group.add_argument("--reference-pixel-um", type=float, metavar="UM", help="the size of its pixels")
+    group.add_argument("--reference", metavar="IMAGE", help="register to this image instead of an atlas")
+    group.add_argument(
+        "--reference-labels", metavar="IMAGE", help="label image with the region ids of the reference image"
+    )
+    group.add_argument(
+        "--reference-pixel-um",
+        type=float,
+        metavar="UM",
+        help="pixel size of the reference image in µm; overrides its metadata",
+    )
     group.add_argument(
         "--hemisphere",
         choices=("left", "right"),
-        help="the half of the brain that the sections show, wherever it lies in their images; the left one lies "
-        "at the left of the reference",
+        help="the sections show only this half of the brain, anywhere in the image; the left half is at the left of "
+        "the reference",
     )
 
 
 def _add_section_options(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("how the sections are to be read and placed")
+    group = command.add_argument_group("sections")
     group.add_argument(
-        "--pixel-size-um", type=float, metavar="UM", help="the size of their pixels, against the files' word"
+        "--pixel-size-um",
+        type=float,
+        metavar="UM",
+        help="pixel size of the images in µm; overrides the files' metadata",
     )
     group.add_argument(
         "--place",
         choices=("auto", "anchoring", "scale", "fit", "stretch"),
         default="auto",
-        help="by their anchoring, the size of their pixels, or the extent of the tissue (auto: the first that is "
-        "possible); stretch: corner on corner",
+        help="initial placement: by the anchoring, at the scale given by the pixel size, fitted to the extent of "
+        "the tissue, or stretched corner to corner (default: auto, the first of anchoring, scale and fit that is "
+        "possible)",
     )
     group.add_argument(
-        "--background", choices=("auto", "bright", "dark"), default="auto", help="what the slide is"
+        "--background",
+        choices=("auto", "bright", "dark"),
+        default="auto",
+        help="brightness of the empty slide (default: %(default)s)",
     )
-    group.add_argument("--channel", type=int, help="which channel, from 0, of images that have several")
     group.add_argument(
-        "--page", type=int, metavar="N", help="which page, from 0, of TIFF files that have several"
+        "--channel", type=int, metavar="N", help="channel of multichannel images, counted from 0"
     )
-    group.add_argument("--z", type=int, metavar="N", help="which plane, from 0, of z-stacks")
+    group.add_argument("--page", type=int, metavar="N", help="page of multipage TIFF files, counted from 0")
+    group.add_argument("--z", type=int, metavar="N", help="plane of z-stacks, counted from 0")
     group.add_argument(
         "--mirrored",
         action="store_true",
-        help="the images show the right of the brain at their left, as seen from the front: the atlas has its left "
-        "there; anchorings say so by themselves",
+        help="the left side of each image shows the right side of the brain; cannot be combined with an anchoring, "
+        "which already defines the orientation",
     )
     group.add_argument(
         "--turn",
         type=float,
         metavar="DEGREES",
-        help="counter-clockwise turn that makes the images upright, -360 to 360, after the orientation that their EXIF "
-        "or TIFF tags give; 0 takes them as they are. By default, the turn of each image without an anchoring is "
-        "estimated",
+        help="counter-clockwise turn that makes the images upright, -360 to 360, applied after the orientation in "
+        "their EXIF or TIFF tags; 0 leaves them as they are (default: estimated for each image without an anchoring)",
     )
 
 
@@ -176,7 +195,7 @@ def _run(options: argparse.Namespace) -> None:
     for path in find_lists(options.inputs, **what):
         if path.absolute() in {(options.out / name).absolute() for name in (TABLE, VISUALIGN)}:
             raise InputError(
-                f"{path}: the results would replace this list: rename it, or choose another --out"
+                f"{path}: the results would overwrite this list: rename it, or choose another --out"
             )
     jobs = find_jobs(options.inputs, images=options.images, **what)
     workers = min(len(jobs), _workers(options.workers))
@@ -209,7 +228,7 @@ def _workers(wanted: int | None) -> int:
 
     if wanted is not None and wanted < 1:
         raise InputError(f"--workers: expected at least 1, got {wanted}")
-    # More would rather need memory than save time.
+    # More workers would need more memory without saving time.
     return min(4, torch.get_num_threads()) if wanted is None else wanted
 
 
@@ -239,12 +258,12 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
     if options.reference is not None:
         for name in ("atlas", "annotation", "spacing_um", "axes", "position"):
             if getattr(options, name) is not None:
-                raise InputError(f"expected either --reference or --{name.replace('_', '-')}, got both")
+                raise InputError(f"--{name.replace('_', '-')} cannot be combined with --reference")
         of_image = {"labels": options.reference_labels, "pixel_um": options.reference_pixel_um}
         return image_recipe(options.reference, **of_image, **common)
     for name in ("reference_labels", "reference_pixel_um"):
         if getattr(options, name) is not None:
-            raise InputError(f"expected --{name.replace('_', '-')} beside --reference, got no --reference")
+            raise InputError(f"--{name.replace('_', '-')} needs --reference")
     of_atlas = {
         "annotation": options.annotation,
         "spacing_um": options.spacing_um,
@@ -254,7 +273,7 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
 
 
 def _limits(texts: Sequence[str]) -> "dict[str, Limit]":
-    """Return the limits of quality that are given as MEASURE=LOOK,FAIL."""
+    """Return the quality limits given as MEASURE=LOOK,FAIL."""
     from atlalign.registration.register import LIMITS, Limit
 
     limits = {}
@@ -267,6 +286,6 @@ def _limits(texts: Sequence[str]) -> "dict[str, Limit]":
         except ValueError as error:
             raise InputError(f"--limit {text}: expected {name}=LOOK,FAIL, two numbers") from error
         if not look <= fail:
-            raise InputError(f"--limit {text}: expected {name}=LOOK,FAIL, the second no lower than the first")
+            raise InputError(f"--limit {text}: expected {name}=LOOK,FAIL with LOOK ≤ FAIL")
         limits[name] = Limit(look, fail)
     return limits

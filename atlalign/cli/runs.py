@@ -12,19 +12,26 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command = commands.add_parser(
         "runs",
         help="compare the training runs of a sweep",
-        description="Print the table of all runs in some folders, sorted by a metric; write it as .md, .csv and .png.",
+        description="Print a table of all training runs below some folders, and write it as .md, .csv and .png.",
     )
     command.add_argument(
-        "folders", metavar="FOLDER", nargs="+", type=Path, help="a sweep's folder, or any above runs"
+        "folders",
+        metavar="FOLDER",
+        nargs="+",
+        type=Path,
+        help="a sweep's folder, or any folder that holds runs",
     )
     command.add_argument(
         "--sort",
         metavar="METRIC",
-        help="the metric to sort by (default: the runs' objective, among images of several sizes val/ratio)",
+        help="sort by this metric (default: the runs' objective, or val/ratio if their image sizes differ)",
     )
-    command.add_argument("--descending", action="store_true", help="the largest first")
+    command.add_argument("--descending", action="store_true", help="list the largest value first")
     command.add_argument(
-        "--out", metavar="PATH", type=Path, help="files to write, without ending (FOLDER/runs)"
+        "--out",
+        metavar="PATH",
+        type=Path,
+        help="path of the files to write, without suffix (default: FOLDER/runs)",
     )
     command.set_defaults(run=_run)
 

@@ -10,13 +10,15 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command = commands.add_parser(
         "validate",
         help="check an h5 data set",
-        description="Check an h5 data set; list every problem it has.",
+        description="Check an h5 data set and list every problem found.",
     )
-    command.add_argument("file", metavar="FILE", help="the h5 file")
+    command.add_argument("file", metavar="FILE", help="the h5 file to check")
     command.add_argument(
         "--extent-um",
         type=float,
-        help="positions lie in [0, EXTENT_UM]; what the file says of its atlas, or 13200 for the Allen atlas (default)",
+        help="length of the atlas from front to back; positions must lie in [0, UM] (default: the value in the file, "
+        "or 13200, that of the Allen atlas)",
+        metavar="UM",
     )
     command.set_defaults(run=_run)
 

@@ -1,4 +1,4 @@
-"""Finding the files that a list names, which may have been written on another computer."""
+"""Find the files that a list names; the list may come from another computer."""
 
 import os
 import re
@@ -20,12 +20,12 @@ _ZOOMABLE = ".dzip"  # WebAlign's own copy of an image, whose ending it drops
 
 
 class NamedFile(NamedTuple):
-    """The file that a list means by a name.
+    """The file that a name in a list refers to.
 
     Attributes:
-        path: The file, or the place where it should lie.
-        guessed: Whether its folder, or its upper and lower case, is not the one in the list.
-        missing: Why there is no such file, if so.
+        path: The file, or the place where it is expected.
+        guessed: Whether its folder or letter case differs from the list.
+        missing: Why the file was not found; empty if it was.
     """
 
     path: Path
@@ -34,16 +34,16 @@ class NamedFile(NamedTuple):
 
 
 def find_files(folder: Path, names: Sequence[str], *, only_here: bool = False) -> list[NamedFile]:
-    """Return the files that a list means by `names`.
+    """Return the files that the `names` in a list refer to.
 
-    A name counts as it is written, from `folder` on. Where that is no file, it may come from another computer: with
-    backslashes, percent signs or accents of another encoding, in a folder that this computer lacks, or in other upper
-    and lower case. Then the file is searched below `folder`. Two names never share a file that was searched so.
+    A name is first taken literally, relative to `folder`. If there is no such file, the name may come from another
+    computer: with backslashes, percent-encoding, accents of another encoding, a folder that does not exist here, or
+    another letter case. Then the file is searched below `folder`. Two names never share a file that was found this way.
 
     Args:
         folder: The folder that names are relative to.
-        names: As `check_name` allows them.
-        only_here: Search absolute names in `folder`, too, even where they exist.
+        names: Names that passed `check_name`.
+        only_here: Search absolute names in `folder` as well, even if they exist.
     """
     search = _Search(folder, only_here=only_here)
     found = [search.find(name) for name in names]
@@ -60,7 +60,7 @@ def check_name(name: object) -> str:
     """Return the name of a file that a list gives.
 
     Raises:
-        InputError: If no file can have it.
+        InputError: If no file can have this name.
     """
     if not isinstance(name, str) or not _parts(name):
         raise InputError(f"expected a filename, found {shown(name)}")
@@ -76,12 +76,12 @@ def check_name(name: object) -> str:
 
 
 def is_visible(path: Path) -> bool:
-    """Return whether a file is the user's: not hidden, such as those that macOS adds beside others (._a.png)."""
+    """Return whether a file is not hidden; macOS adds hidden files such as ._a.png beside others."""
     return not path.name.startswith(".") and is_file(path)
 
 
 class _Search:
-    """Searches files below one folder, whose content is read once."""
+    """Searches for files below one folder, and reads its content once."""
 
     def __init__(self, folder: Path, *, only_here: bool) -> None:
         self.folder = folder
@@ -89,7 +89,7 @@ class _Search:
         self._content = cache(_content)
 
     def find(self, name: str) -> NamedFile:
-        """Return the file that `name` means, or why there is none."""
+        """Return the file that `name` refers to, or why it was not found."""
         zoomable = name.lower().endswith(_ZOOMABLE)
         spellings = _spellings(name[: -len(_ZOOMABLE)] if zoomable else name)
         for spelling in spellings:
@@ -109,7 +109,7 @@ class _Search:
         return None
 
     def _walk(self, parts: Sequence[str], alike: Callable[[str], str]) -> Path | None:
-        """Return the file below the folder to which names lead that are `alike`; None where several are."""
+        """Return the file below the folder whose path is `alike`; None if there is none or several."""
         path = self.folder
         for part in parts:
             found = self._content(path, alike).get(alike(part), [])
@@ -121,7 +121,7 @@ class _Search:
         return path if is_file(path) else None
 
     def _of_another_ending(self, spellings: Sequence[str], name: str, *, accept: bool) -> NamedFile:
-        """Return why there is no such file, or if `accept` the one image that differs in its ending alone."""
+        """Return why the file was not found, or if `accept` the only image that differs just in its ending."""
         expected = self.folder / (_parts(name)[-1] if _is_absolute(name) else _slashed(name))
         near = sorted(
             path
@@ -143,12 +143,12 @@ class _Search:
 def _contested(file: NamedFile, name: str, names: set[str]) -> NamedFile:
     others = ", ".join(shown(other) for other in sorted(names - {name}))
     return file._replace(
-        missing=f"no such file as {shown(name)}, and {file.path} may as well be {others}: correct the list"
+        missing=f"no such file as {shown(name)}, and {file.path} could also be {others}: correct the list"
     )
 
 
 def _spellings(name: str) -> list[str]:
-    """Return a name as it is written, and as it reads on this computer."""
+    """Return a name as written, and as this computer would write it."""
     slashed = _slashed(name)
     if re.match("file:/", slashed, re.IGNORECASE):
         slashed = "/" + slashed[len("file:") :].lstrip("/")
@@ -164,7 +164,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _stem(spelling: str) -> str:
-    """Return the name of a file without its folders and, where it is that of an image, its ending."""
+    """Return the name of a file without its folders and, if it is an image, its ending."""
     name = Path(_slashed(spelling))
     return name.stem if name.suffix.lower() in IMAGE_ENDINGS else name.name
 
@@ -175,7 +175,7 @@ def _is_absolute(name: str) -> bool:
 
 
 def _content(folder: Path, alike: Callable[[str], str]) -> dict[str, list[str]]:
-    """Return the names in a folder by how they read."""
+    """Return the names in a folder by their normalised form."""
     names = defaultdict(list)
     for path in _paths_in(folder):
         names[alike(path.name)].append(path.name)
@@ -194,7 +194,7 @@ def _paths_in(folder: Path) -> list[Path]:
 
 
 def _composed(name: str) -> str:
-    """Return a name with its accents as single characters, which macOS takes apart."""
+    """Return a name with composed accents; macOS decomposes them."""
     return normalize("NFC", name)
 
 

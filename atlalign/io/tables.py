@@ -1,4 +1,4 @@
-"""Tables as CSV: read as spreadsheets and programs write them, written so that a spreadsheet runs nothing in them."""
+"""CSV tables: read in the dialects of spreadsheets and programs, written so that a spreadsheet runs no formula."""
 
 import csv
 import re
@@ -41,14 +41,14 @@ _ESCAPED = re.compile(r"\\x([0-9a-f]{2})|\\u(d[89a-f][0-9a-f]{2})")
 
 
 class Table(NamedTuple):
-    """A table of texts, without spaces around them.
+    """A table of text cells, stripped of surrounding spaces.
 
     Attributes:
         path: Its file.
-        header: The names of the columns as they are written.
+        header: The column names as written.
         rows: Their cells, one for each column.
-        lines: The number that a spreadsheet shows beside each row.
-        unclear: Names, as in `names`, of columns whose commas or points may be decimal marks or separate thousands.
+        lines: The row number that a spreadsheet shows for each row.
+        unclear: Columns, as in `names`, whose commas or points may be decimal marks or thousands separators.
     """
 
     path: Path
@@ -59,15 +59,15 @@ class Table(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """The names of the columns in lower case, the Greek letter μ as the sign µ of units."""
+        """The column names in lower case, with the Greek letter μ replaced by the micro sign µ."""
         return [_name(text) for text in self.header]
 
     def records(self, columns: Sequence[str], *, hint: str = "") -> Iterator[tuple[int, dict[str, str]]]:
-        """Return each row's line and its cells by the names of their columns in lower case.
+        """Return each row's line, and its cells by lower-case column name.
 
         Args:
-            columns: Names of the columns that must exist.
-            hint: What to do where one is missing.
+            columns: Names of the required columns.
+            hint: Advice for the error message if one is missing.
 
         Raises:
             InputError: If one is missing, occurs twice or holds unclear numbers.
@@ -121,18 +121,18 @@ class Table(NamedTuple):
                 )
             if name in self.unclear:
                 raise InputError(
-                    f"{self.path}, {name}: expected numbers with one kind of decimal mark, found some in which a comma "
-                    "or point may as well separate thousands: write them without separators of thousands"
+                    f"{self.path}, {name}: expected one kind of decimal mark, found numbers whose comma or point could "
+                    "also be a thousands separator: write numbers without thousands separators"
                 )
 
 
 def cut(text: str, length: int) -> str:
-    """Return a text, or where it is longer its first characters and an ellipsis."""
+    """Return a text, shortened to its first characters and an ellipsis if it is longer than `length`."""
     return text if len(text) <= length else f"{text[:length]}…"
 
 
 def _escape_controls(text: str) -> str:
-    r"""Return a text with control characters as `\x1b`, which a terminal does not act upon."""
+    r"""Return a text with control characters escaped as `\x1b`, so that a terminal ignores them."""
     return _CONTROL.sub(_escaped, text)
 
 
@@ -145,10 +145,10 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file in UTF-8, with or without its mark, or in UTF-16 with it.
+    """Return the text of a file in UTF-8, with or without a byte order mark, or in UTF-16 with one.
 
     Raises:
-        InputError: If it cannot be read, or is written in another way.
+        InputError: If it cannot be read, or has another encoding.
     """
     with _opened(path) as file:
         return file.read()
@@ -170,7 +170,7 @@ def _opened(path: Path) -> Iterator[TextIO]:
 
 
 def read_table(path: Path) -> Table:
-    """Return a table whole; see `read_parts` for how it may be written.
+    """Return a whole table; see `read_parts` for the accepted dialects.
 
     Raises:
         InputError: As `read_parts` does, or if the table names a column twice.
@@ -190,13 +190,13 @@ def read_table(path: Path) -> Table:
 def read_parts(path: Path, *, n_rows: int = _PART_ROWS) -> Iterator[Table]:
     """Yield a table in parts, in order, at least one even if it has no rows: a table of any length fits into memory.
 
-    Cells are separated by commas, semicolons or tabs, by what makes most columns of the header, or by what Excel's
-    line `sep=` says. Blank lines, empty rows at the end and comments are left out. A comment begins with # and stands
-    above the header, or has fewer cells than it. Where semicolons or tabs separate cells, decimal commas become
-    points. What `write_table` did to keep text from being run is undone.
+    Cells are separated by the mark in Excel's line `sep=`; without that line, by the comma, semicolon or tab that
+    yields most columns in the header. Blank lines, empty rows at the end and comments are skipped. A comment begins
+    with #, and stands above the header or has fewer cells than it. If semicolons or tabs separate cells, decimal commas
+    become points. The escapes of `write_table` are undone.
 
     Raises:
-        InputError: If the file cannot be read, or has a row of another length.
+        InputError: If the file cannot be read, or a row has another length than the header.
     """
     with _opened(path) as file:
         try:
@@ -220,7 +220,7 @@ def _parts(path: Path, file: TextIO, n_rows: int) -> Iterator[Table]:
 
 
 def _find_header(file: TextIO) -> tuple[int, str, str]:
-    """Return how many rows stand above the header, its first line, and what separates cells."""
+    """Return the number of rows above the header, its first line, and the separator of cells."""
     separator, n_above = "", 0
     for line in file:
         said = _SEPARATOR_LINE.fullmatch(line)
@@ -234,7 +234,7 @@ def _find_header(file: TextIO) -> tuple[int, str, str]:
 
 
 def _is_comment_above(line: str) -> bool:
-    # A column of numbers may be called # alone.
+    # # alone may be the name of a column.
     text = line.strip()
     return text.startswith(_COMMENT) and text[1:2] not in ("", *_SEPARATORS)
 
@@ -249,7 +249,7 @@ def _separator_of(line: str) -> str:
 def _rows(
     reader: Iterable[list[str]], path: Path, width: int, first_line: int
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yield rows of `width` cells and their lines, without comments, blank lines and empty rows at the end."""
+    """Yield rows of `width` cells and their lines; skip comments, blank lines and empty rows at the end."""
     empty: list[tuple[int, list[str]]] = []
     for line, cells in enumerate(reader, first_line):
         row = [cell.strip() for cell in cells]
@@ -277,7 +277,7 @@ def _fitted(row: list[str], width: int, where: str) -> list[str]:
 
 
 def _as_meant(cell: str) -> str:
-    """Return what `_harmless` was given."""
+    """Undo `_harmless`."""
     if cell[:1] != "'" or not (_FORMULA.match(cell[1:]) or _ESCAPED.search(cell)):
         return cell
     return _ESCAPED.sub(lambda found: chr(int(found[1] or found[2], 16)), cell[1:])
@@ -286,7 +286,7 @@ def _as_meant(cell: str) -> str:
 def _with_points(
     rows: list[list[str]], header: Sequence[str], separator: str
 ) -> tuple[list[list[str]], frozenset[str]]:
-    """Return rows with decimal points for commas, and the names of columns in which these are unclear."""
+    """Return rows with decimal points for commas, and the names of columns in which commas are ambiguous."""
     unclear = set()
     for place, name in enumerate(header if separator != "," else ()):
         cells = [row[place] for row in rows]
@@ -312,15 +312,15 @@ def _name(text: str) -> str:
 
 
 def is_missing(cell: str) -> bool:
-    """Return whether a cell stands for a value that is not known: it is empty, or NaN, NA, null or none."""
+    """Return whether a cell is a missing value: empty, NaN, NA, null or none."""
     return cell.lower() in _MISSING
 
 
 def number(value: Any, where: str) -> Decimal:
-    """Return a number that an h5 file can hold the whole part of, with all of its digits.
+    """Return a number with all of its digits, whose integer part fits into 64 bits.
 
     Raises:
-        InputError: If it is none, or not finite; the message begins with `where`.
+        InputError: If it is not a finite number, or too large; the message begins with `where`.
     """
     text = str(value)
     try:
@@ -329,7 +329,7 @@ def number(value: Any, where: str) -> Decimal:
         found = Decimal("nan")
     if not found.is_finite():
         has_comma = isinstance(value, str) and "," in value
-        hint = ": write no separators of thousands, and a point as decimal mark" if has_comma else ""
+        hint = ": use a decimal point and no thousands separators" if has_comma else ""
         raise InputError(f"{where}: expected a number, found {shown(value)}{hint}")
     if not -(2**63) <= found < 2**63:
         raise InputError(f"{where}: expected a number of at most 64 bits, found {shown(value)}")
@@ -340,7 +340,7 @@ def whole_number(value: Any, where: str) -> int:
     """Return a whole number, which spreadsheets may write as 6720.0.
 
     Raises:
-        InputError: If it is none; the message begins with `where`.
+        InputError: If it is not a whole number; the message begins with `where`.
     """
     found = number(value, where)
     if found % 1:
@@ -349,7 +349,7 @@ def whole_number(value: Any, where: str) -> int:
 
 
 def shown(value: Any) -> str:
-    """Return a value as messages show it."""
+    """Return a value as error messages show it."""
     if value in (None, ""):
         return "none"
     if isinstance(value, list | dict):
@@ -363,14 +363,14 @@ def shown(value: Any) -> str:
 def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     r"""Write a table as CSV in UTF-8 with commas, whole or not at all.
 
-    Numbers with a fraction get six digits; None and NaN become empty cells. Text that a spreadsheet might run, because
-    it begins with =, +, -, @ or a tab, and text with control characters, which a terminal might act upon, gets an
-    apostrophe in front and control characters as `\x1b`. `read_table` and `read_parts` undo that.
+    Fractional numbers get six significant digits; None and NaN become empty cells. Text that a spreadsheet could run
+    as a formula, because it begins with =, +, -, @ or a tab, gets an apostrophe in front. So does text with control
+    characters, which are escaped as `\x1b`. `read_table` and `read_parts` undo both.
 
     Args:
         path: The file.
-        header: The names of the columns.
-        rows: Their cells, one for each column; they may be made while they are written.
+        header: The column names.
+        rows: The cells of each row, one per column; an iterator is consumed while writing.
 
     Raises:
         InputError: If the file cannot be written.

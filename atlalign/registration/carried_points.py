@@ -1,4 +1,4 @@
-"""Tables of points through a registration, part by part, so that a table of any length fits into memory."""
+"""Map tables of points, part by part, so that a table of any length fits into memory."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from atlalign.registration.results import Results, TransformOptions, Unit, is_in
 from atlalign.registration.transform import RECORD, Grid, SectionTransform, read_record
 
 OFF_PLANE_UM = 100.0
-"""How far off a section's plane atlas points are still taken to lie on it: a section and what its place may err by."""
+"""Largest distance of atlas points from a section's plane: its thickness plus the error of its position."""
 
 _SECTIONS_IN_MEMORY = 32
 
@@ -38,7 +38,7 @@ _PATH_MARK = ">"  # acronyms have slashes: VISp2/3
 
 
 class _Moved(NamedTuple):
-    """The cells to add to a table of points, by column; how many points are without what; how x and y were read."""
+    """The cells to add to a table of points by column, the counts for the summary, and how x and y were read."""
 
     columns: dict[str, list[str]]
     counts: dict[str, int]
@@ -49,10 +49,10 @@ _Mover = Callable[[Table], _Moved]
 
 
 def transform_table(source: Path, folder: Path, out: Path, options: TransformOptions) -> str:
-    """Write a table of points with columns on where they lie on the other side, and return one line on them.
+    """Write a table of points with columns for their mapped positions, and return a one-line summary.
 
     Raises:
-        InputError: If the table is not one of points of the section, or of those in the folder.
+        InputError: If the table does not hold points of the section, or of the sections in the folder.
     """
     table = next(read_parts(source))
     _check_table(table, options)
@@ -60,7 +60,7 @@ def transform_table(source: Path, folder: Path, out: Path, options: TransformOpt
     taken = [name for name in names if name in table.names]
     if taken:
         raise InputError(
-            f"{source}: expected no column {', '.join(taken)}, which is to be added: rename it before"
+            f"{source}: the table already has the columns that would be added ({', '.join(taken)}): rename them first"
         )
     counts: Counter[str] = Counter()
     write_table(out, [*table.header, *names], _carried_rows(source, mover, names, counts))
@@ -71,15 +71,15 @@ def transform_table(source: Path, folder: Path, out: Path, options: TransformOpt
 
 def _check_table(table: Table, options: TransformOptions) -> None:
     if not table.rows:
-        raise InputError(f"{table.path}: expected names of columns and points below, found no point")
+        raise InputError(f"{table.path}: expected column names and at least one point below, found no point")
     if options.to == "reference" and options.off_plane_um is not None:
-        raise InputError(f"{table.path}: expected --to section beside --off-plane")
+        raise InputError(f"{table.path}: --off-plane needs --to section")
     if options.to == "section" and options.unit is not None:
-        raise InputError(f"{table.path}: expected --to reference beside --unit")
+        raise InputError(f"{table.path}: --unit needs --to reference")
 
 
 def _mover(table: Table, folder: Path, options: TransformOptions) -> tuple[_Mover, list[str], list[str]]:
-    """Return what moves the parts of a table, the names of the columns that it adds, and what to say of it."""
+    """Return the function that maps parts of a table, the columns that it adds, and remarks for the summary."""
     nothing = table._replace(rows=[], lines=[])
     if "section" in table.names and not (folder / RECORD).exists():
         load = lru_cache(_SECTIONS_IN_MEMORY)(lambda name: Results.load(folder / name, options.scale))
@@ -100,7 +100,7 @@ def _mover(table: Table, folder: Path, options: TransformOptions) -> tuple[_Move
 def _carried_rows(
     source: Path, mover: _Mover, names: Sequence[str], counts: Counter[str]
 ) -> Iterator[list[str]]:
-    """Yield the rows of a table with the cells that are added, and count points."""
+    """Yield the rows of a table with the added cells, and count points."""
     for part in read_parts(source):
         moved = mover(part)
         counts.update({_POINTS: len(part.rows)} | moved.counts)
@@ -109,20 +109,22 @@ def _carried_rows(
 
 
 def _check_section(table: Table, folder: Path) -> None:
-    """Raise an error where a table says that its points are those of another section."""
+    """Raise an error if the column `section` names another section."""
     own = folder.resolve().name
     for line, name in _section_cells(table.path) if "section" in table.names else ():
         if name not in ("", own):
             raise InputError(
-                f"{table.path}, line {line}, section: expected points of {own}, found some of {shown(name)}: give the "
-                "folder that holds all sections"
+                f"{table.path}, line {line}, section: expected points of {own}, found points of {shown(name)}: give "
+                "the folder that holds all sections"
             )
 
 
 def _sections_in(source: Path, folder: Path, options: TransformOptions) -> list[str]:
     """Return the names of the sections in a table, each the name of a folder of results."""
     if isinstance(options.scale, Path):
-        raise InputError(f"--scale: expected a number for points of several sections, got {options.scale}")
+        raise InputError(
+            f"--scale: expected a number for points of several sections, got the image {options.scale}"
+        )
     names: dict[str, None] = {}
     for line, name in _section_cells(source):
         if name not in names and not _is_section(folder, name):
@@ -143,7 +145,7 @@ def _is_section(folder: Path, name: str) -> bool:
 
 
 def _section_cells(source: Path) -> Iterator[tuple[int, str]]:
-    """Yield the line and the section of each row of a table that is not empty."""
+    """Yield the line and the section of each row that is not empty."""
     for part in read_parts(source):
         cells = zip(part.lines, part.rows, part.column("section"), strict=True)
         yield from ((line, name) for line, row, name in cells if any(row))
@@ -200,7 +202,7 @@ def _to_reference(table: Table, results: Results, unit: Unit | None) -> _Moved:
 
 
 def _n_outside(moved: Points, points: Points) -> int:
-    """Return how many points (N, k) have numbers, but none where they were moved."""
+    """Return how many points (N, k) have coordinates, but lie outside after mapping."""
     return int(np.isnan(moved[:, 0]).sum()) - _n_without_numbers(points)
 
 
@@ -230,7 +232,7 @@ def _pixels(table: Table, results: Results, unit: Unit | None) -> tuple[Points, 
     x, y = results.transform.section.pixel_um
     pixels = values / (x, y) - corner
     said = f"in µm at pixels of {x:.4g} × {y:.4g} µm"
-    results.check_near(pixels, values, table, hint=f"{said}; are these right?")
+    results.check_near(pixels, values, table, hint=f"{said}; check --unit and the pixel size")
     return pixels, said
 
 
@@ -255,16 +257,16 @@ def _point_columns(table: Table) -> tuple[str, ...]:
 
 
 def _check_size_is_known(results: Results) -> None:
-    """Check that the size of the section's pixels was measured, and is not an estimate of its placement."""
+    """Check that the section's pixel size is known, not estimated from its placement."""
     if results.scale != (1.0, 1.0):
         raise InputError(
-            "--scale: expected points in pixels, found points in µm, to which an image's size is nothing"
+            "--scale cannot be combined with points in µm, which do not depend on an image's size"
         )
     origin = read_record(results.folder).get("pixel_size_from", "file")
     if origin not in ("file", "user"):
         raise InputError(
-            f"{results.folder}: expected a section whose pixels have a known size for points in µm, found one "
-            f"estimated by its placement ({origin}): give points in pixels, or register it with --pixel-size-um"
+            f"{results.folder}: expected a known pixel size for points in µm, found one that was estimated from the "
+            f"placement ({origin}): give points in pixels, or register the section with --pixel-size-um"
         )
 
 
@@ -275,7 +277,7 @@ def _to_section(table: Table, results: Results, off_plane_um: float | None) -> _
         limit_um = OFF_PLANE_UM if off_plane_um is None else off_plane_um
         return _from_atlas(table, results, transform.plane, limit_um)
     if off_plane_um is not None:
-        raise InputError(f"{table.path}: expected no --off-plane without the columns {', '.join(_ATLAS)}")
+        raise InputError(f"{table.path}: --off-plane needs the columns {', '.join(_ATLAS)}")
     given = table.numbers(_REFERENCE)
     pixels = _section_pixels(transform.reference.to_mm(given), transform)
     counts = {_OUTSIDE: _n_outside(pixels, given), _WITHOUT_NUMBERS: _n_without_numbers(given)}
@@ -342,7 +344,7 @@ def _region_columns(ids: NDArray[np.int64], regions: Mapping[int, RegionName]) -
 
 
 def _path(region_id: int, regions: Mapping[int, RegionName]) -> str:
-    """Return the acronyms from the root down to a region; what has none is called by its id."""
+    """Return the acronyms from the root down to a region; a region without acronym is represented by its id."""
     names = [regions[i].acronym or str(i) for i in upwards(region_id, regions)]
     return _PATH_MARK.join(reversed(names))
 

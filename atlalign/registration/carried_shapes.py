@@ -1,4 +1,4 @@
-"""GeoJSON through a registration: shapes of QuPath, and the outlines of a label map."""
+"""Map GeoJSON: shapes from QuPath, and the outlines of a label map."""
 
 import json
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from atlalign.registration.transform import Grid
 
 
 def transform_shapes(source: Path, folder: Path, out: Path, options: TransformOptions) -> str:
-    """Write a GeoJSON document with its shapes moved, and return one line on them.
+    """Write a GeoJSON document with its shapes mapped, and return a one-line summary.
 
     Raises:
         InputError: If the file is not GeoJSON, or a shape lies far outside.
@@ -38,7 +38,7 @@ def transform_shapes(source: Path, folder: Path, out: Path, options: TransformOp
 
 
 def _move_document(content: Any, results: Results, options: TransformOptions, source: Path) -> str:
-    """Move the shapes of a GeoJSON document in place, and return one line on them."""
+    """Map the shapes of a GeoJSON document in place, and return a one-line summary."""
     to_reference = options.to == "reference"
     reference, section = results.transform.reference, results.transform.section
 
@@ -64,8 +64,8 @@ def _move_document(content: Any, results: Results, options: TransformOptions, so
     else:
         inside = is_inside(before, reference) & is_inside(results.to_section(after), section)
     return (
-        f"{moved.shapes} shapes, no edge longer than {edge:.3g} px; {(~inside).sum()} points beyond the image or the "
-        "reference"
+        f"{moved.shapes} shapes, edges split to at most {edge:.3g} px; {(~inside).sum()} points outside of the section "
+        "or the reference"
     )
 
 
@@ -73,19 +73,21 @@ def _check_on_reference(pixels: Points, grid: Grid, source: Path) -> None:
     for x, y in pixels[is_far_outside(pixels, grid)][:1] + 0.5:
         height, width = grid.shape
         raise InputError(
-            f"expected shapes in pixels of the reference, {height}×{width} px, found a point at ({x:g}, {y:g}), far "
-            "outside"
+            f"expected shapes in pixels of the reference, which has {height}×{width} px, found a point far outside, at "
+            f"({x:g}, {y:g})"
         )
 
 
 def write_outlines(source: Path, folder: Path, out: Path, options: TransformOptions) -> str:
-    """Write the outlines of a label map of the reference in the section, and return one line on them.
+    """Write the outlines of a reference label map in section coordinates, and return a one-line summary.
 
     Raises:
-        InputError: If the map is to go elsewhere, or has other proportions than the reference.
+        InputError: If --to is not section, or the map has other proportions than the reference.
     """
     if options.to != "section":
-        raise InputError("outlines of regions: expected --to section and a label map of the reference")
+        raise InputError(
+            "--out: outlines of regions (.geojson) need --to section and a label map of the reference"
+        )
     results = Results.load(folder, options.scale)
     transform, labels = results.transform, read_labels(source, page=options.page, z=options.z)
     grid = reference_frame(transform, labels.shape, source.name)
@@ -104,7 +106,7 @@ def _readable_nesting(source: Path) -> Iterator[None]:
     try:
         yield
     except RecursionError as error:
-        raise InputError(f"{source}: cannot be read as GeoJSON: it is nested too deeply") from error
+        raise InputError(f"{source}: cannot be read as GeoJSON: too deeply nested") from error
 
 
 def _read_json(path: Path) -> Any:

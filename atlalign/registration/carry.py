@@ -1,4 +1,4 @@
-"""A saved transform applied to what else belongs to a section: images, label maps, tables of points, and shapes.
+"""Apply a saved transform to other files of a section: images, label maps, tables of points, and shapes.
 
 Each goes to the reference or back to the section. Images and points use opposite maps: the image of the section is
 looked up at forward(q) for each pixel q of the reference, whereas a point p of the section lies at inverse(p).
@@ -34,34 +34,33 @@ _TABLES = (".csv", ".tsv", ".txt")
 _NOT_OME = ("int64", "uint64", "float16")
 
 _Task = Callable[[Path, Path, Path, TransformOptions], str]
-"""Reads a file, writes another one by the results in a folder, and returns what to say about it."""
+"""Reads a file, writes the mapped one with the results in a folder, and returns a one-line summary."""
 
 
 def transform_file(
     source: Path, folder: Path, out: Path, options: TransformOptions, *, overwrite: bool = False
 ) -> str:
-    """Write what a saved transform makes of a file, and return one line on it.
+    """Map a file with a saved transform, write the result, and return a one-line summary.
 
-    Images come out as TIFF, with several channels as OME-TIFF, tables as CSV with commas and decimal points, whatever
-    they had, and shapes as GeoJSON; a label map of the reference also as the outlines of its regions, if `out` is
-    GeoJSON.
+    Images are written as TIFF (several channels as OME-TIFF), tables as CSV with commas and decimal points, and shapes
+    as GeoJSON. A label map of the reference is written as the outlines of its regions if `out` is GeoJSON.
 
     Args:
         source: An image, a table of points (.csv, .tsv, .txt) or shapes (.geojson, .json).
-        folder: What `atlalign register` wrote for the section; of tables with a column `section`, which names such
-            folders, where these lie.
+        folder: The section's folder that `atlalign register` wrote; for a table whose column `section` names several
+            such folders, their parent folder.
         out: The file to write.
         options: What to do.
         overwrite: Replace a file that exists.
 
     Raises:
-        InputError: If a file is not what is expected, or `out` exists.
+        InputError: If a file or an option is invalid, or `out` exists.
     """
     job = _job(source, out, options)
     if not source.is_file():
         raise InputError(f"{source}: no such file")
     if out.exists() and not overwrite:
-        raise InputError(f"{out} exists: choose another --out, or --overwrite")
+        raise InputError(f"{out} exists: choose another --out, or add --overwrite")
     return f"{out}: {job(source, folder, out, options)}"
 
 
@@ -76,11 +75,11 @@ def _job(source: Path, out: Path, options: TransformOptions) -> _Task:
     of_table = options.off_plane_um is not None or options.unit is not None
     if of_image and of_table:
         raise InputError(
-            "expected options of images (--labels, --channel, --page, --z) or of points (--unit, --off-plane), "
-            "found both"
+            "--unit and --off-plane are for points and cannot be combined with --labels, --channel, --page or --z, "
+            "which are for images"
         )
     if options.labels and options.channel is not None:
-        raise InputError("--labels: expected no --channel, for a label map has only one")
+        raise InputError("--labels cannot be combined with --channel: a label map has one channel")
     if options.labels and out.suffix.lower() in _SHAPES:
         kinds = [(IMAGE_ENDINGS, _SHAPES, write_outlines)]
     elif of_image:
@@ -90,9 +89,9 @@ def _job(source: Path, out: Path, options: TransformOptions) -> _Task:
     for endings, out_endings, job in kinds:
         if source.suffix.lower() in endings:
             if options.scale is not None and job is _transform_image:
-                raise InputError(f"{source}: expected no --scale beside an image, which may have any size")
+                raise InputError(f"{source}: --scale cannot be combined with an image, whose size is known")
             if out.suffix.lower() not in out_endings:
-                raise InputError(f"expected an --out that ends in {' or '.join(out_endings)}, got {out}")
+                raise InputError(f"--out: expected a name that ends in {' or '.join(out_endings)}, got {out}")
             return job
     known = ", ".join(ending for endings, *_ in kinds for ending in endings)
     raise InputError(f"{source}: expected a name that ends in one of {known}")
@@ -106,7 +105,7 @@ def _transform_image(source: Path, folder: Path, out: Path, options: TransformOp
     first = channels[0]
     if len(channels) > 1 and first.dtype.name in _NOT_OME:
         raise InputError(
-            f"{source.name}: expected channels that an OME-TIFF can hold, found {first.dtype}: take one (--channel)"
+            f"{source.name}: expected channels that OME-TIFF can hold, found {first.dtype}: choose one with --channel"
         )
     if options.to == "reference":
         grid, displacement = section_frame(transform, first.shape[:2], source.name)

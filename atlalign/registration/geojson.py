@@ -1,4 +1,4 @@
-"""Shapes as QuPath exchanges them: GeoJSON whose coordinates start at the corner of the first pixel.
+"""Shapes in QuPath's GeoJSON, whose coordinates start at the corner of the first pixel.
 
 QuPath's (0.5, 0.5) is the centre of the first pixel, (0, 0) everywhere else in this package.
 """
@@ -41,7 +41,7 @@ def move_shapes(
     longest_edge: float,
     check: Callable[[Points], None] = lambda points: None,
 ) -> Moved:
-    """Move all shapes of a GeoJSON document, in place; everything else in it stays as it is.
+    """Move all shapes of a GeoJSON document in place; everything else stays unchanged.
 
     Shapes are those of features, and of QuPath's nuclei and child objects. An ellipse of QuPath becomes a polygon.
     Long straight edges get points in between, because a field bends them. A third number of a position stays, and
@@ -49,9 +49,9 @@ def move_shapes(
 
     Args:
         content: A FeatureCollection, a feature, a geometry, or a list of them, as `json` reads it.
-        move: Takes points (N, 2), in pixels from the centre of the first one, to where they belong.
+        move: Maps points (N, 2), in pixels from the centre of the first one.
         longest_edge: The greatest length of an edge, in pixels.
-        check: Gets the document's own points (N, 2), in the same pixels, and raises an error if it refuses them.
+        check: Raises an error if it refuses the document's own points (N, 2), in the same pixels.
 
     Raises:
         InputError: If the document is not GeoJSON, or a position is not two or three numbers.
@@ -72,13 +72,13 @@ def move_shapes(
 
 
 def outlines(labels: NDArray[Any], regions: Mapping[int, RegionName]) -> dict[str, Any]:
-    """Return the outlines of a label image as a FeatureCollection, each region an annotation with its parts and holes.
+    """Return the outlines of a label image as a FeatureCollection: one annotation per region, with holes.
 
     Outlines run along the edges of pixels and cut their corners.
 
     Args:
         labels: (h, w) integers, 0 for none.
-        regions: What they are called, and their colours; others have their number as name.
+        regions: Their names and colours; other labels are named by their number.
     """
     from scipy.ndimage import find_objects
 

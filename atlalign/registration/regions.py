@@ -1,4 +1,4 @@
-"""The regions of a section: their areas, as a table, and what they are called."""
+"""The regions of a section: their names and a table of their areas."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,13 +20,13 @@ _Pixels = Counter[int] | defaultdict[int, float]
 
 
 class RegionName(NamedTuple):
-    """What a region is called.
+    """The name of a region.
 
     Attributes:
-        acronym: Short name; empty if the ontology does not know the region.
+        acronym: Short name; empty if the ontology lacks the region.
         name: Full name.
         color: (r, g, b), each 0 to 255, or None.
-        parent_id: Which region it is part of; 0 if of none, None if that is not known.
+        parent_id: The region that it is part of; 0 if there is none, None if unknown.
     """
 
     acronym: str = ""
@@ -36,14 +36,14 @@ class RegionName(NamedTuple):
 
 
 class RegionAreas:
-    """How many pixels each region has in a label image that is looked at band by band.
+    """Number of pixels of each region in a label image that is processed band by band.
 
     Args:
         pixel_um: The size of a pixel.
 
     Attributes:
-        pixels: How many each id has.
-        left: How many of these lie left of the midline; None if that is not known.
+        pixels: Number of pixels of each id.
+        left: Number of these left of the midline; None if unknown.
     """
 
     def __init__(self, pixel_um: PixelSize) -> None:
@@ -52,7 +52,7 @@ class RegionAreas:
         self.pixel_mm2 = pixel_um[0] * pixel_um[1] / 1e6
 
     def counted(self, bands: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-        """Yield bands of labels as they are, and count their pixels; 0 is no region."""
+        """Yield bands of labels unchanged, and count their pixels; 0 is no region."""
         for band in bands:
             self.pixels.update(_counts(band.ravel()))
             yield band
@@ -85,16 +85,16 @@ def write_regions(
 ) -> None:
     """Write a table of areas, the largest with all parts first.
 
-    Its columns are id, acronym, name, color, and, of what the atlas gives to a region but to none of its parts,
-    area_mm2, pixels and the share of all regions. Where sides were counted, left_mm2 and right_mm2 follow area_mm2.
-    Where the ontology is a tree, there are parent_id and area_with_parts_mm2 as well, the latter also by side, and rows
-    of all that regions are part of.
+    Its columns are id, acronym, name, color, area_mm2, pixels and share, the fraction of all regions' pixels. They
+    count only pixels labelled with the region itself, not with its parts. If sides were counted, left_mm2 and right_mm2
+    follow area_mm2. If the ontology is a tree, the table adds parent_id, area_with_parts_mm2 (also by side), and rows
+    for all parents.
 
     Args:
         path: The CSV file.
-        areas: What was counted.
-        ontology: What the ids mean; those that it does not know have an empty name.
-        known: Ids that have a row even if the section shows nothing of them.
+        areas: The counted pixels.
+        ontology: Names and parents of the ids; an id that it lacks gets an empty name.
+        known: Ids that get a row even if they do not occur in the section.
     """
     paths = _paths({*areas.pixels, *(int(i) for i in known)}, ontology)
     whole = with_parts(areas.pixels, paths.__getitem__)
@@ -108,7 +108,7 @@ def write_regions(
 
 
 def _paths(ids: Iterable[int], ontology: Ontology | None) -> _Paths:
-    """Return the paths of regions and of all that they are part of."""
+    """Return the paths of regions and of all their parents."""
     ends = [(i,) if ontology is None or i not in ontology else ontology[i].path for i in ids]
     return {region_id: path[: depth + 1] for path in ends for depth, region_id in enumerate(path)}
 
@@ -118,7 +118,7 @@ def with_parts(amounts: Mapping[int, float], path: Callable[[int], Iterable[int]
 
     Args:
         amounts: The amount of each region without its parts, by id.
-        path: Returns the ids of a region and of all that it is part of.
+        path: Returns the ids of a region and of all its parents.
     """
     totals: defaultdict[int, float] = defaultdict(float)
     for region_id, amount in amounts.items():
@@ -162,7 +162,7 @@ def _called(region_id: int, ontology: Ontology | None) -> tuple[str, str, str]:
 
 
 def read_regions(path: Path) -> dict[int, RegionName]:
-    """Return what the regions in a file of `write_regions` are called, by id.
+    """Return the region names in a file of `write_regions`, by id.
 
     Raises:
         InputError: If the file cannot be read, or is not such a table.
@@ -171,7 +171,7 @@ def read_regions(path: Path) -> dict[int, RegionName]:
 
 
 def region_names(table: Table) -> dict[int, RegionName]:
-    """Return what the regions in a table of `write_regions` are called, by id.
+    """Return the region names in a table of `write_regions`, by id.
 
     Raises:
         InputError: If it is not such a table.
@@ -187,7 +187,7 @@ def region_names(table: Table) -> dict[int, RegionName]:
 
 
 def upwards(region_id: int, regions: Mapping[int, RegionName]) -> Iterator[int]:
-    """Yield a region and all that it is part of, each once, whatever a damaged table says."""
+    """Yield a region and all its parents, each once even if a damaged table has cycles."""
     seen: set[int] = set()
     while region_id in regions and region_id not in seen:
         yield region_id

@@ -1,4 +1,4 @@
-"""A saved registration as `atlalign transform` uses it: what it is asked for, what is there, and images' frames."""
+"""A saved registration as `atlalign transform` uses it: its options, the section's results, and image frames."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,24 +29,24 @@ Destination = Literal["reference", "section"]
 Unit = Literal["px", "um"]
 
 _FAR = 0.25
-"""A point further outside of an image than this share of its size belongs to an image of another size."""
+"""A point that lies outside by more than this fraction of the image size belongs to an image of another size."""
 _ROUNDING_PX = 1e-3  # files hold three decimals
 _SCALE_HINT = "if they belong to an image N times as large, give --scale N or --scale IMAGE"
 
 
 class TransformOptions(NamedTuple):
-    """What a user asks for.
+    """The options of `atlalign transform`.
 
     Attributes:
-        to: Where the file is brought.
-        labels: An image holds ids, which stay what they are.
-        channel: Which channel of an image to take, from 0; None takes all.
-        page: Which page of a TIFF file to take, from 0.
-        z: Which plane of a z-stack to take, from 0.
-        unit: Of x and y in a table; None takes pixels, as px does.
-        off_plane_um: How far off the section's plane atlas points may lie; None takes `OFF_PLANE_UM`.
-        scale: Coordinates on the section's side, of points and shapes, are pixels of an image that is this many times
-            as large as the registered one; or such an image. None means the registered image.
+        to: Map to the reference or to the section.
+        labels: The image holds region ids; use nearest-neighbour interpolation.
+        channel: Channel of an image, counted from 0; None maps all.
+        page: Page of a TIFF file, counted from 0.
+        z: Plane of a z-stack, counted from 0.
+        unit: Unit of x and y in a table; None means px.
+        off_plane_um: Largest distance of atlas points from the section's plane; None means `OFF_PLANE_UM`.
+        scale: Section coordinates of points and shapes are pixels of an image this many times as wide and high as the
+            registered one; or such an image. None means the registered image.
     """
 
     to: Destination
@@ -76,10 +76,10 @@ class Results:
 
     @classmethod
     def load(cls, folder: Path, scale: float | Path | None = None) -> "Results":
-        """Read the results in a section's folder; `scale` is that of `TransformOptions`.
+        """Read the results in a section's folder; for `scale` see `TransformOptions`.
 
         Raises:
-            InputError: If the folder holds none, or the scale is none of the section.
+            InputError: If the folder holds no results, or the scale does not fit the section.
         """
         transform = SectionTransform.load(folder)
         return cls(folder, transform, _scale(scale, transform))
@@ -100,13 +100,13 @@ class Results:
     def check_near(
         self, pixels: Points, given: Points, source: Table | Path, *, hint: str = _SCALE_HINT
     ) -> None:
-        """Check that no point lies far outside of the section, because it then is one of a larger image.
+        """Check that no point lies far outside of the section: it would belong to a larger image.
 
         Args:
             pixels: In pixels of the registered image.
             given: As they stand in the file.
-            source: The file or the part of a table that they are from.
-            hint: What to do.
+            source: Their file, or their part of a table.
+            hint: Advice for the error message.
 
         Raises:
             InputError: If one does.

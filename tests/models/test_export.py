@@ -123,7 +123,7 @@ def test_the_network_is_left_as_it_was(tmp_path):
 def test_command(tmp_path, capsys):
     model = save_model(GlobalAffineNet((), (), SHAPE), tmp_path / "model.pt")
     assert main(["export", str(model), "--out", str(tmp_path / "a.pt2")]) == 0
-    assert "GlobalAffineNet for images of 32×44 px; it differs by at most" in capsys.readouterr().out
+    assert "GlobalAffineNet for images of 32×44 px; its output differs by at most" in capsys.readouterr().out
     local = save_model(LocalUNet((), (), (), (), ()), tmp_path / "local.pt")
     assert main(["export", str(local), "--out", str(tmp_path / "b.pt2"), "--image-shape", "20", "30"]) == 0
     images = torch.rand(2, 1, 1, 20, 30)
@@ -133,7 +133,7 @@ def test_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["local.pt", "--out", "a.pt2"], "does not tell the size of its images: give --image-shape"),
+        (["local.pt", "--out", "a.pt2"], "give --image-shape HEIGHT WIDTH"),
         (["local.pt", "--out", "a.pt2", "--image-shape", "0", "30"], "at least 2 px, got 0×30"),
         (["global.pt", "--out", "a.pt2", "--image-shape", "64", "64"], "takes images of 32×44 px, got 64×64"),
         (["global.pt", "--out", "a.tflite"], r"expected a name that ends in .onnx or .pt2"),

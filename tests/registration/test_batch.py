@@ -860,8 +860,8 @@ def test_other_limits_judge_what_was_registered_before(run, sections, tmp_path):
     [
         (["--limit", "fold=1,2"], "unknown measure 'fold'"),
         (["--limit", "folding=1"], "expected folding=LOOK,FAIL"),
-        (["--limit", "folding=2,1"], "the second no lower than the first"),
-        (["--limit", "folding=nan,nan"], "the second no lower than the first"),
+        (["--limit", "folding=2,1"], "--limit folding=2,1: "),
+        (["--limit", "folding=nan,nan"], "--limit folding=nan,nan: "),
         (["--image-shape", "100000", "100000"], "image shape: expected at most 8 GiB"),
         (["--images", "no"], "--images: expected the folder of the images"),
         (["--image-shape", "1", "96"], "image shape: expected (H, W), whole numbers of at least 2 px"),
@@ -869,7 +869,7 @@ def test_other_limits_judge_what_was_registered_before(run, sections, tmp_path):
             ["--pixel-size-um", "0"],
             "a.png: expected pixels of a size at which the image shows 0.01 to 100 times",
         ),
-        (["--reference-labels", "l.tif"], "expected --reference-labels beside --reference"),
+        (["--reference-labels", "l.tif"], "--reference-labels needs --reference"),
         (["--device", "toaster"], "expected a device of this machine"),
         (["--model", "nothing.pt"], "there is no model nothing.pt"),
         (["--atlas", "no.h5"], "no.h5: no such file"),
@@ -877,7 +877,7 @@ def test_other_limits_judge_what_was_registered_before(run, sections, tmp_path):
         (["--place", "scale"], "expected the size of the section's pixels"),
         (["--channel", "5"], "a.png: expected a channel in 0 … 2, got 5"),
         (["--turn", "400"], "turn: expected -360° to 360°, got 400"),
-        (["--reference", "no.png"], "expected either --reference or --position, got both"),
+        (["--reference", "no.png"], "--position cannot be combined with --reference"),
         (["--spacing-um", "10"], "atlas 'phantom' has its own annotation, ontology, spacing and axes"),
         (["--axes", "AP,DV,ML"], "atlas 'phantom' has its own annotation, ontology, spacing and axes"),
     ],
@@ -915,7 +915,7 @@ def test_results_never_replace_the_list_that_they_come_from(run, sections):
     for given in (sections, sections / "visualign.json"):
         status, printed = run(given, "--out", sections)
         assert (status, (sections / "visualign.json").read_text()) == (1, content)
-        assert "visualign.json: the results would replace this list" in printed
+        assert "visualign.json: the results would overwrite this list" in printed
 
 
 def test_a_registered_image_has_a_limit(sections, monkeypatch):
