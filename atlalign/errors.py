@@ -21,6 +21,9 @@ _LAUNCHERS = {
     "hydra/launcher/ray": "hydra-ray-launcher",
 }
 
+MOST_PROCESSES = 1024
+"""How many processes a setting may ask for: more than any machine has cores, and few enough to start."""
+
 LARGEST_BYTES = 2**33
 """The size of the largest array that a file may hold, in memory: twice the Allen atlas at 10 µm, 32 bits a voxel."""
 
@@ -121,6 +124,16 @@ def check_size(name: str, shape: Iterable[int], bytes_each: float = 1) -> None:
             f"{name}: expected at most {LARGEST_BYTES / 2**30:g} GiB in memory, found a size of "
             f"{shorten('×'.join(map(str, sizes)), 80)} with {bytes_each:g} bytes each"
         )
+
+
+def check_processes(name: str, number: int) -> None:
+    """Check that a machine can start this many processes.
+
+    Raises:
+        InputError: If they are more than `MOST_PROCESSES`.
+    """
+    if number > MOST_PROCESSES:
+        raise InputError(f"{name}: expected at most {MOST_PROCESSES} processes, got {number}")
 
 
 def check_booleans(given: Mapping[str, Any], *names: str) -> None:

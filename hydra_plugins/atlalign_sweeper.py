@@ -173,7 +173,7 @@ class OptunaSweeper(Sweeper):
 
 def _check_job(sweeper: GridSweeper | OptunaSweeper, job: Sequence[str]) -> None:
     """Compose a run and check that what it builds takes its keys."""
-    from atlalign.training.arguments import check_keys
+    from atlalign.arguments import check_keys
 
     assert sweeper.config is not None
     assert sweeper.hydra_context is not None

@@ -32,7 +32,7 @@ from atlalign.atlas.ids import checked_ids
 from atlalign.atlas.ontology import Ontology, read_ontology
 from atlalign.atlas.phantom import EXTENT_MM, phantom_ontology, phantom_volume
 from atlalign.atlas.volumes import PLANES_AT_ONCE, Volume, VolumeFile, has_dataset, open_volume
-from atlalign.errors import InputError, checked_shape
+from atlalign.errors import InputError, check_finite_numbers, check_size, checked_shape
 from atlalign.io.files import fingerprint_of
 from atlalign.io.headers import VoxelSize, agree, shown_um
 from atlalign.io.images import resize_images
@@ -45,6 +45,7 @@ PHANTOM = "phantom"
 _BRIGHT = 0.001  # The share of tissue that may be brighter than white.
 _ANNOTATION = "annotation"
 _DEFAULT_UM = 25.0
+_PHANTOM_BYTES_A_VOXEL = 16  # while it is drawn
 _MOUSE_MM = (9.0, 15.5)  # a mouse's brain, from the bulbs to the medulla
 
 
@@ -165,9 +166,13 @@ def phantom_atlas(
     """
     shape = checked_shape("image_shape", image_shape)
     extent_um = EXTENT_MM[0] * 1000
+    check_finite_numbers(
+        {"atlas.seed": seed, "atlas.spacing_um": spacing_um}, {"atlas.seed": 0, "atlas.spacing_um": 0.0}
+    )
     planes = round(extent_um / spacing_um) if spacing_um > 0 else 0
     if abs(planes * spacing_um - extent_um) > 1e-6:
         raise InputError(f"spacing_um: expected a divisor of {extent_um:g}, got {spacing_um:g}")
+    check_size("atlas.spacing_um", (planes, *shape), _PHANTOM_BYTES_A_VOXEL)
     template, labels = phantom_volume(shape=(planes, *shape), seed=seed)
     annotation = torch.from_numpy(labels).int() if with_annotation else None
     height_um, width_um = EXTENT_MM[1] * 1000, EXTENT_MM[2] * 1000

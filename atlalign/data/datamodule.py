@@ -17,7 +17,7 @@ from atlalign.atlas.atlas import PHANTOM, Atlas
 from atlalign.data import schema
 from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter, as_augmenter
 from atlalign.data.dataset import RawSample, RegistrationBatch, RegistrationDataset, SeededSampler, complete
-from atlalign.errors import InputError, check_numbers, checked_shape, unknown_name
+from atlalign.errors import InputError, check_numbers, check_processes, checked_shape, unknown_name
 from atlalign.io.files import fingerprint
 
 Indexes = Sequence[int] | str | Path
@@ -75,6 +75,7 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         given = {"batch_size": batch_size, "num_workers": workers, "split_seed": split_seed, "seed": seed}
         least = {"data.batch_size": 1, "data.num_workers": 0, "data.split_seed": 0, "data.seed": 0}
         check_numbers({f"data.{name}": value for name, value in given.items()}, least)
+        check_processes("data.num_workers", workers)
         if multiprocessing_context and multiprocessing_context not in get_all_start_methods():
             raise unknown_name(
                 "data.multiprocessing_context", multiprocessing_context, get_all_start_methods()

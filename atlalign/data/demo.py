@@ -14,7 +14,7 @@ from torch import Tensor
 from atlalign.atlas.atlas import Atlas
 from atlalign.data import schema
 from atlalign.data.datamodule import RegistrationDataModule
-from atlalign.errors import InputError, check_numbers, unknown_name
+from atlalign.errors import InputError, check_numbers, check_size, unknown_name
 from atlalign.geometry import affine_to_dvf, warp
 from atlalign.geometry.generators import FieldPair, affine_map, smooth_field
 from atlalign.io.files import written_whole
@@ -23,6 +23,7 @@ _SMALLEST_TISSUE_SHARE = 0.1
 # A little more than promised, since float16 rounds.
 _MEAN, _LARGEST = 0.0202, 0.0606
 _TISSUE_INTENSITY = 25
+_BYTES_A_PIXEL = 16  # of a field and its inverse
 
 
 def _smooth(n: int, shape: tuple[int, int], generator: torch.Generator) -> FieldPair:
@@ -74,6 +75,7 @@ class DemoDataModule(RegistrationDataModule):
             raise unknown_name("data.deformation", deformation, _DEFORMATIONS)
         least = {"data.n_sections": 1, "data.fields_per_section": 1, "data.data_seed": 0}
         check_numbers(dict(zip(least, (n_sections, fields_per_section, data_seed), strict=True)), least)
+        check_size("data.fields_per_section", (fields_per_section, *atlas.image_shape), _BYTES_A_PIXEL)
         self.n_sections = n_sections
         self.fields_per_section = fields_per_section
         self.deformation = deformation

@@ -20,10 +20,11 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from atlalign import losses, metrics
+from atlalign.arguments import build, check_kinds_of
 from atlalign.atlas.atlas import Atlas, allen_atlas, file_atlas, phantom_atlas
 from atlalign.data.datamodule import RegistrationDataModule, split_samples
 from atlalign.data.dataset import RegistrationBatch, RegistrationDataset, complete
-from atlalign.errors import InputError, check_booleans, check_numbers, unknown_name
+from atlalign.errors import InputError, check_numbers, check_size, unknown_name
 from atlalign.evaluation import report
 from atlalign.evaluation.landmarks import Landmarks, landmarks_of
 from atlalign.evaluation.measures import (
@@ -42,8 +43,7 @@ from atlalign.geometry import warp
 from atlalign.io.files import folder_written_whole
 from atlalign.models import ModelOrigin, load_model, read_origin
 from atlalign.networks.device import chosen_device
-from atlalign.training.arguments import check_kinds_of
-from atlalign.training.run import as_list, build
+from atlalign.training.run import as_list
 from atlalign.versions import versions
 
 _KINDS: Mapping[str, Any] = {
@@ -62,6 +62,7 @@ _KINDS: Mapping[str, Any] = {
 }
 _SPLITS = ("val", "train", "all")
 _LEAST = {"n_viewers": 0, "n_resamples": 1, "seed": 0}
+_BYTES_A_RESAMPLE = 2**13  # of the draws of some hundred sections
 _SPLIT_KEYS = ("val_fraction", "train_indexes", "val_indexes", "split_seed")
 # What a checkpoint may have built, by plain arguments; its file is not trusted to name anything else.
 _ATLASES = {
@@ -85,10 +86,7 @@ def evaluate(config: DictConfig) -> Path:
     out = Path(config.out).expanduser()
     if out.exists():
         raise InputError(f"out: {out} exists already: name another folder")
-    if config.split not in _SPLITS:
-        raise unknown_name("split", config.split, _SPLITS)
-    check_numbers(config, _LEAST)
-    check_booleans(config, "segmentation")
+    _check_values(config)
     _check_like_training(config, origin)
     baselines = {name: baseline(name) for name in as_list(config.baselines)}
     network = load_model(config.checkpoint, allow=as_list(config.allow))
@@ -102,6 +100,14 @@ def evaluate(config: DictConfig) -> Path:
     report.print_table(summaries)
     Console().print(f"tables and report.html are in [bold]{out}[/bold]")
     return out
+
+
+def _check_values(config: DictConfig) -> None:
+    """Check what is no argument of anything that is built."""
+    if config.split not in _SPLITS:
+        raise unknown_name("split", config.split, _SPLITS)
+    check_numbers(config, _LEAST)
+    check_size("n_resamples", [config.n_resamples], _BYTES_A_RESAMPLE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import shutil
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -35,9 +35,10 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from atlalign.arguments import build, check_kinds_of
 from atlalign.atlas.atlas import PHANTOM, Atlas
 from atlalign.data import schema
-from atlalign.errors import InputError, check_numbers
+from atlalign.errors import InputError, check_numbers, check_processes, check_size
 from atlalign.geometry import compose, invert, jacobian_determinant, stays_inside, warp
 from atlalign.io.files import LockedError, give_name, lock, written_whole
 from atlalign.synthesis.deformations import Deformation, RejectedError
@@ -55,7 +56,16 @@ _LEAST = {
     "seed": 0,
     "workers": 0,
 }
-_LARGEST_SEED = 2**63 - 1  # an h5 attribute holds no larger number
+_KINDS: Mapping[str, Any] = {
+    "out": str,
+    "per_original": int,
+    "max_trials": int,
+    "max_corrupted_pixels": int,
+    "max_difference": float,
+    "seed": int,
+    "workers": int,
+}
+_BYTES_A_PIXEL = 9  # of a stored sample: its image and two fields
 _LARGEST_RESIDUAL_PX = 0.1
 _SAMPLES_SHOWN = 6
 
@@ -104,21 +114,25 @@ def generate(config: "DictConfig") -> Path:
             run is writing there.
         UnfinishedError: If the disk is full or a process was killed; the same command goes on.
     """
-    check_numbers(config, _LEAST)
-    if config.seed > _LARGEST_SEED:
-        raise InputError(f"seed: expected at most {_LARGEST_SEED}, got {config.seed}")
-    if not isinstance(config.out, str):
-        raise InputError(f"out: expected the name of the file to write, got {config.out}")
+    _check_values(config)
     out = Path(config.out).expanduser()
     _check_free(out)
     request = _request(config)
     recipe = _build_recipe(config)
+    check_size("per_original", (recipe.per_original, *recipe.source.image_shape), _BYTES_A_PIXEL)
     atlas = _atlas_to_show(config)
     with _only_run(out):
         _check_free(out)  # another run may have ended in the meantime
         counts = _make(recipe, out, request, config.workers, atlas)
     _print_report(counts, out)
     return out
+
+
+def _check_values(config: "DictConfig") -> None:
+    """Check what is no argument of anything that is built."""
+    check_kinds_of(config, _KINDS)
+    check_numbers(config, _LEAST)
+    check_processes("workers", config.workers)
 
 
 def _make(recipe: Recipe, out: Path, request: dict[str, Any], workers: int, atlas: Atlas | None) -> "Counts":
@@ -439,9 +453,7 @@ def _atlas_to_show(config: "DictConfig") -> Atlas | None:
     target = str(config.atlas._target_)
     if "atlas" in config.source or target.endswith(f".{PHANTOM}_atlas"):
         return None
-    import hydra
-
-    atlas: Atlas = hydra.utils.instantiate(config.atlas, with_annotation=False, _convert_="all")
+    atlas: Atlas = build(config.atlas, with_annotation=False)
     return atlas
 
 
@@ -574,17 +586,7 @@ def _sentences_about(out: Path) -> Iterator[None]:
 
 
 def _build_recipe(config: "DictConfig") -> Recipe:
-    import hydra
-    from hydra.errors import InstantiationException
-
-    try:
-        parts = {
-            name: hydra.utils.instantiate(config[name], _convert_="all") for name in ("source", "deformation")
-        }
-    except InstantiationException as error:
-        if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from None
-        raise
+    parts = {name: build(config[name]) for name in ("source", "deformation")}
     names = ("per_original", "max_trials", "max_corrupted_pixels", "max_difference", "seed")
     return Recipe(**parts, **{name: config[name] for name in names})
 

@@ -21,7 +21,7 @@ from atlalign.data.augmenters import BatchAugmenter
 from atlalign.data.datamodule import DeviceDataModule
 from atlalign.data.dataset import RegistrationBatch, SampleKey
 from atlalign.data.demo import tissue_planes
-from atlalign.errors import InputError, unknown_name
+from atlalign.errors import InputError, check_numbers, check_size, unknown_name
 from atlalign.geometry import (
     FieldPair,
     affine_simple_matrix,
@@ -50,6 +50,7 @@ _MARGIN_UM = 100.0  # Planes nearer than this look nearly the same.
 _COARSE_PX, _COARSE_WIDTH = 4, 64
 # A velocity's largest change in pixels per pixel: lengths change by at most exp(2), and the grid does not fold.
 _STEEPEST = 2.0
+_BYTES_A_NUMBER = 64  # of a sample in the lists that order an epoch
 _INVERSE_TOLERANCE_PX = 0.05
 _Drawn = TypeVar("_Drawn", bound=NamedTuple)
 
@@ -372,8 +373,7 @@ class OnlineDataModule(DeviceDataModule):
                 "or data.contrast=null for the template's own contrast"
             )
         check_probabilities("data", p_half_reference=p_half_reference, p_mirrored=p_mirrored)
-        if not 0 <= position_error_um < math.inf:
-            raise InputError(f"data.position_error_um: expected at least 0 µm, got {position_error_um}")
+        check_range((0, position_error_um), name="data.position_error_um", lowest=0, highest=atlas.extent_um)
         for draw in (contrast, damage):
             if draw is not None:
                 # A wrong range fails now, and not in the first batch.
@@ -483,8 +483,8 @@ def _in_unit_range(planes: Tensor) -> Tensor:
 
 def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
-        if count < 1:
-            raise InputError(f"data.{name}: expected at least 1, got {count}")
+        check_numbers({f"data.{name}": count}, {f"data.{name}": 1})
+        check_size(f"data.{name}", [count], _BYTES_A_NUMBER)
 
 
 def _check_sizes(deformation: str, spacing: float, **sizes: Range) -> None:

@@ -15,7 +15,7 @@ from atlalign.atlas.atlas import Atlas
 from atlalign.atlas.planes import GRID, GRID_UM, Anchoring, homogeneous
 from atlalign.atlas.section_lists import Identity, ListedSection, find_list, read_list
 from atlalign.data import schema
-from atlalign.errors import InputError, check_finite_numbers, checked_shape
+from atlalign.errors import InputError, check_finite_numbers, check_size, checked_shape
 from atlalign.geometry import affine_to_dvf, invert, stays_inside, warp
 from atlalign.io.images import read_image, resize_images, shrink_to_grey
 from atlalign.io.intensity import find_ground, tissue_of, to_unit_range
@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 
 _SMALLEST_TISSUE_SHARE = 0.1
 _TISSUE_INTENSITY = 25
+_BYTES_A_SECTION = 512  # of an entry in the lists of positions
 
 
 class Start(NamedTuple):
@@ -177,6 +178,11 @@ class AtlasSource:
         given = {"n_sections": n_sections, "position_error_um": position_error_um, "seed": seed}
         least = {"source.n_sections": 1, "source.position_error_um": 0.0, "source.seed": 0}
         check_finite_numbers({f"source.{name}": value for name, value in given.items()}, least)
+        check_size("source.n_sections", [n_sections], _BYTES_A_SECTION)
+        if position_error_um > atlas.extent_um:
+            raise InputError(
+                f"source.position_error_um: expected at most the atlas' {atlas.extent_um:g} µm, got {position_error_um}"
+            )
         self.files: list[Path] = []
         self.origin = atlas.name
         self.atlas = atlas

@@ -21,6 +21,7 @@ from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from atlalign.errors import check_numbers
 from atlalign.io.files import written_whole
 
 # Ctrl-C, the system's or a cluster's request to stop, and SLURM's warning before the time limit (not on Windows).
@@ -46,6 +47,12 @@ class LastCheckpoint(Checkpoint):
     def __init__(
         self, dirpath: str, every_n_minutes: float | None = None, every_n_steps: int | None = None
     ) -> None:
+        due = {
+            "callbacks.last.every_n_minutes": every_n_minutes,
+            "callbacks.last.every_n_steps": every_n_steps,
+        }
+        given = {name: number for name, number in due.items() if number is not None}
+        check_numbers(given, {name: 1 if name.endswith("steps") else 0.0 for name in given})
         self.path = Path(dirpath) / "last.ckpt"
         self.every_n_minutes = every_n_minutes
         self.every_n_steps = every_n_steps

@@ -10,14 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from atlalign.errors import InputError, check_booleans, check_numbers, mistakes_in, unknown_name
+from atlalign.arguments import build, check_kinds_of
+from atlalign.errors import (
+    InputError,
+    check_booleans,
+    check_numbers,
+    check_processes,
+    mistakes_in,
+    unknown_name,
+)
 from atlalign.io.files import LockedError, lock
-from atlalign.training.arguments import check_arguments, check_kinds_of
 from atlalign.training.processes import is_first_process, n_processes_to_start, run_in_processes
 from atlalign.training.record import describe_run, write_run_record
 from atlalign.training.runs import (
@@ -170,38 +176,25 @@ def _check_trainer(config: DictConfig) -> None:
         "accumulate_grad_batches": 1,
         "gradient_clip_val": 0.0,
         "check_val_every_n_epoch": 1,
+        "min_epochs": 0,
+        "log_every_n_steps": 0,
+        "num_sanity_val_steps": -1,
     }
     given = {key: OmegaConf.select(config, key) for key in least}
     named = {f"trainer.{key}": value for key, value in given.items() if value is not None}
     check_numbers(named, {name: least[name.removeprefix("trainer.")] for name in named})
+    if isinstance(config.devices, int):
+        check_processes("trainer.devices", config.devices)
+    if config.get("max_time") is not None:
+        from pytorch_lightning.callbacks import Timer
 
-
-def build(config: DictConfig | None, **objects: Any) -> Any:
-    """Build what `config` names by `_target_` with plain arguments and `objects`; None where it names nothing.
-
-    Raises:
-        InputError: If what it names does not take these arguments.
-    """
-    if not config:
-        return None
-    with mistakes_in(config._get_full_key(None)):
-        check_arguments(config, _choices(), objects)
-        if not objects:
-            return hydra.utils.instantiate(config, _convert_="all")
-        # Hydra would turn objects among the arguments into configurations: they are given afterwards.
-        return hydra.utils.instantiate(config, _convert_="all", _partial_=True)(**objects)
+        with mistakes_in("trainer.max_time"):
+            Timer(config.max_time)
 
 
 def as_list(names: str | Sequence[str]) -> Sequence[str]:
     """Return names, of which one may stand alone."""
     return [names] if isinstance(names, str) else names
-
-
-def _choices() -> Mapping[str, Any]:
-    """Return which option of each group was chosen; nothing outside of a Hydra job, as in a process it started."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
 
 
 def _build_function(config: DictConfig | None) -> Any:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from atlalign import metrics
+from atlalign.arguments import build
 from atlalign.data.datamodule import DeviceDataModule
 from atlalign.data.dataset import RegistrationBatch
 from atlalign.evaluation.measures import Regions
@@ -21,7 +22,6 @@ from atlalign.geometry import invert
 from atlalign.losses import PerceptualLoss
 from atlalign.models import load_model
 from atlalign.networks import Registration
-from atlalign.training.run import build
 from atlalign.training.runs import find_runs
 
 Measures = dict[str, float]

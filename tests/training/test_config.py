@@ -11,9 +11,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from atlalign.arguments import build, check_keys
 from atlalign.errors import InputError, readable_errors
-from atlalign.training.arguments import check_keys
-from atlalign.training.run import build
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"

@@ -1,10 +1,11 @@
-"""The keys of a configuration against the arguments of what is built from them, before it is built."""
+"""Builds what a configuration describes, once its keys and values suit the arguments of what is built."""
 
 import inspect
 import math
 import pkgutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from textwrap import shorten
 from types import NoneType, UnionType
@@ -12,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
-from atlalign.errors import InputError
+from atlalign.errors import InputError, mistakes_in
 
 _WORDS = {
     bool: "true or false",
@@ -25,6 +26,24 @@ _WORDS = {
 _LARGEST = 2**63 - 1  # what arrays and files hold
 
 _ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def build(config: DictConfig | None, **objects: Any) -> Any:
+    """Build what `config` names by `_target_` with plain arguments and `objects`; None where it names nothing.
+
+    Raises:
+        InputError: If what it names does not take these arguments.
+    """
+    if not config:
+        return None
+    import hydra
+
+    with mistakes_in(config._get_full_key(None)):
+        check_arguments(config, _choices(), objects)
+        if not objects:
+            return hydra.utils.instantiate(config, _convert_="all")
+        # Hydra would turn objects among the arguments into configurations: they are given afterwards.
+        return hydra.utils.instantiate(config, _convert_="all", _partial_=True)(**objects)
 
 
 def check_arguments(config: DictConfig, choices: Mapping[str, Any], given: Collection[str] = ()) -> None:
@@ -131,7 +150,7 @@ def check_kind(name: str, value: Any, declared: Any) -> None:
     Raises:
         InputError: If it is not; NaN is no number, and whole numbers have up to 63 bits.
     """
-    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     if not _fits(plain, declared):
         raise InputError(f"{name}: expected {_in_words(declared)}, got {shorten(str(plain), 80)}")
 
@@ -149,9 +168,22 @@ def _fits(value: Any, declared: Any) -> bool:
         return whole or (declared is float and isinstance(value, float) and not math.isnan(value))
     if declared is Path:
         return isinstance(value, str | Path)
-    if isinstance(origin, type) and issubclass(origin, Collection) and not issubclass(origin, Mapping):
-        return isinstance(value, list | tuple) and _fit(value, origin, parts)
-    return True  # what is built, and what is not looked at
+    kind = origin or declared
+    if declared in (Any, object) or not isinstance(kind, type):
+        return True
+    if issubclass(kind, Collection) and not issubclass(kind, Mapping):
+        return isinstance(value, list | tuple) and (not parts or _fit(value, kind, parts))
+    if isinstance(value, dict):
+        if "_target_" in value:  # which describes an object to be built
+            return True
+        return issubclass(kind, Mapping) and (not parts or all(_fits(v, parts[1]) for v in value.values()))
+    return _is_instance(value, kind)
+
+
+def _is_instance(value: Any, kind: type) -> bool:
+    with suppress(TypeError):  # of protocols that cannot be asked
+        return isinstance(value, kind) and not isinstance(value, bool)
+    return False
 
 
 def _fit(values: Sequence[Any], origin: type, parts: tuple[Any, ...]) -> bool:
@@ -167,6 +199,8 @@ def _in_words(declared: Any) -> str:
         return " or ".join(dict.fromkeys(_in_words(part) for part in parts if part is not NoneType))
     if origin is Literal:
         return f"one of {', '.join(map(str, parts))}"
+    if isinstance(origin, type) and (issubclass(origin, Mapping) or not issubclass(origin, Collection)):
+        return "a configuration"
     if parts:
         inner = list(dict.fromkeys(_in_words(part) for part in parts if part is not ...))
         number = f"{len(parts)}: " if origin is tuple and ... not in parts else ""
@@ -174,6 +208,7 @@ def _in_words(declared: Any) -> str:
     return _WORDS.get(declared, getattr(declared, "__name__", str(declared)))
 
 
+@cache
 def _declared_arguments(target: str | None) -> dict[str, Any]:
     """Return the annotations of a function's arguments, or of those of a class and its parents."""
     declared: dict[str, Any] = {}
@@ -190,3 +225,10 @@ def _found(target: Any) -> Any:
         return pkgutil.resolve_name(str(target))
     except (ImportError, AttributeError, ValueError):
         return None
+
+
+def _choices() -> Mapping[str, Any]:
+    """Return which option of each group was chosen; nothing outside of a Hydra job, as in a process it started."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
