@@ -17,7 +17,14 @@ from atlalign.atlas.atlas import PHANTOM, Atlas
 from atlalign.data import schema
 from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter, as_augmenter
 from atlalign.data.dataset import RawSample, RegistrationBatch, RegistrationDataset, SeededSampler, complete
-from atlalign.errors import InputError, check_numbers, check_processes, checked_shape, unknown_name
+from atlalign.errors import (
+    OF_NETWORK,
+    InputError,
+    check_numbers,
+    check_processes,
+    checked_shape,
+    unknown_name,
+)
 from atlalign.io.files import fingerprint
 
 Indexes = Sequence[int] | str | Path
@@ -68,7 +75,7 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         super().__init__()
         # Files lie where all machines of a run see them: one process prepares them.
         self.prepare_data_per_node = False
-        shape = checked_shape("data.image_shape", image_shape)
+        shape = checked_shape("data.image_shape", image_shape, bytes_a_pixel=OF_NETWORK)
         if shape != atlas.image_shape:
             raise InputError(f"data.image_shape is {shape}, but the atlas has {atlas.image_shape}")
         workers = 0 if num_workers is None else num_workers

@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import OmegaConf, open_dict, read_write
+from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -453,9 +453,9 @@ def test_the_overrides_in_a_folder_are_those_of_the_run_that_trained_there(confi
     try:
         train(configure("seed=5"))
         assert (folder / ".hydra" / "overrides.yaml").read_text() == "- seed=5\n"
-        with read_write(started), open_dict(started):
-            started.hydra.overrides.task = ["seed=6"]
-        HydraConfig.instance().set_config(started)
+        started = OmegaConf.create(OmegaConf.to_container(started))
+        started.hydra.overrides.task = ["seed=6"]
+        HydraConfig.instance().cfg = started
         with pytest.raises(InputError, match="holds a run already"):
             train(configure("seed=6"))
         assert "seed=5" in (folder / ".hydra" / "overrides.yaml").read_text()
