@@ -235,7 +235,7 @@ class RegistrationDataModule(DeviceDataModule):
         super().__init__(**others)
         if not 0 < val_fraction < 1:
             raise InputError(f"data.val_fraction: expected a share between 0 and 1, got {val_fraction}")
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.val_fraction = val_fraction
         self.train_indexes = train_indexes
         self.val_indexes = val_indexes
@@ -357,6 +357,6 @@ def _read_indexes(indexes: Indexes, n_samples: int, name: str) -> np.ndarray:
 
 def _load_npy(path: str | Path, name: str) -> np.ndarray:
     try:
-        return cast(np.ndarray, np.load(path, allow_pickle=False))
+        return cast(np.ndarray, np.load(Path(path).expanduser(), allow_pickle=False))
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: {path} cannot be read as an .npy file: {error}") from error

@@ -82,7 +82,7 @@ class DemoDataModule(RegistrationDataModule):
         self.deformation = deformation
         self.data_seed = data_seed
         name = _fingerprint(atlas, n_sections, fields_per_section, deformation, data_seed)
-        super().__init__(Path(folder) / f"demo-{name}.h5", atlas=atlas, **others)
+        super().__init__(Path(folder).expanduser() / f"demo-{name}.h5", atlas=atlas, **others)
 
     def prepare_data(self) -> None:
         """Write the file where it is not there yet, and check it."""

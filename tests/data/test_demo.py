@@ -157,3 +157,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(brain, tmp_path, monkeyp
     with pytest.raises(InputError, match=r"demo\.h5 cannot be written: No space left"):
         write_demo(tmp_path / "demo.h5", brain, n_sections=1, fields_per_section=1)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_tilde_in_a_quoted_path_is_the_home_folder(brain, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert module("~/demo data", brain).path.parent == tmp_path / "demo data"
