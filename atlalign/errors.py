@@ -32,6 +32,7 @@ _SYSTEM_ERRORS = {
     getattr(errno, name)
     for name in (
         "ENOSPC",
+        "EFBIG",
         "EDQUOT",
         "EROFS",
         "EACCES",
@@ -45,8 +46,8 @@ _SYSTEM_ERRORS = {
     if hasattr(errno, name)
 }
 
-# A network holds 64 channels of float32 and more of its images' size.
-_BYTES_A_PIXEL = 256
+OF_FIELD, OF_NETWORK = 8, 256
+"""Bytes a pixel: a displacement field has two float32; a network holds 64 channels and more of its images' size."""
 
 # Of Lightning, whose import takes seconds.
 _LIGHTNINGS = "MisconfigurationException"
@@ -91,11 +92,13 @@ def check_finite_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -
             raise InputError(f"{name}: expected a finite number, got {given[name]}")
 
 
-def checked_shape(name: str, shape: Any, least: int = 2) -> tuple[int, int]:
+def checked_shape(
+    name: str, shape: Any, least: int = 2, *, bytes_a_pixel: float = OF_FIELD
+) -> tuple[int, int]:
     """Return a grid's (H, W) as a tuple, whatever kind of list it comes as.
 
     Raises:
-        InputError: If it is not two whole numbers of pixels, each at least so many.
+        InputError: If it is not two whole numbers of pixels, each at least so many, or memory cannot hold the grid.
     """
     sizes = tuple(shape) if isinstance(shape, Iterable) and not isinstance(shape, str) else ()
     whole: Any = Integral
@@ -103,7 +106,7 @@ def checked_shape(name: str, shape: Any, least: int = 2) -> tuple[int, int]:
         raise InputError(
             f"{name}: expected (H, W), whole numbers of at least {least} px, got {sizes or shape}"
         )
-    check_size(name, sizes, _BYTES_A_PIXEL)
+    check_size(name, sizes, bytes_a_pixel)
     return int(sizes[0]), int(sizes[1])
 
 

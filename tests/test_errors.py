@@ -7,6 +7,7 @@ import pytest
 
 from atlalign.errors import (
     LARGEST_BYTES,
+    OF_NETWORK,
     InputError,
     check_finite_numbers,
     check_numbers,
@@ -51,4 +52,10 @@ def test_the_largest_array_is_allowed_and_a_larger_one_names_its_size_and_the_li
 
 def test_a_grid_that_no_network_can_hold_is_refused():
     with pytest.raises(InputError, match=r"data.image_shape: expected at most 8 GiB in memory"):
-        checked_shape("data.image_shape", [100_000, 100_000])
+        checked_shape("data.image_shape", [20_000, 15_000], bytes_a_pixel=OF_NETWORK)
+
+
+def test_the_grid_of_a_large_slide_can_have_a_field_though_no_network_can_hold_it():
+    assert checked_shape("new_shape", [20_000, 15_000]) == (20_000, 15_000)
+    with pytest.raises(InputError, match=r"new_shape: expected at most 8 GiB in memory"):
+        checked_shape("new_shape", [100_000, 100_000])

@@ -6,12 +6,13 @@ Each takes Hydra's overrides (`KEY=VALUE`, `GROUP=OPTION`, `--multirun`, `--help
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING, Any
 
 from atlalign.cli.overrides import quoted_overrides
 from atlalign.errors import quiet_pipe, readable_errors
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig  # slow to import, for commands that do without
 
 
 def train() -> None:
@@ -46,7 +47,7 @@ def conf_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
-def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
+def _run(name: str, task: Callable[["DictConfig"], Any]) -> None:
     with quiet_pipe(), readable_errors():
         import hydra
 
@@ -54,21 +55,21 @@ def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)(task)()
 
 
-def _train(config: DictConfig) -> float:
+def _train(config: "DictConfig") -> float:
     """Train with this configuration and return the value that a sweep minimises."""
     from atlalign.training.run import train
 
     return train(config)
 
 
-def _generate(config: DictConfig) -> None:
+def _generate(config: "DictConfig") -> None:
     """Write the configured h5 data set, and a figure of its samples."""
     from atlalign.synthesis.generate import generate
 
     generate(config)
 
 
-def _evaluate(config: DictConfig) -> None:
+def _evaluate(config: "DictConfig") -> None:
     """Measure a network and baselines on annotated sections; write tables and a report."""
     from atlalign.evaluation.evaluate import evaluate
 

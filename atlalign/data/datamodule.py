@@ -17,7 +17,14 @@ from atlalign.atlas.atlas import PHANTOM, Atlas
 from atlalign.data import schema
 from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter, as_augmenter
 from atlalign.data.dataset import RawSample, RegistrationBatch, RegistrationDataset, SeededSampler, complete
-from atlalign.errors import InputError, check_numbers, check_processes, checked_shape, unknown_name
+from atlalign.errors import (
+    OF_NETWORK,
+    InputError,
+    check_numbers,
+    check_processes,
+    checked_shape,
+    unknown_name,
+)
 from atlalign.io.files import fingerprint
 
 Indexes = Sequence[int] | str | Path
@@ -68,7 +75,7 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         super().__init__()
         # Files lie where all machines of a run see them: one process prepares them.
         self.prepare_data_per_node = False
-        shape = checked_shape("data.image_shape", image_shape)
+        shape = checked_shape("data.image_shape", image_shape, bytes_a_pixel=OF_NETWORK)
         if shape != atlas.image_shape:
             raise InputError(f"data.image_shape is {shape}, but the atlas has {atlas.image_shape}")
         workers = 0 if num_workers is None else num_workers
@@ -228,7 +235,7 @@ class RegistrationDataModule(DeviceDataModule):
         super().__init__(**others)
         if not 0 < val_fraction < 1:
             raise InputError(f"data.val_fraction: expected a share between 0 and 1, got {val_fraction}")
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.val_fraction = val_fraction
         self.train_indexes = train_indexes
         self.val_indexes = val_indexes
@@ -350,6 +357,6 @@ def _read_indexes(indexes: Indexes, n_samples: int, name: str) -> np.ndarray:
 
 def _load_npy(path: str | Path, name: str) -> np.ndarray:
     try:
-        return cast(np.ndarray, np.load(path, allow_pickle=False))
+        return cast(np.ndarray, np.load(Path(path).expanduser(), allow_pickle=False))
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: {path} cannot be read as an .npy file: {error}") from error

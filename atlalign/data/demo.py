@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,7 +82,7 @@ class DemoDataModule(RegistrationDataModule):
         self.deformation = deformation
         self.data_seed = data_seed
         name = _fingerprint(atlas, n_sections, fields_per_section, deformation, data_seed)
-        super().__init__(Path(folder) / f"demo-{name}.h5", atlas=atlas, **others)
+        super().__init__(Path(folder).expanduser() / f"demo-{name}.h5", atlas=atlas, **others)
 
     def prepare_data(self) -> None:
         """Write the file where it is not there yet, and check it."""
@@ -121,10 +122,8 @@ def write_demo(
     }
     n_samples = n_sections * fields_per_section
     # The runs of a sweep may begin together: each writes a file of its own, with the same content.
-    with (
-        written_whole(path) as unfinished,
-        schema.create(unfinished, n_samples, atlas.image_shape, **provenance) as file,
-    ):
+    content = BytesIO()  # HDF5 does not end well on a full disk
+    with schema.create(content, n_samples, atlas.image_shape, **provenance) as file:
         for number, plane in enumerate(track(planes, description="writing demo data")):
             section = atlas.template[plane].float()[None, None] / 255
             pair = _DEFORMATIONS[deformation](fields_per_section, atlas.image_shape, generator)
@@ -136,6 +135,8 @@ def write_demo(
             file["p"][samples] = int(atlas.first_um(plane))
             file["image_id"][samples] = plane
             file["dataset_id"][samples] = 0
+    with written_whole(path) as unfinished:
+        unfinished.write_bytes(content.getbuffer())
 
 
 def tissue_planes(atlas: Atlas) -> np.ndarray:

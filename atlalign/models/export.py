@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from atlalign.errors import InputError
+from atlalign.errors import OF_NETWORK, InputError, checked_shape
 from atlalign.io.files import written_whole
 
 INTENSITY_TOLERANCE = 1e-3
@@ -45,10 +45,7 @@ def export_model(network: nn.Module, path: str | Path, image_shape: tuple[int, i
             the graph's outputs for random images differ by more than INTENSITY_TOLERANCE or FIELD_TOLERANCE_PX.
     """
     path = Path(path)
-    if min(image_shape) < 2:
-        raise InputError(
-            f"image_shape: expected sides of at least 2 px, got {image_shape[0]}×{image_shape[1]}"
-        )
+    checked_shape("image_shape", image_shape, bytes_a_pixel=OF_NETWORK)
     write, read = _format(path)
     named = _Named(copy.deepcopy(network).cpu()).eval()
     program = _traced(named, image_shape)

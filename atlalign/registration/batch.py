@@ -402,8 +402,6 @@ def _write_overlay(path: Path, pixels: NDArray[Any], reference: Reference, resul
     """
     from imagecodecs import PNG, png_encode
 
-    from atlalign.plots import overlay
-
     pairs = [overlay(reference.image[0, 0], image[0, 0]) for image in (result.placed, result.registered)]
     right = np.concatenate([_scaled(_in_8_bits(pair), _OVERLAY_PX // 2) for pair in pairs])
     left = _thumbnail(pixels, len(right))

@@ -12,7 +12,7 @@ from atlalign.atlas.atlas import Atlas, open_atlas
 from atlalign.atlas.ids import checked_ids
 from atlalign.atlas.ontology import Ontology, read_ontology
 from atlalign.atlas.planes import Plane
-from atlalign.errors import InputError, check_numbers, check_size, checked_shape, unknown_name
+from atlalign.errors import OF_NETWORK, InputError, check_numbers, check_size, checked_shape, unknown_name
 from atlalign.io.files import fingerprint, fingerprint_of
 from atlalign.io.images import ImageFile, read_image, read_labels
 from atlalign.io.intensity import Background
@@ -229,7 +229,7 @@ class _Network(NamedTuple):
             raise InputError(
                 f"{path} does not tell the size of its images: give an image shape (--image-shape HEIGHT WIDTH)"
             )
-        shape = checked_shape("image shape", shape)
+        shape = checked_shape("image shape", shape, bytes_a_pixel=OF_NETWORK)
         where = chosen_device(device)
         network = load_model(path).to(where).to(memory_format=fastest_memory_format(where))
         origin = {"model": path.name, "model_sha256": fingerprint(path), "image_shape": list(shape)}

@@ -15,7 +15,7 @@ from atlalign.atlas.atlas import Atlas
 from atlalign.atlas.planes import GRID, GRID_UM, Anchoring, homogeneous
 from atlalign.atlas.section_lists import Identity, ListedSection, find_list, read_list
 from atlalign.data import schema
-from atlalign.errors import InputError, check_finite_numbers, check_size, checked_shape
+from atlalign.errors import OF_NETWORK, InputError, check_finite_numbers, check_size, checked_shape
 from atlalign.geometry import affine_to_dvf, invert, stays_inside, warp
 from atlalign.io.images import read_image, resize_images, shrink_to_grey
 from atlalign.io.intensity import find_ground, tissue_of, to_unit_range
@@ -330,7 +330,7 @@ def warp_on_slide(image: Tensor, dvf: Tensor) -> Tensor:
 
 
 def _image_shape(image_shape: Sequence[int]) -> tuple[int, int]:
-    return checked_shape("data.image_shape", image_shape, schema.SMALLEST_SIDE_PX)
+    return checked_shape("data.image_shape", image_shape, schema.SMALLEST_SIDE_PX, bytes_a_pixel=OF_NETWORK)
 
 
 def _working_map(anchoring: Anchoring, image_shape: tuple[int, int]) -> Tensor:

@@ -95,8 +95,21 @@ def _only_run(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def _save_overrides(folder: Path) -> None:
+    """Write to .hydra what Hydra itself would: Hydra does so even where another run is at work in the folder."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return
+    settings = HydraConfig.get()
+    write_text(folder / ".hydra" / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": settings})))
+    write_text(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(settings.overrides.task))
+
+
 def _train_in(folder: Path, config: DictConfig) -> float:
     checkpoint = _checkpoint_to_resume(config.ckpt_path, folder)
+    if is_first_process():
+        _save_overrides(folder)
     with recorded_failure(folder, config):
         n_processes = _n_processes_to_start(config)
         if not n_processes:

@@ -1,5 +1,8 @@
 """Demo data is what it claims to be: valid, large enough, exact both ways, and never half-written."""
 
+import errno
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
@@ -144,3 +147,18 @@ def test_images_that_no_file_may_hold_leave_none(tmp_path):
 def test_a_number_of_samples_that_is_none_is_named(key, value, tmp_path):
     with pytest.raises(InputError, match=f"data.{key}: expected"):
         DemoDataModule(tmp_path, atlas=phantom_atlas(image_shape=(32, 48), spacing_um=600), **{key: value})
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(brain, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match=r"demo\.h5 cannot be written: No space left"):
+        write_demo(tmp_path / "demo.h5", brain, n_sections=1, fields_per_section=1)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_tilde_in_a_quoted_path_is_the_home_folder(brain, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert module("~/demo data", brain).path.parent == tmp_path / "demo data"

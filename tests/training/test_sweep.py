@@ -18,8 +18,9 @@ from optuna.trial import TrialState
 
 from atlalign.atlas.phantom import phantom_volume
 from atlalign.cli.programs import train
+from atlalign.errors import InputError
 from atlalign.io.files import lock
-from atlalign.training.runs import compare, find_runs, read_run
+from atlalign.training.runs import DivergedError, compare, find_runs, read_run, record_failure
 from atlalign.training.study import Pruning, SweepStudy, _storage, search_space
 from tests.conftest import SHAPE, write_h5
 from tests.training.conftest import TINY, TINY_LOCAL
@@ -239,6 +240,18 @@ HARSH = (
     "callbacks.pruning.pruner._target_=optuna.pruners.ThresholdPruner", "+callbacks.pruning.pruner.upper=0",
     "~callbacks.pruning.pruner.n_startup_trials", "callbacks.pruning.pruner.n_warmup_steps=0",
 )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "state"), [(DivergedError("loss is nan"), "PRUNED"), (InputError("no disk"), "FAIL")]
+)
+def test_a_trial_that_diverged_is_settled_as_pruned_and_one_that_failed_as_failed(tmp_path, error, state):
+    study = SweepStudy(tmp_path, {"seed": IntDistribution(1, 9)}, [], sampler=RandomSampler)
+    number = study.ask()
+    (tmp_path / str(number)).mkdir(exist_ok=True)
+    record_failure(tmp_path / str(number), error)
+    study.settle(number)
+    assert states(tmp_path) == [state]
 
 
 def test_the_last_epoch_is_never_pruned(sweep):

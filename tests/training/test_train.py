@@ -7,6 +7,8 @@ import sys
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
@@ -19,7 +21,7 @@ from atlalign.training import run
 from atlalign.training.module import RegistrationModule
 from atlalign.training.run import train
 from atlalign.training.runs import DivergedError, read_run
-from tests.training.conftest import TINY, metrics_of
+from tests.training.conftest import CONF, TINY, metrics_of
 
 
 def test_training_beats_doing_nothing(configure, tmp_path):
@@ -440,6 +442,25 @@ def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(configur
     (folder / "config.yaml").unlink()
     train(configure())  # the lock of a killed process is none
     assert metrics_of(folder)["epochs"] == 1
+
+
+def test_the_overrides_in_a_folder_are_those_of_the_run_that_trained_there(configure, tmp_path):
+    folder = tmp_path / "run"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        started = compose("train", ["seed=5", f"hydra.run.dir={folder}"], return_hydra_config=True)
+    assert started.hydra.output_subdir is None  # Hydra itself would not ask whether the folder is free
+    HydraConfig.instance().set_config(started)
+    try:
+        train(configure("seed=5"))
+        assert (folder / ".hydra" / "overrides.yaml").read_text() == "- seed=5\n"
+        started = OmegaConf.create(OmegaConf.to_container(started))
+        started.hydra.overrides.task = ["seed=6"]
+        HydraConfig.instance().cfg = started
+        with pytest.raises(InputError, match="holds a run already"):
+            train(configure("seed=6"))
+        assert "seed=5" in (folder / ".hydra" / "overrides.yaml").read_text()
+    finally:
+        HydraConfig.instance().cfg = None
 
 
 @pytest.mark.parametrize("key", ["accumulate_grad_batches", "gradient_clip_val"])
