@@ -21,7 +21,7 @@ from atlalign.data.augmenters import BatchAugmenter
 from atlalign.data.datamodule import DeviceDataModule
 from atlalign.data.dataset import RegistrationBatch, SampleKey
 from atlalign.data.demo import tissue_planes
-from atlalign.errors import InputError, check_numbers, check_size, unknown_name
+from atlalign.errors import InputError, check_finite_numbers, check_numbers, check_size, unknown_name
 from atlalign.geometry import (
     FieldPair,
     affine_simple_matrix,
@@ -373,7 +373,7 @@ class OnlineDataModule(DeviceDataModule):
                 "or data.contrast=null for the template's own contrast"
             )
         check_probabilities("data", p_half_reference=p_half_reference, p_mirrored=p_mirrored)
-        check_range((0, position_error_um), name="data.position_error_um", lowest=0, highest=atlas.extent_um)
+        check_finite_numbers({"data.position_error_um": position_error_um}, {"data.position_error_um": 0.0})
         for draw in (contrast, damage):
             if draw is not None:
                 # A wrong range fails now, and not in the first batch.

@@ -179,10 +179,6 @@ class AtlasSource:
         least = {"source.n_sections": 1, "source.position_error_um": 0.0, "source.seed": 0}
         check_finite_numbers({f"source.{name}": value for name, value in given.items()}, least)
         check_size("source.n_sections", [n_sections], _BYTES_A_SECTION)
-        if position_error_um > atlas.extent_um:
-            raise InputError(
-                f"source.position_error_um: expected at most the atlas' {atlas.extent_um:g} µm, got {position_error_um}"
-            )
         self.files: list[Path] = []
         self.origin = atlas.name
         self.atlas = atlas

@@ -171,7 +171,6 @@ def test_a_wrong_value_of_a_program_is_accepted_or_named(program, kinds, check):
         ("data", "val_fraction=1"),
         ("source", "n_sections=0"),
         ("source", "n_sections=1000000000"),
-        ("source", "position_error_um=1e9"),
         ("trainer", f"devices={MOST_PROCESSES + 1}"),
         ("trainer", "max_time=abc"),
         ("callbacks", "last.every_n_minutes=-1"),
