@@ -586,7 +586,14 @@ def _sentences_about(out: Path) -> Iterator[None]:
 
 
 def _build_recipe(config: "DictConfig") -> Recipe:
-    parts = {name: build(config[name]) for name in ("source", "deformation")}
+    from hydra.errors import InstantiationException
+
+    try:
+        parts = {name: build(config[name]) for name in ("source", "deformation")}
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        raise
     names = ("per_original", "max_trials", "max_corrupted_pixels", "max_difference", "seed")
     return Recipe(**parts, **{name: config[name] for name in names})
 
