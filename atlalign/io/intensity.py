@@ -64,7 +64,7 @@ class Ground(NamedTuple):
             pixels' centres.
         level: The median of the ground along the rim.
         is_bright: Tissue is darker than the ground.
-        clarity: 1 if all of the rim shows ground, and all that is off it is on one side; 0 if nothing is like that, or its rim is none.
+        clarity: 1 if all of the rim shows ground, and all that is off it is on one side; 0 if the user denies it.
         has_tissue: Something differs from the ground.
         seen: (h', w'), the pixels of the thumbnail that show ground.
         void: (h', w'), the pixels of the thumbnail that show nothing.
