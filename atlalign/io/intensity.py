@@ -64,7 +64,7 @@ class Ground(NamedTuple):
             pixels' centres.
         level: The median of the ground along the rim.
         is_bright: Tissue is darker than the ground.
-        clarity: 1 if all of the rim shows ground, and all that is off it is on one side; 0 if nothing is like that.
+        clarity: 1 if all of the rim shows ground, and all that is off it is on one side; 0 if the user denies it.
         has_tissue: Something differs from the ground.
         seen: (h', w'), the pixels of the thumbnail that show ground.
         void: (h', w'), the pixels of the thumbnail that show nothing.
@@ -209,7 +209,7 @@ def find_ground(image: Tensor, background: Background = "auto") -> Ground:
     seen = ~void & (np.abs(residual) <= _OFF_GROUND * scale)
     clarity = abs(side) * float(seen[rim].mean())
     if background != "auto" and is_bright != (background == "bright"):
-        is_bright = not is_bright
+        is_bright, clarity = not is_bright, 0.0
         level = float(np.percentile(thumbnail[~void], _WHITE if is_bright else 100 - _WHITE))
         coefficients = level * np.eye(_QUADRATIC)[0]
         residual = thumbnail - level
@@ -431,7 +431,7 @@ def without_ground(image: Tensor, ground: Ground) -> Tensor:
     surface = ground.surface(shape)
     tissue = 1 - image / surface if ground.is_bright else image - surface
     seen = ground.in_full(ground.seen, shape)
-    noise = 1.4826 * float(tissue[seen].abs().median()) if seen.any() else 0.0  # robust, of normal noise
+    noise = 1.4826 * float(tissue[seen].abs().median()) if ground.clarity and seen.any() else 0.0
     nothing = (seen & (tissue < _NOISE * noise)) | ground.in_full(ground.void | ground.foreign, shape)
     return tissue.clamp_min(0).masked_fill(nothing, 0)
 
