@@ -402,7 +402,7 @@ class TestPhantomAtlas:
 
     @pytest.mark.parametrize("spacing", [0, -100, 37, 20000])
     def test_the_spacing_divides_the_extent(self, spacing):
-        with pytest.raises(InputError, match="spacing_um: expected a divisor of 13200"):
+        with pytest.raises(InputError, match=r"spacing_um: expected (a divisor of 13200|at least 0)"):
             phantom_atlas(image_shape=(20, 30), spacing_um=spacing)
 
 

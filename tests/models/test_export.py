@@ -134,7 +134,7 @@ def test_command(tmp_path, capsys):
     ("arguments", "words"),
     [
         (["local.pt", "--out", "a.pt2"], "give --image-shape HEIGHT WIDTH"),
-        (["local.pt", "--out", "a.pt2", "--image-shape", "0", "30"], "at least 2 px, got 0×30"),
+        (["local.pt", "--out", "a.pt2", "--image-shape", "0", "30"], "at least 2 px, got (0, 30)"),
         (["local.pt", "--out", "a.pt2", "--image-shape", "100000", "100000"], "at most 8 GiB"),
         (["global.pt", "--out", "a.pt2", "--image-shape", "64", "64"], "takes images of 32×44 px, got 64×64"),
         (["global.pt", "--out", "a.tflite"], r"expected a name that ends in .onnx or .pt2"),
