@@ -226,7 +226,7 @@ def test_a_registered_section(other):
     where = section, place(section, reference, by="stretch")
     with torch.no_grad():  # the device's tensors know no inference mode
         expected, found = (
-            register.__wrapped__(net, reference, *where, refinement_steps=2)
+            register.__wrapped__(net, reference, *where, refine=2)
             for net in (network, copy.deepcopy(network).to(OTHER))
         )
     torch.testing.assert_close(found.registered, expected.registered)

@@ -47,7 +47,7 @@ from atlalign.plots import overlay
 from atlalign.registration import regions, visualign
 from atlalign.registration.jobs import Job
 from atlalign.registration.placement import Reference
-from atlalign.registration.recipe import Recipe, RegisteredSection, register_section
+from atlalign.registration.recipe import Options, Recipe, RegisteredSection, register_section
 from atlalign.registration.register import Limit, Quality, Registered, judge
 from atlalign.registration.transform import (
     FORWARD,
@@ -69,13 +69,16 @@ _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY = "registered.tif", "labels.tif", "r
 _RESULTS = {FORWARD, INVERSE, RECORD, LABELS, REGIONS, _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY}
 _WORTHLESS = {".DS_Store", "Thumbs.db"}  # what file managers leave behind
 
+_FLAGS = (*(entry.name for entry in fields(Options)), "image_shape", "hemisphere")
 _SAID = {
-    "file": "image", "bytes": "image", "modified_ns": "image", "position_um": "position",
-    "by": "--place", "background": "--background", "mirrored": "--mirrored", "turn": "--turn",
-    "channel": "--channel", "page": "--page", "z": "--z", "pixel_um": "--pixel-size-um", "refinement_steps": "--refine",
-    "refinement_smoothness": "--refine-smoothness", "image_shape": "--image-shape", "hemisphere": "--hemisphere",
-    "model_sha256": "model", "reference_sha256": "reference",
-}  # fmt: skip
+    **{name: f"--{name.replace('_', '-')}" for name in _FLAGS},
+    "file": "image",
+    "bytes": "image",
+    "modified_ns": "image",
+    "position_um": "position",
+    "model_sha256": "model",
+    "reference_sha256": "reference",
+}
 """What settings are called where they are made."""
 
 # Every section would meet the same; other refusals may be of one section alone.

@@ -164,7 +164,7 @@ def _warn_of_unused(listing: Path, sections: Sequence[ListedSection]) -> None:
             "%s: not used: the columns %s; an image may have its own %s",
             listing,
             ", ".join(map(shown, unused)),
-            ", ".join(name for name, (_, parse) in _COLUMNS.items() if parse is not _renamed),
+            ", ".join(name for name, parse in _COLUMNS.items() if parse is not _renamed),
         )
 
 
@@ -263,8 +263,8 @@ def _folded(name: str) -> str:
 def _own_options(cells: Mapping[str, str], where: str) -> dict[str, Any]:
     """Return what a table's row says of how its image is to be read and placed, as `Options` has it."""
     return {
-        option: parse(cells[column], f"{where}, {column}")
-        for column, (option, parse) in _COLUMNS.items()
+        column: parse(cells[column], f"{where}, {column}")
+        for column, parse in _COLUMNS.items()
         if cells.get(column)
     }
 
@@ -289,15 +289,15 @@ def _renamed(cell: str, where: str) -> NoReturn:
 
 
 _YES_OR_NO = {"yes": True, "no": False, "true": True, "false": False, "1": True, "0": False}
-_COLUMNS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
-    "channel": ("channel", whole_number),
-    "page": ("page", whole_number),
-    "z": ("z", whole_number),
-    "mirrored": ("mirrored", _one_of(_YES_OR_NO)),
-    "turn": ("turn", _float),
-    "quarter_turns": ("turn", _renamed),
-    "pixel_size_um": ("pixel_um", _float),
-    "place": ("by", _one_of({name: name for name in get_args(Placing)})),
-    "background": ("background", _one_of({name: name for name in get_args(Background)})),
+_COLUMNS: dict[str, Callable[[str, str], Any]] = {
+    "channel": whole_number,
+    "page": whole_number,
+    "z": whole_number,
+    "mirrored": _one_of(_YES_OR_NO),
+    "turn": _float,
+    "quarter_turns": _renamed,
+    "pixel_size_um": _float,
+    "place": _one_of({name: name for name in get_args(Placing)}),
+    "background": _one_of({name: name for name in get_args(Background)}),
 }
 """What a list may say of each image, called as the options of `atlalign register`; an empty cell leaves it to these."""

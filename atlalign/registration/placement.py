@@ -227,7 +227,7 @@ def place(
     *,
     by: Placing = "auto",
     anchoring: Anchoring | None = None,
-    pixel_um: float | None = None,
+    pixel_size_um: float | None = None,
     mirrored: bool = False,
     turn: float = 0.0,
 ) -> Placement:
@@ -240,7 +240,7 @@ def place(
             one another; fit: the same at the size at which both tissues spread as far; stretch: corner on corner;
             auto: the first of these that is possible.
         anchoring: Of the image, or of a smaller or larger scan of it.
-        pixel_um: The size of the section's pixels; None takes the file's word.
+        pixel_size_um: The size of the section's pixels; None takes the file's word.
         mirrored: The image shows the right of the reference at its left; an atlas has the left of the brain there.
         turn: The counter-clockwise turn in degrees that makes the image upright.
 
@@ -248,7 +248,7 @@ def place(
         InputError: If what `by` needs is not there, the image shows no tissue, its pixels cannot have their size, or it
             has other proportions than the image that was anchored.
     """
-    known = section.pixel_um if pixel_um is None else (pixel_um, pixel_um)
+    known = section.pixel_um if pixel_size_um is None else (pixel_size_um, pixel_size_um)
     if known is not None:
         _check_size(known, section.shape, reference.grid, "--pixel-size-um")
     if by == "auto":
@@ -265,7 +265,7 @@ def place(
     else:
         matrix = _centred(section, reference, _size_um(section, reference, by, known), mirrored, turn)
     if known is not None:
-        return Placement(matrix, known, "file" if pixel_um is None else "user", by, turn)
+        return Placement(matrix, known, "file" if pixel_size_um is None else "user", by, turn)
     return Placement(matrix, _implied_pixel_um(matrix, reference.grid), by, by, turn)
 
 

@@ -58,20 +58,23 @@ _APART = 5.0  # degrees: the network corrects smaller turns
 class Options:
     """How sections are read, placed and refined; see `read_image`, `read_section`, `place` and `register`."""
 
-    by: Placing = "auto"
+    place: Placing = "auto"
     background: Background = "auto"
     mirrored: bool = False
     turn: float | None = None
     channel: int | None = None
     page: int | None = None
     z: int | None = None
-    pixel_um: float | None = None
-    refinement_steps: int = 0
-    refinement_smoothness: float = 0.1
+    pixel_size_um: float | None = None
+    refine: int = 0
+    refine_smoothness: float = 0.1
     limits: Mapping[str, Limit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, value, known in (("place", self.by, Placing), ("background", self.background, Background)):
+        for name, value, known in (
+            ("place", self.place, Placing),
+            ("background", self.background, Background),
+        ):
             if value not in get_args(known):
                 raise unknown_name(name, value, get_args(known))
         unknown = sorted(set(self.limits) - set(LIMITS))
@@ -79,15 +82,13 @@ class Options:
             raise unknown_name("measure", unknown[0], LIMITS)
         # What is not given keeps its usual limit.
         object.__setattr__(self, "limits", {**LIMITS, **self.limits})
-        check_numbers({"refinement steps": self.refinement_steps}, {"refinement steps": 0})
+        check_numbers({"refine": self.refine}, {"refine": 0})
         if self.turn is not None:
             check_numbers({"turn": self.turn}, {"turn": -360.0})
             if self.turn > 360:
                 raise InputError(f"turn: expected -360° to 360°, got {self.turn:g}")
-        if not 0.005 <= self.refinement_smoothness <= 0.2:
-            raise InputError(
-                f"refinement smoothness: expected 0.005 to 0.2, got {self.refinement_smoothness:g}"
-            )
+        if not 0.005 <= self.refine_smoothness <= 0.2:
+            raise InputError(f"refine_smoothness: expected 0.005 to 0.2, got {self.refine_smoothness:g}")
 
 
 @dataclass(frozen=True)
@@ -343,8 +344,8 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
         reference,
         section,
         placement,
-        refinement_steps=options.refinement_steps,
-        refinement_smoothness=options.refinement_smoothness,
+        refine=options.refine,
+        refine_smoothness=options.refine_smoothness,
     )
     turns = [
         Alternative(f"turned by {_further(other, placement):.0f}°", like)
@@ -380,9 +381,9 @@ def _place(section: Section, reference: Reference, job: Job, options: Options) -
     return place(
         section,
         reference,
-        by=options.by,
+        by=options.place,
         anchoring=job.anchoring,
-        pixel_um=options.pixel_um,
+        pixel_size_um=options.pixel_size_um,
         mirrored=options.mirrored,
         turn=options.turn or 0.0,
     )

@@ -27,7 +27,7 @@ from atlalign.metrics import mutual_information
 from atlalign.registration.likeness import likeness
 from atlalign.registration.measures import affine_part, cover
 from atlalign.registration.placement import Placement, Reference, Section, antialiased, sampled_image
-from atlalign.registration.refine import refine
+from atlalign.registration.refine import refine as refined_dvf
 from atlalign.registration.transform import Displacement, Grid, SectionTransform
 
 
@@ -200,8 +200,8 @@ def register(
     section: Section,
     placement: Placement,
     *,
-    refinement_steps: int = 0,
-    refinement_smoothness: float = 0.1,
+    refine: int = 0,
+    refine_smoothness: float = 0.1,
 ) -> Registered:
     """Register a placed section to its reference.
 
@@ -210,8 +210,8 @@ def register(
         reference: At the size that the network takes.
         section: The image.
         placement: Where it lies on the reference.
-        refinement_steps: So many steps of `refine` follow.
-        refinement_smoothness: As `refine` has it.
+        refine: So many steps of `refine` follow.
+        refine_smoothness: As `refine` has it.
 
     Raises:
         InputError: If the network fails, as on images of another size or for want of memory, or its field is not
@@ -229,8 +229,8 @@ def register(
     }
     # What the network is sure of is asked of the network alone.
     there_and_back = torch.where(stays_inside(dvf)[:, None], compose(back, dvf), torch.nan)
-    if refinement_steps:
-        dvf = refine(reference.image, placed, dvf, steps=refinement_steps, smoothness=refinement_smoothness)
+    if refine:
+        dvf = refined_dvf(reference.image, placed, dvf, steps=refine, smoothness=refine_smoothness)
     registered = warp(placed, dvf)
     quality = Quality(**_moved(reference, placed, registered, dvf, there_and_back), **measures)
     return Registered(_transform(reference, section, placement, dvf), placed, registered, quality)

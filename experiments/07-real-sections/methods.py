@@ -71,7 +71,7 @@ def classical(name: str) -> Method:
     return run
 
 
-def ours(atlas: Atlas, model: Path, refinement_steps: int, smoothness: float) -> Method:
+def ours(atlas: Atlas, model: Path, refine: int, smoothness: float) -> Method:
     """Return what `atlalign register` does with a section, at the size of the model's own images.
 
     The time is that of all of `register`: the network both ways, the field, its inverse and the measures of quality.
@@ -93,8 +93,8 @@ def ours(atlas: Atlas, model: Path, refinement_steps: int, smoothness: float) ->
             reference,
             section,
             placement,
-            refinement_steps=refinement_steps,
-            refinement_smoothness=smoothness,
+            refine=refine,
+            refine_smoothness=smoothness,
         )
         seconds = time.perf_counter() - started
         pixels = identity_grid(grid.shape, torch.float64, torch.device("cpu"))[0].flatten(1).T.numpy()

@@ -781,7 +781,7 @@ def test_refinement_raises_the_similarity(run, sections, tmp_path):
     assert float(table(tmp_path / "out")["a"]["similarity_after"]) != closely
     assert "expected 0.005 to 0.2" in run(sections / "a.png", *again[:-1], "2")[1]
     assert (
-        "refinement steps: expected at least 0, got -1"
+        "refine: expected at least 0, got -1"
         in run(sections / "a.png", "--position", "4000", "--refine", "-1")[1]
     )
 
@@ -921,7 +921,7 @@ def test_results_never_replace_the_list_that_they_come_from(run, sections):
 def test_a_registered_image_has_a_limit(sections, monkeypatch):
     """A small image of fine pixels asks for many more pixels all over the reference."""
     recipe = atlas_recipe("phantom", image_shape=SHAPE)
-    job = Job(sections / "a.png", 4000.0, options={"pixel_um": 20.0})
+    job = Job(sections / "a.png", 4000.0, options={"pixel_size_um": 20.0})
     monkeypatch.setattr("atlalign.errors.LARGEST_BYTES", 300_000)
     with pytest.raises(
         InputError, match=r"a\.png: the registered image: expected at most .* with 3 bytes each"
@@ -944,7 +944,7 @@ def test_a_list_may_say_how_each_image_is_to_be_read_and_placed(run, sections, t
             "a.png;4000;yes;;stretch;bright;;", "b.tif;6000;;-12,5;;;70,5;", "c.jpg;8000;no;;;;;"]  # fmt: skip
     (sections / "list.csv").write_text("\n".join(rows))
     assert run(sections, "--mirrored", "--place", "fit")[0] == 0
-    names = ("mirrored", "turn", "by", "background", "pixel_um", "channel")
+    names = ("mirrored", "turn", "place", "background", "pixel_size_um", "channel")
     records = {name: json.loads((tmp_path / "out" / name / "transform.json").read_text()) for name in "abc"}
     found = {key: tuple(record["settings"][name] for name in names) for key, record in records.items()}
     assert found["a"] == (True, None, "stretch", "bright", None, None)
@@ -1040,7 +1040,7 @@ def test_a_section_is_registered_in_python_as_by_the_command(run, model, section
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"by": "left"}, "unknown place 'left'"),
+        ({"place": "left"}, "unknown place 'left'"),
         ({"background": "grey"}, "unknown background 'grey'"),
         ({"turn": "left"}, "turn: expected a number, got left"),
         ({"limits": {"fold": Limit(0, 1)}}, "unknown measure 'fold'"),

@@ -212,7 +212,7 @@ class TestPlacing:
         scale = reference.grid.pixel_um[0] / 50, reference.grid.pixel_um[1] / 50
         matrix = np.array([[scale[0], 0, 61.0], [0, scale[1], 23.0]])
         section = read_section(ImageFile(drawn(reference, matrix, (220, 330)), None), SHAPE)
-        placement = place(section, reference, pixel_um=pixel_um)
+        placement = place(section, reference, pixel_size_um=pixel_um)
         assert placement.placed_by == ("fit" if pixel_um is None else "scale")
         corners = np.array([[0, 0], [55, 0], [0, 39], [55, 39.0]])
         error = apply_affine(placement.matrix, corners) - apply_affine(matrix, corners)
@@ -232,7 +232,7 @@ class TestPlacing:
             (seen, {"mirrored": mirrored, "turn": turn}),
         ):
             section = read_section(ImageFile(np.ascontiguousarray(image), None), SHAPE)
-            placement = place(section, reference, by=by, pixel_um=pixel_um, **orientation)
+            placement = place(section, reference, by=by, pixel_size_um=pixel_um, **orientation)
             placed.append(placed_image(section, placement, SHAPE))
         assert torch.allclose(*placed, atol=1e-4)
 
@@ -282,7 +282,7 @@ class TestPlacing:
         with pytest.raises(
             InputError, match=r"expected pixels of a size at which .* \(--pixel-size-um\), got"
         ):
-            place(section, reference, by=by, pixel_um=pixel_um)
+            place(section, reference, by=by, pixel_size_um=pixel_um)
 
 
 class TestRegistering:

@@ -174,7 +174,7 @@ def placed(truth: Truth, placing: str) -> dict[str, dict[str, Any]]:
     if placing == "anchoring":
         return {"options": {}, "job": {}}
     pixel_um = float(np.sqrt(truth.pixel_um.prod())) if placing == "scale" else None
-    return {"options": {"mirrored": True, "pixel_um": pixel_um}, "job": {"anchoring": None}}
+    return {"options": {"mirrored": True, "pixel_size_um": pixel_um}, "job": {"anchoring": None}}
 
 
 def case(truth: Truth, situation: str, placing: str, pixels: Image | None = None, **rest: Any) -> Case:
@@ -204,7 +204,7 @@ def wrong_words(job: Job, truth: Truth) -> Iterator[Case]:
     for degrees in (12, 25, 180):
         yield case(truth, f"--turn {degrees} of an upright one", "fit", options={"turn": float(degrees)})
     for factor in (0.04, 0.5, 0.8, 1.25, 2, 25):
-        yield case(truth, f"pixel size × {factor}", "scale", options={"pixel_um": pixel_um * factor})
+        yield case(truth, f"pixel size × {factor}", "scale", options={"pixel_size_um": pixel_um * factor})
     assert job.anchoring is not None
     assert job.position_um is not None
     for distance_um in (*OTHER_PLANES_UM, 4000 if job.position_um < 7000 else -4000):
