@@ -58,6 +58,7 @@ from atlalign.registration.transform import (
     Grid,
     SectionTransform,
     check_whole,
+    prepare_itk,
     read_record,
     write_record,
 )
@@ -189,6 +190,7 @@ def _at_once(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
         if workers == 1:
             yield map
             return
+        prepare_itk()
         threads = torch.get_num_threads()
         torch.set_num_threads(max(1, threads // workers))
         pool = ThreadPoolExecutor(workers)

@@ -13,6 +13,8 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +34,7 @@ FORWARD, INVERSE, RECORD = "forward.nii.gz", "inverse.nii.gz", "transform.json"
 LABELS, REGIONS = "reference_labels.tif", "regions.csv"
 """What stands beside them, where the reference has labels."""
 
+_ITK_FILES = Lock()  # of which ITK reads or writes one at a time
 _FORMAT = 1
 _CHECKSUM = "sha256"  # of the record itself
 _READ_BYTES = 2**20
@@ -100,7 +103,8 @@ class Displacement:
         image: Any = SimpleITK.GetImageFromArray(vectors, isVector=True)
         image.SetSpacing([size / 1000 for size in self.grid.pixel_um])
         plain = path.with_suffix("")
-        SimpleITK.WriteImage(image, itk_name(plain))
+        with _ITK_FILES:
+            SimpleITK.WriteImage(image, itk_name(plain))
         path.write_bytes(gzip_encode(plain.read_bytes()))  # SimpleITK's own compression takes twice as long
         plain.unlink()
 
@@ -117,7 +121,8 @@ class Displacement:
             raise InputError(f"{path}: expected a displacement field, found no file: {_AGAIN}")
         try:
             _check_gzip(path)
-            image: Any = SimpleITK.ReadImage(itk_name(path))
+            with _ITK_FILES:
+                image: Any = SimpleITK.ReadImage(itk_name(path))
         except (RuntimeError, OSError, EOFError, zlib.error) as error:
             raise InputError(f"{path}: expected a displacement field, cannot read it: {_AGAIN}") from error
         if image.GetDimension() != 2 or image.GetNumberOfComponentsPerPixel() != 2:
@@ -282,6 +287,19 @@ def _recorded_plane(found: Any, path: Path) -> Plane | None:
             f"{_AGAIN}"
         )
     return Plane(matrix)
+
+
+def prepare_itk() -> None:
+    """Let ITK register its readers and writers.
+
+    It does so when a file is first read or written, and crashes if another thread uses it meanwhile.
+    """
+    import SimpleITK
+
+    with TemporaryDirectory() as folder, _ITK_FILES:
+        name = str(Path(folder, "image.nii"))
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((2, 2), np.float32)), name)
+        SimpleITK.ReadImage(name)
 
 
 def read_record(folder: Path) -> dict[str, Any]:

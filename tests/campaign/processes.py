@@ -231,7 +231,7 @@ def disturb(
     program = programs(folder)[name]
     begun = time.monotonic()
     status, printed = finish(start(program, folder / "whole"))
-    assert status == 0, printed
+    assert status == 0, (status, printed)
     lasts_s = time.monotonic() - begun
     whole = program.contents(folder / "whole")
     draw = random.Random(f"{seed} {name} {how}")
