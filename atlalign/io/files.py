@@ -176,7 +176,7 @@ def file_name(text: str) -> str:
 
     A long name is cut, and ends in digits that depend on all of it.
     """
-    name = printable(text)
+    name = storable(text)
     name = f"%2E{name[1:]}" if name.startswith(".") else name or "%"
     if len(name.encode()) <= _LONGEST_NAME:
         return name
@@ -184,7 +184,7 @@ def file_name(text: str) -> str:
     return f"{start}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def printable(text: str) -> str:
+def storable(text: str) -> str:
     """Return a file's name as text that any file can hold.
 
     A byte that is no text, as names from other systems have them, becomes `%` and its two hexadecimal digits.
@@ -203,7 +203,7 @@ def itk_name(path: Path) -> str:
     Raises:
         InputError: If the name is no text.
     """
-    name = printable(str(path))
+    name = storable(str(path))
     if name != str(path):
         raise InputError(
             f"{name}: expected a name that is text, found bytes that are none (shown after %): rename it"

@@ -37,7 +37,7 @@ from atlalign.io.files import (
     is_folder,
     itk_name,
     lock,
-    printable,
+    storable,
     written_whole,
 )
 from atlalign.io.intensity import slide_color
@@ -253,7 +253,7 @@ def _check_job(job: Job) -> None:
 
 
 def _failed(job: Job, error: str) -> Outcome:
-    name, error = printable(job.path.name), printable(error)
+    name, error = storable(job.path.name), storable(error)
     error = error if error.startswith(name) else f"{shorten(name, 100)}: {error}"
     record = {"flag": "fail", "reason": error, "settings": {"file": name}}
     return Outcome(_row(file_name(job.name), record), error=error)
@@ -264,7 +264,7 @@ def _write_traceback(path: Path, job: Job, error: Exception) -> None:
     head = f"{datetime.now().astimezone().isoformat(timespec='seconds')} atlalign {__version__}: {job.path}"
     text = "\n".join([head, *traceback.format_exception(error), ""])
     with suppress(OSError), path.open("a", encoding="utf-8") as log:
-        log.write(printable(text))
+        log.write(storable(text))
 
 
 def _settings(job: Job, recipe: Recipe) -> dict[str, Any]:
@@ -277,7 +277,7 @@ def _settings(job: Job, recipe: Recipe) -> dict[str, Any]:
     }
     settings = {**of_image, **where, **asdict(recipe.options), **recipe.origin}
     del settings["limits"]
-    return json.loads(printable(json.dumps(settings, ensure_ascii=False)))  # type: ignore[no-any-return]
+    return json.loads(storable(json.dumps(settings, ensure_ascii=False)))  # type: ignore[no-any-return]
 
 
 def _former_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
@@ -344,7 +344,7 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
         if transform.plane is not None:
             record["visualign"] = visualign.visualign_slice(
                 transform,
-                printable(job.path.name),
+                storable(job.path.name),
                 job.number,
                 anchoring=job.anchoring,
                 tissue=found.reference.tissue.numpy(),
@@ -500,7 +500,7 @@ def _records(folders: Iterable[Path]) -> tuple[dict[str, dict[str, Any]], list[d
             whole[folder.name] = check_whole(folder)
         except (InputError, OSError) as error:
             record = {"flag": "fail", "reason": f"damaged, to be registered again: {error}"}
-            damaged.append(_row(printable(folder.name), record))
+            damaged.append(_row(storable(folder.name), record))
     return whole, damaged
 
 

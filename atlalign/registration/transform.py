@@ -25,7 +25,7 @@ from torch import Tensor
 from atlalign.atlas.planes import Plane, Points
 from atlalign.errors import InputError
 from atlalign.geometry import sample, warp_points
-from atlalign.io.files import fingerprint, itk_name, printable, written_whole
+from atlalign.io.files import fingerprint, itk_name, storable, written_whole
 from atlalign.io.pixels import PixelSize
 from atlalign.io.tables import cut
 
@@ -338,7 +338,7 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write all that is kept with a transform as plain data, and its checksum, in place of what was."""
     content = {**record, _CHECKSUM: _checksum(record)}
     with written_whole(folder / RECORD) as unfinished:
-        unfinished.write_text(printable(_compact_json(content)) + "\n", encoding="utf-8")
+        unfinished.write_text(storable(_compact_json(content)) + "\n", encoding="utf-8")
 
 
 def check_whole(folder: Path) -> dict[str, Any]:
@@ -386,7 +386,7 @@ def _is_as_written(path: Path, state: Mapping[str, Any]) -> bool:
 def _checksum(record: Mapping[str, Any]) -> str:
     """Return the checksum of a record's content, whatever its layout."""
     content = {name: value for name, value in record.items() if name != _CHECKSUM}
-    text = printable(json.dumps(content, ensure_ascii=False, sort_keys=True))
+    text = storable(json.dumps(content, ensure_ascii=False, sort_keys=True))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -22,7 +22,7 @@ from atlalign.io.files import (
     fingerprint_of,
     folder_written_whole,
     lock,
-    printable,
+    storable,
     written_whole,
 )
 
@@ -205,7 +205,7 @@ def test_any_text_has_a_file_name_of_its_own(tmp_path):
         assert not name.startswith(".")
         (tmp_path / name).touch()
     assert (file_name("m_\udcfc"), file_name("a b.png")) == ("m_%FC", "a b.png")
-    assert printable("m_\udcfc µ") == "m_%FC µ"
+    assert storable("m_\udcfc µ") == "m_%FC µ"
 
 
 # --- locks ------------------------------------------------------------------------------------------------------------
