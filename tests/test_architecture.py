@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("console",),
     ("errors", "__init__"),
-    ("versions", "arguments"),
+    ("versions", "arguments", "declarations"),
     ("geometry", "io"),
     ("networks", "losses", "metrics", "plots", "displacement_field", "atlas"),
     ("data",),

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atlalign.cli.flags import add_flags, flag_values
 from atlalign.console import say
+from atlalign.declarations import flag
 from atlalign.errors import InputError, unknown_name
+from atlalign.registration.options import Options
 
 if TYPE_CHECKING:
+    from atlalign.registration.quality import Limit
     from atlalign.registration.recipe import Recipe
-    from atlalign.registration.register import Limit
 
 
 _NO_NAMES = (
@@ -49,27 +52,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     )
     command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results")
     _add_reference_options(command)
-    _add_section_options(command)
+    add_flags(command.add_argument_group("sections"), Options)
     command.add_argument(
         "--workers",
         type=int,
         metavar="N",
         help="number of sections processed at a time (default: the number of cores, at most 4)",
-    )
-    command.add_argument(
-        "--refine",
-        type=int,
-        default=0,
-        metavar="STEPS",
-        help="number of optimisation steps after the network, such as 80: slower, but more accurate (default: 0)",
-    )
-    command.add_argument(
-        "--refine-smoothness",
-        type=float,
-        default=0.1,
-        metavar="SHARE",
-        help="smoothing in the last of these steps, as a fraction of the image width, 0.005 to 0.2 (default: "
-        "%(default)s); 0.01 follows borders more closely, but often makes the interior worse",
     )
     command.add_argument(
         "--limit",
@@ -134,54 +122,6 @@ def _add_reference_options(command: argparse.ArgumentParser) -> None:
         metavar="UM",
         help="pixel size of the reference image in µm; overrides its metadata",
     )
-    group.add_argument(
-        "--hemisphere",
-        choices=("left", "right"),
-        help="the sections show only this half of the brain, anywhere in the image; the left half is at the left of "
-        "the reference",
-    )
-
-
-def _add_section_options(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("sections")
-    group.add_argument(
-        "--pixel-size-um",
-        type=float,
-        metavar="UM",
-        help="pixel size of the images in µm; overrides the files' metadata",
-    )
-    group.add_argument(
-        "--place",
-        choices=("auto", "anchoring", "scale", "fit", "stretch"),
-        default="auto",
-        help="initial placement: by the anchoring, at the scale given by the pixel size, fitted to the extent of "
-        "the tissue, or stretched corner to corner (default: auto, the first of anchoring, scale and fit that is "
-        "possible)",
-    )
-    group.add_argument(
-        "--background",
-        choices=("auto", "bright", "dark"),
-        default="auto",
-        help="brightness of the empty slide (default: %(default)s)",
-    )
-    group.add_argument(
-        "--channel", type=int, metavar="N", help="channel of multichannel images, counted from 0"
-    )
-    group.add_argument("--page", type=int, metavar="N", help="page of multipage TIFF files, counted from 0")
-    group.add_argument("--z", type=int, metavar="N", help="plane of z-stacks, counted from 0")
-    group.add_argument(
-        "--mirrored",
-        action="store_true",
-        help="the left side of each image shows the right side of the brain; cannot be combined with an anchoring, "
-        "which already defines the orientation",
-    )
-    group.add_argument(
-        "--turn",
-        type=float,
-        metavar="DEGREES",
-        help="counter-clockwise turn that makes the images upright, -360 to 360, applied after the orientation in "
-        "their EXIF or TIFF tags; 0 leaves them as they are (default: estimated for each image without an anchoring)",
-    )
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -233,37 +173,24 @@ def _workers(wanted: int | None) -> int:
 
 
 def _recipe(options: argparse.Namespace) -> "Recipe":
-    from atlalign.registration.recipe import Options, atlas_recipe, image_recipe
+    from atlalign.registration.recipe import atlas_recipe, image_recipe
 
     common: dict[str, Any] = {
         "ontology": options.ontology,
-        "hemisphere": options.hemisphere,
         "model": options.model,
         "image_shape": options.image_shape,
         "device": options.device,
-        "options": Options(
-            place=options.place,
-            background=options.background,
-            mirrored=options.mirrored,
-            turn=options.turn,
-            channel=options.channel,
-            page=options.page,
-            z=options.z,
-            pixel_size_um=options.pixel_size_um,
-            refine=options.refine,
-            refine_smoothness=options.refine_smoothness,
-            limits=_limits(options.limit),
-        ),
+        "options": Options(**flag_values(Options, options), limits=_limits(options.limit)),
     }
     if options.reference is not None:
         for name in ("atlas", "annotation", "spacing_um", "axes", "position"):
             if getattr(options, name) is not None:
-                raise InputError(f"--{name.replace('_', '-')} cannot be combined with --reference")
+                raise InputError(f"{flag(name)} cannot be combined with --reference")
         of_image = {"labels": options.reference_labels, "pixel_um": options.reference_pixel_um}
         return image_recipe(options.reference, **of_image, **common)
     for name in ("reference_labels", "reference_pixel_um"):
         if getattr(options, name) is not None:
-            raise InputError(f"--{name.replace('_', '-')} needs --reference")
+            raise InputError(f"{flag(name)} needs --reference")
     of_atlas = {
         "annotation": options.annotation,
         "spacing_um": options.spacing_um,
@@ -274,7 +201,7 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
 
 def _limits(texts: Sequence[str]) -> "dict[str, Limit]":
     """Return the quality limits given as MEASURE=LOOK,FAIL."""
-    from atlalign.registration.register import LIMITS, Limit
+    from atlalign.registration.quality import LIMITS, Limit
 
     limits = {}
     for text in texts:

@@ -15,7 +15,7 @@ on a thumbnail, from the image alone, in four steps:
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +25,7 @@ from torch import Tensor
 
 from atlalign.errors import InputError
 from atlalign.io.images import LUMA, shrink_to_grey
-
-Background = Literal["auto", "bright", "dark"]
+from atlalign.io.pixels import Background
 
 _Floats = NDArray[np.float64]
 _Mask = NDArray[np.bool_]

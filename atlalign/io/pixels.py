@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ log = logging.getLogger("atlalign.io.images")
 
 PixelSize = tuple[float, float]
 """Of one pixel along x and y, in µm."""
+Background = Literal["auto", "bright", "dark"]
+"""The empty slide; auto detects it."""
 
 _BAND_PX = 2**22  # this many pixels are converted at once
 

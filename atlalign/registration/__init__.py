@@ -1,16 +1,20 @@
-"""Registering sections with a trained network: where they lie, the maps to files, batches, and what others read."""
+"""Register sections with a trained network: placement, maps, batches, and files for other programs."""
 
-from atlalign.registration.batch import Outcome, register_batch
-from atlalign.registration.jobs import Job, find_jobs
-from atlalign.registration.recipe import (
-    Options,
-    Recipe,
-    RegisteredSection,
-    atlas_recipe,
-    image_recipe,
-    register_section,
-)
-from atlalign.registration.transform import SectionTransform
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atlalign.registration.batch import Outcome, register_batch
+    from atlalign.registration.jobs import Job, find_jobs
+    from atlalign.registration.options import Options
+    from atlalign.registration.recipe import (
+        Recipe,
+        RegisteredSection,
+        atlas_recipe,
+        image_recipe,
+        register_section,
+    )
+    from atlalign.registration.transform import SectionTransform
 
 __all__ = [
     "Job",
@@ -25,3 +29,13 @@ __all__ = [
     "register_batch",
     "register_section",
 ]
+
+_MODULES = ("options", "jobs", "transform", "recipe", "batch")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, and with it torch, only when somebody asks for it: --help needs the options alone."""
+    if name in __all__:
+        modules = (import_module(f"{__name__}.{module}") for module in _MODULES)
+        return next(vars(module)[name] for module in modules if name in vars(module))
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

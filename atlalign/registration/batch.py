@@ -27,6 +27,7 @@ from threadpoolctl import threadpool_limits
 from atlalign import __version__
 from atlalign.atlas.ids import stored_type
 from atlalign.atlas.ontology import Ontology
+from atlalign.declarations import flag
 from atlalign.errors import InputError
 from atlalign.io.files import (
     LockedError,
@@ -46,9 +47,11 @@ from atlalign.io.tiff_writer import write_tiff
 from atlalign.plots import overlay
 from atlalign.registration import regions, visualign
 from atlalign.registration.jobs import Job
+from atlalign.registration.options import Options
 from atlalign.registration.placement import Reference
-from atlalign.registration.recipe import Options, Recipe, RegisteredSection, register_section
-from atlalign.registration.register import Limit, Quality, Registered, judge
+from atlalign.registration.quality import Limit, Quality, judge
+from atlalign.registration.recipe import Recipe, RegisteredSection, register_section
+from atlalign.registration.register import Registered
 from atlalign.registration.transform import (
     FORWARD,
     INVERSE,
@@ -70,9 +73,9 @@ _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY = "registered.tif", "labels.tif", "r
 _RESULTS = {FORWARD, INVERSE, RECORD, LABELS, REGIONS, _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY}
 _WORTHLESS = {".DS_Store", "Thumbs.db"}  # what file managers leave behind
 
-_FLAGS = (*(entry.name for entry in fields(Options)), "image_shape", "hemisphere")
+_FLAGS = (*(entry.name for entry in fields(Options)), "image_shape")
 _SAID = {
-    **{name: f"--{name.replace('_', '-')}" for name in _FLAGS},
+    **{name: flag(name) for name in _FLAGS},
     "file": "image",
     "bytes": "image",
     "modified_ns": "image",

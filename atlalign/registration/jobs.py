@@ -6,18 +6,18 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, NoReturn, get_args
+from typing import Any, NamedTuple, NoReturn
 from unicodedata import normalize
 
 from atlalign.atlas.planes import Anchoring, check_is_um
 from atlalign.atlas.section_lists import LIST_COLUMNS, LIST_ENDINGS, ListedSection, find_list, read_list
+from atlalign.declarations import Declaration, declarations
 from atlalign.errors import InputError
 from atlalign.io.files import is_file, is_folder
 from atlalign.io.images import IMAGE_ENDINGS, UNREAD_ENDINGS
-from atlalign.io.intensity import Background
 from atlalign.io.named_files import is_visible
 from atlalign.io.tables import number, shown, whole_number
-from atlalign.registration.placement import Placing
+from atlalign.registration.options import Options
 
 _log = logging.getLogger(__name__)
 _PARTS = ("page", "z")
@@ -269,6 +269,13 @@ def _own_options(cells: Mapping[str, str], where: str) -> dict[str, Any]:
     }
 
 
+def _cell_parser(declared: Declaration) -> Callable[[str, str], Any]:
+    """Return the function that reads a cell, given where it stands."""
+    if declared.choices:
+        return _one_of({choice: choice for choice in declared.choices})
+    return _PARSERS[declared.kind]
+
+
 def _one_of(choices: Mapping[str, Any]) -> Callable[[str, str], Any]:
     def choose(cell: str, where: str) -> Any:
         if cell.lower() not in choices:
@@ -289,15 +296,13 @@ def _renamed(cell: str, where: str) -> NoReturn:
 
 
 _YES_OR_NO = {"yes": True, "no": False, "true": True, "false": False, "1": True, "0": False}
+_PARSERS: dict[Any, Callable[[str, str], Any]] = {bool: _one_of(_YES_OR_NO), int: whole_number, float: _float}
 _COLUMNS: dict[str, Callable[[str, str], Any]] = {
-    "channel": whole_number,
-    "page": whole_number,
-    "z": whole_number,
-    "mirrored": _one_of(_YES_OR_NO),
-    "turn": _float,
+    **{
+        declared.name: _cell_parser(declared)
+        for declared in declarations(Options)
+        if declared.option.is_column
+    },
     "quarter_turns": _renamed,
-    "pixel_size_um": _float,
-    "place": _one_of({name: name for name in get_args(Placing)}),
-    "background": _one_of({name: name for name in get_args(Background)}),
 }
-"""What a list may say of each image, called as the options of `atlalign register`; an empty cell leaves it to these."""
+"""The columns of a list that set an option for one image; an empty cell leaves it as the command line sets it."""

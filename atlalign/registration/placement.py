@@ -1,7 +1,7 @@
 """Where a section lies on its reference plane before the network looks at it, whatever its size and orientation."""
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,12 +17,10 @@ from atlalign.io.images import (
     ImageFile,
     resize_images,
 )
-from atlalign.io.intensity import Background, tissue_of
-from atlalign.io.pixels import PixelSize
+from atlalign.io.intensity import tissue_of
+from atlalign.io.pixels import Background, PixelSize
+from atlalign.registration.options import Placing, Side
 from atlalign.registration.transform import Grid
-
-Placing = Literal["auto", "anchoring", "scale", "fit", "stretch"]
-Side = Literal["left", "right"]
 
 # The section is shrunk to at least so many times the network's resolution before it is sampled.
 _OVERSAMPLING = 2

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -12,20 +12,18 @@ from atlalign.atlas.atlas import Atlas, open_atlas
 from atlalign.atlas.ids import checked_ids
 from atlalign.atlas.ontology import Ontology, read_ontology
 from atlalign.atlas.planes import Plane
-from atlalign.errors import OF_NETWORK, InputError, check_numbers, check_size, checked_shape, unknown_name
+from atlalign.errors import OF_NETWORK, InputError, check_size, checked_shape
 from atlalign.io.files import fingerprint, fingerprint_of
 from atlalign.io.images import ImageFile, read_image, read_labels
-from atlalign.io.intensity import Background
 from atlalign.models import SHIPPED_MODEL, load_model, read_origin
 from atlalign.networks.device import chosen_device
 from atlalign.networks.memory_format import fastest_memory_format
 from atlalign.registration.jobs import Job
+from atlalign.registration.options import Options, Side
 from atlalign.registration.placement import (
     Placement,
-    Placing,
     Reference,
     Section,
-    Side,
     atlas_reference,
     flipped,
     image_reference,
@@ -33,15 +31,8 @@ from atlalign.registration.placement import (
     read_section,
     turned,
 )
-from atlalign.registration.register import (
-    LIMITS,
-    Alternative,
-    Limit,
-    Quality,
-    Registered,
-    register,
-    registered_likeness,
-)
+from atlalign.registration.quality import Alternative, Quality
+from atlalign.registration.register import Registered, register, registered_likeness
 from atlalign.registration.turning import likely_turns
 
 NEARBY_UM, FARTHER_UM = (-500.0, 500.0), (-2000.0, -1000.0, 1000.0, 2000.0)
@@ -52,43 +43,6 @@ _DOUBT = -0.05  # of `better_elsewhere`: sections in their places are clearly le
 _APART = 5.0  # degrees: the network corrects smaller turns
 
 # --- the recipe -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Options:
-    """How sections are read, placed and refined; see `read_image`, `read_section`, `place` and `register`."""
-
-    place: Placing = "auto"
-    background: Background = "auto"
-    mirrored: bool = False
-    turn: float | None = None
-    channel: int | None = None
-    page: int | None = None
-    z: int | None = None
-    pixel_size_um: float | None = None
-    refine: int = 0
-    refine_smoothness: float = 0.1
-    limits: Mapping[str, Limit] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("place", self.place, Placing),
-            ("background", self.background, Background),
-        ):
-            if value not in get_args(known):
-                raise unknown_name(name, value, get_args(known))
-        unknown = sorted(set(self.limits) - set(LIMITS))
-        if unknown:
-            raise unknown_name("measure", unknown[0], LIMITS)
-        # What is not given keeps its usual limit.
-        object.__setattr__(self, "limits", {**LIMITS, **self.limits})
-        check_numbers({"refine": self.refine}, {"refine": 0})
-        if self.turn is not None:
-            check_numbers({"turn": self.turn}, {"turn": -360.0})
-            if self.turn > 360:
-                raise InputError(f"turn: expected -360° to 360°, got {self.turn:g}")
-        if not 0.005 <= self.refine_smoothness <= 0.2:
-            raise InputError(f"refine_smoothness: expected 0.005 to 0.2, got {self.refine_smoothness:g}")
 
 
 @dataclass(frozen=True)
@@ -106,7 +60,7 @@ class Recipe:
 
     network: nn.Module
     image_shape: tuple[int, int]
-    reference: Callable[[Job], Reference]
+    reference: Callable[[Job, Side | None], Reference]
     ontology: Ontology | None
     options: Options
     origin: Mapping[str, Any]
@@ -127,7 +81,6 @@ def atlas_recipe(
     ontology: str | Path | None = None,
     spacing_um: float | None = None,
     axes: str | None = None,
-    hemisphere: Side | None = None,
     options: Options | None = None,
     model: str | Path | None = None,
     image_shape: Sequence[int] | None = None,
@@ -141,7 +94,6 @@ def atlas_recipe(
         ontology: The names of an atlas file's regions.
         spacing_um: The size of an atlas file's voxels; None takes the file's word, or 25 if it says nothing.
         axes: The directions of an atlas file's axes, such as AP,DV,ML; see `file_atlas`.
-        hemisphere: Keep only the half of each plane on this side; the left one lies at its left.
         options: How sections are read, placed and refined.
         model: A model file, a folder or a checkpoint; None for the network that comes with the package.
         image_shape: The (H, W) that it takes; that of its training if None.
@@ -162,9 +114,8 @@ def atlas_recipe(
     origin = {
         "reference": opened.name,
         "reference_sha256": opened.fingerprint(),
-        "hemisphere": hemisphere,
     }
-    references = AtlasReferences(opened, trained.image_shape, hemisphere)
+    references = AtlasReferences(opened, trained.image_shape)
     return trained.recipe(references, opened.ontology, options, origin)
 
 
@@ -174,7 +125,6 @@ def image_recipe(
     labels: str | Path | None = None,
     pixel_um: float | None = None,
     ontology: str | Path | None = None,
-    hemisphere: Side | None = None,
     options: Options | None = None,
     model: str | Path | None = None,
     image_shape: Sequence[int] | None = None,
@@ -187,7 +137,6 @@ def image_recipe(
         labels: The image of its region ids.
         pixel_um: The size of its pixels; what the file says if None.
         ontology: The names of its regions.
-        hemisphere: Keep only the half of it on this side.
         options: How sections are read, placed and refined.
         model: A model file, a folder or a checkpoint; None for the network that comes with the package.
         image_shape: The (H, W) that it takes; that of its training if None.
@@ -204,14 +153,12 @@ def image_recipe(
         pixel_um=pixel_um,
         name=str(reference),
     )
-    opened = opened if hemisphere is None else opened.half(hemisphere)
     names = None if ontology is None else read_ontology(ontology)
     origin = {
         "reference": Path(reference).name,
         "reference_sha256": fingerprint_of(opened.fingerprint(), None if names is None else list(names)),
-        "hemisphere": hemisphere,
     }
-    return trained.recipe(lambda job: opened, names, options, origin)
+    return trained.recipe(lambda job, hemisphere: half_of(opened, hemisphere), names, options, origin)
 
 
 class _Network(NamedTuple):
@@ -238,7 +185,7 @@ class _Network(NamedTuple):
 
     def recipe(
         self,
-        reference: Callable[[Job], Reference],
+        reference: Callable[[Job, Side | None], Reference],
         ontology: Ontology | None,
         options: Options | None,
         origin: Mapping[str, Any],
@@ -260,23 +207,23 @@ class AtlasReferences:
     Args:
         atlas: At its own resolution.
         image_shape: The network's (H, W).
-        hemisphere: Keep only the half on this side of the plane, which has the left of the brain at its left.
     """
 
-    def __init__(self, atlas: Atlas, image_shape: tuple[int, int], hemisphere: Side | None = None) -> None:
+    def __init__(self, atlas: Atlas, image_shape: tuple[int, int]) -> None:
         self.atlas = atlas
         self.image_shape = image_shape
-        self.hemisphere = hemisphere
 
-    def nearby(self, job: Job, distances_um: Iterable[float]) -> dict[float, Reference]:
+    def nearby(
+        self, job: Job, hemisphere: Side | None, distances_um: Iterable[float]
+    ) -> dict[float, Reference]:
         """Return the planes at distances from that of a section, where they show tissue."""
         found = {}
         for distance_um in distances_um:
             with suppress(InputError):
-                found[distance_um] = self._reference(job, distance_um)
+                found[distance_um] = self._reference(job, hemisphere, distance_um)
         return found
 
-    def __call__(self, job: Job) -> Reference:
+    def __call__(self, job: Job, hemisphere: Side | None) -> Reference:
         """Return the reference of one section.
 
         Raises:
@@ -285,16 +232,20 @@ class AtlasReferences:
         if job.position_um is None:
             raise InputError(f"{job.path.name}: expected the position of the section in the atlas")
         self.atlas.plane_index(job.position_um)  # raises outside
-        return self._reference(job)
+        return self._reference(job, hemisphere)
 
-    def _reference(self, job: Job, distance_um: float = 0.0) -> Reference:
+    def _reference(self, job: Job, hemisphere: Side | None, distance_um: float = 0.0) -> Reference:
         assert job.position_um is not None
         if job.anchoring is None:
             plane = Plane.at(job.position_um, self.atlas.origin_um)
         else:
             plane = job.anchoring.plane(self.atlas.origin_um)
-        reference = atlas_reference(self.atlas, plane.moved(distance_um), self.image_shape)
-        return reference if self.hemisphere is None else reference.half(self.hemisphere)
+        return half_of(atlas_reference(self.atlas, plane.moved(distance_um), self.image_shape), hemisphere)
+
+
+def half_of(reference: Reference, hemisphere: Side | None) -> Reference:
+    """Return the half of a reference on this side; all of it if None."""
+    return reference if hemisphere is None else reference.half(hemisphere)
 
 
 # --- one section ------------------------------------------------------------------------------------------------------
@@ -327,7 +278,7 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     recipe = recipe.of(job)
     options = recipe.options
     image = read_image(job.path, channel=options.channel, page=options.page, z=options.z)
-    reference = recipe.reference(job)
+    reference = recipe.reference(job, options.hemisphere)
     section = read_section(image, recipe.image_shape, background=options.background, name=job.path.name)
     placement = _place(section, reference, job, options)
     is_free = options.turn is None and placement.placed_by in ("scale", "fit")
@@ -408,7 +359,7 @@ def _mirrored(
     section: Section, reference: Reference, placement: Placement, recipe: Recipe
 ) -> list[Alternative]:
     """Return how like its reference half a section is when mirrored; of a whole brain both sides look alike."""
-    if not isinstance(recipe.reference, AtlasReferences) or recipe.reference.hemisphere is None:
+    if not isinstance(recipe.reference, AtlasReferences) or recipe.options.hemisphere is None:
         return []
     return [
         Alternative("mirrored", registered_likeness(recipe.network, reference, section, other))
@@ -429,5 +380,7 @@ def _planes(
             f"{job.position_um + distance_um:.0f} µm",
             registered_likeness(recipe.network, plane, section, placement),
         )
-        for distance_um, plane in recipe.reference.nearby(job, distances_um).items()
+        for distance_um, plane in recipe.reference.nearby(
+            job, recipe.options.hemisphere, distances_um
+        ).items()
     ]

@@ -13,8 +13,8 @@ from atlalign.atlas.planes import Plane
 from atlalign.atlas.section_lists import ListedSection
 from atlalign.geometry import invert, smooth_field, warp
 from atlalign.io.images import read_image
+from atlalign.registration.options import Placing
 from atlalign.registration.placement import (
-    Placing,
     Reference,
     atlas_reference,
     place,

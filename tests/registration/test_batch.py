@@ -37,7 +37,7 @@ from atlalign.registration import (
     register_section,
 )
 from atlalign.registration import batch as module
-from atlalign.registration.register import LIMITS, Limit
+from atlalign.registration.quality import LIMITS, Limit
 from atlalign.registration.transform import SectionTransform, check_whole
 
 SHAPE = (32, 48)

@@ -28,7 +28,8 @@ from atlalign.registration.placement import (
     sampled_image,
     turned,
 )
-from atlalign.registration.register import LIMITS, Alternative, Quality, judge, register
+from atlalign.registration.quality import LIMITS, Alternative, Quality, judge
+from atlalign.registration.register import register
 from atlalign.registration.transform import Grid
 from atlalign.registration.turning import likely_turns
 

@@ -37,8 +37,7 @@ from atlalign.atlas.planes import Anchoring, Points, apply_affine, invert_affine
 from atlalign.errors import InputError
 from atlalign.io.images import read_image
 from atlalign.registration import Job, Recipe, atlas_recipe, find_jobs, register_section
-from atlalign.registration.recipe import AtlasReferences
-from atlalign.registration.register import Quality, judge
+from atlalign.registration.quality import Quality, judge
 from tests.registration.situations import BRIGHT
 
 LARGEST_ERROR_UM = 150.0
@@ -278,11 +277,7 @@ def fitted(image: Image, like: Image) -> Image:
 
 def measured(case: Case, job: Job, truth: Truth, recipe: Recipe) -> Result:
     """Return how the registration of a case goes."""
-    if case.hemisphere is not None:
-        assert isinstance(recipe.reference, AtlasReferences)
-        half = AtlasReferences(recipe.reference.atlas, recipe.image_shape, case.hemisphere)
-        recipe = replace(recipe, reference=half)
-    recipe = replace(recipe, options=replace(recipe.options, **case.options))
+    recipe = replace(recipe, options=replace(recipe.options, hemisphere=case.hemisphere, **case.options))
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"{job.name}.tif"
         tifffile.imwrite(path, case.pixels, photometric="rgb")

@@ -1,0 +1,26 @@
+"""The flags of a command, from the dataclass that declares its options."""
+
+import argparse
+from typing import Any
+
+from atlalign.declarations import Declaration, declarations
+
+
+def add_flags(group: argparse._ActionsContainer, options: type) -> None:
+    """Add a flag for each option that a dataclass declares."""
+    for declared in declarations(options):
+        group.add_argument(declared.flag, help=declared.option.help, **_arguments(declared))
+
+
+def flag_values(options: type, namespace: argparse.Namespace) -> dict[str, Any]:
+    """Return the values of the dataclass's flags, by the names of its fields."""
+    return {declared.name: getattr(namespace, declared.name) for declared in declarations(options)}
+
+
+def _arguments(declared: Declaration) -> dict[str, Any]:
+    """Return the arguments of `add_argument` that depend on the option's type."""
+    if declared.kind is bool:
+        return {"action": "store_true"}
+    if declared.choices:
+        return {"choices": declared.choices, "default": declared.default}
+    return {"type": declared.kind, "default": declared.default, "metavar": declared.option.metavar}

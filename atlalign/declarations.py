@@ -1,0 +1,68 @@
+"""Options that a dataclass declares once: its fields give type, default and help, and say which a list may set."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a field says beyond its type and default, as in `turn: Annotated[float, Option("…")] = 0.0`.
+
+    Attributes:
+        help: The text that --help shows.
+        metavar: The placeholder for the value in --help.
+        is_column: Whether a list may set the option for each section.
+    """
+
+    help: str
+    metavar: str | None = None
+    is_column: bool = True
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """One option of a command.
+
+    Attributes:
+        name: The Python argument, the key in a record, and the column of a list.
+        kind: bool, int, float or str.
+        default: The value where none is given.
+        choices: All permitted values; empty if any is.
+        option: Its help, placeholder, and whether it is a column.
+    """
+
+    name: str
+    kind: Callable[[str], Any]
+    default: Any
+    choices: tuple[str, ...]
+    option: Option
+
+    @property
+    def flag(self) -> str:
+        """The flag on the command line."""
+        return flag(self.name)
+
+
+def flag(name: str) -> str:
+    """Return the flag of the option with this Python name."""
+    return f"--{name.replace('_', '-')}"
+
+
+def declarations(options: type) -> list[Declaration]:
+    """Return the options that a dataclass declares, in their order; other fields are left out."""
+    hints = get_type_hints(options, include_extras=True)
+    return [
+        _declaration(entry.name, entry.default, *get_args(hints[entry.name])[:2])
+        for entry in fields(options)
+        if get_origin(hints[entry.name]) is Annotated
+    ]
+
+
+def _declaration(name: str, default: Any, annotation: Any, option: Option) -> Declaration:
+    union = get_origin(annotation) in (Union, UnionType)
+    (part,) = {*(get_args(annotation) if union else (annotation,))} - {NoneType}
+    if get_origin(part) is Literal:
+        return Declaration(name, str, default, get_args(part), option)
+    return Declaration(name, part, default, (), option)

@@ -1,0 +1,96 @@
+"""The options of a registration, declared once for Python, for `atlalign register` and for lists of sections."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from atlalign.declarations import Option, declarations
+from atlalign.errors import InputError, check_numbers, unknown_name
+from atlalign.io.pixels import Background
+from atlalign.registration.quality import LIMITS, Limit
+
+Placing = Literal["auto", "anchoring", "scale", "fit", "stretch"]
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The settings of a registration; a list of sections may set most of them for each section.
+
+    Attributes:
+        limits: The quality limits that differ from `LIMITS`; after construction, all limits.
+    """
+
+    pixel_size_um: Annotated[
+        float | None, Option("pixel size of the images in µm; overrides the files' metadata", "UM")
+    ] = None
+    place: Annotated[
+        Placing,
+        Option(
+            "initial placement: by the anchoring, at the scale given by the pixel size, fitted to the extent of the "
+            "tissue, or stretched corner to corner (default: auto, the first of anchoring, scale and fit that is "
+            "possible)"
+        ),
+    ] = "auto"
+    background: Annotated[Background, Option("brightness of the empty slide (default: %(default)s)")] = "auto"
+    channel: Annotated[int | None, Option("channel of multichannel images, counted from 0", "N")] = None
+    page: Annotated[int | None, Option("page of multipage TIFF files, counted from 0", "N")] = None
+    z: Annotated[int | None, Option("plane of z-stacks, counted from 0", "N")] = None
+    mirrored: Annotated[
+        bool,
+        Option(
+            "the left side of each image shows the right side of the brain; cannot be combined with an anchoring, "
+            "which already defines the orientation"
+        ),
+    ] = False
+    turn: Annotated[
+        float | None,
+        Option(
+            "counter-clockwise turn that makes the images upright, -360 to 360, applied after the orientation in their "
+            "EXIF or TIFF tags; 0 leaves them as they are (default: estimated for each image without an anchoring)",
+            "DEGREES",
+        ),
+    ] = None
+    hemisphere: Annotated[
+        Side | None,
+        Option(
+            "the sections show only this half of the brain, anywhere in the image; the left half is at the left of the "
+            "reference"
+        ),
+    ] = None
+    refine: Annotated[
+        int,
+        Option(
+            "number of optimisation steps after the network, such as 80: slower, but more accurate (default: "
+            "%(default)s)",
+            "STEPS",
+            is_column=False,
+        ),
+    ] = 0
+    refine_smoothness: Annotated[
+        float,
+        Option(
+            "smoothing in the last of these steps, as a fraction of the image width, 0.005 to 0.2 (default: "
+            "%(default)s); 0.01 follows borders more closely, but often makes the interior worse",
+            "SHARE",
+            is_column=False,
+        ),
+    ] = 0.1
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for declared in declarations(Options):
+            value = getattr(self, declared.name)
+            if declared.choices and value not in (declared.default, *declared.choices):
+                raise unknown_name(declared.name, str(value), declared.choices)
+        unknown = sorted(set(self.limits) - set(LIMITS))
+        if unknown:
+            raise unknown_name("measure", unknown[0], LIMITS)
+        object.__setattr__(self, "limits", {**LIMITS, **self.limits})
+        check_numbers({"refine": self.refine}, {"refine": 0})
+        if self.turn is not None:
+            check_numbers({"turn": self.turn}, {"turn": -360.0})
+            if self.turn > 360:
+                raise InputError(f"turn: expected -360° to 360°, got {self.turn:g}")
+        if not 0.005 <= self.refine_smoothness <= 0.2:
+            raise InputError(f"refine_smoothness: expected 0.005 to 0.2, got {self.refine_smoothness:g}")
