@@ -29,7 +29,8 @@ from atlalign.geometry import (
 from atlalign.io.images import ImageFile
 from atlalign.losses import Backbone, PerceptualLoss, RegistrationLoss
 from atlalign.networks import CoarseToFineNet, CorrelationPyramidNet, GlobalAffineNet, LocalUNet, MergedNet
-from atlalign.registration.placement import atlas_reference, place, read_section
+from atlalign.registration.placement import place, read_section
+from atlalign.registration.references import atlas_reference
 from atlalign.registration.register import register
 from atlalign.synthesis.contrast import draw_contrast
 from atlalign.synthesis.damage import draw_damage

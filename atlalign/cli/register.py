@@ -155,7 +155,7 @@ def _run(options: argparse.Namespace) -> None:
         say(f"{len(flags)} of {len(jobs)} sections registered ({before} of them before): {counts}")
         say(f"written: {options.out / TABLE}")
         tables = (options.out / outcome.row["section"] / REGIONS for outcome in outcomes)
-        if recipe.ontology is None and any(path.is_file() for path in tables):
+        if recipe.references.ontology is None and any(path.is_file() for path in tables):
             say(_NO_NAMES)
     if errors:
         raise InputError(

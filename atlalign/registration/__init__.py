@@ -7,13 +7,8 @@ if TYPE_CHECKING:
     from atlalign.registration.batch import Outcome, register_batch
     from atlalign.registration.jobs import Job, find_jobs
     from atlalign.registration.options import Options
-    from atlalign.registration.recipe import (
-        Recipe,
-        RegisteredSection,
-        atlas_recipe,
-        image_recipe,
-        register_section,
-    )
+    from atlalign.registration.recipe import Recipe, atlas_recipe, image_recipe
+    from atlalign.registration.register import RegisteredSection, register_section
     from atlalign.registration.transform import SectionTransform
 
 __all__ = [
@@ -30,7 +25,7 @@ __all__ = [
     "register_section",
 ]
 
-_MODULES = ("options", "jobs", "transform", "recipe", "batch")
+_MODULES = ("options", "jobs", "transform", "recipe", "register", "batch")
 
 
 def __getattr__(name: str) -> Any:

@@ -48,10 +48,10 @@ from atlalign.plots import overlay
 from atlalign.registration import regions, visualign
 from atlalign.registration.jobs import Job
 from atlalign.registration.options import Options
-from atlalign.registration.placement import Reference
 from atlalign.registration.quality import Limit, Quality, judge
-from atlalign.registration.recipe import Recipe, RegisteredSection, register_section
-from atlalign.registration.register import Registered
+from atlalign.registration.recipe import Recipe
+from atlalign.registration.references import Reference
+from atlalign.registration.register import Registered, RegisteredSection, register_section
 from atlalign.registration.transform import (
     FORWARD,
     INVERSE,
@@ -343,7 +343,7 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
     }
     record = _judged(measured, recipe.options.limits)
     with folder_written_whole(folder, replace=True) as unfinished:
-        _write_results(unfinished, found, recipe.ontology)
+        _write_results(unfinished, found, recipe.references.ontology)
         if transform.plane is not None:
             record["visualign"] = visualign.visualign_slice(
                 transform,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from atlalign.registration.placement import Reference
+from atlalign.registration.references import Reference
 
 _TISSUE = 0.03  # of the brightest: what is darker is ground
 

@@ -1,25 +1,22 @@
 """Where a section lies on its reference plane before the network looks at it, whatever its size and orientation."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from atlalign.atlas.atlas import Atlas
-from atlalign.atlas.planes import Anchoring, Plane, Points, apply_affine, homogeneous, invert_affine
+from atlalign.atlas.planes import Anchoring, Points, apply_affine, homogeneous, invert_affine
 from atlalign.errors import InputError
 from atlalign.geometry import identity_grid, sample
-from atlalign.io.files import fingerprint_of
 from atlalign.io.images import (
     ImageFile,
-    resize_images,
 )
 from atlalign.io.intensity import tissue_of
 from atlalign.io.pixels import Background, PixelSize
-from atlalign.registration.options import Placing, Side
+from atlalign.registration.options import Placing
+from atlalign.registration.references import Reference, bright_tissue, in_words
 from atlalign.registration.transform import Grid
 
 # The section is shrunk to at least so many times the network's resolution before it is sampled.
@@ -27,113 +24,6 @@ _OVERSAMPLING = 2
 # How much of the reference's area an image may show: a wrong unit is off by more, and asks for a huge registered image.
 _LEAST_SHARE, _LARGEST_SHARE = 0.01, 100.0
 _LARGEST_ASPECT = 10.0
-
-
-# --- the reference ----------------------------------------------------------------------------------------------------
-
-
-class Reference(NamedTuple):
-    """What a section is registered to.
-
-    Attributes:
-        image: (1, 1, H, W) in [0, 1], at the network's size.
-        labels: Region ids on any grid with the same outermost pixels, or None.
-        grid: The image's pixels.
-        plane: Where it lies in the atlas; None if it is no plane of one.
-    """
-
-    image: Tensor
-    labels: NDArray[Any] | None
-    grid: Grid
-    plane: Plane | None
-
-    @property
-    def tissue(self) -> Tensor:
-        """Where (H, W) there is tissue: a label, or without labels brightness."""
-        if self.labels is None:
-            return _tissue(self.image[0, 0])
-        height, width = self.grid.shape
-        rows, columns = (
-            torch.linspace(0, size - 1, new_size).round().long()
-            for size, new_size in zip(self.labels.shape, (height, width), strict=True)
-        )
-        return torch.from_numpy(self.labels[rows[:, None].numpy(), columns.numpy()] != 0)
-
-    def fingerprint(self) -> str:
-        """Return the SHA-256 of all of it."""
-        plane = None if self.plane is None else self.plane.matrix
-        return fingerprint_of(self.image.numpy(), self.labels, tuple(self.grid), plane)
-
-    def half(self, side: Side) -> "Reference":
-        """Return the reference with nothing on the other side of the image's middle."""
-
-        def kept(width: int) -> NDArray[np.bool_]:
-            place = np.arange(width) - (width - 1) / 2
-            return place <= 0 if side == "left" else place >= 0
-
-        image = self.image * torch.from_numpy(kept(self.grid.shape[1]))
-        labels = None if self.labels is None else self.labels * kept(self.labels.shape[1])
-        return self._replace(image=image, labels=labels)
-
-
-def atlas_reference(atlas: Atlas, plane: Plane, image_shape: tuple[int, int]) -> Reference:
-    """Return what a plane shows of an atlas.
-
-    Args:
-        atlas: At its own resolution, which the labels keep.
-        plane: Its frame starts at the centre of the atlas's first pixel.
-        image_shape: The network's (H, W).
-
-    Raises:
-        InputError: If the plane shows nothing of the atlas.
-    """
-    grid = Grid(atlas.image_shape, atlas.pixel_um)
-    per_x, per_y, at_origin = plane.matrix[0] * (*grid.pixel_um, 1000.0) / 1000
-    rows, columns = (torch.arange(size, dtype=torch.float64) for size in grid.shape)
-    position_um = (at_origin + per_y * rows)[:, None] + per_x * columns
-    image, labels = atlas.cut(position_um)
-    resized = resize_images(image, image_shape)[None]
-    regions = None if labels is None else labels[0].numpy()
-    reference = Reference(resized, regions, grid.with_shape(image_shape), plane)
-    if not image.any() or not reference.tissue.any():
-        middle = float(position_um[grid.shape[0] // 2, grid.shape[1] // 2])
-        raise InputError(
-            f"position: expected a plane with tissue, atlas '{atlas.name}' shows none at {middle:.0f} µm"
-        )
-    return reference
-
-
-def image_reference(
-    image: ImageFile,
-    labels: NDArray[Any] | None,
-    image_shape: tuple[int, int],
-    *,
-    pixel_um: float | None,
-    name: str,
-) -> Reference:
-    """Return an image of one's own as reference, with a dark background.
-
-    Args:
-        image: In grey or colour.
-        labels: (h, w), of any size with the same outermost pixels.
-        image_shape: The network's (H, W).
-        pixel_um: The size of the image's pixels; None takes the file's word.
-        name: For messages.
-
-    Raises:
-        InputError: If the size of its pixels is not known, or not above 0.
-    """
-    size = image.pixel_um if pixel_um is None else (pixel_um, pixel_um)
-    if size is None:
-        raise InputError(
-            f"{name}: expected the size of its pixels, which the file does not say (--reference-pixel-um)"
-        )
-    if not all(0 < length < np.inf for length in size):
-        raise InputError(f"{name}: expected pixels of more than 0 µm (--reference-pixel-um), got {_um(size)}")
-    grey = tissue_of(image.pixels, name=name).image
-    height, width = image.pixels.shape[:2]
-    grid = Grid((height, width), size).with_shape(image_shape)
-    return Reference(resize_images(grey[None], image_shape)[None], labels, grid, None)
 
 
 # --- the section ------------------------------------------------------------------------------------------------------
@@ -185,17 +75,6 @@ def read_section(
     factor = max(1, min(height // image_shape[0], width // image_shape[1]) // _OVERSAMPLING)
     grey, found = tissue_of(image.pixels, factor=factor, background=background, name=name)
     return Section(grey, factor, (height, width), image.pixel_um, found)
-
-
-def _tissue(image: Tensor) -> Tensor:
-    """Return where (h, w) an image with a dark background is bright, by Otsu's threshold."""
-    import SimpleITK
-
-    otsu: Any = SimpleITK.OtsuThreshold
-    return (
-        torch.from_numpy(SimpleITK.GetArrayFromImage(otsu(SimpleITK.GetImageFromArray(image.numpy()), 0, 1)))
-        > 0
-    )
 
 
 # --- placement --------------------------------------------------------------------------------------------------------
@@ -306,12 +185,8 @@ def _check_size(pixel_um: PixelSize, shape: tuple[int, int], reference: Grid, so
     if not (plausible and _LEAST_SHARE <= share <= _LARGEST_SHARE):
         raise InputError(
             f"expected pixels of a size at which the image shows {_LEAST_SHARE:g} to {_LARGEST_SHARE:g} times the "
-            f"reference's area, no side {_LARGEST_ASPECT:g} times the other ({source}), got {_um(pixel_um)}"
+            f"reference's area, no side {_LARGEST_ASPECT:g} times the other ({source}), got {in_words(pixel_um)}"
         )
-
-
-def _um(pixel_um: PixelSize) -> str:
-    return f"{pixel_um[0]:g} × {pixel_um[1]:g} µm"
 
 
 def _anchored(section: Section, reference: Reference, anchoring: Anchoring | None) -> Points:
@@ -347,7 +222,7 @@ def _stretched(shape: tuple[int, int], onto: tuple[int, int], turned: Points) ->
 def _size_um(section: Section, reference: Reference, by: Placing, pixel_um: PixelSize | None) -> PixelSize:
     """Return the size of the section's pixels: the known one, or that at which both tissues spread as far."""
     if by == "fit":
-        _, spread = _moments(_tissue(section.grey), np.ones(2))
+        _, spread = _moments(bright_tissue(section.grey), np.ones(2))
         _, spread_um = _moments(reference.tissue, np.array(reference.grid.pixel_um))
         size = spread_um / (spread * section.factor)
         return size, size
@@ -362,7 +237,7 @@ def _centred(
     section: Section, reference: Reference, pixel_um: PixelSize, mirrored: bool, turn: float
 ) -> Points:
     """Return the placement with the centres of tissue on one another."""
-    centre, _ = _moments(_tissue(section.grey), np.ones(2))
+    centre, _ = _moments(bright_tissue(section.grey), np.ones(2))
     centre = apply_affine(invert_affine(section.to_grey), centre[None])[0]
     reference_centre, _ = _moments(reference.tissue, np.ones(2))
     mirror = np.diag([-1.0 if mirrored else 1.0, 1.0])

@@ -1,18 +1,19 @@
-"""A trained network applied to a placed section, and how it went.
+"""One section registered: from its file to the map between it and its reference.
 
 Two maps make up the result. The *placement* is affine and brings the section to the network's size; the network's field
-does the rest. Images are interpolated once, by both together.
+does the rest. Both together interpolate the image once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from atlalign.atlas.planes import Points, apply_affine, invert_affine
-from atlalign.errors import InputError, describe
+from atlalign.errors import InputError, check_size, describe
 from atlalign.geometry import (
     compose,
     identity_grid,
@@ -22,23 +23,167 @@ from atlalign.geometry import (
     warp,
     warp_points,
 )
+from atlalign.io.images import ImageFile, read_image
 from atlalign.metrics import mutual_information
+from atlalign.registration.jobs import Job
 from atlalign.registration.likeness import likeness
 from atlalign.registration.measures import affine_part, cover
-from atlalign.registration.placement import Placement, Reference, Section, antialiased, sampled_image
-from atlalign.registration.quality import Quality
+from atlalign.registration.placement import (
+    Placement,
+    Section,
+    antialiased,
+    flipped,
+    place,
+    read_section,
+    sampled_image,
+    turned,
+)
+from atlalign.registration.quality import Alternative, Quality
+from atlalign.registration.recipe import Recipe
+from atlalign.registration.references import Reference
 from atlalign.registration.refine import refine as refined_dvf
 from atlalign.registration.transform import Displacement, Grid, SectionTransform
+from atlalign.registration.turning import likely_turns
+
+NEARBY_UM, FARTHER_UM = (-500.0, 500.0), (-2000.0, -1000.0, 1000.0, 2000.0)
+"""Distances from its plane at which a section is registered as well, the latter only in case of doubt."""
+
+_DOUBT = -0.05  # of `better_elsewhere`: sections in their places are clearly less like the planes nearby
+_APART_DEG = 5.0  # the network corrects smaller turns
+
+# --- from the file ----------------------------------------------------------------------------------------------------
+
+
+class RegisteredSection(NamedTuple):
+    """A section from its file to its registration.
+
+    Attributes:
+        image: The content of the file.
+        section: The image as the network sees it.
+        reference: The image that it is registered to.
+        placement: Its place on the reference before the network.
+        registered: The map, both images and the quality.
+    """
+
+    image: ImageFile
+    section: Section
+    reference: Reference
+    placement: Placement
+    registered: "Registered"
+
+
+def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
+    """Read, place and register one section; nothing is written.
+
+    Raises:
+        InputError: If it cannot be read, placed or registered.
+    """
+    recipe = recipe.of(job)
+    network, references, options = recipe.network, recipe.references, recipe.options
+    image = read_image(job.path, channel=options.channel, page=options.page, z=options.z)
+    reference = references.of(job, options.hemisphere)
+    section = read_section(image, network.image_shape, background=options.background, name=job.path.name)
+    placement = place(
+        section,
+        reference,
+        by=options.place,
+        anchoring=job.anchoring,
+        pixel_size_um=options.pixel_size_um,
+        mirrored=options.mirrored,
+        turn=options.turn or 0.0,
+    )
+    is_free = options.turn is None and placement.placed_by in ("scale", "fit")
+    turns = [
+        attempt(network.module, reference, section, other)
+        for other in _likely(section, reference, placement)
+        if is_free or _is_apart(other, placement)
+    ]
+    if is_free and turns:
+        kept = max(turns, key=lambda other: other.likeness)
+    else:
+        kept = attempt(network.module, reference, section, placement)
+    _check_registered_size(image, reference, kept.placement, job.path.name)
+    registered = _completed(
+        network.module, reference, section, kept, options.refine, options.refine_smoothness
+    )
+
+    turned_otherwise = [
+        Alternative(f"turned by {_further(other.placement, kept.placement):.0f}°", other.likeness)
+        for other in turns
+        if _is_apart(other.placement, kept.placement)
+    ]
+    if options.hemisphere is not None:  # of a whole brain both sides look alike
+        turned_otherwise += _mirrored(network.module, reference, section, kept.placement)
+
+    def elsewhere(distances_um: Sequence[float]) -> list[Alternative]:
+        planes = references.nearby(job, options.hemisphere, distances_um)
+        return _on_planes(network.module, planes, section, kept.placement, job.position_um)
+
+    planes = elsewhere(NEARBY_UM)
+    if registered.quality.compared((), planes).better_elsewhere > _DOUBT:
+        planes += elsewhere(FARTHER_UM)
+    quality = registered.quality.compared(turned_otherwise, planes)
+    return RegisteredSection(image, section, reference, kept.placement, registered._replace(quality=quality))
+
+
+def _likely(section: Section, reference: Reference, placement: Placement) -> list[Placement]:
+    """Return the placement at the two turns at which the section looks most like its reference."""
+    likely = likely_turns(section, reference, placement)[:2]
+    return [turned(placement, reference, turn.degrees) for turn in likely]
+
+
+def _further(placement: Placement, than: Placement) -> float:
+    """Return by how many degrees a placement is turned beyond another."""
+    return (placement.turn - than.turn + 180) % 360 - 180
+
+
+def _is_apart(placement: Placement, other: Placement) -> bool:
+    return abs(_further(placement, other)) > _APART_DEG
+
+
+def _check_registered_size(image: ImageFile, reference: Reference, placement: Placement, name: str) -> None:
+    """Raise an error if the registered image would be too large: it covers the reference in the section's pixels."""
+    grid = reference.grid.finer(min(*placement.pixel_um, *reference.grid.pixel_um))
+    check_size(f"{name}: the registered image", grid.shape, image.pixels[0, 0].nbytes)
+
+
+def _mirrored(
+    network: nn.Module, reference: Reference, section: Section, placement: Placement
+) -> list[Alternative]:
+    """Return how like its reference a section is when mirrored, at the likeliest turn."""
+    likely = _likely(section, reference, flipped(placement, reference))[:1]
+    return [Alternative("mirrored", attempt(network, reference, section, other).likeness) for other in likely]
+
+
+def _on_planes(
+    network: nn.Module,
+    planes: Mapping[float, Reference],
+    section: Section,
+    placement: Placement,
+    position_um: float | None,
+) -> list[Alternative]:
+    """Return how like other planes a section is, given by their distances from its own."""
+    return [
+        Alternative(
+            f"{abs(distance_um):.0f} µm further {'back' if distance_um > 0 else 'to the front'}, at "
+            f"{(position_um or 0.0) + distance_um:.0f} µm",
+            attempt(network, plane, section, placement).likeness,
+        )
+        for distance_um, plane in planes.items()
+    ]
+
+
+# --- a placed section -------------------------------------------------------------------------------------------------
 
 
 class Registered(NamedTuple):
     """A registered section.
 
     Attributes:
-        transform: Between the section's image and the reference.
-        placed: (1, 1, H, W), the section before the network looked at it.
+        transform: The map between the section's image and the reference.
+        placed: (1, 1, H, W), the section before the network.
         registered: (1, 1, H, W).
-        quality: How it went.
+        quality: How well the registration went.
     """
 
     transform: SectionTransform
@@ -47,7 +192,37 @@ class Registered(NamedTuple):
     quality: Quality
 
 
+class Attempt(NamedTuple):
+    """A placed section, and the network's registration of it.
+
+    Attributes:
+        placement: Its place on the reference.
+        placed: (1, 1, H, W), the section there.
+        dvf: (1, 2, H, W), the network's field.
+        registered: (1, 1, H, W), the section under that field.
+        likeness: Of the registered section to the reference.
+    """
+
+    placement: Placement
+    placed: Tensor
+    dvf: Tensor
+    registered: Tensor
+    likeness: float
+
+
 @torch.inference_mode()
+def attempt(network: nn.Module, reference: Reference, section: Section, placement: Placement) -> Attempt:
+    """Return the network's registration of a section as it is placed.
+
+    Raises:
+        InputError: If the network fails, or its field is not finite.
+    """
+    placed = sampled_image(antialiased(section, placement), placement, reference.grid.shape)
+    dvf = _field(network, reference.image, placed)
+    registered = warp(placed, dvf)
+    return Attempt(placement, placed, dvf, registered, likeness(reference.image, registered))
+
+
 def register(
     network: nn.Module,
     reference: Reference,
@@ -60,34 +235,46 @@ def register(
     """Register a placed section to its reference.
 
     Args:
-        network: Takes (reference, moving) and returns a `Registration`; it runs where its weights are.
-        reference: At the size that the network takes.
+        network: Takes (reference, moving) and returns a `Registration`; it runs on the device of its weights.
+        reference: At the network's size.
         section: The image.
-        placement: Where it lies on the reference.
-        refine: So many steps of `refine` follow.
-        refine_smoothness: As `refine` has it.
+        placement: Its place on the reference.
+        refine: Number of optimisation steps that follow; see `refine.refine`.
+        refine_smoothness: Their `smoothness`.
 
     Raises:
-        InputError: If the network fails, as on images of another size or for want of memory, or its field is not
+        InputError: If the network fails, as on images of another size or for lack of memory, or its field is not
             finite.
     """
-    section = antialiased(section, placement)
-    placed = sampled_image(section, placement, reference.grid.shape)
-    dvf = _field(network, reference.image, placed)
-    back = _field(network, placed, reference.image)
-    by_network = warp(placed, dvf)
-    measures = {
-        **affine_part(dvf, reference)._asdict(),
-        **cover(by_network, reference)._asdict(),
-        "likeness": likeness(reference.image, by_network),
-    }
-    # What the network is sure of is asked of the network alone.
-    there_and_back = torch.where(stays_inside(dvf)[:, None], compose(back, dvf), torch.nan)
+    found = attempt(network, reference, section, placement)
+    return _completed(network, reference, section, found, refine, refine_smoothness)
+
+
+@torch.inference_mode()
+def _completed(
+    network: nn.Module,
+    reference: Reference,
+    section: Section,
+    found: Attempt,
+    refine: int,
+    refine_smoothness: float,
+) -> Registered:
+    """Return the registration that an attempt leads to: refined, measured, and as a map between files."""
+    back = _field(network, found.placed, reference.image)
+    # Inverse consistency is a property of the network, not of the refinement.
+    there_and_back = torch.where(stays_inside(found.dvf)[:, None], compose(back, found.dvf), torch.nan)
+    dvf = found.dvf
     if refine:
-        dvf = refined_dvf(reference.image, placed, dvf, steps=refine, smoothness=refine_smoothness)
-    registered = warp(placed, dvf)
-    quality = Quality(**_moved(reference, placed, registered, dvf, there_and_back), **measures)
-    return Registered(_transform(reference, section, placement, dvf), placed, registered, quality)
+        dvf = refined_dvf(reference.image, found.placed, dvf, steps=refine, smoothness=refine_smoothness)
+    registered = warp(found.placed, dvf)
+    quality = Quality(
+        **_moved(reference, found.placed, registered, dvf, there_and_back),
+        **affine_part(found.dvf, reference)._asdict(),
+        **cover(found.registered, reference)._asdict(),
+        likeness=found.likeness,
+    )
+    transform = _transform(reference, section, found.placement, dvf)
+    return Registered(transform, found.placed, registered, quality)
 
 
 def _moved(
@@ -125,15 +312,6 @@ def _field(network: nn.Module, reference: Tensor, moving: Tensor) -> Tensor:
     return dvf
 
 
-@torch.inference_mode()
-def registered_likeness(
-    network: nn.Module, reference: Reference, section: Section, placement: Placement
-) -> float:
-    """Return how like its reference a placed section is when the network has registered it."""
-    placed = sampled_image(antialiased(section, placement), placement, reference.grid.shape)
-    return likeness(reference.image, warp(placed, _field(network, reference.image, placed)))
-
-
 def _length_um(dvf: Tensor, grid: Grid) -> Tensor:
     return (dvf[0] * torch.tensor(grid.pixel_um).view(2, 1, 1)).square().sum(dim=0).sqrt()
 
@@ -163,7 +341,7 @@ def _transform(reference: Reference, section: Section, placement: Placement, dvf
     )
 
 
-def _displacement(grid: Grid, to_mm: Callable[[Points], Points], scale: Points) -> Displacement:
+def _displacement(grid: Grid, to_mm: Callable[[Points], Points], scale: NDArray[np.float64]) -> Displacement:
     """Return the map of a function that takes pixels, `scale` times those of the grid, to mm of the other frame."""
     pixels = identity_grid(grid.shape, torch.float64, torch.device("cpu"))[0].flatten(1).T.numpy()
     mm = to_mm(pixels * scale) - grid.to_mm(pixels)

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from atlalign.io.images import resize_images
 from atlalign.registration.likeness import likeness
-from atlalign.registration.placement import Placement, Reference, Section, antialiased, sampled_image, turned
+from atlalign.registration.placement import Placement, Section, antialiased, sampled_image, turned
+from atlalign.registration.references import Reference
 
 _ROWS = 80  # of the images that are compared: a hundred µm a pixel tell angles apart
 _STEP = 5.0  # degrees: a turn by half of it costs little likeness, so no peak is missed

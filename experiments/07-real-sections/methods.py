@@ -20,7 +20,8 @@ from atlalign.io.files import written_whole
 from atlalign.models import load_model, read_origin
 from atlalign.networks.memory_format import fastest_memory_format
 from atlalign.registration.options import Placing
-from atlalign.registration.placement import Section, atlas_reference, place
+from atlalign.registration.placement import Section, place
+from atlalign.registration.references import atlas_reference
 from atlalign.registration.register import register
 from pairs import Pair
 

@@ -14,13 +14,8 @@ from atlalign.atlas.section_lists import ListedSection
 from atlalign.geometry import invert, smooth_field, warp
 from atlalign.io.images import read_image
 from atlalign.registration.options import Placing
-from atlalign.registration.placement import (
-    Reference,
-    atlas_reference,
-    place,
-    placed_image,
-    read_section,
-)
+from atlalign.registration.placement import place, placed_image, read_section
+from atlalign.registration.references import Reference, atlas_reference
 from atlalign.synthesis.contrast import apply_contrast, draw_contrast
 
 _MEAN_WARP = 10 / 456  # of the width, over the image

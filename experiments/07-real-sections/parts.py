@@ -16,7 +16,7 @@ from atlalign.data.demo import tissue_planes
 from atlalign.evaluation.measures import Regions, levels_of
 from atlalign.geometry import compose, invert, jacobian_determinant, warp
 from atlalign.metrics import mutual_information
-from atlalign.registration.placement import Reference
+from atlalign.registration.references import Reference
 from methods import Found, Kept, placing
 from pairs import Pair, known_warp, labels_of, real_pair, synthetic_pair, warped_pair
 

@@ -16,12 +16,9 @@ from atlalign.networks import Registration
 from atlalign.registration.measures import affine_part, cover
 from atlalign.registration.placement import (
     Placement,
-    Reference,
     Section,
     antialiased,
-    atlas_reference,
     flipped,
-    image_reference,
     place,
     placed_image,
     read_section,
@@ -29,6 +26,7 @@ from atlalign.registration.placement import (
     turned,
 )
 from atlalign.registration.quality import LIMITS, Alternative, Quality, judge
+from atlalign.registration.references import Reference, atlas_reference, image_reference
 from atlalign.registration.register import register
 from atlalign.registration.transform import Grid
 from atlalign.registration.turning import likely_turns

@@ -1,0 +1,59 @@
+"""A trained network, ready to register sections."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from atlalign.errors import OF_NETWORK, InputError, checked_shape
+from atlalign.io.files import fingerprint
+from atlalign.models import SHIPPED_MODEL, load_model, read_origin
+from atlalign.networks.device import chosen_device
+from atlalign.networks.memory_format import fastest_memory_format
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedNetwork:
+    """A loaded network on its device.
+
+    Attributes:
+        module: Takes (reference, moving) and returns a `Registration`.
+        image_shape: The (H, W) of its input.
+        origin: Plain data that tells this network from others.
+    """
+
+    module: nn.Module
+    image_shape: tuple[int, int]
+    origin: Mapping[str, Any]
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | None = None,
+        *,
+        image_shape: Sequence[int] | None = None,
+        device: str = "auto",
+    ) -> "TrainedNetwork":
+        """Load a network.
+
+        Args:
+            model: A model file, a model folder or a checkpoint; None means the network that comes with the package.
+            image_shape: The (H, W) of its input; None means the size used in training.
+            device: auto, cpu, cuda, …; auto takes a GPU if there is one.
+
+        Raises:
+            InputError: If the file holds no network, or does not record the size of its input and none is given.
+        """
+        path = SHIPPED_MODEL if model is None else Path(model)
+        shape = image_shape or read_origin(path).image_shape
+        if shape is None:
+            raise InputError(
+                f"{path}: the model does not record its image size: give one (--image-shape HEIGHT WIDTH)"
+            )
+        shape = checked_shape("image_shape", shape, bytes_a_pixel=OF_NETWORK)
+        where = chosen_device(device)
+        module = load_model(path).to(where).to(memory_format=fastest_memory_format(where))
+        origin = {"model": path.name, "model_sha256": fingerprint(path), "image_shape": list(shape)}
+        return cls(module, shape, origin)

@@ -1,0 +1,239 @@
+"""What sections are registered to: planes of an atlas, or an image of one's own."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from atlalign.atlas.atlas import Atlas
+from atlalign.atlas.ontology import Ontology
+from atlalign.atlas.planes import Plane
+from atlalign.errors import InputError
+from atlalign.io.files import fingerprint_of
+from atlalign.io.images import ImageFile, resize_images
+from atlalign.io.intensity import tissue_of
+from atlalign.io.pixels import PixelSize
+from atlalign.registration.jobs import Job
+from atlalign.registration.options import Side
+from atlalign.registration.transform import Grid
+
+
+@dataclass(frozen=True, eq=False)
+class AtlasReferences:
+    """The planes of an atlas, one for each section.
+
+    Attributes:
+        atlas: The atlas at its own resolution.
+        image_shape: The network's (H, W).
+    """
+
+    atlas: Atlas
+    image_shape: tuple[int, int]
+
+    @property
+    def ontology(self) -> Ontology | None:
+        """The names of the atlas's regions."""
+        return self.atlas.ontology
+
+    @cached_property
+    def origin(self) -> Mapping[str, Any]:
+        """Plain data that tells this atlas from others."""
+        return {"reference": self.atlas.name, "reference_sha256": self.atlas.fingerprint()}
+
+    def of(self, job: Job, hemisphere: Side | None) -> "Reference":
+        """Return the plane of a section, or the half of it on one side.
+
+        Raises:
+            InputError: If the section has no position, or the atlas shows no tissue there.
+        """
+        if job.position_um is None:
+            raise InputError(f"{job.path.name}: expected the position of the section in the atlas")
+        self.atlas.plane_index(job.position_um)  # raises outside
+        return self._at(job, hemisphere, 0.0)
+
+    def nearby(
+        self, job: Job, hemisphere: Side | None, distances_um: Iterable[float]
+    ) -> dict[float, "Reference"]:
+        """Return the planes at these distances from the section's plane; planes without tissue are left out."""
+        found = {}
+        for distance_um in distances_um:
+            with suppress(InputError):
+                found[distance_um] = self._at(job, hemisphere, distance_um)
+        return found
+
+    def _at(self, job: Job, hemisphere: Side | None, distance_um: float) -> "Reference":
+        assert job.position_um is not None
+        if job.anchoring is None:
+            plane = Plane.at(job.position_um, self.atlas.origin_um)
+        else:
+            plane = job.anchoring.plane(self.atlas.origin_um)
+        return atlas_reference(self.atlas, plane.moved(distance_um), self.image_shape).half(hemisphere)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageReference:
+    """An image of one's own, to which all sections are registered.
+
+    Attributes:
+        reference: The image.
+        ontology: The names of its regions, if known.
+        name: The name of its file.
+    """
+
+    reference: "Reference"
+    ontology: Ontology | None
+    name: str
+
+    @cached_property
+    def origin(self) -> Mapping[str, Any]:
+        """Plain data that tells this image from others."""
+        names = None if self.ontology is None else list(self.ontology)
+        return {
+            "reference": self.name,
+            "reference_sha256": fingerprint_of(self.reference.fingerprint(), names),
+        }
+
+    def of(self, job: Job, hemisphere: Side | None) -> "Reference":
+        """Return the image, or the half of it on one side."""
+        return self.reference.half(hemisphere)
+
+    def nearby(
+        self, job: Job, hemisphere: Side | None, distances_um: Iterable[float]
+    ) -> dict[float, "Reference"]:
+        """Return no reference: an image has no planes nearby."""
+        return {}
+
+
+References = AtlasReferences | ImageReference
+
+# --- one reference ----------------------------------------------------------------------------------------------------
+
+
+class Reference(NamedTuple):
+    """What a section is registered to.
+
+    Attributes:
+        image: (1, 1, H, W) in [0, 1], at the network's size.
+        labels: Region ids on any grid with the same outermost pixels, or None.
+        grid: The image's pixels.
+        plane: Where it lies in the atlas; None if it is no plane of one.
+    """
+
+    image: Tensor
+    labels: NDArray[Any] | None
+    grid: Grid
+    plane: Plane | None
+
+    @property
+    def tissue(self) -> Tensor:
+        """Where (H, W) there is tissue: a label, or without labels brightness."""
+        if self.labels is None:
+            return bright_tissue(self.image[0, 0])
+        height, width = self.grid.shape
+        rows, columns = (
+            torch.linspace(0, size - 1, new_size).round().long()
+            for size, new_size in zip(self.labels.shape, (height, width), strict=True)
+        )
+        return torch.from_numpy(self.labels[rows[:, None].numpy(), columns.numpy()] != 0)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of all of it."""
+        plane = None if self.plane is None else self.plane.matrix
+        return fingerprint_of(self.image.numpy(), self.labels, tuple(self.grid), plane)
+
+    def half(self, side: Side | None) -> "Reference":
+        """Return the reference with nothing on the other side of the image's middle; None keeps both sides."""
+        if side is None:
+            return self
+
+        def kept(width: int) -> NDArray[np.bool_]:
+            place = np.arange(width) - (width - 1) / 2
+            return place <= 0 if side == "left" else place >= 0
+
+        image = self.image * torch.from_numpy(kept(self.grid.shape[1]))
+        labels = None if self.labels is None else self.labels * kept(self.labels.shape[1])
+        return self._replace(image=image, labels=labels)
+
+
+def atlas_reference(atlas: Atlas, plane: Plane, image_shape: tuple[int, int]) -> Reference:
+    """Return what a plane shows of an atlas.
+
+    Args:
+        atlas: At its own resolution, which the labels keep.
+        plane: Its frame starts at the centre of the atlas's first pixel.
+        image_shape: The network's (H, W).
+
+    Raises:
+        InputError: If the plane shows nothing of the atlas.
+    """
+    grid = Grid(atlas.image_shape, atlas.pixel_um)
+    per_x, per_y, at_origin = plane.matrix[0] * (*grid.pixel_um, 1000.0) / 1000
+    rows, columns = (torch.arange(size, dtype=torch.float64) for size in grid.shape)
+    position_um = (at_origin + per_y * rows)[:, None] + per_x * columns
+    image, labels = atlas.cut(position_um)
+    resized = resize_images(image, image_shape)[None]
+    regions = None if labels is None else labels[0].numpy()
+    reference = Reference(resized, regions, grid.with_shape(image_shape), plane)
+    if not image.any() or not reference.tissue.any():
+        middle = float(position_um[grid.shape[0] // 2, grid.shape[1] // 2])
+        raise InputError(
+            f"position: expected a plane with tissue, atlas '{atlas.name}' shows none at {middle:.0f} µm"
+        )
+    return reference
+
+
+def image_reference(
+    image: ImageFile,
+    labels: NDArray[Any] | None,
+    image_shape: tuple[int, int],
+    *,
+    pixel_um: float | None,
+    name: str,
+) -> Reference:
+    """Return an image of one's own as reference, with a dark background.
+
+    Args:
+        image: In grey or colour.
+        labels: (h, w), of any size with the same outermost pixels.
+        image_shape: The network's (H, W).
+        pixel_um: The size of the image's pixels; None takes the file's word.
+        name: For messages.
+
+    Raises:
+        InputError: If the size of its pixels is not known, or not above 0.
+    """
+    size = image.pixel_um if pixel_um is None else (pixel_um, pixel_um)
+    if size is None:
+        raise InputError(
+            f"{name}: expected the size of its pixels, which the file does not say (--reference-pixel-um)"
+        )
+    if not all(0 < length < np.inf for length in size):
+        raise InputError(
+            f"{name}: expected pixels of more than 0 µm (--reference-pixel-um), got {in_words(size)}"
+        )
+    grey = tissue_of(image.pixels, name=name).image
+    height, width = image.pixels.shape[:2]
+    grid = Grid((height, width), size).with_shape(image_shape)
+    return Reference(resize_images(grey[None], image_shape)[None], labels, grid, None)
+
+
+def bright_tissue(image: Tensor) -> Tensor:
+    """Return where (h, w) an image with a dark background is bright, by Otsu's threshold."""
+    import SimpleITK
+
+    otsu: Any = SimpleITK.OtsuThreshold
+    return (
+        torch.from_numpy(SimpleITK.GetArrayFromImage(otsu(SimpleITK.GetImageFromArray(image.numpy()), 0, 1)))
+        > 0
+    )
+
+
+def in_words(pixel_um: PixelSize) -> str:
+    """Return the size of a pixel as text."""
+    return f"{pixel_um[0]:g} × {pixel_um[1]:g} µm"
