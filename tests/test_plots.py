@@ -8,13 +8,34 @@ import torch
 from matplotlib.collections import LineCollection
 
 from atlalign import plots
-from atlalign.plots import Panel, draw_grid, overlay, registration_figure
+from atlalign.plots import Panel, draw_grid, overlay, registration_figure, section_overlay
 
 
 def test_overlay_is_grey_where_images_agree_and_coloured_where_not():
     reference, other = torch.tensor([[0.5, 1.0, 0.0]]), torch.tensor([[0.5, 0.0, 1.0]])
     rgb = overlay(reference, other)
     assert rgb[0].tolist() == [[0.5, 0.5, 0.5], [1, 0, 1], [0, 1, 0]]  # grey, magenta, green
+
+
+def test_the_section_overlay_outlines_regions_at_the_left_and_shows_before_and_after_at_the_right():
+    image = np.full((64, 96), 200, np.uint8)
+    white, black = torch.ones(32, 48), torch.zeros(32, 48)
+
+    def halves(shape):
+        return np.indices(shape)[1] < shape[1] // 2
+
+    picture = section_overlay(image, white, black, white, halves)
+    height, width = picture.shape[:2]
+    thumbnail_width = height * 96 // 64
+    assert (height, width) == (640, 2 * thumbnail_width - 480)
+    section = picture[:, :thumbnail_width]
+    is_outline = (section == [255, 200, 0]).all(axis=-1)
+    assert is_outline[:, thumbnail_width // 2 - 1].all()
+    assert is_outline.sum() == height
+    assert (section[~is_outline] == 200).all()
+    before, after = picture[100, -100], picture[-100, -100]
+    assert (before.tolist(), after.tolist()) == ([255, 0, 255], [255, 255, 255])
+    assert (section_overlay(image, white, black, white, lambda shape: None)[:, :thumbnail_width] == 200).all()
 
 
 def test_matplotlib_is_imported_only_to_draw():

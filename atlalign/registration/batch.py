@@ -12,21 +12,16 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from atlalign import __version__
-from atlalign.atlas.ids import stored_type
-from atlalign.atlas.ontology import Ontology
 from atlalign.declarations import flag
 from atlalign.errors import InputError
 from atlalign.io.files import (
@@ -41,25 +36,18 @@ from atlalign.io.files import (
     storable,
     written_whole,
 )
-from atlalign.io.intensity import slide_color
 from atlalign.io.tables import write_table
-from atlalign.io.tiff_writer import write_tiff
-from atlalign.plots import overlay
-from atlalign.registration import regions, visualign
+from atlalign.registration import visualign
 from atlalign.registration.jobs import Job
 from atlalign.registration.options import Options
 from atlalign.registration.quality import Limit, Quality, judge
 from atlalign.registration.recipe import Recipe
-from atlalign.registration.references import Reference
-from atlalign.registration.register import Registered, RegisteredSection, register_section
+from atlalign.registration.register import register_section
+from atlalign.registration.section_files import SECTION_FILES, write_section_files
 from atlalign.registration.transform import (
     FORWARD,
     INVERSE,
-    LABELS,
     RECORD,
-    REGIONS,
-    Grid,
-    SectionTransform,
     check_whole,
     prepare_itk,
     read_record,
@@ -69,8 +57,7 @@ from atlalign.registration.transform import (
 TABLE, VISUALIGN, LOG = "registrations.csv", "visualign.json", "errors.log"
 """What stands beside the sections' folders; the log holds the tracebacks of unexpected errors."""
 
-_IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY = "registered.tif", "labels.tif", "reference.tif", "overlay.png"
-_RESULTS = {FORWARD, INVERSE, RECORD, LABELS, REGIONS, _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY}
+_RESULTS = {FORWARD, INVERSE, RECORD, *SECTION_FILES}
 _WORTHLESS = {".DS_Store", "Thumbs.db"}  # what file managers leave behind
 
 _FLAGS = (*(entry.name for entry in fields(Options)), "image_shape")
@@ -91,8 +78,6 @@ _NOTHING_CAN_BE_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _log = logging.getLogger(__name__)
 
 _HEAD_BYTES = 500
-_OVERLAY_PX = 640  # the height of the picture for checking
-_OUTLINE = np.array([255, 200, 0], np.uint8)
 
 
 class Outcome(NamedTuple):
@@ -343,7 +328,7 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
     }
     record = _judged(measured, recipe.options.limits)
     with folder_written_whole(folder, replace=True) as unfinished:
-        _write_results(unfinished, found, recipe.references.ontology)
+        write_section_files(unfinished, found, recipe.references.ontology)
         if transform.plane is not None:
             record["visualign"] = visualign.visualign_slice(
                 transform,
@@ -364,99 +349,6 @@ def _judged(record: Mapping[str, Any], limits: Mapping[str, Limit]) -> dict[str,
     flag, reason = judge(Quality(**{measure: record[measure] for measure in _MEASURES}), limits)
     bounds = {name: list(limit) for name, limit in limits.items()}
     return {**record, "flag": flag, "reason": reason, "limits": bounds}
-
-
-def _write_results(folder: Path, found: RegisteredSection, ontology: Ontology | None) -> None:
-    transform, pixels, reference = found.registered.transform, found.image.pixels, found.reference
-    shape = (*transform.reference.shape, *pixels.shape[2:])
-    registered = transform.register(pixels, fill=slide_color(pixels))
-    _write(folder / _IMAGE, registered, shape, pixels.dtype, transform.reference)
-    grey = (reference.image[0, 0] * 255).round().byte().numpy()
-    _write(folder / _REFERENCE, [grey], grey.shape, grey.dtype, reference.grid)
-    if reference.labels is not None:
-        _write_labels(folder, reference.labels, transform, ontology)
-    _write_overlay(folder / _OVERLAY, pixels, reference, found.registered)
-
-
-def _write_labels(
-    folder: Path, labels: NDArray[Any], transform: SectionTransform, ontology: Ontology | None
-) -> None:
-    """Write the labels of the reference and of the section, and the areas of the section's regions."""
-    labels = labels.astype(stored_type(labels))
-    grid = transform.forward.grid.with_shape((labels.shape[0], labels.shape[1]))
-    _write(folder / LABELS, [labels], labels.shape, labels.dtype, grid)
-    areas = regions.RegionAreas(transform.section.pixel_um)
-    if transform.plane is None:
-        in_section = areas.counted(transform.label(labels))
-    else:
-        in_section = areas.counted_by_side(transform.label_by_side(labels))
-    _write(folder / _IMAGE_LABELS, in_section, transform.section.shape, labels.dtype, transform.section)
-    regions.write_regions(folder / REGIONS, areas, ontology, known=np.unique(labels[labels > 0]).tolist())
-
-
-def _write(
-    path: Path, bands: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: np.dtype[Any], grid: Grid
-) -> None:
-    write_tiff(path, bands, shape=shape, dtype=dtype, pixel_um=grid.pixel_um)
-
-
-# --- the picture for checking -----------------------------------------------------------------------------------------
-
-
-def _write_overlay(path: Path, pixels: NDArray[Any], reference: Reference, result: Registered) -> None:
-    """Write the section with the outlines of its regions, beside section and reference on one another.
-
-    The latter two, as placed above and registered below, show the reference in magenta and the section in green.
-    """
-    from imagecodecs import PNG, png_encode
-
-    pairs = [overlay(reference.image[0, 0], image[0, 0]) for image in (result.placed, result.registered)]
-    right = np.concatenate([_scaled(_in_8_bits(pair), _OVERLAY_PX // 2) for pair in pairs])
-    left = _thumbnail(pixels, len(right))
-    if reference.labels is not None:
-        grid = result.transform.section.with_shape((left.shape[0], left.shape[1]))
-        labels = np.concatenate(list(replace(result.transform, section=grid).label(reference.labels)))
-        left[_outlines(labels)] = _OUTLINE
-    picture = np.concatenate([left, right], axis=1)
-    # As small as with the usual settings, in half of the time.
-    path.write_bytes(
-        png_encode(np.ascontiguousarray(picture), filter=PNG.FILTER.PAETH, strategy=PNG.STRATEGY.RLE)
-    )
-
-
-def _thumbnail(pixels: NDArray[Any], height: int) -> NDArray[np.uint8]:
-    """Return an image in colour, (height, w, 3), as bright as its brightest pixels allow."""
-    step = max(
-        1, pixels.shape[0] // (2 * height)
-    )  # averaging all of a large image would need several times its memory
-    small = pixels[::step, ::step]
-    white = float(np.percentile(small, 99.9))
-    if small.dtype != np.uint8 or white < 128:
-        small = _in_8_bits(small / max(white, 1e-6))
-    colored = small if small.ndim == 3 else np.stack([small] * 3, axis=-1)
-    return _scaled(colored, height)
-
-
-def _in_8_bits(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return an image in [0, 1] in 8 bits; what is beyond is cut off."""
-    return np.asarray(image.clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def _scaled(image: NDArray[np.uint8], height: int) -> NDArray[np.uint8]:
-    """Return an image (h, w, 3) with another height, corners aligned."""
-    width = round(image.shape[1] * height / image.shape[0])
-    planar = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    # Not `resize_images`: its wide Gaussian takes ten times as long, for a picture to look at.
-    scaled = F.interpolate(planar, (height, width), mode="bilinear", align_corners=True, antialias=True)
-    return np.asarray(scaled[0].permute(1, 2, 0))
-
-
-def _outlines(labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return where (h, w) a label differs from the one to its right or below."""
-    lines = np.zeros(labels.shape, np.bool_)
-    lines[:, :-1] |= labels[:, :-1] != labels[:, 1:]
-    lines[:-1] |= labels[:-1] != labels[1:]
-    return lines
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

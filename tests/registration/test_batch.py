@@ -35,6 +35,7 @@ from atlalign.registration import (
     image_recipe,
     register_batch,
     register_section,
+    section_files,
 )
 from atlalign.registration import batch as module
 from atlalign.registration.quality import LIMITS, Limit
@@ -469,7 +470,7 @@ def test_a_batch_that_is_interrupted_ends_in_one_sentence_and_goes_on(run, secti
         write_tiff(path, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_tiff", interrupted)
+        patch.setattr(section_files, "write_tiff", interrupted)
         status, printed = run(sections, "--workers", "1")
     assert status == 130
     assert "interrupted" in printed
@@ -499,7 +500,7 @@ def test_ctrl_c_ends_several_workers_when_they_have_finished_their_sections(
         write_tiff(*args, **kwargs)
 
     threads = torch.get_num_threads()
-    monkeypatch.setattr(module, "write_tiff", interrupting)
+    monkeypatch.setattr(section_files, "write_tiff", interrupting)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     status, printed = run(sections, "--workers", "2")
     signal.signal(signal.SIGINT, before)
@@ -533,7 +534,7 @@ def test_without_space_nothing_half_written_stays(run, sections, tmp_path, monke
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, fails, full)
+    monkeypatch.setattr(section_files, fails, full)
     status, printed = run(sections)
     assert status == 1
     assert "a cannot be written: No space left on device" in printed
@@ -545,7 +546,7 @@ def test_what_no_section_could_write_ends_the_batch(number, run, sections, tmp_p
     def refuse(*args, **kwargs):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(module, "write_tiff", refuse)
+    monkeypatch.setattr(section_files, "write_tiff", refuse)
     status, printed = run(sections)
     assert status == 1
     assert printed.count("cannot be written") == 1

@@ -1,0 +1,70 @@
+"""The images and tables that a registered section leaves in its folder, beside its transform."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlalign.atlas.ids import stored_type
+from atlalign.atlas.ontology import Ontology
+from atlalign.io.intensity import slide_color
+from atlalign.io.tiff_writer import write_tiff
+from atlalign.plots import png, section_overlay
+from atlalign.registration import regions
+from atlalign.registration.register import RegisteredSection
+from atlalign.registration.transform import LABELS, REGIONS, Grid, SectionTransform
+
+_IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY = "registered.tif", "labels.tif", "reference.tif", "overlay.png"
+SECTION_FILES = {_IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY, LABELS, REGIONS}
+
+
+def write_section_files(folder: Path, found: RegisteredSection, ontology: Ontology | None) -> None:
+    """Write `SECTION_FILES`; those of labels only where the reference has labels."""
+    transform, pixels, reference = found.registered.transform, found.image.pixels, found.reference
+    shape = (*transform.reference.shape, *pixels.shape[2:])
+    registered = transform.register(pixels, fill=slide_color(pixels))
+    _write(folder / _IMAGE, registered, shape, pixels.dtype, transform.reference)
+    grey = (reference.image[0, 0] * 255).round().byte().numpy()
+    _write(folder / _REFERENCE, [grey], grey.shape, grey.dtype, reference.grid)
+    if reference.labels is not None:
+        _write_labels(folder, reference.labels, transform, ontology)
+    _write_overlay(folder / _OVERLAY, found)
+
+
+def _write_labels(
+    folder: Path, labels: NDArray[Any], transform: SectionTransform, ontology: Ontology | None
+) -> None:
+    """Write the labels of the reference and of the section, and the areas of the section's regions."""
+    labels = labels.astype(stored_type(labels))
+    grid = transform.forward.grid.with_shape((labels.shape[0], labels.shape[1]))
+    _write(folder / LABELS, [labels], labels.shape, labels.dtype, grid)
+    areas = regions.RegionAreas(transform.section.pixel_um)
+    if transform.plane is None:
+        in_section = areas.counted(transform.label(labels))
+    else:
+        in_section = areas.counted_by_side(transform.label_by_side(labels))
+    _write(folder / _IMAGE_LABELS, in_section, transform.section.shape, labels.dtype, transform.section)
+    regions.write_regions(folder / REGIONS, areas, ontology, known=np.unique(labels[labels > 0]).tolist())
+
+
+def _write(
+    path: Path, bands: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: np.dtype[Any], grid: Grid
+) -> None:
+    write_tiff(path, bands, shape=shape, dtype=dtype, pixel_um=grid.pixel_um)
+
+
+def _write_overlay(path: Path, found: RegisteredSection) -> None:
+    """Write the picture for checking."""
+    labels, result = found.reference.labels, found.registered
+
+    def labels_of(shape: tuple[int, int]) -> NDArray[Any] | None:
+        if labels is None:
+            return None
+        on_thumbnail = replace(result.transform, section=result.transform.section.with_shape(shape))
+        return np.concatenate(list(on_thumbnail.label(labels)))
+
+    images = (found.reference.image[0, 0], result.placed[0, 0], result.registered[0, 0])
+    path.write_bytes(png(section_overlay(found.image.pixels, *images, labels_of)))
