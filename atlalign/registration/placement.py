@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from atlalign.atlas.planes import Anchoring, Points, apply_affine, homogeneous, invert_affine
+from atlalign.atlas.planes import Anchoring, Matrix, apply_affine, homogeneous, invert_affine
 from atlalign.errors import InputError
 from atlalign.geometry import identity_grid, sample
 from atlalign.io.images import (
@@ -47,7 +48,7 @@ class Section(NamedTuple):
     background: Background
 
     @property
-    def to_grey(self) -> Points:
+    def to_grey(self) -> Matrix:
         """The map (2, 3) from pixels of the image to those of `grey`."""
         shift = -(self.factor - 1) / 2 / self.factor
         return np.array([[1 / self.factor, 0, shift], [0, 1 / self.factor, shift]])
@@ -91,7 +92,7 @@ class Placement(NamedTuple):
         turn: How far the image was turned, counter-clockwise in degrees; beyond what an anchoring does.
     """
 
-    matrix: Points
+    matrix: Matrix
     pixel_um: PixelSize
     pixel_size_from: str
     placed_by: Placing
@@ -161,7 +162,7 @@ def flipped(placement: Placement, reference: Reference) -> Placement:
     return _about_tissue(placement, reference, np.diag([-1.0, 1.0]))
 
 
-def _about_tissue(placement: Placement, reference: Reference, of_um: Points) -> Placement:
+def _about_tissue(placement: Placement, reference: Reference, of_um: Matrix) -> Placement:
     """Return the placement after a linear map (2, 2) of the reference's µm."""
     pixel_um = np.array(reference.grid.pixel_um)
     linear = of_um * pixel_um / pixel_um[:, None]
@@ -170,7 +171,7 @@ def _about_tissue(placement: Placement, reference: Reference, of_um: Points) -> 
     return placement._replace(matrix=placement.matrix @ homogeneous(about))
 
 
-def _clockwise(degrees: float) -> Points:
+def _clockwise(degrees: float) -> Matrix:
     """Return the matrix (2, 2) that turns points (x, y) clockwise, as y points down."""
     cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     return np.array([[cosine, -sine], [sine, cosine]])
@@ -189,7 +190,7 @@ def _check_size(pixel_um: PixelSize, shape: tuple[int, int], reference: Grid, so
         )
 
 
-def _anchored(section: Section, reference: Reference, anchoring: Anchoring | None) -> Points:
+def _anchored(section: Section, reference: Reference, anchoring: Anchoring | None) -> Matrix:
     if anchoring is None or reference.plane is None:
         raise InputError("--place anchoring: expected an anchored section and an atlas")
     mm = reference.grid.to_mm(np.eye(2))
@@ -197,7 +198,7 @@ def _anchored(section: Section, reference: Reference, anchoring: Anchoring | Non
     return anchoring.on(section.shape).um_to_pixel() @ homogeneous(to_um)
 
 
-def _turned(shape: tuple[int, int], mirrored: bool, turn: float) -> Points:
+def _turned(shape: tuple[int, int], mirrored: bool, turn: float) -> Matrix:
     """Return the map (2, 3) from pixels of the upright image to those of the image (h, w), turned by n · 90°."""
     if turn % 90:
         raise InputError(f"--turn: expected a multiple of 90° with --place stretch, got {turn:g}")
@@ -212,7 +213,7 @@ def _turned(shape: tuple[int, int], mirrored: bool, turn: float) -> Points:
     return matrix[:2]
 
 
-def _stretched(shape: tuple[int, int], onto: tuple[int, int], turned: Points) -> Points:
+def _stretched(shape: tuple[int, int], onto: tuple[int, int], turned: Matrix) -> Matrix:
     """Return the placement, corner on corner, of a section whose upright image `turned` takes to the image."""
     height, width = shape if turned[0, 0] else shape[::-1]
     scale = np.array([width - 1, height - 1]) / (np.array(onto[::-1]) - 1)
@@ -235,7 +236,7 @@ def _size_um(section: Section, reference: Reference, by: Placing, pixel_um: Pixe
 
 def _centred(
     section: Section, reference: Reference, pixel_um: PixelSize, mirrored: bool, turn: float
-) -> Points:
+) -> Matrix:
     """Return the placement with the centres of tissue on one another."""
     centre, _ = _moments(bright_tissue(section.grey), np.ones(2))
     centre = apply_affine(invert_affine(section.to_grey), centre[None])[0]
@@ -245,7 +246,7 @@ def _centred(
     return np.column_stack([linear, centre - linear @ reference_centre])
 
 
-def _moments(mask: Tensor, pixel: Points) -> tuple[Points, float]:
+def _moments(mask: Tensor, pixel: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     """Return the centre (x, y) of a mask in pixels, and how far it spreads: the geometric mean of both axes'."""
     y, x = torch.nonzero(mask, as_tuple=True)
     if len(x) < 3:
@@ -255,7 +256,7 @@ def _moments(mask: Tensor, pixel: Points) -> tuple[Points, float]:
     return points.mean(axis=0), float(np.linalg.det(covariance) ** 0.25)
 
 
-def _implied_pixel_um(matrix: Points, grid: Grid) -> PixelSize:
+def _implied_pixel_um(matrix: Matrix, grid: Grid) -> PixelSize:
     """Return the size of the section's pixels, where the reference's are known."""
     to_um = np.diag(grid.pixel_um) @ np.linalg.inv(matrix[:, :2])
     x, y = np.linalg.norm(to_um, axis=0)
@@ -280,7 +281,7 @@ def sampled_image(section: Section, placement: Placement, shape: tuple[int, int]
     return sample(section.grey[None, None], points[None].float())
 
 
-def _to_grey(section: Section, placement: Placement) -> Points:
+def _to_grey(section: Section, placement: Placement) -> Matrix:
     """Return the map (2, 3) from pixels of the reference to those of `section.grey`."""
     return section.to_grey @ homogeneous(placement.matrix)
 

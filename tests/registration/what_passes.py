@@ -33,7 +33,7 @@ import tifffile
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
-from atlalign.atlas.planes import Anchoring, Points, apply_affine, invert_affine
+from atlalign.atlas.planes import Anchoring, Matrix, Points, apply_affine, invert_affine
 from atlalign.errors import InputError
 from atlalign.io.images import read_image
 from atlalign.registration import Job, Recipe, atlas_recipe, find_jobs, register_section
@@ -79,7 +79,7 @@ class Case(NamedTuple):
     situation: str
     placing: str
     pixels: Image
-    moved: Points = np.eye(2, 3)
+    moved: Matrix = np.eye(2, 3)
     options: Mapping[str, Any] = MappingProxyType({})
     job: Mapping[str, Any] = MappingProxyType({})
     hemisphere: Any = None
@@ -134,7 +134,7 @@ def slide_color(pixels: Image) -> NDArray[Any]:
     return np.asarray(np.median(border, axis=0)).astype(np.uint8)
 
 
-def turned_image(pixels: Image, degrees: float) -> tuple[Image, Points]:
+def turned_image(pixels: Image, degrees: float) -> tuple[Image, Matrix]:
     """Return an image (h, w, 3) turned counter-clockwise, on a larger slide, and the map (2, 3) of its pixels."""
     height, width = pixels.shape[:2]
     cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
