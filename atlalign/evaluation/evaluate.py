@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from atlalign import losses, metrics
-from atlalign.arguments import build, check_kinds_of
+from atlalign.arguments import build, check_kind, check_kinds_of
 from atlalign.atlas.atlas import Atlas, allen_atlas, file_atlas, phantom_atlas
 from atlalign.data.datamodule import RegistrationDataModule, split_samples
 from atlalign.data.dataset import RegistrationBatch, RegistrationDataset, complete
@@ -47,7 +47,6 @@ from atlalign.training.run import as_list
 from atlalign.versions import versions
 
 _KINDS: Mapping[str, Any] = {
-    "checkpoint": str,
     "out": str,
     "split": str,
     "baselines": str | list[str],
@@ -81,7 +80,8 @@ def evaluate(config: DictConfig) -> Path:
     # Whatever must be given is asked for here: an object that is built without it would only miss an argument.
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     check_kinds_of(config, _KINDS)
-    origin = read_origin(config.checkpoint)
+    check_kind("model.path", config.model.path, str)
+    origin = read_origin(config.model.path)
     config = _on_an_atlas(_as_trained(config, origin), origin)
     out = Path(config.out).expanduser()
     if out.exists():
@@ -89,7 +89,7 @@ def evaluate(config: DictConfig) -> Path:
     _check_values(config)
     _check_like_training(config, origin)
     baselines = {name: baseline(name) for name in as_list(config.baselines)}
-    network = load_model(config.checkpoint, allow=as_list(config.allow))
+    network = load_model(config.model.path, allow=as_list(config.allow))
     methods = {NETWORK: network_method(network, chosen_device(config.device)), **baselines}
     trial = _Trial.of(config)
     rows = trial.run(methods)
@@ -255,7 +255,7 @@ def _as_trained(config: DictConfig, origin: ModelOrigin) -> DictConfig:
     if data.image_shape is None:
         if origin.image_shape is None:
             raise InputError(
-                f"{config.checkpoint} does not tell the size of its images: say data.image_shape=[HEIGHT,WIDTH]"
+                f"{config.model.path} does not tell the size of its images: say data.image_shape=[HEIGHT,WIDTH]"
             )
         found["image_shape"] = list(origin.image_shape)
     if "dark_ground" in data and data.dark_ground is None:
@@ -263,7 +263,7 @@ def _as_trained(config: DictConfig, origin: ModelOrigin) -> DictConfig:
         known = trained if isinstance(trained, Mapping) else {}
         found["dark_ground"] = bool(known.get("dark_ground", True))
     for name, value in found.items():
-        print(f"data.{name}={str(value).lower().replace(' ', '')}, to suit {config.checkpoint}")
+        print(f"data.{name}={str(value).lower().replace(' ', '')}, to suit {config.model.path}")
     return cast(DictConfig, OmegaConf.merge(config, {"data": found}))
 
 
@@ -279,17 +279,17 @@ def _on_an_atlas(config: DictConfig, origin: ModelOrigin) -> DictConfig:
         return config
     trained = origin.config.get("atlas")
     if isinstance(trained, Mapping):
-        target, of_whom = str(trained.get("_target_")), f"to suit {config.checkpoint}"
+        target, of_whom = str(trained.get("_target_")), f"to suit {config.model.path}"
     else:
         trained, target = {}, "atlalign.atlas.atlas.phantom_atlas"
-        of_whom = f"for {config.checkpoint} does not tell its atlas"
+        of_whom = f"for {config.model.path} does not tell its atlas"
     if target not in _ATLASES:
-        raise InputError(f"atlas: {config.checkpoint} was trained with {target}: {_GIVE_ATLAS}")
-    known = _plain_arguments(trained, _ATLASES[target], str(config.checkpoint))
+        raise InputError(f"atlas: {config.model.path} was trained with {target}: {_GIVE_ATLAS}")
+    known = _plain_arguments(trained, _ATLASES[target], str(config.model.path))
     gone = [key for key in _ATLAS_FILES if known.get(key) and not Path(known[key]).expanduser().exists()]
     if gone:
         raise InputError(
-            f"atlas: {config.checkpoint} was trained with {known[gone[0]]}, which is not there: {_GIVE_ATLAS}"
+            f"atlas: {config.model.path} was trained with {known[gone[0]]}, which is not there: {_GIVE_ATLAS}"
         )
     name = target.rpartition(".")[2].removesuffix("_atlas")
     path = f" atlas.path={known['path']}" if "path" in known else ""
@@ -323,7 +323,7 @@ def _check_like_training(config: DictConfig, origin: ModelOrigin) -> None:
     if origin.image_shape not in (None, shape):
         height, width = origin.image_shape
         raise InputError(
-            f"data.image_shape is {shape}, but {config.checkpoint} was trained at {origin.image_shape}: "
+            f"data.image_shape is {shape}, but {config.model.path} was trained at {origin.image_shape}: "
             f"say data.image_shape=[{height},{width}]"
         )
     trained = origin.config.get("data")
@@ -331,12 +331,12 @@ def _check_like_training(config: DictConfig, origin: ModelOrigin) -> None:
     if not isinstance(trained, Mapping) or not _same_file(trained, data):
         return
     if config.split == "all":
-        print(f"split=all: samples that {config.checkpoint} was trained on are among those that are measured")
+        print(f"split=all: samples that {config.model.path} was trained on are among those that are measured")
         return
     for key in _SPLIT_KEYS:
         if key in trained and trained[key] != data[key]:
             raise InputError(
-                f"data.{key} is {data[key]}, but {config.checkpoint} was trained on these data with {trained[key]}: "
+                f"data.{key} is {data[key]}, but {config.model.path} was trained on these data with {trained[key]}: "
                 f"say data.{key}={trained[key]}, or split=all"
             )
 
@@ -361,7 +361,7 @@ def _check_finite(estimate: Estimate, method: str, sample: int) -> None:
 def _describe(config: DictConfig, trial: _Trial) -> dict[str, Any]:
     """Return what makes the evaluation repeatable."""
     return {
-        "checkpoint": str(config.checkpoint),
+        "model": str(config.model.path),
         "data": str(trial.dataset.path),
         "split": config.split,
         "atlas": trial.atlas.name,

@@ -185,7 +185,7 @@ def write(
 
     Args:
         folder: Where to; it exists.
-        description: What was evaluated on what, plain data; `checkpoint`, `data` and `versions` among it.
+        description: What was evaluated on what, plain data; `model`, `data` and `versions` among it.
         rows: Each sample and method.
         summaries: Their means.
         views: The sections that can be looked at.

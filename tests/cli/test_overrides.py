@@ -57,3 +57,8 @@ def test_a_mistake_in_the_grammar_shows_how_to_quote(override):
     key = override.split("=")[0]
     with pytest.raises(InputError, match=f"^{key}: .* twice, for the shell and for Hydra: '{key}="):
         quoted_overrides([override])
+
+
+def test_a_key_of_an_earlier_version_is_refused_with_its_new_name():
+    with pytest.raises(InputError, match=r"^checkpoint: .*model\.path=runs/X/best\.ckpt"):
+        quoted_overrides(["checkpoint=runs/X/best.ckpt", "out=x"])

@@ -70,7 +70,7 @@ def perfect(tmp_path_factory) -> dict[str, list[dict[str, str]]]:
     """The rows of a network that knows the truth, and of its baselines, with landmarks."""
     with contextlib.chdir(tmp_path_factory.mktemp("perfect")):
         write_inputs(Path())
-        return evaluated("checkpoint=perfect.pt", ALLOW, "split=all", "landmarks=landmarks.csv")
+        return evaluated("model.path=perfect.pt", ALLOW, "split=all", "landmarks=landmarks.csv")
 
 
 def configured(*overrides: str):
@@ -140,7 +140,7 @@ def test_landmarks_may_name_the_section_where_it_has_one_sample(folder):
     write_h5(folder / "my.h5", origin="phantom", image_id=np.arange(6))
     text = Path("landmarks.csv").read_text()
     Path("landmarks.csv").write_text(text.replace("sample,", "image_id,").replace("\n1,", "\n4,"))
-    rows = evaluated("checkpoint=identity.pt", "split=all", "landmarks=landmarks.csv", "baselines=[]")[
+    rows = evaluated("model.path=identity.pt", "split=all", "landmarks=landmarks.csv", "baselines=[]")[
         "network"
     ]
     assert [bool(row["landmarks/tre_px"]) for row in rows] == [True, False, False, False, True, False]
@@ -149,7 +149,7 @@ def test_landmarks_may_name_the_section_where_it_has_one_sample(folder):
 def test_data_of_another_size_are_measured_at_the_working_size(folder):
     save_model(Shift(0.0, 0.0), "any_size.pt")
     twice = ["data.image_shape=[63,95]", "landmarks=landmarks.csv"]  # aligned corners: 62 / 31 = 94 / 47 = 2
-    (row, *_) = evaluated("checkpoint=any_size.pt", ALLOW, "split=all", *twice)["network"]
+    (row, *_) = evaluated("model.path=any_size.pt", ALLOW, "split=all", *twice)["network"]
     px, um = shift_lengths()
     assert float(row["displacement/distance_px"]) == pytest.approx(2 * px, rel=1e-5)
     assert float(row["landmarks/tre_px"]) == pytest.approx(2 * px, rel=1e-5)
@@ -158,14 +158,14 @@ def test_data_of_another_size_are_measured_at_the_working_size(folder):
 
 
 def test_an_identity_network_is_the_identity_baseline(folder):
-    methods = evaluated("checkpoint=identity.pt", "split=all")
+    methods = evaluated("model.path=identity.pt", "split=all")
     for network, identity in zip(methods["network"], methods["identity"], strict=True):
         for name in network.keys() - {"method", "time/seconds"}:
             assert network[name] == identity[name], name
 
 
 def test_everything_is_written_and_printed(folder, capsys):
-    evaluate(configured("checkpoint=identity.pt", "split=all", "n_viewers=3", "perceptual_weights=random"))
+    evaluate(configured("model.path=identity.pt", "split=all", "n_viewers=3", "perceptual_weights=random"))
     assert {p.name for p in folder.glob("out/*")} == {
         "metrics.csv",
         "summary.csv",
@@ -173,7 +173,7 @@ def test_everything_is_written_and_printed(folder, capsys):
         "report.html",
     }
     content = json.loads((folder / "out" / "summary.json").read_text())
-    assert content["checkpoint"] == "identity.pt"
+    assert content["model"] == "identity.pt"
     assert content["data"] == "my.h5"
     assert (content["n_samples"], content["n_sections"]) == (6, 3)
     assert content["versions"]["torch"]
@@ -195,7 +195,7 @@ def test_a_package_that_is_not_installed_has_no_version(folder, monkeypatch):
 
     monkeypatch.setattr(versions, "version", version)
     out = evaluate(
-        configured("checkpoint=identity.pt", "split=all", "segmentation=false", "baselines=identity")
+        configured("model.path=identity.pt", "split=all", "segmentation=false", "baselines=identity")
     )
     content = json.loads((out / "summary.json").read_text())
     assert content["versions"]["torch"] is None
@@ -204,8 +204,8 @@ def test_a_package_that_is_not_installed_has_no_version(folder, monkeypatch):
 
 def test_only_the_samples_of_the_split_are_measured(folder):
     split = ["data.split_seed=4", "data.val_fraction=0.3"]
-    val = evaluated("checkpoint=identity.pt", *split)["network"]
-    train_ = evaluated("checkpoint=identity.pt", "split=train", "out=other", *split)["network"]
+    val = evaluated("model.path=identity.pt", *split)["network"]
+    train_ = evaluated("model.path=identity.pt", "split=train", "out=other", *split)["network"]
     atlas = phantom_atlas(image_shape=SHAPE, spacing_um=1100.0)
     module = RegistrationDataModule(
         "my.h5", atlas=atlas, image_shape=SHAPE, split_seed=4, val_fraction=0.3, batch_size=2
@@ -223,7 +223,7 @@ def test_a_run_on_demo_data_is_evaluated_on_its_own_validation_sections(folder):
              "data.split_seed=3"]  # fmt: skip
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         train(compose("train", ["model=global", *demo, *quiet]))
-        checkpoint = "checkpoint=run/checkpoints/best.ckpt"
+        checkpoint = "model.path=run/checkpoints/best.ckpt"
         with pytest.raises(
             InputError, match=r"data.split_seed is 0, .* with 3: say data.split_seed=3, or split=all"
         ):
@@ -236,13 +236,13 @@ def test_a_run_on_demo_data_is_evaluated_on_its_own_validation_sections(folder):
 
 def test_what_is_left_open_is_as_the_network_was_trained(folder, capsys):
     open_ = ["data.image_shape=null", "split=all", "segmentation=false", "baselines=[]"]
-    out = evaluate(configured("checkpoint=identity.pt", *open_))
+    out = evaluate(configured("model.path=identity.pt", *open_))
     assert json.loads((out / "summary.json").read_text())["image_shape"] == list(SHAPE)
     assert "data.image_shape=[32,48], to suit identity.pt" in capsys.readouterr().out
     with pytest.raises(
         InputError, match=r"perfect.pt does not tell the size .*: say data.image_shape=\[HEIGHT,WIDTH\]"
     ):
-        evaluate(configured("checkpoint=perfect.pt", ALLOW, "out=other", *open_))
+        evaluate(configured("model.path=perfect.pt", ALLOW, "out=other", *open_))
 
 
 @pytest.mark.parametrize(
@@ -256,13 +256,13 @@ def test_sections_on_bright_slides_are_turned_dark_as_in_use_or_as_in_training(f
     save_model(Shift(0.0, 0.0), "known.pt", origin=ModelOrigin(image_shape=SHAPE, config=config))
     override = [] if told is None else [f"data.dark_ground={str(told).lower()}"]
     quick = ["segmentation=false", "baselines=[]", "split=all", "n_viewers=0"]
-    rows = evaluated("checkpoint=known.pt", ALLOW, "data.path=bright.h5", *quick, *override)["network"]
+    rows = evaluated("model.path=known.pt", ALLOW, "data.path=bright.h5", *quick, *override)["network"]
     difference = np.mean(column(rows, "reference/mae"))  # most of the phantom is dark
     assert difference < 0.4 if dark else difference > 0.6
 
 
 def test_without_regions_an_atlas_needs_no_annotation(folder):
-    rows = evaluated("checkpoint=identity.pt", "segmentation=false")["network"]
+    rows = evaluated("model.path=identity.pt", "segmentation=false")["network"]
     assert "regions/dice" not in rows[0]
     assert 'class="outlines"' not in (folder / "out" / "report.html").read_text()
 
@@ -273,25 +273,25 @@ def test_without_regions_an_atlas_needs_no_annotation(folder):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["checkpoint=none.pt"], "there is no model none.pt"),
-        (["checkpoint=other.pt"], "expected a model file"),
-        (["checkpoint=my.h5"], "my.h5 is no model file"),
-        (["checkpoint=perfect.pt"], "Shift"),
-        (["checkpoint=identity.pt", "data.image_shape=[64,96]"], "say data.image_shape=[32,48]"),
-        (["checkpoint=identity.pt", "data.path=none.h5"], "none.h5"),
-        (["checkpoint=identity.pt", "data.path=???"], "full_key: data.path"),
-        (["checkpoint=???"], "Missing mandatory value: checkpoint"),
-        (["checkpoint=identity.pt", "data.path=identity.pt"], "not an h5 file"),
-        (["checkpoint=identity.pt", "out=landmarks.csv"], "landmarks.csv exists already"),
-        (["checkpoint=identity.pt", "split=test"], "There are: all, train, val"),
-        (["checkpoint=identity.pt", "baselines=[identity,afine]"], "Did you mean affine"),
-        (["checkpoint=identity.pt", "landmarks=none.csv"], "landmarks: none.csv: cannot be read"),
-        (["checkpoint=identity.pt", "perceptual_weights=my.h5"], "expected a state dict"),
-        (["checkpoint=identity.pt", "n_viewers=-1"], "n_viewers: expected at least 0, got -1"),
-        (["checkpoint=identity.pt", "segmentation=maybe"], "segmentation: expected true or false, got maybe"),
-        (["checkpoint=identity.pt", "baselines=afine"], "unknown baseline 'afine'. Did you mean affine"),
-        (["checkpoint=identity.pt", "device=tpu"], "device: expected a device of this machine"),
-        (["checkpoint=nan.pt", ALLOW], "expected finite fields, but dvf of 'network' holds NaN"),
+        (["model.path=none.pt"], "there is no model none.pt"),
+        (["model.path=other.pt"], "expected a model file"),
+        (["model.path=my.h5"], "my.h5 is no model file"),
+        (["model.path=perfect.pt"], "Shift"),
+        (["model.path=identity.pt", "data.image_shape=[64,96]"], "say data.image_shape=[32,48]"),
+        (["model.path=identity.pt", "data.path=none.h5"], "none.h5"),
+        (["model.path=identity.pt", "data.path=???"], "full_key: data.path"),
+        (["model.path=???"], "full_key: model.path"),
+        (["model.path=identity.pt", "data.path=identity.pt"], "not an h5 file"),
+        (["model.path=identity.pt", "out=landmarks.csv"], "landmarks.csv exists already"),
+        (["model.path=identity.pt", "split=test"], "There are: all, train, val"),
+        (["model.path=identity.pt", "baselines=[identity,afine]"], "Did you mean affine"),
+        (["model.path=identity.pt", "landmarks=none.csv"], "landmarks: none.csv: cannot be read"),
+        (["model.path=identity.pt", "perceptual_weights=my.h5"], "expected a state dict"),
+        (["model.path=identity.pt", "n_viewers=-1"], "n_viewers: expected at least 0, got -1"),
+        (["model.path=identity.pt", "segmentation=maybe"], "segmentation: expected true or false, got maybe"),
+        (["model.path=identity.pt", "baselines=afine"], "unknown baseline 'afine'. Did you mean affine"),
+        (["model.path=identity.pt", "device=tpu"], "device: expected a device of this machine"),
+        (["model.path=nan.pt", ALLOW], "expected finite fields, but dvf of 'network' holds NaN"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
@@ -310,7 +310,7 @@ def test_bad_input_gives_one_sentence_and_leaves_nothing(folder, overrides, mess
 def test_samples_that_are_drawn_while_training_are_no_file(folder):
     small = ["data.image_shape=[32,48]", "atlas=phantom", "atlas.spacing_um=1100"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("evaluate", ["checkpoint=identity.pt", "out=out", "data=online", *small])
+        config = compose("evaluate", ["model.path=identity.pt", "out=out", "data=online", *small])
     with pytest.raises(InputError, match="expected annotated samples in a file"):
         evaluate(config)
 
@@ -319,7 +319,7 @@ def test_an_atlas_without_annotation_says_so(folder):
     np.save("atlas.npy", np.random.default_rng(0).integers(0, 256, (12, *SHAPE), dtype=np.uint8))
     atlas = ["atlas=file", "atlas.path=atlas.npy", "atlas.spacing_um=1100"]
     with pytest.raises(InputError, match=r"'atlas' holds no annotation: .* segmentation=false"):
-        evaluate(configured("checkpoint=identity.pt", *atlas))
+        evaluate(configured("model.path=identity.pt", *atlas))
 
 
 @pytest.mark.parametrize(
@@ -357,13 +357,13 @@ def test_an_atlas_without_annotation_says_so(folder):
 def test_landmarks_that_are_wrong(folder, text, message):
     (folder / "bad.csv").write_text(text)
     with pytest.raises(InputError, match=message):
-        evaluate(configured("checkpoint=identity.pt", "landmarks=bad.csv"))
+        evaluate(configured("model.path=identity.pt", "landmarks=bad.csv"))
     assert not (folder / "out").exists()
 
 
 def on_its_atlas(checkpoint: str, *overrides: str):
     """Return the configuration of an evaluation that does not name an atlas."""
-    options = [f"checkpoint={checkpoint}", ALLOW, "data.path=my.h5", "out=out", "split=all", "baselines=[]"]
+    options = [f"model.path={checkpoint}", ALLOW, "data.path=my.h5", "out=out", "split=all", "baselines=[]"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("evaluate", [*options, "n_resamples=50", *overrides])
 
@@ -439,7 +439,7 @@ def test_samples_that_trained_are_not_measured_in_silence(folder, capsys):
     save_model(Shift(*SHIFT), "known.pt", origin=ModelOrigin(image_shape=SHAPE, config={"data": data}))
     told = "split=all: samples that known.pt was trained on are among those that are measured"
     for split in ("all", "val"):
-        evaluate(configured("checkpoint=known.pt", ALLOW, f"split={split}", f"out={split}", "baselines=[]"))
+        evaluate(configured("model.path=known.pt", ALLOW, f"split={split}", f"out={split}", "baselines=[]"))
         assert (told in capsys.readouterr().out) == (split == "all")
 
 
@@ -448,7 +448,7 @@ def test_a_network_trained_at_another_size_is_refused(folder):
     with pytest.raises(
         InputError, match=r"small.pt was trained at \(64, 96\): say data.image_shape=\[64,96\]"
     ):
-        evaluate(configured("checkpoint=small.pt", ALLOW))
+        evaluate(configured("model.path=small.pt", ALLOW))
 
 
 def test_help_says_how():
@@ -460,4 +460,4 @@ def test_help_says_how():
         check=True,
         timeout=120,
     )
-    assert "python evaluate.py checkpoint=runs/X/checkpoints/best.ckpt" in finished.stdout
+    assert "python evaluate.py model.path=runs/X/checkpoints/best.ckpt" in finished.stdout

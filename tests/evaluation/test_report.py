@@ -21,7 +21,7 @@ from atlalign.evaluation.report import METRICS, Row, View, outline_path, print_t
 
 DISTANCE = "displacement/distance_um"
 DESCRIPTION = {
-    "checkpoint": "runs/<x>/best.ckpt",
+    "model": "runs/<x>/best.ckpt",
     "data": "my.h5",
     "split": "val",
     "n_samples": 4,

@@ -82,7 +82,7 @@ def configuration(program: str, *overrides: str) -> DictConfig:
     given = {
         "train": ["run_dir=unused"],
         "generate": ["out=unused.h5"],
-        "evaluate": ["checkpoint=x", "out=x"],
+        "evaluate": ["model.path=x", "out=x"],
     }
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(program, [*given[program], *SIZES[: 2 if program != "evaluate" else 1], *overrides])
