@@ -1,4 +1,4 @@
-"""What is to be registered: the images that files, folders and lists of sections name."""
+"""The images to register: files, folders, and lists of sections."""
 
 import logging
 import os
@@ -29,12 +29,12 @@ class Job(NamedTuple):
 
     Attributes:
         path: The file.
-        position_um: Where the section lies in the atlas; None where that does not matter.
+        position_um: The position of the section in the atlas; None if it does not matter.
         number: The section's number.
-        anchoring: Of the image, if it has one.
-        problem: Why it cannot be registered, if that is known from the list.
-        options: What of `Options` is different for this image, by name.
-        label: The name of the folder of results; that of the file without its ending if empty.
+        anchoring: The anchoring of the image, if it has one.
+        problem: Why it cannot be registered, if the list already shows that.
+        options: The values of `Options` that this image sets itself, by name.
+        label: The name of its folder of results; empty means the name of the file without its ending.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class Job(NamedTuple):
 
     @property
     def part(self) -> str:
-        """What tells the page or plane of a stack from the others; empty where the list names none."""
+        """The suffix for one page or plane of a stack; empty if the list names none."""
         return "".join(f"_{part}{self.options[part]}" for part in _PARTS if part in self.options)
 
 
@@ -68,12 +68,12 @@ def find_jobs(
     Args:
         inputs: Images; lists of sections (of QuickNII, DeepSlice or WebAlign, or a table); folders with one such list.
             In folders, hidden files do not count.
-        position_um: Where all of the images without a list lie.
-        listed: Whether folders need a list; otherwise all of their images are taken, and positions do not matter.
-        images: The folder of the images that lists name; None for that of each list.
+        position_um: The position of all images that are not in a list.
+        listed: Whether folders need a list. Otherwise all their images are taken, and positions do not matter.
+        images: The folder of the images that lists name; None means the folder of each list.
 
     Raises:
-        InputError: If nothing is found, or a position is missing or can only be meant in mm.
+        InputError: If there are no images, or a position is missing or seems to be in mm.
 
     Example:
         >>> [job] = find_jobs(["section.tif"], position_um=6000)
@@ -121,7 +121,7 @@ def find_lists(
 
 
 def _list_of(path: Path, position_um: float | None, *, listed: bool) -> Path | None:
-    """Return the list of sections that an input is, or has in it; None where it is an image, or a folder of some."""
+    """Return the list that an input is or contains; None for an image or a folder of images."""
     if is_folder(path):
         return find_list(path) if listed and position_um is None else None
     if path.suffix.lower() not in LIST_ENDINGS:
@@ -132,7 +132,7 @@ def _list_of(path: Path, position_um: float | None, *, listed: bool) -> Path | N
 
 
 def _images_of(path: Path) -> list[Path]:
-    """Return an image, or those of a folder."""
+    """Return an image, or the images of a folder."""
     ending = path.suffix.lower()
     if is_folder(path):
         files = sorted(filter(is_visible, path.iterdir()))
@@ -149,14 +149,14 @@ def _images_of(path: Path) -> list[Path]:
         raise InputError(
             f"{path}: expected an image or a list of sections, found a spreadsheet: save it as CSV"
         )
-    # Any other file may be an image; reading it will show.
+    # A file with any other ending may be an image; reading it will show.
     if ending not in IMAGE_ENDINGS and not is_file(path):
         raise InputError(f"{path}: no such file or folder")
     return [path]
 
 
 def _warn_of_unused(listing: Path, sections: Sequence[ListedSection]) -> None:
-    """Say which columns of a table have cells that nothing reads: a name may be misspelt."""
+    """Warn of columns that nothing reads although they have values: a name may be misspelt."""
     filled = {name: None for section in sections for name, cell in section.cells.items() if cell}
     unused = [name for name in filled if name not in {*LIST_COLUMNS, *_COLUMNS}]
     if unused:
@@ -175,7 +175,7 @@ def _listed_job(section: ListedSection, *, listed: bool) -> Job:
     except InputError as error:
         return job._replace(problem=str(error))
     problem = section.missing or section.problem
-    if not listed:  # the reference is no plane of an atlas
+    if not listed:  # the reference is not an atlas
         return job._replace(problem=section.missing)
     if problem:
         return job._replace(problem=problem)
@@ -186,7 +186,7 @@ def _listed_job(section: ListedSection, *, listed: bool) -> Job:
 
 
 def _once_each(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs, those for one file, or for one page of it, as one job."""
+    """Return the jobs with one job for each file, or for each page of a file."""
     by_file = defaultdict(list)
     for job in jobs:
         by_file[os.path.normpath(job.path.absolute()), job.part].append(job)
@@ -199,7 +199,7 @@ def _once_each(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _one_of_all(jobs: Sequence[Job]) -> Job:
-    """Return the one job that all of these for one file are; it has a problem where they contradict each other."""
+    """Return one job for several of one file; it has a problem if they contradict each other."""
     first, *others = jobs
     if all(_meaning(other) == _meaning(first) for other in others):
         return first
@@ -209,13 +209,13 @@ def _one_of_all(jobs: Sequence[Job]) -> Job:
 
 
 def _meaning(job: Job) -> tuple[Any, ...]:
-    """Return what is to be done with an image, as values that can be compared."""
+    """Return everything that a job asks for, as values that can be compared."""
     anchoring = job.anchoring and (job.anchoring.to_json(), job.anchoring.size)
     return job.position_um, anchoring, job.problem, dict(job.options)
 
 
 def _told_apart(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs with names that differ also where upper and lower case do not count, as on Windows and macOS."""
+    """Return the jobs with names that differ even if case is ignored, as on Windows and macOS."""
     by_name = defaultdict(list)
     for job in jobs:
         by_name[_folded(job.name)].append(job)
@@ -257,11 +257,11 @@ def _folded(name: str) -> str:
     return normalize("NFC", name).casefold()
 
 
-# --- what a list says of each image -----------------------------------------------------------------------------------
+# --- the options in a list --------------------------------------------------------------------------------------------
 
 
 def _own_options(cells: Mapping[str, str], where: str) -> dict[str, Any]:
-    """Return what a table's row says of how its image is to be read and placed, as `Options` has it."""
+    """Return the options that a row of a table sets for its image."""
     return {
         column: parse(cells[column], f"{where}, {column}")
         for column, parse in _COLUMNS.items()

@@ -1,4 +1,4 @@
-"""How much two images of different contrast show the same."""
+"""How alike two images of different contrast are."""
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ _BINS = 32
 def likeness(first: Tensor, second: Tensor) -> float:
     """Return the mutual information in nats plus the mean squared local correlation of images (1, 1, H, W).
 
-    Neither asks which of the images is brighter. The first sees the whole, the second the borders in it.
+    Neither depends on which image is brighter. The former compares the whole images, the latter their borders.
     """
     information = mutual_information(first, second, bins=_BINS)
     return float(information + local_correlation(first, second).mean())

@@ -1,4 +1,4 @@
-"""Measures of a registration that tell right from wrong; all of them look at the reference's tissue."""
+"""Measures that distinguish right registrations from wrong ones; all are taken over the reference's tissue."""
 
 from typing import NamedTuple
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 from atlalign.registration.references import Reference
 
-_TISSUE = 0.03  # of the brightest: what is darker is ground
+_TISSUE = 0.03  # of the brightest; darker pixels are background
 
 
 class AffinePart(NamedTuple):
-    """The affine map that is closest to a field, and what the field adds to it.
+    """The affine map closest to a field, and the field's distance from it.
 
     Attributes:
-        bending_um: The mean distance between both.
-        rescaling: By what share the map changes lengths, larger or smaller.
-        rotation_deg: By how much the map turns, either way.
+        bending_um: The mean distance between map and field.
+        rescaling: The change of lengths by the map, as a fraction, larger or smaller.
+        rotation_deg: The rotation by the map in degrees, either way.
     """
 
     bending_um: float
@@ -25,7 +25,7 @@ class AffinePart(NamedTuple):
 
 
 def affine_part(dvf: Tensor, reference: Reference) -> AffinePart:
-    """Return what a field (1, 2, H, W) in pixels has of an affine map, in µm of the reference."""
+    """Return the affine part of a field (1, 2, H, W) in pixels, in µm of the reference."""
     y, x = torch.nonzero(reference.tissue, as_tuple=True)
     pixel_um = torch.tensor(reference.grid.pixel_um, dtype=torch.float64)
     points = torch.cat([torch.stack([x, y], dim=1) * pixel_um, torch.ones(len(x), 1)], dim=1)
@@ -39,11 +39,11 @@ def affine_part(dvf: Tensor, reference: Reference) -> AffinePart:
 
 
 class Cover(NamedTuple):
-    """How the tissue of a registered section lies on the reference's.
+    """The overlap of a registered section's tissue with the reference's.
 
     Attributes:
         uncovered: The share of the reference's tissue on which the section shows none.
-        beyond: The area of the section's tissue outside of it, as a share of it.
+        beyond: The area of the section's tissue outside the reference's, as a share of the latter.
     """
 
     uncovered: float

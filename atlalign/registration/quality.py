@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 
 class Alternative(NamedTuple):
-    """Where a section could lie as well.
+    """Another place for a section.
 
     Attributes:
-        where: In words, such as "turned by 180°".
-        likeness: Of the section to the reference there, when registered.
+        where: The place in words, such as "turned by 180°".
+        likeness: Likeness of the section, registered from there, to its reference.
     """
 
     where: str
@@ -22,31 +22,30 @@ _NOWHERE = Alternative("", 0.0)
 
 @dataclass(frozen=True)
 class Quality:
-    """How a registration went; lengths are means or maxima over the reference's tissue.
+    """How well a registration went; lengths are means or maxima over the reference's tissue.
 
     Attributes:
-        displacement_mean_um: By how much the network moves it.
-        displacement_max_um: The largest such displacement.
+        displacement_mean_um: The mean displacement by the network's field.
+        displacement_max_um: The largest displacement by that field.
         folding: The share of the plane on which the field folds.
-        inverse_consistency_um: The mean distance from where a point comes back to, when the network also registers the
-            reference to the section: what a network is sure of, it finds both ways.
+        inverse_consistency_um: The mean distance between a point and the place that it returns to when the
+            network also registers the reference to the section. A network that is sure agrees with itself.
         similarity_before: Mutual information of section and reference, in nats, as placed.
         similarity_after: The same when registered.
         bending_um: The mean distance of the network's displacements from the affine map closest to them. A section in
-            its place is bent little; one that lies elsewhere, or lacks a part, is bent much to look alike.
-        rescaling: By what share that affine map changes the section's size. The network follows a wrong pixel size only
-            in part.
-        rotation_deg: By how many degrees that affine map turns the section, either way. The network follows a wrong
-            turn only in part.
-        uncovered: The share of the reference's tissue on which the section, as the network registers it, shows none: it
-            is torn, lacks a part, is half of what was expected, or its stain leaves most tissue dark.
-        beyond: The area of the section's tissue outside of the reference's tissue, as a share of the latter.
-        likeness: Of the reference and the section as the network registers it.
-        likeness_turned: The largest likeness when the section is turned otherwise, or half a section mirrored, and
-            registered; 0 if none was tried.
-        turned: The turn that has it.
-        likeness_elsewhere: The largest likeness on planes before and behind, also registered; 0 if none was tried.
-        elsewhere: The plane that has it.
+            the right place is bent little; a section that lies elsewhere, or lacks a part, is bent a lot.
+        rescaling: The change of the section's size by that affine map, as a fraction. The network corrects a wrong
+            pixel size only in part.
+        rotation_deg: The rotation by that affine map in degrees, either way. The network corrects a wrong turn only in
+            part.
+        uncovered: The share of the reference's tissue on which the registered section shows none. It may be torn, lack
+            a part, show only half of the brain, or its stain may leave most tissue dark.
+        beyond: The area of the section's tissue outside the reference's tissue, as a share of the latter.
+        likeness: The likeness of the reference and the section as the network registers it.
+        likeness_turned: The largest likeness at another turn, or of half a section mirrored; 0 if none was tried.
+        turned: The turn with that likeness.
+        likeness_elsewhere: The largest likeness on planes in front and behind; 0 if none was tried.
+        elsewhere: The plane with that likeness.
     """
 
     displacement_mean_um: float
@@ -81,22 +80,22 @@ class Quality:
 
     @property
     def similarity_loss(self) -> float:
-        """By how much the similarity has fallen."""
+        """The decrease of the similarity."""
         return self.similarity_before - self.similarity_after
 
     @property
     def better_turned(self) -> float:
-        """By what share the section is more like its reference at another turn, both times registered."""
+        """The gain in likeness at another turn, as a fraction of the likeness here."""
         return self.likeness_turned / max(self.likeness, 1e-3) - 1
 
     @property
     def better_elsewhere(self) -> float:
-        """By what share the section is more like another plane, both times registered."""
+        """The gain in likeness on another plane, as a fraction of the likeness here."""
         return self.likeness_elsewhere / max(self.likeness, 1e-3) - 1
 
 
 class Limit(NamedTuple):
-    """From what on a measure of `Quality` calls for a look, and from what on the registration counts as failed."""
+    """The values of a measure above which a registration is flagged `look` and `fail`."""
 
     look: float
     fail: float
@@ -115,23 +114,23 @@ LIMITS: Mapping[str, Limit] = {
     "better_turned": Limit(-0.05, 1.0),
     "better_elsewhere": Limit(-0.02, 1.0),
 }
-"""The limits that `judge` goes by; a value above one is beyond it.
+"""The default limits of `judge`.
 
-Chosen on five sections of a brown immunostain with the shipped network, so that what errs by more than 150 µm does not
-pass: of 206 such results on five other sections one did, with 167 µm (tests/registration/SITUATIONS.md). Some of the 18
-sections are beyond a limit as they are: two lack tissue, others are as much like a plane 500 µm off. A stain that shows
-little of the tissue is always beyond `uncovered`.
+They were chosen on five sections of a brown immunostain with the shipped network, so that no registration with an error
+above 150 µm passes. On five other sections one of 206 such registrations passed, with an error of 167 µm
+(tests/registration/SITUATIONS.md). Some of the 18 sections exceed a limit although they are right: two lack tissue,
+others look as much like a plane 500 µm away. A stain that shows little of the tissue always exceeds `uncovered`.
 """
 
 
 def judge(quality: Quality, limits: Mapping[str, Limit] = LIMITS) -> tuple[str, str]:
-    """Return pass, look or fail, and the reason for the latter two."""
+    """Return the flag (pass, look or fail), and the reason for the latter two."""
     found = {name: getattr(quality, name) for name in limits}
     for flag, bounds in (
         ("fail", {name: limit.fail for name, limit in limits.items()}),
         ("look", {name: limit.look for name, limit in limits.items()}),
     ):
-        # What is not a number is beyond every limit.
+        # NaN is beyond every limit.
         beyond = [
             f"{name} {found[name]:.4g} > {bound:g}{_where(quality, name)}"
             for name, bound in bounds.items()

@@ -1,4 +1,4 @@
-"""How far a section is turned on its slide: the angles at which it looks most like its reference."""
+"""The rotation of a section on its slide: the angles at which it looks most like its reference."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from atlalign.registration.likeness import likeness
 from atlalign.registration.placement import Placement, Section, antialiased, sampled_image, turned
 from atlalign.registration.references import Reference
 
-_ROWS = 80  # of the images that are compared: a hundred µm a pixel tell angles apart
+_ROWS = 80  # of the compared images: 100 µm per pixel are enough to tell angles apart
 _STEP = 5.0  # degrees: a turn by half of it costs little likeness, so no peak is missed
 
 
@@ -19,7 +19,7 @@ class Turn(NamedTuple):
 
     Attributes:
         degrees: From −180 up to 180.
-        likeness: Of the section, when turned, to its reference.
+        likeness: The likeness of the turned section to its reference.
     """
 
     degrees: float
@@ -40,7 +40,7 @@ def likely_turns(section: Section, reference: Reference, placement: Placement) -
 
 
 def _coarse(reference: Reference, placement: Placement) -> tuple[Reference, Placement]:
-    """Return a reference in fewer pixels, and a placement on them."""
+    """Return the reference with fewer pixels, and the placement on these."""
     height, width = reference.grid.shape
     factor = max(1.0, height / _ROWS)
     shape = (round(height / factor), round(width / factor))
@@ -51,7 +51,7 @@ def _coarse(reference: Reference, placement: Placement) -> tuple[Reference, Plac
 
 
 def _peaks(angles: NDArray[np.float64], values: NDArray[np.float64]) -> list[Turn]:
-    """Return the local maxima of a function around the circle; between angles it counts as a parabola."""
+    """Return the local maxima of a function around the circle; a parabola interpolates between the angles."""
     before, after = np.roll(values, 1), np.roll(values, -1)
     found = np.flatnonzero((values >= before) & (values > after))
     curvature = before + after - 2 * values
