@@ -212,3 +212,12 @@ def test_columns_that_nothing_reads_are_said(sections, caplog):
 def test_the_columns_of_deepslice_are_no_surprise(test_data, caplog):
     find_jobs([test_data / "quint" / "GLTa.csv"])
     assert "not used" not in caplog.text
+
+
+def test_a_list_says_which_half_of_the_brain_each_section_shows(sections):
+    rows = "filename,p,hemisphere\na.png,4000,Left\nb.tif,6000,\nc.jpg,8000,both\n"
+    (sections / "list.csv").write_text(rows)
+    a, b, c = find_jobs([sections])
+    assert (dict(a.options), dict(b.options)) == ({"hemisphere": "left"}, {})
+    assert "hemisphere" in c.problem
+    assert "both" in c.problem
