@@ -177,8 +177,6 @@ def test_generate_commands(command, tmp_path, monkeypatch):
     tiny = ["data.image_shape=[64,96]", "per_original=1", "max_difference=0.1", "workers=0"]
     if not any(a.startswith("source=") for a in arguments):
         tiny.append("source.n_sections=2")
-    if "deformation=mix" not in arguments:
-        tiny.append("deformation.radius_max=10")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         path = generate(compose("generate", [*arguments, *tiny]))
     assert schema.validate(path).n_samples > 0

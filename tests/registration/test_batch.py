@@ -459,7 +459,7 @@ def test_a_file_in_place_of_the_folder_of_results_is_named(run, sections, tmp_pa
     (tmp_path / "out").write_text("a file")
     status, printed = run(sections)
     assert status == 1
-    assert "out is no folder" in printed
+    assert "out is not a folder" in printed
     assert (tmp_path / "out").read_text() == "a file"
 
 
