@@ -16,13 +16,11 @@ from torch import nn
 from torchvision.transforms import v2
 
 from atlalign.data import augmenters
+from atlalign.data.augmenter_kinds import BatchAugmenter, ImageAugmenter, as_augmenter
 from atlalign.data.augmenters import (
     RANGES,
-    BatchAugmenter,
-    ImageAugmenter,
     IntensityDraw,
     apply_intensity,
-    as_augmenter,
     augmenter_1,
     box_taps,
     draw_intensity,
@@ -530,9 +528,7 @@ def test_accepted_for_batches(build):
     ],
 )
 def test_what_moves_pixels_is_refused(build, culprit):
-    with pytest.raises(
-        InputError, match=rf"augment\.moving: {culprit}\w* moves pixels; .* belong in the data set"
-    ):
+    with pytest.raises(InputError, match=rf"augment\.moving: {culprit}\w* moves pixels"):
         as_augmenter(build(), name="augment.moving")
 
 
@@ -550,8 +546,8 @@ def test_all_geometry_of_torchvision_is_known():
 @pytest.mark.parametrize(
     ("augment", "message"),
     [
-        (lambda image: image[1:], r"\(5, 5\) came back as \(4, 5\)"),
-        (lambda image: image[..., None], r"came back as \(5, 5, 1\)"),
+        (lambda image: image[1:], r"\(5, 5\), got \(4, 5\)"),
+        (lambda image: image[..., None], r"got \(5, 5, 1\)"),
         (lambda image: (255 * image).astype(np.uint8), "floats in .*, got ndarray of uint8"),
         (lambda image: torch.from_numpy(image), "got Tensor of torch.float32"),
         (lambda image: None, "got NoneType"),
@@ -568,7 +564,7 @@ def test_wrong_images_are_refused(augment, message):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (nn.AvgPool2d(2), r"\(2, 1, 4, 4\) came back as \(2, 1, 2, 2\)"),
+        (nn.AvgPool2d(2), r"\(2, 1, 4, 4\), got \(2, 1, 2, 2\)"),
         (Scale(float("nan")), "expected finite values"),
         (Scale(float("inf")), "expected finite values"),
         (v2.ToDtype(torch.uint8, scale=True), "floats in .*, got Tensor of torch.uint8"),
