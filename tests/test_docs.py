@@ -14,7 +14,8 @@ import SimpleITK
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from atlalign.atlas.phantom import phantom_ontology, phantom_volume
+from atlalign.atlas.phantom import phantom_volume
+from atlalign.atlas.phantom_anatomy import phantom_ontology
 from atlalign.cli import main as atlalign
 from atlalign.data import schema
 from atlalign.evaluation.evaluate import evaluate

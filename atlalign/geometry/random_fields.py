@@ -69,16 +69,20 @@ class RandomField(ABC):
         """
 
     @abstractmethod
-    def apply(self, drawn: Any, shape: tuple[int, int]) -> Tensor:
-        """Return the fields (B, 2, H, W) in pixels of the drawn parameters."""
-
     def after(self, before: Tensor, drawn: Any) -> Tensor:
         """Return `compose(outer=before, inner=m)` with the drawn fields m, (B, 2, H, W) in pixels."""
-        return compose(before, self.apply(drawn, grid_shape(before)))
 
 
 class InvertibleField(RandomField):
     """A kind of random field whose inverse is known too."""
+
+    def after(self, before: Tensor, drawn: Any) -> Tensor:
+        """Return the composition."""
+        return compose(before, self.apply(drawn, grid_shape(before)))
+
+    @abstractmethod
+    def apply(self, drawn: Any, shape: tuple[int, int]) -> Tensor:
+        """Return the fields (B, 2, H, W) in pixels of the drawn parameters."""
 
     @abstractmethod
     def pair(self, drawn: Any, shape: tuple[int, int]) -> FieldPair:
@@ -455,10 +459,6 @@ class Stretching(RandomField):
         factor = self.factor_mean + self.factor_std * torch.randn(len(images), 1, 1, generator=generator)
         return ControlPoints(points, factor * displacements)
 
-    def apply(self, drawn: ControlPoints, shape: tuple[int, int]) -> Tensor:
-        """Return the fields, anchored and blurred."""
-        return self.after(torch.zeros(len(drawn.points), 2, *shape, device=drawn.points.device), drawn)
-
     def after(self, before: Tensor, drawn: ControlPoints) -> Tensor:
         """Return the composition with `before`, anchored and blurred as a whole."""
         overall = compose(before, control_points(drawn, grid_shape(before), function=self.function))
@@ -594,11 +594,6 @@ class Mix(RandomField):
         """Return the chosen kind with its parameters."""
         chosen = self._parts[int(torch.multinomial(self._weights, 1, generator=generator))]
         return chosen, chosen.draw(images, generator=generator)
-
-    def apply(self, drawn: tuple[RandomField, Any], shape: tuple[int, int]) -> Tensor:
-        """Return the fields of the chosen kind."""
-        chosen, parameters = drawn
-        return chosen.apply(parameters, shape)
 
     def after(self, before: Tensor, drawn: tuple[RandomField, Any]) -> Tensor:
         """Return the composition of the chosen kind."""

@@ -20,7 +20,7 @@ import tifffile
 import torch
 
 from atlalign.atlas.atlas import phantom_atlas
-from atlalign.atlas.phantom import phantom_ontology
+from atlalign.atlas.phantom_anatomy import phantom_ontology
 from atlalign.cli import main
 from atlalign.errors import InputError
 from atlalign.io.images import read_image, read_labels
