@@ -24,17 +24,17 @@ class RejectedError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that decides the samples; each process has a copy.
+    """The settings that decide the samples; each process has a copy.
 
     Attributes:
         source: The originals.
-        deformation: Draws the fields.
-        per_original: The number of samples of each original.
-        max_trials: A sample is left out when that many draws were rejected.
-        max_corrupted_pixels: A draw is rejected when as many pixels of either field fold.
-        max_difference: A draw is rejected when the new image, warped back, differs from the registered one by more in
-            the mean: interpolating twice blurs, the more the smaller and the rougher the image is.
-        seed: Decides all that is random.
+        deformation: The kind of random field.
+        per_original: Number of samples per original.
+        max_trials: Skip a sample after this many rejected draws.
+        max_corrupted_pixels: Reject a draw if either field folds at this many pixels.
+        max_difference: Reject a draw if its image, warped back, differs from the registered image by more in the mean.
+            Two interpolations blur small and rough images more.
+        seed: Seed of all randomness.
     """
 
     source: Source
@@ -47,7 +47,7 @@ class Recipe:
 
 
 class Sample(NamedTuple):
-    """One sample as it is stored: uint8 (H, W) and two float16 (H, W, 2)."""
+    """One sample as stored: an image, uint8 (H, W), and two fields, float16 (H, W, 2)."""
 
     img: NDArray[np.uint8]
     deltas_xy: NDArray[np.float16]
@@ -61,7 +61,7 @@ def sample_generator(seed: int, number: int) -> torch.Generator:
 
 
 def make_sample(recipe: Recipe, original: int, number: int) -> tuple[Sample | None, Counter[str]]:
-    """Return the first draw that is kept, None if there is none, and how many were rejected for which reason."""
+    """Return the first accepted draw, or None, and the number of rejected draws by reason."""
     generator = sample_generator(recipe.seed, number)
     start = recipe.source.start(original, generator)
     rejected: Counter[str] = Counter()
@@ -83,13 +83,13 @@ def deform(
 ) -> Sample:
     """Return the registered image R seen through `inverse`, `img(q) = R(q + inverse(q))`, with both fields.
 
-    R is `start.moving` warped by `start.dvf`, and is not itself interpolated: `img` is the moving image warped once by
-    `compose(start.dvf, inverse)`. Both image and `deltas_xy` come from the inverse field as it is stored.
+    R is `start.moving` warped by `start.dvf`. Only one interpolation takes place: `img` is the moving image warped by
+    `compose(start.dvf, inverse)`. Image and `deltas_xy` both come from the inverse field as stored.
 
     Raises:
-        RejectedError: If a field is not finite or folds in `max_corrupted_pixels` pixels; if a composition of the two
-            is further than 0.1 px from the identity where both points are inside and neither field folds near; or if
-            `img` warped by `deltas_xy` differs from R by more than `max_difference` in the mean.
+        RejectedError: If a field is not finite or folds in `max_corrupted_pixels` pixels. If a composition of the two
+            is further than 0.1 px from the identity, where both points are inside and no field folds nearby. If `img`
+            warped by `deltas_xy` differs from R by more than `max_difference` in the mean.
     """
     inverse = inverse.half().float()
     inverse_folds = _folds(inverse, max_corrupted_pixels)
@@ -108,14 +108,14 @@ def deform(
 
 @lru_cache(maxsize=2)
 def registered_image(start: Start) -> Tensor:
-    """Return the registered image (1, 1, H, W) that samples of this start are made of; do not change it in place."""
-    # Samples of an annotated original share its starts, and tensors are told apart by identity.
+    """Return the registered image (1, 1, H, W) of a start; do not change it in place."""
+    # Samples of an annotated original share its starts, and the cache recognises tensors by identity.
     return warp_on_slide(start.moving, start.dvf)
 
 
 def _folds(dvf: Tensor, max_corrupted_pixels: int) -> Tensor:
-    """Return where (B, H, W) a field folds that may."""
-    # Not-a-number is both of its own extremes; to ask each pixel takes eight times as long.
+    """Return the mask (B, H, W) of folds, unless there are too many."""
+    # NaN is its own minimum and maximum; checking each pixel takes eight times as long.
     if not bool(torch.stack(dvf.aminmax()).isfinite().all()):
         raise RejectedError("a field is not finite")
     folds = jacobian_determinant(dvf) <= 0
@@ -125,7 +125,7 @@ def _folds(dvf: Tensor, max_corrupted_pixels: int) -> Tensor:
 
 
 def _largest_residual(outer: Tensor, inner: Tensor, outer_folds: Tensor, inner_folds: Tensor) -> float:
-    """Return the largest |compose(outer, inner)| in pixels over points that stay inside, away from folds."""
+    """Return the largest |compose(outer, inner)| in pixels over the points inside the image and away from folds."""
     counted = stays_inside(inner)
     if bool(outer_folds.any()) or bool(inner_folds.any()):
         counted &= ~(_near(inner_folds) | _landing_near(outer_folds, inner))
@@ -138,12 +138,12 @@ def _near(mask: Tensor, radius_px: int = 2) -> Tensor:
 
 
 def _landing_near(mask: Tensor, dvf: Tensor) -> Tensor:
-    """Return where (B, H, W) q + dvf(q) lies near the mask (B, H, W)."""
+    """Return the pixels q (B, H, W) whose point q + dvf(q) lies near the mask (B, H, W)."""
     return warp(_near(mask)[:, None].byte(), dvf, mode="nearest")[:, 0] > 0
 
 
 def _difference(image: Tensor, start: Start, dvf: Tensor) -> float:
-    """Return the mean |image − registered image| where both are seen."""
+    """Return the mean |image − registered image| over the pixels that show both."""
     seen = stays_inside(dvf) & stays_inside(start.dvf)
     difference = (image - registered_image(start)).abs()[:, 0]
     return float((difference * seen).sum() / seen.sum().clamp(min=1))
