@@ -1,10 +1,11 @@
-"""Builds what a configuration describes, once its keys and values suit the arguments of what is built."""
+"""Builds the objects of a configuration, after a check that its keys and values suit their arguments."""
 
 import inspect
 import math
 import pkgutil
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from textwrap import shorten
@@ -23,55 +24,71 @@ _WORDS = {
     Path: "a path",
     NoneType: "null",
 }
-_LARGEST = 2**63 - 1  # what arrays and files hold
+_LARGEST = 2**63 - 1  # the largest number that arrays and files hold
 
 _ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def build(config: DictConfig | None, **objects: Any) -> Any:
-    """Build what `config` names by `_target_` with plain arguments and `objects`; None where it names nothing.
+    """Build the `_target_` of `config` with plain arguments and `objects`; None if the configuration is empty.
 
     Raises:
-        InputError: If what it names does not take these arguments.
+        InputError: If the target does not take these arguments.
     """
     if not config:
         return None
     import hydra
 
-    with mistakes_in(config._get_full_key(None)):
+    with mistakes_in(config._get_full_key(None)), _full_names(config):
         check_arguments(config, _choices(), objects)
         if not objects:
             return hydra.utils.instantiate(config, _convert_="all")
-        # Hydra would turn objects among the arguments into configurations: they are given afterwards.
+        # Hydra would turn objects among the arguments into configurations, so they are passed afterwards.
         return hydra.utils.instantiate(config, _convert_="all", _partial_=True)(**objects)
 
 
+@contextmanager
+def _full_names(config: DictConfig) -> Iterator[None]:
+    """Name an argument in an error as the configuration does: `deformation.anchor.h_kept`, not `h_kept`."""
+    try:
+        yield
+    except Exception as error:
+        mistake = error.__cause__ if isinstance(error.__cause__, InputError) else error
+        # Hydra appends the place of the object that it was building.
+        place = re.search(r"^full_key: (.+)$", str(error), re.MULTILINE)
+        name = place[1] if place else config._get_full_key(None)
+        node = OmegaConf.select(config._get_root(), name)
+        if not isinstance(mistake, InputError) or str(mistake).split(":")[0] not in (node or ()):
+            raise
+        raise InputError(f"{name}.{mistake}") from error
+
+
 def check_arguments(config: DictConfig, choices: Mapping[str, Any], given: Collection[str] = ()) -> None:
-    """Check that what `config` builds, parts included, takes its keys, and these have the kinds that it declares.
+    """Check that the targets in `config`, parts included, take its keys, and that the values have the declared types.
 
     Args:
-        config: The node that names what is built.
+        config: The node with the target.
         choices: As for `check_keys`.
-        given: Arguments that take the place of what the configuration says.
+        given: Names of arguments that replace those of the configuration.
 
     Raises:
-        InputError: At the first key that is not.
+        InputError: At the first key or value that is wrong.
     """
     check_keys(config, choices)
     _check_kinds(config, given)
 
 
 def check_keys(config: DictConfig, choices: Mapping[str, Any]) -> None:
-    """Check that whatever is built anywhere in `config` takes the keys that it is given.
+    """Check that every target in `config` takes its keys.
 
-    Nothing is resolved, so that the configuration of a run that is still to come can be checked.
+    Nothing is resolved, so the configuration of a future run can be checked.
 
     Args:
         config: A configuration, or a node of one.
-        choices: The option that was chosen in each group, by the group's name; where it lacks one, classes are named.
+        choices: The chosen option of each group, for messages; a group without one is named by its class.
 
     Raises:
-        InputError: At the first key that is not taken.
+        InputError: At the first unknown key.
     """
     target = _node(config, "_target_")
     known = None if target is None else _parameters(_found(target._value()))
@@ -79,7 +96,7 @@ def check_keys(config: DictConfig, choices: Mapping[str, Any]) -> None:
         if known is not None and key not in known and not key.startswith("_"):
             raise _unknown(config, key, known, choices)
         node = _node(config, key)
-        if isinstance(node, DictConfig) and isinstance(node._value(), dict):  # nothing that stands elsewhere
+        if isinstance(node, DictConfig) and isinstance(node._value(), dict):  # not an interpolation
             check_keys(node, choices)
 
 
@@ -89,24 +106,24 @@ def _unknown(config: DictConfig, key: str, known: Iterable[str], choices: Mappin
     owner = (
         f"{group}={choices[group]}" if choices.get(group) else str(_node(config, "_target_")).split(".")[-1]
     )
-    # The command line is told by Hydra itself of keys that are not there: another file has brought this one.
+    # Hydra itself refuses unknown keys on the command line, so another file has set this one.
     others = [f"{other}={choices[other]}" for other in ("experiment", "sweep") if choices.get(other)]
     brought = f" (set by {' or '.join(others)}?)" if others else ""
     return InputError(f"{name}.{key}: {owner} takes no {key}{brought}; it takes {', '.join(sorted(known))}")
 
 
 def _node(config: DictConfig, key: str) -> Any:
-    """Return a node as it is written, None where there is none."""
+    """Return a node without resolving it; None if there is none."""
     return config._get_node(key, validate_access=False)
 
 
 def _parameters(found: Any) -> set[str] | None:
-    """Return the names of the arguments that a function or class takes; None where it takes, or may take, any."""
+    """Return the names of the arguments of a function or class; None if it takes, or may take, any name."""
     names: set[str] = set()
     for function in _functions(found):
         try:
             parameters = inspect.signature(function).parameters.values()
-        except (TypeError, ValueError):  # of what is written in C
+        except (TypeError, ValueError):  # functions written in C
             return None
         kinds = {parameter.name: parameter.kind for parameter in parameters}
         names |= {name for name, kind in kinds.items() if kind not in _ANY_NUMBER}
@@ -116,7 +133,7 @@ def _parameters(found: Any) -> set[str] | None:
 
 
 def _functions(found: Any) -> Iterator[Any]:
-    """Yield what takes the arguments: of a class its own `__init__`, and then those that it may hand the others to."""
+    """Yield the functions that take the arguments: for a class its `__init__`, then those of its parents."""
     if isinstance(found, type):
         yield from filter(None, (vars(cls).get("__init__") for cls in found.__mro__))
     elif found is not None:
@@ -124,9 +141,9 @@ def _functions(found: Any) -> Iterator[Any]:
 
 
 def _check_kinds(config: DictConfig, given: Collection[str] = ()) -> None:
-    """Check that arguments are what is declared, such as numbers or lists of them, parts included.
+    """Check that arguments have the declared types, such as numbers or lists of them, parts included.
 
-    Otherwise most words are found out in the middle of a run, or count as true.
+    Otherwise a wrong word would fail in the middle of a run, or count as true.
     """
     declared = _declared_arguments(config.get("_target_"))
     for key, value in config.items():
@@ -139,16 +156,16 @@ def _check_kinds(config: DictConfig, given: Collection[str] = ()) -> None:
 
 
 def check_kinds_of(config: DictConfig, kinds: Mapping[str, Any]) -> None:
-    """Check settings that are no arguments of anything that is built, as `check_kind` does."""
+    """Check settings that are not arguments of any target with `check_kind`."""
     for name, kind in kinds.items():
         check_kind(name, config[name], kind)
 
 
 def check_kind(name: str, value: Any, declared: Any) -> None:
-    """Check that a setting is what a type says: plain data, lists of it, or null.
+    """Check that a setting has the declared type: plain data, lists of it, or null.
 
     Raises:
-        InputError: If it is not; NaN is no number, and whole numbers have up to 63 bits.
+        InputError: If it has not. NaN is not a number, and whole numbers have at most 63 bits.
     """
     plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     if not _fits(plain, declared):
@@ -174,20 +191,20 @@ def _fits(value: Any, declared: Any) -> bool:
     if issubclass(kind, Collection) and not issubclass(kind, Mapping):
         return isinstance(value, list | tuple) and (not parts or _fit(value, kind, parts))
     if isinstance(value, dict):
-        if "_target_" in value:  # which describes an object to be built
+        if "_target_" in value:  # it describes an object to be built
             return True
         return issubclass(kind, Mapping) and (not parts or all(_fits(v, parts[1]) for v in value.values()))
     return _is_instance(value, kind)
 
 
 def _is_instance(value: Any, kind: type) -> bool:
-    with suppress(TypeError):  # of protocols that cannot be asked
+    with suppress(TypeError):  # not every protocol supports isinstance
         return isinstance(value, kind) and not isinstance(value, bool)
     return False
 
 
 def _fit(values: Sequence[Any], origin: type, parts: tuple[Any, ...]) -> bool:
-    """Return whether a list's values are those of a tuple of this length, or all of one type."""
+    """Return whether a list's values fit a tuple of this length, or all fit one type."""
     if origin is tuple and ... not in parts:
         return len(values) == len(parts) and all(map(_fits, values, parts))
     return all(_fits(value, parts[0]) for value in values)
@@ -210,17 +227,17 @@ def _in_words(declared: Any) -> str:
 
 @cache
 def _declared_arguments(target: str | None) -> dict[str, Any]:
-    """Return the annotations of a function's arguments, or of those of a class and its parents."""
+    """Return the annotations of the arguments of a function, or of a class and its parents."""
     declared: dict[str, Any] = {}
     for function in reversed([*_functions(_found(target))]):
-        # Names that stand for types to a checker alone do not resolve.
+        # Names that are imported for type checkers only do not resolve.
         with suppress(NameError, TypeError, AttributeError):
             declared |= get_type_hints(function)
     return declared
 
 
 def _found(target: Any) -> Any:
-    """Return what is to be built; None where it cannot be imported, which building it will tell."""
+    """Return the target; None if it cannot be imported, which is reported when it is built."""
     try:
         return pkgutil.resolve_name(str(target))
     except (ImportError, AttributeError, ValueError):
@@ -228,7 +245,7 @@ def _found(target: Any) -> Any:
 
 
 def _choices() -> Mapping[str, Any]:
-    """Return which option of each group was chosen; nothing outside of a Hydra job, as in a process it started."""
+    """Return the chosen option of each group; empty outside a Hydra job, as in a process that the job started."""
     from hydra.core.hydra_config import HydraConfig
 
     return HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}

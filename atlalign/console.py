@@ -1,14 +1,14 @@
-"""Lines on the terminal: names of users' files reach it without the control characters that they may hold."""
+"""Lines on the terminal, without the control characters that the names of users' files may hold."""
 
 import logging
 import sys
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Print a text as `printable` makes it, and in characters that the terminal or file can show.
+    """Print a text through `printable`, in characters that the terminal or file can show.
 
     Args:
-        text: One line or several.
+        text: One or more lines.
         error: Print to stderr.
     """
     stream = sys.stderr if error else sys.stdout
@@ -17,7 +17,7 @@ def say(text: str, *, error: bool = False) -> None:
 
 
 def printable(text: str) -> str:
-    """Return a text with its lines, and what does not print as an escape: the names of files may move the cursor."""
+    """Return a text with escapes for unprintable characters other than line breaks; names may move the cursor."""
     return "".join(
         character if character.isprintable() or character == "\n" else _escape(character)
         for character in text
@@ -25,7 +25,7 @@ def printable(text: str) -> str:
 
 
 def make_warnings_printable() -> None:
-    """Let warnings, where no handler of their own is set, be printed as `printable` makes them."""
+    """Print warnings that have no handler of their own through `printable`."""
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Printable("%(message)s"))
 

@@ -148,7 +148,7 @@ class DisplacementField:
         | both | interpolation_method: rbf (function: linear or thin_plate; smooth) or griddata (method) |
         | smooth | mean_fraction, largest_fraction, spacing, seed |
 
-        Angles are in radians, lengths in pixels, and fractions refer to the width; see `atlalign.geometry.generators`.
+        Angles are in radians, lengths in pixels, and fractions refer to the width, as in `geometry.random_fields`.
 
         Raises:
             InputError: If the approach is unknown, or its parameters are invalid.

@@ -4,16 +4,17 @@ import errno
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from numbers import Integral, Real
+from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from atlalign.console import say
 
-# What brings Hydra's optional launchers.
+# The packages that bring Hydra's optional launchers.
 _LAUNCHERS = {
     "hydra/launcher/joblib": "atlalign-torch[cluster]",
     "hydra/launcher/submitit_local": "atlalign-torch[cluster]",
@@ -22,12 +23,12 @@ _LAUNCHERS = {
 }
 
 MOST_PROCESSES = 1024
-"""How many processes a setting may ask for: more than any machine has cores, and few enough to start."""
+"""The largest number of processes that a setting may ask for: more than any machine has cores, few enough to start."""
 
 LARGEST_BYTES = 2**33
-"""The size of the largest array that a file may hold, in memory: twice the Allen atlas at 10 µm, 32 bits a voxel."""
+"""The largest size of an array in memory: twice the Allen atlas at 10 µm, with 32 bits per voxel."""
 
-# What the system refuses for want of space, rights or a folder, whatever the program does.
+# Refusals of the system for lack of space, permission or a folder, whatever the program does.
 _SYSTEM_ERRORS = {
     getattr(errno, name)
     for name in (
@@ -47,18 +48,18 @@ _SYSTEM_ERRORS = {
 }
 
 OF_FIELD, OF_NETWORK = 8, 256
-"""Bytes a pixel: a displacement field has two float32; a network holds 64 channels and more of its images' size."""
+"""Bytes per pixel: a displacement field has two float32; a network holds at least 64 channels of its images' size."""
 
-# Of Lightning, whose import takes seconds.
+# Lightning's error by name, because importing Lightning takes seconds.
 _LIGHTNINGS = "MisconfigurationException"
 
 
 class InputError(ValueError):
-    """Something that the user gave is wrong; the message says what was expected, what came and where."""
+    """A user's mistake; the message says what was expected, what came and where."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """Return the error for a `name` that is none of `known`: near matches, and all that exist."""
+    """Return the error for a `name` that is not in `known`, with near matches and all known names."""
     names = sorted(known)
     close = get_close_matches(name, names, n=3)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
@@ -66,14 +67,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
 
 
 def check_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -> None:
-    """Check that what is given by these names are numbers of at least so much, whole ones where `least` has an int.
+    """Check that each named value is a number ≥ its minimum, and a whole number where the minimum in `least` is an int.
 
     Raises:
-        InputError: At the first that is not.
+        InputError: At the first value that is not.
     """
     for name, lowest in least.items():
         value, whole = given[name], isinstance(lowest, int)
-        kind: Any = Integral if whole else Real  # numpy's numbers are these, too, and so are true and false
+        kind: Any = Integral if whole else Real  # these include NumPy's numbers, and also true and false
         if isinstance(value, bool) or not isinstance(value, kind) or value != value:
             raise InputError(f"{name}: expected a {'whole ' * whole}number, got {value}")
         if not value >= lowest:
@@ -81,24 +82,44 @@ def check_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -> None:
 
 
 def check_finite_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -> None:
-    """Check the same as `check_numbers`, and that the numbers are finite.
+    """Check the same as `check_numbers`, and that each number is finite.
 
     Raises:
-        InputError: At the first that is not.
+        InputError: At the first value that is not.
     """
     check_numbers(given, least)
     for name in least:
-        if abs(given[name]) == math.inf:  # which takes whole numbers of any size
+        if abs(given[name]) == math.inf:  # unlike math.isfinite, this takes whole numbers of any size
             raise InputError(f"{name}: expected a finite number, got {given[name]}")
+
+
+def check_range(values: Sequence[float], *, name: str, lowest: float, highest: float) -> None:
+    """Raise an InputError unless `values` are two ascending numbers in [lowest, highest]."""
+    given: Any = values
+    number: Any = Real
+    ends = list(given) if isinstance(given, Sequence) else []
+    two = len(ends) == 2 and all(isinstance(end, number) for end in ends)
+    if not two or not lowest <= ends[0] <= ends[1] <= highest:
+        raise InputError(
+            f"{name}: expected [from, to] with {lowest:g} ≤ from ≤ to ≤ {highest:g}, got {ends or values}"
+        )
+
+
+def check_probabilities(where: str, **probabilities: float) -> None:
+    """Raise an InputError unless all are numbers in [0, 1]."""
+    number: Any = Real
+    for name, p in probabilities.items():
+        if not isinstance(p, number) or not 0 <= p <= 1:
+            raise InputError(f"{where}.{name}: expected a probability in [0, 1], got {p}")
 
 
 def checked_shape(
     name: str, shape: Any, least: int = 2, *, bytes_a_pixel: float = OF_FIELD
 ) -> tuple[int, int]:
-    """Return a grid's (H, W) as a tuple, whatever kind of list it comes as.
+    """Return a grid's (H, W) as a tuple, from any kind of list.
 
     Raises:
-        InputError: If it is not two whole numbers of pixels, each at least so many, or memory cannot hold the grid.
+        InputError: If it is not two whole numbers, each at least `least`, or memory cannot hold the grid.
     """
     sizes = tuple(shape) if isinstance(shape, Iterable) and not isinstance(shape, str) else ()
     whole: Any = Integral
@@ -111,12 +132,12 @@ def checked_shape(
 
 
 def check_size(name: str, shape: Iterable[int], bytes_each: float = 1) -> None:
-    """Check that an array of this shape can be held in memory, before anything allocates it.
+    """Check that memory can hold an array of this shape, before anything allocates it.
 
     Args:
-        name: What has this shape: a file, or a setting.
+        name: The file or setting that has this shape.
         shape: The sizes of its axes.
-        bytes_each: How many bytes an element takes, with all that is made from it.
+        bytes_each: The bytes that an element takes, including everything that is made from it.
 
     Raises:
         InputError: If it takes more than `LARGEST_BYTES`.
@@ -125,7 +146,7 @@ def check_size(name: str, shape: Iterable[int], bytes_each: float = 1) -> None:
     if math.prod(sizes) > LARGEST_BYTES / bytes_each:
         raise InputError(
             f"{name}: expected at most {LARGEST_BYTES / 2**30:g} GiB in memory, found a size of "
-            f"{shorten('×'.join(map(str, sizes)), 80)} with {bytes_each:g} bytes each"
+            f"{shorten('×'.join(map(str, sizes)), 80)} with {bytes_each:g} bytes per element"
         )
 
 
@@ -133,17 +154,17 @@ def check_processes(name: str, number: int) -> None:
     """Check that a machine can start this many processes.
 
     Raises:
-        InputError: If they are more than `MOST_PROCESSES`.
+        InputError: If there are more than `MOST_PROCESSES`.
     """
     if number > MOST_PROCESSES:
         raise InputError(f"{name}: expected at most {MOST_PROCESSES} processes, got {number}")
 
 
 def check_booleans(given: Mapping[str, Any], *names: str) -> None:
-    """Check that what is given by these names is true, false or left open: any word would count as true.
+    """Check that each named value is true, false or null: any word would count as true.
 
     Raises:
-        InputError: At the first that is not.
+        InputError: At the first value that is not.
     """
     for name in names:
         if not isinstance(given[name], bool | None):
@@ -152,12 +173,12 @@ def check_booleans(given: Mapping[str, Any], *names: str) -> None:
 
 @contextmanager
 def mistakes_in(name: str) -> Iterator[None]:
-    """Turn any error inside into a sentence on what the user gave under `name`, unless it has one already."""
+    """Turn any error inside into an `InputError` about the setting `name`, unless it has a sentence already."""
     try:
         yield
     except Exception as error:
         mistake = next((cause for cause in _chain(error) if isinstance(cause, InputError)), None)
-        if mistake is not None:  # Hydra wraps what happens in the objects that it builds
+        if mistake is not None:  # Hydra wraps errors of the objects that it builds
             raise mistake from None
         if sentence(error) and type(error).__name__ != _LIGHTNINGS:
             raise
@@ -165,19 +186,19 @@ def mistakes_in(name: str) -> Iterator[None]:
 
 
 def describe(error: BaseException) -> str:
-    """Return `error` in one short line: the sentence of a user's mistake, or what other errors are called and say."""
+    """Return `error` as one short line: the sentence of a user's mistake, or the name and message of another error."""
     return shorten(sentence(error) or f"{type(error).__name__}: {error}", 300)
 
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Print a user's mistake as its sentence and exit with 1, with 130 on Ctrl-C; let all else show its traceback.
+    """Print the sentence of a user's mistake and exit with 1, or with 130 on Ctrl-C; other errors show their traceback.
 
-    For scripts under `hydra.main`, whose own report hides the sentence in a traceback. With HYDRA_FULL_ERROR=1 in
-    the environment every error shows its traceback.
+    This is for scripts under `hydra.main`, whose own report hides the sentence in a traceback. With HYDRA_FULL_ERROR=1
+    in the environment, every error shows its traceback.
     """
     wanted = os.environ.get("HYDRA_FULL_ERROR", "0")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise what it would print
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise the error instead of printing it
     try:
         yield
     except Exception as error:
@@ -197,20 +218,20 @@ def readable_errors() -> Iterator[None]:
 
 @contextmanager
 def quiet_pipe() -> Iterator[None]:
-    """End the program without a word where nobody reads its output any more, as in `… --help | head -1`."""
+    """End the program silently when nobody reads its output any more, as in `… --help | head -1`."""
     try:
         try:
             yield
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Or the interpreter would write what is left at its end, and fail once more.
+        # Otherwise the interpreter would flush the rest when it exits, and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)
 
 
 def sentence(error: BaseException) -> str | None:
-    """Return what to tell the user, from the first known mistake in the chain of causes; None where there is none."""
+    """Return the sentence for the user, from the first known mistake in the chain of causes; None if there is none."""
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
@@ -225,7 +246,7 @@ def sentence(error: BaseException) -> str | None:
         if str(cause).startswith("Config group override must be a string or a list"):
             return (
                 "a group: expected the name of one of its options, such as augment=none or logger=none, got null or a "
-                "number; --help lists them, and callbacks.NAME=null switches one callback off"
+                "number; --help lists the options, and callbacks.NAME=null switches one callback off"
             )
     parts = [str(c).strip() for c in causes if isinstance(c, HydraException | OmegaConfBaseException)]
     for cause in causes:
@@ -235,15 +256,26 @@ def sentence(error: BaseException) -> str | None:
                 parts.append(str(unknown_name("key", str(cause.key), known)))
     parts = parts or [str(cause) for cause in causes if type(cause).__name__ == _LIGHTNINGS]
     parts = parts or [
-        _of_system(cause) for cause in causes if getattr(cause, "errno", None) in _SYSTEM_ERRORS
+        system_refusal(cause)
+        for cause in causes
+        if isinstance(cause, OSError) and cause.errno in _SYSTEM_ERRORS
     ]
     return "\n".join(dict.fromkeys(parts)) or None
 
 
-def _of_system(error: Any) -> str:
-    """Return what the system refused, and where."""
-    place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{error.strerror}: make room there, or name another place"
+def system_refusal(error: OSError, path: Path | None = None, *, action: str = "used") -> str:
+    """Return which file or folder cannot be used, and why.
+
+    Args:
+        error: The system's error.
+        path: The file or folder; None for the one that the error names.
+        action: What cannot be done with it, such as "written".
+    """
+    place = path or (Path(error.filename) if error.filename else None)
+    reason = str(error.strerror or error)
+    if isinstance(error, FileExistsError | NotADirectoryError) and place and not place.parent.is_dir():
+        reason = f"{place.parent} is not a folder"
+    return f"{place} cannot be {action}: {reason}" if place else reason
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -13,20 +13,19 @@ from torch import Tensor
 from atlalign.atlas.atlas import phantom_atlas
 from atlalign.data.dataset import RegistrationBatch
 from atlalign.geometry import (
-    affine_map,
-    affine_to_dvf,
     compose,
     control_points,
     draw_control_points,
     identity_grid,
     invert,
 )
+from atlalign.geometry.random_fields import Affine, EdgeStretching
 from atlalign.geometry.scattered import anchor_points, corners
 from atlalign.networks import LocalUNet
 from atlalign.synthesis.contrast import draw_contrast
-from atlalign.synthesis.deformations import EdgeStretching
-from atlalign.synthesis.generate import Recipe, make_sample, one_thread
+from atlalign.synthesis.generate import one_thread
 from atlalign.synthesis.online import OnlineDataModule
+from atlalign.synthesis.samples import Recipe, make_sample
 from atlalign.synthesis.sources import AnnotatedSource
 from benchmarks.loading import data_module
 from benchmarks.measure import Measured, Size, in_turns, scratch
@@ -93,8 +92,9 @@ def kinds_of_fields(shape: tuple[int, int]) -> Tensor:
     """Return fields (5, 2, H, W) of the kinds that registration and augmentation meet, up to 30 px large."""
     generator = torch.Generator().manual_seed(1)
     scale = shape[1] / 456
-    matrix = affine_map(1, shape, largest_fraction=30 / 456, generator=generator).matrix
-    affine, smooth = affine_to_dvf(matrix, shape), smooth_fields(1, shape, 15 * scale)
+    large = Affine(mean_fraction=0.02, largest_fraction=30 / 456)
+    affine = large.apply(large.draw(torch.empty(1, 1, *shape), generator=generator), shape)
+    smooth = smooth_fields(1, shape, 15 * scale)
     points = draw_control_points(1, shape, radius_max=30 * scale, generator=generator)
     return torch.cat([smooth / 2, 2 * smooth, affine, compose(affine, smooth), control_points(points, shape)])
 
@@ -124,7 +124,7 @@ def generating(size: Size) -> Measured:
         path = data_module(folder, size).path
         recipe = Recipe(
             source=AnnotatedSource(path, image_shape=size.shape),
-            deformation=EdgeStretching(radius_max=60 * size.shape[1] / 456),
+            deformation=EdgeStretching(),
             per_original=10,
             max_trials=5,
             max_corrupted_pixels=500,

@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_map
 
 from atlalign.atlas.atlas import phantom_atlas
 from atlalign.atlas.planes import Plane
-from atlalign.data.augmenters import as_augmenter, kornia_1
+from atlalign.data.augmenter_kinds import as_augmenter
+from atlalign.data.augmenters import kornia_1
 from atlalign.data.dataset import RegistrationBatch, complete
 from atlalign.evaluation.methods import network_method
 from atlalign.geometry import (
@@ -26,6 +27,7 @@ from atlalign.geometry import (
     smooth_field,
     warp,
 )
+from atlalign.geometry.random_fields import INVERTIBLE_FIELDS
 from atlalign.io.images import ImageFile
 from atlalign.losses import Backbone, PerceptualLoss, RegistrationLoss
 from atlalign.networks import CoarseToFineNet, CorrelationPyramidNet, GlobalAffineNet, LocalUNet, MergedNet
@@ -34,7 +36,7 @@ from atlalign.registration.references import atlas_reference
 from atlalign.registration.register import register
 from atlalign.synthesis.contrast import draw_contrast
 from atlalign.synthesis.damage import draw_damage
-from atlalign.synthesis.online import DEFORMATIONS, OnlineDataModule
+from atlalign.synthesis.online import OnlineDataModule
 from atlalign.training.module import RegistrationModule
 from tests.otherdevice import OTHER, OtherDevice
 
@@ -152,9 +154,9 @@ def test_the_perceptual_loss(net, other):
     assert_same([found], [expected])
 
 
-@pytest.mark.parametrize("deformation", DEFORMATIONS)
+@pytest.mark.parametrize("deformation", INVERTIBLE_FIELDS)
 def test_batches_of_online_data(deformation, other):
-    """The inverse alone asks how many pixels are left; nothing is fetched from the device."""
+    """Only scaling and inversion ask whether they are done; nothing else is fetched from the device."""
     datamodule = OnlineDataModule(
         atlas=phantom_atlas(image_shape=(64, 96), spacing_um=1100.0), image_shape=(64, 96), deformation=deformation,
         contrast=draw_contrast, damage=partial(draw_damage, p_holes=0.5, p_tears=0.5, p_cut=0.5, p_half=0.5),

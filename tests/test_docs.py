@@ -14,7 +14,8 @@ import SimpleITK
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from atlalign.atlas.phantom import phantom_ontology, phantom_volume
+from atlalign.atlas.phantom import phantom_volume
+from atlalign.atlas.phantom_anatomy import phantom_ontology
 from atlalign.cli import main as atlalign
 from atlalign.data import schema
 from atlalign.evaluation.evaluate import evaluate
@@ -177,8 +178,6 @@ def test_generate_commands(command, tmp_path, monkeypatch):
     tiny = ["data.image_shape=[64,96]", "per_original=1", "max_difference=0.1", "workers=0"]
     if not any(a.startswith("source=") for a in arguments):
         tiny.append("source.n_sections=2")
-    if "deformation=mix" not in arguments:
-        tiny.append("deformation.radius_max=10")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         path = generate(compose("generate", [*arguments, *tiny]))
     assert schema.validate(path).n_samples > 0

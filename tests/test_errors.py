@@ -1,5 +1,6 @@
 """What is no number, or none that is taken, gives a sentence with its name."""
 
+import errno
 import math
 
 import numpy as np
@@ -13,6 +14,8 @@ from atlalign.errors import (
     check_numbers,
     check_size,
     checked_shape,
+    sentence,
+    system_refusal,
 )
 
 
@@ -59,3 +62,16 @@ def test_the_grid_of_a_large_slide_can_have_a_field_though_no_network_can_hold_i
     assert checked_shape("new_shape", [20_000, 15_000]) == (20_000, 15_000)
     with pytest.raises(InputError, match=r"new_shape: expected at most 8 GiB in memory"):
         checked_shape("new_shape", [100_000, 100_000])
+
+
+def test_a_refusal_of_the_system_names_the_place_and_the_reason(tmp_path):
+    (tmp_path / "file").write_text("")
+    full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a.h5"))
+    assert system_refusal(full) == f"{tmp_path / 'a.h5'} cannot be used: No space left on device"
+    assert system_refusal(full, tmp_path / "b.h5", action="written").startswith(
+        f"{tmp_path / 'b.h5'} cannot be written: "
+    )
+    below = NotADirectoryError(errno.ENOTDIR, "Not a directory", str(tmp_path / "file" / "a.h5"))
+    assert system_refusal(below).endswith(f"{tmp_path / 'file'} is not a folder")
+    assert system_refusal(OSError(errno.EIO, "Input/output error")) == "Input/output error"
+    assert "No space left" in (sentence(full) or "")

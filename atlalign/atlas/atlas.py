@@ -30,7 +30,8 @@ from atlalign.atlas.axes import (
 from atlalign.atlas.brainglobe import fetch
 from atlalign.atlas.ids import checked_ids
 from atlalign.atlas.ontology import Ontology, read_ontology
-from atlalign.atlas.phantom import EXTENT_MM, phantom_ontology, phantom_volume
+from atlalign.atlas.phantom import phantom_volume
+from atlalign.atlas.phantom_anatomy import EXTENT_MM, phantom_ontology
 from atlalign.atlas.volumes import PLANES_AT_ONCE, Volume, VolumeFile, has_dataset, open_volume
 from atlalign.errors import InputError, check_finite_numbers, check_size, checked_shape
 from atlalign.io.files import fingerprint_of

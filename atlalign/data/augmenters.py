@@ -1,16 +1,11 @@
 """Intensity augmentation: random changes of brightness and texture that leave every pixel where it is.
 
-Two pipelines of the same eleven operations, `augmenter_1` for single images on the CPU (albumentations) and `kornia_1`
-for batches on the device; and `as_augmenter`, which brings whatever a user configured into one of two forms. Images are
-float32 in [0, 1] throughout.
+Two pipelines have the same eleven operations: `augmenter_1` for single images on the CPU (albumentations), and
+`kornia_1` for batches on the device. Images are float32 in [0, 1].
 """
 
 import os
-import random
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +16,7 @@ from torch import Tensor, nn
 
 from atlalign.errors import InputError
 
-# albumentations asks PyPI for its newest version when imported: without a network that is two seconds and a warning.
+# On import, albumentations asks PyPI for its newest version; without a network this costs two seconds and a warning.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 Floats = NDArray[np.float32]
@@ -42,7 +37,7 @@ RANGES: dict[str, tuple[Range, ...]] = {
     "linear_contrast": ((0.8, 1.2),),  # gain
     "emboss": ((0.0, 1.0),),  # share of the embossed image
 }
-"""The operations and the bounds of their uniformly drawn parameters; the two blurs count as one of eleven."""
+"""The operations and the ranges of their uniformly drawn parameters; the two blurs count as one of the eleven."""
 
 DROPPED = 0.25
 """The probability that `coarse_dropout` blackens a cell."""
@@ -59,9 +54,9 @@ _IDENTITY = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]], np.float32)
 
 
 def kept_pixels(fraction: float, shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Return which pixels of `shape` (H, W) coarse dropout keeps: whole cells of a grid, each with 1 − `DROPPED`.
+    """Return the mask (H, W) of the pixels that coarse dropout keeps; each cell of a grid stays with 1 − `DROPPED`.
 
-    The grid has `fraction` · H by `fraction` · W cells, but at least 3 × 3: one cell would black out the image.
+    The grid has `fraction` · H by `fraction` · W cells, but at least 3 × 3: a single cell would black out the image.
     """
     rows, columns = (max(3, int(fraction * size)) for size in shape)
     kept = rng.random((rows, columns)) >= DROPPED
@@ -85,8 +80,8 @@ def gaussian_taps(sigma: Floats, radius: int) -> Floats:
 def box_taps(width: Floats, radius: int) -> Floats:
     """Return the weights (B, 2 · radius + 1) of the mean over a centred window of each `width` (B,) in pixels.
 
-    The outermost pixels count by the part of them that the window covers: a window of even width that took whole pixels
-    would shift the image by half of one.
+    The outermost pixels are weighted by the part that the window covers. A window of even width made of whole pixels
+    would shift the image by half a pixel.
     """
     offset = np.arange(-radius, radius + 1, dtype=np.float32)
     taps = np.clip((width[:, None] + 1) / 2 - np.abs(offset), 0, 1)
@@ -114,7 +109,7 @@ def augmenter_1(p: float = 0.99) -> Any:
         p: The probability that an image, float32 (H, W) in [0, 1], is changed at all.
 
     Raises:
-        InputError: If `p` is no probability.
+        InputError: If `p` is not a probability.
     """
     import albumentations as A
 
@@ -160,7 +155,7 @@ def _image_operation(function: Callable[..., Image], draw: Callable[..., Any]) -
         def apply(self, img: Image, drawn: Any, **_: Any) -> Image:
             return np.clip(function(img, drawn), 0, 1)
 
-        # The class lives in a function, so that albumentations is imported late: pickle cannot find it by name.
+        # Pickle cannot find this class by name, because a function defines it to import albumentations late.
         def __reduce__(self) -> tuple[Any, ...]:
             return _image_operation, (function, draw), self.__dict__
 
@@ -208,10 +203,10 @@ def _linear_contrast(image: Image, gain: float) -> Image:
 
 
 class IntensityDraw(NamedTuple):
-    """What happens to each image of a batch; three small tensors on the CPU, enough to replay it on any device."""
+    """The operation on each image of a batch: three small tensors on the CPU, which any device can replay."""
 
     operation: Tensor
-    """(B,) int64: the position in `RANGES`; −1 leaves the image as it is."""
+    """(B,) int64: the position in `RANGES`; −1 for no operation."""
     parameters: Tensor
     """(B, 2) float32: the operation's parameters in the order of `RANGES`; unused ones are 0."""
     seed: Tensor
@@ -219,9 +214,9 @@ class IntensityDraw(NamedTuple):
 
 
 def draw_intensity(batch_size: int, p: float) -> IntensityDraw:
-    """Draw, from torch's global generator of the CPU, what `apply_intensity` does to each image of a batch.
+    """Return a random operation for each image of a batch, drawn by torch's global generator of the CPU.
 
-    Each image gets, with probability `p`, exactly one of the eleven operations of `RANGES`.
+    With probability `p`, an image gets exactly one of the eleven operations of `RANGES`.
     """
     changed = torch.rand(batch_size) < p
     # The two blurs share one chance.
@@ -274,7 +269,7 @@ def _apply(name: str, images: Tensor, parameters: Tensor, seed: Tensor) -> Tenso
 
 
 def _noise(images: Tensor, seed: Tensor) -> Tensor:
-    """Return normal noise of the shape of `images`; drawn on the CPU, so that a seed means the same on each device."""
+    """Return normal noise like `images`, drawn on the CPU so that a seed gives the same noise on every device."""
     generators = [torch.Generator().manual_seed(one) for one in seed.tolist()]
     return torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(images)
 
@@ -323,232 +318,6 @@ def kornia_1(p: float = 0.99) -> RandomIntensity:
         p: The probability that an image is changed at all.
 
     Raises:
-        InputError: If `p` is no probability.
+        InputError: If `p` is not a probability.
     """
     return RandomIntensity(p)
-
-
-# Whatever a user configured
-
-
-class ImageAugmenter:
-    """Augments one image at a time, on the CPU, where it is loaded; the same in each process for the same seed."""
-
-    def __init__(self, augment: Callable[[Image, int], Any], *, name: str) -> None:
-        """Take `augment(image, seed)` and the config key to name in messages."""
-        self.augment = augment
-        self.name = name
-
-    def __call__(self, image: Image, *, seed: int) -> Image:
-        """Return `image`, float32 (H, W) in [0, 1], augmented: a new array of the same kind.
-
-        Args:
-            image: Left as it is.
-            seed: At least 0; all randomness follows from it. Two augmenters of a pair need two seeds.
-
-        Raises:
-            InputError: If the augmenter returns another shape, no floats, or non-finite values.
-        """
-        augmented = self.augment(image, seed)
-        if not isinstance(augmented, np.ndarray) or augmented.dtype.kind != "f":
-            raise InputError(f"{self.name}: expected an array of floats in [0, 1], got {_kind(augmented)}")
-        _check_shape(augmented.shape, image.shape, self.name)
-        _check_finite(bool(np.isfinite(augmented).all()), self.name)
-        return np.ascontiguousarray(np.clip(augmented, 0, 1), dtype=np.float32)
-
-
-class BatchAugmenter(nn.Module):
-    """Augments a batch on the device: `module`, in float32 and without gradient, its result checked and clipped."""
-
-    def __init__(self, module: nn.Module, *, name: str) -> None:
-        super().__init__()
-        self.module = module
-        self.name = name
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return `images` (B, 1, H, W) in [0, 1] augmented, as float32.
-
-        Raises:
-            InputError: If the module returns another shape, no floats, or non-finite values.
-        """
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            augmented = self.module(images.float())
-        if not isinstance(augmented, Tensor) or not augmented.is_floating_point():
-            raise InputError(f"{self.name}: expected a tensor of floats in [0, 1], got {_kind(augmented)}")
-        _check_shape(augmented.shape, images.shape, self.name)
-        _check_finite(bool(augmented.isfinite().all()), self.name)
-        return augmented.float().clamp(0, 1)
-
-
-def as_augmenter(augmenter: object, *, name: str = "augment") -> ImageAugmenter | BatchAugmenter | None:
-    """Return what Hydra built as one of the two kinds of augmenter, or None for None.
-
-    An `nn.Module` (kornia's augmentations and containers are modules) works on batches (B, 1, H, W) on the device; an
-    albumentations transform, and any other callable, on single float32 arrays (H, W). Both get and return [0, 1].
-
-    Args:
-        augmenter: None, a module, an albumentations transform or pipeline, or a callable.
-        name: The config key, for messages.
-
-    Raises:
-        InputError: If it is none of these, or contains a transform that moves pixels.
-    """
-    if augmenter is None:
-        return None
-    _refuse_geometry(augmenter, name)
-    if isinstance(augmenter, nn.Module):
-        return BatchAugmenter(augmenter, name=name)
-    if _is_albumentations(augmenter):
-        return ImageAugmenter(_Albumentations(augmenter), name=name)
-    if callable(augmenter):
-        return ImageAugmenter(_Function(augmenter), name=name)
-    raise InputError(f"{name}: expected null or a callable on images, got {type(augmenter).__name__}")
-
-
-@dataclass(frozen=True)
-class _Albumentations:
-    """An albumentations transform as a function of image and seed."""
-
-    transform: Any
-
-    def __call__(self, image: Image, seed: int) -> Any:
-        # Not set_random_seed: it gives every transform the same stream, so that the draw that picks an operation
-        # also fixes its parameter. One stream for all is right, and ten times as fast.
-        self.transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        return self.transform(image=image)["image"]
-
-
-@dataclass(frozen=True)
-class _Function:
-    """A plain function of an image as one of image and seed."""
-
-    function: Callable[[Image], Any]
-
-    def __call__(self, image: Image, seed: int) -> Any:
-        with _seeded(seed):
-            return self.function(image.copy())
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators of python, numpy and torch (CPU) for the time of the context."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        torch.default_generator.manual_seed(seed % 2**63)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)  # noqa: NPY002
-
-
-def _kind(value: object) -> str:
-    dtype = getattr(value, "dtype", None)
-    return type(value).__name__ if dtype is None else f"{type(value).__name__} of {dtype}"
-
-
-def _check_shape(shape: tuple[int, ...], expected: tuple[int, ...], name: str) -> None:
-    if shape != expected:
-        raise InputError(
-            f"{name}: an augmenter keeps the shape, {tuple(expected)} came back as {tuple(shape)}; "
-            "cropping and resizing move pixels"
-        )
-
-
-def _check_finite(finite: bool, name: str) -> None:
-    if not finite:
-        raise InputError(f"{name}: expected finite values, the augmenter returned NaN or infinity")
-
-
-# What moves pixels
-
-
-def _refuse_geometry(augmenter: object, name: str) -> None:
-    for part in _parts(augmenter):
-        if _moves_pixels(part):
-            raise InputError(
-                f"{name}: {type(part).__name__} moves pixels; the displacement field would no longer be the truth. "
-                "Geometric deformations belong in the data set."
-            )
-
-
-def _parts(augmenter: object) -> Iterator[object]:
-    """Yield `augmenter` and everything within: the children of modules, the `transforms` of pipelines."""
-    yield augmenter
-    children = augmenter.children() if isinstance(augmenter, nn.Module) else ()
-    transforms = getattr(augmenter, "transforms", ())
-    for part in (*children, *(transforms if isinstance(transforms, Iterable) else ())):
-        yield from _parts(part)
-
-
-def _moves_pixels(part: object) -> bool:
-    return _moves_albumentations(part) or _moves_kornia(part) or _moves_torchvision(part)
-
-
-def _moves_albumentations(part: object) -> bool:
-    if not _is_albumentations(part):
-        return False
-    import albumentations as A
-    from albumentations.augmentations.dropout.transforms import BaseDropout
-
-    # Dual transforms change images and masks alike; these do so because they drop pixels, or do nothing.
-    stays = (BaseDropout, A.PixelDropout, A.MaskDropout, A.NoOp)
-    return isinstance(part, A.DualTransform) and not isinstance(part, stays)
-
-
-def _is_albumentations(part: object) -> bool:
-    # What is not loaded did not build the object: it is not loaded here just to tell.
-    if "albumentations" not in sys.modules:
-        return False
-    import albumentations as A
-
-    return isinstance(part, A.BasicTransform | A.BaseCompose)
-
-
-def _moves_kornia(part: object) -> bool:
-    if "kornia" not in sys.modules:
-        return False
-    import kornia.augmentation as K
-
-    # Some that move pixels lack the geometric base (elastic, fisheye, mixes); all others have the intensity base.
-    if isinstance(part, K.AugmentationBase2D | K.AugmentationBase3D | K.MixAugmentationBaseV2):
-        return not isinstance(part, K.IntensityAugmentationBase2D)
-    return any(base.__module__.startswith("kornia.geometry.transform") for base in type(part).__mro__)
-
-
-def _moves_torchvision(part: object) -> bool:
-    return any(
-        base.__name__ in _TORCHVISION and base.__module__.startswith("torchvision.transforms")
-        for base in type(part).__mro__
-    )
-
-
-_TORCHVISION = {
-    "AugMix",
-    "AutoAugment",
-    "CenterCrop",
-    "CutMix",
-    "ElasticTransform",
-    "FiveCrop",
-    "MixUp",
-    "Pad",
-    "RandAugment",
-    "RandomAffine",
-    "RandomCrop",
-    "RandomHorizontalFlip",
-    "RandomIoUCrop",
-    "RandomPerspective",
-    "RandomResize",
-    "RandomResizedCrop",
-    "RandomRotation",
-    "RandomShortestSize",
-    "RandomVerticalFlip",
-    "RandomZoomOut",
-    "Resize",
-    "ScaleJitter",
-    "TenCrop",
-    "TrivialAugmentWide",
-}
-"""The transforms that move pixels or mix images, of both of torchvision's versions, which share their names."""

@@ -1,4 +1,4 @@
-"""The data modules: which samples train, which validate, and how they become batches."""
+"""The data modules: they split samples into training and validation, and load them as batches."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from atlalign.atlas.atlas import PHANTOM, Atlas
 from atlalign.data import schema
-from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter, as_augmenter
+from atlalign.data.augmenter_kinds import BatchAugmenter, ImageAugmenter, as_augmenter
 from atlalign.data.dataset import RawSample, RegistrationBatch, RegistrationDataset, SeededSampler, complete
 from atlalign.errors import (
     OF_NETWORK,
@@ -29,28 +29,29 @@ from atlalign.io.files import fingerprint
 
 Indexes = Sequence[int] | str | Path
 
-_MOST_WORKERS = 8  # of a process: what they read and draw then is enough for the fastest of cards
+_MOST_WORKERS = 8  # per process: enough to keep the fastest GPU busy
 
 
 class DeviceDataModule(pl.LightningDataModule, ABC):
-    """Training and validation samples that become batches on the device; what every data module here shares.
+    """The common base of the data modules: samples that become batches on the device.
 
-    `setup` of a subclass sets `train_dataset`, `val_dataset` and the indexes of their samples that are used,
-    `train_split` and `val_split`; its `complete` makes the batch.
+    The `setup` of a subclass sets `train_dataset`, `val_dataset`, and the indexes of the samples in use, `train_split`
+    and `val_split`. Its `complete` makes the batch.
 
     Args:
         atlas: The atlas at the working size.
         image_shape: (H, W) of the batches.
-        batch_size: Samples a step; the last partial batch of an epoch is dropped in training.
-        shuffle: Draw a new order each epoch.
-        num_workers: Processes that read or draw samples; 0 does so in the training process. None is 0 on a CPU, whose
-            cores the training itself takes, and else as many as there are cores to spare, but at most 8.
+        batch_size: Samples per step. Training drops the last partial batch of an epoch.
+        shuffle: Draw a new order in each epoch.
+        num_workers: Number of loader processes; 0 loads in the training process. None means 0 on a CPU, where training
+            needs the cores, and otherwise the number of free cores, at most 8.
         multiprocessing_context: How workers start: "fork", "spawn", "forkserver", or None for the system's default.
-        return_inverse: Give the inverse fields as well, as networks that predict them need.
-        augment: Augmenters by the image that they change, "moving" and "reference"; anything that
-            `atlalign.data.augmenters.as_augmenter` takes. They change training batches only.
-        split_seed: Decides which samples validate; apart from `seed`, so that runs of a sweep over it compare.
-        seed: Decides order and augmentation.
+        return_inverse: Load the inverse fields too, for networks that predict them.
+        augment: Augmenters for training batches under the keys "moving" and "reference"; anything that
+            `atlalign.data.augmenter_kinds.as_augmenter` takes.
+        split_seed: Seed of the validation split. It is separate from `seed`, so that the runs of a sweep over `seed`
+            are comparable.
+        seed: Seed of order and augmentation.
     """
 
     train_dataset: Dataset[Any]
@@ -73,11 +74,13 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # Files lie where all machines of a run see them: one process prepares them.
+        # All machines of a run see the same files, so one process prepares them.
         self.prepare_data_per_node = False
         shape = checked_shape("data.image_shape", image_shape, bytes_a_pixel=OF_NETWORK)
         if shape != atlas.image_shape:
-            raise InputError(f"data.image_shape is {shape}, but the atlas has {atlas.image_shape}")
+            raise InputError(
+                f"data.image_shape: expected {atlas.image_shape}, the size of the atlas, got {shape}"
+            )
         workers = 0 if num_workers is None else num_workers
         given = {"batch_size": batch_size, "num_workers": workers, "split_seed": split_seed, "seed": seed}
         least = {"data.batch_size": 1, "data.num_workers": 0, "data.split_seed": 0, "data.seed": 0}
@@ -111,7 +114,7 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         """Return the batch of collated samples, on the device where they are."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the training batches, still to be completed on the device; a resumed run goes on with them."""
+        """Return the training batches, to be completed on the device; a resumed run continues where it stopped."""
         epoch, n_batches = self._place()
         sampler = self._sampler(
             self.train_split, shuffle=self.shuffle, even=True, epoch=epoch, start=n_batches * self.batch_size
@@ -123,13 +126,13 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         return self._loader(self.val_dataset, self._sampler(self.val_split, shuffle=False), drop_last=False)
 
     def examples(self, n: int) -> RegistrationBatch:
-        """Return a batch of `n` validation samples, or all if there are fewer, spread evenly over the split."""
+        """Return a batch of `n` validation samples, or of all if there are fewer, spread evenly over the split."""
         chosen = np.unique(np.linspace(0, len(self.val_split) - 1, n).round().astype(int))
         samples = [self.val_dataset[int(self.val_split[i])] for i in chosen]
         return self.complete(default_collate(samples))
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the SHA-256 of what samples come from, by name; what `prepare_data` prepares must be there."""
+        """Return the SHA-256 of each source of the samples, by name; call `prepare_data` first."""
         volumes = (self.atlas.template, self.atlas.annotation)
         atlas = hashlib.sha256(f"{self.atlas.spacing_um:g}".encode())
         for volume in volumes:
@@ -142,7 +145,7 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         augmenters = {name: self._batched(name) for name in ("moving", "reference")}
         if trainer is None or not trainer.training or not any(augmenters.values()):
             return self.complete(batch)
-        # The draw depends on seed, step and process alone: a resumed run goes on with the same numbers.
+        # The draw depends only on seed, step and process, so a resumed run continues with the same numbers.
         step = trainer.fit_loop.total_batch_idx + 1
         draw_seed = np.random.SeedSequence((self.seed, step, trainer.global_rank)).generate_state(1)[0]
         with torch.random.fork_rng(devices=[]):
@@ -184,19 +187,20 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         return min(_MOST_WORKERS, suggested_max_num_workers(self.trainer.num_devices))
 
     def _check_enough_to_train(self, origin: str) -> None:
-        """Raise an InputError unless each process can fill a batch, and has something to validate."""
+        """Raise an InputError unless each process can fill a batch and has a sample to validate."""
         n_processes = self._processes()[1]
         if len(self.train_split) < self.batch_size * n_processes:
             raise InputError(
-                f"data.batch_size: {self.batch_size} samples a step on {n_processes} process(es), but only {origin}"
+                f"data.batch_size: expected enough samples for {self.batch_size} per step on {n_processes} "
+                f"process(es), but only {origin}"
             )
         if len(self.val_split) < n_processes:
             raise InputError(
-                f"{n_processes} processes need as many samples that validate, found {len(self.val_split)}"
+                f"expected a validation sample for each of {n_processes} processes, found {len(self.val_split)}"
             )
 
     def _place(self) -> tuple[int, int]:
-        """Return the epoch that comes, and how many of its batches were trained on before the run was stopped."""
+        """Return the next epoch, and the number of its batches that were used before the run was stopped."""
         if self.trainer is None:
             return 0, 0
         loop = self.trainer.fit_loop
@@ -210,16 +214,16 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
 class RegistrationDataModule(DeviceDataModule):
     """Batches of an h5 data set, split so that copies of one image never train and validate.
 
-    Images and fields of another size than the atlas are resized.
+    Images and fields are resized to the atlas.
 
     Args:
         path: The h5 file (`atlalign validate FILE` checks it).
-        val_fraction: The share of image_ids that validate where no indexes are given.
-        train_indexes: Samples that train: a list, or an .npy file; default: all that share no image with validation.
-        val_indexes: Samples that validate, likewise.
-        dark_ground: Turn moving images on a bright slide into bright tissue on dark, as `atlalign register` does;
-            None is False.
-        others: What `DeviceDataModule` takes.
+        val_fraction: Fraction of the image_ids that validate, if no indexes are given.
+        train_indexes: Training samples, a list or an .npy file; None for all that share no image with validation.
+        val_indexes: Validation samples, likewise.
+        dark_ground: Convert dark tissue on a bright slide to bright on dark, as `atlalign register` does; None means
+            False.
+        others: The arguments of `DeviceDataModule`.
     """
 
     def __init__(
@@ -245,13 +249,13 @@ class RegistrationDataModule(DeviceDataModule):
         """Check the file; Lightning calls this in one process.
 
         Raises:
-            InputError: If the file is not valid, or other sections than the phantom's would meet its planes.
+            InputError: If the file is invalid, or pairs real sections with the phantom atlas.
         """
         schema.check_once(self.path, self.atlas.extent_um)
         if self.atlas.name == PHANTOM != schema.atlas_of(self.path):
             raise InputError(
-                f"{self.path}: its sections would meet planes of the phantom, a drawn brain: give the atlas that they "
-                "are registered to, atlas=file atlas.path=FILE or atlas=allen"
+                f"{self.path}: expected sections of the phantom, a drawn brain: name the atlas that your sections are "
+                "registered to, with atlas=allen or atlas=file atlas.path=FILE"
             )
 
     def setup(self, stage: str | None = None) -> None:
@@ -303,13 +307,13 @@ def split_samples(
     val_fraction: float = 0.2,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indexes of training and of validation samples, which never share an image_id.
+    """Return the indexes of the training and validation samples, which never share an image_id.
 
-    Where neither split is given, a share `val_fraction` of the image_ids, drawn by `seed`, validates. Where one is
-    given, the other one is all samples of other images.
+    If neither split is given, a fraction `val_fraction` of the image_ids, drawn by `seed`, validates. If one is given,
+    the other is all samples of other images.
 
     Raises:
-        InputError: If indexes are not those of samples, given splits share images, or a split is empty.
+        InputError: If an index is not that of a sample, the given splits share images, or a split is empty.
     """
     train = None if train_indexes is None else _read_indexes(train_indexes, len(image_ids), "train_indexes")
     val = None if val_indexes is None else _read_indexes(val_indexes, len(image_ids), "val_indexes")
@@ -324,13 +328,13 @@ def split_samples(
     if shared.size:
         shown = ", ".join(map(str, shared[:5]))
         raise InputError(
-            f"train_indexes and val_indexes share {shared.size} image_id(s) ({shown}): copies of an image that trains "
-            "cannot validate"
+            f"train_indexes and val_indexes: expected no common image, found {shared.size} common image_id(s) ({shown})"
         )
     for name, split in (("training", train), ("validation", val)):
         if not split.size:
             raise InputError(
-                f"no sample is left for {name}: {len(image_ids)} samples of {len(np.unique(image_ids))} image(s)"
+                f"expected samples for {name}, found none among {len(image_ids)} samples of "
+                f"{len(np.unique(image_ids))} image(s)"
             )
     return train, val
 
@@ -351,7 +355,7 @@ def _read_indexes(indexes: Indexes, n_samples: int, name: str) -> np.ndarray:
     if outside.size:
         raise InputError(f"{name}: expected 0 to {n_samples - 1}, found {outside[:5].tolist()}")
     if len(np.unique(array)) != len(array):
-        raise InputError(f"{name}: some samples are named twice")
+        raise InputError(f"{name}: expected each sample once, found repeated ones")
     return array.astype(np.int64)
 
 
@@ -359,4 +363,4 @@ def _load_npy(path: str | Path, name: str) -> np.ndarray:
     try:
         return cast(np.ndarray, np.load(Path(path).expanduser(), allow_pickle=False))
     except (OSError, ValueError) as error:
-        raise InputError(f"{name}: {path} cannot be read as an .npy file: {error}") from error
+        raise InputError(f"{name}: expected an .npy file, cannot read {path} ({error})") from error

@@ -1,4 +1,4 @@
-"""Samples from an h5 data set and an atlas: read one by one in workers, completed as a batch on the device."""
+"""Samples of an h5 data set and an atlas: workers read them one by one, and the device completes the batch."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from atlalign.atlas.atlas import Atlas
-from atlalign.data.augmenters import BatchAugmenter, ImageAugmenter
+from atlalign.data.augmenter_kinds import BatchAugmenter, ImageAugmenter
 from atlalign.geometry import resize, warp
 from atlalign.io.images import resize_images
 from atlalign.io.intensity import find_ground, on_dark_ground
@@ -21,10 +21,9 @@ _READ = ("img", "deltas_xy", "inv_deltas_xy")
 
 
 class RegistrationBatch(NamedTuple):
-    """What a network trains on: images (B, 1, H, W) in [0, 1], fields (B, 2, H, W) in pixels, ids (B,).
+    """A batch for a network: images (B, 1, H, W) in [0, 1], fields (B, 2, H, W) in pixels, ids (B,).
 
-    `registered` is `moving` (augmented, where it is augmented) warped by the true field `dvf`; `inv_dvf` maps the
-    other way.
+    `registered` is `moving`, after augmentation, warped by the true field `dvf`. `inv_dvf` maps the other way.
     """
 
     reference: Tensor
@@ -38,7 +37,7 @@ class RegistrationBatch(NamedTuple):
 
 
 class RawSample(TypedDict, total=False):
-    """One sample as it is read: images uint8 or float32 (1, H, W), fields float16 (h, w, 2) of the file's size."""
+    """One sample as read: images (1, H, W), uint8 or float32; fields (h, w, 2), float16 and of the file's size."""
 
     reference: Tensor
     moving: Tensor
@@ -50,27 +49,27 @@ class RawSample(TypedDict, total=False):
 
 
 class SampleKey(NamedTuple):
-    """Which sample to read, and the seed of its augmentation: the same in whatever worker it is read."""
+    """The number of a sample, and the seed of its augmentation, which does not depend on the worker that reads it."""
 
     sample: int
     seed: int
 
 
 class SeededSampler(Sampler[SampleKey]):
-    """Yields keys of samples in an order that depends on seed and epoch alone.
+    """Yields the keys of samples in an order that depends only on seed and epoch.
 
-    The processes take turns, so that their batches of B samples are together the batch of `world_size` · B samples
-    that one process would get.
+    The processes take turns: together, their batches of B samples are the batch of `world_size` · B samples that one
+    process would get.
 
     Args:
         indexes: The samples of the split.
         seed: The run's seed.
-        shuffle: Draw a new order each epoch.
-        rank: The part of the samples for this process, one in `world_size`.
+        shuffle: Draw a new order in each epoch.
+        rank: The number of this process, which gets one sample in `world_size`.
         world_size: The number of processes.
-        even: Leave out the last samples that would not give each process as many.
-        epoch: The first epoch to come.
-        start: Where in that epoch to go on: so many samples of this process were given before the run was stopped.
+        even: Drop the last samples, so that each process gets the same number.
+        epoch: The first epoch.
+        start: The number of samples of that epoch that this process already had before the run was stopped.
     """
 
     def __init__(
@@ -93,11 +92,11 @@ class SeededSampler(Sampler[SampleKey]):
         self.starts = {epoch: start}
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next pass that of `epoch`; Lightning calls this before each."""
+        """Set the epoch of the next pass; Lightning calls this before each."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """The samples of a whole epoch, as Lightning expects it of one that goes on as well."""
+        """Return the number of samples in a whole epoch; Lightning expects it for a resumed one too."""
         return len(self.places)
 
     def __iter__(self) -> Iterator[SampleKey]:
@@ -111,14 +110,14 @@ class SeededSampler(Sampler[SampleKey]):
 class RegistrationDataset(Dataset[RawSample]):
     """The samples of an h5 data set (see `atlalign.data.schema`) with their atlas sections.
 
-    The file is opened on first use, once in each process, so that the data set may be pickled and forked.
+    Each process opens the file on first use, so the data set can be pickled and forked.
 
     Args:
         path: The h5 file, already checked.
         atlas: Gives the reference section at each sample's position, at the working size.
-        return_inverse: Read the inverse fields as well.
-        dark_ground: Turn moving images into bright tissue on a ground of 0, as `atlalign register` does. An image with
-            a ground of 0 stays as it is.
+        return_inverse: Read the inverse fields too.
+        dark_ground: Convert moving images to bright tissue on a background of 0, as `atlalign register` does. An image
+            whose background is 0 already stays as it is.
         moving_augmenter: Applied to the moving image at the working size.
         reference_augmenter: Applied to the reference image.
     """
@@ -173,7 +172,7 @@ class RegistrationDataset(Dataset[RawSample]):
         return sample
 
     def _open(self) -> dict[str, h5py.Dataset]:
-        # A handle that came through a fork shares its file position with the parent: open one's own.
+        # A handle inherited through a fork shares its file position with the parent, so each process opens its own.
         if self._process != os.getpid():
             file = h5py.File(self.path, "r")
             self._arrays, self._process = {name: file[name] for name in _READ}, os.getpid()
@@ -188,7 +187,7 @@ def complete(
 ) -> RegistrationBatch:
     """Return the batch of collated raw samples: floats, fields at the images' size, the registered image.
 
-    Runs on whatever device the samples are; warping a batch there is much cheaper than sample by sample in workers.
+    This runs on the device of the samples. Warping a batch there is much cheaper than warping samples in workers.
     """
     reference = _to_unit_range(raw["reference"], reference_augmenter)
     moving = _to_unit_range(raw["moving"], moving_augmenter)
@@ -200,7 +199,7 @@ def complete(
 
 
 def _on_dark_ground(moving: Tensor) -> Tensor:
-    """Return an image (1, H, W) as bright tissue on a ground of 0; uint8 as it was, for batches are of one dtype."""
+    """Return an image (1, H, W) as bright tissue on a background of 0, in uint8, because a batch has one dtype."""
     grey = moving[0].float()
     if find_ground(grey).is_nothing:
         return moving

@@ -1,8 +1,7 @@
-"""Demo data: sections of the atlas under known deformations, written once as a valid h5 data set."""
+"""Demo data: atlas sections under known deformations, written once as a valid h5 data set."""
 
 import hashlib
 import json
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -15,50 +14,33 @@ from torch import Tensor
 from atlalign.atlas.atlas import Atlas
 from atlalign.data import schema
 from atlalign.data.datamodule import RegistrationDataModule
-from atlalign.errors import InputError, check_numbers, check_size, unknown_name
-from atlalign.geometry import affine_to_dvf, warp
-from atlalign.geometry.generators import FieldPair, affine_map, smooth_field
+from atlalign.errors import InputError, check_numbers, check_size
+from atlalign.geometry import warp
+from atlalign.geometry.random_fields import invertible_field
 from atlalign.io.files import written_whole
 
 _SMALLEST_TISSUE_SHARE = 0.1
-# A little more than promised, since float16 rounds.
-_MEAN, _LARGEST = 0.0202, 0.0606
+# The sizes are a little more than promised, since float16 rounds.
+_FIELDS = {"mean_fraction": 0.0202, "largest_fraction": 0.0606, "spacing": 0.25}
 _TISSUE_INTENSITY = 25
 _BYTES_A_PIXEL = 16  # of a field and its inverse
-
-
-def _smooth(n: int, shape: tuple[int, int], generator: torch.Generator) -> FieldPair:
-    return smooth_field(
-        n, shape, mean_fraction=_MEAN, largest_fraction=_LARGEST, spacing=0.25, generator=generator
-    )
-
-
-def _affine(n: int, shape: tuple[int, int], generator: torch.Generator) -> FieldPair:
-    pair = affine_map(n, shape, mean_fraction=_MEAN, largest_fraction=_LARGEST, generator=generator)
-    return FieldPair(affine_to_dvf(pair.matrix, shape), affine_to_dvf(pair.inverse, shape))
-
-
-_DEFORMATIONS: dict[str, Callable[[int, tuple[int, int], torch.Generator], FieldPair]] = {
-    "smooth": _smooth,
-    "affine": _affine,
-}
 
 
 class DemoDataModule(RegistrationDataModule):
     """A data module on demo data, which it writes on first use.
 
-    Each sample is an atlas section R, seen through the inverse w of a field u: the moving image is R(p + w(p)), so
-    that the moving image warped by u is R again. Every field displaces by at least 2 % of the width in the mean and 6 %
-    at its largest. All samples of a section share its image_id: validation sections are other sections.
+    Each sample is an atlas section R and a field u with the inverse w. The moving image is R(p + w(p)), so the moving
+    image warped by u is R again. The mean displacement of a field is at least 2 % of the width, and the largest at
+    least 6 %. All samples of a section share its image_id, so a section never trains and validates.
 
     Args:
-        folder: Where the h5 file is written; its name tells apart atlas, size and the arguments below.
-        n_sections: How many sections of the atlas are drawn, all of different planes.
-        fields_per_section: How many deformations each section gets.
-        deformation: "smooth" (diffeomorphic random fields) or "affine".
+        folder: Folder of the h5 file. The file's name depends on the atlas, its size and the arguments below.
+        n_sections: Number of atlas sections, all from different planes.
+        fields_per_section: Number of deformations per section.
+        deformation: "smooth" (diffeomorphic random fields), "affine", or "affine_smooth" (both, each as large).
         atlas: The atlas at the working size.
-        data_seed: Decides sections and fields.
-        others: What `RegistrationDataModule` takes.
+        data_seed: Seed of sections and fields.
+        others: The arguments of `RegistrationDataModule`.
     """
 
     def __init__(
@@ -68,12 +50,11 @@ class DemoDataModule(RegistrationDataModule):
         atlas: Atlas,
         n_sections: int = 60,
         fields_per_section: int = 6,
-        deformation: Literal["smooth", "affine"] = "smooth",
+        deformation: Literal["smooth", "affine", "affine_smooth"] = "smooth",
         data_seed: int = 0,
         **others: Any,
     ) -> None:
-        if deformation not in _DEFORMATIONS:
-            raise unknown_name("data.deformation", deformation, _DEFORMATIONS)
+        invertible_field(deformation, **_FIELDS)  # which checks the name
         least = {"data.n_sections": 1, "data.fields_per_section": 1, "data.data_seed": 0}
         check_numbers(dict(zip(least, (n_sections, fields_per_section, data_seed), strict=True)), least)
         check_size("data.fields_per_section", (fields_per_section, *atlas.image_shape), _BYTES_A_PIXEL)
@@ -85,7 +66,7 @@ class DemoDataModule(RegistrationDataModule):
         super().__init__(Path(folder).expanduser() / f"demo-{name}.h5", atlas=atlas, **others)
 
     def prepare_data(self) -> None:
-        """Write the file where it is not there yet, and check it."""
+        """Write the file if it does not exist, and check it."""
         if not self.path.exists():
             write_demo(
                 self.path,
@@ -107,13 +88,14 @@ def write_demo(
     deformation: str = "smooth",
     seed: int = 0,
 ) -> None:
-    """Write the data set described by `DemoDataModule`; it appears under its name when it is complete.
+    """Write the data set described by `DemoDataModule`; the file appears under its name when it is complete.
 
     Raises:
-        InputError: If the atlas has fewer planes with tissue than sections are wanted.
+        InputError: If the atlas has fewer planes with tissue than `n_sections`.
     """
     planes = _draw_planes(atlas, n_sections, seed)
     generator = torch.Generator().manual_seed(seed)
+    field = invertible_field(deformation, **_FIELDS)
     provenance = {
         "atlas": atlas.name,
         "extent_um": atlas.extent_um,
@@ -121,14 +103,15 @@ def write_demo(
         "seed": seed,
     }
     n_samples = n_sections * fields_per_section
-    # The runs of a sweep may begin together: each writes a file of its own, with the same content.
-    content = BytesIO()  # HDF5 does not end well on a full disk
+    # Runs of a sweep may start together: each writes its own file, with the same content.
+    content = BytesIO()  # HDF5 fails badly on a full disk
     with schema.create(content, n_samples, atlas.image_shape, **provenance) as file:
         for number, plane in enumerate(track(planes, description="writing demo data")):
             section = atlas.template[plane].float()[None, None] / 255
-            pair = _DEFORMATIONS[deformation](fields_per_section, atlas.image_shape, generator)
+            images = section.expand(fields_per_section, -1, -1, -1)
+            pair = field.pair(field.draw(images, generator=generator), atlas.image_shape)
             samples = slice(number * fields_per_section, (number + 1) * fields_per_section)
-            moving = warp(section.expand(fields_per_section, -1, -1, -1), pair.inverse)
+            moving = warp(images, pair.inverse)
             file["img"][samples] = (moving[:, 0] * 255).round().to(torch.uint8).numpy()
             file["deltas_xy"][samples] = _channels_last(pair.dvf)
             file["inv_deltas_xy"][samples] = _channels_last(pair.inverse)
@@ -149,8 +132,8 @@ def _draw_planes(atlas: Atlas, n_sections: int, seed: int) -> list[int]:
     candidates = tissue_planes(atlas)
     if len(candidates) < n_sections:
         raise InputError(
-            f"data.n_sections: {n_sections} sections are wanted, but only {len(candidates)} planes of the atlas "
-            f"'{atlas.name}' show tissue on {_SMALLEST_TISSUE_SHARE:.0%} of their area"
+            f"data.n_sections: expected at most {len(candidates)}, the number of planes of atlas '{atlas.name}' with "
+            f"tissue on {_SMALLEST_TISSUE_SHARE:.0%} of their area, got {n_sections}"
         )
     return sorted(np.random.default_rng(seed).choice(candidates, n_sections, replace=False).tolist())
 

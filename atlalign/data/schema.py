@@ -1,4 +1,4 @@
-"""The contract of the h5 files: what a file must hold, every problem it has, and how one is written."""
+"""The contract of the h5 files: the required arrays, the check of a file, and the creation of a new one."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ _BYTES_A_CHUNK = 64 * 2**20
 _SAMPLES_DOUBTED = 16
 _LEAST_DOUBTED_PX = 0.5
 _LARGEST_ID = 2**63 - 1
-_LARGEST_COMPRESSION = 1100  # gzip makes a constant about 1000 times as small
+_LARGEST_COMPRESSION = 1100  # gzip makes constant data about 1000 times smaller
 _UNREADABLE = (
     OSError,
     RuntimeError,
@@ -33,12 +33,12 @@ _UNREADABLE = (
     TypeError,
     ValueError,
     UnicodeError,
-)  # what h5py raises on damage
-_CHECKS = 2  # grows with what is checked, so that files are checked again
+)  # errors that h5py raises on damaged files
+_CHECKS = 2  # increase it when checks are added, so that files are checked again
 
 
 class ArraySpec(NamedTuple):
-    """One array of the file: its trailing shape after (n,), and the dtypes that it may have."""
+    """One array of the file: its shape and its dtype."""
 
     per_sample: str
     dtype: str
@@ -55,14 +55,14 @@ CONTRACT = {
 
 
 class FileSummary(NamedTuple):
-    """What a valid file holds."""
+    """The size of a valid file."""
 
     n_samples: int
     image_shape: tuple[int, int]
 
 
 def structure_problems(path: str | Path) -> list[str]:
-    """Return what is wrong with the file's arrays: presence, shape, dtype and length; quick at any size."""
+    """Return the problems of the file's arrays: presence, shape, dtype and length. This is fast at any file size."""
     opened = _open_problem(Path(path))
     if opened:
         return [opened]
@@ -77,10 +77,10 @@ def structure_problems(path: str | Path) -> list[str]:
 
 
 def extent_of(path: str | Path) -> float:
-    """Return where the atlas of a file ends in µm: that of the Allen atlas, unless the file names another.
+    """Return the extent of a file's atlas in µm: that of the Allen atlas, unless the file gives another.
 
     Raises:
-        InputError: If what the file names is not a number above 0.
+        InputError: If the given extent is not a number above 0.
     """
     with h5py.File(path, "r") as file:
         extent = _attribute(file, "extent_um", ATLAS_EXTENT_UM)
@@ -88,7 +88,7 @@ def extent_of(path: str | Path) -> float:
 
 
 def content_problems(path: str | Path, extent_um: float) -> Iterator[str]:
-    """Yield what is wrong with the values of a file whose structure is right; reads the whole file.
+    """Yield the problems of the values in a file with a valid structure; this reads the whole file.
 
     Args:
         path: The h5 file.
@@ -116,17 +116,17 @@ def content_problems(path: str | Path, extent_um: float) -> Iterator[str]:
 
 
 def atlas_of(path: Path) -> str:
-    """Return the name of the atlas whose sections a file says it holds; nothing where it does not tell."""
+    """Return the name of the atlas that the file's sections come from; empty if the file does not say."""
     with h5py.File(path, "r") as file:
         named = (_attribute(file, name) for name in ("origin", "atlas"))
         return next((name for name in named if isinstance(name, str) and name), "")
 
 
 def doubts(path: str | Path) -> list[str]:
-    """Return what a valid file is hardly meant to hold; of the fields up to 16 samples are looked at.
+    """Return doubtful contents of a valid file; the fields of up to 16 samples are examined.
 
-    Inverses are judged by the median over the pixels that stay on the image: the Keras package's goes astray at the
-    border, and is right elsewhere.
+    Inverses are judged by the median over the pixels that stay on the image, because those of the Keras package are
+    wrong at the border and right elsewhere.
     """
     with h5py.File(path, "r") as file:
         images = np.unique(file["image_id"])
@@ -135,26 +135,26 @@ def doubts(path: str | Path) -> list[str]:
         for sample in chosen:
             for doubt in _doubts_about_fields(file["deltas_xy"][sample], file["inv_deltas_xy"][sample]):
                 found.setdefault(doubt, []).append(sample)
-    alone = [f"image_id: all samples are of image {images[0]}, so that none can validate"]
+    alone = [f"image_id: all samples are of image {images[0]}, so none can validate"]
     return alone * (len(images) == 1) + [f"{doubt} in {_listing('sample', s)}" for doubt, s in found.items()]
 
 
 def summarize(path: str | Path) -> FileSummary:
-    """Return the number of samples and the image shape of a file whose structure is right."""
+    """Return the number of samples and the image shape of a file with a valid structure."""
     with h5py.File(path, "r") as file:
         n, height, width = file["img"].shape
         return FileSummary(int(n), (int(height), int(width)))
 
 
 def validate(path: str | Path, extent_um: float | None = None) -> FileSummary:
-    """Check structure and contents, whatever was checked before, and warn of what is doubtful.
+    """Check structure and contents, even of a file that passed before, and warn of doubtful contents.
 
     Args:
         path: The h5 file.
         extent_um: Positions `p` must lie in [0, extent_um]; None is `extent_of` the file.
 
     Raises:
-        InputError: With every problem of the file, one a line.
+        InputError: If the file is invalid; the message lists every problem, one per line.
     """
     problems = structure_problems(path)
     if not problems:
@@ -168,14 +168,14 @@ def validate(path: str | Path, extent_um: float | None = None) -> FileSummary:
 
 
 def check_once(path: str | Path, extent_um: float | None = None) -> FileSummary:
-    """Check the structure, and the contents unless this very file (by size and time) passed before.
+    """Check the structure, and also the contents unless the file, by its size and time, passed before.
 
     Args:
         path: The h5 file.
         extent_um: Positions `p` must lie in [0, extent_um]; None is `extent_of` the file.
 
     Raises:
-        InputError: With every problem of the file, one a line.
+        InputError: If the file is invalid; the message lists every problem, one per line.
     """
     problems = structure_problems(path)
     if problems:
@@ -197,19 +197,19 @@ def invalid_file(path: str | Path, problems: list[str]) -> InputError:
 def create(
     path: str | Path | IO[bytes], n_samples: int, image_shape: tuple[int, int], **attributes: Any
 ) -> h5py.File:
-    """Create a file with the contract's arrays, still to be filled; `attributes` say where it came from.
+    """Create a file with the contract's arrays, to be filled by the caller; `attributes` record its origin.
 
-    One sample is one chunk, so that reading at random touches nothing else. Samples are byte-shuffled and compressed
-    with gzip at its fastest (benchmarks/storage.py). Equal samples give equal bytes, unlike with LZF, which looks for
-    matches from whatever its hash table's memory holds (`INIT_HTAB 0` in h5py's lzfP.h).
+    One sample is one chunk, so random access reads nothing else. Samples are byte-shuffled and compressed
+    with gzip at its fastest (benchmarks/storage.py). Equal samples give equal bytes. LZF would not: it starts
+    from an uninitialised hash table (`INIT_HTAB 0` in h5py's lzfP.h).
 
     Raises:
-        InputError: If the images would be smaller than a valid file's; then there is no file.
+        InputError: If the images are too small for a valid file; no file is created.
     """
     height, width = image_shape
     if min(height, width) < SMALLEST_SIDE_PX:
         raise InputError(
-            f"data.image_shape: expected at least {SMALLEST_SIDE_PX} px a side, got {height}×{width}"
+            f"data.image_shape: expected sides of at least {SMALLEST_SIDE_PX} px, got {height}×{width}"
         )
     file = h5py.File(path, "x")
     shapes = {"img": (height, width), "deltas_xy": (height, width, 2), "inv_deltas_xy": (height, width, 2)}
@@ -234,7 +234,7 @@ def _open_problem(path: Path) -> str | None:
         h5py.File(path, "r").close()
     except OSError as error:
         if "truncated" in str(error):
-            return f"the file is truncated ({path.stat().st_size} bytes are there): copy or write it again"
+            return f"expected a whole file, found it truncated to {path.stat().st_size} bytes: copy or write it again"
         if "signature not found" in str(error):
             return "not an h5 file"
         return f"cannot be opened: {error}"
@@ -242,7 +242,7 @@ def _open_problem(path: Path) -> str | None:
 
 
 def _arrays(file: h5py.File) -> tuple[dict[str, h5py.Dataset], list[str]]:
-    """Return the arrays of the contract whose values lie in the file, and what is wrong with the others."""
+    """Return the arrays of the contract whose values lie in the file, and the problems of the others."""
     arrays: dict[str, h5py.Dataset] = {}
     problems: list[str] = []
     for name, spec in CONTRACT.items():
@@ -326,7 +326,7 @@ def _checked_extent(name: str, value: Any) -> float:
 
 
 def _bad_samples(array: h5py.Dataset) -> tuple[list[int], list[int]]:
-    """Return the samples that cannot be read, and those that hold NaN or infinity."""
+    """Return the samples that cannot be read, and the samples with NaN or infinity."""
     step = max(1, _BYTES_A_CHUNK // (prod(array.shape[1:]) * array.dtype.itemsize))
     unreadable: list[int] = []
     not_finite: list[int] = []
@@ -360,7 +360,7 @@ def _doubts_about_fields(deltas_xy: NDArray[np.float16], inv_deltas_xy: NDArray[
     )
     for name, field in (("deltas_xy", dvf), ("inv_deltas_xy", inverse)):
         if stays_inside(field).float().mean() < 0.5:
-            yield f"{name}: most points are taken from outside of the image"
+            yield f"{name}: most displacements point outside the image"
     inside = stays_inside(dvf)[0]
     if inside.any():
         left, whole = (
@@ -384,7 +384,7 @@ def _passed_marker(path: Path, extent_um: float) -> Path:
 
 
 def _leave(marker: Path, path: str | Path) -> None:
-    # Without a place to remember, a file is only checked again.
+    # If the marker cannot be written, the file is checked again next time.
     try:
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.write_text(os.fspath(path))

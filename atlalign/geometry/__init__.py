@@ -7,8 +7,6 @@ from atlalign.geometry.dvf import (
     compose,
     identity_grid,
     integrate,
-    inverse_mask,
-    invert,
     jacobian,
     jacobian_determinant,
     limit_steepness,
@@ -18,25 +16,25 @@ from atlalign.geometry.dvf import (
     warp,
     warp_points,
 )
-from atlalign.geometry.generators import (
-    AffinePair,
+from atlalign.geometry.inverse import inverse_mask, invert
+from atlalign.geometry.maps import (
     AffineSimple,
-    ControlPoints,
-    FieldPair,
-    affine_map,
     affine_simple,
     affine_simple_matrix,
+    invert_affine,
+    projective,
+)
+from atlalign.geometry.random_fields import (
+    RANDOM_FIELDS,
+    ControlPoints,
+    FieldPair,
+    RandomField,
     control_points,
     draw_affine_simple,
     draw_control_points,
     draw_edge_stretching,
     draw_velocity,
     edges,
-    integrate_pair,
-    invert_affine,
-    projective,
-    scale_affine,
-    scale_velocity,
     smooth_field,
 )
 from atlalign.geometry.scattered import (
@@ -46,13 +44,13 @@ from atlalign.geometry.scattered import (
 )
 
 __all__ = [
-    "AffinePair",
+    "RANDOM_FIELDS",
     "AffineSimple",
     "ControlPoints",
     "FieldPair",
     "PaddingMode",
+    "RandomField",
     "SamplingMode",
-    "affine_map",
     "affine_simple",
     "affine_simple_matrix",
     "affine_to_dvf",
@@ -66,7 +64,6 @@ __all__ = [
     "edges",
     "identity_grid",
     "integrate",
-    "integrate_pair",
     "interpolate_griddata",
     "interpolate_rbf",
     "inverse_mask",
@@ -78,8 +75,6 @@ __all__ = [
     "projective",
     "resize",
     "sample",
-    "scale_affine",
-    "scale_velocity",
     "smooth_field",
     "stays_inside",
     "warp",

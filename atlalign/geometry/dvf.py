@@ -70,8 +70,8 @@ def warp(
         >>> warp(image, one_to_the_right.view(1, 2, 1, 1).expand(1, 2, 3, 5))[0, 0, 0]
         tensor([1., 2., 3., 4., 0.])
     """
-    _check_dvf(dvf)
-    _check_same_grid(image, dvf)
+    check_dvf(dvf)
+    check_same_grid(image, dvf)
     if not image.is_floating_point():
         return _warp_labels(image, dvf, mode, padding_mode)
     return _sample(image, dvf, mode, padding_mode)
@@ -92,7 +92,7 @@ def sample(
         mode: Interpolation.
         padding_mode: The values beyond the border.
     """
-    unit = _unit(_grid_shape(image), points.dtype, points.device).flatten()
+    unit = _unit(grid_shape(image), points.dtype, points.device).flatten()
     grid = torch.addcmul(-torch.ones_like(unit), points, unit)
     return F.grid_sample(
         image.to(points.dtype), grid, mode=mode, padding_mode=padding_mode, align_corners=True
@@ -109,10 +109,10 @@ def warp_points(points: Tensor, dvf: Tensor) -> Tensor:
     Raises:
         ValueError: If `points` is not (B, N, 2) with the field's B.
     """
-    _check_dvf(dvf)
+    check_dvf(dvf)
     if points.ndim != 3 or points.shape[-1] != 2 or points.shape[0] != dvf.shape[0]:
         raise ValueError(f"points: expected ({dvf.shape[0]}, N, 2) as (x, y), got {tuple(points.shape)}")
-    field = _precise(dvf)
+    field = precise(dvf)
     displacement = sample(field, points[:, None].to(field.dtype), padding_mode="border")
     return points + displacement[:, :, 0].transpose(1, 2)
 
@@ -133,10 +133,10 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
         >>> compose(outer=double, inner=to_the_right)[0, :, 2, 3].round()  # (3, 2) -> (4, 2) -> (8, 4)
         tensor([5., 2.])
     """
-    _check_dvf(outer)
-    _check_dvf(inner)
-    _check_same_grid(outer, inner)
-    return _precise(inner) + _sample(_precise(outer), inner, "bilinear", "border")
+    check_dvf(outer)
+    check_dvf(inner)
+    check_same_grid(outer, inner)
+    return precise(inner) + _sample(precise(outer), inner, "bilinear", "border")
 
 
 def affine_to_dvf(matrix: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -156,7 +156,7 @@ def affine_to_dvf(matrix: Tensor, shape: tuple[int, int]) -> Tensor:
     """
     if matrix.ndim != 3 or tuple(matrix.shape[1:]) != (2, 3):
         raise ValueError(f"matrix: expected (B, 2, 3), got {tuple(matrix.shape)}")
-    matrix = _precise(matrix)
+    matrix = precise(matrix)
     x, y = identity_grid(shape, matrix.dtype, matrix.device)[0].unbind()
     # The identity is subtracted from the matrix, not from the mapped points: nothing cancels at large coordinates.
     # Autocast would compute a matrix product in reduced precision.
@@ -177,14 +177,14 @@ def resize(dvf: Tensor, shape: tuple[int, int]) -> Tensor:
         >>> resize(torch.ones(1, 2, 11, 21), (21, 61))[0, :, 0, 0]
         tensor([3., 2.])
     """
-    _check_dvf(dvf)
+    check_dvf(dvf)
     if min(*dvf.shape[-2:], *shape) < 2:
         raise ValueError(f"resize: grids of at least 2×2, got {tuple(dvf.shape[-2:])} to {tuple(shape)}")
     if tuple(dvf.shape[-2:]) == tuple(shape):
         return dvf
-    field = _precise(dvf)
+    field = precise(dvf)
     resized = F.interpolate(field, size=shape, mode="bilinear", align_corners=True)
-    pixel, new_pixel = (_unit(_grid_shape(grid), grid.dtype, grid.device) for grid in (field, resized))
+    pixel, new_pixel = (_unit(grid_shape(grid), grid.dtype, grid.device) for grid in (field, resized))
     return resized * (pixel / new_pixel)
 
 
@@ -193,7 +193,7 @@ def jacobian(dvf: Tensor) -> Tensor:
 
     Central differences inside, one-sided at the edges.
     """
-    return torch.stack(_derivatives(dvf), dim=2)
+    return torch.stack(derivatives(dvf), dim=2)
 
 
 def jacobian_determinant(dvf: Tensor) -> Tensor:
@@ -209,22 +209,22 @@ def jacobian_determinant(dvf: Tensor) -> Tensor:
         >>> jacobian_determinant(affine_to_dvf(stretch, (4, 5)))[0, 1, 2]
         tensor(6.)
     """
-    along_x, along_y = _derivatives(dvf)
+    along_x, along_y = derivatives(dvf)
     return (1 + along_x[:, 0]) * (1 + along_y[:, 1]) - along_y[:, 0] * along_x[:, 1]
 
 
-def _derivatives(dvf: Tensor) -> tuple[Tensor, Tensor]:
+def derivatives(dvf: Tensor) -> tuple[Tensor, Tensor]:
     """Return ∂dvf/∂x and ∂dvf/∂y, both (B, 2, H, W)."""
-    _check_dvf(dvf)
-    along_y, along_x = cast(list[Tensor], torch.gradient(_precise(dvf), dim=(-2, -1)))
+    check_dvf(dvf)
+    along_y, along_x = cast(list[Tensor], torch.gradient(precise(dvf), dim=(-2, -1)))
     return along_x, along_y
 
 
 def stays_inside(dvf: Tensor) -> Tensor:
     """Return the mask (B, H, W) of pixels q whose point q + dvf(q) lies on the image; dvf is (B, 2, H, W) in pixels."""
-    _check_dvf(dvf)
-    height, width = _grid_shape(dvf)
-    field = _precise(dvf)
+    check_dvf(dvf)
+    height, width = grid_shape(dvf)
+    field = precise(dvf)
     x, y = (identity_grid((height, width), field.dtype, field.device) + field).unbind(1)
     return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
 
@@ -246,7 +246,7 @@ def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
         >>> integrate(torch.full((1, 2, 4, 5), 3.0))[0, :, 0, 0]
         tensor([3., 3.])
     """
-    _check_dvf(velocity)
+    check_dvf(velocity)
     check_numbers({"steps": steps}, {"steps": 0})
     dvf = velocity * 0.5**steps
     for _ in range(steps):
@@ -266,184 +266,14 @@ def limit_steepness(velocity: Tensor, steepest: float = 2.0) -> Tensor:
         velocity: (B, 2, H, W) in pixels per unit time.
         steepest: The largest change in px per px.
     """
-    _check_dvf(velocity)
+    check_dvf(velocity)
     changes = [torch.diff(velocity, dim=dim).abs().flatten(1).amax(1) for dim in (-2, -1)]
     largest = torch.maximum(*changes).clamp(min=steepest)
     return velocity * (steepest / largest).view(-1, 1, 1, 1)
 
 
-def invert(
-    dvf: Tensor, *, start: Tensor | None = None, tolerance_px: float = 1e-3, max_iterations: int = 50
-) -> Tensor:
-    """Return v with `compose(dvf, v) = 0`, that is v(q) = −dvf(q + v(q)), pixel by pixel.
-
-    The inverse is solved on a coarse grid, then corrected on finer ones. The few pixels that still miss the tolerance
-    take Newton steps on the bilinear interpolant. Beyond the border the displacement is that of the border, so v is no
-    larger than the field (within the tolerance). Where the field folds there is no inverse, and the best iterate is
-    returned; `inverse_mask` finds these pixels. Not differentiable. A sample's result does not depend on its batch.
-
-    Args:
-        dvf: (B, 2, H, W) in pixels.
-        start: A guess (B, 2, H, W) of the inverse, which skips the coarse grids.
-        tolerance_px: The largest residual of a pixel that has an inverse.
-        max_iterations: The largest number of Newton steps.
-
-    Raises:
-        ValueError: If `dvf` is not (B, 2, H, W) or `start` has another shape.
-
-    Example:
-        >>> double = affine_to_dvf(torch.tensor([[[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]]]), (4, 5))
-        >>> invert(double)[0, :, 2, 4].round()  # (4, 2) -> (2, 1)
-        tensor([-2., -1.])
-    """
-    _check_dvf(dvf)
-    if start is not None:
-        _check_same_grid(start, dvf)
-    with torch.no_grad():
-        field = _precise(dvf)
-        inverse = _coarse_to_fine_inverse(field) if start is None else start.detach().to(field.dtype)
-        return _newton_where_needed(field, inverse, tolerance_px, max_iterations)
-
-
-def inverse_mask(dvf: Tensor, inverse: Tensor, *, tolerance_px: float = 0.01) -> Tensor:
-    """Return the mask (B, H, W) where `inverse` inverts `dvf`: small residual, and no folded part of dvf lands there.
-
-    Where a folded part lands, dvf maps at least three points to the same one. An inverse field can return only one.
-
-    Args:
-        dvf: (B, 2, H, W) in pixels.
-        inverse: (B, 2, H, W) in pixels, as `invert` returns it.
-        tolerance_px: The largest residual that still counts as inverse.
-    """
-    residual = _squared_norm(compose(dvf, inverse))
-    return (residual <= tolerance_px**2) & ~_landing(dvf, jacobian_determinant(dvf) <= 0)
-
-
-def _landing(dvf: Tensor, selected: Tensor) -> Tensor:
-    """Return the mask (B, H, W) of the four pixels around each point q + dvf(q) with q in the mask `selected`."""
-    batch, row, column = selected.nonzero(as_tuple=True)
-    offset = _precise(dvf)[batch, :, row, column]
-    x, y = (column + offset[:, 0]).floor().long(), (row + offset[:, 1]).floor().long()
-    height, width = _grid_shape(dvf)
-    landing = torch.zeros_like(selected)
-    for near_x, near_y in ((x, y), (x + 1, y), (x, y + 1), (x + 1, y + 1)):
-        inside = (near_x >= 0) & (near_x < width) & (near_y >= 0) & (near_y < height)
-        landing[batch[inside], near_y[inside], near_x[inside]] = True
-    return landing
-
-
-def _coarse_to_fine_inverse(dvf: Tensor) -> Tensor:
-    """Return the inverse, accurate to about a hundredth of a pixel where the field is smooth."""
-    height, width = _grid_shape(dvf)
-    factors = [factor for factor in (16, 8, 4, 2) if min(height, width) >= 4 * factor]
-    levels = [resize(dvf, (height // factor, width // factor)) for factor in factors] + [dvf]
-    inverse = -levels[0]
-    for index, level in enumerate(levels):
-        inverse = resize(inverse, _grid_shape(level))
-        for _ in range(3 if index < 2 else 1):
-            inverse = _corrected(level, inverse)
-        # Corrections diverge where the field is steep, and finer levels would inherit the error.
-        if index == 1:
-            inverse = _newton_where_needed(level, inverse, tolerance_px=0.02, max_iterations=20)
-    return inverse
-
-
-def _corrected(dvf: Tensor, inverse: Tensor) -> Tensor:
-    """Return the inverse after one Newton step, v − (I + ∇dvf(q + v))⁻¹ · residual.
-
-    At the solution the inverse matrix is I + ∇v, which needs neither sampling nor inversion.
-    """
-    residual = compose(dvf, inverse)
-    along_x, along_y = _derivatives(inverse)
-    corrected = inverse - residual
-    corrected.addcmul_(along_x, residual[:, :1], value=-1)
-    return corrected.addcmul_(along_y, residual[:, 1:], value=-1)
-
-
-def _newton_where_needed(dvf: Tensor, inverse: Tensor, tolerance_px: float, max_iterations: int) -> Tensor:
-    # The negation also selects pixels that a correction drove to NaN.
-    left = ~(_squared_norm(compose(dvf, inverse)) <= tolerance_px**2)
-    if not bool(left.any()):
-        return inverse
-    return _newton_inverse(dvf, inverse, left, tolerance_px, max_iterations)
-
-
-def _newton_inverse(
-    dvf: Tensor, inverse: Tensor, selected: Tensor, tolerance_px: float, max_iterations: int
-) -> Tensor:
-    """Return `inverse` after damped Newton steps at the pixels of the mask `selected` (B, H, W) only."""
-    batch, row, column = selected.nonzero(as_tuple=True)
-    target = torch.stack([column, row], dim=1).to(dvf.dtype)
-    # No inverse is larger than the field, so a longer step cannot lead to the solution.
-    bound = dvf.abs().amax(dim=(2, 3))[batch]
-
-    def evaluate(pixels: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the squared residual (N,) of the offset (N, 2) and the Newton step (N, 2) from it."""
-        value, gradient = _sample_cell(dvf, batch[pixels], target[pixels] + offset)
-        residual = offset + value
-        return _squared_norm(residual), -_solve(gradient, residual)
-
-    start = inverse[batch, :, row, column]
-    best = torch.where(start.isfinite(), start, -dvf[batch, :, row, column]).clamp(-bound, bound)
-    error, step = evaluate(torch.arange(len(batch), device=dvf.device), best)
-    damping = torch.ones_like(error)
-    for _ in range(max_iterations):
-        pixels = ((error > tolerance_px**2) & (damping > 1e-3)).nonzero()[:, 0]
-        if len(pixels) == 0:
-            break
-        trial = best[pixels] + damping[pixels, None] * step[pixels]
-        trial = trial.clamp(-bound[pixels], bound[pixels])
-        trial_error, trial_step = evaluate(pixels, trial)
-        better = trial_error < error[pixels]
-        damping[pixels] = torch.where(better, (2 * damping[pixels]).clamp(max=1), damping[pixels] / 2)
-        improved = pixels[better]
-        best[improved], error[improved], step[improved] = (
-            trial[better],
-            trial_error[better],
-            trial_step[better],
-        )
-    solved = inverse.clone()
-    solved[batch, :, row, column] = best
-    return solved
-
-
-def _sample_cell(dvf: Tensor, batch: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the bilinear interpolant (N, 2) and its derivatives (N, 4) at points (N, 2) of the samples `batch` (N,).
-
-    The derivatives are ordered ∂x/∂x, ∂y/∂x, ∂x/∂y, ∂y/∂y. Beyond the border the value is constant.
-    """
-    limit = torch.tensor(_grid_shape(dvf)[::-1], device=dvf.device) - 1
-    clamped = points.clamp(torch.zeros_like(limit), limit)
-    # The order matters: NaN becomes an arbitrary integer, which the clamp then moves into the image.
-    cell = clamped.long().clamp(torch.zeros_like(limit), limit - 1)
-    x, y = cell.unbind(1)
-    to_x, to_y = (clamped - cell).hsplit(2)
-    top_left, top_right = dvf[batch, :, y, x], dvf[batch, :, y, x + 1]
-    bottom_left, bottom_right = dvf[batch, :, y + 1, x], dvf[batch, :, y + 1, x + 1]
-    top, bottom = torch.lerp(top_left, top_right, to_x), torch.lerp(bottom_left, bottom_right, to_x)
-    along_x = torch.lerp(top_right - top_left, bottom_right - bottom_left, to_y)
-    inside = points == clamped
-    gradient = torch.cat([along_x * inside[:, :1], (bottom - top) * inside[:, 1:]], dim=1)
-    return torch.lerp(top, bottom, to_y), gradient
-
-
-def _solve(gradient: Tensor, residual: Tensor) -> Tensor:
-    """Return (I + gradient)⁻¹ · residual, damped where the matrix is near singular; (N, 4) and (N, 2)."""
-    a, c, b, d = gradient.unbind(1)
-    a, d = a + 1, d + 1
-    determinant = a * d - b * c
-    determinant = determinant.abs().clamp(min=0.05).copysign(determinant)
-    x, y = residual.unbind(1)
-    return torch.stack([d * x - b * y, a * y - c * x], dim=1) / determinant[:, None]
-
-
-def _squared_norm(vectors: Tensor) -> Tensor:
-    # On the CPU this is twenty times faster than `Tensor.norm` over the channels.
-    return vectors.square().sum(dim=1)
-
-
 def _sample(image: Tensor, dvf: Tensor, mode: str, padding_mode: str) -> Tensor:
-    field = _precise(dvf)
+    field = precise(dvf)
     grid = _in_units(field).permute(0, 2, 3, 1)
     sampled = F.grid_sample(
         image.to(grid.dtype), grid, mode=mode, padding_mode=padding_mode, align_corners=True
@@ -458,7 +288,7 @@ def _warp_labels(image: Tensor, dvf: Tensor, mode: str, padding_mode: str) -> Te
     if padding_mode not in ("zeros", "border"):
         raise ValueError(f"warp: labels are padded with 'zeros' or 'border', got '{padding_mode}'")
     height, width = image.shape[-2:]
-    field = _precise(dvf)
+    field = precise(dvf)
     x, y = (identity_grid((height, width), field.dtype, field.device) + field).round().unbind(1)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     flat_index = (_index(y, height) * width + _index(x, width)).flatten(1)
@@ -501,7 +331,7 @@ class _InUnits(torch.autograd.Function):
 
     @staticmethod
     def forward(dvf: Tensor) -> Tensor:
-        of_field = (_grid_shape(dvf), dvf.dtype, dvf.device)
+        of_field = (grid_shape(dvf), dvf.dtype, dvf.device)
         return torch.addcmul(_unit_grid(*of_field), dvf, _unit(*of_field))
 
     @staticmethod
@@ -512,7 +342,7 @@ class _InUnits(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         del ctx
         (gradient,) = gradients
-        return gradient * _unit_row(_grid_shape(gradient), gradient.dtype, gradient.device)
+        return gradient * _unit_row(grid_shape(gradient), gradient.dtype, gradient.device)
 
 
 @_cached
@@ -526,21 +356,24 @@ def _unit_row(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) 
     return row.contiguous().permute(0, 3, 1, 2)
 
 
-def _precise(field: Tensor) -> Tensor:
+def precise(field: Tensor) -> Tensor:
     """Return float64 unchanged and every other type as float32: half precision cannot separate neighbouring pixels."""
     return field if field.dtype == torch.float64 else field.float()
 
 
-def _grid_shape(tensor: Tensor) -> tuple[int, int]:
+def grid_shape(tensor: Tensor) -> tuple[int, int]:
+    """Return (H, W), the last two sizes."""
     return int(tensor.shape[-2]), int(tensor.shape[-1])
 
 
-def _check_dvf(dvf: Tensor) -> None:
+def check_dvf(dvf: Tensor) -> None:
+    """Raise a ValueError unless `dvf` is (B, 2, H, W)."""
     if dvf.ndim != 4 or dvf.shape[1] != 2:
         raise ValueError(f"dvf: expected (B, 2, H, W), got {tuple(dvf.shape)}")
 
 
-def _check_same_grid(image: Tensor, dvf: Tensor) -> None:
+def check_same_grid(image: Tensor, dvf: Tensor) -> None:
+    """Raise a ValueError unless `image` is (B, C, H, W) with the batch and grid of `dvf`."""
     if image.ndim != 4 or image.shape[0] != dvf.shape[0] or image.shape[-2:] != dvf.shape[-2:]:
         expected = f"({dvf.shape[0]}, C, {dvf.shape[-2]}, {dvf.shape[-1]})"
         raise ValueError(f"expected an image or field {expected}, got {tuple(image.shape)}")

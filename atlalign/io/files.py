@@ -17,7 +17,7 @@ from uuid import uuid4
 import numpy as np
 from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 
-from atlalign.errors import InputError
+from atlalign.errors import InputError, system_refusal
 
 _UNFINISHED = ".unfinished"
 _ABANDONED_S = 24 * 3600  # nothing that is being written goes without a change for a day
@@ -109,9 +109,7 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 
 def _refusal(path: Path, error: OSError) -> WriteError:
-    no_folder = isinstance(error, FileExistsError | NotADirectoryError) and not path.parent.is_dir()
-    reason = f"{path.parent} is no folder" if no_folder else error.strerror or error
-    refusal = WriteError(f"{path} cannot be written: {reason}")
+    refusal = WriteError(system_refusal(error, path, action="written"))
     refusal.errno = error.errno
     return refusal
 

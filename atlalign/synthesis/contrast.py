@@ -1,24 +1,23 @@
-"""Sections in synthetic contrast: what an atlas would look like in a stain that nobody has seen.
+"""Sections in synthetic contrast: an atlas in stains that do not exist.
 
-Each region of the annotation gets an intensity of its own, with texture, mixed with the template in a changed tone
-and then seen through blur, uneven light and noise, on a dark or a bright ground. A network that trains on such images
-learns shapes, not a stain: Hoffmann et al., *SynthMorph: learning contrast-invariant registration without acquired
-images*, IEEE TMI 2022.
+Each region of the annotation gets its own intensity and texture, mixed with the template in a changed tone. Blur,
+uneven light and noise follow, on a dark or a bright background. A network that trains on such images learns shapes, not
+a stain: Hoffmann et al., *SynthMorph: learning contrast-invariant registration without acquired images*, IEEE TMI 2022.
 
-Draws come from a generator on the CPU and are moved then: the same seed means the same sections on every device. Their
-blur is a convolution, for which cuDNN takes TF32 unless told otherwise: they differ by rounding, up to about 1e-3.
+A generator on the CPU draws the parameters, which are then moved to the device, so the same seed gives the same
+sections on every device. They differ by rounding, up to about 1e-3, because cuDNN computes the blur in TF32 by
+default.
 """
 
 import math
 from collections.abc import Sequence
-from numbers import Real
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atlalign.errors import InputError
+from atlalign.errors import check_probabilities, check_range
 
 Range = Sequence[float]
 
@@ -40,18 +39,18 @@ _WORD = 2**32 - 1
 
 
 class Contrast(NamedTuple):
-    """How the sections of a batch look; the first axis is the batch's.
+    """The appearance of a batch of sections; the first axis is the batch.
 
-    Regions fall into groups by their ids; groups are columns of `intensity` and `texture_std`, and the first column is
-    the ground's, label 0.
+    Regions fall into groups by their ids. Groups are columns of `intensity` and `texture_std`; the first column is the
+    background, label 0.
     """
 
     n_groups: Tensor  # (B, 1) int64
-    seed: Tensor  # (B, 1) int64: which regions fall together, and the noise
+    seed: Tensor  # (B, 1) int64: decides which regions share a group, and the noise
     intensity: Tensor  # (B, 1 + LARGEST_N_GROUPS)
     texture_std: Tensor  # (B, 1 + LARGEST_N_GROUPS)
     texture: Tensor  # (B, 1, h, w), standard normal on a coarse grid
-    template_share: Tensor  # (B, 1, 1, 1), the template's part in the tissue
+    template_share: Tensor  # (B, 1, 1, 1), the template's weight in the tissue
     gamma: Tensor  # (B, 1, 1, 1), of the template's tone
     inverted: Tensor  # (B, 1, 1, 1), 1 where the template's tone is inverted, else 0
     bias: Tensor  # (B, 1, 4, 4), logarithm of the light on a coarse grid
@@ -74,24 +73,24 @@ def draw_contrast(
     noise: Range = (0.0, 0.04),
     generator: torch.Generator | None = None,
 ) -> Contrast:
-    """Return the random contrast of a batch; every range (lowest, highest) is drawn from uniformly, for each section.
+    """Return a random contrast for each section; each value is drawn uniformly from its range (lowest, highest).
 
     Args:
-        labels: (B, 1, H, W), the sections to be coloured; their number, size and device count, not their ids.
-        n_groups: The number of intensities that the regions share, drawn uniformly in its logarithm, at most 256.
-        spread: The width of the interval that the regions' intensities are drawn from.
+        labels: (B, 1, H, W), the sections to be coloured; only their number, size and device are used.
+        n_groups: The number of intensities that the regions share, at most 256; uniform in its logarithm.
+        spread: The width of the interval of the regions' intensities.
         template_share: The weight of the template against the regions' intensities, in [0, 1].
         p_inverted: The probability that the template is inverted.
         log2_gamma: The template is taken to the power of 2 to this number.
-        p_bright: The probability of a bright ground (0.75 to 1) instead of a dark one (0 to 0.1).
+        p_bright: The probability of a bright background (0.75 to 1) instead of a dark one (0 to 0.1).
         texture: The largest standard deviation of the texture among the regions.
         bias: The standard deviation of the light's logarithm.
         blur_px: The blur's standard deviation, at most 2.
         noise: The noise's standard deviation.
-        generator: A generator on the CPU; the global one otherwise.
+        generator: A generator on the CPU; None for the global one.
 
     Raises:
-        InputError: If a range is not ascending, or outside of what makes sense.
+        InputError: If a range or a probability is invalid.
     """
     ranges = {
         "n_groups": n_groups, "spread": spread, "template_share": template_share, "log2_gamma": log2_gamma,
@@ -108,7 +107,7 @@ def draw_contrast(
     def normal(*shape: int) -> Tensor:
         return torch.randn(batch, *shape, generator=generator)
 
-    # The interval of the regions' intensities has its width and then its place drawn.
+    # Draw the width of the intensities' interval first, then its place.
     wide = uniform(spread, 1)
     intensity = uniform((0, 1), 1) * (1 - wide) + wide * uniform((0, 1), 1 + LARGEST_N_GROUPS)
     bright = uniform((0, 1)) < p_bright
@@ -136,7 +135,7 @@ def apply_contrast(template: Tensor, labels: Tensor, contrast: Contrast) -> Tens
 
     Args:
         template: (B, 1, H, W) in [0, 1].
-        labels: Region ids, integers (B, 1, H, W); 0 is the ground.
+        labels: Region ids, integers (B, 1, H, W); 0 is the background.
         contrast: As `draw_contrast` returns it for B sections.
     """
     group = _groups(labels, contrast)
@@ -151,30 +150,10 @@ def apply_contrast(template: Tensor, labels: Tensor, contrast: Contrast) -> Tens
     return image.addcmul(_noise(shape, contrast.seed), contrast.noise_std).clamp(0, 1)
 
 
-def check_range(values: Range, *, name: str, lowest: float, highest: float) -> None:
-    """Raise an InputError unless `values` are two ascending numbers in [lowest, highest]."""
-    given: Any = values
-    number: Any = Real
-    ends = list(given) if isinstance(given, Sequence) else []
-    two = len(ends) == 2 and all(isinstance(end, number) for end in ends)
-    if not two or not lowest <= ends[0] <= ends[1] <= highest:
-        raise InputError(
-            f"{name}: expected [from, to] with {lowest:g} ≤ from ≤ to ≤ {highest:g}, got {ends or values}"
-        )
-
-
-def check_probabilities(where: str, **probabilities: float) -> None:
-    """Raise an InputError unless all are numbers in [0, 1]."""
-    number: Any = Real
-    for name, p in probabilities.items():
-        if not isinstance(p, number) or not 0 <= p <= 1:
-            raise InputError(f"{where}.{name}: expected a probability in [0, 1], got {p}")
-
-
 def _groups(labels: Tensor, contrast: Contrast) -> Tensor:
-    """Return the group of each pixel (B, 1, H, W): 0 for the ground, and from 1 on by a hash of its region's id.
+    """Return the group of each pixel (B, 1, H, W): 0 for the background, otherwise a hash of its region's id from 1 on.
 
-    Whatever the ids are, they need no table: an atlas has hundreds of them, up to hundreds of millions.
+    A hash needs no table of ids, which can be hundreds of millions large.
     """
     ids = labels.long()
     seed, n_groups = (part[..., None, None] for part in (contrast.seed, contrast.n_groups))
@@ -182,7 +161,7 @@ def _groups(labels: Tensor, contrast: Contrast) -> Tensor:
 
 
 def _look_up(table: Tensor, group: Tensor) -> Tensor:
-    """Return the value (B, 1, H, W) that the table (B, K) has for the group of each pixel."""
+    """Return the table's (B, K) value for the group of each pixel, (B, 1, H, W)."""
     return table.gather(1, group.flatten(1)).view(group.shape)
 
 
@@ -206,7 +185,7 @@ def _noise(shape: tuple[int, int], seed: Tensor) -> Tensor:
 
 def _hash(number: Tensor) -> Tensor:
     """Return 32 well-mixed bits of int64 numbers."""
-    # C. Wellons' lowbias32. The products wrap around, which leaves their lower half right.
+    # C. Wellons' lowbias32. The products overflow, but their lower halves are right.
     word = (number ^ number >> 32) & _WORD
     word = ((word ^ word >> 16) * 0x7FEB352D) & _WORD
     word = ((word ^ word >> 15) * 0x846CA68B) & _WORD

@@ -1,8 +1,7 @@
-"""Damaged sections: holes, tears, lost borders and lost halves, where only the ground is seen.
+"""Damaged sections: holes, tears, lost borders and lost halves, where only the background is seen.
 
-Draws come from a generator on the CPU and are moved then, as contrasts are: the same seed damages alike on every
-device. What is missing is decided before the section gets its contrast, so that holes show the ground with its texture,
-light and noise.
+A generator on the CPU draws the parameters, which are then moved to the device, so the same seed gives the same damage
+on every device. Damage comes before contrast, so that holes show the background with its texture, light and noise.
 """
 
 from typing import NamedTuple
@@ -11,16 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atlalign.errors import check_probabilities, check_range
 from atlalign.geometry import identity_grid
-from atlalign.synthesis.contrast import Range, check_probabilities, check_range
+from atlalign.synthesis.contrast import Range
 
-_KNOTS = (6, 8)  # Of the smooth noise along y and x: holes are about a tenth of the image wide.
-_TORN_BELOW = -0.5  # Tears run through the part of the image where smooth noise is below this: about a third.
+_KNOTS = (6, 8)  # Knots of the smooth noise along y and x: holes are about a tenth of the image wide.
+_TORN_BELOW = -0.5  # Tears run where smooth noise is below this, in about a third of the image.
 _RAGGED = 0.01  # The standard deviation of a cut's edge, as a fraction of the width.
 
 
 class Damage(NamedTuple):
-    """What is missing in the sections of a batch; the first axis is the batch's. 0 stands for no damage."""
+    """The damage to a batch of sections; the first axis is the batch. 0 means no damage."""
 
     noise: (
         Tensor  # (B, 4, 6, 8), standard normal on a coarse grid: holes, tears, where it is torn, ragged edges
@@ -28,7 +28,7 @@ class Damage(NamedTuple):
     hole_share: Tensor  # (B, 1, 1), of the image's area
     tear_px: Tensor  # (B, 1, 1), the tears' width
     cut_share: Tensor  # (B, 1, 1), of the image's extent across the cut
-    cut_angle: Tensor  # (B, 1, 1), in radians: the direction of what is cut off, from x to y
+    cut_angle: Tensor  # (B, 1, 1), in radians: the direction of the lost part, from x to y
     half: Tensor  # (B, 1, 1): the left half is missing (−1) or the right one (1)
 
 
@@ -44,21 +44,21 @@ def draw_damage(
     p_half: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Damage:
-    """Return the random damage of a batch; each kind comes with its probability, whether or not the others do.
+    """Return random damage for a batch; each kind has its own probability, independent of the others.
 
     Args:
-        sections: (B, 1, H, W); their number and device count.
-        p_holes: The probability of holes: blobs, some on the tissue's border.
-        hole_share: The share of the image that they take, about; a range (lowest, highest), drawn from uniformly.
-        p_tears: The probability of tears: thin curves.
-        tear_px: Their width.
-        p_cut: The probability that the section ends at a ragged line.
-        cut_share: The share of the image, across the line, that is lost.
-        p_half: The probability that one half of the section is missing.
-        generator: A generator on the CPU; the global one otherwise.
+        sections: (B, 1, H, W); only their number and device are used.
+        p_holes: Probability of holes: blobs, some of them on the tissue's border.
+        hole_share: Approximate share of the image that holes take: a range (lowest, highest) to draw from uniformly.
+        p_tears: Probability of tears: thin curves.
+        tear_px: Range of the tears' width in pixels.
+        p_cut: Probability that the section ends at a ragged line.
+        cut_share: Range of the share of the image, across the line, that is lost.
+        p_half: Probability that one half of the section is missing.
+        generator: A generator on the CPU; None for the global one.
 
     Raises:
-        InputError: If a range is not ascending, or outside of what makes sense, or a probability is none.
+        InputError: If a range or a probability is invalid.
     """
     for name, values, highest in (
         ("hole_share", hole_share, 0.5), ("tear_px", tear_px, 20), ("cut_share", cut_share, 0.5)
@@ -85,7 +85,7 @@ def draw_damage(
 
 
 def missing(damage: Damage, shape: tuple[int, int]) -> Tensor:
-    """Return where (B, 1, H, W) nothing is left of sections of `shape` (H, W)."""
+    """Return the mask (B, 1, H, W) of the lost parts of sections of `shape` (H, W)."""
     holes, tears, torn, ragged = F.interpolate(
         damage.noise, size=shape, mode="bicubic", align_corners=True
     ).unbind(1)
@@ -98,7 +98,7 @@ def missing(damage: Damage, shape: tuple[int, int]) -> Tensor:
 
 
 def missing_half(damage: Damage, shape: tuple[int, int]) -> Tensor:
-    """Return where (B, 1, H, W) the half lies that is missing, ended by the midline."""
+    """Return the mask (B, 1, H, W) of the missing half, up to the midline."""
     x, _ = _centred(shape, damage.half)
     return (damage.half * x > 0).expand(-1, *shape)[:, None]
 
@@ -116,7 +116,7 @@ def _is_hole(noise: Tensor, share: Tensor) -> Tensor:
 
 
 def _is_torn(noise: Tensor, torn: Tensor, width_px: Tensor) -> Tensor:
-    """Return where it is nearer than half a width to a zero of the noise, at which it has a slope: |f| < w/2 · |∇f|."""
+    """Return the pixels within half a width of a zero of the noise f: |f| < w/2 · |∇f|."""
     along_y, along_x = torch.gradient(noise, dim=(1, 2))
     slope = (along_x.square() + along_y.square()).sqrt()
     return (noise.abs() < width_px / 2 * slope) & (torn < _TORN_BELOW)

@@ -1,9 +1,9 @@
-"""Generated data sets: originals under known random deformations, written as a valid h5 file that says how.
+"""Generated data sets: originals under known random deformations, written as an h5 file that records its settings.
 
-Each sample's numbers come from the seed and its own number alone, whatever process makes it. The samples of an original
-are one part, written whole into `<out>.partial`; when all parts are there they are copied into one file, which then
-appears under its name. So the same command goes on after a crash and ends with the same bytes. One run at a time writes
-there: it holds a lock, which ends with its process.
+A sample depends only on the seed and its own number, not on the process that makes it. The samples of an original are
+one part, written whole into `<out>.partial`. Finished parts are copied into one file, which then appears under its
+name. So the same command resumes after a crash and gives the same bytes. A lock, which ends with its process, keeps
+other runs from writing the same file.
 """
 
 import errno
@@ -18,8 +18,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import lru_cache
 from io import BytesIO
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -28,8 +26,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import h5py
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -39,10 +35,9 @@ from atlalign.arguments import build, check_kinds_of
 from atlalign.atlas.atlas import PHANTOM, Atlas
 from atlalign.data import schema
 from atlalign.errors import InputError, check_numbers, check_processes, check_size
-from atlalign.geometry import compose, invert, jacobian_determinant, stays_inside, warp
+from atlalign.geometry import warp
 from atlalign.io.files import LockedError, give_name, lock, written_whole
-from atlalign.synthesis.deformations import Deformation, RejectedError
-from atlalign.synthesis.sources import Source, Start, warp_on_slide
+from atlalign.synthesis.samples import Recipe, make_sample, registered_image, sample_generator
 from atlalign.versions import OF_DATA_SETS, versions
 
 if TYPE_CHECKING:
@@ -65,54 +60,21 @@ _KINDS: Mapping[str, Any] = {
     "seed": int,
     "workers": int,
 }
-_BYTES_A_PIXEL = 9  # of a stored sample: its image and two fields
-_LARGEST_RESIDUAL_PX = 0.1
+_BYTES_A_PIXEL = 9  # per stored sample: its image and two fields
 _SAMPLES_SHOWN = 6
 
 
 class UnfinishedError(InputError):
-    """Something stopped the work; the same command goes on from there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """All that decides the samples; each process has a copy.
-
-    Attributes:
-        source: The originals.
-        deformation: Draws the fields.
-        per_original: The number of samples of each original.
-        max_trials: A sample is left out when that many draws were rejected.
-        max_corrupted_pixels: A draw is rejected when as many pixels of either field fold.
-        max_difference: A draw is rejected when the new image, warped back, differs from the registered one by more in
-            the mean: interpolating twice blurs, the more the smaller and the rougher the image is.
-        seed: Decides all that is random.
-    """
-
-    source: Source
-    deformation: Deformation
-    per_original: int
-    max_trials: int
-    max_corrupted_pixels: int
-    max_difference: float
-    seed: int
-
-
-class Sample(NamedTuple):
-    """One sample as it is stored: uint8 (H, W) and two float16 (H, W, 2)."""
-
-    img: NDArray[np.uint8]
-    deltas_xy: NDArray[np.float16]
-    inv_deltas_xy: NDArray[np.float16]
+    """Something stopped the work; the same command resumes it."""
 
 
 def generate(config: "DictConfig") -> Path:
-    """Write the data set that `conf/generate.yaml` describes, a figure of samples beside it, and return its path.
+    """Write the data set of `conf/generate.yaml` and a figure of samples beside it, and return the file's path.
 
     Raises:
-        InputError: If something in the configuration or the input is wrong, then nothing is left behind; or if another
-            run is writing there.
-        UnfinishedError: If the disk is full or a process was killed; the same command goes on.
+        InputError: If the configuration or the input is wrong, in which case no file is left, or if another run is
+            writing the file.
+        UnfinishedError: If the disk is full or a process was killed; the same command resumes the work.
     """
     _check_values(config)
     out = Path(config.out).expanduser()
@@ -122,21 +84,21 @@ def generate(config: "DictConfig") -> Path:
     check_size("per_original", (recipe.per_original, *recipe.source.image_shape), _BYTES_A_PIXEL)
     atlas = _atlas_to_show(config)
     with _only_run(out):
-        _check_free(out)  # another run may have ended in the meantime
+        _check_free(out)  # another run may have finished in the meantime
         counts = _make(recipe, out, request, config.workers, atlas)
     _print_report(counts, out)
     return out
 
 
 def _check_values(config: "DictConfig") -> None:
-    """Check what is no argument of anything that is built."""
+    """Check the settings that are not arguments of any target."""
     check_kinds_of(config, _KINDS)
     check_numbers(config, _LEAST)
     check_processes("workers", config.workers)
 
 
 def _make(recipe: Recipe, out: Path, request: dict[str, Any], workers: int, atlas: Atlas | None) -> "Counts":
-    """Write what is missing of the data set, and give it its name."""
+    """Write the missing parts of the data set, and give the file its name."""
     partial = _open_partial(out, request, recipe.source.files)
     try:
         with _sentences_about(out):
@@ -149,111 +111,11 @@ def _make(recipe: Recipe, out: Path, request: dict[str, Any], workers: int, atla
         raise
 
 
-# --- one sample -------------------------------------------------------------------------------------------------------
-
-
-def sample_generator(seed: int, number: int) -> torch.Generator:
-    """Return the generator of one sample, independent of all others."""
-    state = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
-
-
-def make_sample(recipe: Recipe, original: int, number: int) -> tuple[Sample | None, Counter[str]]:
-    """Return the first draw that is kept, None if there is none, and how many were rejected for which reason."""
-    generator = sample_generator(recipe.seed, number)
-    start = recipe.source.start(original, generator)
-    rejected: Counter[str] = Counter()
-    for _ in range(recipe.max_trials):
-        try:
-            inverse = recipe.deformation(start.drawn_on, start.before, generator)
-            limits = recipe.max_corrupted_pixels, recipe.max_difference
-            return deform(start, inverse, *limits), rejected
-        except RejectedError as reason:
-            rejected[str(reason)] += 1
-    return None, rejected
-
-
-def deform(
-    start: Start, inverse: Tensor, max_corrupted_pixels: int = 500, max_difference: float = 0.01
-) -> Sample:
-    """Return the registered image R seen through `inverse`, `img(q) = R(q + inverse(q))`, with both fields.
-
-    R is `start.moving` warped by `start.dvf`, and is not itself interpolated: `img` is the moving image warped once by
-    `compose(start.dvf, inverse)`. Both image and `deltas_xy` come from the inverse field as it is stored.
-
-    Raises:
-        RejectedError: If a field is not finite or folds in `max_corrupted_pixels` pixels; if a composition of the two
-            is further than 0.1 px from the identity where both points are inside and neither field folds near; or if
-            `img` warped by `deltas_xy` differs from R by more than `max_difference` in the mean.
-    """
-    inverse = inverse.half().float()
-    inverse_folds = _folds(inverse, max_corrupted_pixels)
-    dvf = invert(inverse, tolerance_px=0.01).half().float()
-    dvf_folds = _folds(dvf, max_corrupted_pixels)
-    if (
-        _largest_residual(dvf, inverse, dvf_folds, inverse_folds) > _LARGEST_RESIDUAL_PX
-        or _largest_residual(inverse, dvf, inverse_folds, dvf_folds) > _LARGEST_RESIDUAL_PX
-    ):
-        raise RejectedError("the fields do not invert each other")
-    image = (warp_on_slide(start.moving, compose(start.dvf, inverse)) * 255).round()
-    if _difference(warp(image / 255, dvf), start, dvf) > max_difference:
-        raise RejectedError("the registered image does not come back")
-    return Sample(image[0, 0].byte().numpy(), _channels_last(dvf), _channels_last(inverse))
-
-
-@lru_cache(maxsize=2)
-def registered_image(start: Start) -> Tensor:
-    """Return the registered image (1, 1, H, W) that samples of this start are made of; do not change it in place."""
-    # Samples of an annotated original share its starts, and tensors are told apart by identity.
-    return warp_on_slide(start.moving, start.dvf)
-
-
-def _folds(dvf: Tensor, max_corrupted_pixels: int) -> Tensor:
-    """Return where (B, H, W) a field folds that may."""
-    # Not-a-number is both of its own extremes; to ask each pixel takes eight times as long.
-    if not bool(torch.stack(dvf.aminmax()).isfinite().all()):
-        raise RejectedError("a field is not finite")
-    folds = jacobian_determinant(dvf) <= 0
-    if int(folds.sum()) >= max_corrupted_pixels:
-        raise RejectedError("a field folds")
-    return folds
-
-
-def _largest_residual(outer: Tensor, inner: Tensor, outer_folds: Tensor, inner_folds: Tensor) -> float:
-    """Return the largest |compose(outer, inner)| in pixels over points that stay inside, away from folds."""
-    counted = stays_inside(inner)
-    if bool(outer_folds.any()) or bool(inner_folds.any()):
-        counted &= ~(_near(inner_folds) | _landing_near(outer_folds, inner))
-    squared = compose(outer, inner).square().sum(dim=1) * counted
-    return float(squared.amax().sqrt())
-
-
-def _near(mask: Tensor, radius_px: int = 2) -> Tensor:
-    return F.max_pool2d(mask[:, None].float(), 2 * radius_px + 1, stride=1, padding=radius_px)[:, 0] > 0
-
-
-def _landing_near(mask: Tensor, dvf: Tensor) -> Tensor:
-    """Return where (B, H, W) q + dvf(q) lies near the mask (B, H, W)."""
-    return warp(_near(mask)[:, None].byte(), dvf, mode="nearest")[:, 0] > 0
-
-
-def _difference(image: Tensor, start: Start, dvf: Tensor) -> float:
-    """Return the mean |image − registered image| where both are seen."""
-    seen = stays_inside(dvf) & stays_inside(start.dvf)
-    difference = (image - registered_image(start)).abs()[:, 0]
-    return float((difference * seen).sum() / seen.sum().clamp(min=1))
-
-
-def _channels_last(dvf: Tensor) -> NDArray[np.float16]:
-    array: NDArray[np.float16] = dvf[0].permute(1, 2, 0).half().numpy()
-    return array
-
-
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
 def make_part(recipe: Recipe, original: int, partial: Path) -> None:
-    """Write all samples of an original as one small data set; it appears complete or not at all."""
+    """Write all samples of an original as one small data set, which appears complete or not at all."""
     first = original * recipe.per_original
     numbers = range(first, first + recipe.per_original)
     made = {number: make_sample(recipe, original, number) for number in numbers}
@@ -285,7 +147,7 @@ def _write_parts(recipe: Recipe, partial: Path, workers: int) -> None:
 
 
 def _made(recipe: Recipe, partial: Path, originals: list[int], workers: int) -> Iterator[int]:
-    """Make the parts of `originals`, in this process if `workers` is 0, and yield each when it is there."""
+    """Make the parts of `originals`, in this process if `workers` is 0, and yield the number of each finished part."""
     if workers == 0 or not originals:
         with one_thread():
             for original in originals:
@@ -302,8 +164,8 @@ def _made(recipe: Recipe, partial: Path, originals: list[int], workers: int) -> 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread, as each process that makes samples does."""
-    # Another number of threads may add in another order, and so change the last bits.
+    """Restrict torch to one thread, as in each process that makes samples."""
+    # Another number of threads may sum in another order and change the last bits.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -313,7 +175,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _pool(recipe: Recipe, partial: Path, workers: int) -> Executor:
-    # A process forked after torch has run threads may hang; a fork server imports torch once for all workers.
+    # A process forked after torch has started threads may hang; a fork server imports torch once for all workers.
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
@@ -327,13 +189,13 @@ _work: tuple[Recipe, Path]
 def _start_worker(recipe: Recipe, partial: Path) -> None:
     global _work
     _work = recipe, partial
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    # Without this, the workers of a killed process would wait for work for ever.
+    # Otherwise the workers of a killed process would wait forever.
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -350,7 +212,7 @@ def _make_part_in_worker(original: int) -> int:
 
 
 class Counts(NamedTuple):
-    """How many samples were wanted and kept, and how many draws were rejected for which reason."""
+    """The number of samples wanted and kept, and of rejected draws by reason."""
 
     wanted: int
     kept: int
@@ -358,19 +220,21 @@ class Counts(NamedTuple):
 
     @property
     def left_out(self) -> int:
-        """The samples of which no draw was kept."""
+        """The number of samples without an accepted draw."""
         return self.wanted - self.kept
 
 
 def _publish(
     recipe: Recipe, partial: Path, out: Path, request: dict[str, Any], atlas: Atlas | None
 ) -> Counts:
-    """Assemble the file and its figure, and give both their names."""
+    """Assemble the file and its figure, and give both their final names."""
     paths = [_part(partial, original) for original in range(len(recipe.source))]
     counts = _count(paths, len(paths) * recipe.per_original)
     if not counts.kept:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in counts.rejected.most_common())
-        raise InputError(f"no sample was kept, every draw was rejected: {reasons}")
+        raise InputError(
+            f"deformation: expected fields that pass the checks, but every draw was rejected: {reasons}"
+        )
     _require_space(partial, sum(path.stat().st_size for path in paths))
     origin = {
         **request,
@@ -407,7 +271,7 @@ def _count(paths: list[Path], wanted: int) -> Counts:
 def _assemble(
     paths: list[Path], assembled: Path, n: int, image_shape: tuple[int, int], origin: dict[str, Any]
 ) -> list[int]:
-    """Copy the parts into one file, compressed as they are, and return the samples' numbers."""
+    """Copy the compressed parts into one file, and return the samples' numbers."""
     numbers: list[int] = []
     with schema.create(assembled, n, image_shape, **origin) as file:
         for path in paths:
@@ -432,7 +296,7 @@ def _append(part: h5py.File, file: h5py.File, start: int) -> None:
 def _draw_samples(
     recipe: Recipe, assembled: Path, numbers: list[int], figure: Path, atlas: Atlas | None
 ) -> None:
-    """Draw some samples beside planes of the atlas; without one, beside the images that come back."""
+    """Draw some samples beside planes of the atlas; without an atlas, beside their registered images."""
     from atlalign.plots import Panel, registration_figure
 
     panels = []
@@ -449,7 +313,7 @@ def _draw_samples(
 
 
 def _atlas_to_show(config: "DictConfig") -> Atlas | None:
-    """Return the atlas that sections are shown beside; None for those of an atlas, and instead of the phantom."""
+    """Return the atlas for the figure; None if the source is an atlas, or the atlas is the phantom."""
     target = str(config.atlas._target_)
     if "atlas" in config.source or target.endswith(f".{PHANTOM}_atlas"):
         return None
@@ -458,27 +322,29 @@ def _atlas_to_show(config: "DictConfig") -> Atlas | None:
 
 
 def _plane(atlas: Atlas, position_um: int) -> Tensor:
-    """Return the plane (1, 1, H, W) at a position, the last one where the atlas ends before."""
+    """Return the plane (1, 1, H, W) at a position, or the last one if the atlas ends before it."""
     return atlas.section(min(float(position_um), atlas.extent_um))[None]
 
 
-# --- what may go wrong ------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 def _check_free(out: Path) -> None:
     if out.suffix not in (".h5", ".hdf5"):
-        raise InputError(f"out: expected a name that ends in .h5, got '{out}'")
+        raise InputError(f"out: expected a name that ends in .h5 or .hdf5, got '{out}'")
     if out.exists():
         _remove_leftovers(out)
-        raise InputError(f"out: {out} exists already: name another file, or remove it")
+        raise InputError(
+            f"out: expected a new file, but {out} exists already: choose another name or remove it"
+        )
     if figure_path(out).exists() and not _partial(out).exists():
         raise InputError(
-            f"out: the figure {figure_path(out)} exists already: name another file, or remove it"
+            f"out: expected a new figure, but {figure_path(out)} exists already: choose another name or remove it"
         )
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Remove the parts of a finished file, which a run leaves that is stopped right before its end."""
+    """Remove the parts of a finished file, which a run that was stopped just before its end left behind."""
     with suppress(OSError, KeyError, ValueError), h5py.File(out, "r") as file:
         started = json.loads((_partial(out) / "request.json").read_text())
         if started["config"] == json.loads(file.attrs["config"]):
@@ -491,22 +357,22 @@ def _partial(out: Path) -> Path:
 
 @contextmanager
 def _only_run(out: Path) -> Iterator[None]:
-    """Keep other runs, of any machine that sees the folder, from writing the same data set.
+    """Keep other runs, on any machine that sees the folder, from writing the same data set.
 
     Raises:
-        InputError: If another run does, or the folder cannot be written.
+        InputError: If another run is writing it, or the folder cannot be written.
     """
     try:
         with lock(out):
             yield
     except LockedError as error:
         raise InputError(
-            f"out: another run, {error.holder}, is writing {out}: wait for it, or name another file"
+            f"out: another run, {error.holder}, is writing {out}: wait for it, or choose another name"
         ) from error
 
 
 def _request(config: "DictConfig") -> dict[str, Any]:
-    """Return what decides the file's bytes: the configuration, seed and versions."""
+    """Return the settings that decide the file's bytes: configuration, seed and versions."""
     from omegaconf import OmegaConf
 
     settings: Any = OmegaConf.to_container(config, resolve=True)
@@ -515,10 +381,10 @@ def _request(config: "DictConfig") -> dict[str, Any]:
 
 
 def _open_partial(out: Path, request: dict[str, Any], files: list[Path]) -> Path:
-    """Return the folder of parts: a new one, or that of the same request and of the same files.
+    """Return the folder of parts: a new one, or the existing one of the same request and files.
 
     Raises:
-        InputError: If there is one of another request, or it cannot be written.
+        InputError: If the folder belongs to another request, or cannot be written.
     """
     partial = _partial(out)
     note = partial / "request.json"
@@ -529,24 +395,24 @@ def _open_partial(out: Path, request: dict[str, Any], files: list[Path]) -> Path
                 unfinished.write_text(json.dumps(asked))
         started = json.loads(note.read_text())
     except OSError as error:
-        with suppress(OSError):  # the folder is kept that others wrote to
+        with suppress(OSError):  # a folder that others wrote to is not empty and stays
             partial.rmdir()
         raise InputError(f"out: {error}") from error
     except ValueError as error:
         raise InputError(
-            f"out: expected {note} as an earlier run wrote it, found it damaged: remove {partial}"
+            f"out: expected the note of an earlier run, found {note} damaged: remove {partial}"
         ) from error
     if started != json.loads(json.dumps(asked)):
         different = ", ".join(_differences(started, asked))
         raise InputError(
-            f"out: {partial} is the unfinished file of another command ({different} differ): give that command again, "
-            "name another file, or remove the folder"
+            f"out: {partial} is the unfinished file of another command ({different} differ): repeat that command, "
+            "choose another name, or remove the folder"
         )
     return partial
 
 
 def _file_states(settings: Any) -> list[list[Any]]:
-    """Return name, size and time of every file that the configuration names, and of those in folders it names."""
+    """Return name, size and time of every file that the settings name, including the files in named folders."""
     if isinstance(settings, dict | list):
         values = settings.values() if isinstance(settings, dict) else settings
         return [state for value in values for state in _file_states(value)]
@@ -565,23 +431,23 @@ def _differences(one: Any, other: Any, name: str = "") -> list[str]:
 
 
 def _require_space(folder: Path, size: int) -> None:
-    # HDF5 does not end well on a full disk, so that it is better asked before.
+    # HDF5 fails badly on a full disk, so check the space first.
     if shutil.disk_usage(folder).free < 1.05 * size + 2**20:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @contextmanager
 def _sentences_about(out: Path) -> Iterator[None]:
-    """Turn what the machine may do to us into sentences."""
+    """Turn failures of the machine into sentences."""
     try:
         yield
     except OSError as error:
         full = error.errno == errno.ENOSPC or "No space left" in str(error)
         what = "the disk is full" if full else f"reading or writing failed ({error})"
-        raise UnfinishedError(f"{out}: {what}; when that is mended, the same command goes on") from error
+        raise UnfinishedError(f"{out}: {what}: fix this and repeat the command to resume") from error
     except BrokenProcessPool as error:
         raise UnfinishedError(
-            f"{out}: a worker was killed, perhaps for its memory; the same command goes on"
+            f"{out}: a worker was killed, perhaps for its memory: repeat the command to resume"
         ) from error
 
 

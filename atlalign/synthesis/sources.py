@@ -1,4 +1,4 @@
-"""What samples are made from: an annotated data set, an atlas alone, or images of sections at known positions."""
+"""The sources of generated samples: an annotated data set, an atlas alone, or images of sections at known positions."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -15,28 +15,35 @@ from atlalign.atlas.atlas import Atlas
 from atlalign.atlas.planes import GRID, GRID_UM, Anchoring, homogeneous
 from atlalign.atlas.section_lists import Identity, ListedSection, find_list, read_list
 from atlalign.data import schema
-from atlalign.errors import OF_NETWORK, InputError, check_finite_numbers, check_size, checked_shape
+from atlalign.errors import (
+    OF_NETWORK,
+    InputError,
+    check_finite_numbers,
+    check_probabilities,
+    check_size,
+    checked_shape,
+)
 from atlalign.geometry import affine_to_dvf, invert, stays_inside, warp
 from atlalign.io.images import read_image, resize_images, shrink_to_grey
 from atlalign.io.intensity import find_ground, tissue_of, to_unit_range
-from atlalign.synthesis.contrast import apply_contrast, check_probabilities, draw_contrast
+from atlalign.synthesis.contrast import apply_contrast, draw_contrast
 from atlalign.synthesis.damage import draw_damage, missing
 
 _log = logging.getLogger(__name__)
 
 _SMALLEST_TISSUE_SHARE = 0.1
 _TISSUE_INTENSITY = 25
-_BYTES_A_SECTION = 512  # of an entry in the lists of positions
+_BYTES_A_SECTION = 512  # per entry in the lists of positions
 
 
 class Start(NamedTuple):
-    """Where one sample starts: the registered image is `moving(q + dvf(q))`.
+    """The start of a sample, whose registered image is `moving(q + dvf(q))`.
 
     Attributes:
         moving: (1, 1, H, W) in [0, 1].
         dvf: (1, 2, H, W) in pixels.
-        drawn_on: (1, 1, H, W), the image that the new deformation is drawn for.
-        before: (1, 2, H, W), the field from `drawn_on` to the registered image, which the new one is composed with.
+        drawn_on: (1, 1, H, W), the image for which the new deformation is drawn.
+        before: (1, 2, H, W), the field from `drawn_on` to the registered image; the new field is composed with it.
     """
 
     moving: Tensor
@@ -46,32 +53,32 @@ class Start(NamedTuple):
 
     @classmethod
     def registered(cls, image: Tensor) -> "Start":
-        """Start from an image (1, 1, H, W) that is registered already."""
+        """Return the start from a registered image (1, 1, H, W)."""
         nowhere = image.new_zeros(1, 2, *image.shape[-2:])
         return cls(image, nowhere, image, nowhere)
 
 
 class Source(Protocol):
-    """Originals that samples are made from; it is pickled, and sent to each process."""
+    """Original sections, from which samples are made; a source is pickled and sent to each process."""
 
     image_shape: tuple[int, int]
     extent_um: float
     """Positions lie in [0, extent_um]."""
     files: list[Path]
-    """What is read beside what the configuration names."""
+    """Files that are read in addition to those that the configuration names."""
     origin: str
-    """The name of the atlas whose planes the originals are; empty where it is not known."""
+    """The name of the atlas whose planes the originals are; empty if unknown."""
 
     def __len__(self) -> int:
         """Return the number of originals."""
         ...
 
     def identity(self, original: int) -> Identity:
-        """Return what each sample keeps of this original."""
+        """Return the position and ids that each sample of this original keeps."""
         ...
 
     def start(self, original: int, generator: torch.Generator) -> Start:
-        """Return where a sample of this original starts; `generator` decides what is random."""
+        """Return the start of a sample of this original; all randomness comes from `generator`."""
         ...
 
 
@@ -82,13 +89,13 @@ class AnnotatedSource:
     """The samples of an h5 data set, each deformed further.
 
     Args:
-        path: The h5 file, by the contract of `atlalign.data.schema`.
-        image_shape: (H, W), that of the file.
-        p_reg: The probability that a sample starts from the registered image and not from the moving one.
-        extent_um: Positions lie in [0, extent_um]; None is what the file says of its atlas.
+        path: An h5 file as `atlalign.data.schema` describes it.
+        image_shape: (H, W) of the file.
+        p_reg: Probability that a sample starts from the registered image instead of the moving one.
+        extent_um: Positions lie in [0, extent_um]; None for the extent of the file's atlas.
 
     Raises:
-        InputError: If the file is not valid, or its images have another size.
+        InputError: If the file is invalid, or its images have another size.
     """
 
     def __init__(
@@ -109,8 +116,8 @@ class AnnotatedSource:
         self.extent_um = schema.extent_of(self.path) if extent_um is None else extent_um
         if found.image_shape != self.image_shape:
             raise InputError(
-                f"source.path: data.image_shape is {self.image_shape}, but the images of {self.path} are "
-                f"{found.image_shape}"
+                f"source.path: expected images of data.image_shape={self.image_shape}, found {found.image_shape} in "
+                f"{self.path}"
             )
         with h5py.File(self.path, "r") as file:
             columns = [file[name][:].tolist() for name in ("p", "image_id", "dataset_id")]
@@ -120,11 +127,11 @@ class AnnotatedSource:
         return len(self._identities)
 
     def identity(self, original: int) -> Identity:
-        """Return position and ids of a sample of the file."""
+        """Return the position and ids of a sample in the file."""
         return self._identities[original]
 
     def start(self, original: int, generator: torch.Generator) -> Start:
-        """Return the moving image with its field, to be deformed further as it is or as it is registered."""
+        """Return the moving image with its field, to be deformed further either as it is or after registration."""
         as_it_is, as_registered = _read_annotated(self.path, self.path.stat().st_mtime_ns, original)
         from_registered = float(torch.rand((), generator=generator)) < self.p_reg
         return as_registered if from_registered else as_it_is
@@ -134,7 +141,7 @@ class AnnotatedSource:
 def _read_annotated(path: Path, mtime_ns: int, sample: int) -> tuple[Start, Start]:
     """Return the starts from the moving and from the registered image; all samples of an original share them.
 
-    The time of the file's last change is there to forget what was read before.
+    The time of the file's last change makes the cache forget an older file.
     """
     with h5py.File(path, "r") as file:
         moving = torch.from_numpy(file["img"][sample])[None, None].float() / 255
@@ -147,22 +154,22 @@ def _read_annotated(path: Path, mtime_ns: int, sample: int) -> tuple[Start, Star
 
 
 class AtlasSource:
-    """Sections of an atlas at random positions, each sample seen in a synthetic contrast of its own.
+    """Sections of an atlas at random positions; each sample has its own synthetic contrast.
 
-    The position is uniform over the planes with tissue on at least a tenth of their area; `image_id` is the plane, so
-    that training and validation never share one.
+    The position is uniform over the planes with tissue on at least a tenth of their area. `image_id` is the plane, so
+    training and validation never share one.
 
     Args:
-        atlas: With annotation, unless `contrast` is None.
-        n_sections: The number of sections.
-        contrast: Options of `atlalign.synthesis.contrast.draw_contrast`; None keeps the template's own contrast.
-        damage: Options of `atlalign.synthesis.damage.draw_damage`; None leaves sections whole.
-        position_error_um: The position that is written lies up to so far from the section's, uniformly, as after an
-            anchoring that errs.
-        seed: Decides the positions.
+        atlas: The atlas, with annotation unless `contrast` is None.
+        n_sections: Number of sections.
+        contrast: Options of `atlalign.synthesis.contrast.draw_contrast`; None keeps the template's contrast.
+        damage: Options of `atlalign.synthesis.damage.draw_damage`; None keeps sections intact.
+        position_error_um: Largest distance between the written position and the section's, uniform in both directions,
+            to simulate inaccurate anchorings.
+        seed: Seed of the positions.
 
     Raises:
-        InputError: If the atlas shows no tissue, its annotation is needed and missing, or an option is out of range.
+        InputError: If the atlas shows no tissue, lacks an annotation that is needed, or an option is out of range.
     """
 
     def __init__(
@@ -200,12 +207,12 @@ class AtlasSource:
         return len(self._positions_um)
 
     def identity(self, original: int) -> Identity:
-        """Return the section's position with its error, the plane that it truly is as image_id, and dataset_id 0."""
+        """Return the section's position with its error, its true plane as image_id, and dataset_id 0."""
         plane = int(self.atlas.plane_index(self._positions_um[original]))
         return Identity(self._found_um[original], plane, 0)
 
     def start(self, original: int, generator: torch.Generator) -> Start:
-        """Return the section in a contrast, and with damage, drawn for this sample."""
+        """Return the section with contrast and damage, drawn for this sample."""
         position = self._positions_um[original]
         template = self.atlas.section(position)[None]
         lost = self._lost(template, generator)
@@ -216,8 +223,8 @@ class AtlasSource:
         return Start.registered(apply_contrast(template, labels.masked_fill(lost, 0), contrast))
 
     def _lost(self, section: Tensor, generator: torch.Generator) -> Tensor:
-        """Return where (1, 1, H, W) nothing is left of the section."""
-        # Damage has random numbers of its own, and leaves all others as they are without it.
+        """Return the mask (1, 1, H, W) of the lost parts of the section."""
+        # Damage has its own random numbers, so all other draws stay the same with and without it.
         own = torch.Generator().manual_seed(generator.initial_seed() ^ 1)
         return missing(draw_damage(section, **self.damage, generator=own), self.image_shape)
 
@@ -231,7 +238,7 @@ def _draw_positions(atlas: Atlas, n_sections: int, seed: int) -> list[int]:
             "none"
         )
     random = np.random.default_rng(seed)
-    # Different planes as long as there are enough.
+    # The planes differ as long as there are enough.
     chosen = random.choice(planes, n_sections, replace=n_sections > len(planes))
     return [int((plane + random.uniform()) * atlas.spacing_um) for plane in sorted(chosen.tolist())]
 
@@ -240,18 +247,18 @@ def _draw_positions(atlas: Atlas, n_sections: int, seed: int) -> list[int]:
 
 
 class ImagesSource:
-    """Images of sections (png, jpg, tif) at known positions: grey, at the working size.
+    """Images of sections (png, jpg, tif) at known positions, read in grey at the working size.
 
-    A sample's registered image is the section as it is, or as its anchoring places it: that is what its labels take for
-    the truth. Of anchorings it warns.
+    The registered image of a sample is the section itself, or the section as its anchoring places it. The labels take
+    this image as the truth, so anchorings cause a warning.
 
     Args:
         path: A list of sections, or a folder with one: a file of QuickNII, DeepSlice or WebAlign, or a table with the
-            columns filename, p (µm), and optionally image_id and dataset_id. File names are relative to it.
+            columns filename, p (µm), and optionally image_id and dataset_id. File names are relative to the list.
         image_shape: (H, W).
-        invert: Turn dark tissue on a bright slide into bright tissue on a ground of 0, as `atlalign register` does.
-        place: Bring anchored sections onto their atlas plane (in-plane part of the anchoring); otherwise they are only
-            resized.
+        invert: Convert dark tissue on a bright slide to bright on a background of 0, as `atlalign register` does.
+        place: Move anchored sections onto their atlas plane (in-plane part of the anchoring); otherwise only resize
+            them.
         extent_um: Positions lie in [0, extent_um].
 
     Raises:
@@ -280,8 +287,8 @@ class ImagesSource:
             raise InputError(f"{listing}:\n" + "\n".join(f"  - {problem}" for problem in problems))
         if any(section.anchoring is not None for section in self.sections):
             _log.warning(
-                "%s: its anchorings are taken for the truth. What they leave, often some hundred µm, counts as right, "
-                "and a network that is trained on these samples learns to leave it",
+                "%s: the anchorings are taken as the truth. Their errors, often some hundred µm, count as right, and a "
+                "network that trains on these samples learns to leave them",
                 listing,
             )
 
@@ -289,7 +296,7 @@ class ImagesSource:
         return len(self.sections)
 
     def identity(self, original: int) -> Identity:
-        """Return position and ids of a section."""
+        """Return the position and ids of a section."""
         return self.sections[original].identity
 
     def start(self, original: int, generator: torch.Generator) -> Start:
@@ -320,7 +327,7 @@ class ImagesSource:
 
 
 def warp_on_slide(image: Tensor, dvf: Tensor) -> Tensor:
-    """Return `warp(image, dvf)` of an image (1, 1, H, W); what lies beyond its border is as bright as its ground."""
+    """Return `warp(image, dvf)` of an image (1, 1, H, W), with its background's brightness beyond the border."""
     slide = find_ground(image[0, 0]).level
     return (warp(image - slide, dvf) + slide).clamp(0, 1)
 
@@ -339,7 +346,7 @@ def _working_map(anchoring: Anchoring, image_shape: tuple[int, int]) -> Tensor:
 
 
 def _placing_problems(anchoring: Anchoring, size: tuple[int, int], image_shape: tuple[int, int]) -> list[str]:
-    """Return why an image of `size` (h, w) cannot be brought onto its plane."""
+    """Return the reasons why an image of `size` (h, w) cannot be moved onto its plane."""
     try:
         to_image = _working_map(anchoring.on(size), image_shape)
     except InputError as error:
@@ -353,13 +360,13 @@ def _placing_problems(anchoring: Anchoring, size: tuple[int, int], image_shape: 
 def _read_section(
     path: Path, mtime_ns: int, shape: tuple[int, int], *, invert: bool
 ) -> tuple[Tensor, tuple[int, int]]:
-    """Return the section (1, 1, H, W) at the working size, and the size (h, w) that it has in its file."""
+    """Return the section (1, 1, H, W) at the working size, and its size (h, w) in the file."""
     grey = _read_grey(path, invert=invert)
     return resize_images(grey[None], shape)[None], (int(grey.shape[0]), int(grey.shape[1]))
 
 
 def _read_grey(path: Path, *, invert: bool) -> Tensor:
-    """Return a section (h, w) in [0, 1]; unless inverted, 8 bits keep their range."""
+    """Return a section (h, w) in [0, 1]; an 8-bit image that is not inverted keeps its range."""
     pixels = read_image(path).pixels
     if invert:
         return tissue_of(pixels, background="bright", name=path.name).image

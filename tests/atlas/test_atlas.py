@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from atlalign.atlas import atlas as atlas_module
 from atlalign.atlas.atlas import Atlas, allen_atlas, file_atlas, phantom_atlas
 from atlalign.atlas.ontology import Region
-from atlalign.atlas.phantom import PHANTOM_REGIONS
+from atlalign.atlas.phantom_anatomy import PHANTOM_REGIONS
 from atlalign.errors import InputError
 from atlalign.io.images import resize_images
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from atlalign.atlas.ontology import Ontology, Region, read_ontology
-from atlalign.atlas.phantom import PHANTOM_REGIONS, phantom_ontology
+from atlalign.atlas.phantom_anatomy import PHANTOM_REGIONS, phantom_ontology
 from atlalign.errors import InputError
 
 BRAIN = [

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from atlalign.atlas import phantom
-from atlalign.atlas.phantom import PHANTOM_REGIONS, VENTRICLES, phantom_volume
+from atlalign.atlas.phantom import phantom_volume
+from atlalign.atlas.phantom_anatomy import PHANTOM_REGIONS, VENTRICLES
 from atlalign.errors import InputError
 
 SHAPE = (66, 80, 114)
@@ -99,8 +100,8 @@ def test_texture_is_continuous_across_the_planes_of_its_lattices():
 
 
 def test_inner_shapes_need_tissue_around_them(monkeypatch):
-    inner = {name: shape for name, shape in phantom._SHAPES.items() if shape.inside}
-    monkeypatch.setattr(phantom, "_SHAPES", inner)
+    inner = {name: shape for name, shape in phantom.SHAPES.items() if shape.inside}
+    monkeypatch.setattr(phantom, "SHAPES", inner)
     assert not any(volume.any() for volume in phantom_volume(shape=(24, 40, 57), seed=0))
 
 

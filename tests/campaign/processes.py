@@ -52,7 +52,7 @@ def programs(folder: Path) -> dict[str, Program]:
         "--workers",
         "2",
     ]
-    generate = ["generate.py", "data.image_shape=[48,64]", "atlas.spacing_um=1100", "deformation=svf"]
+    generate = ["generate.py", "data.image_shape=[48,64]", "atlas.spacing_um=1100", "deformation=smooth"]
     generate += ["source.n_sections=12", "per_original=6", "workers=2"]
     train = [
         "train.py",

@@ -122,14 +122,14 @@ class TestSplit:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"train_indexes": [2], "val_indexes": [3]}, r"share 1 image_id\(s\) \(7\)"),
+            ({"train_indexes": [2], "val_indexes": [3]}, r"train_indexes and val_indexes: .* \(7\)"),
             ({"val_indexes": [10]}, r"val_indexes: expected 0 to 9, found \[10\]"),
             ({"train_indexes": [-1]}, r"train_indexes: expected 0 to 9, found \[-1\]"),
-            ({"val_indexes": [1, 1]}, "named twice"),
+            ({"val_indexes": [1, 1]}, "val_indexes: .* repeated"),
             ({"val_indexes": [0.5]}, "expected a list of whole numbers"),
             ({"val_indexes": []}, "expected a list of whole numbers"),
-            ({"val_indexes": "absent.npy"}, "absent.npy cannot be read"),
-            ({"val_indexes": list(range(10))}, "no sample is left for training"),
+            ({"val_indexes": "absent.npy"}, "val_indexes: .* absent.npy"),
+            ({"val_indexes": list(range(10))}, "for training, found none"),
         ],
     )
     def test_bad_indexes(self, arguments, message):
@@ -138,11 +138,11 @@ class TestSplit:
 
     def test_pickled_indexes_are_not_run(self, tmp_path):
         np.save(tmp_path / "evil.npy", np.array([print], dtype=object), allow_pickle=True)
-        with pytest.raises(InputError, match="cannot be read"):
+        with pytest.raises(InputError, match=r"val_indexes: .*evil\.npy"):
             split_samples(self.image_ids, val_indexes=tmp_path / "evil.npy")
 
     def test_a_single_image_cannot_be_split(self):
-        with pytest.raises(InputError, match="no sample is left for validation"):
+        with pytest.raises(InputError, match="for validation, found none"):
             split_samples(np.array([3, 3, 3]))
 
 
@@ -269,7 +269,7 @@ def test_augmenters_change_training_alone_and_the_registered_image_with_it(h5_fi
 
 
 def test_bad_arguments_of_the_data_module(h5_file, atlas, tmp_path):
-    with pytest.raises(InputError, match="image_shape is \\(64, 64\\), but the atlas has \\(32, 48\\)"):
+    with pytest.raises(InputError, match=r"data.image_shape: .*\(32, 48\), .* \(64, 64\)"):
         datamodule(h5_file, atlas, image_shape=(64, 64))
     with pytest.raises(InputError, match="batch_size: expected at least 1"):
         datamodule(h5_file, atlas, batch_size=0)
@@ -284,7 +284,7 @@ def test_bad_arguments_of_the_data_module(h5_file, atlas, tmp_path):
 
 def test_sections_of_unknown_origin_do_not_meet_the_phantom(h5_file, atlas, tmp_path):
     drawn = replace(atlas, name="phantom")
-    with pytest.raises(InputError, match="would meet planes of the phantom, a drawn brain: give the atlas"):
+    with pytest.raises(InputError, match=r"phantom.* atlas=allen"):
         datamodule(h5_file, drawn)
     datamodule(h5_file, atlas)
     datamodule(write_h5(tmp_path / "drawn.h5", origin="phantom"), drawn)

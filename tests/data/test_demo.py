@@ -121,9 +121,9 @@ def test_an_interrupted_writing_leaves_nothing_under_the_final_name(tmp_path, br
 
 
 def test_bad_arguments(tmp_path, brain):
-    with pytest.raises(InputError, match=r"40 sections are wanted, but only \d+ planes"):
+    with pytest.raises(InputError, match=r"data.n_sections: expected at most \d+, .* got 40"):
         write_demo(tmp_path / "demo.h5", brain, n_sections=40, fields_per_section=1)
-    with pytest.raises(InputError, match=r"unknown data\.deformation 'smoth'\. Did you mean smooth\?"):
+    with pytest.raises(InputError, match=r"'smoth'.* smooth"):
         module(tmp_path, brain, deformation="smoth")
 
 
@@ -137,7 +137,7 @@ def test_examples_are_spread_over_the_validation_split(tmp_path, brain):
 
 def test_images_that_no_file_may_hold_leave_none(tmp_path):
     tiny = phantom_atlas(image_shape=(16, 16), spacing_um=600)
-    with pytest.raises(InputError, match=r"data.image_shape: expected at least 32 px a side, got 16×16"):
+    with pytest.raises(InputError, match=r"data.image_shape: .* 32 px, got 16×16"):
         write_demo(tmp_path / "demo.h5", tiny, n_sections=2, fields_per_section=1)
     assert not list(tmp_path.iterdir())
 

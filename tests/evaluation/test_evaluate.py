@@ -414,7 +414,7 @@ def test_an_atlas_that_is_given_goes_before(folder):
             "has no plain value for axes: give the atlas",
         ),
         ({**FROM_FILE, "template": "${oc.env:HOME}"}, "has no plain value for template"),
-        (None, "my.h5: its sections would meet planes of the phantom, a drawn brain: give the atlas"),
+        (None, "my.h5: expected sections of the phantom"),
     ],
 )
 def test_sections_are_not_measured_against_a_drawn_brain(folder, atlas, message):

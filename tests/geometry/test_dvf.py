@@ -27,7 +27,7 @@ from atlalign.geometry import (
     warp,
     warp_points,
 )
-from atlalign.geometry.dvf import _landing
+from atlalign.geometry.inverse import _landing
 
 SHAPE = (96, 120)
 CPU = torch.device("cpu")

@@ -287,7 +287,7 @@ def test_a_lock_holds_where_the_file_system_has_none(number, tmp_path, monkeypat
 
 def test_a_folder_that_takes_no_lock_is_a_sentence(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(WriteError, match="file is no folder"):
+    with pytest.raises(WriteError, match="file is not a folder"):
         hold(tmp_path / "file" / "out")
 
 

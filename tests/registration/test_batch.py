@@ -20,7 +20,7 @@ import tifffile
 import torch
 
 from atlalign.atlas.atlas import phantom_atlas
-from atlalign.atlas.phantom import phantom_ontology
+from atlalign.atlas.phantom_anatomy import phantom_ontology
 from atlalign.cli import main
 from atlalign.errors import InputError
 from atlalign.io.images import read_image, read_labels
@@ -459,7 +459,7 @@ def test_a_file_in_place_of_the_folder_of_results_is_named(run, sections, tmp_pa
     (tmp_path / "out").write_text("a file")
     status, printed = run(sections)
     assert status == 1
-    assert "out is no folder" in printed
+    assert "out is not a folder" in printed
     assert (tmp_path / "out").read_text() == "a file"
 
 

@@ -16,18 +16,15 @@ from atlalign.atlas.atlas import phantom_atlas
 from atlalign.data.augmenters import augmenter_1, kornia_1
 from atlalign.data.dataset import SeededSampler
 from atlalign.errors import InputError
-from atlalign.geometry import compose, identity_grid, jacobian_determinant, stays_inside, warp
+from atlalign.geometry import warp
+from atlalign.geometry.random_fields import INVERTIBLE_FIELDS
 from atlalign.synthesis import online
 from atlalign.synthesis.contrast import draw_contrast
 from atlalign.synthesis.damage import draw_damage
 from atlalign.synthesis.online import (
-    DEFORMATIONS,
-    Deformation,
     DrawnSample,
     OnlineDataModule,
     TrainingDraws,
-    apply_deformation,
-    draw_deformation,
     hold_out,
 )
 from atlalign.training.run import train
@@ -35,7 +32,6 @@ from atlalign.training.run import train
 CONF = Path(__file__).parents[2] / "conf"
 SHAPE = (96, 136)
 INNER = (..., slice(12, -12), slice(16, -16))
-SIZES = {"mean_fraction": (0.01, 0.03), "largest_fraction": (0.03, 0.08), "spacing": 0.25}
 
 
 @pytest.fixture(scope="module")
@@ -57,82 +53,10 @@ def first_batch(datamodule, loader):
     return datamodule.complete(next(iter(loader)))
 
 
-def drawn(n: int, shape: tuple[int, int] = SHAPE, **sizes) -> Deformation:
-    parts = [
-        draw_deformation(shape, **{**SIZES, **sizes}, generator=torch.Generator().manual_seed(i))
-        for i in range(n)
-    ]
-    return Deformation(*(torch.cat(part) for part in zip(*parts, strict=True)))
-
-
-def largest_residual(outer: torch.Tensor, inner: torch.Tensor) -> float:
-    """Return the largest |compose(outer, inner)| in px, over the points that inner leaves in the image."""
-    height, width = inner.shape[-2:]
-    target = identity_grid((height, width), torch.float32, torch.device("cpu")) + inner
-    limit = torch.tensor([width - 1, height - 1]).view(1, 2, 1, 1)
-    inside = ((target >= 0) & (target <= limit)).all(1)
-    return float(compose(outer, inner).square().sum(1).sqrt()[inside].max())
-
-
-# --- deformations
-
-
-@pytest.mark.parametrize("kind", DEFORMATIONS)
-@pytest.mark.parametrize("shape", [SHAPE, (160, 260)], ids=str)  # the latter is integrated on a coarser grid
-def test_fields_and_inverses_are_exact_and_do_not_fold(kind, shape):
-    pair = apply_deformation(drawn(8, shape, largest_fraction=(0.15, 0.15)), shape, kind)
-    assert largest_residual(pair.dvf, pair.inverse) < 0.051
-    assert largest_residual(pair.inverse, pair.dvf) < 0.5  # bilinear between the pixels of a steep inverse
-    assert jacobian_determinant(pair.dvf).min() > 0.1
-
-
-@pytest.mark.parametrize("kind", ["smooth", "affine"])
-def test_fields_reach_the_drawn_sizes(kind):
-    deformation = drawn(8, mean_fraction=(0.01, 0.05), largest_fraction=(0.02, 0.15))
-    displacement = apply_deformation(deformation, SHAPE, kind).dvf.square().sum(1).sqrt().flatten(1)
-    mean, largest = displacement.mean(1) / (SHAPE[1] - 1), displacement.amax(1) / (SHAPE[1] - 1)
-    reached = torch.minimum(
-        mean / deformation.mean_fraction.flatten(), largest / deformation.largest_fraction.flatten()
-    )
-    torch.testing.assert_close(reached, torch.ones(8), atol=0.03, rtol=0)
-    assert largest.max() / largest.min() > 1.5
-
-
-def test_an_affine_smooth_field_is_undone_by_the_affine_map_first_and_the_smooth_field_second():
-    deformation = drawn(4, largest_fraction=(0.15, 0.15))
-    image = torch.nn.functional.interpolate(torch.rand(4, 1, 9, 12), size=SHAPE, mode="bicubic")
-    affine, smooth, both = (
-        apply_deformation(deformation, SHAPE, kind).dvf for kind in ("affine", "smooth", "affine_smooth")
-    )
-    right = (warp(image, both) - warp(warp(image, affine), smooth))[INNER].abs().mean()
-    wrong = (warp(image, both) - warp(warp(image, smooth), affine))[INNER].abs().mean()
-    assert right < 0.01 < wrong
-
-
-def test_beyond_the_border_an_affine_smooth_inverse_is_that_of_its_parts():
-    deformation = drawn(4, largest_fraction=(0.15, 0.15))
-    affine, smooth, both = (
-        apply_deformation(deformation, SHAPE, kind).inverse for kind in ("affine", "smooth", "affine_smooth")
-    )
-    expected = compose(smooth, affine)
-    outside = ~stays_inside(expected)
-    assert outside.float().mean() > 0.02
-    assert torch.equal(both.movedim(1, -1)[outside], expected.movedim(1, -1)[outside])
-
-
-def test_a_field_does_not_depend_on_the_rest_of_its_batch():
-    deformation = drawn(5)
-    for kind in DEFORMATIONS:
-        whole = apply_deformation(deformation, SHAPE, kind)
-        alone = apply_deformation(Deformation(*(part[3:4] for part in deformation)), SHAPE, kind)
-        torch.testing.assert_close(alone.dvf, whole.dvf[3:4], atol=1e-3, rtol=0)
-        torch.testing.assert_close(alone.inverse, whole.inverse[3:4], atol=2e-3, rtol=0)
-
-
 # --- batches
 
 
-@pytest.mark.parametrize("deformation", DEFORMATIONS)
+@pytest.mark.parametrize("deformation", INVERTIBLE_FIELDS)
 def test_the_true_field_brings_the_moving_image_to_the_section_that_it_was_made_from(
     brain, deformation, monkeypatch
 ):
@@ -145,7 +69,8 @@ def test_the_true_field_brings_the_moving_image_to_the_section_that_it_was_made_
     (section,) = made
     after = (warp(batch.moving, batch.dvf) - section)[INNER].abs().mean()
     before = (batch.moving - section)[INNER].abs().mean()
-    assert after < 0.01 < 3 * after < before
+    assert after < 0.01
+    assert 3 * after < before
     back = (warp(section, batch.inv_dvf, padding_mode="border") - batch.moving).abs().max()
     assert back < 1e-5
     torch.testing.assert_close(batch.registered, warp(batch.moving, batch.dvf))
@@ -247,9 +172,9 @@ def val_batch(brain, **arguments):
 
 def test_with_all_options_off_the_numbers_are_those_of_before_there_were_any(brain):
     batch = val_batch(brain)
-    torch.testing.assert_close(batch.moving.mean(), torch.tensor(0.52222), atol=1e-4, rtol=0)
-    torch.testing.assert_close(batch.moving[1, 0, 40, 60], torch.tensor(0.47377), atol=1e-3, rtol=0)
-    torch.testing.assert_close(batch.dvf[2, 1, 40, 60], torch.tensor(-5.47894), atol=1e-2, rtol=0)
+    torch.testing.assert_close(batch.moving.mean(), torch.tensor(0.4071), atol=1e-4, rtol=0)
+    torch.testing.assert_close(batch.moving[1, 0, 40, 60], torch.tensor(0.5055), atol=1e-3, rtol=0)
+    torch.testing.assert_close(batch.dvf[2, 1, 40, 60], torch.tensor(-5.5442), atol=1e-2, rtol=0)
     assert batch.position_um.tolist() == [4200, 4500, 6900, 9000]
     off = val_batch(brain, damage=draw_damage, p_half_reference=1.0)
     for one, other in zip(batch, off, strict=True):
@@ -363,12 +288,12 @@ def test_positions_outside_of_the_range_are_not_used(brain):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"deformation": "smoth"}, "unknown data.deformation 'smoth'. Did you mean smooth"),
+        ({"deformation": "smoth"}, "'smoth'.* smooth"),
         ({"samples_per_epoch": 0}, "data.samples_per_epoch: expected at least 1, got 0"),
-        ({"samples_per_epoch": 3}, "data.batch_size: 4 samples a step .* only data.samples_per_epoch=3"),
+        ({"samples_per_epoch": 3}, "data.batch_size: .* 4 per step .* data.samples_per_epoch=3"),
         ({"n_val": 0}, "data.n_val: expected at least 1"),
         ({"val_fraction": 1.0}, "data.val_fraction: expected a share"),
-        ({"n_val_blocks": 40}, "data.n_val_blocks: 40 blocks need 80 planes with tissue, found"),
+        ({"n_val_blocks": 40}, "data.n_val_blocks: .* 80 planes .* 40 blocks"),
         ({"mean_fraction": (0.03, 0.01)}, r"data.mean_fraction: expected \[from, to\]"),
         ({"largest_fraction": (0.03, 0.19)}, "data.largest_fraction: .* ≤ 0.15, got"),
         ({"largest_fraction": (0.03, 0.3), "deformation": "affine"}, "data.largest_fraction: .* ≤ 0.2, got"),
@@ -384,8 +309,8 @@ def test_positions_outside_of_the_range_are_not_used(brain):
         ({"mean_fraction": "ab"}, r"data.mean_fraction: expected \[from, to\] .*, got \['a', 'b'\]"),
         ({"split_seed": -1}, "data.split_seed: expected at least 0, got -1"),
         ({"image_shape": 64}, r"data.image_shape: expected \(H, W\), .*, got 64"),
-        ({"image_shape": (32, 48)}, "data.image_shape is"),
-        ({"augment": {"moving": augmenter_1()}}, "augment.moving: .* choose .* augment=kornia_1"),
+        ({"image_shape": (32, 48)}, "data.image_shape: expected .*96, 136.*32, 48"),
+        ({"augment": {"moving": augmenter_1()}}, "augment.moving: .* augment=kornia_1"),
     ],
 )
 def test_bad_arguments(brain, arguments, message):
@@ -395,7 +320,9 @@ def test_bad_arguments(brain, arguments, message):
 
 def test_an_atlas_without_annotation_is_told_how_to_get_one():
     atlas = phantom_atlas(image_shape=SHAPE, spacing_um=1100.0, with_annotation=False)
-    with pytest.raises(InputError, match=r"set atlas.with_annotation=true, or data.contrast=null"):
+    with pytest.raises(
+        InputError, match=r"data.contrast: .* atlas.with_annotation=true.* data.contrast=null"
+    ):
         module(atlas)
 
 

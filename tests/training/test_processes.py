@@ -101,7 +101,7 @@ def test_errors_of_any_size_and_class_arrive(kind, expected, ending):
 def test_each_process_needs_something_to_validate(atlas, h5_file, monkeypatch):
     module = RegistrationDataModule(h5_file, atlas=atlas, image_shape=SHAPE, batch_size=1, val_indexes=[0])
     monkeypatch.setattr(module, "_processes", lambda: (0, 2))
-    with pytest.raises(InputError, match="2 processes need as many samples that validate, found 1"):
+    with pytest.raises(InputError, match="each of 2 processes, found 1"):
         module.setup()
 
 

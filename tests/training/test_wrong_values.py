@@ -73,7 +73,7 @@ GROUPS = [
     Group("generate", "source", build_group("source"), ("source=annotated", "source.path=unused.h5")),
     *(
         Group("generate", "deformation", build_group("deformation"), (f"deformation={name}",))
-        for name in ("edge_stretching", "affine", "svf", "mix")
+        for name in ("edge_stretching", "affine", "smooth", "mix")
     ),
 ]
 
