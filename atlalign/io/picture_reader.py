@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from atlalign.errors import InputError, check_size
 from atlalign.io.files import itk_name
+from atlalign.io.jpeg import check_jpeg
 from atlalign.io.pixels import Choice, Pixels, check_index, one_channel, upright
 
 _ORIENTATION = 0x0112  # of EXIF
@@ -69,6 +70,8 @@ def _decoded(opened: Callable[[Any], Any], path: Path, choice: Choice) -> NDArra
     content = path.read_bytes()
     with opened(BytesIO(content)) as image:
         check_size(path.name, (image.height, image.width), _COPIES * _bytes_each(image))
+        if image.format == "JPEG":
+            check_jpeg(content)
         array = _of_16_bits(image, content)
         if array is None:
             array = _of_8_bits(image, choice.labels)

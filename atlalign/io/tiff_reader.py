@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlalign.errors import InputError, check_size
+from atlalign.io.jpeg import check_jpeg_tiles
 from atlalign.io.pixel_sizes import tiff_pixel_size
 from atlalign.io.pixels import Choice, Pixels, check_index, converted, is_turned, log, one_channel, upright
 
@@ -43,6 +44,7 @@ _DECODED_TO_RGB = (
     50001,
     52546,
 )  # JPEG and related compressions, whose decoders return RGB
+_JPEG = 7
 _APERIO_YCBCR = 33003
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -270,6 +272,10 @@ def _samples(plane: Any, labels: bool) -> tuple[NDArray[Any], bool]:
     """Return the pixels of one page without opacity, as intensities or colours, or as labels."""
     page = plane.keyframe
     with _open(plane):
+        if (
+            page.compression == _JPEG and page.jpegheader is None
+        ):  # a header means that no tile is a whole JPEG
+            check_jpeg_tiles(_encoded(plane), page.jpegtables)
         array = _unpacked(plane) if _is_packed(page) else plane.asarray()
     if "S" in page.axes:
         array = np.moveaxis(array, page.axes.index("S"), 2)
@@ -286,6 +292,15 @@ def _samples(plane: Any, labels: bool) -> tuple[NDArray[Any], bool]:
     if array.ndim == 3:
         return _to_rgb(array, page, kind)
     return _grey(array, page, is_inverted=kind == "MINISWHITE"), False
+
+
+def _encoded(plane: Any) -> Iterator[bytes]:
+    """Yield the encoded strips or tiles of one page; a sparse page lacks some of them."""
+    file = plane.parent.filehandle
+    for offset, count in zip(plane.dataoffsets, plane.databytecounts, strict=True):
+        if count:
+            file.seek(offset)
+            yield file.read(count)
 
 
 @contextmanager
