@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -181,7 +182,7 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = sentence(error) if wanted == "0" else None
+        message = _last_words(error) if wanted == "0" else None
         if message is None or isinstance(error, BrokenPipeError):
             raise
         say(f"error: {message}", error=True)
@@ -207,6 +208,33 @@ def quiet_pipe() -> Iterator[None]:
         # Or the interpreter would write what is left at its end, and fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)
+
+
+@contextmanager
+def warnings_from_threads() -> Iterator[None]:
+    """Show what the system refuses to a library's thread, such as a logger's, as one line and not as a traceback."""
+    former = threading.excepthook
+
+    def show(failure: threading.ExceptHookArgs) -> None:
+        if getattr(failure.exc_value, "errno", None) in _SYSTEM_ERRORS:
+            say(f"warning: a log cannot be written: {_of_system(failure.exc_value)}", error=True)
+        else:
+            former(failure)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = former
+
+
+def _last_words(error: Exception) -> str | None:
+    """Return the sentence of an error that ends the program.
+
+    Here a missing file or folder is a mistake, too: Hydra fails so where it cannot create the folder of a run.
+    """
+    missing = next((cause for cause in _chain(error) if isinstance(cause, FileNotFoundError)), None)
+    return sentence(error) or (_of_system(missing) if missing else None)
 
 
 def sentence(error: BaseException) -> str | None:
@@ -243,7 +271,8 @@ def sentence(error: BaseException) -> str | None:
 def _of_system(error: Any) -> str:
     """Return what the system refused, and where."""
     place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{error.strerror}: make room there, or name another place"
+    is_full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+    return f"{place}{error.strerror}: {'make room there, or ' * is_full}name another place"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

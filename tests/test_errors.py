@@ -1,6 +1,9 @@
 """What is no number, or none that is taken, gives a sentence with its name."""
 
+import errno
 import math
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -13,6 +16,9 @@ from atlalign.errors import (
     check_numbers,
     check_size,
     checked_shape,
+    readable_errors,
+    sentence,
+    warnings_from_threads,
 )
 
 
@@ -59,3 +65,35 @@ def test_the_grid_of_a_large_slide_can_have_a_field_though_no_network_can_hold_i
     assert checked_shape("new_shape", [20_000, 15_000]) == (20_000, 15_000)
     with pytest.raises(InputError, match=r"new_shape: expected at most 8 GiB in memory"):
         checked_shape("new_shape", [100_000, 100_000])
+
+
+def test_a_folder_that_cannot_be_created_ends_a_program_with_a_sentence(capsys):
+    refused = FileNotFoundError(
+        2, "No such file or directory", "/proc/x"
+    )  # as Hydra raises it for hydra.run.dir
+    with pytest.raises(SystemExit), readable_errors():
+        raise refused
+    said = capsys.readouterr().err
+    assert said.startswith("error: /proc/x: ")
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("number", "is_full"), [(errno.ENOSPC, True), (errno.EACCES, False)])
+def test_only_a_full_disk_asks_for_room(number, is_full):
+    said = sentence(OSError(number, os.strerror(number), "a.csv"))
+    assert said is not None
+    assert said.startswith("a.csv: ")
+    assert ("room" in said) == is_full
+
+
+def test_a_thread_that_the_disk_refuses_gives_one_line(capsys):
+    def write() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with warnings_from_threads():
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert os.strerror(errno.ENOSPC) in said

@@ -22,6 +22,7 @@ from atlalign.errors import (
     check_processes,
     mistakes_in,
     unknown_name,
+    warnings_from_threads,
 )
 from atlalign.io.files import LockedError, lock
 from atlalign.training.processes import is_first_process, n_processes_to_start, run_in_processes
@@ -145,7 +146,8 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
     network.to(memory_format=_memory_format(config.channels_last, trainer.strategy.root_device))
     if checkpoint:
         _rewind_logs(trainer.loggers, checkpoint)
-    trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
+    with warnings_from_threads():
+        trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
 
     # The final measure of the best checkpoint is no point of the curves.
     loggers, trainer.loggers = trainer.loggers, []
