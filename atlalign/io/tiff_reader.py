@@ -126,10 +126,14 @@ def _index(axis: str, count: int, choice: Choice) -> int | None:
         return choice.channel
     if axis == "Z":
         if choice.z is None:
-            raise InputError(f"expected one image, found a z-stack of {count} planes: choose one (--z)")
+            raise InputError(f"expected one image, found a z-stack of {count} planes: {_choose('--z')}")
         check_index("plane (--z)", choice.z, count)
         return choice.z
-    raise InputError(f"expected one image, found {count} pages: choose one (--page)")
+    raise InputError(f"expected one image, found {count} pages: {_choose('--page')}")
+
+
+def _choose(flag: str) -> str:
+    return f"choose one ({flag}, for sections), or save it as a file of its own (for a reference)"
 
 
 def _largest(file: Any, name: str, *, warns: bool) -> Any:
@@ -252,7 +256,7 @@ def _decoded(planes: _Planes, choice: Choice) -> tuple[NDArray[Any], bool]:
     """Return the pixels (h, w) or (h, w, c), and whether they are in colour."""
     pages = planes.pages
     if len(pages) > 1 and "S" in pages[0].keyframe.axes:
-        raise InputError(f"expected one image, found {len(pages)} channels of colour: choose one (--channel)")
+        raise InputError(f"expected one image, found {len(pages)} channels of colour: {_choose('--channel')}")
     # The palette of one channel among several only stores how the channel was last displayed.
     are_numbers = choice.labels or (planes.are_channels and _kind(pages[0].keyframe) == "PALETTE")
     if len(pages) > 1:

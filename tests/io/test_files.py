@@ -103,10 +103,14 @@ def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path):
 
 
 def test_a_file_refused_in_an_unfinished_folder_is_named_by_its_final_place(tmp_path):
-    with pytest.raises(WriteError) as error, folder_written_whole(tmp_path / "out") as folder:
-        (folder / "taken").touch()
-        with written_whole(folder / "taken" / "a.csv"):
-            pass
+    def write() -> None:
+        with folder_written_whole(tmp_path / "out") as folder:
+            (folder / "taken").touch()
+            with written_whole(folder / "taken" / "a.csv"):
+                pass
+
+    with pytest.raises(WriteError) as error:
+        write()
     assert str(tmp_path / "out" / "taken" / "a.csv") in str(error.value)
     assert "unfinished" not in str(error.value)
     assert not list(tmp_path.iterdir())
