@@ -195,8 +195,10 @@ def _local(layers: Layers, weights: h5py.Group, *, nested: bool = False) -> Loca
         if [layer.name for layer in same] != [layer.name for layer in trunk]:
             raise InputError(f"layer '{inverse.name}': expected the same layers as in the forward direction")
     multiple = max(_CROPPED_TO_MULTIPLES_OF, 2 ** len(down))
-    arguments: Any = (start, down, middle, up, end, bool(inverses))
-    network = built_within_memory(lambda: LocalUNet(*arguments, size_multiple=multiple))
+    has_inverse = bool(inverses)
+    network = built_within_memory(
+        lambda: LocalUNet(start, down, middle, up, end, compute_inv=has_inverse, size_multiple=multiple)
+    )
     assert isinstance(network, LocalUNet)
     _copy_weights(network, trunk, weights, nested=nested)
     return network

@@ -202,9 +202,11 @@ class Mix:
                 f"deformation.weights: expected the names of deformation.parts ({', '.join(parts)}), "
                 f"got {', '.join(weights)}"
             )
-        values = [float(weights[name]) for name in parts]
-        if min(values) < 0 or not 0 < sum(values) < math.inf:
-            raise InputError(f"deformation.weights: expected 0 or more, one above 0, got {values}")
+        named = {f"deformation.weights.{name}": weights[name] for name in parts}
+        check_finite_numbers(named, dict.fromkeys(named, 0.0))
+        values = [float(weight) for weight in named.values()]
+        if not sum(values):
+            raise InputError(f"deformation.weights: expected one above 0, got {values}")
         self._parts = list(parts.values())
         self._weights = torch.tensor(values)
 

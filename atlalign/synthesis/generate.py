@@ -295,7 +295,7 @@ def _is_whole(path: Path) -> bool:
         return False
     try:
         with h5py.File(path, "r") as part:
-            is_same = part.attrs["fingerprint"] == _fingerprint(part)
+            is_same = bool(part.attrs["fingerprint"] == _fingerprint(part))
     except Exception:  # a damaged file may raise anything
         is_same = False
     if not is_same:

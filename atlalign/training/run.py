@@ -25,7 +25,12 @@ from atlalign.errors import (
     warnings_from_threads,
 )
 from atlalign.io.files import LockedError, lock
-from atlalign.training.processes import is_first_process, n_processes_to_start, run_in_processes
+from atlalign.training.processes import (
+    is_first_process,
+    n_processes_to_start,
+    owns_folder,
+    run_in_processes,
+)
 from atlalign.training.record import describe_run, write_run_record
 from atlalign.training.runs import (
     begin,
@@ -111,7 +116,7 @@ def _train_in(folder: Path, config: DictConfig) -> float:
     checkpoint = _checkpoint_to_resume(config.ckpt_path, folder)
     if is_first_process():
         _save_overrides(folder)
-    with recorded_failure(folder, config):
+    with recorded_failure(folder, config, owns_folder):
         n_processes = _n_processes_to_start(config)
         if not n_processes:
             return _train(config, checkpoint, describe_run())
