@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -202,7 +203,7 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = sentence(error) if wanted == "0" else None
+        message = _last_words(error) if wanted == "0" else None
         if message is None or isinstance(error, BrokenPipeError):
             raise
         say(f"error: {message}", error=True)
@@ -228,6 +229,34 @@ def quiet_pipe() -> Iterator[None]:
         # Otherwise the interpreter would flush the rest when it exits, and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)
+
+
+@contextmanager
+def warnings_from_threads() -> Iterator[None]:
+    """Show what the system refuses to a library's thread, such as a logger's, as one line and not as a traceback."""
+    former = threading.excepthook
+
+    def show(failure: threading.ExceptHookArgs) -> None:
+        refused = failure.exc_value
+        if isinstance(refused, OSError) and refused.errno in _SYSTEM_ERRORS:
+            say(f"warning: a log cannot be written: {system_refusal(refused)}", error=True)
+        else:
+            former(failure)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = former
+
+
+def _last_words(error: Exception) -> str | None:
+    """Return the sentence of an error that ends the program.
+
+    Here a missing file or folder is a mistake, too: Hydra fails so where it cannot create the folder of a run.
+    """
+    missing = next((cause for cause in _chain(error) if isinstance(cause, FileNotFoundError)), None)
+    return sentence(error) or (system_refusal(missing) if missing else None)
 
 
 def sentence(error: BaseException) -> str | None:
@@ -275,6 +304,8 @@ def system_refusal(error: OSError, path: Path | None = None, *, action: str = "u
     reason = str(error.strerror or error)
     if isinstance(error, FileExistsError | NotADirectoryError) and place and not place.parent.is_dir():
         reason = f"{place.parent} is not a folder"
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+        reason += ": make room there, or name another place"
     return f"{place} cannot be {action}: {reason}" if place else reason
 
 

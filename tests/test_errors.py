@@ -2,6 +2,8 @@
 
 import errno
 import math
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -14,8 +16,10 @@ from atlalign.errors import (
     check_numbers,
     check_size,
     checked_shape,
+    readable_errors,
     sentence,
     system_refusal,
+    warnings_from_threads,
 )
 
 
@@ -67,7 +71,10 @@ def test_the_grid_of_a_large_slide_can_have_a_field_though_no_network_can_hold_i
 def test_a_refusal_of_the_system_names_the_place_and_the_reason(tmp_path):
     (tmp_path / "file").write_text("")
     full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a.h5"))
-    assert system_refusal(full) == f"{tmp_path / 'a.h5'} cannot be used: No space left on device"
+    assert (
+        system_refusal(full)
+        == f"{tmp_path / 'a.h5'} cannot be used: No space left on device: make room there, or name another place"
+    )
     assert system_refusal(full, tmp_path / "b.h5", action="written").startswith(
         f"{tmp_path / 'b.h5'} cannot be written: "
     )
@@ -75,3 +82,34 @@ def test_a_refusal_of_the_system_names_the_place_and_the_reason(tmp_path):
     assert system_refusal(below).endswith(f"{tmp_path / 'file'} is not a folder")
     assert system_refusal(OSError(errno.EIO, "Input/output error")) == "Input/output error"
     assert "No space left" in (sentence(full) or "")
+
+
+def test_a_folder_that_cannot_be_created_ends_a_program_with_a_sentence(capsys):
+    # Hydra raises this for a hydra.run.dir that cannot be created.
+    refused = FileNotFoundError(2, "No such file or directory", "/proc/x")
+    with pytest.raises(SystemExit), readable_errors():
+        raise refused
+    said = capsys.readouterr().err
+    assert said.startswith("error: /proc/x cannot be used: ")
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("number", "is_full"), [(errno.ENOSPC, True), (errno.EACCES, False)])
+def test_only_a_full_disk_asks_for_room(number, is_full):
+    said = sentence(OSError(number, os.strerror(number), "a.csv"))
+    assert said is not None
+    assert said.startswith("a.csv cannot be used: ")
+    assert ("room" in said) == is_full
+
+
+def test_a_thread_that_the_disk_refuses_gives_one_line(capsys):
+    def write() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with warnings_from_threads():
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert os.strerror(errno.ENOSPC) in said

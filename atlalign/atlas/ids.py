@@ -1,5 +1,6 @@
 """Region ids: whole numbers from 0 on, 0 for no region, kept exactly from the atlas to the tables."""
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 
 from atlalign.errors import InputError
 
+_log = logging.getLogger(__name__)
 _LARGEST = 2**63 - 1
 
 
@@ -32,6 +34,12 @@ def checked_ids(values: NDArray[Any], source: str) -> NDArray[Any]:
         raise InputError(
             f"{source}: expected integer ids from 0 to {largest}, found {values[wrong][0]} in {wrong.sum()} voxels of "
             f"{values.dtype}: renumber them, or store them as integers"
+        )
+    if values.size and values.max() >= 2**32:
+        _log.warning(
+            "%s: holds ids of 2³² and more; label images keep them with 64 bits, which QuPath and Fiji do not open: "
+            "renumber the ids to use these programs",
+            source,
         )
     return values.astype(np.int64) if kind == "f" else values
 

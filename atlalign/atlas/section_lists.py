@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -100,6 +101,7 @@ def read_list(path: Path, images: Path | None = None) -> list[ListedSection]:
     if reader is None:
         raise InputError(f"expected a list of sections ({', '.join(LIST_ENDINGS)}) or a folder, got {path}")
     sections = _located(reader(path), path, images)
+    _warn_of_contradictions(path)
     if not sections:
         raise InputError(f"{path}: the list names no section")
     return sections
@@ -159,16 +161,36 @@ def _check_agreement(path: Path, other: Path) -> None:
     Raises:
         InputError: If they do not.
     """
-    placed, otherwise = (
-        {section.path: section for section in _LIST_READERS[file.suffix.lower()](file)}
-        for file in (path, other)
-    )
-    differing = sorted(key for key in placed | otherwise if not _agree(placed.get(key), otherwise.get(key)))
+    differing = _differing(path, other)
     if differing:
         raise InputError(
             f"expected one list of sections in the folder {path.parent}, found {path.name} and {other.name}, which "
             f"differ in {differing[0].name}: name one of them in place of the folder"
         )
+
+
+def _warn_of_contradictions(path: Path) -> None:
+    """Log a warning if the same list in another format, beside it, places sections otherwise."""
+    for ending in LIST_ENDINGS:
+        other = path.with_suffix(ending)
+        if other == path or not other.is_file() or not _looks_like_a_list(other, _start(other)):
+            continue
+        with suppress(InputError):  # a file that nobody named need not be readable
+            differing = _differing(path, other)
+            if differing:
+                _log.warning(
+                    "%s: %s beside it places %d sections otherwise, such as %s; only %s is used",
+                    *(path, other.name, len(differing), differing[0].name, path.name),
+                )
+
+
+def _differing(path: Path, other: Path) -> list[Path]:
+    """Return the images that only one of two lists names, or that they place otherwise."""
+    placed, otherwise = (
+        {section.path: section for section in _LIST_READERS[file.suffix.lower()](file)}
+        for file in (path, other)
+    )
+    return sorted(key for key in placed | otherwise if not _agree(placed.get(key), otherwise.get(key)))
 
 
 def _agree(first: ListedSection | None, second: ListedSection | None) -> bool:

@@ -100,8 +100,12 @@ def _temporary(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path.parent)
         yield unfinished
-    except WriteError:
-        raise
+    except (
+        WriteError
+    ) as error:  # perhaps about a file in a temporary folder, whose name means nothing to a user
+        refusal = WriteError(str(error).replace(str(unfinished), str(path)))
+        refusal.errno = error.errno
+        raise refusal from error
     except OSError as error:
         raise _refusal(path, error) from error
     finally:
@@ -234,6 +238,7 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
     with ExitStack() as held:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            own.touch()  # where the system refuses this, FileLock would wait as for another holder
             _hold_system_lock(held, own, wait=wait)
             # Whoever has a lease now is dead, or on a machine whose locks are not seen here.
             lease.acquire(timeout=-1 if wait else 1.25 * _LEASE_S)
@@ -253,6 +258,7 @@ def _hold_system_lock(held: ExitStack, path: Path, *, wait: bool) -> None:
     except OSError as error:
         if error.errno not in _NO_FLOCK:
             raise
+        path.unlink(missing_ok=True)
     else:
         held.callback(_release, system)
 

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from atlalign.errors import InputError, check_size
 from atlalign.io.files import itk_name
-from atlalign.io.pixels import Choice, Pixels, check_index, one_channel, upright
+from atlalign.io.jpeg import check_jpeg
+from atlalign.io.pixel_sizes import density_pixel_size
+from atlalign.io.pixels import Choice, Pixels, PixelSize, check_index, is_turned, one_channel, upright
 
 _ORIENTATION = 0x0112  # of EXIF
 _COPIES = 3  # Pillow's own pixels, its exported buffer, and the array
@@ -39,13 +41,13 @@ def read_picture(path: Path, choice: Choice) -> Pixels:
     with path.open("rb") as file:
         start = file.read(32)
     opened = _opener(start)
-    array = _medical(path, start) if opened is None else _decoded(opened, path, choice)
+    array, size = (_medical(path, start), None) if opened is None else _decoded(opened, path, choice)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     is_color = array.ndim == 3 and array.shape[2] in (3, 4) and not choice.labels
     if choice.channel is None:
-        return Pixels(array, is_color)
-    return Pixels(one_channel(array, choice.channel), is_color=False)
+        return Pixels(array, is_color, size)
+    return Pixels(one_channel(array, choice.channel), False, size)
 
 
 def _opener(start: bytes) -> Callable[[Any], Any] | None:
@@ -64,17 +66,25 @@ def _opener(start: bytes) -> Callable[[Any], Any] | None:
     return next((opened for begin, opened in known.items() if start.startswith(begin)), None)
 
 
-def _decoded(opened: Callable[[Any], Any], path: Path, choice: Choice) -> NDArray[Any]:
-    """Return the pixels (h, w) or (h, w, c), upright and without opacity."""
+def _decoded(
+    opened: Callable[[Any], Any], path: Path, choice: Choice
+) -> tuple[NDArray[Any], PixelSize | None]:
+    """Return the pixels (h, w) or (h, w, c), upright and without opacity, and the size of one."""
     content = path.read_bytes()
     with opened(BytesIO(content)) as image:
         check_size(path.name, (image.height, image.width), _COPIES * _bytes_each(image))
+        if image.format == "JPEG":
+            check_jpeg(content)
         array = _of_16_bits(image, content)
         if array is None:
             array = _of_8_bits(image, choice.labels)
         has_opacity = image.mode in ("LA", "La", "RGBA", "RGBa") and array.ndim == 3
         array = array[..., :-1] if has_opacity else array
-        return upright(array, image.getexif().get(_ORIENTATION, 1))
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        size = density_pixel_size(image.info.get("dpi"))
+    if size is not None and is_turned(orientation):
+        size = size[::-1]
+    return upright(array, orientation), size
 
 
 def _bytes_each(image: Any) -> int:

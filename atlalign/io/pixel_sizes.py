@@ -12,6 +12,8 @@ from atlalign.io.pixels import PixelSize, log
 _LARGEST_TAGGED_UM = 30.0
 """A resolution in pixels per cm or inch that implies larger pixels is usually meant for a printer."""
 
+_SMALLEST_UM = 0.02  # no light microscope resolves less
+
 SOFTWARE = "atlalign"
 """The Software tag of this package's files, whose resolutions are always valid."""
 
@@ -47,6 +49,7 @@ _MICRONS = {
 """The length of each unit in µm, by its plain name."""
 
 _PER_UNIT = {2: "inch", 3: "cm"}  # TIFF's ResolutionUnit
+_SPACING = re.compile(r'"DICOM_PIXEL_SPACING"[^>]*>\s*"([^"]+)"\s+"([^"]+)"')
 _MPP = re.compile(r"\bMPP\s*=\s*([^|;\r\n]+)")
 
 
@@ -81,6 +84,18 @@ def _number(value: str) -> float:
         raise ValueError(f"'{value}' is not a length") from error
 
 
+def density_pixel_size(dpi: tuple[float, float] | None) -> PixelSize | None:
+    """Return the size of a pixel from the density of a PNG, JPEG or BMP, in pixels per inch along x and y.
+
+    Most programs write a default for screens or printers, of 72 to 600 per inch. Only what can be a microscope's or a
+    slide scanner's counts, as in TIFF.
+    """
+    if dpi is None or not all(0 < float(density) < float("inf") for density in dpi):
+        return None
+    x, y = (_INCH / float(density) for density in dpi)
+    return (x, y) if min(x, y) >= _SMALLEST_UM and max(x, y) <= _LARGEST_TAGGED_UM else None
+
+
 def tiff_pixel_size(file: Any, page: Any, path: Path, image: int | None) -> PixelSize | None:
     """Return the size of a pixel of one page; a size that cannot be read is logged.
 
@@ -91,7 +106,7 @@ def tiff_pixel_size(file: Any, page: Any, path: Path, image: int | None) -> Pixe
         image: The number of the image in the file if the page shows it at full size; None for other pages, for which
             only the page's own tags are used.
     """
-    sources = [_ome, _aperio, _lsm, _stk, _metaseries] if image is not None else []
+    sources = [_ome, _aperio, _philips, _lsm, _stk, _metaseries] if image is not None else []
     try:
         for source in sources:
             said = source(file, page, path, image)
@@ -185,6 +200,17 @@ def _aperio(file: Any, page: Any, path: Path, image: int | None) -> _Said | None
         return None
     size = parse_length(found[1], "µm")
     return None if size is None else (size, size)
+
+
+def _philips(file: Any, page: Any, path: Path, image: int | None) -> _Said | None:
+    """Return the pixel spacing in mm that Philips' scanners describe as DICOM does: y, x; the finest is the slide's."""
+    if not file.is_philips:
+        return None
+    found = _SPACING.findall(html.unescape(str(file.pages.first.description or "")))
+    if not found:
+        return None
+    y, x = min(found, key=lambda pair: _number(pair[0]))
+    return parse_length(x, "mm"), parse_length(y, "mm")
 
 
 def _lsm(file: Any, page: Any, path: Path, image: int | None) -> _Said | None:

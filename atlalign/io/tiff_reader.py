@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlalign.errors import InputError, check_size
+from atlalign.io.jpeg import check_jpeg_tiles
 from atlalign.io.pixel_sizes import tiff_pixel_size
 from atlalign.io.pixels import Choice, Pixels, check_index, converted, is_turned, log, one_channel, upright
 
@@ -43,6 +44,7 @@ _DECODED_TO_RGB = (
     50001,
     52546,
 )  # JPEG and related compressions, whose decoders return RGB
+_JPEG = 7
 _APERIO_YCBCR = 33003
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -124,10 +126,14 @@ def _index(axis: str, count: int, choice: Choice) -> int | None:
         return choice.channel
     if axis == "Z":
         if choice.z is None:
-            raise InputError(f"expected one image, found a z-stack of {count} planes: choose one (--z)")
+            raise InputError(f"expected one image, found a z-stack of {count} planes: {_choose('--z')}")
         check_index("plane (--z)", choice.z, count)
         return choice.z
-    raise InputError(f"expected one image, found {count} pages: choose one (--page)")
+    raise InputError(f"expected one image, found {count} pages: {_choose('--page')}")
+
+
+def _choose(flag: str) -> str:
+    return f"choose one ({flag}, for sections), or save it as a file of its own (for a reference)"
 
 
 def _largest(file: Any, name: str, *, warns: bool) -> Any:
@@ -250,7 +256,7 @@ def _decoded(planes: _Planes, choice: Choice) -> tuple[NDArray[Any], bool]:
     """Return the pixels (h, w) or (h, w, c), and whether they are in colour."""
     pages = planes.pages
     if len(pages) > 1 and "S" in pages[0].keyframe.axes:
-        raise InputError(f"expected one image, found {len(pages)} channels of colour: choose one (--channel)")
+        raise InputError(f"expected one image, found {len(pages)} channels of colour: {_choose('--channel')}")
     # The palette of one channel among several only stores how the channel was last displayed.
     are_numbers = choice.labels or (planes.are_channels and _kind(pages[0].keyframe) == "PALETTE")
     if len(pages) > 1:
@@ -270,6 +276,10 @@ def _samples(plane: Any, labels: bool) -> tuple[NDArray[Any], bool]:
     """Return the pixels of one page without opacity, as intensities or colours, or as labels."""
     page = plane.keyframe
     with _open(plane):
+        if (
+            page.compression == _JPEG and page.jpegheader is None
+        ):  # a header means that no tile is a whole JPEG
+            check_jpeg_tiles(_encoded(plane), page.jpegtables)
         array = _unpacked(plane) if _is_packed(page) else plane.asarray()
     if "S" in page.axes:
         array = np.moveaxis(array, page.axes.index("S"), 2)
@@ -286,6 +296,15 @@ def _samples(plane: Any, labels: bool) -> tuple[NDArray[Any], bool]:
     if array.ndim == 3:
         return _to_rgb(array, page, kind)
     return _grey(array, page, is_inverted=kind == "MINISWHITE"), False
+
+
+def _encoded(plane: Any) -> Iterator[bytes]:
+    """Yield the encoded strips or tiles of one page; a sparse page lacks some of them."""
+    file = plane.parent.filehandle
+    for offset, count in zip(plane.dataoffsets, plane.databytecounts, strict=True):
+        if count:
+            file.seek(offset)
+            yield file.read(count)
 
 
 @contextmanager

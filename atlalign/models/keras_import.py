@@ -15,11 +15,14 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from atlalign.errors import InputError
+from atlalign.io.h5 import find_dataset
 from atlalign.models import ModelOrigin
 from atlalign.networks import GlobalAffineNet, LocalUNet, MergedNet
+from atlalign.networks.architecture import built_within_memory
 
 _SHAPE = [320, 456]  # the only image size of the predecessor's local network
 ORIGIN = ModelOrigin(intensity_scale=255.0, image_shape=(320, 456))
@@ -169,7 +172,8 @@ def _global(layers: Layers, weights: h5py.Group) -> GlobalAffineNet:
     filters = [layer.config["filters"] for layer in trunk if layer.kind == "Conv2D"][::2]
     *dense, _ = [layer.config["units"] for layer in trunk if layer.kind == "Dense"] or [0]
     _compare(trunk, _expected_global(filters, dense, shape))
-    network = GlobalAffineNet(filters, dense, tuple(shape))
+    network = built_within_memory(lambda: GlobalAffineNet(filters, dense, tuple(shape)))
+    assert isinstance(network, GlobalAffineNet)
     _copy_weights(network, trunk, weights, nested=False)
     return network
 
@@ -191,7 +195,11 @@ def _local(layers: Layers, weights: h5py.Group, *, nested: bool = False) -> Loca
         if [layer.name for layer in same] != [layer.name for layer in trunk]:
             raise InputError(f"layer '{inverse.name}': expected the same layers as in the forward direction")
     multiple = max(_CROPPED_TO_MULTIPLES_OF, 2 ** len(down))
-    network = LocalUNet(start, down, middle, up, end, compute_inv=bool(inverses), size_multiple=multiple)
+    has_inverse = bool(inverses)
+    network = built_within_memory(
+        lambda: LocalUNet(start, down, middle, up, end, compute_inv=has_inverse, size_multiple=multiple)
+    )
+    assert isinstance(network, LocalUNet)
     _copy_weights(network, trunk, weights, nested=nested)
     return network
 
@@ -326,12 +334,20 @@ def _copy_weights(network: nn.Module, trunk: Sequence[_Layer], weights: h5py.Gro
     sources = [layer.name for layer in trunk if layer.kind in ("Conv2D", "Dense")]
     for name, target in zip(sources, targets, strict=True):
         group = weights if nested else weights[name]
-        kernel, bias = (np.asarray(group[f"{name}/{part}:0"], np.float32) for part in ("kernel", "bias"))
-        axes = (3, 2, 0, 1) if kernel.ndim == 4 else None
         assert target.bias is not None
-        for parameter, values in ((target.weight, kernel.transpose(axes)), (target.bias, bias)):
-            if values.shape != tuple(parameter.shape):
-                raise InputError(
-                    f"weights of layer '{name}': expected {tuple(parameter.shape)}, found {values.shape}"
-                )
-            parameter.data.copy_(torch.from_numpy(np.ascontiguousarray(values)))
+        for part, parameter in (("kernel", target.weight), ("bias", target.bias)):
+            values = _weights(group, f"{name}/{part}:0", tuple(parameter.shape))
+            parameter.data.copy_(torch.from_numpy(values))
+
+
+def _weights(group: h5py.Group, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return a kernel or a bias in torch's order of axes, which has this shape."""
+    dataset = find_dataset(group.file, f"{group.name}/{name}")
+    if dataset is None:
+        raise KeyError(name)
+    axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(dataset.ndim, (0,))
+    found = tuple(dataset.shape[axis] for axis in axes)
+    if found != shape:  # before anything is read: a small file can declare a large shape
+        layer = name.rpartition("/")[0]
+        raise InputError(f"weights of layer '{layer}': expected {shape}, found {found}")
+    return np.ascontiguousarray(dataset[()].transpose(axes), np.float32)

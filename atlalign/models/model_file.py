@@ -8,7 +8,9 @@ a file that other programs can read: the weights, with everything else as JSON i
 
 import io
 import json
+import zipfile
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 from textwrap import shorten
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from atlalign import __version__
-from atlalign.errors import InputError
+from atlalign.errors import InputError, check_size
 from atlalign.io.files import written_whole
 from atlalign.networks import GlobalAffineNet, MergedNet
 from atlalign.networks.architecture import architecture_of, construct
@@ -325,6 +327,7 @@ def _read_plain(path: Path) -> Any:
     """Return the content of a torch file with tensors and plain data; other objects are never built."""
     if not path.is_file():
         raise InputError(f"there is no model {path}")
+    _check_declared_size(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or malicious file may raise anything
@@ -332,3 +335,11 @@ def _read_plain(path: Path) -> Any:
         raise InputError(
             f"{path} is no model file: it is damaged, of another format, or holds more than plain data{hint}"
         ) from error
+
+
+def _check_declared_size(path: Path) -> None:
+    """Check that memory can hold the content of a torch file, which may be compressed."""
+    sizes: list[int] = []
+    with suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(path) as archive:
+        sizes = [entry.file_size for entry in archive.infolist()]
+    check_size(str(path), [sum(sizes)])

@@ -4,9 +4,10 @@ from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from typing import Any, cast
 
+import torch
 from torch import nn
 
-from atlalign.errors import InputError, unknown_name
+from atlalign.errors import InputError, check_size, unknown_name
 from atlalign.networks.coarse_to_fine import CoarseToFineNet
 from atlalign.networks.correlation_pyramid import CorrelationPyramidNet
 from atlalign.networks.global_affine import GlobalAffineNet
@@ -49,10 +50,32 @@ def construct(architecture: Mapping[str, Any], allow: Collection[str] = ()) -> n
         allow: Importable names of allowed classes besides the networks of this package.
 
     Raises:
-        InputError: If a class is not allowed.
+        InputError: If a class is not allowed, or memory cannot hold the weights.
     """
+    return built_within_memory(lambda: _construct(architecture, allow))
+
+
+def built_within_memory(make: Callable[[], nn.Module]) -> nn.Module:
+    """Return the network that `make` builds, once its size is known: a few bytes of a file can declare terabytes.
+
+    Raises:
+        InputError: If memory cannot hold the weights.
+    """
+    try:
+        with torch.device("meta"):  # where a tensor has a shape but takes no memory
+            planned = make()
+    except InputError:
+        raise
+    except Exception:  # a user's class may need real tensors; the mistakes of others come again
+        return make()
+    tensors = [*planned.parameters(), *planned.buffers()]
+    check_size("the network's weights", [sum(tensor.nbytes for tensor in tensors)])
+    return make()
+
+
+def _construct(architecture: Mapping[str, Any], allow: Collection[str]) -> nn.Module:
     arguments = {
-        key: construct(value, allow) if isinstance(value, Mapping) and "_target_" in value else value
+        key: _construct(value, allow) if isinstance(value, Mapping) and "_target_" in value else value
         for key, value in architecture.items()
         if key != "_target_"
     }

@@ -8,6 +8,7 @@ other runs from writing the same file.
 
 import errno
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -36,12 +37,14 @@ from atlalign.atlas.atlas import PHANTOM, Atlas
 from atlalign.data import schema
 from atlalign.errors import InputError, check_numbers, check_processes, check_size
 from atlalign.geometry import warp
-from atlalign.io.files import LockedError, give_name, lock, written_whole
+from atlalign.io.files import LockedError, fingerprint_of, give_name, lock, written_whole
 from atlalign.synthesis.samples import Recipe, make_sample, registered_image, sample_generator
 from atlalign.versions import OF_DATA_SETS, versions
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+_log = logging.getLogger(__name__)
 
 _LEAST = {
     "per_original": 1,
@@ -60,6 +63,7 @@ _KINDS: Mapping[str, Any] = {
     "seed": int,
     "workers": int,
 }
+_COUNTED = ("numbers", "rejected")  # attributes of a part
 _BYTES_A_PIXEL = 9  # per stored sample: its image and two fields
 _SAMPLES_SHOWN = 6
 
@@ -129,6 +133,7 @@ def make_part(recipe: Recipe, original: int, partial: Path) -> None:
         for place, sample in enumerate(kept.values()):
             for name, array in sample._asdict().items():
                 file[name][place] = array
+        file.attrs["fingerprint"] = _fingerprint(file)
     with written_whole(_part(partial, original)) as unfinished:
         unfinished.write_bytes(content.getbuffer())
 
@@ -139,11 +144,32 @@ def _part(partial: Path, original: int) -> Path:
 
 def _write_parts(recipe: Recipe, partial: Path, workers: int) -> None:
     n_originals = len(recipe.source)
-    missing = [original for original in range(n_originals) if not _part(partial, original).exists()]
+    missing = [original for original in range(n_originals) if not _is_whole(_part(partial, original))]
     parts = _made(recipe, partial, missing, workers)
     done = n_originals - len(missing)
     for _ in track(parts, description="generating", total=n_originals, completed=done):
         pass
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a part of an earlier run is there and can be used; a damaged one is removed, to be made again."""
+    if not path.exists():
+        return False
+    try:
+        with h5py.File(path, "r") as part:
+            is_same = bool(part.attrs["fingerprint"] == _fingerprint(part))
+    except Exception:  # a damaged file may raise anything
+        is_same = False
+    if not is_same:
+        _log.warning("%s is damaged, and is made again", path)
+        path.unlink()
+    return is_same
+
+
+def _fingerprint(part: h5py.File) -> str:
+    return fingerprint_of(
+        *map(str, map(part.attrs.get, _COUNTED)), *(part[name][:] for name in schema.CONTRACT)
+    )
 
 
 def _made(recipe: Recipe, partial: Path, originals: list[int], workers: int) -> Iterator[int]:

@@ -29,6 +29,19 @@ def is_first_process() -> bool:
     return next((rank for rank in ranks if rank is not None), "0") == "0"
 
 
+def owns_folder() -> bool:
+    """Return whether the run of this process holds the lock of its folder.
+
+    Only the first process locks it. The others know that it did once they are connected to it: where another run is at
+    work in the folder, the first process ends before that.
+    """
+    if is_first_process():
+        return True
+    import torch.distributed
+
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def n_processes_to_start(trainer: Any) -> int:
     """Return how many processes a Lightning trainer would have to start for a run; 0 if it trains in this one."""
     environment = getattr(trainer.strategy, "cluster_environment", None)

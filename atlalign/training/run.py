@@ -22,9 +22,15 @@ from atlalign.errors import (
     check_processes,
     mistakes_in,
     unknown_name,
+    warnings_from_threads,
 )
 from atlalign.io.files import LockedError, lock
-from atlalign.training.processes import is_first_process, n_processes_to_start, run_in_processes
+from atlalign.training.processes import (
+    is_first_process,
+    n_processes_to_start,
+    owns_folder,
+    run_in_processes,
+)
 from atlalign.training.record import describe_run, write_run_record
 from atlalign.training.runs import (
     begin,
@@ -110,7 +116,7 @@ def _train_in(folder: Path, config: DictConfig) -> float:
     checkpoint = _checkpoint_to_resume(config.ckpt_path, folder)
     if is_first_process():
         _save_overrides(folder)
-    with recorded_failure(folder, config):
+    with recorded_failure(folder, config, owns_folder):
         n_processes = _n_processes_to_start(config)
         if not n_processes:
             return _train(config, checkpoint, describe_run())
@@ -145,7 +151,8 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
     network.to(memory_format=_memory_format(config.channels_last, trainer.strategy.root_device))
     if checkpoint:
         _rewind_logs(trainer.loggers, checkpoint)
-    trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
+    with warnings_from_threads():
+        trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
 
     # The final measure of the best checkpoint is no point of the curves.
     loggers, trainer.loggers = trainer.loggers, []

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,18 +86,27 @@ class RunTable:
 
 
 @contextmanager
-def recorded_failure(folder: Path, config: DictConfig) -> Iterator[None]:
-    """Where the run inside ends with an error, leave in its `folder` what it was and why it ended.
+def recorded_failure(
+    folder: Path, config: DictConfig, owns: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
+    """If the run inside fails, leave its configuration and the reason in `folder`.
 
-    A run that had finished there stays as it is where the new attempt fails before it has begun to train.
+    A run that had finished there stays as it is if the new attempt fails before it has begun to train.
+
+    Args:
+        folder: The run's folder.
+        config: The run's configuration.
+        owns: Whether this process may write to the folder; asked before the run and after its failure.
     """
     started = time.monotonic()
     finished = _time_of(folder / "metrics.json")
-    if finished is None:
+    if finished is None and owns():
         (folder / "failure.json").unlink(missing_ok=True)
     try:
         yield
     except Exception as error:
+        if not owns():
+            raise
         if finished is not None and _time_of(folder / "metrics.json") == finished:
             raise
         record_failure(folder, error, seconds=round(time.monotonic() - started, 1))

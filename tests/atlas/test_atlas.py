@@ -204,12 +204,13 @@ class TestAnnotation:
             (np.float64, 2**53, torch.int64),
         ],
     )
-    def test_ids_are_kept_exactly(self, tmp_path, dtype, largest, kept):
+    def test_ids_are_kept_exactly(self, tmp_path, caplog, dtype, largest, kept):
         ids = np.zeros(SHAPE, dtype)
         ids[2, 3, 4], ids[2, 3, 5] = largest, largest - 1
         atlas = load(tmp_path, random_volume(), annotation=ids)
         assert atlas.annotation.dtype == kept
         assert (atlas.annotation.numpy() == ids).all()
+        assert ("QuPath" in caplog.text) == (largest >= 2**32)  # which does not open label images of 64 bits
 
     def test_left_out_when_not_wanted_or_not_there(self, tmp_path):
         path = write_h5(tmp_path / "a.h5", template=random_volume(), annotation=random_volume())

@@ -483,6 +483,31 @@ def test_forms_of_one_list_that_differ_are_not_one_list(tmp_path, changed):
         find_list(tmp_path)
 
 
+def test_a_list_that_another_format_contradicts_is_read_with_a_warning(tmp_path, caplog):
+    write(tmp_path / "brain.json", entry(TILTED), entry(UPRIGHT, filename="b.png", anchoring=None))
+    write_xml(tmp_path / "brain.xml")
+    (tmp_path / "brain.csv").write_text("x,y\n1,2\n")  # cells of the same brain
+    read_list(tmp_path / "brain.xml")
+    assert not caplog.records
+    write(tmp_path / "brain.json", entry(TILTED + 1), entry(UPRIGHT, filename="b.png", anchoring=None))
+    found = read_list(tmp_path / "brain.xml")
+    assert found[0].anchoring is not None
+    assert (found[0].anchoring.vectors == TILTED).all()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "brain.json" in caplog.text
+    assert "1 sections" in caplog.text
+    assert "a.png" in caplog.text
+
+
+def test_the_xml_of_another_run_is_said_to_differ(test_data, caplog):
+    read_list(test_data / "quint" / "MyResults.xml")
+    assert "MyResults.json" in caplog.text
+    assert "MyResults.csv" in caplog.text
+    caplog.clear()
+    read_list(test_data / "quint" / "GLTa.xml")
+    assert not caplog.records
+
+
 def test_what_is_no_list_does_not_hide_the_list_of_a_folder(tmp_path):
     (tmp_path / "positions.csv").write_text("filename,p\na.png,5000\n")
     (tmp_path / "cells.csv").write_text("x,y\n1,2\n")

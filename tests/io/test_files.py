@@ -102,6 +102,20 @@ def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "own.txt"]
 
 
+def test_a_file_refused_in_an_unfinished_folder_is_named_by_its_final_place(tmp_path):
+    def write() -> None:
+        with folder_written_whole(tmp_path / "out") as folder:
+            (folder / "taken").touch()
+            with written_whole(folder / "taken" / "a.csv"):
+                pass
+
+    with pytest.raises(WriteError) as error:
+        write()
+    assert str(tmp_path / "out" / "taken" / "a.csv") in str(error.value)
+    assert "unfinished" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_link_to_a_folder_is_replaced_and_not_followed(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     write_folder(elsewhere, "theirs")
@@ -289,6 +303,14 @@ def test_a_folder_that_takes_no_lock_is_a_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(WriteError, match="file is not a folder"):
         hold(tmp_path / "file" / "out")
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self").exists(), reason="needs a folder that takes no files, even from root"
+)
+def test_a_lock_that_cannot_be_created_is_not_held_by_another():
+    with pytest.raises(WriteError, match="out cannot be written"):
+        hold(Path("/proc/out"))
 
 
 # --- content ----------------------------------------------------------------------------------------------------------

@@ -212,3 +212,42 @@ def test_several_planes_of_a_medical_volume_are_refused(tmp_path):
         InputError, match=r"a\.nrrd: expected one image, found a volume of sizes \(30, 20, 2\)"
     ):
         read_image(tmp_path / "a.nrrd")
+
+
+DPI = 25400 / 1.5  # a microscope's
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP"])
+@pytest.mark.parametrize(
+    ("dpi", "size_um"),
+    [
+        ((DPI, DPI / 2), (1.5, 3.0)),
+        ((72, 72), None),
+        ((96, 96), None),
+        ((300, 300), None),
+        ((600, 600), None),
+    ],
+)
+def test_a_density_is_a_pixel_size_if_a_microscope_can_have_it(tmp_path, kind, dpi, size_um):
+    path = put(tmp_path / "a.png", written(Image.fromarray(SMOOTH), kind, dpi=dpi))
+    found = read_image(path).pixel_um
+    assert found == (None if size_um is None else pytest.approx(size_um, rel=1e-3))
+
+
+def test_the_pixel_size_of_a_picture_turns_with_it(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = written(Image.fromarray(SMOOTH), "JPEG", dpi=(DPI, DPI / 2), exif=exif)
+    assert read_image(put(tmp_path / "a.jpg", content)).pixel_um == pytest.approx((3.0, 1.5), rel=1e-3)
+
+
+@pytest.mark.parametrize("dpi", [(0, 0), (1e9, 1e9)])
+def test_an_absurd_density_is_no_pixel_size(tmp_path, dpi):
+    path = put(tmp_path / "a.png", written(Image.fromarray(SMOOTH), "PNG", dpi=(1, 1)))
+    content = path.read_bytes()
+    place = content.index(b"pHYs")
+    import zlib
+
+    data = b"pHYs" + 2 * min(int(dpi[0] / 0.0254), 2**32 - 1).to_bytes(4) + b"\x01"
+    path.write_bytes(content[:place] + data + zlib.crc32(data).to_bytes(4) + content[place + 17 :])
+    assert read_image(path).pixel_um is None

@@ -468,6 +468,18 @@ class TestPixelSizeOfFiles:
         (tmp_path / "a.companion.ome").write_text(ome("0,65"), encoding="utf-8")
         assert read_image(path).pixel_um == (0.65, 0.65)
 
+    def test_philips(self, tmp_path):
+        def spacing(y: float, x: float) -> str:
+            return f'<Attribute Name="DICOM_PIXEL_SPACING" PMSVR="IDoubleArray">"{y}" "{x}"</Attribute>'
+
+        levels = spacing(0.0005, 0.00045) + spacing(0.00025, 0.000225) + spacing(0.001, 0.0009)
+        described = f'<DataObject ObjectType="DPUfsImport">{levels}</DataObject>'
+        path = tmp_path / "a.tiff"
+        tifffile.imwrite(
+            path, np.zeros((20, 30), np.uint8), description=described, software="Philips DP v1.0"
+        )
+        assert read_image(path).pixel_um == pytest.approx((0.225, 0.25))
+
     @pytest.mark.parametrize("mpp", ["0.4990", "0,4990"])
     def test_aperio(self, tmp_path, mpp):
         path = self.write(

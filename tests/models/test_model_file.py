@@ -2,6 +2,7 @@
 
 import errno
 import json
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from atlalign import __version__
+from atlalign import __version__, errors
 from atlalign.cli import main
 from atlalign.data.dataset import RegistrationBatch
 from atlalign.errors import InputError
@@ -537,6 +538,66 @@ def test_weights_that_do_not_fit_and_damaged_files(tmp_path):
     (tmp_path / "net" / "net.json").unlink()
     with pytest.raises(InputError, match=r"one \.json file in the folder, found 0"):
         import_keras(tmp_path / "net")
+
+
+TERABYTES = {
+    "_target_": "atlalign.networks.GlobalAffineNet",
+    "image_shape": [32, 48],
+    "dense_layers": [2**20] * 2,
+}
+
+
+@pytest.mark.parametrize("ending", [".pt", ".safetensors"])
+def test_an_architecture_of_terabytes_is_refused_before_it_is_built(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    known = {"architecture": TERABYTES}
+    if ending == ".pt":
+        torch.save({"state_dict": {}, "atlalign": known}, path)
+    else:
+        path.write_bytes(save({"a": torch.zeros(1)}, metadata={"atlalign": json.dumps(known)}))
+    with pytest.raises(InputError, match=r"weights: expected at most 8 GiB"):
+        load_model(path)
+
+
+def test_a_small_model_file_with_a_huge_content_is_refused_unread(tmp_path, monkeypatch):
+    path = tmp_path / "a.ckpt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(2**20))
+    monkeypatch.setattr(errors, "LARGEST_BYTES", 2**19)
+    with pytest.raises(InputError, match=r"a\.ckpt: expected at most .*1048576"):
+        load_model(path)
+
+
+def test_a_keras_file_that_declares_terabytes_is_refused_unread(tmp_path):
+    writer = KerasWriter()
+    writer.add_global(tiny_global())
+    path = writer.file(tmp_path / "net.h5")
+    name = next(iter(writer.weights))
+    with h5py.File(path, "a") as file:
+        del file[f"model_weights/{name}/{name}/kernel:0"]
+        shape = (3, 3, 2, 2**40)  # nothing of which is stored
+        file.create_dataset(f"model_weights/{name}/{name}/kernel:0", shape, "f4", chunks=(3, 3, 2, 64))
+    with pytest.raises(InputError, match=rf"layer '{name}': expected .* found \({2**40}, 2, 3, 3\)"):
+        import_keras(path)
+    monster = KerasWriter()
+    monster.add_global(tiny_global())
+    for layer in monster.layers:
+        if layer["class_name"] == "Dense" and layer["config"]["units"] != 6:
+            layer["config"]["units"] = 2**40
+    with pytest.raises(InputError, match=r"weights: expected at most 8 GiB"):
+        import_keras(monster.file(tmp_path / "monster.h5"))
+
+
+def test_weights_in_another_file_are_not_followed(tmp_path):
+    writer = KerasWriter()
+    writer.add_global(tiny_global())
+    path = writer.file(tmp_path / "net.h5")
+    name = next(iter(writer.weights))
+    with h5py.File(path, "a") as file:
+        del file[f"model_weights/{name}/{name}/bias:0"]
+        file[f"model_weights/{name}/{name}/bias:0"] = h5py.ExternalLink("other.h5", "a")
+    with pytest.raises(InputError, match=r"other\.h5"):
+        import_keras(path)
 
 
 def test_real_networks_of_the_predecessor_agree(test_data):

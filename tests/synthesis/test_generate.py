@@ -407,6 +407,53 @@ def test_after_a_crash_the_same_command_ends_with_the_same_bytes(stopped_at, tmp
     assert {path.name for path in tmp_path.iterdir()} == {"whole.h5", "whole.png", "out.h5", "out.png"}
 
 
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def without_content(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def with_another_position(path: Path) -> None:
+    with h5py.File(path, "a") as part:
+        part["p"][0] += 25
+
+
+def with_other_counts(path: Path) -> None:
+    with h5py.File(path, "a") as part:
+        part.attrs["rejected"] = "[]"
+
+
+def with_flipped_bits(path: Path) -> None:
+    with h5py.File(path) as part:
+        place = part["img"].id.get_chunk_info(0).byte_offset
+    content = bytearray(path.read_bytes())
+    content[place + 40] ^= 255
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage", [cut_short, without_content, with_another_position, with_other_counts, with_flipped_bits]
+)
+def test_a_damaged_part_of_an_interrupted_run_is_made_again(damage, tmp_path, monkeypatch, caplog):
+    small = ["source.n_sections=2", "per_original=1"]
+    whole = generate(from_atlas(tmp_path / "whole.h5", *small)).read_bytes()
+    out = tmp_path / "out.h5"
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_publish", crash)
+        with pytest.raises(KeyboardInterrupt):
+            generate(from_atlas(out, *small))
+    damage(tmp_path / "out.h5.partial" / "part-000001.h5")
+    assert generate(from_atlas(out, *small)).read_bytes() == whole
+    assert "part-000001.h5 is damaged" in caplog.text
+    assert "part-000000.h5" not in caplog.text
+
+
 def test_a_crash_while_the_parts_are_put_together_is_gone_on_from(tmp_path, monkeypatch):
     whole = generate(from_atlas(tmp_path / "whole.h5")).read_bytes()
     append = module._append

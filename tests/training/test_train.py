@@ -437,6 +437,12 @@ def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(configur
         monkeypatch.setenv("SLURM_PROCID", "1")
         with run._only_run(folder):
             pass
+        # Without a first process that holds the lock, they leave no word in the other run's folder.
+        (folder / "failure.json").write_text("of the first run")
+        with pytest.raises(InputError, match="accumulate_grad_batches"):
+            train(configure("trainer.accumulate_grad_batches=-1"))
+        assert (folder / "failure.json").read_text() == "of the first run"
+        (folder / "failure.json").unlink()
         monkeypatch.delenv("SLURM_PROCID")
         other.kill()
     (folder / "config.yaml").unlink()

@@ -115,8 +115,8 @@ def said_of(config: DictConfig, key: str, value: Any, check: Callable[[DictConfi
 
 
 def is_named(key: str, value: Any, said: str) -> bool:
-    """Return whether a sentence names the setting, the mapping that holds it, its word, or a file that is not there."""
-    names = [*key.split(".")[1:], "unused."]
+    """Return whether a sentence names the setting itself, its word, or a file that is not there."""
+    names = [key.rpartition(".")[2], "unused."]
     return any(name in said for name in names) or (value == "abc" and value in said)
 
 
