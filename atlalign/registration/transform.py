@@ -324,7 +324,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         )
     if record.get(_CHECKSUM) != _checksum(record):
         raise InputError(
-            f"{folder / RECORD}: expected the record as it was written, found it edited or damaged: {_AGAIN}"
+            f"{folder / RECORD}: expected the record as it was written, found that it has changed: {_AGAIN}"
         )
     return record
 
@@ -374,7 +374,7 @@ def check_file(folder: Path, record: Mapping[str, Any], name: str) -> None:
     if not path.is_file():
         raise InputError(f"{path}: expected a file of results, found no file: {_AGAIN}")
     if not _is_as_written(path, state):
-        raise InputError(f"{path}: expected the file as it was written, found it edited or damaged: {_AGAIN}")
+        raise InputError(f"{path}: expected the file as it was written, found that it has changed: {_AGAIN}")
 
 
 def _state(path: Path) -> dict[str, Any]:
