@@ -153,7 +153,7 @@ def test_a_section_without_a_place_does_not_stop_the_others(tmp_path):
     assert (none.problem, none.identity.image_id) == ("anchoring: expected nine numbers, found none", 9)
 
 
-SIZE = "expected the width and height"
+SIZE = "expected the width and height of the anchored image in pixels"
 
 
 @pytest.mark.parametrize(
@@ -413,7 +413,7 @@ def test_webalign_says_what_quicknii_says(tmp_path, caplog, ending):
     assert (found.missing, bad.path.name) == ("", "sections[2]")
     assert unplaced.problem == "anchoring: expected nine numbers, found none"
     assert unplaced.missing == f"no such file in {tmp_path}"
-    assert "the markers of 1 sections" in caplog.text
+    assert "markers of 1 sections" in caplog.text
 
 
 def test_a_zoomable_copy_stands_for_the_one_image_of_its_name(tmp_path):
@@ -516,7 +516,7 @@ def test_an_image_beside_its_list_is_found_by_a_name_from_elsewhere_and_said(tmp
     (tmp_path / "in" / "a.png").touch()
     (section,) = read_list(write(tmp_path / "in" / "l.json", entry(UPRIGHT, filename=name)))
     assert (section.path, section.missing) == (tmp_path / "in" / "a.png", "")
-    assert "1 images lie in another folder" in caplog.text
+    assert "1 images were found in another folder" in caplog.text
 
 
 @pytest.mark.parametrize(

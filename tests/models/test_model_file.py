@@ -341,12 +341,12 @@ def without_weights(path: Path) -> None:
 
 
 BROKEN = {
-    malicious: "is no model file: it is damaged, of another format, or holds more than plain data",
-    truncated: "is no model file: it is damaged",
-    of_another_program: "expected a model file, a folder or a checkpoint of atlalign",
+    malicious: "expected a model file, but it is damaged, of another format, or holds more than plain data",
+    truncated: "expected a model file, but it is damaged",
+    of_another_program: "expected a model file, model folder or checkpoint of atlalign",
     without_weights: "architecture and weights do not fit: ",
-    lambda path: path.write_bytes(b""): "is no model file: it is damaged",
-    lambda path: path.write_text("hello"): "is no model file",
+    lambda path: path.write_bytes(b""): "expected a model file, but it is damaged",
+    lambda path: path.write_text("hello"): "expected a model file",
     lambda path: path.mkdir(): "expected architecture.json and weights.pt",
     lambda path: None: "there is no model",
 }
