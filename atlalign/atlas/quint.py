@@ -17,7 +17,7 @@ from atlalign.io.tables import cut, read_text, shown
 _log = logging.getLogger(__name__)
 
 COMPONENTS = ("ox", "oy", "oz", "ux", "uy", "uz", "vx", "vy", "vz")
-"""What the nine numbers of an anchoring are called."""
+"""The names of the nine numbers of an anchoring."""
 
 _ALLEN = re.compile(r"(aba|allen)_mouse(?!.*ccfv[12]_).*_25um", re.IGNORECASE)
 _RESOLUTION = [GRID[2], GRID[0], GRID[1]]  # voxels from left to right, back to front, bottom to top
@@ -27,8 +27,8 @@ class Slice(NamedTuple):
     """One entry of a file.
 
     Attributes:
-        where: Its place in the file.
-        content: The entry as QuickNII's JSON has it: filename, nr, width, height, and anchoring as nine numbers.
+        where: The place of the entry in the file.
+        content: The entry in the form of QuickNII's JSON: filename, nr, width, height, and anchoring as nine numbers.
     """
 
     where: str
@@ -36,10 +36,10 @@ class Slice(NamedTuple):
 
 
 def read_slices(path: Path) -> list[Slice]:
-    """Return the entries of a file, which is XML if its name says so, and JSON otherwise.
+    """Return the entries of an XML file (.xml) or a JSON file (any other ending).
 
     Raises:
-        InputError: If it cannot be read, is not such a file, or anchors to another atlas.
+        InputError: If the file cannot be read, has another content, or anchors images to another atlas.
     """
     return _read_xml(path) if path.suffix.lower() == ".xml" else _read_json(path)
 
@@ -65,13 +65,13 @@ def _read_json(path: Path) -> list[Slice]:
 def _read_xml(path: Path) -> list[Slice]:
     """Return the slices of QuickNII or DeepSlice.
 
-    Nothing in the file is expanded or fetched: a document type, where entities are declared, is refused.
+    No entity is expanded and nothing is downloaded: a document type, which could declare entities, is rejected.
     """
     elements = _elements(path)
     if not elements or elements[0][0] != "series":
         found = elements[0][0] if elements else None
         raise InputError(
-            f"{path}: expected a list of sections, QuickNII's element 'series', found {shown(found)}"
+            f"{path}: expected a list of sections that starts with QuickNII's element 'series', found {shown(found)}"
         )
     _check_target(path, elements[0][1].get("target"))
     slices = [attributes for name, attributes in elements if name == "slice"]
@@ -90,11 +90,11 @@ def _loaded(path: Path) -> Any:
             f"{path}: expected a list of sections, found JSON that is nested too deeply"
         ) from error
     except ValueError as error:
-        raise InputError(f"{path}: expected a list of sections, found no valid JSON: {error}") from error
+        raise InputError(f"{path}: expected a list of sections, found invalid JSON: {error}") from error
 
 
 def _elements(path: Path) -> list[tuple[str, dict[str, str]]]:
-    """Return the names, without namespaces, and the attributes of all elements in their order."""
+    """Return the names, without namespaces, and the attributes of all elements in document order."""
     elements: list[tuple[str, dict[str, str]]] = []
 
     def refuse(*_: Any) -> None:
@@ -113,12 +113,12 @@ def _elements(path: Path) -> list[tuple[str, dict[str, str]]]:
     except InputError:
         raise
     except (expat.ExpatError, ValueError, LookupError) as error:
-        raise InputError(f"{path}: expected a list of sections, found no valid XML: {error}") from error
+        raise InputError(f"{path}: expected a list of sections, found invalid XML: {error}") from error
     return elements
 
 
 def _of_query(text: str | None) -> list[str] | None:
-    """Return the nine numbers of `ox=…&oy=…`, those that are missing empty; None without any."""
+    """Return the nine numbers in `ox=…&oy=…`, "" for each missing one; None if the text is empty."""
     if not text or not text.strip():
         return None
     numbers = dict(parse_qsl(text, keep_blank_values=True))
@@ -126,14 +126,14 @@ def _of_query(text: str | None) -> list[str] | None:
 
 
 def _as_quicknii(entry: Any) -> Any:
-    """Return an entry of WebAlign as QuickNII would write it."""
+    """Convert an entry of WebAlign to QuickNII's form."""
     if not isinstance(entry, dict):
         return entry
     return {"anchoring": entry.get("ouv"), "nr": entry.get("snr"), **entry}
 
 
 def _check_target(path: Path, target: Any, resolution: Any = None) -> None:
-    """Raise an error where a file names another atlas than the Allen Mouse Brain CCFv3 at 25 µm."""
+    """Raise an error if a file names an atlas other than the Allen Mouse Brain CCFv3 at 25 µm."""
     name = re.split(r"[/\\]", re.sub("[ -]+", "_", str(target)))[-1]
     if target not in (None, "") and not _ALLEN.match(name):
         raise InputError(
@@ -151,7 +151,7 @@ def _warn_of_markers(path: Path, slices: Sequence[Any]) -> None:
     marked = sum(isinstance(entry, Mapping) and bool(entry.get("markers")) for entry in slices)
     if marked:
         _log.warning(
-            "%s: the markers of %d sections, made in VisuAlign or WebWarp, are not used, only their anchorings",
+            "%s: only the anchorings are used; the VisuAlign or WebWarp markers of %d sections are ignored",
             path,
             marked,
         )

@@ -1,4 +1,4 @@
-"""Lists of sections: which images there are, and where each lies in the atlas."""
+"""Lists of sections: the images and their positions in the atlas."""
 
 import logging
 import math
@@ -18,13 +18,13 @@ from atlalign.io.named_files import check_name, find_files, is_visible
 from atlalign.io.tables import number, read_table, shown, whole_number
 
 _log = logging.getLogger(__name__)
-_SAME_VOXELS = 0.01  # the numbers of one anchoring in two files differ by their rounding
-_SNIFFED_BYTES = 2**20  # of a file, to see what it is
-_OWN = '"aligner": "atlalign'  # as `registration.visualign` begins a file
+_SAME_VOXELS = 0.01  # two files round the numbers of the same anchoring differently
+_SNIFFED_BYTES = 2**20  # read from the start of a file to detect its content
+_OWN = '"aligner": "atlalign'  # marks the files that `registration.visualign` writes
 
 
 class Identity(NamedTuple):
-    """What a sample keeps of its original: the position in µm from the front, and the ids."""
+    """The part of a section that its samples keep: the position in µm from the front, and the ids."""
 
     position_um: int
     image_id: int
@@ -35,13 +35,13 @@ class ListedSection(NamedTuple):
     """One image of a list.
 
     Attributes:
-        path: Its file; the place of the entry in the list if it names none.
-        identity: What its samples keep; its position is rounded down.
-        position_um: Where its centre lies along AP.
-        anchoring: Where all of it lies, if the list says that.
-        problem: What is wrong with its position, if anything: then the position means nothing.
-        missing: Why its file was not found, if so.
-        cells: All cells of its row in a table, by the names of their columns in lower case.
+        path: The file; if the entry names none, its place in the list.
+        identity: Position and ids for its samples; the position is rounded down.
+        position_um: The position of its centre along AP.
+        anchoring: The anchoring of the whole image, if the list has it.
+        problem: The reason why its position is invalid; empty if it is valid.
+        missing: The reason why its file was not found; empty if it was found.
+        cells: All cells of its row in a table, by column name in lower case.
         where: The line of that row.
     """
 
@@ -56,13 +56,14 @@ class ListedSection(NamedTuple):
 
 
 def find_list(path: Path) -> Path:
-    """Return `path`, or of a folder the one list of sections in it; files of one name that agree are one list.
+    """Return a file unchanged, and for a folder the one list of sections in it.
 
-    Hidden files, the tables that a registration writes, and files that are no lists of sections do not count. Beside
-    another list, a .tsv or .txt file does not: it holds cells, or notes.
+    Several files with the same name and different endings are one list if they agree. Hidden files, tables that a
+    registration writes, and files that are not lists of sections are ignored. If there is another list, .tsv and .txt
+    files are ignored too, because they usually hold cells or notes.
 
     Raises:
-        InputError: If a folder has none, or several.
+        InputError: If a folder has no list or several.
     """
     if not is_folder(path):
         return path
@@ -85,17 +86,17 @@ def find_list(path: Path) -> Path:
 
 
 def read_list(path: Path, images: Path | None = None) -> list[ListedSection]:
-    """Return the sections of a list; each says by itself what is wrong with it, its `problem` and why it is `missing`.
+    """Return the sections of a list; each invalid entry has a `problem`, and each lost file a reason in `missing`.
 
-    A table's columns are `filename`, `p` in µm and perhaps `image_id` and `dataset_id`, or those of DeepSlice, whose
-    CSV file does not say what it is anchored to: it must be the Allen atlas at 25 µm. Images are not read.
+    A table has the columns `filename`, `p` in µm and optionally `image_id` and `dataset_id`, or the columns of
+    DeepSlice. Its CSV file does not name an atlas, which must be the Allen atlas at 25 µm. Images are not read.
 
     Args:
         path: The list.
-        images: The folder of its images; None for that of the list.
+        images: The folder of its images; None means the folder of the list.
 
     Raises:
-        InputError: If the list cannot be read, is not one, or is empty.
+        InputError: If the file cannot be read, is not a list of sections, or is empty.
     """
     reader = _LIST_READERS.get(path.suffix.lower())
     if reader is None:
@@ -103,12 +104,12 @@ def read_list(path: Path, images: Path | None = None) -> list[ListedSection]:
     sections = _located(reader(path), path, images)
     _warn_of_contradictions(path)
     if not sections:
-        raise InputError(f"{path}: the list names no section")
+        raise InputError(f"{path}: expected a list of sections, found no section in it")
     return sections
 
 
 def _located(sections: Sequence[ListedSection], path: Path, images: Path | None) -> list[ListedSection]:
-    """Return the sections with their files in place of the names that the list has for these."""
+    """Return the sections with the paths of their files instead of the names in the list."""
     names = [str(section.path) for section in sections]
     files = find_files(images or path.parent, names, only_here=images is not None)
     located = [
@@ -118,7 +119,7 @@ def _located(sections: Sequence[ListedSection], path: Path, images: Path | None)
     comments = {place for place, file in enumerate(files) if file.missing and names[place].startswith("#")}
     if comments:
         _log.warning(
-            "%s: %d rows whose image would begin with # count as comments, such as %s",
+            "%s: %d rows with no image of their name count as comments because they begin with #, such as %s",
             path,
             len(comments),
             shown(names[min(comments)]),
@@ -127,7 +128,7 @@ def _located(sections: Sequence[ListedSection], path: Path, images: Path | None)
     if guessed:
         name, file_path = guessed[0]
         _log.warning(
-            "%s: %d images lie in another folder than it says, or are written otherwise, such as %s for %s",
+            "%s: %d images were found in another folder or under another spelling, such as %s for %s",
             path,
             len(guessed),
             file_path,
@@ -136,14 +137,14 @@ def _located(sections: Sequence[ListedSection], path: Path, images: Path | None)
     return [section for place, section in enumerate(located) if place not in comments]
 
 
-# --- which file of a folder is the list -------------------------------------------------------------------------------
+# --- finding the list in a folder -----------------------------------------------------------------------------------
 
 
 def _start(path: Path) -> str:
-    """Return the first characters of a text file, as far as they are Latin letters."""
+    """Return the start of a text file, of which only Latin letters are decoded correctly."""
     try:
         with path.open("rb") as file:
-            # Of text in UTF-16 each other byte is 0.
+            # In UTF-16, every other byte of Latin text is 0.
             return file.read(_SNIFFED_BYTES).replace(b"\0", b"").decode("latin-1")
     except OSError:
         return ""
@@ -156,16 +157,16 @@ def _looks_like_a_list(path: Path, start: str) -> bool:
 
 
 def _check_agreement(path: Path, other: Path) -> None:
-    """Check that two lists name the same images, and place them alike.
+    """Check that two lists name the same images at the same positions.
 
     Raises:
-        InputError: If they do not.
+        InputError: If they differ.
     """
     differing = _differing(path, other)
     if differing:
         raise InputError(
             f"expected one list of sections in the folder {path.parent}, found {path.name} and {other.name}, which "
-            f"differ in {differing[0].name}: name one of them in place of the folder"
+            f"differ in {differing[0].name}: give one of them instead of the folder"
         )
 
 
@@ -225,7 +226,7 @@ def _read_table(path: Path) -> list[ListedSection]:
 
 
 def _filled(rows: Iterable[tuple[int, dict[str, str]]]) -> list[tuple[int, dict[str, str]]]:
-    """Return the rows of a table in which any cell is filled."""
+    """Return the rows of a table that are not empty."""
     return [(line, cells) for line, cells in rows if any(cells.values())]
 
 
@@ -234,7 +235,7 @@ def _deepslice_entry(cells: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _anchored_section(where: str, entry: Any, place: int) -> ListedSection:
-    """Return what an entry of QuickNII's says."""
+    """Return the section of an entry in QuickNII's form."""
     named = _named_section(where, entry, place)
     if named.problem:
         return named
@@ -244,7 +245,7 @@ def _anchored_section(where: str, entry: Any, place: int) -> ListedSection:
         anchoring = _anchoring(entry)
     except InputError as error:
         return named._replace(identity=Identity(0, image_id, 0), problem=str(error))
-    # The plane that the centre lies in starts a little before it.
+    # Rounded down to the start of the atlas plane that contains the centre.
     plane_um = int(np.floor(anchoring.position_um / GRID_UM) * GRID_UM)
     return named._replace(
         identity=Identity(plane_um, image_id, 0), position_um=anchoring.position_um, anchoring=anchoring
@@ -252,7 +253,7 @@ def _anchored_section(where: str, entry: Any, place: int) -> ListedSection:
 
 
 def _positioned_section(where: str, cells: Mapping[str, str], place: int) -> ListedSection:
-    """Return what a row of a table of positions says."""
+    """Return the section of a row in a table of positions."""
     named = _named_section(where, cells, place)
     if named.problem:
         return named
@@ -268,7 +269,7 @@ def _positioned_section(where: str, cells: Mapping[str, str], place: int) -> Lis
 
 
 def _named_section(where: str, entry: Any, place: int) -> ListedSection:
-    """Return a section without a position, whose path is the name that an entry has for its image."""
+    """Return a section without a position; its path is the image name in the entry."""
     nowhere = ListedSection(Path(where), Identity(0, place, 0), 0.0, None)
     try:
         if not isinstance(entry, Mapping):
@@ -287,7 +288,7 @@ def _anchoring(entry: Mapping[str, Any]) -> Anchoring:
     height, width = (_whole(entry.get(side), side, default=0) for side in ("height", "width"))
     if height < 1 or width < 1:
         raise InputError(
-            "expected width and height of the image that was anchored, in pixels, found "
+            "expected the width and height of the anchored image in pixels, found "
             f"{width or 'no width'} and {height or 'no height'}"
         )
     return Anchoring(vectors, (height, width))
@@ -304,6 +305,6 @@ LIST_COLUMNS = (
     *("filenames", *COMPONENTS, "width", "height", "nr", "depths", "markers"),
     *("", "unnamed: 0"),  # the number of a row, as pandas writes it
 )
-"""The columns of tables, in lower case, that say which image a row is about and where it lies, or number the rows."""
+"""The columns of tables, in lower case, that give the image of a row, its position, or the row's number."""
 LIST_ENDINGS = tuple(_LIST_READERS)
-"""What the names of lists of sections end in, the most telling first."""
+"""The endings of lists of sections; the most informative formats come first."""

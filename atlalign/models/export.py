@@ -1,4 +1,4 @@
-"""Networks for other programs: a graph in a file, which appears only after a check against the network."""
+"""Export of networks for other programs, as a graph that is compared with the network before the file is kept."""
 
 import copy
 import io
@@ -23,14 +23,14 @@ Graph = Callable[[Tensor, Tensor], Outputs]
 
 
 class Differences(NamedTuple):
-    """The largest differences between a network and its export, over all images and over all fields."""
+    """The largest differences between the outputs of a network and of its export: images and fields."""
 
     intensity: float
     px: float
 
 
 def export_model(network: nn.Module, path: str | Path, image_shape: tuple[int, int]) -> Differences:
-    """Write a network as a graph that runs without this package, and return the differences between the two.
+    """Write a network as a graph that runs without this package, and return how much their outputs differ.
 
     The inputs `reference` and `moving` are float32 (B, 1, H, W) in [0, 1] with any B. The outputs are named as in
     `Registration`: `registered`, `dvf` and, if the network returns them, `inv_dvf`, `global_registered`, `global_dvf`.
@@ -38,11 +38,11 @@ def export_model(network: nn.Module, path: str | Path, image_shape: tuple[int, i
     Args:
         network: Maps (reference, moving) to a NamedTuple of tensors, such as a `Registration`.
         path: `.onnx`, which needs the extra `export`, or `.pt2` for `torch.export.load`; an existing file is replaced.
-        image_shape: (H, W), fixed in the graph.
+        image_shape: (H, W) of the images; it is fixed in the graph.
 
     Raises:
-        InputError: If the format is unknown, its packages are missing, the network does not accept this image size, or
-            the graph's outputs for random images differ by more than INTENSITY_TOLERANCE or FIELD_TOLERANCE_PX.
+        InputError: If the format is unknown, a package is missing, the network does not accept this image size, or
+            the outputs for random images differ by more than INTENSITY_TOLERANCE or FIELD_TOLERANCE_PX.
     """
     path = Path(path)
     checked_shape("image_shape", image_shape, bytes_a_pixel=OF_NETWORK)
@@ -54,15 +54,15 @@ def export_model(network: nn.Module, path: str | Path, image_shape: tuple[int, i
         differences = _differences(named, read(unfinished), image_shape)
         if not (differences.intensity <= INTENSITY_TOLERANCE and differences.px <= FIELD_TOLERANCE_PX):
             raise InputError(
-                f"{path} was not written: expected the network's outputs to {INTENSITY_TOLERANCE:g} in intensity and "
-                f"{FIELD_TOLERANCE_PX:g} px, got differences of {differences.intensity:.2g} and "
+                f"{path} was not written: expected outputs within {INTENSITY_TOLERANCE:g} of the network's "
+                f"in intensity and {FIELD_TOLERANCE_PX:g} px, got differences of {differences.intensity:.2g} and "
                 f"{differences.px:.2g} px"
             )
     return differences
 
 
 class _Named(nn.Module):
-    """Returns a network's outputs as a dict by name, without outputs that are None."""
+    """Returns a network's outputs as a dict by name, and omits outputs that are None."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -76,13 +76,13 @@ class _Named(nn.Module):
 def _traced(named: nn.Module, image_shape: tuple[int, int]) -> ExportedProgram:
     example = _random_pair(_TRACED_BATCH, image_shape)
     with torch.no_grad():
-        named(*example)  # a network that refuses the images says so here, not from within the tracer
+        named(*example)  # a network that rejects the images fails here rather than inside the tracer
         batch = {0: torch.export.Dim("batch")}
         return torch.export.export(named, example, dynamic_shapes=(batch, batch))
 
 
 def _differences(named: Graph, graph: Graph, image_shape: tuple[int, int]) -> Differences:
-    """Return the largest differences on random images, in batch sizes other than the traced one."""
+    """Return the largest differences on random images, for batch sizes other than the traced size."""
     images, fields = [torch.zeros(())], [torch.zeros(())]
     for n_samples in _CHECKED_BATCHES:
         pair = _random_pair(n_samples, image_shape)
@@ -100,7 +100,7 @@ def _random_pair(n_samples: int, image_shape: tuple[int, int]) -> tuple[Tensor, 
 
 
 def _format(path: Path) -> tuple[Callable[[ExportedProgram, Path], None], Callable[[Path], Graph]]:
-    """Return the functions that write and read the format of a file name's ending."""
+    """Return the functions that write and read the format given by the ending of a file name."""
     if path.suffix == ".pt2":
         return _write_program, _read_program
     if path.suffix == ".onnx":
@@ -125,7 +125,7 @@ def _require_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"ONNX needs packages that are missing ({error}): pip install 'atlalign-torch[export]'"
+            f"ONNX needs packages that are not installed ({error}): pip install 'atlalign-torch[export]'"
         ) from error
 
 

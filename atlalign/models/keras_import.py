@@ -1,8 +1,8 @@
-"""Imports networks that the Keras predecessor saved with its `save_model`, without TensorFlow.
+"""Import of networks that the Keras predecessor saved with its `save_model`, without TensorFlow.
 
-The architecture is read as JSON and compared with the predecessor's, layer by layer. No code in a file is run. A Lambda
-layer is accepted only in the two places where the predecessor used one: to slice an input, or to name the inverse
-field. Its code is ignored.
+The architecture is read as JSON and compared with the predecessor's, layer by layer. No code in the file is run. A
+Lambda layer is accepted only in the two places where the predecessor used one: to slice an input, or to name the
+inverse field. Its code is ignored.
 """
 
 import json
@@ -40,7 +40,7 @@ _AROUND = {
     "Model",
     "Lambda",
 }
-_NESTED = {"Functional", "Model"}  # its name before Keras 2.4
+_NESTED = {"Functional", "Model"}  # "Model" is the name before Keras 2.4
 _INVERSE = "inv_dvf"
 
 Expected = tuple[str, dict[str, Any]]
@@ -63,7 +63,7 @@ def import_keras(path: str | Path) -> nn.Module:
     """Return the network in a single .h5 file, or in a folder of one architecture .json and one weights .h5.
 
     Raises:
-        InputError: If the file is damaged, holds no network of the predecessor, or its weights do not fit.
+        InputError: If the file is damaged, holds no network of the predecessor, or its weights do not fit the network.
     """
     path = Path(path)
     with _readable(path), h5py.File(_single(path, "h5")) as file:
@@ -73,7 +73,7 @@ def import_keras(path: str | Path) -> nn.Module:
         else:
             if "model_config" not in file.attrs:
                 raise InputError(
-                    f"{path} holds no architecture: give the folder with the .json and the .h5 instead"
+                    f"{path} holds no architecture: give the folder that holds the .json and the .h5 file"
                 )
             architecture, weights = file.attrs["model_config"], file["model_weights"]
         return _build(_layers(_decoded(architecture)), weights)
@@ -95,7 +95,7 @@ def _readable(path: Path) -> Iterator[None]:
 def _single(path: Path, suffix: str) -> Path:
     """Return `path` itself, or the only file with the suffix in a folder."""
     if not path.exists():
-        raise InputError("there is no such file or folder")
+        raise InputError("no such file or folder")
     if not path.is_dir():
         return path
     found = sorted(path.glob(f"*.{suffix}"))
@@ -105,7 +105,7 @@ def _single(path: Path, suffix: str) -> Path:
 
 
 def _decoded(text: str | bytes) -> Any:
-    """Return the architecture; in the predecessor's folders it is a JSON string that was encoded twice."""
+    """Return the architecture; in the predecessor's folders it was encoded as JSON twice."""
     content = json.loads(text)
     return json.loads(content) if isinstance(content, str) else content
 
@@ -120,14 +120,14 @@ def _layers(model: dict[str, Any]) -> Layers:
     for entry in model["config"]["layers"]:
         kind, name = entry["class_name"].rpartition(">")[2], entry["name"]
         if kind not in _TRUNK | _AROUND:
-            raise InputError(f"layer '{name}' is a {kind}, which occurs in no network of the predecessor")
+            raise InputError(f"layer '{name}' is a {kind}, which no network of the predecessor contains")
         inputs = tuple(source[0] for node in entry["inbound_nodes"][:1] for source in node)
         layers[name] = _Layer(kind, name, entry["config"], inputs)
     for layer in layers.values():
         if layer.kind == "Lambda" and not _slices_input(layer, layers) and not _names_inverse(layer, layers):
             raise InputError(
-                f"layer '{layer.name}' is a Lambda: expected one that slices an input, or '{_INVERSE}' with the output "
-                "of the shared network"
+                f"layer '{layer.name}' is a Lambda: expected a Lambda that slices an input, or '{_INVERSE}' with the "
+                "output of the shared network"
             )
     return layers
 
@@ -159,8 +159,8 @@ def _merged(layers: Layers, composition: _Layer, weights: h5py.Group) -> MergedN
     outer, inner = (layers[name] for name in composition.inputs)
     if outer.kind != "Affine2DVF" or inner.kind not in _NESTED:
         raise InputError(
-            f"layer '{composition.name}': expected the field of Affine2DVF outside and that of the local network "
-            f"inside, found {outer.kind} and {inner.kind}"
+            f"layer '{composition.name}': expected the field of Affine2DVF as the outer and the local network's as "
+            f"the inner input, found {outer.kind} and {inner.kind}"
         )
     local = _local(_layers({"config": inner.config}), weights[inner.name], nested=True)
     return MergedNet(_global(layers, weights), local)
@@ -219,7 +219,7 @@ def _trunk(layers: Layers, last_kind: str) -> list[_Layer]:
 
 
 def _local_filters(trunk: Sequence[_Layer]) -> tuple[list[int], list[int], list[int], list[int], list[int]]:
-    """Return start, downsample, middle, upsample and end filters, without a check of their values."""
+    """Return the start, downsample, middle, upsample and end filters without checking their values."""
     levels: list[list[int]] = [[]]
     ups = 0
     for layer in trunk:
@@ -231,7 +231,7 @@ def _local_filters(trunk: Sequence[_Layer]) -> tuple[list[int], list[int], list[
     downs = len(levels) - 1 - ups
     if downs != ups or any(not level for level in levels[1:]):
         raise InputError(
-            f"expected as many poolings as upsamplings, each with its Conv2D, found {downs} and {ups}"
+            f"expected as many poolings as upsamplings, each followed by a Conv2D, found {downs} and {ups}"
         )
     levels[-1].pop()  # the output, which always has two channels
     start, middle, end = levels[0], levels[downs][1:], levels[-1][2:]
@@ -247,7 +247,7 @@ def _local_filters(trunk: Sequence[_Layer]) -> tuple[list[int], list[int], list[
 
 
 def _compare(trunk: Sequence[_Layer], expected: Sequence[Expected]) -> None:
-    """Raise an InputError at the first layer that differs from those of the predecessor's factory."""
+    """Raise an InputError for the first layer that differs from the predecessor's network."""
     for layer, (kind, options) in zip(trunk, expected, strict=False):
         if layer.kind != kind:
             raise InputError(f"layer '{layer.name}': expected a {kind}, found a {layer.kind}")
@@ -318,18 +318,18 @@ def _leaky_convs(filters: Sequence[int]) -> list[Expected]:
 
 
 def _check_skips(trunk: Sequence[_Layer]) -> None:
-    """Check that each upsampled level is joined with the features before the matching pooling, in this order."""
+    """Check that each upsampled level is concatenated, in this order, with the features before its pooling."""
     pooled = [layer.inputs[0] for layer in trunk if layer.kind == "MaxPooling2D"]
     joins = [layer for layer in trunk if layer.kind == "Concatenate"]
     for join, skip in zip(joins, reversed(pooled), strict=True):
         if join.inputs[1:] != (skip,):
             raise InputError(
-                f"layer '{join.name}': expected '{skip}' as second input, found {join.inputs[1:]}"
+                f"layer '{join.name}': expected '{skip}' as the second input, found {join.inputs[1:]}"
             )
 
 
 def _copy_weights(network: nn.Module, trunk: Sequence[_Layer], weights: h5py.Group, *, nested: bool) -> None:
-    """Copy kernels (H, W, in, out) to (out, in, H, W), dense ones (in, out) to (out, in), and biases."""
+    """Copy convolution kernels (H, W, in, out) to (out, in, H, W), dense ones (in, out) to (out, in), and biases."""
     targets = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     sources = [layer.name for layer in trunk if layer.kind in ("Conv2D", "Dense")]
     for name, target in zip(sources, targets, strict=True):

@@ -1,9 +1,9 @@
 """Model files of plain data: save, load, merge.
 
 A model file is a checkpoint without the state of the training. `state_dict` holds the weights under `network.`;
-`atlalign` holds the architecture in the form of a configuration: `_target_` and the constructor's arguments. So every
-checkpoint loads as a model, and a training saved by `save_model` can be resumed. A name that ends in .safetensors gives
-a file that other programs can read: the weights, with everything else as JSON in the metadata.
+`atlalign` holds the architecture as a configuration: `_target_` and the constructor's arguments. Every checkpoint
+therefore loads as a model, and a training that `save_model` saved can be resumed. A name that ends in .safetensors
+gives a file that other programs can read: it holds the weights, and everything else as JSON in its metadata.
 """
 
 import io
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 SHIPPED_MODEL = Path(__file__).parents[1] / "weights" / "real_sections.safetensors"
-"""The network that comes with the package; README.md in the same folder describes what it can do."""
+"""The network that comes with the package; README.md in the same folder describes it."""
 
 _PREFIX = "network."
 _SAFETENSORS = ".safetensors"
@@ -46,11 +46,11 @@ _Value = TypeVar("_Value")
 
 
 class ModelOrigin(NamedTuple):
-    """The facts about a network in a model file, besides architecture and weights; None or empty if unknown.
+    """The facts about a network that a model file holds besides architecture and weights; None or empty if unknown.
 
     Attributes:
-        intensity_scale: The atlas intensity that was mapped to 1 in the reference images of the training.
-        image_shape: (H, W) of the images that the network takes or was trained on.
+        intensity_scale: The atlas intensity that was mapped to 1 in the reference images during training.
+        image_shape: The (H, W) of the images that the network takes or was trained on.
         version: The version of atlalign that wrote the file.
         config: The resolved configuration of the training.
     """
@@ -83,7 +83,7 @@ class Training(Protocol):
 def save_model(
     model: nn.Module, path: str | Path, *, separate: bool = False, origin: ModelOrigin | None = None
 ) -> Path:
-    """Write a network to `path` and return it.
+    """Write a network to a file, and return its path.
 
     A `Training` in progress is saved with its configuration and the state of the optimiser;
     `python train.py ckpt_path=…` resumes from it.
@@ -91,9 +91,9 @@ def save_model(
     Args:
         model: A network with the attribute `hyperparameters` (its constructor's arguments), or a `Training` of one,
             such as `atlalign.training.module.RegistrationModule`.
-        path: The file. It is written under a temporary name first, and replaces an existing file. With the ending
-            .safetensors it holds only the network and its origin.
-        separate: Write a folder with `architecture.json` and `weights.pt` instead, without optimiser and configuration.
+        path: The file to write; an existing file is replaced. With the ending .safetensors, it holds only the network
+            and its origin.
+        separate: Write a folder with `architecture.json` and `weights.pt`, without optimiser and configuration.
         origin: Facts about the network, as `read_origin` returns them; a `Training` provides its own.
 
     Raises:
@@ -124,8 +124,8 @@ def load_model(path: str | Path | None = None, *, allow: Collection[str] = ()) -
     """Return the network in a model file, a folder or a training checkpoint, on the CPU in evaluation mode.
 
     Args:
-        path: A model of `save_model` or a checkpoint of a training; None for the network that comes with the package.
-        allow: Importable names of your own network classes that the file may name, such as `my_lab.Shift`.
+        path: A model file, model folder or checkpoint; None means the network that comes with the package.
+        allow: Importable names of your own network classes that the file may use, such as `my_lab.Shift`.
 
     Raises:
         InputError: If the file is missing, holds more than plain data, or names a class that is not allowed.
@@ -162,15 +162,15 @@ def read_origin(path: str | Path) -> ModelOrigin:
 def merge_global_local(
     global_: nn.Module | str | Path, local: nn.Module | str | Path, *, expose_global: bool = False
 ) -> MergedNet:
-    """Return one network that registers globally, then locally; networks given as objects share their weights with it.
+    """Return one network that registers globally, then locally; it shares its weights with networks given as objects.
 
     Args:
-        global_: The network of the affine map: an object, a model file, a folder or a checkpoint.
-        local: The network of the remaining displacement, given in the same ways.
+        global_: The network for the affine map: an object, a model file, a folder or a checkpoint.
+        local: The network for the remaining displacement, in any of these forms.
         expose_global: Return the globally registered image and the global field as well.
 
     Raises:
-        InputError: If `global_` is not a `GlobalAffineNet`, or a file cannot be loaded.
+        InputError: If `global_` is not a `GlobalAffineNet`, `local` is one or is merged, or a file cannot be loaded.
 
     Example:
         >>> from atlalign.networks import LocalUNet
@@ -189,25 +189,25 @@ def merge_global_local(
 
 
 def common_origin(one: ModelOrigin, other: ModelOrigin) -> ModelOrigin:
-    """Return the intensity scale and image size that two networks share, without the configuration of either.
+    """Return the intensity scale and image size that two networks share, without their configurations.
 
     Raises:
         InputError: If the networks were trained on different intensity scales or image sizes.
     """
     return ModelOrigin(
-        intensity_scale=_agreed("an intensity scale", one.intensity_scale, other.intensity_scale),
-        image_shape=_agreed("an image size", one.image_shape, other.image_shape),
+        intensity_scale=_agreed("intensity scale", one.intensity_scale, other.intensity_scale),
+        image_shape=_agreed("image size", one.image_shape, other.image_shape),
     )
 
 
 def _agreed(what: str, one: _Value | None, other: _Value | None) -> _Value | None:
     if one is not None and other is not None and one != other:
-        raise InputError(f"expected networks that were trained with {what} in common, got {one} and {other}")
+        raise InputError(f"expected networks that were trained with the same {what}, got {one} and {other}")
     return other if one is None else one
 
 
 def _known(network: nn.Module, origin: ModelOrigin) -> dict[str, Any]:
-    """Return the content of a model file besides the weights."""
+    """Return the content of a model file except the weights."""
     shape = getattr(network, "image_shape", origin.image_shape)
     return {
         "version": __version__,
@@ -218,9 +218,9 @@ def _known(network: nn.Module, origin: ModelOrigin) -> dict[str, Any]:
 
 
 def origin_of(known: Mapping[str, Any]) -> ModelOrigin:
-    """Return the origin from the plain data of a model file or a checkpoint.
+    """Return the origin recorded in the plain data of a model file or checkpoint.
 
-    In a checkpoint the image size is part of the training's configuration.
+    In a checkpoint, the image size is part of the training's configuration.
     """
     scale, shape = known.get("intensity_scale"), None
     match known:
@@ -255,7 +255,7 @@ def _save_network(network: nn.Module, known: Mapping[str, Any], path: Path) -> N
 def _save_safetensors(network: nn.Module, known: Mapping[str, Any], path: Path) -> None:
     from safetensors.torch import save
 
-    # The format refuses shared tensors, which parts with common weights have.
+    # The format rejects shared tensors, which occur where two parts have the same weights.
     weights = {
         name: weight.clone(memory_format=torch.contiguous_format)
         for name, weight in _weights(network).items()
@@ -281,7 +281,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     match _read_folder(path) if path.is_dir() else _read_file(path):
         case dict(known), dict(weights):
             return known, weights
-    raise InputError(f"{path}: expected a model file, a folder or a checkpoint of atlalign")
+    raise InputError(f"{path}: expected a model file, model folder or checkpoint of atlalign")
 
 
 def _read_folder(folder: Path) -> tuple[Any, Any]:
@@ -302,7 +302,7 @@ def _read_safetensors(path: Path) -> tuple[Any, Any]:
             known = json.loads((file.metadata() or {})[_METADATA])
             return known, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is not a mapping
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise InputError(f"{path} is no model file: it is damaged, or not of atlalign") from error
+        raise InputError(f"{path}: expected a model file, but it is damaged or not from atlalign") from error
 
 
 def _read_file(path: Path) -> tuple[Any, Any]:
@@ -316,7 +316,7 @@ def _read_file(path: Path) -> tuple[Any, Any]:
 
 
 def _architecture(known: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the network's architecture; for a network without `hyperparameters` it is part of the configuration."""
+    """Return the network's architecture; without `hyperparameters`, it is part of the configuration."""
     match known:
         case {"architecture": dict(architecture)} | {"config": {"model": dict(architecture)}}:
             return architecture
@@ -324,16 +324,16 @@ def _architecture(known: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _read_plain(path: Path) -> Any:
-    """Return the content of a torch file with tensors and plain data; other objects are never built."""
+    """Return the content of a torch file of tensors and plain data; other objects are never created."""
     if not path.is_file():
         raise InputError(f"there is no model {path}")
     _check_declared_size(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or malicious file may raise anything
-        hint = " (`atlalign import-keras` reads those of the Keras package)" if path.suffix == ".h5" else ""
+        hint = ": use `atlalign import-keras` for files of the Keras package" if path.suffix == ".h5" else ""
         raise InputError(
-            f"{path} is no model file: it is damaged, of another format, or holds more than plain data{hint}"
+            f"{path}: expected a model file, but it is damaged, of another format, or holds more than plain data{hint}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Map tables of points, part by part, so that a table of any length fits into memory."""
+"""Map tables of points in parts, so that tables of any length fit into memory."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from atlalign.registration.results import Results, TransformOptions, Unit, is_in
 from atlalign.registration.transform import RECORD, Grid, SectionTransform, read_record
 
 OFF_PLANE_UM = 100.0
-"""Largest distance of atlas points from a section's plane: its thickness plus the error of its position."""
+"""The default largest distance of atlas points from a section's plane: section thickness plus position error."""
 
 _SECTIONS_IN_MEMORY = 32
 
@@ -29,16 +29,16 @@ _CENTROIDS: Mapping[tuple[str, ...], Unit] = {
     ("centroid x px", "centroid y px"): "px",
     ("centroid x µm", "centroid y µm"): "um",
 }
-"""QuPath's names of a point's coordinates, and their unit."""
+"""QuPath's names for the coordinates of a point, and their unit."""
 _NAPARI = ("axis-1", "axis-0")
-_POINTS, _LEFT_OUT, _OUTSIDE = "points", "left out", "outside of the section or the reference"
+_POINTS, _LEFT_OUT, _OUTSIDE = "points", "left out", "outside the section or the reference"
 _IN_NO_REGION, _WITHOUT_NUMBERS = "in no region", "without numbers"
-"""What is counted of points."""
-_PATH_MARK = ">"  # acronyms have slashes: VISp2/3
+"""The categories of points in the summary."""
+_PATH_MARK = ">"  # a slash occurs in acronyms such as VISp2/3
 
 
 class _Moved(NamedTuple):
-    """The cells to add to a table of points by column, the counts for the summary, and how x and y were read."""
+    """The cells to add to a table, by column; the counts for the summary; and the unit of x and y in words."""
 
     columns: dict[str, list[str]]
     counts: dict[str, int]
@@ -49,7 +49,7 @@ _Mover = Callable[[Table], _Moved]
 
 
 def transform_table(source: Path, folder: Path, out: Path, options: TransformOptions) -> str:
-    """Write a table of points with columns for their mapped positions, and return a one-line summary.
+    """Write a table of points with added columns for their mapped positions, and return a one-line summary.
 
     Raises:
         InputError: If the table does not hold points of the section, or of the sections in the folder.
@@ -60,7 +60,7 @@ def transform_table(source: Path, folder: Path, out: Path, options: TransformOpt
     taken = [name for name in names if name in table.names]
     if taken:
         raise InputError(
-            f"{source}: the table already has the columns that would be added ({', '.join(taken)}): rename them first"
+            f"{source}: expected a table without the columns to add, found {', '.join(taken)}: rename them"
         )
     counts: Counter[str] = Counter()
     write_table(out, [*table.header, *names], _carried_rows(source, mover, names, counts))
@@ -71,7 +71,9 @@ def transform_table(source: Path, folder: Path, out: Path, options: TransformOpt
 
 def _check_table(table: Table, options: TransformOptions) -> None:
     if not table.rows:
-        raise InputError(f"{table.path}: expected column names and at least one point below, found no point")
+        raise InputError(
+            f"{table.path}: expected a row of column names and at least one point, found no point"
+        )
     if options.to == "reference" and options.off_plane_um is not None:
         raise InputError(f"{table.path}: --off-plane needs --to section")
     if options.to == "section" and options.unit is not None:
@@ -79,7 +81,7 @@ def _check_table(table: Table, options: TransformOptions) -> None:
 
 
 def _mover(table: Table, folder: Path, options: TransformOptions) -> tuple[_Mover, list[str], list[str]]:
-    """Return the function that maps parts of a table, the columns that it adds, and remarks for the summary."""
+    """Return the function that maps the parts of a table, the columns that it adds, and remarks for the summary."""
     nothing = table._replace(rows=[], lines=[])
     if "section" in table.names and not (folder / RECORD).exists():
         load = lru_cache(_SECTIONS_IN_MEMORY)(lambda name: Results.load(folder / name, options.scale))
@@ -100,7 +102,7 @@ def _mover(table: Table, folder: Path, options: TransformOptions) -> tuple[_Move
 def _carried_rows(
     source: Path, mover: _Mover, names: Sequence[str], counts: Counter[str]
 ) -> Iterator[list[str]]:
-    """Yield the rows of a table with the added cells, and count points."""
+    """Yield the rows of a table with the added cells, and count the points."""
     for part in read_parts(source):
         moved = mover(part)
         counts.update({_POINTS: len(part.rows)} | moved.counts)
@@ -109,7 +111,7 @@ def _carried_rows(
 
 
 def _check_section(table: Table, folder: Path) -> None:
-    """Raise an error if the column `section` names another section."""
+    """Raise an error if the column `section` names a section other than this folder."""
     own = folder.resolve().name
     for line, name in _section_cells(table.path) if "section" in table.names else ():
         if name not in ("", own):
@@ -137,15 +139,15 @@ def _sections_in(source: Path, folder: Path, options: TransformOptions) -> list[
 
 
 def _is_section(folder: Path, name: str) -> bool:
-    """Return whether a section of this name lies directly in the folder."""
+    """Return whether the folder directly contains the results of a section with this name."""
     try:
         return Path(name).name == name and (folder / name / RECORD).is_file()
-    except (OSError, ValueError):  # a name may be too long, or hold a null character
+    except (OSError, ValueError):  # a name may be too long or contain a null character
         return False
 
 
 def _section_cells(source: Path) -> Iterator[tuple[int, str]]:
-    """Yield the line and the section of each row that is not empty."""
+    """Yield the line number and the section of each row that is not empty."""
     for part in read_parts(source):
         cells = zip(part.lines, part.rows, part.column("section"), strict=True)
         yield from ((line, name) for line, row, name in cells if any(row))
@@ -160,7 +162,7 @@ def _moved(table: Table, results: Results, options: TransformOptions) -> _Moved:
 def _moved_by_section(
     load: Callable[[str], Results], options: TransformOptions, names: Sequence[str], table: Table
 ) -> _Moved:
-    """Return cells for points of several sections, named by the column `section`."""
+    """Map points of several sections, which the column `section` names."""
     places: dict[str, list[int]] = defaultdict(list)
     for place, name in enumerate(table.column("section")):
         places[name].append(place)
@@ -181,7 +183,7 @@ def _moved_by_section(
 
 
 def _to_reference(table: Table, results: Results, unit: Unit | None) -> _Moved:
-    """Return cells for points of the section; they are empty for points outside."""
+    """Map points of the section to the reference; cells are empty for points outside."""
     transform = results.transform
     pixels, remark = _pixels(table, results, unit)
     grid = transform.reference
@@ -202,7 +204,7 @@ def _to_reference(table: Table, results: Results, unit: Unit | None) -> _Moved:
 
 
 def _n_outside(moved: Points, points: Points) -> int:
-    """Return how many points (N, k) have coordinates, but lie outside after mapping."""
+    """Return the number of points (N, k) with coordinates that lie outside after mapping."""
     return int(np.isnan(moved[:, 0]).sum()) - _n_without_numbers(points)
 
 
@@ -211,16 +213,16 @@ def _n_without_numbers(points: Points) -> int:
 
 
 def _pixels(table: Table, results: Results, unit: Unit | None) -> tuple[Points, str]:
-    """Return the points (N, 2) of a table in pixels of the section, and how x and y were read.
+    """Return the points (N, 2) of a table in pixels of the section, and the unit of x and y in words.
 
-    x and y, and napari's axes, count from the centre of the first pixel, QuPath's centroids from its corner.
+    x and y, and napari's axes, start at the centre of the first pixel; QuPath's centroids start at its corner.
     """
     columns = _point_columns(table)
     values = table.numbers(columns)
     if columns in _CENTROIDS:
         if unit is not None:
             raise InputError(
-                f"{table.path}: --unit cannot be combined with the columns {' and '.join(columns)}, which have units"
+                f"{table.path}: --unit cannot be combined with the columns {' and '.join(columns)}, which name a unit"
             )
         unit = _CENTROIDS[columns]
     corner = 0.5 if columns in _CENTROIDS else 0.0
@@ -237,27 +239,27 @@ def _pixels(table: Table, results: Results, unit: Unit | None) -> tuple[Points, 
 
 
 def _point_columns(table: Table) -> tuple[str, ...]:
-    """Return the names of the two columns, in lower case, that hold points of the section.
+    """Return the names, in lower case, of the two columns with the points of the section.
 
     Raises:
-        InputError: If there are several such pairs.
+        InputError: If the table has several such pairs.
     """
     found = [pair for pair in (_SECTION, _NAPARI, *_CENTROIDS) if set(pair) <= set(table.names)]
     if len(found) > 1:
         pairs = " as well as ".join(" and ".join(pair) for pair in found)
         raise InputError(
-            f"{table.path}: expected points in one pair of columns, found {pairs}: remove the others"
+            f"{table.path}: expected one pair of columns with points, found {pairs}: keep only one pair"
         )
     if found == [_NAPARI] and "axis-2" in table.names:
         raise InputError(
-            f"{table.path}: expected napari's axis-0 and axis-1 (y and x) of one image, found axis-2 as well: name the "
-            "columns of the section's pixels x and y"
+            f"{table.path}: expected napari's axis-0 and axis-1 (y and x) of a 2D image, found axis-2 as well: rename "
+            "the columns with the section's pixels to x and y"
         )
     return found[0] if found else _SECTION
 
 
 def _check_size_is_known(results: Results) -> None:
-    """Check that the section's pixel size is known, not estimated from its placement."""
+    """Check that the section's pixel size is known rather than estimated from its placement."""
     if results.scale != (1.0, 1.0):
         raise InputError(
             "--scale cannot be combined with points in µm, which do not depend on an image's size"
@@ -265,13 +267,13 @@ def _check_size_is_known(results: Results) -> None:
     origin = read_record(results.folder).get("pixel_size_from", "file")
     if origin not in ("file", "user"):
         raise InputError(
-            f"{results.folder}: expected a known pixel size for points in µm, found one that was estimated from the "
+            f"{results.folder}: expected a known pixel size for points in µm, found a size that was estimated from the "
             f"placement ({origin}): give points in pixels, or register the section with --pixel-size-um"
         )
 
 
 def _to_section(table: Table, results: Results, off_plane_um: float | None) -> _Moved:
-    """Return cells for points of the atlas, or of the reference in its pixels; they are empty for points outside."""
+    """Map points of the atlas or the reference's pixels to the section; cells are empty for points outside."""
     transform = results.transform
     if transform.plane is not None and any(name in table.names for name in _ATLAS):
         limit_um = OFF_PLANE_UM if off_plane_um is None else off_plane_um
@@ -285,7 +287,7 @@ def _to_section(table: Table, results: Results, off_plane_um: float | None) -> _
 
 
 def _from_atlas(table: Table, results: Results, plane: Plane, off_plane_um: float) -> _Moved:
-    """Return cells for points of the atlas; x and y are also empty for points further off the section's plane."""
+    """Map points of the atlas to the section; x and y are also empty for points too far off its plane."""
     points_um = table.numbers(_ATLAS)
     for line, position_um in zip(table.lines, points_um[:, 0], strict=True):
         check_is_um(position_um, f"{table.path}, line {line}, ap_um")
@@ -297,13 +299,13 @@ def _from_atlas(table: Table, results: Results, plane: Plane, off_plane_um: floa
     columns = _decimals(_SECTION, results.from_section(pixels)) | _decimals(
         ("off_plane_um",), off_um[:, None]
     )
-    far = f"more than {off_plane_um:g} µm off the section's plane (off_plane_um)"
+    far = f"more than {off_plane_um:g} µm from the section's plane (off_plane_um)"
     counts = {far: int(is_far.sum()), _OUTSIDE: n_outside}
     return _Moved(columns, counts | {_WITHOUT_NUMBERS: _n_without_numbers(points_um)})
 
 
 def _section_pixels(points_mm: Points, transform: SectionTransform) -> Points:
-    """Return points (N, 2) of the reference's frame in pixels of the section, NaN for those outside of either."""
+    """Map points (N, 2) of the reference's frame to pixels of the section; NaN for points outside either."""
     grid = transform.reference
     pixels = np.full(points_mm.shape, np.nan)
     inside = is_inside(grid.to_pixels(points_mm), grid)
@@ -313,7 +315,7 @@ def _section_pixels(points_mm: Points, transform: SectionTransform) -> Points:
 
 
 def _ids(labels: NDArray[Any], points_mm: Points, reference: Grid) -> NDArray[np.int64]:
-    """Return the labels (N,) at points (N, 2) of the reference's frame, -1 where they are NaN."""
+    """Return the labels (N,) at points (N, 2) of the reference's frame; -1 for points that are NaN."""
     height, width = labels.shape
     known = np.isfinite(points_mm).all(axis=1)
     pixels = reference.with_shape((height, width)).to_pixels(points_mm[known])
@@ -324,7 +326,7 @@ def _ids(labels: NDArray[Any], points_mm: Points, reference: Grid) -> NDArray[np
 
 
 def _sides(points_mm: Points, transform: SectionTransform) -> list[str]:
-    """Return the side of the brain on which points (N, 2) of the reference's frame lie, "" where they are NaN."""
+    """Return the side of the brain of each point (N, 2) in the reference's frame; "" for points that are NaN."""
     middle = transform.midline_mm
     return ["" if np.isnan(x) else "left" if x < middle else "right" for x in points_mm[:, 0]]
 
@@ -344,13 +346,13 @@ def _region_columns(ids: NDArray[np.int64], regions: Mapping[int, RegionName]) -
 
 
 def _path(region_id: int, regions: Mapping[int, RegionName]) -> str:
-    """Return the acronyms from the root down to a region; a region without acronym is represented by its id."""
+    """Return the acronyms from the root down to a region; a region without an acronym is represented by its id."""
     names = [regions[i].acronym or str(i) for i in upwards(region_id, regions)]
     return _PATH_MARK.join(reversed(names))
 
 
 def _decimals(names: Sequence[str], values: NDArray[np.float64]) -> dict[str, list[str]]:
-    """Return columns of cells of numbers (N, k) with three decimals; NaN is an empty cell."""
+    """Return numbers (N, k) as columns of cells with three decimals; NaN becomes an empty cell."""
     return {
         name: ["" if np.isnan(value) else f"{value:.3f}" for value in column]
         for name, column in zip(names, values.T.tolist(), strict=True)

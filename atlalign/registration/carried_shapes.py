@@ -24,10 +24,10 @@ from atlalign.registration.transform import Grid
 
 
 def transform_shapes(source: Path, folder: Path, out: Path, options: TransformOptions) -> str:
-    """Write a GeoJSON document with its shapes mapped, and return a one-line summary.
+    """Write a GeoJSON document with mapped shapes, and return a one-line summary.
 
     Raises:
-        InputError: If the file is not GeoJSON, or a shape lies far outside.
+        InputError: If the file is not GeoJSON, or a shape lies far outside the image.
     """
     results = Results.load(folder, options.scale)
     with _readable_nesting(source):
@@ -64,7 +64,7 @@ def _move_document(content: Any, results: Results, options: TransformOptions, so
     else:
         inside = is_inside(before, reference) & is_inside(results.to_section(after), section)
     return (
-        f"{moved.shapes} shapes, edges split to at most {edge:.3g} px; {(~inside).sum()} points outside of the section "
+        f"{moved.shapes} shapes, edges split to at most {edge:.3g} px; {(~inside).sum()} points outside the section "
         "or the reference"
     )
 
@@ -73,7 +73,7 @@ def _check_on_reference(pixels: Points, grid: Grid, source: Path) -> None:
     for x, y in pixels[is_far_outside(pixels, grid)][:1] + 0.5:
         height, width = grid.shape
         raise InputError(
-            f"expected shapes in pixels of the reference, which has {height}×{width} px, found a point far outside, at "
+            f"expected shapes in pixels of the reference, which has {height}×{width} px, found a point far outside at "
             f"({x:g}, {y:g})"
         )
 
@@ -82,7 +82,7 @@ def write_outlines(source: Path, folder: Path, out: Path, options: TransformOpti
     """Write the outlines of a reference label map in section coordinates, and return a one-line summary.
 
     Raises:
-        InputError: If --to is not section, or the map has other proportions than the reference.
+        InputError: If --to is not section, or the map and the reference differ in proportions.
     """
     if options.to != "section":
         raise InputError(
@@ -119,6 +119,6 @@ def _read_json(path: Path) -> Any:
 
 def _write_json(path: Path, content: Any) -> None:
     text = json.dumps(content, ensure_ascii=False) + "\n"
-    # JSON may hold halves of surrogate pairs, for which UTF-8 has no bytes; their escapes are JSON again.
+    # JSON may contain lone surrogates, which UTF-8 cannot encode; their escapes are valid JSON.
     with written_whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")

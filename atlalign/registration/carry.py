@@ -1,7 +1,7 @@
 """Apply a saved transform to other files of a section: images, label maps, tables of points, and shapes.
 
-Each goes to the reference or back to the section. Images and points use opposite maps: the image of the section is
-looked up at forward(q) for each pixel q of the reference, whereas a point p of the section lies at inverse(p).
+Files are mapped to the reference or back to the section. Images and points use opposite maps: the registered image
+takes the value at forward(q) for each pixel q of the reference, whereas a section point p is mapped to inverse(p).
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def transform_file(
         folder: The section's folder that `atlalign register` wrote; for a table whose column `section` names several
             such folders, their parent folder.
         out: The file to write.
-        options: What to do.
+        options: The direction and the settings of the mapping.
         overwrite: Replace a file that exists.
 
     Raises:
@@ -65,7 +65,7 @@ def transform_file(
 
 
 def _job(source: Path, out: Path, options: TransformOptions) -> _Task:
-    """Return what to do with a file, by the endings of its name and of the one to write."""
+    """Return the task for a file, given the endings of its name and of the output's name."""
     kinds: list[tuple[tuple[str, ...], tuple[str, ...], _Task]] = [
         (IMAGE_ENDINGS, TIFF_ENDINGS, _transform_image),
         (_TABLES, _TABLES[:1], transform_table),
@@ -105,7 +105,7 @@ def _transform_image(source: Path, folder: Path, out: Path, options: TransformOp
     first = channels[0]
     if len(channels) > 1 and first.dtype.name in _NOT_OME:
         raise InputError(
-            f"{source.name}: expected channels that OME-TIFF can hold, found {first.dtype}: choose one with --channel"
+            f"{source.name}: OME-TIFF cannot store channels of type {first.dtype}: choose one with --channel"
         )
     if options.to == "reference":
         grid, displacement = section_frame(transform, first.shape[:2], source.name)
@@ -129,7 +129,7 @@ def _transform_image(source: Path, folder: Path, out: Path, options: TransformOp
         )
     other = "section" if options.to == "reference" else "reference"
     several = f"{len(channels)} channels of " if len(channels) > 1 else ""
-    return f"{several}{_size(target)}; {source.name} has {_size(grid)}, by the extent of the {other}"
+    return f"{several}{_size(target)}; {source.name} has {_size(grid)}, given the extent of the {other}"
 
 
 def _fill(pixels: NDArray[Any], options: TransformOptions) -> Any:

@@ -1,4 +1,4 @@
-"""Points counted by region, and their density: points per mm² of the sections in which they were searched."""
+"""Counts of points by region, and their densities per mm² of the sections in which points were searched."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -20,13 +20,13 @@ from atlalign.io.tables import (
 from atlalign.registration.regions import RegionName, region_names, upwards, with_parts
 from atlalign.registration.transform import RECORD, REGIONS
 
-_SIDES = ("", "left", "right")  # the first one is both
+_SIDES = ("", "left", "right")  # "" means both sides
 _Amounts = dict[str, dict[int, float]]
-"""An amount by side and region id; a side that is not known is missing."""
+"""Amounts by side and region id, without the sides that are unknown."""
 
 
 class _Sections(NamedTuple):
-    """The regions of registered sections: their names, and their areas in mm² without their parts."""
+    """The regions of registered sections: their names, and their areas in mm², without parts."""
 
     regions: Mapping[int, RegionName]
     areas: _Amounts
@@ -37,10 +37,10 @@ def count_points(
 ) -> str:
     """Write the number and density of points in each region of some sections; return a one-line summary.
 
-    The columns are id, acronym, name, points, area_mm2 and points_per_mm2. They count only what is labelled with the
-    region itself, not with its parts. Columns such as left_points do so by hemisphere, where it is known. Where regions
-    have parents, there are also parent_id and columns such as points_with_parts, which include all parts. Points
-    outside the atlas or in no region do not count.
+    The columns are id, acronym, name, points, area_mm2 and points_per_mm2. They count only points and pixels labelled
+    with the region itself, not with its parts. If hemispheres are known, columns such as left_points count each side.
+    If regions have parents, the table adds parent_id and columns such as points_with_parts, which include all parts.
+    Points outside the atlas or in no region do not count.
 
     Args:
         tables: Tables of points that `atlalign transform … --to reference` wrote.
@@ -49,7 +49,7 @@ def count_points(
         overwrite: Replace a file that exists.
 
     Raises:
-        InputError: If a file is invalid or named twice, a point lies in a region that no section has, or `out` exists.
+        InputError: If a file is invalid or given twice, a point lies in a region that no section has, or `out` exists.
     """
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists: choose another --out, or add --overwrite")
@@ -64,13 +64,13 @@ def count_points(
 
 
 def _check_different(tables: Sequence[Path]) -> None:
-    """Raise an error where a table is named twice, because its points would count twice."""
+    """Raise an error if a table is given twice, because its points would count twice."""
     for table, n in Counter(path.resolve() for path in tables).items():
         if n > 1:
-            raise InputError(f"{table}: expected each table once, found it named {n} times")
+            raise InputError(f"{table}: expected each table once, got it {n} times")
 
 
-# --- what there is ----------------------------------------------------------------------------------------------------
+# --- the input files --------------------------------------------------------------------------------------------------
 
 
 def _sections_in(folder: Path) -> list[Path]:
@@ -87,7 +87,7 @@ def _sections_in(folder: Path) -> list[Path]:
 
 
 def _read_sections(folders: Sequence[Path]) -> _Sections:
-    """Return the regions of all these sections, with their areas summed."""
+    """Return the regions of all sections with the sums of their areas."""
     regions: dict[int, RegionName] = {}
     areas: _Amounts = {side: defaultdict(float) for side in _SIDES}
     for folder in folders:
@@ -113,7 +113,7 @@ def _area(cell: str, where: str) -> float:
 
 
 def _check_same_atlas(named: Mapping[int, RegionName], regions: Mapping[int, RegionName], path: Path) -> None:
-    """Raise an error where one id has different acronyms, because the sections then belong to different atlases."""
+    """Raise an error if an id has different acronyms, which means that sections belong to different atlases."""
     for region_id in sorted(named.keys() & regions.keys()):
         one, other = named[region_id].acronym, regions[region_id].acronym
         if one and other and one != other:
@@ -124,10 +124,10 @@ def _check_same_atlas(named: Mapping[int, RegionName], regions: Mapping[int, Reg
 
 
 def _count(tables: Sequence[Path], regions: Mapping[int, RegionName], sections: Collection[str]) -> _Amounts:
-    """Return how many points of these tables lie in each region.
+    """Count the points of all tables in each region.
 
     Raises:
-        InputError: If a table does not hold points, or a point lies in a region or section that is not among these.
+        InputError: If a table does not hold points, or a point lies in an unknown region or section.
     """
     counts: _Amounts = {side: defaultdict(float) for side in _SIDES}
     for part in chain.from_iterable(map(read_parts, tables)):
@@ -149,7 +149,7 @@ def _check_sections(part: Table, sections: Collection[str]) -> None:
 
 
 def _counted(part: Table, regions: Mapping[int, RegionName]) -> Counter[tuple[int, str]]:
-    """Return how many points lie in each region on each side."""
+    """Count the points in each region on each side."""
     hint = ": give a table that `atlalign transform … --to reference` wrote"
     cells = part.column("region_id", hint=hint)
     first_lines = dict(zip(reversed(cells), reversed(part.lines), strict=True))
@@ -162,7 +162,7 @@ def _counted(part: Table, regions: Mapping[int, RegionName]) -> Counter[tuple[in
 
 
 def _sides(part: Table) -> list[str]:
-    """Return the side of each point, "" where it is not known."""
+    """Return the side of each point; "" if it is unknown."""
     cells = _optional(part, "hemisphere")
     sides = {cell: "" if is_missing(cell) else cell.lower() for cell in set(cells)}
     for line, cell in zip(part.lines, cells, strict=True):
@@ -174,10 +174,10 @@ def _sides(part: Table) -> list[str]:
 
 
 def _region_id(cell: str, regions: Mapping[int, RegionName], where: str) -> int:
-    """Return the id of a region, 0 for none."""
+    """Return the id of a region; 0 for no region."""
     region_id = 0 if is_missing(cell) else whole_number(cell, where)
     if region_id and region_id not in regions:
-        raise InputError(f"{where}: expected a region that a section in --with has, found {region_id}")
+        raise InputError(f"{where}: expected a region of a section in --with, found {region_id}")
     return region_id
 
 
@@ -189,7 +189,7 @@ def _optional(part: Table, name: str) -> list[str]:
 
 
 def _columns(points: _Amounts, sections: _Sections) -> dict[str, list[Any]]:
-    """Return the columns, the regions with most points first, all of their parts counted."""
+    """Return the columns, sorted by the number of points in a region with all its parts."""
     regions, areas = sections
     kinds = [("", points, areas)]
     if all(called.parent_id is not None for called in regions.values()):

@@ -1,6 +1,6 @@
 """Shapes in QuPath's GeoJSON, whose coordinates start at the corner of the first pixel.
 
-QuPath's (0.5, 0.5) is the centre of the first pixel, (0, 0) everywhere else in this package.
+The centre of the first pixel is (0.5, 0.5) in QuPath and (0, 0) everywhere else in this package.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,8 +25,8 @@ class Moved(NamedTuple):
 
     Attributes:
         shapes: The number of geometries.
-        before: Their points (N, 2) before, including those inserted into long edges.
-        after: The same points where they are now.
+        before: Their original points (N, 2), with the points inserted into long edges.
+        after: The same points after the move.
     """
 
     shapes: int
@@ -43,15 +43,15 @@ def move_shapes(
 ) -> Moved:
     """Move all shapes of a GeoJSON document in place; everything else stays unchanged.
 
-    Shapes are those of features, and of QuPath's nuclei and child objects. An ellipse of QuPath becomes a polygon.
-    Long straight edges get points in between, because a field bends them. A third number of a position stays, and
-    where points are inserted it is interpolated. Bounding boxes follow the shapes.
+    Shapes are the geometries of features and of QuPath's nuclei and child objects. A QuPath ellipse becomes a polygon.
+    Long straight edges get intermediate points, because a field bends them. A third coordinate is kept, and
+    interpolated for intermediate points. Bounding boxes are updated.
 
     Args:
-        content: A FeatureCollection, a feature, a geometry, or a list of them, as `json` reads it.
-        move: Maps points (N, 2), in pixels from the centre of the first one.
-        longest_edge: The greatest length of an edge, in pixels.
-        check: Raises an error if it refuses the document's own points (N, 2), in the same pixels.
+        content: A FeatureCollection, a feature, a geometry, or a list of these, as the module `json` reads it.
+        move: Maps points (N, 2) in pixels; (0, 0) is the centre of the first pixel.
+        longest_edge: The largest length of an edge in pixels.
+        check: Raises an error if the document's own points (N, 2), in the same pixels, are invalid.
 
     Raises:
         InputError: If the document is not GeoJSON, or a position is not two or three numbers.
@@ -74,11 +74,11 @@ def move_shapes(
 def outlines(labels: NDArray[Any], regions: Mapping[int, RegionName]) -> dict[str, Any]:
     """Return the outlines of a label image as a FeatureCollection: one annotation per region, with holes.
 
-    Outlines run along the edges of pixels and cut their corners.
+    Outlines follow the edges of pixels and cut the corners.
 
     Args:
-        labels: (h, w) integers, 0 for none.
-        regions: Their names and colours; other labels are named by their number.
+        labels: (h, w) integers; 0 is background.
+        regions: Names and colours by label; the name of any other label is its number.
     """
     from scipy.ndimage import find_objects
 
@@ -95,12 +95,12 @@ def outlines(labels: NDArray[Any], regions: Mapping[int, RegionName]) -> dict[st
 def _outlined(
     labels: NDArray[Any], region_id: int, box: tuple[slice, slice], region: RegionName | None
 ) -> dict[str, Any]:
-    """Return the feature of a region that lies in a box of the image."""
+    """Return the feature of a region, given its bounding box in the image."""
     from contourpy import FillType, contour_generator
 
     mask = np.pad(labels[box] == region_id, 1).astype(np.float64)
     filled: Any = contour_generator(z=mask, fill_type=FillType.OuterOffset).filled(0.5, 2)
-    # The box's first pixel is the second of the mask, and its centre half a pixel from its corner.
+    # The box's first pixel is the mask's second, and the centre of a pixel is half a pixel from its corner.
     origin = np.array([box[1].start, box[0].start]) - 0.5
     parts = [
         [ring.tolist() for ring in np.split(points + origin, ends[1:-1])]
@@ -114,7 +114,7 @@ def _outlined(
 
 
 def _annotation(region_id: int, region: RegionName | None) -> dict[str, Any]:
-    """Return properties as QuPath reads them."""
+    """Return the properties of a region in the form that QuPath reads."""
     region = region or RegionName()
     classification: dict[str, Any] = {"name": region.acronym or str(region_id)}
     if region.color is not None:
@@ -131,7 +131,7 @@ def _annotation(region_id: int, region: RegionName | None) -> dict[str, Any]:
 
 
 class _Line(NamedTuple):
-    """Positions (N, 2 or more) that follow one another, and their place in the document."""
+    """Consecutive positions (N, 2 or more), and their place in the document."""
 
     parent: Any
     key: Any
@@ -140,14 +140,14 @@ class _Line(NamedTuple):
 
 
 def _geometries(content: Any) -> Iterator[dict[str, Any]]:
-    """Yield the geometries in a document, which hold coordinates."""
+    """Yield the geometries with coordinates in a document."""
     for found in _objects(content):
         if found["type"] in _NESTING:
             yield found
 
 
 def _objects(content: Any) -> Iterator[dict[str, Any]]:
-    """Yield all features, geometries and collections in a document, the outer ones first."""
+    """Yield all features, geometries and collections in a document, outer ones first."""
     if isinstance(content, list):
         members = content
     else:
@@ -158,21 +158,21 @@ def _objects(content: Any) -> Iterator[dict[str, Any]]:
 
 
 def _members(content: Any) -> list[Any]:
-    """Return the features and geometries directly in an object of GeoJSON."""
+    """Return the features and geometries directly inside a GeoJSON object."""
     kind = content.get("type") if isinstance(content, dict) else None
     if kind == "Feature":
         return _of_feature(content)
     if kind in ("FeatureCollection", "GeometryCollection"):
         return _list_in(content, "features" if kind == "FeatureCollection" else "geometries")
     if not isinstance(kind, str) or kind not in _NESTING:
-        raise InputError(f"expected GeoJSON, found {_start(content)} in place of a feature or geometry")
+        raise InputError(f"expected GeoJSON, found {_start(content)} instead of a feature or geometry")
     return []
 
 
 def _of_feature(feature: dict[str, Any]) -> list[Any]:
     properties = feature.get("properties")
     if not isinstance(properties, dict | None):
-        raise InputError(f"expected GeoJSON, found {_start(properties)} in place of an object of properties")
+        raise InputError(f"expected GeoJSON, found {_start(properties)} instead of an object with properties")
     geometries = [feature[key] for key in ("geometry", "nucleusGeometry") if feature.get(key) is not None]
     nested = [key for key in _CHILDREN if properties and properties.get(key) is not None]
     return [*geometries, *(child for key in nested for child in _list_in(properties, key))]
@@ -180,13 +180,13 @@ def _of_feature(feature: dict[str, Any]) -> list[Any]:
 
 def _list_in(content: Any, key: str) -> list[Any]:
     if not isinstance(content.get(key), list):
-        raise InputError(f"expected GeoJSON, found {_start(content.get(key))} in place of a list of {key}")
+        raise InputError(f"expected GeoJSON, found {_start(content.get(key))} instead of a list of {key}")
     members: list[Any] = content[key]
     return members
 
 
 def _lines(geometry: dict[str, Any]) -> Iterator[_Line]:
-    """Yield the lines of a geometry; a geometry may be empty."""
+    """Yield the lines of a geometry, which may be empty."""
     kind, coordinates = geometry["type"], geometry.get("coordinates")
     if not isinstance(coordinates, list):
         raise _no_positions(coordinates)
@@ -199,7 +199,7 @@ def _lines(geometry: dict[str, Any]) -> Iterator[_Line]:
 
 
 def _places(parent: Any, key: Any, nesting: int) -> Iterator[tuple[Any, Any]]:
-    """Yield where in nested lists the lists of positions stand."""
+    """Yield the places of lists of positions within nested lists, as pairs of parent and key."""
     if not isinstance(parent[key], list):
         raise _no_positions(parent[key])
     if nesting == 1:
@@ -226,7 +226,7 @@ def _no_positions(found: Any) -> InputError:
 
 
 def _start(found: Any) -> str:
-    """Return the beginning of a part of a document for a message, however deep it is nested."""
+    """Return the beginning of a part of a document for a message, even if it is deeply nested."""
     try:
         return repr(str(found)[:40])
     except RecursionError:
@@ -237,7 +237,7 @@ def _start(found: Any) -> str:
 
 
 def _stacked(lines: Sequence[_Line]) -> Points:
-    """Return the positions of all lines (N, k); where some have fewer numbers than others, zeros follow."""
+    """Return the positions of all lines (N, k); positions with fewer than k numbers are padded with zeros."""
     n_axes = max((line.positions.shape[1] for line in lines), default=2)
     points = np.zeros((sum(len(line.positions) for line in lines), n_axes))
     start = 0
@@ -251,7 +251,7 @@ def _stacked(lines: Sequence[_Line]) -> Points:
 def _densified(
     points: Points, lines: Sequence[_Line], longest_edge: float
 ) -> tuple[Points, NDArray[np.int64]]:
-    """Return positions (M, k) with others in between so that no edge is too long, and each line's number of them."""
+    """Return positions (M, k) with intermediate ones so that no edge is too long, and the number in each line."""
     sizes = np.array([len(line.positions) for line in lines], np.int64)
     if not len(points):
         return points, sizes
@@ -268,7 +268,7 @@ def _densified(
 
 
 def _replace(lines: Sequence[_Line], points: Points, sizes: NDArray[np.int64]) -> None:
-    """Put positions in place of those of lines."""
+    """Replace the positions of lines in the document."""
     start = 0
     for line, size in zip(lines, sizes.tolist(), strict=True):
         positions = points[start : start + size, : line.positions.shape[1]].tolist()
@@ -277,7 +277,7 @@ def _replace(lines: Sequence[_Line], points: Points, sizes: NDArray[np.int64]) -
 
 
 def _update_boxes(content: Any) -> None:
-    """Compute the bounding boxes in a document anew; an object without positions has none."""
+    """Recompute the bounding boxes in a document; an object without positions loses its box."""
     for found in [found for found in _objects(content) if isinstance(found.get("bbox"), list)]:
         positions = [line.positions for geometry in _geometries(found) for line in _lines(geometry)]
         if not positions:

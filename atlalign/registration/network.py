@@ -21,7 +21,7 @@ class TrainedNetwork:
     Attributes:
         module: Takes (reference, moving) and returns a `Registration`.
         image_shape: The (H, W) of its input.
-        origin: Plain data that tells this network from others.
+        origin: Plain data that identifies the network.
     """
 
     module: nn.Module

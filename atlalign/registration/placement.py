@@ -1,4 +1,4 @@
-"""Where a section lies on its reference plane before the network looks at it, whatever its size and orientation."""
+"""The initial placement of a section on its reference plane, for any size and orientation."""
 
 import math
 from typing import NamedTuple
@@ -37,8 +37,8 @@ class Section(NamedTuple):
         grey: (h // factor, w // factor) in [0, 1], bright tissue on a ground of 0.
         factor: Pixel k of `grey` lies at `factor·k + (factor − 1)/2` of the image.
         shape: The image's (h, w).
-        pixel_um: The size of its pixels, where known.
-        background: What the slide was before.
+        pixel_um: The pixel size of the image, if known.
+        background: The brightness of the slide in the image.
     """
 
     grey: Tensor
@@ -82,12 +82,12 @@ def read_section(
 
 
 class Placement(NamedTuple):
-    """How a section lies on its reference before the network looks at it.
+    """The position of a section on its reference before the network moves it.
 
     Attributes:
         matrix: (2, 3), which takes pixels of the reference grid to pixels of the section's image.
         pixel_um: The size of the section's pixels.
-        pixel_size_from: Who says so: the file, the user, or the placement itself.
+        pixel_size_from: The source of the pixel size: file, user, or the kind of placement that implies it.
         placed_by: anchoring, scale, fit or stretch.
         turn: How far the image was turned, counter-clockwise in degrees; beyond what an anchoring does.
     """
@@ -109,7 +109,7 @@ def place(
     mirrored: bool = False,
     turn: float = 0.0,
 ) -> Placement:
-    """Return where the section lies on its reference.
+    """Place a section on its reference.
 
     Args:
         section: The image.
@@ -274,7 +274,7 @@ def placed_image(section: Section, placement: Placement, shape: tuple[int, int])
 
 
 def sampled_image(section: Section, placement: Placement, shape: tuple[int, int]) -> Tensor:
-    """Return `placed_image` of a section that is antialiased already."""
+    """Return `placed_image` of a section that is already antialiased."""
     matrix = _to_grey(section, placement)
     target = identity_grid(shape, torch.float64, section.grey.device)[0].permute(1, 2, 0)
     points = target @ torch.from_numpy(matrix[:, :2]).T + torch.from_numpy(matrix[:, 2])

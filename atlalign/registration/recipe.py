@@ -1,4 +1,4 @@
-"""What the registration of a section depends on besides its image: a network, a reference and options."""
+"""Everything that the registration of a section depends on besides its image: network, references and options."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ class Recipe:
 
     Attributes:
         network: The network that registers them.
-        references: What they are registered to.
+        references: The atlas or image that they are registered to.
         options: How they are read, placed, refined and judged.
     """
 
@@ -31,7 +31,7 @@ class Recipe:
 
     @property
     def origin(self) -> Mapping[str, Any]:
-        """Plain data that tells this network and reference from others; kept with each result."""
+        """Plain data that identifies the network and the reference; saved with each result."""
         return {**self.network.origin, **self.references.origin}
 
     def of(self, job: Job) -> "Recipe":
@@ -99,7 +99,7 @@ def image_recipe(
     image_shape: Sequence[int] | None = None,
     device: str = "auto",
 ) -> Recipe:
-    """Return the recipe that registers sections to an image of one's own.
+    """Return the recipe that registers sections to one image.
 
     Args:
         reference: The image.

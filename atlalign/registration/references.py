@@ -1,4 +1,4 @@
-"""What sections are registered to: planes of an atlas, or an image of one's own."""
+"""The references of a registration: planes of an atlas, or one image of the user's."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -43,14 +43,14 @@ class AtlasReferences:
 
     @cached_property
     def origin(self) -> Mapping[str, Any]:
-        """Plain data that tells this atlas from others."""
+        """Plain data that identifies the atlas."""
         return {"reference": self.atlas.name, "reference_sha256": self.atlas.fingerprint()}
 
     def of(self, job: Job, hemisphere: Side | None) -> "Reference":
-        """Return the plane of a section, or the half of it on one side.
+        """Return the plane of a section, or one half of it.
 
         Raises:
-            InputError: If the section has no position, or the atlas shows no tissue there.
+            InputError: If the section has no position, or the atlas has no tissue there.
         """
         if job.position_um is None:
             raise InputError(f"{job.path.name}: expected the position of the section in the atlas")
@@ -60,7 +60,7 @@ class AtlasReferences:
     def nearby(
         self, job: Job, hemisphere: Side | None, distances_um: Iterable[float]
     ) -> dict[float, "Reference"]:
-        """Return the planes at these distances from the section's plane; planes without tissue are left out."""
+        """Return the planes at these distances from the section's plane, without planes that show no tissue."""
         found = {}
         for distance_um in distances_um:
             with suppress(InputError):
@@ -78,7 +78,7 @@ class AtlasReferences:
 
 @dataclass(frozen=True, eq=False)
 class ImageReference:
-    """An image of one's own, to which all sections are registered.
+    """One image to which all sections are registered.
 
     Attributes:
         reference: The image.
@@ -92,7 +92,7 @@ class ImageReference:
 
     @cached_property
     def origin(self) -> Mapping[str, Any]:
-        """Plain data that tells this image from others."""
+        """Plain data that identifies the image."""
         names = None if self.ontology is None else list(self.ontology)
         return {
             "reference": self.name,
@@ -100,13 +100,13 @@ class ImageReference:
         }
 
     def of(self, job: Job, hemisphere: Side | None) -> "Reference":
-        """Return the image, or the half of it on one side."""
+        """Return the image, or one half of it."""
         return self.reference.half(hemisphere)
 
     def nearby(
         self, job: Job, hemisphere: Side | None, distances_um: Iterable[float]
     ) -> dict[float, "Reference"]:
-        """Return no reference: an image has no planes nearby."""
+        """Return nothing: an image has no neighbouring planes."""
         return {}
 
 
@@ -116,13 +116,13 @@ References = AtlasReferences | ImageReference
 
 
 class Reference(NamedTuple):
-    """What a section is registered to.
+    """The image that a section is registered to, with its labels and its position.
 
     Attributes:
         image: (1, 1, H, W) in [0, 1], at the network's size.
         labels: Region ids on any grid with the same outermost pixels, or None.
-        grid: The image's pixels.
-        plane: Where it lies in the atlas; None if it is no plane of one.
+        grid: The pixels of the image.
+        plane: Its position in the atlas; None if it is not a plane of an atlas.
     """
 
     image: Tensor
@@ -132,7 +132,7 @@ class Reference(NamedTuple):
 
     @property
     def tissue(self) -> Tensor:
-        """Where (H, W) there is tissue: a label, or without labels brightness."""
+        """A mask (H, W) of the tissue: the labelled pixels or, without labels, the bright ones."""
         if self.labels is None:
             return bright_tissue(self.image[0, 0])
         height, width = self.grid.shape
@@ -143,12 +143,12 @@ class Reference(NamedTuple):
         return torch.from_numpy(self.labels[rows[:, None].numpy(), columns.numpy()] != 0)
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of all of it."""
+        """Return the SHA-256 of the whole reference."""
         plane = None if self.plane is None else self.plane.matrix
         return fingerprint_of(self.image.numpy(), self.labels, tuple(self.grid), plane)
 
     def half(self, side: Side | None) -> "Reference":
-        """Return the reference with nothing on the other side of the image's middle; None keeps both sides."""
+        """Return the reference with one half of the image set to 0, and only this `side` kept; None keeps both."""
         if side is None:
             return self
 
@@ -162,15 +162,15 @@ class Reference(NamedTuple):
 
 
 def atlas_reference(atlas: Atlas, plane: Plane, image_shape: tuple[int, int]) -> Reference:
-    """Return what a plane shows of an atlas.
+    """Cut a plane out of an atlas.
 
     Args:
-        atlas: At its own resolution, which the labels keep.
-        plane: Its frame starts at the centre of the atlas's first pixel.
+        atlas: The atlas at its own resolution, which the labels keep.
+        plane: The plane; its frame starts at the centre of the atlas's first pixel.
         image_shape: The network's (H, W).
 
     Raises:
-        InputError: If the plane shows nothing of the atlas.
+        InputError: If the plane contains no tissue.
     """
     grid = Grid(atlas.image_shape, atlas.pixel_um)
     per_x, per_y, at_origin = plane.matrix[0] * (*grid.pixel_um, 1000.0) / 1000
@@ -183,7 +183,7 @@ def atlas_reference(atlas: Atlas, plane: Plane, image_shape: tuple[int, int]) ->
     if not image.any() or not reference.tissue.any():
         middle = float(position_um[grid.shape[0] // 2, grid.shape[1] // 2])
         raise InputError(
-            f"position: expected a plane with tissue, atlas '{atlas.name}' shows none at {middle:.0f} µm"
+            f"position: expected a plane with tissue, but atlas '{atlas.name}' shows none at {middle:.0f} µm"
         )
     return reference
 
@@ -196,26 +196,24 @@ def image_reference(
     pixel_um: float | None,
     name: str,
 ) -> Reference:
-    """Return an image of one's own as reference, with a dark background.
+    """Make a reference of an image; its background becomes dark.
 
     Args:
-        image: In grey or colour.
-        labels: (h, w), of any size with the same outermost pixels.
+        image: The image in grey or colour.
+        labels: Region ids (h, w) on any grid with the same outermost pixels.
         image_shape: The network's (H, W).
-        pixel_um: The size of the image's pixels; None takes the file's word.
-        name: For messages.
+        pixel_um: The pixel size of the image; None means the value in the file.
+        name: The name of the image in error messages.
 
     Raises:
-        InputError: If the size of its pixels is not known, or not above 0.
+        InputError: If the pixel size is unknown or not positive.
     """
     size = image.pixel_um if pixel_um is None else (pixel_um, pixel_um)
     if size is None:
-        raise InputError(
-            f"{name}: expected the size of its pixels, which the file does not say (--reference-pixel-um)"
-        )
+        raise InputError(f"{name}: expected a pixel size, found none in the file: give --reference-pixel-um")
     if not all(0 < length < np.inf for length in size):
         raise InputError(
-            f"{name}: expected pixels of more than 0 µm (--reference-pixel-um), got {in_words(size)}"
+            f"{name}: expected a pixel size above 0 µm, got {in_words(size)}: give --reference-pixel-um"
         )
     grey = tissue_of(image.pixels, name=name).image
     height, width = image.pixels.shape[:2]
@@ -224,7 +222,7 @@ def image_reference(
 
 
 def bright_tissue(image: Tensor) -> Tensor:
-    """Return where (h, w) an image with a dark background is bright, by Otsu's threshold."""
+    """Return a mask of the bright pixels of an image (h, w) with a dark background, by Otsu's threshold."""
     import SimpleITK
 
     otsu: Any = SimpleITK.OtsuThreshold
@@ -235,5 +233,5 @@ def bright_tissue(image: Tensor) -> Tensor:
 
 
 def in_words(pixel_um: PixelSize) -> str:
-    """Return the size of a pixel as text."""
+    """Return a pixel size as text."""
     return f"{pixel_um[0]:g} × {pixel_um[1]:g} µm"

@@ -1,4 +1,4 @@
-"""Refinement at test time: some steps of optimisation of the field on the very pair of images."""
+"""Refinement at test time: a few steps that optimise the field for one pair of images."""
 
 import torch
 import torch.nn.functional as F
@@ -6,40 +6,42 @@ from torch import Tensor
 
 from atlalign.geometry import compose, integrate, limit_steepness, resize, sample, warp
 
-_GRID_PX = 2  # between the velocity's points: finer ones would only be smoothed again
+_GRID_PX = 2  # between grid points of the velocity; detail of a finer grid would be smoothed away
 _BINS = 32
-_BLUR_BINS = 0.5  # of the histogram of both images
+_BLUR_BINS = 0.5  # the standard deviation of the blur of the joint histogram
 _WINDOW_PX = 2.0  # the standard deviation of the windows of local correlation
-_FLAT = 1e-3  # a window whose variance is far below says nothing: noise and the ground
-_OFF_GROUND = 0.05  # what is brighter is tissue
-_PIECE = 0.025  # as a share of the width: what is torn off is wider than what a network leaves
+_FLAT = 1e-3  # windows with a much lower variance show only noise or background
+_OFF_GROUND = 0.05  # brighter pixels are tissue
+_PIECE = 0.025  # as a share of the width: torn-off pieces are wider than the error of a network
 _FIRST_SMOOTHNESS = 0.2  # as a share of the width
-_STEP = 0.06  # how far the point that moves most goes, as a share of the smoothness
+_STEP = 0.06  # the largest movement of a point in one step, as a share of the smoothness
 _MOMENTUM = 0.7
-_ROUNDING = 1e-6  # a loss that is lower by less is not lower
-_NEGLIGIBLE = 1e-6  # of a Gaussian's height: smaller numbers only slow products down
+_ROUNDING = 1e-6  # a smaller decrease of the loss does not count
+_NEGLIGIBLE = 1e-6  # as a share of a Gaussian's height; smaller numbers only slow down products
 
 
 def refine(reference: Tensor, moving: Tensor, dvf: Tensor, *, steps: int, smoothness: float = 0.1) -> Tensor:
-    """Return the field (1, 2, H, W) in pixels after `steps` steps of optimisation of what it leaves.
+    """Return a field (1, 2, H, W) in pixels, refined from `dvf` by `steps` steps of optimisation.
 
-    A stationary velocity field is integrated and composed with `dvf`, so that nothing folds that did not fold before.
-    What it ascends is the mutual information in nats and the squared local correlation, of the reference with the
-    moving image and, by the inverse, of the moving image with the reference (Avants et al., *Symmetric diffeomorphic
-    image registration with cross-correlation*, MedIA 2008). Neither asks which of the images is brighter. What
-    regularises the field is that gradients are taken in a space of smooth fields (Beg et al., *Computing large
-    deformation metric mappings via geodesic flows of diffeomorphisms*, IJCV 2005): a Gaussian smooths them, wide at
-    first and narrower from step to step. The best of all steps is returned, which may be the start.
+    The refinement is a stationary velocity field, which is integrated and composed with `dvf`, so it adds no folds. It
+    maximises the sum of mutual information (in nats) and squared local correlation. Both are averaged over the two
+    directions: the moving image warped to the reference, and the reference warped to the moving image by the inverse
+    (Avants et al., *Symmetric diffeomorphic image registration with cross-correlation*, MedIA 2008). Neither measure
+    depends on which image is brighter.
 
-    Where a piece of tissue is missing in one of the images, neither is compared: what is left would be pulled over it.
+    The field is regularised by smoothing each gradient with a Gaussian, which becomes narrower from step to step (Beg
+    et al., *Computing large deformation metric mappings via geodesic flows of diffeomorphisms*, IJCV 2005). The
+    function returns the best of all steps, which may be the start.
+
+    Where tissue is missing in one image, the images are not compared: its surroundings would be pulled over the gap.
 
     Args:
-        reference: (1, 1, H, W) in [0, 1], tissue on a ground of 0.
-        moving: (1, 1, H, W), likewise.
+        reference: (1, 1, H, W) in [0, 1], tissue on a background of 0.
+        moving: The same for the moving image.
         dvf: The field to start from.
-        steps: How many; 80 are good for what a network leaves.
-        smoothness: The standard deviation of the last step's Gaussian as a share of the width, up to 0.2. At 0.1
-            deformations stay smooth. At 0.01 they follow borders, which looks closer and is often worse within.
+        steps: The number of steps; 80 are enough after a network.
+        smoothness: The standard deviation of the last step's Gaussian as a share of the width, up to 0.2. At 0.1,
+            deformations stay smooth. At 0.01, they follow borders; this looks better and is often worse inside.
     """
     with torch.inference_mode(False), torch.enable_grad():
         start = dvf.detach().clone()
@@ -59,7 +61,7 @@ def refine(reference: Tensor, moving: Tensor, dvf: Tensor, *, steps: int, smooth
 
 
 def _comparable(images: Tensor) -> Tensor:
-    """Return 1 where images (2, 1, H, W) can be compared, 0 around tissue that lies too far from any of the other's."""
+    """Return a mask of where images (2, 1, H, W) can be compared: 0 around tissue that only one of them has."""
     radius = max(1, round(_PIECE * images.shape[-1]))
     tissue = _grown(-_grown(-(images > _OFF_GROUND).float(), 1), 1)  # without specks
     only_there = tissue.flip(0) * (1 - _grown(tissue, radius))
@@ -67,24 +69,24 @@ def _comparable(images: Tensor) -> Tensor:
 
 
 def _grown(mask: Tensor, radius: int) -> Tensor:
-    """Return the largest value within squares of `radius` pixels to each side."""
+    """Return the maximum over squares that reach `radius` pixels to each side."""
     along_y = F.max_pool2d(mask, (2 * radius + 1, 1), 1, (radius, 0))
     return F.max_pool2d(along_y, (1, 2 * radius + 1), 1, (0, radius))
 
 
 def _nothing(dvf: Tensor) -> Tensor:
-    """Return the velocity 0 on its grid, which is coarser than that of a field (1, 2, H, W)."""
+    """Return a velocity of 0 for a field (1, 2, H, W), on a coarser grid."""
     height, width = (max(2, size // _GRID_PX) for size in dvf.shape[-2:])
     return dvf.new_zeros(1, 2, height, width)
 
 
 def _field(velocity: Tensor, like: Tensor) -> Tensor:
-    """Return the fields of velocities on the grid of an image or a field."""
+    """Integrate velocities and return the fields on the grid of an image or a field."""
     return resize(integrate(limit_steepness(velocity)), (like.shape[-2], like.shape[-1]))
 
 
 def _loss_and_gradient(images: Tensor, weights: Tensor, velocity: Tensor) -> tuple[float, Tensor]:
-    """Return how unlike two images (2, 1, H, W) are, and its gradient; each of them is warped to the other."""
+    """Return the dissimilarity of two images (2, 1, H, W), each warped to the other, and its gradient."""
     velocity = velocity.detach().requires_grad_()
     fields = _field(torch.cat([velocity, -velocity]), images)
     warped = warp(images.flip(0), fields, padding_mode="border")
@@ -95,11 +97,11 @@ def _loss_and_gradient(images: Tensor, weights: Tensor, velocity: Tensor) -> tup
 
 
 def _mutual_information(fixed: Tensor, warped: Tensor, weights: Tensor) -> Tensor:
-    """Return the mutual information in nats of weighted images (1, H, W), which has a gradient along the second.
+    """Return the mutual information in nats of weighted images (1, H, W), differentiable in the second.
 
-    It is the mean of log p(f, w) / (p(f) p(w)), p by a blurred histogram of the pixels. That p changes with the
-    images adds nothing to the gradient but the change of the total, which is 0 (Viola & Wells, *Alignment by
-    maximization of mutual information*, IJCV 1997): it counts as fixed.
+    It is the mean of log p(f, w) / (p(f) p(w)), where p is a blurred histogram of the pixels. p is treated as constant:
+    its own change adds only the change of its sum, which is 0, to the gradient (Viola & Wells, *Alignment by
+    maximization of mutual information*, IJCV 1997).
     """
     bins = torch.stack([warped.flatten(), fixed.flatten()], dim=-1) * (_BINS - 1)  # x, y in the table
     with torch.no_grad():
@@ -108,7 +110,7 @@ def _mutual_information(fixed: Tensor, warped: Tensor, weights: Tensor) -> Tenso
         blur = _gaussian(_BINS, _BLUR_BINS, fixed)
         of_both = blur @ counts.view(_BINS, _BINS) @ blur.T
         of_both = of_both / of_both.sum()
-        # The blur reaches all bins between which a pixel may lie: where a share is 0, none looks.
+        # The blur reaches every bin that a pixel may interpolate from, so shares of 0 are never used.
         shares = (of_both, of_both.sum(1, keepdim=True), of_both.sum(0, keepdim=True))
         of_both, of_fixed, of_warped = (share.clamp_min(torch.finfo(share.dtype).tiny) for share in shares)
         table = of_both.log() - of_fixed.log() - of_warped.log()
@@ -116,7 +118,7 @@ def _mutual_information(fixed: Tensor, warped: Tensor, weights: Tensor) -> Tenso
 
 
 def local_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Return the squared correlation (B, 1, H, W) of images around each of their pixels: 0 where one is flat."""
+    """Return the squared correlation (B, 1, H, W) of two images around each pixel; 0 where one of them is flat."""
     windows = (_gaussian(size, _WINDOW_PX, first) for size in first.shape[-2:])
     along_y, along_x = (window / window.sum(1, keepdim=True) for window in windows)
 
@@ -131,12 +133,12 @@ def local_correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Return the mean of values (B, 1, H, W) by weights (1, 1, H, W); 0 without any weight."""
+    """Return the mean of values (B, 1, H, W) weighted by (1, 1, H, W); 0 if all weights are 0."""
     return (values * weights).mean() / weights.mean().clamp_min(torch.finfo(weights.dtype).tiny)
 
 
 def _smooth_unit(gradient: Tensor, sigma: float) -> Tensor:
-    """Return a gradient (1, 2, h, w) under a Gaussian of `sigma` points, its longest vector 1; zeros stay zeros."""
+    """Smooth a gradient (1, 2, h, w) by a Gaussian of `sigma` points, and scale its longest vector to 1; 0 stays 0."""
     along_y, along_x = (_gaussian(size, sigma, gradient) for size in gradient.shape[-2:])
     smooth = along_y @ gradient @ along_x
     longest = smooth.square().sum(1).amax().sqrt()
@@ -144,7 +146,7 @@ def _smooth_unit(gradient: Tensor, sigma: float) -> Tensor:
 
 
 def _gaussian(size: int, sigma: float, like: Tensor) -> Tensor:
-    """Return the matrix (size, size) that smooths points along a line, 1 on its diagonal."""
+    """Return the matrix (size, size) that smooths values along a line by a Gaussian, with 1 on its diagonal."""
     points = torch.arange(size, device=like.device, dtype=like.dtype)
     heights = torch.exp(-((points[:, None] - points) ** 2) / (2 * sigma**2))
     return torch.where(heights < _NEGLIGIBLE, 0, heights)

@@ -16,7 +16,7 @@ from atlalign.io.tables import Table, read_table, shown, whole_number, write_tab
 _Paths = dict[int, tuple[int, ...]]
 """The ids from the root down to a region, by the region's id."""
 _Pixels = Counter[int] | defaultdict[int, float]
-"""How many pixels each region has; 0 where it has none."""
+"""The number of pixels of each region, by id."""
 
 
 class RegionName(NamedTuple):
@@ -36,14 +36,14 @@ class RegionName(NamedTuple):
 
 
 class RegionAreas:
-    """Number of pixels of each region in a label image that is processed band by band.
+    """Counts the pixels of each region while a label image is processed in bands.
 
     Args:
         pixel_um: The size of a pixel.
 
     Attributes:
-        pixels: Number of pixels of each id.
-        left: Number of these left of the midline; None if unknown.
+        pixels: The number of pixels of each id.
+        left: The number of these pixels left of the midline; None if unknown.
     """
 
     def __init__(self, pixel_um: PixelSize) -> None:
@@ -52,7 +52,7 @@ class RegionAreas:
         self.pixel_mm2 = pixel_um[0] * pixel_um[1] / 1e6
 
     def counted(self, bands: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-        """Yield bands of labels unchanged, and count their pixels; 0 is no region."""
+        """Yield bands of labels unchanged, and count their pixels except label 0."""
         for band in bands:
             self.pixels.update(_counts(band.ravel()))
             yield band
@@ -60,7 +60,7 @@ class RegionAreas:
     def counted_by_side(
         self, bands: Iterable[tuple[NDArray[Any], NDArray[np.bool_]]]
     ) -> Iterator[NDArray[Any]]:
-        """Yield bands of labels as `counted` does; each comes with where it lies left of the midline."""
+        """Yield bands of labels as `counted` does; each comes with a mask of its pixels left of the midline."""
         self.left = Counter()
         for band, is_left in bands:
             self.pixels.update(_counts(band.ravel()))
@@ -69,10 +69,10 @@ class RegionAreas:
 
 
 def _counts(labels: NDArray[Any]) -> dict[int, int]:
-    """Return how often each label (N,) occurs but 0."""
+    """Return the number of occurrences of each label (N,) except 0."""
     if not labels.size:
         return {}
-    # Runs of one label: sorting these few takes a fraction of sorting all pixels.
+    # Sorting the runs of equal labels takes a fraction of the time of sorting all pixels.
     starts = np.concatenate([[0], np.flatnonzero(labels[1:] != labels[:-1]) + 1])
     lengths = np.diff(starts, append=labels.size)
     ids, place = np.unique(labels[starts], return_inverse=True)
@@ -83,7 +83,7 @@ def _counts(labels: NDArray[Any]) -> dict[int, int]:
 def write_regions(
     path: Path, areas: RegionAreas, ontology: Ontology | None, *, known: Iterable[int] = ()
 ) -> None:
-    """Write a table of areas, the largest with all parts first.
+    """Write a table of areas, sorted by the area of a region with all its parts.
 
     Its columns are id, acronym, name, color, area_mm2, pixels and share, the fraction of all regions' pixels. They
     count only pixels labelled with the region itself, not with its parts. If sides were counted, left_mm2 and right_mm2
@@ -114,7 +114,7 @@ def _paths(ids: Iterable[int], ontology: Ontology | None) -> _Paths:
 
 
 def with_parts(amounts: Mapping[int, float], path: Callable[[int], Iterable[int]]) -> defaultdict[int, float]:
-    """Return the amount of each region together with all of its parts.
+    """Return the amount of each region together with all its parts.
 
     Args:
         amounts: The amount of each region without its parts, by id.
@@ -144,7 +144,7 @@ def _own_columns(ids: Sequence[int], areas: RegionAreas, ontology: Ontology | No
 def _area_columns(
     suffix: str, ids: Sequence[int], pixels: _Pixels, left: _Pixels | None, pixel_mm2: float
 ) -> dict[str, list[Any]]:
-    """Return columns of areas, and where it is known what lies left of the midline, of those of both sides."""
+    """Return columns of areas; if the pixels left of the midline are known, also of each side's area."""
     counts = {"area": [pixels[i] for i in ids]}
     if left is not None:
         counts |= {"left": [left[i] for i in ids], "right": [pixels[i] - left[i] for i in ids]}
@@ -162,16 +162,16 @@ def _called(region_id: int, ontology: Ontology | None) -> tuple[str, str, str]:
 
 
 def read_regions(path: Path) -> dict[int, RegionName]:
-    """Return the region names in a file of `write_regions`, by id.
+    """Return the region names in a file that `write_regions` wrote, by id.
 
     Raises:
-        InputError: If the file cannot be read, or is not such a table.
+        InputError: If the file cannot be read or is not such a table.
     """
     return region_names(read_table(path))
 
 
 def region_names(table: Table) -> dict[int, RegionName]:
-    """Return the region names in a table of `write_regions`, by id.
+    """Return the region names in a table that `write_regions` wrote, by id.
 
     Raises:
         InputError: If it is not such a table.
@@ -187,7 +187,7 @@ def region_names(table: Table) -> dict[int, RegionName]:
 
 
 def upwards(region_id: int, regions: Mapping[int, RegionName]) -> Iterator[int]:
-    """Yield a region and all its parents, each once even if a damaged table has cycles."""
+    """Yield a region and all its parents, each once, even if a damaged table contains a cycle."""
     seen: set[int] = set()
     while region_id in regions and region_id not in seen:
         yield region_id

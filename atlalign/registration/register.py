@@ -133,7 +133,7 @@ def _likely(section: Section, reference: Reference, placement: Placement) -> lis
 
 
 def _further(placement: Placement, than: Placement) -> float:
-    """Return by how many degrees a placement is turned beyond another."""
+    """Return the turn from one placement to another in degrees."""
     return (placement.turn - than.turn + 180) % 360 - 180
 
 
@@ -150,7 +150,7 @@ def _check_registered_size(image: ImageFile, reference: Reference, placement: Pl
 def _mirrored(
     network: nn.Module, reference: Reference, section: Section, placement: Placement
 ) -> list[Alternative]:
-    """Return how like its reference a section is when mirrored, at the likeliest turn."""
+    """Return the likeness of the mirrored section to its reference at the most likely turn."""
     likely = _likely(section, reference, flipped(placement, reference))[:1]
     return [Alternative("mirrored", attempt(network, reference, section, other).likeness) for other in likely]
 
@@ -162,7 +162,7 @@ def _on_planes(
     placement: Placement,
     position_um: float | None,
 ) -> list[Alternative]:
-    """Return how like other planes a section is, given by their distances from its own."""
+    """Return the likeness of a section to other planes, given by their distances from its own."""
     return [
         Alternative(
             f"{abs(distance_um):.0f} µm further {'back' if distance_um > 0 else 'to the front'}, at "
@@ -280,7 +280,7 @@ def _completed(
 def _moved(
     reference: Reference, placed: Tensor, registered: Tensor, dvf: Tensor, there_and_back: Tensor
 ) -> dict[str, Any]:
-    """Return those measures of `Quality` that are of the field, refined or not."""
+    """Return the measures of `Quality` that depend on the final field."""
     tissue = reference.tissue
     displacement = _length_um(dvf, reference.grid)[tissue]
     residual = _length_um(there_and_back, reference.grid)[tissue]

@@ -1,4 +1,4 @@
-"""A saved registration as `atlalign transform` uses it: its options, the section's results, and image frames."""
+"""Saved registrations for `atlalign transform`: its options, a section's results, and the frames of images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ Destination = Literal["reference", "section"]
 Unit = Literal["px", "um"]
 
 _FAR = 0.25
-"""A point that lies outside by more than this fraction of the image size belongs to an image of another size."""
+"""A point outside the image by more than this fraction of its size must belong to an image of another size."""
 _ROUNDING_PX = 1e-3  # files hold three decimals
 _SCALE_HINT = "if they belong to an image N times as large, give --scale N or --scale IMAGE"
 
@@ -66,8 +66,8 @@ class Results:
     Attributes:
         folder: The section's folder.
         transform: The map that is saved there.
-        scale: How many times as wide and as high as the registered image the one is that coordinates refer to. The
-            outer edges of both are the same, so pixel x of it lies at (x + ½)/scale − ½ of the registered one.
+        scale: (x, y), the size of the image that coordinates refer to, relative to the registered image. Both have the
+            same outer edges, so its pixel x lies at (x + ½)/scale − ½ in the registered image.
     """
 
     folder: Path
@@ -85,31 +85,31 @@ class Results:
         return cls(folder, transform, _scale(scale, transform))
 
     def to_section(self, pixels: Points) -> Points:
-        """Return points (N, 2) of the scaled image in pixels of the registered one."""
+        """Convert points (N, 2) from pixels of the scaled image to pixels of the registered image."""
         return (pixels + 0.5) / self.scale - 0.5
 
     def from_section(self, pixels: Points) -> Points:
-        """Return points (N, 2) of the registered image in pixels of the scaled one."""
+        """Convert points (N, 2) from pixels of the registered image to pixels of the scaled image."""
         return (pixels + 0.5) * self.scale - 0.5
 
     @property
     def longest_edge(self) -> float:
-        """In pixels of the scaled image, the distance of the inverse field's pixels, between which it is linear."""
+        """The pixel distance of the inverse field, which is linear in between, in pixels of the scaled image."""
         return longest_edge(self.transform.inverse, self.transform.section) * min(self.scale)
 
     def check_near(
         self, pixels: Points, given: Points, source: Table | Path, *, hint: str = _SCALE_HINT
     ) -> None:
-        """Check that no point lies far outside of the section: it would belong to a larger image.
+        """Check that no point lies far outside the section, which means that it belongs to a larger image.
 
         Args:
-            pixels: In pixels of the registered image.
-            given: As they stand in the file.
-            source: Their file, or their part of a table.
+            pixels: The points in pixels of the registered image.
+            given: The points as the file gives them.
+            source: The file, or the part of a table, that holds the points.
             hint: Advice for the error message.
 
         Raises:
-            InputError: If one does.
+            InputError: If a point lies far outside.
         """
         for place in np.flatnonzero(is_far_outside(pixels, self.transform.section))[:1]:
             height, width = self.transform.section.shape
@@ -117,15 +117,15 @@ class Results:
             where = f"{source.path}, line {source.lines[place]}: " if isinstance(source, Table) else ""
             raise InputError(
                 f"{where}expected points of {self.folder.name}, whose registered image has {height}×{width} px, found "
-                f"({x:g}, {y:g}), far outside: {hint}"
+                f"({x:g}, {y:g}) far outside: {hint}"
             )
 
     @cached_property
     def labels(self) -> NDArray[Any] | None:
-        """The reference's labels; None where the registration wrote none.
+        """The reference's labels; None if the registration wrote none.
 
         Raises:
-            InputError: If their file is missing, changed, or of other proportions than the reference.
+            InputError: If the file is missing, changed, or differs in proportions from the reference.
         """
         if not self._has(LABELS):
             return None
@@ -135,15 +135,15 @@ class Results:
 
     @cached_property
     def regions(self) -> Mapping[int, RegionName]:
-        """The names of the reference's labels, by id; none where the registration wrote none.
+        """The names of the reference's labels, by id; empty if the registration wrote none.
 
         Raises:
-            InputError: If their file is missing, changed or invalid.
+            InputError: If the file is missing, changed or invalid.
         """
         return read_regions(self.folder / REGIONS) if self._has(REGIONS) or self._has(LABELS) else {}
 
     def _has(self, name: str) -> bool:
-        """Return whether there is a file, which must be there and unchanged if the record lists it."""
+        """Return whether a file exists; if the record lists it, it must exist and be unchanged."""
         check_file(self.folder, read_record(self.folder), name)
         return (self.folder / name).exists()
 
@@ -152,17 +152,17 @@ class Results:
 
 
 def section_frame(transform: SectionTransform, shape: Sequence[int], name: str) -> tuple[Grid, Displacement]:
-    """Return the pixels of an image (h, w) that shows the same as the section's, and the map to it from the reference.
+    """Return the pixels of another image (h, w) of the section, and the map from the reference to it.
 
-    Its outer edges are those of the section's image, whatever its size: another channel, a smaller or larger scan.
+    It may be another channel, or a smaller or larger scan; its outer edges are those of the section's image.
 
     Raises:
-        InputError: If the image has other proportions than the section.
+        InputError: If the image and the section differ in proportions.
     """
     height, width = transform.section.shape
     size = np.array(transform.section.pixel_um) * (width / shape[1], height / shape[0])
     _check_proportions(size, shape, transform.section, name, "section's image")
-    # Where the centre of the image's first pixel lies in the frame of the section.
+    # The centre of the image's first pixel in the section's frame.
     first_mm = (size - transform.section.pixel_um) / 2 / 1000
     moved = transform.forward.mm - torch.from_numpy(first_mm).float().view(2, 1, 1)
     grid = Grid((shape[0], shape[1]), (float(size[0]), float(size[1])))
@@ -170,10 +170,10 @@ def section_frame(transform: SectionTransform, shape: Sequence[int], name: str) 
 
 
 def reference_frame(transform: SectionTransform, shape: Sequence[int], name: str) -> Grid:
-    """Return the pixels of an image (h, w) that shows the reference plane; its outermost pixels are the reference's.
+    """Return the pixels of an image (h, w) of the reference plane; its outermost pixels are the reference's.
 
     Raises:
-        InputError: If the image has other proportions than the reference.
+        InputError: If the image and the reference differ in proportions.
     """
     grid = transform.forward.grid.with_shape((shape[0], shape[1]))
     _check_proportions(np.array(grid.pixel_um), shape, transform.forward.grid, name, "reference")
@@ -181,10 +181,10 @@ def reference_frame(transform: SectionTransform, shape: Sequence[int], name: str
 
 
 def _scale(given: float | Path | None, transform: SectionTransform) -> tuple[float, float]:
-    """Return how many times as wide and as high as the section's image another one is.
+    """Return the width and height of another image of the section, relative to the section's image.
 
     Raises:
-        InputError: If it is not a number above 0, or an image of other proportions.
+        InputError: If the given scale is not a positive number or an image of the same proportions.
     """
     if isinstance(given, Path):
         if not given.is_file():
@@ -202,7 +202,7 @@ def _scale(given: float | Path | None, transform: SectionTransform) -> tuple[flo
 def _check_proportions(
     size: NDArray[np.float64], shape: Sequence[int], grid: Grid, name: str, what: str
 ) -> None:
-    """Raise an error unless pixels are square, or of the grid's own proportions, but for a size rounded to pixels."""
+    """Raise an error unless pixels are square or proportioned as in the grid, up to rounding of the image size."""
     own = grid.pixel_um[0] / grid.pixel_um[1]
     rounding = 1.5 / min(*shape, *grid.shape)
     if min(abs(size[0] / size[1] / ratio - 1) for ratio in (1.0, own)) > rounding:
@@ -213,17 +213,17 @@ def _check_proportions(
 
 
 def is_inside(pixels: Points, grid: Grid) -> NDArray[np.bool_]:
-    """Return which points (N, 2) lie on a pixel of the grid, outer edges included; NaN does not."""
+    """Return a mask of the points (N, 2) inside the grid's pixels, outer edges included; False for NaN."""
     last = np.array(grid.shape[::-1]) - 0.5 + _ROUNDING_PX
     return np.asarray(((pixels >= -0.5 - _ROUNDING_PX) & (pixels <= last)).all(axis=1))
 
 
 def is_far_outside(pixels: Points, grid: Grid) -> NDArray[np.bool_]:
-    """Return which points (N, 2) lie further outside of the grid than `_FAR` of its size; NaN does not."""
+    """Return a mask of the points (N, 2) outside the grid by more than `_FAR` of its size; False for NaN."""
     size = np.array(grid.shape[::-1])
     return np.asarray((np.abs(pixels - (size - 1) / 2) > (0.5 + _FAR) * size).any(axis=1))
 
 
 def longest_edge(field: Displacement, grid: Grid) -> float:
-    """Return, in pixels of `grid`, the distance of a field's pixels, between which it is linear."""
+    """Return the pixel distance of a field, which is linear in between, in pixels of `grid`."""
     return min(field.grid.pixel_um) / max(grid.pixel_um)

@@ -1,4 +1,4 @@
-"""The images and tables that a registered section leaves in its folder, beside its transform."""
+"""The images and tables in the folder of a registered section, beside its transform."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -22,7 +22,7 @@ SECTION_FILES = {_IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY, LABELS, REGIONS}
 
 
 def write_section_files(folder: Path, found: RegisteredSection, ontology: Ontology | None) -> None:
-    """Write `SECTION_FILES`; those of labels only where the reference has labels."""
+    """Write `SECTION_FILES`; files of labels only if the reference has labels."""
     transform, pixels, reference = found.registered.transform, found.image.pixels, found.reference
     shape = (*transform.reference.shape, *pixels.shape[2:])
     registered = transform.register(pixels, fill=slide_color(pixels))

@@ -1,8 +1,8 @@
-"""What a registration leaves behind: the map between a reference plane and a section, for images and points.
+"""The result of a registration: the map between a reference plane and a section, for images and points.
 
-Both sides have a frame of their own in mm: pixel (0, 0) lies at the origin, x along columns, y along rows. The forward
-map takes reference points to the section, which is what warps the section's image; the inverse one takes section
-points to the reference, which is what warps the reference's labels. Each is a displacement field in ITK's sense.
+Both sides have their own frame in mm: pixel (0, 0) lies at the origin, x along columns, y along rows. The forward map
+takes reference points to the section and is used to warp the section's image; the inverse map takes section points to
+the reference and is used to warp the reference's labels. Each is a displacement field as ITK defines it.
 """
 
 import gzip
@@ -32,9 +32,9 @@ from atlalign.io.tables import cut
 FORWARD, INVERSE, RECORD = "forward.nii.gz", "inverse.nii.gz", "transform.json"
 """The files of a transform."""
 LABELS, REGIONS = "reference_labels.tif", "regions.csv"
-"""What stands beside them, where the reference has labels."""
+"""The files beside them if the reference has labels."""
 
-_ITK_FILES = Lock()  # of which ITK reads or writes one at a time
+_ITK_FILES = Lock()  # ITK may read or write only one file at a time
 _FORMAT = 1
 _CHECKSUM = "sha256"  # of the record itself
 _READ_BYTES = 2**20
@@ -43,32 +43,32 @@ _AGAIN = "register the section again with --overwrite"
 
 
 class Grid(NamedTuple):
-    """Pixels of an image in its own frame.
+    """The pixels of an image in its own frame.
 
     Attributes:
         shape: (H, W).
-        pixel_um: Their distance along x and y.
+        pixel_um: The distance between pixels along x and y.
     """
 
     shape: tuple[int, int]
     pixel_um: PixelSize
 
     def to_mm(self, pixels: Points) -> Points:
-        """Return points (N, 2), given in pixels (x, y), in mm."""
+        """Convert points (N, 2) from pixels (x, y) to mm."""
         return pixels * (np.array(self.pixel_um) / 1000)
 
     def to_pixels(self, points_mm: Points) -> Points:
-        """Return points (N, 2), given in mm, in pixels (x, y)."""
+        """Convert points (N, 2) from mm to pixels (x, y)."""
         return points_mm / (np.array(self.pixel_um) / 1000)
 
     def with_shape(self, shape: tuple[int, int]) -> "Grid":
-        """Return the grid of another shape whose outermost pixels are the same."""
+        """Return a grid of another shape with the same outermost pixels."""
         sizes = zip(self.pixel_um, self.shape[::-1], shape[::-1], strict=True)
         x, y = (size * (old - 1) / (new - 1) for size, old, new in sizes)
         return Grid(shape, (x, y))
 
     def finer(self, pixel_um: float) -> "Grid":
-        """Return the grid with the same outermost pixels, and about `pixel_um` between its pixels."""
+        """Return a grid with the same outermost pixels and a distance of about `pixel_um` between pixels."""
         height, width = (
             max(2, round((n - 1) * size / pixel_um) + 1)
             for n, size in zip(self.shape, self.pixel_um[::-1], strict=True)
@@ -81,21 +81,21 @@ class Displacement:
     """A map from one frame to another.
 
     Attributes:
-        grid: Where the displacement is known, in the frame that is mapped.
-        mm: (2, H, W), float32, x first: the point p of the grid is mapped to p + mm, in the other frame.
+        grid: The points at which the displacement is known, in the frame that is mapped.
+        mm: (2, H, W), float32, x first: the grid point p is mapped to p + mm in the other frame.
     """
 
     grid: Grid
     mm: Tensor
 
     def __call__(self, points_mm: Points) -> Points:
-        """Return where points (N, 2), in mm, are mapped to; beyond the grid the displacement is that of its border."""
+        """Map points (N, 2) in mm; outside the grid, the displacement is that of its border."""
         pixels = torch.from_numpy(self.grid.to_pixels(points_mm))[None]
         in_pixels = self.mm.double() / torch.tensor(self.grid.pixel_um).view(2, 1, 1) * 1000
         return self.grid.to_mm(warp_points(pixels, in_pixels[None])[0].numpy())
 
     def write(self, path: Path) -> None:
-        """Write an ITK displacement field, in mm: SimpleITK and ANTs apply it as a transform."""
+        """Write an ITK displacement field in mm, which SimpleITK and ANTs apply as a transform."""
         import SimpleITK
         from imagecodecs import gzip_encode
 
@@ -113,7 +113,7 @@ class Displacement:
         """Read what `write` wrote.
 
         Raises:
-            InputError: If the file is missing, damaged, or no displacement field with its origin at 0.
+            InputError: If the file is missing or damaged, or is not a displacement field with its origin at 0.
         """
         import SimpleITK
 
@@ -124,32 +124,36 @@ class Displacement:
             with _ITK_FILES:
                 image: Any = SimpleITK.ReadImage(itk_name(path))
         except (RuntimeError, OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{path}: expected a displacement field, cannot read it: {_AGAIN}") from error
+            raise InputError(
+                f"{path}: expected a displacement field, cannot read this file: {_AGAIN}"
+            ) from error
         if image.GetDimension() != 2 or image.GetNumberOfComponentsPerPixel() != 2:
-            raise InputError(f"{path}: expected a 2D displacement field, found another image")
+            raise InputError(f"{path}: expected a 2D displacement field, found another kind of image")
         if (
             np.abs(image.GetOrigin()).max() > 0
             or np.abs(np.subtract(image.GetDirection(), (1, 0, 0, 1))).max() > 0
         ):
-            raise InputError(f"{path}: expected a field as atlalign writes it, with its origin at 0, upright")
+            raise InputError(
+                f"{path}: expected a field that atlalign wrote, with its origin at 0 and no rotation"
+            )
         mm = torch.from_numpy(
             np.moveaxis(SimpleITK.GetArrayFromImage(image).astype(np.float32), -1, 0).copy()
         )
         if not bool(mm.isfinite().all()):
-            raise InputError(f"{path}: expected finite displacements, found infinite ones or NaN: {_AGAIN}")
+            raise InputError(f"{path}: expected finite displacements, found infinite values or NaN: {_AGAIN}")
         x, y = (1000 * size for size in image.GetSpacing())
         return cls(Grid((mm.shape[1], mm.shape[2]), (x, y)), mm)
 
 
 @dataclass(frozen=True, eq=False)
 class SectionTransform:
-    """The map between a reference plane and a section, both ways.
+    """The map between a reference plane and a section, in both directions.
 
     Attributes:
         forward: From the reference's frame to the section's.
         inverse: From the section's frame to the reference's.
         section: The pixels of the section's image.
-        plane: Where the reference lies in the atlas; None if it is no plane of one.
+        plane: The position of the reference in the atlas; None if the reference is an image.
 
     Example:
         >>> grid = Grid(shape=(40, 56), pixel_um=(25.0, 25.0))
@@ -165,54 +169,54 @@ class SectionTransform:
 
     @property
     def reference(self) -> Grid:
-        """The reference's pixels at the section's resolution: those of the registered image."""
+        """The pixels of the registered image: the reference's frame at the section's resolution."""
         finest = min(self.section.pixel_um)
         return self.forward.grid.finer(min(finest, *self.forward.grid.pixel_um))
 
     @property
     def midline_mm(self) -> float:
-        """The middle of the reference along x of its frame; planes show all of an atlas's width, so its midline."""
+        """The x of the midline in the reference's frame: its middle, because a plane shows the atlas's whole width."""
         grid = self.forward.grid
         return (grid.shape[1] - 1) / 2 * grid.pixel_um[0] / 1000
 
     def to_reference(self, pixels: Points) -> Points:
-        """Return section points (N, 2), in pixels (x, y), in the reference's frame, in mm."""
+        """Map section points (N, 2) in pixels (x, y) to the reference's frame in mm."""
         return self.inverse(self.section.to_mm(pixels))
 
     def to_atlas(self, pixels: Points) -> Points:
-        """Return (AP, DV, ML) in µm (N, 3) of section points (N, 2), in pixels (x, y).
+        """Map section points (N, 2) in pixels (x, y) to the atlas: (AP, DV, ML) in µm, (N, 3).
 
         Raises:
             InputError: If the reference is not a plane of an atlas.
         """
         if self.plane is None:
-            raise InputError("expected a registration to an atlas, found one to a reference image")
+            raise InputError("expected a registration to an atlas, found a registration to a reference image")
         return self.plane.to_atlas(self.to_reference(pixels))
 
     def to_section(self, points_mm: Points) -> Points:
-        """Return points (N, 2) of the reference's frame, in mm, in pixels (x, y) of the section."""
+        """Map points (N, 2) of the reference's frame in mm to pixels (x, y) of the section."""
         return self.section.to_pixels(self.forward(points_mm))
 
     def register(self, image: NDArray[Any], *, fill: Any = 0) -> Iterator[NDArray[Any]]:
-        """Yield the registered image, of `reference.shape`, in bands of some rows.
+        """Yield the registered image, of shape `reference.shape`, in bands of rows.
 
         Args:
-            image: The section (h, w) or (h, w, 3); linear interpolation, integers are rounded.
-            fill: What lies beyond the section, one value or one a channel.
+            image: The section (h, w) or (h, w, 3). Interpolation is linear; integers are rounded.
+            fill: The value outside the section, or one value per channel.
         """
         return warp_in_bands(image, self.section, self.forward, self.reference, fill=fill)
 
     def label(self, labels: NDArray[Any]) -> Iterator[NDArray[Any]]:
-        """Yield the labels in section space, of `section.shape`, in bands of some rows.
+        """Yield the labels in section space, of shape `section.shape`, in bands of rows.
 
         Args:
-            labels: Of the reference, of any size that covers its frame; nearest neighbour, 0 beyond.
+            labels: The labels of the reference, at any resolution. Interpolation is nearest-neighbour; 0 outside.
         """
         grid = self.forward.grid.with_shape((labels.shape[0], labels.shape[1]))
         return warp_in_bands(labels, grid, self.inverse, self.section, nearest=True)
 
     def label_by_side(self, labels: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:
-        """Yield the labels in section space as `label` does, each band with where it lies left of the midline."""
+        """Yield bands of labels as `label` does, each with a mask of the pixels left of the midline."""
         grid = self.forward.grid.with_shape((labels.shape[0], labels.shape[1]))
         middle = (labels.shape[1] - 1) / 2
         for tiles in _tiles_in_bands(grid, self.inverse, self.section):
@@ -223,9 +227,9 @@ class SectionTransform:
             )
 
     def save(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """Write the transform into a folder; `record`, plain data on how it came about, is kept with it.
+        """Write the transform into a folder, with `record`, plain data on how it was made.
 
-        The record gets the sizes and checksums of all files that are in the folder.
+        The saved record also holds the sizes and checksums of all files in the folder.
         """
         self.forward.write(folder / FORWARD)
         self.inverse.write(folder / INVERSE)
@@ -241,7 +245,7 @@ class SectionTransform:
         """Read what `save` wrote.
 
         Raises:
-            InputError: If the folder holds no transform, or a damaged one.
+            InputError: If the folder holds no transform, or the transform is damaged.
         """
         folder = Path(folder)
         record = read_record(folder)
@@ -254,7 +258,7 @@ class SectionTransform:
 
 
 def _recorded_grid(found: Any, path: Path) -> Grid:
-    """Return the section's pixels, as `SectionTransform.save` wrote them."""
+    """Return the section's pixels as `SectionTransform.save` wrote them."""
     try:
         height, width = found["shape"]
         x, y = (float(size) for size in found["pixel_um"])
@@ -272,12 +276,12 @@ def _recorded_grid(found: Any, path: Path) -> Grid:
 
 
 def _recorded_plane(found: Any, path: Path) -> Plane | None:
-    """Return the reference's place in the atlas, as `SectionTransform.save` wrote it."""
+    """Return the reference's position in the atlas as `SectionTransform.save` wrote it."""
     if found is None:
         return None
     try:
         matrix = np.array(found, np.float64).reshape(3, 3)
-        # The frame's x and y must lead to different places in the atlas.
+        # x and y of the frame must point in different directions in the atlas.
         is_valid = bool(np.isfinite(matrix).all() and np.linalg.matrix_rank(matrix[1:, :2]) == 2)
     except (TypeError, ValueError):
         is_valid = False
@@ -292,7 +296,7 @@ def _recorded_plane(found: Any, path: Path) -> Plane | None:
 def prepare_itk() -> None:
     """Let ITK register its readers and writers.
 
-    It does so when a file is first read or written, and crashes if another thread uses it meanwhile.
+    It registers them when it first reads or writes a file, and crashes if another thread uses it meanwhile.
     """
     import SimpleITK
 
@@ -303,10 +307,10 @@ def prepare_itk() -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Return what is kept with a transform, as plain data.
+    """Return the record saved with a transform, as plain data.
 
     Raises:
-        InputError: If the folder holds no transform, or one whose record has changed since it was written.
+        InputError: If the folder holds no transform, or its record was changed after it was written.
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -320,34 +324,36 @@ def read_record(folder: Path) -> dict[str, Any]:
         )
     if record.get(_CHECKSUM) != _checksum(record):
         raise InputError(
-            f"{folder / RECORD}: expected the record as it was written, found it changed: {_AGAIN}"
+            f"{folder / RECORD}: expected the record as it was written, found that it has changed: {_AGAIN}"
         )
     return record
 
 
 def _no_record(folder: Path, error: Exception) -> str:
-    """Return why a folder is not that of one section."""
+    """Return the reason why a folder is not the folder of one section."""
     if (folder / RECORD).exists():
-        return f"{folder / RECORD}: expected the record of a section, cannot read it ({error}): {_AGAIN}"
+        return (
+            f"{folder / RECORD}: expected the record of a section, cannot read this file ({error}): {_AGAIN}"
+        )
     if any(folder.glob(f"*/{RECORD}")):
-        return f"{folder}: expected the folder of one section, found a folder with the folders of several"
+        return f"{folder}: expected the folder of one section, found a folder that holds several"
     return f"{folder}: expected a section's folder that `atlalign register` wrote, found no {RECORD} in it"
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write all that is kept with a transform as plain data, and its checksum, in place of what was."""
+    """Write a record and its checksum, and replace the previous record."""
     content = {**record, _CHECKSUM: _checksum(record)}
     with written_whole(folder / RECORD) as unfinished:
         unfinished.write_text(storable(_compact_json(content)) + "\n", encoding="utf-8")
 
 
 def check_whole(folder: Path) -> dict[str, Any]:
-    """Return what is kept with a transform, if neither it nor any file beside it has changed since it was written.
+    """Return the record of a transform after checking that no file of its folder has changed.
 
-    A file is read only where its size or time differ from the record's.
+    A file is read only if its size or time differs from the record.
 
     Raises:
-        InputError: If something is missing, damaged or changed.
+        InputError: If the record or a file is missing, damaged or changed.
     """
     record = read_record(folder)
     for name in record.get("files", {}):
@@ -356,7 +362,7 @@ def check_whole(folder: Path) -> dict[str, Any]:
 
 
 def check_file(folder: Path, record: Mapping[str, Any], name: str) -> None:
-    """Check that a file beside a record is as it was written, if the record lists it.
+    """Check that a file listed in a record has not changed since it was written.
 
     Raises:
         InputError: If it is missing, damaged or changed.
@@ -366,9 +372,9 @@ def check_file(folder: Path, record: Mapping[str, Any], name: str) -> None:
         return
     path = folder / name
     if not path.is_file():
-        raise InputError(f"{path}: expected a file of results, found none: {_AGAIN}")
+        raise InputError(f"{path}: expected a file of results, found no file: {_AGAIN}")
     if not _is_as_written(path, state):
-        raise InputError(f"{path}: expected the file as it was written, found it changed: {_AGAIN}")
+        raise InputError(f"{path}: expected the file as it was written, found that it has changed: {_AGAIN}")
 
 
 def _state(path: Path) -> dict[str, Any]:
@@ -384,7 +390,7 @@ def _is_as_written(path: Path, state: Mapping[str, Any]) -> bool:
 
 
 def _checksum(record: Mapping[str, Any]) -> str:
-    """Return the checksum of a record's content, whatever its layout."""
+    """Return the checksum of a record's content, which does not depend on its layout."""
     content = {name: value for name, value in record.items() if name != _CHECKSUM}
     text = storable(json.dumps(content, ensure_ascii=False, sort_keys=True))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -393,12 +399,12 @@ def _checksum(record: Mapping[str, Any]) -> str:
 def _compact_json(record: Mapping[str, Any]) -> str:
     """Return plain data as indented JSON, each list of numbers on one line."""
     text = json.dumps(record, indent=2, ensure_ascii=False)
-    # No text within JSON has a line break, nor does a list of numbers have marks of its own.
+    # Strings in JSON have no line breaks, and lists of numbers contain neither brackets nor quotes.
     return re.sub(r'\[\n([^\[\]{}"]*)\]', lambda found: f"[{' '.join(found[1].split())}]", text)
 
 
 def _check_gzip(path: Path) -> None:
-    """Read a file to its checksum: ITK takes what a truncated one lacks for zeros."""
+    """Read a file up to its checksum: ITK fills the missing part of a truncated file with zeros."""
     with gzip.open(path) as file:
         while file.read(_READ_BYTES):
             pass
@@ -416,17 +422,17 @@ def warp_in_bands(
     nearest: bool = False,
     fill: Any = 0,
 ) -> Iterator[NDArray[Any]]:
-    """Yield a warped image in bands of some rows, so that it need not fit into memory beside the original.
+    """Yield a warped image in bands of rows, so that memory holds only the original and one band.
 
-    What lies within half a pixel of the border is that of the border, as in ITK; beyond it is `fill`.
+    Up to half a pixel outside the image, its border is repeated, as in ITK; further out, pixels are `fill`.
 
     Args:
         image: (h, w) or (h, w, c), of any type.
-        source: Its pixels.
+        source: The pixels of the image.
         displacement: From the target's frame to the image's.
         target: The pixels to fill.
-        nearest: Take the nearest pixel unchanged, instead of interpolating linearly.
-        fill: One value, or one a channel.
+        nearest: Use nearest-neighbour instead of linear interpolation.
+        fill: One value, or one per channel.
     """
     take = _take_nearest if nearest else _interpolate
     for tiles in _tiles_in_bands(source, displacement, target):
@@ -434,13 +440,13 @@ def warp_in_bands(
 
 
 def _tiles_in_bands(source: Grid, displacement: Displacement, target: Grid) -> Iterator[Iterator[Tensor]]:
-    """Yield, band by band, where the pixels of its tiles lie in the source image, (2, h, w) in its pixels."""
+    """Yield bands of tiles; a tile is the position of its pixels in the source image, (2, h, w), in pixels."""
     height, width = target.shape
     source_mm = torch.tensor(source.pixel_um, dtype=torch.float64).view(2, 1, 1) / 1000
     shift = displacement.mm.double() / source_mm  # once, not for every tile
     for top in range(0, height, _TILE_PX):
         rows = torch.arange(top, min(top + _TILE_PX, height))
-        # A tile needs little of the image, however the section is turned.
+        # A tile needs only a small part of the image, however the section is turned.
         tiles = (torch.arange(left, min(left + _TILE_PX, width)) for left in range(0, width, _TILE_PX))
         yield (
             _sources(
@@ -457,14 +463,14 @@ def _axes(target: Grid, grid: Grid, rows: Tensor, columns: Tensor) -> tuple[Tens
 
 
 def _sources(in_shift: tuple[Tensor, Tensor], shift: Tensor, in_source: tuple[Tensor, Tensor]) -> Tensor:
-    """Return where the pixels of a tile lie in the source image, (2, h, w) in its pixels, x first.
+    """Return the positions of a tile's pixels in the source image, (2, h, w), in pixels, x first.
 
-    Coordinates stay planes: arithmetic along a last axis of two numbers takes twice as long.
+    x and y are separate planes, because arithmetic along a last axis of length two takes twice as long.
 
     Args:
-        in_shift: Their x and y in pixels of the shift.
-        shift: (2, H, W) in pixels of the source.
-        in_source: Their x and y in pixels of the source.
+        in_shift: x and y of the tile in pixels of the shift.
+        shift: (2, H, W), in pixels of the source.
+        in_source: x and y of the tile in pixels of the source.
     """
     x, y = in_shift
     moved = _sampled(shift, torch.stack([x.expand(len(y), -1), y.expand(-1, x.shape[1])]))
@@ -474,7 +480,7 @@ def _sources(in_shift: tuple[Tensor, Tensor], shift: Tensor, in_source: tuple[Te
 
 
 def _sampled(planes: Tensor, points: Tensor) -> Tensor:
-    """Return the values (c, h, w) of planes (c, H, W) at points (2, h, w); beyond the border, those of the border."""
+    """Return the values (c, h, w) of planes (c, H, W) at points (2, h, w); the border is repeated outside."""
     return sample(planes[None], points.permute(1, 2, 0)[None], padding_mode="border")[0]
 
 
@@ -506,7 +512,7 @@ def _inside(image: NDArray[Any], points: Tensor) -> NDArray[np.bool_]:
 
 
 def _crop(image: NDArray[Any], points: Tensor) -> tuple[NDArray[Any], Tensor]:
-    """Return the part of the image that the points (2, h, w) lie in, and where (2, 1, 1) its first pixel lies."""
+    """Return the part of the image around points (2, h, w), and the position (2, 1, 1) of its first pixel."""
     limit = torch.tensor([image.shape[1], image.shape[0]])
     first = torch.minimum(points.amin(dim=(1, 2)).floor().long().clamp(min=0), limit - 2)
     last = torch.maximum(points.amax(dim=(1, 2)).ceil().long(), first + 1)

@@ -1,4 +1,4 @@
-"""VisuAlign's file of a registration: the plane of each section, and markers that give its deformation."""
+"""Export of registrations to VisuAlign: the plane of each section, and markers that give its deformation."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ from atlalign.io.files import written_whole
 from atlalign.registration.transform import SectionTransform
 
 MARKER_ERROR_UM = 25.0
-"""How far VisuAlign's interpolation between markers may be off: a voxel of its atlas."""
+"""The largest permitted error of VisuAlign's interpolation between markers: one voxel of its atlas."""
 MARKERS_AT_MOST = 400
-"""VisuAlign's triangulation takes time with the square of their number."""
+"""The largest number of markers: the time of VisuAlign's triangulation grows with its square."""
 
 _TARGET = "ABA_Mouse_CCFv3_2017_25um.cutlas"
 _CANDIDATES = 128  # along the longer side of the section
@@ -37,25 +37,25 @@ def visualign_slice(
     anchoring: Anchoring | None = None,
     tissue: NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
-    """Return a section's entry in VisuAlign's JSON: a linear anchoring, and markers for what it leaves.
+    """Return a section's entry in VisuAlign's JSON: a linear anchoring, and markers for the remaining deformation.
 
-    A marker (x, y, x′, y′) says that what the anchoring puts at (x, y) of the image lies at (x′, y′) of it, in pixels
-    from the corner of the first one. VisuAlign interpolates linearly in the Delaunay triangles of all (x′, y′) and of
-    four fixed points beyond the image's corners. Markers are added where that is most wrong, until it reproduces the
-    inverse transform to `MARKER_ERROR_UM`, or there are `MARKERS_AT_MOST` of them. QuickNII takes the anchoring alone.
+    A marker (x, y, x′, y′) moves the atlas point that the anchoring puts at (x, y) to (x′, y′); both are in pixels of
+    the image, from the corner of its first pixel. VisuAlign interpolates linearly in the Delaunay triangles of all
+    (x′, y′) and four fixed points outside the image's corners. Markers are added where the error is largest, until it
+    is at most `MARKER_ERROR_UM` everywhere or there are `MARKERS_AT_MOST` markers. QuickNII uses the anchoring alone.
 
     Args:
-        transform: With a plane of the Allen atlas.
+        transform: The map of a section that is registered to the Allen atlas.
         filename: The image's name.
         number: The section's number in its series.
-        anchoring: One in that plane, as the section came with; None fits one to the transform.
-        tissue: (h, w), of any size that covers the reference's frame; None takes all of it.
+        anchoring: The section's own anchoring in the reference plane; None fits an anchoring to the transform.
+        tissue: A mask (h, w) of the reference, at any resolution; markers lie inside it. None means everywhere.
 
     Raises:
-        InputError: If the reference is no plane of an atlas, or none of it lies in the section.
+        InputError: If the reference is not a plane of an atlas, or does not overlap the section.
     """
     if transform.plane is None:
-        raise InputError(f"{filename}: expected a plane of an atlas for VisuAlign, found another reference")
+        raise InputError(f"{filename}: expected a plane of an atlas for VisuAlign, found a reference image")
     pixels, points_mm = _pairs(transform, tissue)
     if anchoring is None:
         anchoring = _fitted(pixels, points_mm, transform.plane, transform.section.shape, filename)
@@ -74,16 +74,16 @@ def visualign_slice(
 
 
 def write_visualign(path: Path, slices: Sequence[Mapping[str, Any]]) -> None:
-    """Write entries of `visualign_slice` as a file that VisuAlign and QuickNII open."""
+    """Write entries of `visualign_slice` to a file that VisuAlign and QuickNII can open."""
     series = {"name": "", "target": _TARGET, "aligner": f"atlalign {__version__}", "slices": list(slices)}
     with written_whole(path) as unfinished:
         unfinished.write_text(json.dumps(series, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _pairs(transform: SectionTransform, tissue: NDArray[np.bool_] | None) -> tuple[Points, Points]:
-    """Return points (N, 2) all over the section, in its pixels, and where they lie in the reference, in mm.
+    """Return points (N, 2) all over the section in its pixels, and their positions in the reference in mm.
 
-    They are scattered: four on one circle would leave it open which triangles VisuAlign makes of them.
+    They are placed irregularly, because the Delaunay triangles of four points on a circle are ambiguous.
     """
     height, width = transform.section.shape
     spacing = max(height, width) / _CANDIDATES
@@ -107,14 +107,16 @@ def _shape(image: NDArray[Any]) -> tuple[int, int]:
 def _fitted(pixels: Points, points_mm: Points, plane: Plane, shape: tuple[int, int], name: str) -> Anchoring:
     """Return the anchoring whose affine map is closest to the transform."""
     if len(pixels) < 3:
-        raise InputError(f"{name}: expected some of the reference in the section for VisuAlign, found none")
+        raise InputError(
+            f"{name}: expected a section that overlaps its reference for VisuAlign, found no overlap"
+        )
     design = np.column_stack([pixels, np.ones(len(pixels))])
     matrix = np.linalg.lstsq(design, points_mm)[0].T
     return Anchoring.of_plane(plane, np.asarray(matrix, np.float64), shape)
 
 
 def _needed(pixels: Points, ml_dv_um: Points, anchoring: Anchoring) -> NDArray[np.intp]:
-    """Return which of the pairs VisuAlign needs as markers."""
+    """Return the indices of the pairs that VisuAlign needs as markers."""
     from scipy.interpolate import LinearNDInterpolator
     from scipy.spatial import Delaunay
 
@@ -135,7 +137,7 @@ def _needed(pixels: Points, ml_dv_um: Points, anchoring: Anchoring) -> NDArray[n
 
 
 def _worst_of_each(triangle: NDArray[np.int32], error: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Return which point of each triangle has the largest error, the largest first."""
+    """Return the index of the point with the largest error in each triangle, in descending order of error."""
     order = np.argsort(-error)
     _, first = np.unique(triangle[order], return_index=True)
     return order[np.sort(first)]

@@ -275,7 +275,7 @@ def test_without_regions_an_atlas_needs_no_annotation(folder):
     [
         (["model.path=none.pt"], "there is no model none.pt"),
         (["model.path=other.pt"], "expected a model file"),
-        (["model.path=my.h5"], "my.h5 is no model file"),
+        (["model.path=my.h5"], "my.h5: expected a model file"),
         (["model.path=perfect.pt"], "Shift"),
         (["model.path=identity.pt", "data.image_shape=[64,96]"], "say data.image_shape=[32,48]"),
         (["model.path=identity.pt", "data.path=none.h5"], "none.h5"),

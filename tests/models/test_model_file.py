@@ -118,7 +118,7 @@ def test_what_is_no_safetensors_file_of_ours_says_so(tmp_path):
     whole = path.read_bytes()
     for content in (whole[:-50], b"", b"text", save({"a": torch.zeros(2)})):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"model\.safetensors is no model file"):
+        with pytest.raises(InputError, match=r"model\.safetensors: expected a model file"):
             load_model(path)
     with pytest.raises(InputError, match="there is no model"):
         load_model(tmp_path / "none.safetensors")
@@ -180,7 +180,7 @@ def test_what_is_no_model_says_so(tmp_path):
         load_model(tmp_path)
     path = save_model(tiny_global(), tmp_path / "model.pt")
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(InputError, match="is no model file"):
+    with pytest.raises(InputError, match=r"expected a model file"):
         load_model(path)
     torch.save({"weights": 1}, path)
     with pytest.raises(InputError, match="expected a model file"):
@@ -313,8 +313,8 @@ def test_merge_command_keeps_what_both_have_in_common(tmp_path, monkeypatch, cap
     save_model(local_net, "other.pt", origin=ModelOrigin(255.0, SHAPE))
     before = files(tmp_path)
     for arguments, words in (
-        (["global.pt", "small.pt"], "an image size in common, got (32, 48) and (16, 24)"),
-        (["global.pt", "other.pt"], "an intensity scale in common, got 516.0 and 255.0"),
+        (["global.pt", "small.pt"], "image size, got (32, 48) and (16, 24)"),
+        (["global.pt", "other.pt"], "intensity scale, got 516.0 and 255.0"),
         (["local", "global.pt"], "expected the global network first, got a LocalUNet"),
         (["global.pt", "global.pt"], "expected a local network second, got a GlobalAffineNet"),
     ):
@@ -342,12 +342,12 @@ def without_weights(path: Path) -> None:
 
 
 BROKEN = {
-    malicious: "is no model file: it is damaged, of another format, or holds more than plain data",
-    truncated: "is no model file: it is damaged",
-    of_another_program: "expected a model file, a folder or a checkpoint of atlalign",
+    malicious: "expected a model file, but it is damaged, of another format, or holds more than plain data",
+    truncated: "expected a model file, but it is damaged",
+    of_another_program: "expected a model file, model folder or checkpoint of atlalign",
     without_weights: "architecture and weights do not fit: ",
-    lambda path: path.write_bytes(b""): "is no model file: it is damaged",
-    lambda path: path.write_text("hello"): "is no model file",
+    lambda path: path.write_bytes(b""): "expected a model file, but it is damaged",
+    lambda path: path.write_text("hello"): "expected a model file",
     lambda path: path.mkdir(): "expected architecture.json and weights.pt",
     lambda path: None: "there is no model",
 }
@@ -417,7 +417,7 @@ def test_import_of_a_merged_network_whose_parts_share_names(tmp_path):
     assert_same(import_keras(path), network, (320, 456))
 
     writer.layers[-1]["inbound_nodes"][0].reverse()
-    with pytest.raises(InputError, match=r"dvfcomposition.*Affine2DVF outside"):
+    with pytest.raises(InputError, match=r"dvfcomposition.*Affine2DVF"):
         import_keras(writer.file(path))
 
 
@@ -531,7 +531,7 @@ def test_weights_that_do_not_fit_and_damaged_files(tmp_path):
     path.write_text("hello")
     with pytest.raises(InputError, match="not a Keras file"):
         import_keras(path)
-    with pytest.raises(InputError, match="there is no such file"):
+    with pytest.raises(InputError, match="no such file"):
         import_keras(tmp_path / "none.h5")
     with pytest.raises(InputError, match="give the folder"):
         import_keras(writer.folder(tmp_path / "net") / "net.h5")

@@ -135,7 +135,7 @@ def test_an_image_goes_to_the_reference_as_in_simpleitk(transform, tmp_path, cap
     assert registered.pixel_um == pytest.approx(transform.reference.pixel_um, rel=1e-6)
     theirs = resampled(tmp_path / "s1", FORWARD, image, SECTION, transform.reference, SimpleITK.sitkLinear)
     assert np.abs(registered.pixels.astype(int) - theirs).max() <= 1
-    assert "180×240 px of 20 × 21 µm, by the extent of the section" in capsys.readouterr().out
+    assert "180×240 px of 20 × 21 µm, given the extent of the section" in capsys.readouterr().out
 
 
 def test_labels_go_to_the_section_as_in_simpleitk(transform, tmp_path):
@@ -245,7 +245,7 @@ def test_channels_that_no_ome_tiff_holds_are_refused(transform, tmp_path, capsys
     tifffile.imwrite(tmp_path / "two.tif", np.zeros((2, *SECTION.shape), np.int64), planarconfig="separate")
     command = ["transform", str(tmp_path / "two.tif"), "--with", str(tmp_path / "s1"), "--to", "reference"]
     assert main([*command, "--out", str(tmp_path / "none.tif")]) == 1
-    assert "found int64: choose one with --channel" in capsys.readouterr().err
+    assert "int64: choose one with --channel" in capsys.readouterr().err
 
 
 # --- points -----------------------------------------------------------------------------------------------------------
@@ -379,7 +379,7 @@ def test_points_before_and_behind_the_plane_say_so(transform, tmp_path, capsys):
             expected, abs=1e-4
         )
     assert (
-        "4 points, 0 more than 250 µm off the section's plane (off_plane_um), 1 outside"
+        "4 points, 0 more than 250 µm from the section's plane (off_plane_um), 1 outside"
         in capsys.readouterr().out
     )
     # Without the option 100 µm is far enough.
@@ -389,7 +389,7 @@ def test_points_before_and_behind_the_plane_say_so(transform, tmp_path, capsys):
         [bool(row["x"]) for row in found] == [bool(row["y"]) for row in found] == [True, False, True, False]
     )
     assert (
-        "4 points, 1 more than 100 µm off the section's plane (off_plane_um), 1 outside"
+        "4 points, 1 more than 100 µm from the section's plane (off_plane_um), 1 outside"
         in capsys.readouterr().out
     )
     assert [bool(row["x"]) for row in rows(run(source, "section", "z.csv", "--off-plane", "0"))][1:3] == [
@@ -410,7 +410,7 @@ def test_points_that_lie_outside_keep_their_rows(transform, tmp_path, capsys):
     for row in found[1:]:
         assert set(list(row.values())[3:]) == {""}
     assert (
-        "4 points, 2 outside of the section or the reference, 0 in no region, 1 without numbers"
+        "4 points, 2 outside the section or the reference, 0 in no region, 1 without numbers"
         in capsys.readouterr().out
     )
     atlas = [{"x_reference": 0, "y_reference": 0}, {"x_reference": 4000, "y_reference": 0}]
@@ -596,7 +596,7 @@ def test_points_that_leave_the_reference_are_counted(transform, tmp_path, capsys
         "reference",
         "b.geojson",
     )
-    assert "3 points outside of the section or the reference" in capsys.readouterr().out
+    assert "3 points outside the section or the reference" in capsys.readouterr().out
 
 
 def test_a_document_keeps_all_but_its_coordinates(transform, tmp_path):
@@ -837,7 +837,7 @@ def test_rows_without_numbers_keep_their_place_and_are_counted(still, capsys):
     found = rows(run(still / "a.csv", "reference", "b.csv"))
     assert [row["n"] for row in found] == ["a", "b", "c", "d", "", "e"]
     assert [row["x_reference"] for row in found] == ["1.000", "", "", "", "", "5.000"]
-    assert "6 points, 0 outside of the section or the reference, 2 in no region, 4 without numbers" in (
+    assert "6 points, 0 outside the section or the reference, 2 in no region, 4 without numbers" in (
         capsys.readouterr().out
     )
 
@@ -923,10 +923,10 @@ FEATURE = '{"type": "Feature", "geometry": {"type": "%s", "coordinates": %s}}'
         ("a.csv", "x,y\n1,inf\n", [], "expected a number, found 'inf'"),
         ("a.csv", "x,z\n1,2\n", [], "expected the columns x, y, separated by commas, semicolons or tabs, found"),
         ("a.csv", "x,y\n1\n", [], "a.csv, line 2: expected 2 cells, found 1"),
-        ("a.csv", "x,y\n", [], "found no point"),
-        ("a.csv", "", [], "found no point"),
+        ("a.csv", "x,y\n", [], "a.csv: expected"),
+        ("a.csv", "", [], "a.csv: expected"),
         ("a.csv", "x,x,y\n1,1,2\n", [], "expected each column once"),
-        ("a.csv", "x,y,AP_um\n1,1,2\n", [], "(ap_um)"),
+        ("a.csv", "x,y,AP_um\n1,1,2\n", [], "found ap_um"),
         ("a.csv", "x,y\n1,1\n", ["--to", "section"], "expected the columns x_reference, y_reference, separated"),
         ("a.csv", "ap_um,dv_um\n1,1\n", ["--to", "section"], "expected the columns ap_um, dv_um, ml_um"),
         ("a.csv", "ap_um,dv_um,ml_um\n5000,9,9\n7.19,4,5\n", ["--to", "section"], "line 3, ap_um: expected a position"),
@@ -950,8 +950,8 @@ FEATURE = '{"type": "Feature", "geometry": {"type": "%s", "coordinates": %s}}'
         ("a.geojson", '{"type": {}, "coordinates": [1, 2]}', [], "expected GeoJSON, found"),
         ("a.geojson", '{"type": "Feature", "geometry": null, "properties": [1]}', [], "expected GeoJSON, found"),
         ("a.geojson", '{"type": "Feature", "geometry": 5}', [], "expected GeoJSON, found"),
-        ("a.geojson", '{"type": "FeatureCollection", "features": {}}', [], "in place of a list of features"),
-        ("a.geojson", '{"type": "GeometryCollection", "geometries": null}', [], "in place of a list of geometries"),
+        ("a.geojson", '{"type": "FeatureCollection", "features": {}}', [], "list of features"),
+        ("a.geojson", '{"type": "GeometryCollection", "geometries": null}', [], "list of geometries"),
         ("a.geojson", "null", [], "expected GeoJSON, found"),
         ("a.geojson", FEATURE % ("Polygon", "[" * 500 + "]" * 500), [], "expected positions"),
         ("a.geojson", NESTED, [], "too deeply nested"),

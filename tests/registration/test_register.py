@@ -121,9 +121,9 @@ class TestReference:
             SHAPE,
             (10.0, 20.0),
         )
-        with pytest.raises(InputError, match=r"r: expected the size of its pixels.*--reference-pixel-um"):
+        with pytest.raises(InputError, match=r"^r: expected a pixel size.*--reference-pixel-um"):
             image_reference(image, None, SHAPE, pixel_um=None, name="r")
-        with pytest.raises(InputError, match=r"r: expected pixels of more than 0 µm .*, got 0 × 0 µm"):
+        with pytest.raises(InputError, match=r"^r: expected a pixel size.*, got 0 × 0 µm"):
             image_reference(image, None, SHAPE, pixel_um=0, name="r")
 
     def test_ones_own_image_may_be_bright_or_dark(self):

@@ -179,12 +179,12 @@ def _change_a_digit(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda f: (f / module.RECORD).unlink(), "found no transform.json"),
+        (lambda f: (f / module.RECORD).unlink(), "transform.json"),
         (lambda f: (f / module.RECORD).write_text("{"), "transform.json: .*cannot read"),
         (lambda f: (f / module.RECORD).write_text('{"format": 99}'), "format 1, found 99"),
-        (lambda f: (f / module.RECORD).write_text('{"format": 1}'), "found it changed"),
+        (lambda f: (f / module.RECORD).write_text('{"format": 1}'), "transform.json: .*changed"),
         (lambda f: module.write_record(f, {"format": 1}), "transform.json, section: "),
-        (_change_a_digit, "found it changed"),
+        (_change_a_digit, "transform.json: .*changed"),
         (lambda f: _set_section(f, pixel_um=[0, 12]), "section: .*'pixel_um': \\[0, 12\\]"),
         (lambda f: _set_section(f, pixel_um=[float("nan"), 12]), "section: .*nan, 12"),
         (lambda f: _set_section(f, shape=[0, 60]), "section: .*'shape': \\[0, 60\\]"),
@@ -192,7 +192,7 @@ def _change_a_digit(folder: Path) -> None:
         (lambda f: _set_plane(f, [[0, 0, float("nan")], [0, 1000, 0], [1000, 0, 0]]), "plane: .*nan"),
         (lambda f: _set_plane(f, [[0, 0, 5000], [0, 0, 0], [1000, 0, 0]]), "plane: .*invertible"),
         (lambda f: _set_plane(f, "x"), "plane: .*found x"),
-        (lambda f: (f / module.FORWARD).unlink(), "forward.nii.gz: .*found none"),
+        (lambda f: (f / module.FORWARD).unlink(), "forward.nii.gz: "),
         (
             lambda f: (f / module.INVERSE).write_bytes((f / module.INVERSE).read_bytes()[:200]),
             "inverse.nii.gz: .*changed",
@@ -210,9 +210,7 @@ def test_a_damaged_transform_is_named(transform, tmp_path, damage, sentence):
 def test_the_folder_of_all_sections_is_told_from_that_of_one(transform, tmp_path):
     (tmp_path / "a").mkdir()
     transform.save(tmp_path / "a", {})
-    with pytest.raises(
-        InputError, match="the folder of one section, found a folder with the folders of several"
-    ):
+    with pytest.raises(InputError, match="expected the folder of one section"):
         SectionTransform.load(tmp_path)
 
 

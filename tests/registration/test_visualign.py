@@ -250,7 +250,7 @@ def test_what_visualign_cannot_show_is_said():
     elsewhere = SectionTransform(transform.forward, transform.inverse, SECTION, None)
     with pytest.raises(InputError, match=r"a\.png: expected a plane"):
         visualign_slice(elsewhere, "a.png", 0)
-    with pytest.raises(InputError, match=r"a\.png: expected some of the reference"):
+    with pytest.raises(InputError, match=r"a\.png: .*overlap"):
         visualign_slice(transform, "a.png", 0, tissue=np.zeros((4, 4), np.bool_))
 
 

@@ -774,7 +774,7 @@ def test_what_cannot_be_placed_may_be_left_where_it_is(place, tmp_path):
             "a.png: line 2, p: expected a number, found 'far'",
         ),
         (lambda f: (f / "list.csv").write_text("filename,p\na.png,7.2\n"), r"got 7\.2: is that mm"),
-        (lambda f: (f / "list.csv").write_text("filename,p\n"), "names no section"),
+        (lambda f: (f / "list.csv").write_text("filename,p\n"), "found no section"),
         (lambda f: (f / "list.csv").unlink(), "expected one list of sections"),
         (
             lambda f: (f / "list.csv").rename(f / "l.json").write_text('{"slices":[{"filename":"a.png"}]}'),
@@ -783,7 +783,7 @@ def test_what_cannot_be_placed_may_be_left_where_it_is(place, tmp_path):
         (anchored(height=1), r"a.png: anchoring: expected an image of at least 2×2 px, found 1×64"),
         (
             anchored(width=0),
-            "a.png: expected width and height of the image that was anchored, in pixels, found no width",
+            "a.png: expected the width and height of the anchored image in pixels, found no width",
         ),
         (anchored(height=64), r"a.png: expected the proportions of .* 64×64 px, found 48×64 px"),
         (anchored(sideways=3000), "a.png: anchoring: expected an image that shows a part of the atlas"),
