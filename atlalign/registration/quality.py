@@ -1,8 +1,11 @@
 """How well a registration went: its measures, their limits, and the flag that follows from both."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
+
+FAR_UM = 500.0
+"""From this distance on, a plane counts as another place."""
 
 
 class Alternative(NamedTuple):
@@ -14,6 +17,18 @@ class Alternative(NamedTuple):
     """
 
     where: str
+    likeness: float
+
+
+class OtherPlane(NamedTuple):
+    """Another plane for a section.
+
+    Attributes:
+        distance_um: Distance from the section's own plane along the atlas's axis, positive towards the back.
+        likeness: Likeness of the section, registered to that plane.
+    """
+
+    distance_um: float
     likeness: float
 
 
@@ -44,8 +59,10 @@ class Quality:
         likeness: The likeness of the reference and the section as the network registers it.
         likeness_turned: The largest likeness at another turn, or of half a section mirrored; 0 if none was tried.
         turned: The turn with that likeness.
-        likeness_elsewhere: The largest likeness on planes in front and behind; 0 if none was tried.
-        elsewhere: The plane with that likeness.
+        likeness_elsewhere: The largest likeness on planes at least 500 µm in front or behind; 0 if none was tried.
+        elsewhere_um: The distance to the plane with that likeness, positive towards the back.
+        plane_offset_um: The distance to the plane where the likeness peaks, positive towards the back; 0 if no other
+            plane was tried.
     """
 
     displacement_mean_um: float
@@ -63,19 +80,21 @@ class Quality:
     likeness_turned: float = 0.0
     turned: str = ""
     likeness_elsewhere: float = 0.0
-    elsewhere: str = ""
+    elsewhere_um: float = 0.0
+    plane_offset_um: float = 0.0
 
-    def compared(self, turns: Iterable[Alternative], planes: Iterable[Alternative]) -> "Quality":
+    def compared(self, turns: Iterable[Alternative], planes: Sequence[OtherPlane]) -> "Quality":
         """Return the measures with the likeliest of other turns and of other planes."""
-        turned, elsewhere = (
-            max(found, key=lambda other: other.likeness, default=_NOWHERE) for found in (turns, planes)
-        )
+        turned = max(turns, key=lambda other: other.likeness, default=_NOWHERE)
+        far = [plane for plane in planes if abs(plane.distance_um) >= FAR_UM]
+        elsewhere = max(far, key=lambda other: other.likeness, default=OtherPlane(0.0, 0.0))
         return replace(
             self,
             likeness_turned=turned.likeness,
             turned=turned.where,
             likeness_elsewhere=elsewhere.likeness,
-            elsewhere=elsewhere.where,
+            elsewhere_um=elsewhere.distance_um,
+            plane_offset_um=likeliest_distance([OtherPlane(0.0, self.likeness), *planes]),
         )
 
     @property
@@ -92,6 +111,32 @@ class Quality:
     def better_elsewhere(self) -> float:
         """The gain in likeness on another plane, as a fraction of the likeness here."""
         return self.likeness_elsewhere / max(self.likeness, 1e-3) - 1
+
+    @property
+    def off_plane_um(self) -> float:
+        """By how much the plane is off, either way."""
+        return abs(self.plane_offset_um)
+
+
+def likeliest_distance(planes: Sequence[OtherPlane]) -> float:
+    """Return where the likeness peaks, in µm: the vertex of a parabola through the best plane and its two neighbours.
+
+    If the best plane is the first or the last one, return its distance.
+
+    Example:
+        >>> likeliest_distance([OtherPlane(-250, 0.8), OtherPlane(0, 1.0), OtherPlane(250, 1.0), OtherPlane(500, 0.6)])
+        125.0
+    """
+    ordered = sorted(planes)
+    peak = max(range(len(ordered)), key=lambda number: ordered[number].likeness)
+    if peak in (0, len(ordered) - 1):
+        return ordered[peak].distance_um
+    (left, below), (middle, top), (right, beyond) = ordered[peak - 1 : peak + 2]
+    # The slopes on both sides belong to the middles of the intervals; in between, the slope falls to 0 at the vertex.
+    rise, fall = (top - below) / (middle - left), (top - beyond) / (right - middle)
+    if rise + fall == 0:
+        return middle
+    return (left + middle) / 2 + (right - left) / 2 * rise / (rise + fall)
 
 
 class Limit(NamedTuple):
@@ -113,6 +158,7 @@ LIMITS: Mapping[str, Limit] = {
     "beyond": Limit(0.15, 0.5),
     "better_turned": Limit(-0.05, 1.0),
     "better_elsewhere": Limit(-0.02, 1.0),
+    "off_plane_um": Limit(200.0, 2500.0),
 }
 """The default limits of `judge`.
 
@@ -143,8 +189,17 @@ def judge(quality: Quality, limits: Mapping[str, Limit] = LIMITS) -> tuple[str, 
 
 def _where(quality: Quality, measure: str) -> str:
     """Return where the section fits better, for the measures that compare places."""
-    where = {"better_turned": quality.turned, "better_elsewhere": quality.elsewhere}.get(measure)
+    if measure == "off_plane_um":
+        return f" (it fits best {_along_axis(quality.plane_offset_um)})"
+    where = {
+        "better_turned": quality.turned,
+        "better_elsewhere": _along_axis(quality.elsewhere_um) if quality.elsewhere_um else "",
+    }.get(measure)
     if not where:
         return ""
     how = "better" if getattr(quality, measure) > 0 else "almost as well"
     return f" (it fits {how} {where})"
+
+
+def _along_axis(distance_um: float) -> str:
+    return f"{abs(distance_um):.0f} µm further {'back' if distance_um > 0 else 'to the front'}"

@@ -4,7 +4,7 @@ Two maps make up the result. The *placement* is affine and brings the section to
 does the rest. Both together interpolate the image once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,14 +38,14 @@ from atlalign.registration.placement import (
     sampled_image,
     turned,
 )
-from atlalign.registration.quality import Alternative, Quality
+from atlalign.registration.quality import Alternative, OtherPlane, Quality
 from atlalign.registration.recipe import Recipe
 from atlalign.registration.references import Reference
 from atlalign.registration.refine import refine as refined_dvf
 from atlalign.registration.transform import Displacement, Grid, SectionTransform
 from atlalign.registration.turning import likely_turns
 
-NEARBY_UM, FARTHER_UM = (-500.0, 500.0), (-2000.0, -1000.0, 1000.0, 2000.0)
+NEARBY_UM, FARTHER_UM = (-500.0, -250.0, 250.0, 500.0), (-2000.0, -1000.0, 1000.0, 2000.0)
 """Distances from its plane at which a section is registered as well, the latter only in case of doubt."""
 
 _DOUBT = -0.05  # of `better_elsewhere`: sections in their places are clearly less like the planes nearby
@@ -115,13 +115,17 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     if options.hemisphere is not None:  # of a whole brain both sides look alike
         turned_otherwise += _mirrored(network.module, reference, section, kept.placement)
 
-    def elsewhere(distances_um: Sequence[float]) -> list[Alternative]:
+    def on_planes(distances_um: Sequence[float]) -> list[OtherPlane]:
+        """Return how like planes at distances from its own the section is."""
         planes = references.nearby(job, options.hemisphere, distances_um)
-        return _on_planes(network.module, planes, section, kept.placement, job.position_um)
+        return [
+            OtherPlane(distance, attempt(network.module, plane, section, kept.placement).likeness)
+            for distance, plane in planes.items()
+        ]
 
-    planes = elsewhere(NEARBY_UM)
+    planes = on_planes(NEARBY_UM)
     if registered.quality.compared((), planes).better_elsewhere > _DOUBT:
-        planes += elsewhere(FARTHER_UM)
+        planes += on_planes(FARTHER_UM)
     quality = registered.quality.compared(turned_otherwise, planes)
     return RegisteredSection(image, section, reference, kept.placement, registered._replace(quality=quality))
 
@@ -153,24 +157,6 @@ def _mirrored(
     """Return the likeness of the mirrored section to its reference at the most likely turn."""
     likely = _likely(section, reference, flipped(placement, reference))[:1]
     return [Alternative("mirrored", attempt(network, reference, section, other).likeness) for other in likely]
-
-
-def _on_planes(
-    network: nn.Module,
-    planes: Mapping[float, Reference],
-    section: Section,
-    placement: Placement,
-    position_um: float | None,
-) -> list[Alternative]:
-    """Return the likeness of a section to other planes, given by their distances from its own."""
-    return [
-        Alternative(
-            f"{abs(distance_um):.0f} µm further {'back' if distance_um > 0 else 'to the front'}, at "
-            f"{(position_um or 0.0) + distance_um:.0f} µm",
-            attempt(network, plane, section, placement).likeness,
-        )
-        for distance_um, plane in planes.items()
-    ]
 
 
 # --- a placed section -------------------------------------------------------------------------------------------------

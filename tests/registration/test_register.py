@@ -25,7 +25,7 @@ from atlalign.registration.placement import (
     sampled_image,
     turned,
 )
-from atlalign.registration.quality import LIMITS, Alternative, Quality, judge
+from atlalign.registration.quality import LIMITS, Alternative, OtherPlane, Quality, judge, likeliest_distance
 from atlalign.registration.references import Reference, atlas_reference, image_reference
 from atlalign.registration.register import register
 from atlalign.registration.transform import Grid
@@ -467,16 +467,30 @@ def test_what_is_beyond_a_limit_is_flagged_with_its_reason(change, flag, reason)
 
 def test_a_section_that_fits_elsewhere_is_flagged_with_the_likeliest_place():
     turns = [Alternative("turned by 180°", 0.79), Alternative("turned by 90°", 0.4)]
-    planes = [Alternative("at 4000 µm", 0.4), Alternative("at 5000 µm", 0.84)]
+    planes = [OtherPlane(-500.0, 0.4), OtherPlane(1000.0, 0.84)]
     assert judge(good.compared(turns[1:], planes[:1])) == ("pass", "")
-    assert judge(good.compared([], planes)) == (
-        "look",
-        "better_elsewhere 0.05 > -0.02 (it fits better at 5000 µm)",
+    flag, reason = judge(good.compared([], planes))
+    assert flag == "look"
+    assert "better_elsewhere 0.05 > -0.02 (it fits better 1000 µm further back)" in reason
+    almost = [OtherPlane(-500.0, 0.79), OtherPlane(-250.0, 0.5)]
+    assert judge(good.compared([], almost))[1].endswith(
+        "(it fits almost as well 500 µm further to the front)"
     )
-    almost = [Alternative("at 5000 µm", 0.79)]
-    assert judge(good.compared([], almost))[1].endswith("(it fits almost as well at 5000 µm)")
     flag, reason = judge(good.compared(turns, []))
     assert (flag, reason.split(" > ")[1]) == ("look", "-0.05 (it fits almost as well turned by 180°)")
+
+
+def test_the_distance_to_the_likeliest_plane_is_the_vertex_of_a_parabola():
+    def on(distance_um: float) -> OtherPlane:
+        return OtherPlane(distance_um, 0.9 - ((distance_um - 210) / 1000) ** 2)
+
+    planes = [on(distance) for distance in (500, -500, 1000, 250, -250)]
+    assert likeliest_distance([on(0), *planes]) == pytest.approx(210)
+    assert likeliest_distance([on(0), *planes[1::3]]) == 0  # the end of the planes
+    quality = replace(good, likeness=on(0).likeness).compared([], planes)
+    assert quality.plane_offset_um == pytest.approx(210)
+    assert judge(quality) == ("look", "off_plane_um 210 > 200 (it fits best 210 µm further back)")
+    assert good.compared([], []).plane_offset_um == 0
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
