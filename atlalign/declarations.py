@@ -14,11 +14,13 @@ class Option:
         help: The text that --help shows.
         metavar: The placeholder for the value in --help.
         is_column: Whether a list may set the option for each section.
+        kind: Reads the value from text, where the type alone does not say how.
     """
 
     help: str
     metavar: str | None = None
     is_column: bool = True
+    kind: Callable[[str], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Declaration:
 
     Attributes:
         name: The Python argument, the key in a record, and the column of a list.
-        kind: bool, int, float or str.
+        kind: bool, int, float or str, or another function that reads the value.
         default: The value where none is given.
         choices: All permitted values; empty if any is.
         option: Its help, placeholder, and whether it is a column.
@@ -43,6 +45,11 @@ class Declaration:
     def flag(self) -> str:
         """The flag on the command line."""
         return flag(self.name)
+
+
+def number_or_name(text: str) -> int | str:
+    """Return a whole number where the text is one, or the text."""
+    return int(text) if text.strip().removeprefix("-").isdecimal() else text
 
 
 def flag(name: str) -> str:
@@ -61,6 +68,8 @@ def declarations(options: type) -> list[Declaration]:
 
 
 def _declaration(name: str, default: Any, annotation: Any, option: Option) -> Declaration:
+    if option.kind is not None:
+        return Declaration(name, option.kind, default, (), option)
     union = get_origin(annotation) in (Union, UnionType)
     (part,) = {*(get_args(annotation) if union else (annotation,))} - {NoneType}
     if get_origin(part) is Literal:

@@ -1,6 +1,7 @@
 """Map images, points and shapes between a section and its reference."""
 
 import argparse
+import math
 from pathlib import Path
 
 from atlalign.console import say
@@ -51,13 +52,25 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="the image holds region ids: use nearest-neighbour interpolation",
     )
     command.add_argument(
+        "--scene", metavar="N|NAME", help="scene of a slide with several, counted from 0, or its name"
+    )
+    command.add_argument(
         "--channel",
-        type=int,
-        metavar="N",
-        help="map only this channel of the image, counted from 0 (default: all)",
+        metavar="N|NAME",
+        help="map only this channel of the image, counted from 0, or its name (default: all)",
     )
     command.add_argument("--page", type=int, metavar="N", help="page of a TIFF file, counted from 0")
-    command.add_argument("--z", type=int, metavar="N", help="plane of a z-stack, counted from 0")
+    command.add_argument(
+        "--z",
+        metavar="N|max|best",
+        help="plane of a z-stack, counted from 0; max takes the brightest value of all planes, best the sharpest plane",
+    )
+    command.add_argument(
+        "--output-um",
+        type=float,
+        metavar="UM",
+        help="size of the pixels of the image to write, in µm (default: that of the registration's own images)",
+    )
     command.add_argument("--unit", choices=("px", "um"), help="unit of the columns x and y (default: px)")
     command.add_argument(
         "--off-plane",
@@ -88,12 +101,16 @@ def _run(options: argparse.Namespace) -> None:
 
     if options.off_plane is not None and not options.off_plane >= 0:
         raise InputError(f"--off-plane: expected a distance of at least 0 µm, got {options.off_plane:g}")
+    if options.output_um is not None and not 0 < options.output_um < math.inf:
+        raise InputError(f"--output-um: expected a size above 0 µm, got {options.output_um:g}")
     wanted = TransformOptions(
         options.to,
         labels=options.labels,
+        scene=options.scene,
         channel=options.channel,
         page=options.page,
         z=options.z,
+        output_um=options.output_um,
         unit=options.unit,
         off_plane_um=options.off_plane,
         scale=options.scale,

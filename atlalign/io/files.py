@@ -92,6 +92,18 @@ def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]
 
 
 @contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, which is removed at the end with all that is in it.
+
+    Raises:
+        WriteError: If the system refuses, for lack of space or of rights.
+    """
+    with _temporary(path) as folder:
+        folder.mkdir()
+        yield folder
+
+
+@contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """Yield a name beside `path` that no other process has; whatever bears it in the end is removed."""
     owner = f"{_machine()}-{os.getpid()}-{uuid4().hex[:8]}"

@@ -1,7 +1,6 @@
 """Image files: reading, conversion to grey and resizing to the working size."""
 
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,27 +8,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atlalign.errors import InputError
-from atlalign.io.picture_reader import read_picture
-from atlalign.io.pixels import Choice, Pixels, PixelSize
-from atlalign.io.tiff_reader import TIFF_STARTS, read_tiff
+from atlalign.errors import InputError, check_size
+from atlalign.io.pixels import PixelSize, log
+from atlalign.io.scenes import Focus, Scene, array_scene
+from atlalign.io.slideio_reader import SLIDE_ENDINGS
+from atlalign.io.slides import errors_named, open_slide
 
 TIFF_ENDINGS = (".tif", ".tiff")
 IMAGE_ENDINGS = (
     *TIFF_ENDINGS,
     *(".btf", ".lsm", ".stk", ".qptiff", ".svs", ".ndpi", ".scn", ".bif"),
+    *SLIDE_ENDINGS,
     *(".png", ".jpg", ".jpeg", ".jp2", ".bmp", ".webp"),
 )
 """The file name endings of images; the content of a file, not its name, decides how it is read."""
 
 UNREAD_ENDINGS = (
-    *(".czi", ".zvi", ".nd2", ".lif", ".vsi", ".oib", ".oif", ".oir", ".ims", ".mrxs"),
-    *(".gif", ".heic", ".psd", ".pdf", ".dcm"),
+    *(".nd2", ".lif", ".oib", ".oif", ".oir", ".ims", ".mrxs"),
+    *(".gif", ".heic", ".psd", ".pdf"),
 )
 """What the names of images end in whose formats are not read."""
-
-LARGEST_INTENSITY = 1e30
-"""Sums over blocks of pixels up to this value are finite in float32."""
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """The weights of red, green and blue in grey, by ITU-R BT.601."""
@@ -48,6 +46,11 @@ class ImageFile(NamedTuple):
     pixels: NDArray[Any]
     pixel_um: PixelSize | None
 
+    @property
+    def scene(self) -> Scene:
+        """The same as a scene in memory."""
+        return array_scene(self.pixels, is_color=self.pixels.ndim == 3, pixel_um=self.pixel_um)
+
 
 def resize_images(images: Tensor, shape: tuple[int, int]) -> Tensor:
     """Return images (N, *shape) of the same dtype: Gaussian antialiasing, then bilinear with aligned corners.
@@ -64,53 +67,88 @@ def resize_images(images: Tensor, shape: tuple[int, int]) -> Tensor:
     return resized if images.is_floating_point() else resized.round().to(images.dtype)
 
 
-def read_image(
-    path: str | Path, *, channel: int | None = None, page: int | None = None, z: int | None = None
-) -> ImageFile:
-    """Return an image in PNG, JPEG, JPEG 2000, BMP, WebP, TIFF and its variants, or a format that SimpleITK reads.
+def open_image(
+    path: str | Path,
+    *,
+    scene: int | str | None = None,
+    channel: int | str | None = None,
+    page: int | None = None,
+    z: Focus | str | None = None,
+) -> Scene:
+    """Return one image in grey or colour, without reading its pixels yet; see `open_slide` for the formats.
 
-    The image is turned upright by its EXIF or TIFF orientation, and opacity is dropped. The largest level of a pyramid
-    and the largest image of a TIFF file are read; if other images are skipped, a warning is logged. The pixel size
-    comes from the metadata of OME, ImageJ, Aperio, Philips, LSM or MetaMorph, or from the resolution in TIFF, PNG, JPEG
-    or BMP if it is plausible for a microscope (at most 30 µm; 72 to 600 dpi are defaults of programs).
+    The image is turned upright by its EXIF or TIFF orientation, and opacity is dropped. The pixel size comes from the
+    metadata, or from the resolution in TIFF, PNG, JPEG or BMP if it is plausible for a microscope (at most 30 µm; 72 to
+    600 dpi are defaults of programs). Of several points in time the first is taken, with a warning.
 
     Args:
         path: The file.
-        channel: The channel to read, from 0, if there are several.
-        page: The page of a TIFF file to read, from 0, if there are several.
-        z: The plane of a z-stack to read, from 0.
+        scene: The scene, by its number or name, if there are several.
+        channel: The channel, by its number or name, if there are several.
+        page: The page of a TIFF file, from 0.
+        z: The plane of a z-stack, from 0; max for the brightest value of all planes, best for the sharpest plane.
 
     Raises:
-        InputError: If the file is missing, or is not one image in grey or colour.
+        InputError: If the file is missing or damaged, or is not one image in grey or colour.
     """
-    pixels = _read(path, Choice(channel, page, z))
-    return ImageFile(_one_image(pixels, Path(path).name), pixels.pixel_um)
+    opened = _open_channels(path, scene=scene, page=page, z=z)
+    return one_channel(opened, channel, Path(path).name)
 
 
-def read_channels(path: str | Path, *, page: int | None = None, z: int | None = None) -> list[NDArray[Any]]:
-    """Return the channels (h, w) of an image; for a colour image, a list of its pixels (h, w, 3) alone.
+def read_image(
+    path: str | Path,
+    *,
+    scene: int | str | None = None,
+    channel: int | str | None = None,
+    page: int | None = None,
+    z: Focus | str | None = None,
+) -> ImageFile:
+    """Return all pixels of the image that `open_image` returns.
 
     Raises:
-        InputError: For the same reasons as in `read_image`.
+        InputError: For the same reasons as in `open_image`, or if memory cannot hold the image.
     """
-    pixels = _read(path, Choice(page=page, z=z))
-    if pixels.is_color or pixels.array.ndim == 2:
-        return [_one_image(pixels, Path(path).name)]
-    return list(np.moveaxis(pixels.array, -1, 0))
+    opened = open_image(path, scene=scene, channel=channel, page=page, z=z)
+    return ImageFile(all_pixels(opened, Path(path).name), opened.pixel_um)
 
 
-def read_labels(path: str | Path, *, page: int | None = None, z: int | None = None) -> NDArray[Any]:
-    """Return a label image (h, w) of integers as stored in the file; for a palette, these are the indices.
+def open_channels(
+    path: str | Path, *, scene: int | str | None = None, page: int | None = None, z: Focus | str | None = None
+) -> Scene:
+    """Return one image with all of its channels, without reading its pixels yet.
+
+    Raises:
+        InputError: For the same reasons as in `open_image`.
+    """
+    return _open_channels(path, scene=scene, page=page, z=z)
+
+
+def open_labels(
+    path: str | Path, *, scene: int | str | None = None, page: int | None = None, z: Focus | str | None = None
+) -> Scene:
+    """Return a label image of integers as stored in the file, without reading it yet; a palette's are its indices.
 
     Raises:
         InputError: If the file is missing, or is not an image of integers in one channel.
     """
-    labels = _read(path, Choice(page=page, z=z, labels=True)).array
-    if labels.ndim != 2 or labels.dtype.kind not in "ui":
+    opened = _open_channels(path, scene=scene, page=page, z=z, labels=True)
+    if len(opened.channels) > 1 or opened.dtype.kind not in "ui":
+        shape = (*opened.shape, len(opened.channels)) if len(opened.channels) > 1 else opened.shape
         raise InputError(
-            f"{Path(path).name}: expected labels, one integer per pixel, found {labels.shape} {labels.dtype}"
+            f"{Path(path).name}: expected labels, one integer per pixel, found {shape} {opened.dtype}"
         )
-    return np.ascontiguousarray(labels)
+    return opened
+
+
+def read_labels(
+    path: str | Path, *, scene: int | str | None = None, page: int | None = None, z: Focus | str | None = None
+) -> NDArray[Any]:
+    """Return all pixels (h, w) of the label image that `open_labels` returns.
+
+    Raises:
+        InputError: For the same reasons as in `open_labels`, or if memory cannot hold the image.
+    """
+    return all_pixels(open_labels(path, scene=scene, page=page, z=z), Path(path).name)
 
 
 def shrink_to_grey(pixels: NDArray[Any], factor: int = 1, weights: NDArray[np.float32] = LUMA) -> Tensor:
@@ -136,51 +174,55 @@ def shrink_to_grey(pixels: NDArray[Any], factor: int = 1, weights: NDArray[np.fl
     return grey
 
 
-def _read(path: str | Path, choice: Choice) -> Pixels:
-    """Return the chosen part of a file, whose format is recognised by its content, not by its name.
+def _open_channels(
+    path: str | Path,
+    *,
+    scene: int | str | None = None,
+    page: int | None = None,
+    z: Focus | str | None = None,
+    labels: bool = False,
+) -> Scene:
+    path = Path(path)
+    slide = open_slide(path, page=page, labels=labels)
+    with errors_named(path):
+        opened = slide.scene(scene)
+        if z is None and opened.z_count > 1:
+            raise InputError(
+                f"expected one image, found a z-stack of {opened.z_count} planes: choose one (--z, for "
+                "sections) by its number, the sharpest (best) or the brightest values (max), or save it as a file of "
+                "its own (for a reference)"
+            )
+        if opened.t_count > 1:
+            log.warning("%s: holds %d points in time; only the first is read", path.name, opened.t_count)
+        return opened.in_focus(0 if z is None else z)
+
+
+def one_channel(opened: Scene, channel: int | str | None, name: str) -> Scene:
+    """Return a scene with one channel, chosen by its number or name; None for the only one.
 
     Raises:
-        InputError: If it cannot be read; the message begins with the file's name.
+        InputError: If there is no such channel, or there are several to choose from.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path.name}: expected an image, found a folder of this name in {path.parent}")
-    if not path.is_file():
-        raise InputError(f"{path.name}: no such file in {path.parent}")
-    try:
-        with path.open("rb") as file:
-            is_tiff = file.read(4) in TIFF_STARTS
-        pixels = (read_tiff if is_tiff else read_picture)(path, choice)
-        _check_pixels(pixels.array)
-    except Exception as error:  # a damaged file may raise anything
-        reason = str(error).removeprefix(f"{path.name}: ")
-        expected = isinstance(error, InputError) and reason.startswith("expected")
-        said = reason if expected else f"cannot be read as an image: {shorten(reason, 200)}"
-        raise InputError(f"{path.name}: {said}") from error
-    return pixels
+    with errors_named(Path(name)):
+        if channel is not None:
+            return opened.of_channel(channel)
+        if len(opened.channels) > 1:
+            known = ", ".join(
+                f"{number} {known.name}".strip() for number, known in enumerate(opened.channels)
+            )
+            raise InputError(
+                f"expected grey or colour, found {len(opened.channels)} channels: choose one (--channel, for "
+                f"sections) of {known}, or save it as a file of its own (for a reference)"
+            )
+        return opened
 
 
-def _one_image(pixels: Pixels, name: str) -> NDArray[Any]:
-    """Return the pixels (h, w) of the only channel, or (h, w, 3) in colour."""
-    if pixels.array.ndim == 2:
-        return np.ascontiguousarray(pixels.array)
-    if not pixels.is_color:
-        raise InputError(
-            f"{name}: expected grey or colour, found {pixels.array.shape[2]} channels: choose one (--channel, for "
-            "sections), or save it as a file of its own (for a reference)"
-        )
-    return np.ascontiguousarray(pixels.array[..., :3])
+def all_pixels(opened: Scene, name: str) -> NDArray[Any]:
+    """Return all pixels of one channel, (h, w) or in colour (h, w, 3).
 
-
-def _check_pixels(pixels: NDArray[Any]) -> None:
-    if min(pixels.shape[:2]) < 2:
-        raise InputError(f"expected an image of at least 2×2 pixels, found {pixels.shape}")
-    if pixels.dtype.kind not in "uif":
-        raise InputError(f"expected intensities, integers or floats, found {pixels.dtype}")
-    if pixels.dtype.kind != "f":
-        return
-    largest = max(abs(float(pixels.min())), abs(float(pixels.max())))  # NaN if any pixel is
-    if not largest <= LARGEST_INTENSITY:
-        raise InputError(
-            f"expected finite intensities of at most {LARGEST_INTENSITY:g}, found {largest:g} ({pixels.dtype})"
-        )
+    Raises:
+        InputError: If memory cannot hold them.
+    """
+    height, width = opened.shape
+    check_size(name, (height, width), opened.dtype.itemsize * (3 if opened.is_color else 1))
+    return np.ascontiguousarray(opened.read())

@@ -12,13 +12,13 @@ from atlalign.errors import InputError, check_size
 from atlalign.io.files import itk_name
 from atlalign.io.jpeg import check_jpeg
 from atlalign.io.pixel_sizes import density_pixel_size
-from atlalign.io.pixels import Choice, Pixels, PixelSize, check_index, is_turned, one_channel, upright
+from atlalign.io.pixels import PixelSize, is_turned, upright
+from atlalign.io.scenes import Scene, array_scene
 
 _ORIENTATION = 0x0112  # of EXIF
 _COPIES = 3  # Pillow's own pixels, its exported buffer, and the array
 _OTHERS = {
     b"": "it is empty",
-    b"ZISRAWFILE": "it is a CZI file: export the scene as OME-TIFF",
     b"%PDF": "it is a PDF file",
     b"PK\x03\x04": "it is a ZIP archive",
     b"\x89HDF": "it is an HDF5 file",
@@ -29,25 +29,24 @@ _OTHERS = {
 """The first bytes of files that are often mistaken for images, and the messages about them."""
 
 
-def read_picture(path: Path, choice: Choice) -> Pixels:
+def picture_scene(path: Path, *, labels: bool = False) -> Scene:
     """Return an image that Pillow or SimpleITK reads; its format is recognised by its content, not by its name.
+
+    Args:
+        path: The file.
+        labels: The numbers in the file are meant, not the colours or intensities that they stand for.
 
     Raises:
         InputError: If it is not an image, ends early, or is too large.
     """
-    for what, index in (("page (--page)", choice.page), ("plane (--z)", choice.z)):
-        if index is not None:
-            check_index(what, index, 1)
     with path.open("rb") as file:
         start = file.read(32)
     opened = _opener(start)
-    array, size = (_medical(path, start), None) if opened is None else _decoded(opened, path, choice)
+    array, size = (_medical(path, start), None) if opened is None else _decoded(opened, path, labels=labels)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
-    is_color = array.ndim == 3 and array.shape[2] in (3, 4) and not choice.labels
-    if choice.channel is None:
-        return Pixels(array, is_color, size)
-    return Pixels(one_channel(array, choice.channel), False, size)
+    is_color = array.ndim == 3 and array.shape[2] in (3, 4) and not labels
+    return array_scene(array, is_color=is_color, pixel_um=size)
 
 
 def _opener(start: bytes) -> Callable[[Any], Any] | None:
@@ -67,7 +66,7 @@ def _opener(start: bytes) -> Callable[[Any], Any] | None:
 
 
 def _decoded(
-    opened: Callable[[Any], Any], path: Path, choice: Choice
+    opened: Callable[[Any], Any], path: Path, *, labels: bool
 ) -> tuple[NDArray[Any], PixelSize | None]:
     """Return the pixels (h, w) or (h, w, c), upright and without opacity, and the size of one."""
     content = path.read_bytes()
@@ -77,7 +76,7 @@ def _decoded(
             check_jpeg(content)
         array = _of_16_bits(image, content)
         if array is None:
-            array = _of_8_bits(image, choice.labels)
+            array = _of_8_bits(image, labels=labels)
         has_opacity = image.mode in ("LA", "La", "RGBA", "RGBa") and array.ndim == 3
         array = array[..., :-1] if has_opacity else array
         orientation = image.getexif().get(_ORIENTATION, 1)
@@ -108,7 +107,7 @@ def _of_16_bits(image: Any, content: bytes) -> NDArray[Any] | None:
     return None
 
 
-def _of_8_bits(image: Any, labels: bool) -> NDArray[Any]:
+def _of_8_bits(image: Any, *, labels: bool) -> NDArray[Any]:
     """Return the pixels of an image as Pillow decodes them; labels keep the bit depth of the file."""
     if image.mode in ("P", "PA"):
         indices = np.array(image)

@@ -142,6 +142,19 @@ def _ome(file: Any, page: Any, path: Path, image: int | None) -> _Said | None:
 def ome_lengths(file: Any, page: Any, path: Path, image: int | None, axes: str) -> list[float | None] | None:
     """Return what OME metadata say of a pixel's size along some axes, in µm; None without any about this image.
 
+    Raises:
+        ValueError: If they cannot be read.
+    """
+    pixels = ome_pixels(file, page, path, image)
+    if pixels is None:
+        return None
+    sizes = {axis: pixels.get(f"PhysicalSize{axis}", "0") for axis in axes}
+    return [parse_length(sizes[axis], pixels.get(f"PhysicalSize{axis}Unit", "µm")) for axis in axes]
+
+
+def ome_pixels(file: Any, page: Any, path: Path, image: int | None) -> ElementTree.Element | None:
+    """Return what OME metadata say of an image's pixels; None without any about this image.
+
     The metadata may lie in a file beside the image.
 
     Raises:
@@ -160,11 +173,7 @@ def ome_lengths(file: Any, page: Any, path: Path, image: int | None, axes: str) 
                 f"the file with the metadata, {name or 'without a name'}, is not beside the image"
             )
         root = _xml(beside.read_text(encoding="utf-8", errors="replace"))
-    pixels = _ome_pixels(root, page, path, image)
-    if pixels is None:
-        return None
-    sizes = {axis: pixels.get(f"PhysicalSize{axis}", "0") for axis in axes}
-    return [parse_length(sizes[axis], pixels.get(f"PhysicalSize{axis}Unit", "µm")) for axis in axes]
+    return _ome_pixels(root, page, path, image)
 
 
 def _xml(text: str) -> ElementTree.Element:

@@ -1,8 +1,8 @@
-"""What the readers of image files have in common: what to read, and what they return."""
+"""What the readers of image files have in common."""
 
 import logging
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,36 +19,6 @@ Background = Literal["auto", "bright", "dark"]
 _BAND_PX = 2**22  # this many pixels are converted at once
 
 
-class Choice(NamedTuple):
-    """What to read of a file that holds several images.
-
-    Attributes:
-        channel: One channel, from 0; None reads all.
-        page: One page of a TIFF file, from 0.
-        z: One plane of a z-stack, from 0.
-        labels: The numbers that the file stores are meant, not the colours or intensities that they stand for.
-    """
-
-    channel: int | None = None
-    page: int | None = None
-    z: int | None = None
-    labels: bool = False
-
-
-class Pixels(NamedTuple):
-    """What was read.
-
-    Attributes:
-        array: (h, w), or (h, w, c) with c > 1; upright, without opacity.
-        is_color: Whether the first three of several channels are red, green and blue.
-        pixel_um: The size of a pixel, where the file says it.
-    """
-
-    array: NDArray[Any]
-    is_color: bool
-    pixel_um: PixelSize | None = None
-
-
 def check_index(what: str, index: int, count: int) -> None:
     """Check that an image has a channel, page or plane of this number.
 
@@ -57,13 +27,6 @@ def check_index(what: str, index: int, count: int) -> None:
     """
     if not 0 <= index < count:
         raise InputError(f"expected a {what} in 0 … {count - 1}, got {index}")
-
-
-def one_channel(array: NDArray[Any], channel: int) -> NDArray[Any]:
-    """Return one channel (h, w) of an image (h, w) or (h, w, c)."""
-    channels = array if array.ndim == 3 else array[..., None]
-    check_index("channel", channel, channels.shape[2])
-    return channels[..., channel]
 
 
 def upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:

@@ -273,13 +273,14 @@ def _former_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool
     if not folder.exists():
         return None
     former = _former_settings(folder)
-    if former == settings:
+    # An option that did not exist then had its default, which is None.
+    changed = {name for name in former | dict(settings) if former.get(name) != settings.get(name)}
+    if former and not changed:
         with suppress(InputError):
             return check_whole(folder)
-    if overwrite or not former or former == settings:
+    if overwrite or not former or not changed:
         _check_replaceable(folder)
         return None
-    changed = {name for name in former | dict(settings) if former.get(name) != settings.get(name)}
     said = sorted({_SAID.get(name, name) for name in changed})
     raise InputError(
         f"{folder} holds results made with another {', '.join(said)}: choose another --out, or --overwrite"

@@ -4,7 +4,8 @@ Files are mapped to the reference or back to the section. Images and points use 
 takes the value at forward(q) for each pixel q of the reference, whereas a section point p is mapped to inverse(p).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,25 @@ from atlalign.io.files import written_whole
 from atlalign.io.images import (
     IMAGE_ENDINGS,
     TIFF_ENDINGS,
-    read_channels,
-    read_image,
-    read_labels,
+    all_pixels,
+    open_channels,
+    open_image,
+    open_labels,
 )
 from atlalign.io.intensity import slide_color
-from atlalign.io.tiff_writer import write_tiff
+from atlalign.io.scenes import Scene
+from atlalign.io.tiff_writer import NOT_OME, write_tiff
+from atlalign.io.views import at_scale, overview
 from atlalign.registration.carried_points import transform_table
 from atlalign.registration.carried_shapes import transform_shapes, write_outlines
 from atlalign.registration.results import TransformOptions, reference_frame, section_frame
-from atlalign.registration.transform import Grid, SectionTransform, warp_in_bands
+from atlalign.registration.transform import Displacement, Grid, SectionTransform, warp_in_bands
 
 __all__ = ["TransformOptions", "transform_file"]
 
 _SHAPES = (".geojson", ".json")
 _TABLES = (".csv", ".tsv", ".txt")
-_NOT_OME = ("int64", "uint64", "float16")
+_SMALL = (512, 512)  # enough of an image to see the colour of its slide
 
 _Task = Callable[[Path, Path, Path, TransformOptions], str]
 """Reads a file, writes the mapped one with the results in a folder, and returns a one-line summary."""
@@ -71,12 +75,13 @@ def _job(source: Path, out: Path, options: TransformOptions) -> _Task:
         (_TABLES, _TABLES[:1], transform_table),
         (_SHAPES, _SHAPES, transform_shapes),
     ]
-    of_image = options.labels or (options.channel, options.page, options.z) != (None, None, None)
+    chosen = (options.scene, options.channel, options.page, options.z, options.output_um)
+    of_image = options.labels or any(choice is not None for choice in chosen)
     of_table = options.off_plane_um is not None or options.unit is not None
     if of_image and of_table:
         raise InputError(
-            "--unit and --off-plane are for points and cannot be combined with --labels, --channel, --page or --z, "
-            "which are for images"
+            "--unit and --off-plane are for points and cannot be combined with --labels, --scene, --channel, --page, "
+            "--z or --output-um, which are for images"
         )
     if options.labels and options.channel is not None:
         raise InputError("--labels cannot be combined with --channel: a label map has one channel")
@@ -101,50 +106,58 @@ def _job(source: Path, out: Path, options: TransformOptions) -> _Task:
 
 
 def _transform_image(source: Path, folder: Path, out: Path, options: TransformOptions) -> str:
-    transform, channels = SectionTransform.load(folder), _read(source, options)
-    first = channels[0]
-    if len(channels) > 1 and first.dtype.name in _NOT_OME:
+    transform, image = SectionTransform.load(folder), _open(source, options)
+    transform = transform if options.output_um is None else replace(transform, output_um=options.output_um)
+    if len(image.channels) > 1 and image.dtype.name in NOT_OME:
         raise InputError(
-            f"{source.name}: OME-TIFF cannot store channels of type {first.dtype}: choose one with --channel"
+            f"{source.name}: OME-TIFF cannot store channels of type {image.dtype}: choose one with --channel"
         )
     if options.to == "reference":
-        grid, displacement = section_frame(transform, first.shape[:2], source.name)
+        grid, displacement = section_frame(transform, image.shape, source.name), transform.forward
         target = transform.reference
     else:
-        grid, displacement = reference_frame(transform, first.shape[:2], source.name), transform.inverse
-        target = transform.section
+        grid, displacement = reference_frame(transform, image.shape, source.name), transform.inverse
+        target = transform.in_section
     bands = chain.from_iterable(
-        warp_in_bands(pixels, grid, displacement, target, nearest=options.labels, fill=_fill(pixels, options))
-        for pixels in channels
+        _warped(channel, grid, displacement, target, labels=options.labels, name=source.name)
+        for channel in image.each_channel()
     )
-    shape = (*target.shape, *first.shape[2:])
     with written_whole(out) as unfinished:
         write_tiff(
             unfinished,
             bands,
-            shape=shape,
-            dtype=first.dtype,
+            shape=(*target.shape, 3) if image.is_color else target.shape,
+            dtype=image.dtype,
             pixel_um=target.pixel_um,
-            channels=len(channels),
+            channels=image.channels,
+            labels=options.labels,
         )
     other = "section" if options.to == "reference" else "reference"
-    several = f"{len(channels)} channels of " if len(channels) > 1 else ""
+    several = f"{len(image.channels)} channels of " if len(image.channels) > 1 else ""
     return f"{several}{_size(target)}; {source.name} has {_size(grid)}, given the extent of the {other}"
 
 
-def _fill(pixels: NDArray[Any], options: TransformOptions) -> Any:
-    return 0 if options.labels else slide_color(pixels)
-
-
-def _read(source: Path, options: TransformOptions) -> list[NDArray[Any]]:
-    """Return the channels (h, w) of an image, or one image (h, w, 3) in colour."""
+def _open(source: Path, options: TransformOptions) -> Scene:
+    choice: dict[str, Any] = {"scene": options.scene, "page": options.page, "z": options.z}
     if options.labels:
-        return [read_labels(source, page=options.page, z=options.z)]
-    if options.channel is None:
-        return read_channels(source, page=options.page, z=options.z)
-    return [read_image(source, channel=options.channel, page=options.page, z=options.z).pixels]
+        return open_labels(source, **choice)
+    if options.channel is not None:
+        return open_image(source, channel=options.channel, **choice)
+    return open_channels(source, **choice)
+
+
+def _warped(
+    channel: Scene, grid: Grid, displacement: Displacement, target: Grid, *, labels: bool, name: str
+) -> Iterator[NDArray[Any]]:
+    """Yield one warped channel in bands, read at the resolution at which it is written."""
+    if labels:
+        return warp_in_bands(all_pixels(channel, name), grid, displacement, target, nearest=True)
+    view = at_scale(channel, min(to / of for to, of in zip(target.pixel_um, grid.pixel_um, strict=True)))
+    source = grid.scaled(view.scale, (view.pixels.shape[0], view.pixels.shape[1]))
+    fill = slide_color(overview(channel, _SMALL).pixels)
+    return warp_in_bands(view.pixels, source, displacement, target, fill=fill)
 
 
 def _size(grid: Grid) -> str:
-    (height, width), (x, y) = grid
+    (height, width), (x, y), _ = grid
     return f"{height}×{width} px of {x:.4g} × {y:.4g} µm"

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from atlalign.io.tables import number, shown, whole_number
 from atlalign.registration.options import Options
 
 _log = logging.getLogger(__name__)
-_PARTS = ("page", "z")
+_PARTS = ("scene", "page", "z")
 _SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 
 
@@ -52,8 +53,9 @@ class Job(NamedTuple):
 
     @property
     def part(self) -> str:
-        """The suffix for one page or plane of a stack; empty if the list names none."""
-        return "".join(f"_{part}{self.options[part]}" for part in _PARTS if part in self.options)
+        """The suffix for one scene, page or plane of a file; empty if the list names none."""
+        said = "".join(f"_{part}{self.options[part]}" for part in _PARTS if part in self.options)
+        return re.sub(r"[^\w.-]", "-", said)  # a scene may have any name
 
 
 def find_jobs(
@@ -273,7 +275,7 @@ def _cell_parser(declared: Declaration) -> Callable[[str, str], Any]:
     """Return the function that reads a cell, given where it stands."""
     if declared.choices:
         return _one_of({choice: choice for choice in declared.choices})
-    return _PARSERS[declared.kind]
+    return _PARSERS.get(declared.kind, lambda cell, _: declared.kind(cell))
 
 
 def _one_of(choices: Mapping[str, Any]) -> Callable[[str, str], Any]:

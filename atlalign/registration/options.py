@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from atlalign.declarations import Option, declarations
-from atlalign.errors import InputError, check_numbers, unknown_name
+from atlalign.declarations import Option, declarations, number_or_name
+from atlalign.errors import InputError, check_finite_numbers, check_numbers, unknown_name
 from atlalign.io.pixels import Background
 from atlalign.registration.quality import LIMITS, Limit
 
@@ -33,9 +33,28 @@ class Options:
         ),
     ] = "auto"
     background: Annotated[Background, Option("brightness of the empty slide (default: %(default)s)")] = "auto"
-    channel: Annotated[int | None, Option("channel of multichannel images, counted from 0", "N")] = None
+    scene: Annotated[
+        int | str | None,
+        Option("scene of slides with several, counted from 0, or its name", "N|NAME", kind=number_or_name),
+    ] = None
+    channel: Annotated[
+        int | str | None,
+        Option(
+            "channel of multichannel images that is registered, counted from 0, or its name",
+            "N|NAME",
+            kind=number_or_name,
+        ),
+    ] = None
     page: Annotated[int | None, Option("page of multipage TIFF files, counted from 0", "N")] = None
-    z: Annotated[int | None, Option("plane of z-stacks, counted from 0", "N")] = None
+    z: Annotated[
+        int | str | None,
+        Option(
+            "plane of z-stacks, counted from 0; max takes the brightest value of all planes (fluorescence), best the "
+            "sharpest plane",
+            "N|max|best",
+            kind=number_or_name,
+        ),
+    ] = None
     mirrored: Annotated[
         bool,
         Option(
@@ -76,6 +95,14 @@ class Options:
             is_column=False,
         ),
     ] = 0.1
+    output_um: Annotated[
+        float | None,
+        Option(
+            "pixel size in µm of the registered image and of the labels (default: that of the section's image, or for "
+            "scans of more than 134 megapixels the size at which there are so many)",
+            "UM",
+        ),
+    ] = None
     limits: Mapping[str, Limit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -92,5 +119,9 @@ class Options:
             check_numbers({"turn": self.turn}, {"turn": -360.0})
             if self.turn > 360:
                 raise InputError(f"turn: expected -360° to 360°, got {self.turn:g}")
+        if isinstance(self.z, str) and self.z not in ("max", "best"):
+            raise InputError(f"z: expected the number of a plane, max or best, got {self.z}")
+        if self.output_um is not None:
+            check_finite_numbers({"output_um": self.output_um}, {"output_um": 1e-3})
         if not 0.005 <= self.refine_smoothness <= 0.2:
             raise InputError(f"refine_smoothness: expected 0.005 to 0.2, got {self.refine_smoothness:g}")

@@ -11,11 +11,11 @@ from torch import Tensor
 from atlalign.atlas.planes import Anchoring, Matrix, apply_affine, homogeneous, invert_affine
 from atlalign.errors import InputError
 from atlalign.geometry import identity_grid, sample
-from atlalign.io.images import (
-    ImageFile,
-)
+from atlalign.io.images import ImageFile
 from atlalign.io.intensity import tissue_of
 from atlalign.io.pixels import Background, PixelSize
+from atlalign.io.scenes import Scene
+from atlalign.io.views import overview
 from atlalign.registration.options import Placing
 from atlalign.registration.references import Reference, bright_tissue, in_words
 from atlalign.registration.transform import Grid
@@ -34,15 +34,15 @@ class Section(NamedTuple):
     """An image ready to be placed.
 
     Attributes:
-        grey: (h // factor, w // factor) in [0, 1], bright tissue on a ground of 0.
-        factor: Pixel k of `grey` lies at `factor·k + (factor − 1)/2` of the image.
+        grey: (h', w') in [0, 1], bright tissue on a ground of 0.
+        scale: How many pixels of the image one of `grey` covers, along x and y: pixel k lies at `scale·(k + ½) − ½`.
         shape: The image's (h, w).
         pixel_um: The pixel size of the image, if known.
         background: The brightness of the slide in the image.
     """
 
     grey: Tensor
-    factor: int
+    scale: tuple[float, float]
     shape: tuple[int, int]
     pixel_um: PixelSize | None
     background: Background
@@ -50,12 +50,12 @@ class Section(NamedTuple):
     @property
     def to_grey(self) -> Matrix:
         """The map (2, 3) from pixels of the image to those of `grey`."""
-        shift = -(self.factor - 1) / 2 / self.factor
-        return np.array([[1 / self.factor, 0, shift], [0, 1 / self.factor, shift]])
+        x, y = self.scale
+        return np.array([[1 / x, 0, (1 / x - 1) / 2], [0, 1 / y, (1 / y - 1) / 2]])
 
 
 def read_section(
-    image: ImageFile,
+    image: Scene | ImageFile,
     image_shape: tuple[int, int],
     *,
     background: Background = "auto",
@@ -64,7 +64,7 @@ def read_section(
     """Return an image in grey, with bright tissue on a ground of 0.
 
     Args:
-        image: In grey or colour.
+        image: In grey or colour; of a pyramid, the smallest level that serves is read.
         image_shape: The network's (H, W): much more is not kept.
         background: What the slide is; auto detects it.
         name: For messages.
@@ -72,10 +72,12 @@ def read_section(
     Raises:
         InputError: If the image shows nothing.
     """
-    height, width = image.pixels.shape[:2]
+    scene = image.scene if isinstance(image, ImageFile) else image
+    view = overview(scene, (_OVERSAMPLING * image_shape[0], _OVERSAMPLING * image_shape[1]))
+    height, width = view.pixels.shape[:2]
     factor = max(1, min(height // image_shape[0], width // image_shape[1]) // _OVERSAMPLING)
-    grey, found = tissue_of(image.pixels, factor=factor, background=background, name=name)
-    return Section(grey, factor, (height, width), image.pixel_um, found)
+    grey, found = tissue_of(view.pixels, factor=factor, background=background, name=name)
+    return Section(grey, (view.scale[0] * factor, view.scale[1] * factor), scene.shape, scene.pixel_um, found)
 
 
 # --- placement --------------------------------------------------------------------------------------------------------
@@ -223,9 +225,9 @@ def _stretched(shape: tuple[int, int], onto: tuple[int, int], turned: Matrix) ->
 def _size_um(section: Section, reference: Reference, by: Placing, pixel_um: PixelSize | None) -> PixelSize:
     """Return the size of the section's pixels: the known one, or that at which both tissues spread as far."""
     if by == "fit":
-        _, spread = _moments(bright_tissue(section.grey), np.ones(2))
+        _, spread = _moments(bright_tissue(section.grey), np.array(section.scale))
         _, spread_um = _moments(reference.tissue, np.array(reference.grid.pixel_um))
-        size = spread_um / (spread * section.factor)
+        size = spread_um / spread
         return size, size
     if pixel_um is None:
         raise InputError(

@@ -145,7 +145,7 @@ class Reference(NamedTuple):
     def fingerprint(self) -> str:
         """Return the SHA-256 of the whole reference."""
         plane = None if self.plane is None else self.plane.matrix
-        return fingerprint_of(self.image.numpy(), self.labels, tuple(self.grid), plane)
+        return fingerprint_of(self.image.numpy(), self.labels, (self.grid.shape, self.grid.pixel_um), plane)
 
     def half(self, side: Side | None) -> "Reference":
         """Return the reference with one half of the image set to 0, and only this `side` kept; None keeps both."""

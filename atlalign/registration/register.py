@@ -4,7 +4,9 @@ Two maps make up the result. The *placement* is affine and brings the section to
 does the rest. Both together interpolate the image once.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from atlalign.atlas.planes import Points, apply_affine, invert_affine
-from atlalign.errors import InputError, check_size, describe
+from atlalign.errors import InputError, describe
 from atlalign.geometry import (
     compose,
     identity_grid,
@@ -23,7 +25,9 @@ from atlalign.geometry import (
     warp,
     warp_points,
 )
-from atlalign.io.images import ImageFile, read_image
+from atlalign.io.images import one_channel, open_channels
+from atlalign.io.pixels import log
+from atlalign.io.scenes import Scene
 from atlalign.metrics import mutual_information
 from atlalign.registration.jobs import Job
 from atlalign.registration.likeness import likeness
@@ -49,6 +53,9 @@ NEARBY_UM, FARTHER_UM = (-500.0, -250.0, 250.0, 500.0), (-2000.0, -1000.0, 1000.
 """Distances from its plane at which a section is registered as well, the latter only in case of doubt."""
 
 _DOUBT = -0.05  # of `better_elsewhere`: sections in their places are clearly less like the planes nearby
+LARGEST_DEFAULT_PX = 2**27
+"""Of larger images, outputs have larger pixels unless the user chooses."""
+_LARGEST_PX = 10**11  # more is a mistake, whatever the disk holds
 _APART_DEG = 5.0  # the network corrects smaller turns
 
 # --- from the file ----------------------------------------------------------------------------------------------------
@@ -58,14 +65,16 @@ class RegisteredSection(NamedTuple):
     """A section from its file to its registration.
 
     Attributes:
-        image: The content of the file.
-        section: The image as the network sees it.
+        image: The image with all of its channels, of which more can be read.
+        channel: The channel that is registered.
+        section: That channel as the network sees it.
         reference: The image that it is registered to.
         placement: Its place on the reference before the network.
         registered: The map, both images and the quality.
     """
 
-    image: ImageFile
+    image: Scene
+    channel: Scene
     section: Section
     reference: Reference
     placement: Placement
@@ -80,9 +89,12 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     """
     recipe = recipe.of(job)
     network, references, options = recipe.network, recipe.references, recipe.options
-    image = read_image(job.path, channel=options.channel, page=options.page, z=options.z)
+    name = job.path.name
+    image = open_channels(job.path, scene=options.scene, page=options.page, z=options.z)
+    image.check()  # before work that a missing part of the file would spoil
     reference = references.of(job, options.hemisphere)
-    section = read_section(image, network.image_shape, background=options.background, name=job.path.name)
+    channel = one_channel(image, options.channel, name)
+    section = read_section(channel, network.image_shape, background=options.background, name=name)
     placement = place(
         section,
         reference,
@@ -102,10 +114,11 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
         kept = max(turns, key=lambda other: other.likeness)
     else:
         kept = attempt(network.module, reference, section, placement)
-    _check_registered_size(image, reference, kept.placement, job.path.name)
+    output_um = _output_um(options.output_um, section, reference, kept.placement, name)
     registered = _completed(
         network.module, reference, section, kept, options.refine, options.refine_smoothness
     )
+    transform = replace(registered.transform, output_um=output_um)
 
     turned_otherwise = [
         Alternative(f"turned by {_further(other.placement, kept.placement):.0f}°", other.likeness)
@@ -127,7 +140,8 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     if registered.quality.compared((), planes).better_elsewhere > _DOUBT:
         planes += on_planes(FARTHER_UM)
     quality = registered.quality.compared(turned_otherwise, planes)
-    return RegisteredSection(image, section, reference, kept.placement, registered._replace(quality=quality))
+    registered = registered._replace(transform=transform, quality=quality)
+    return RegisteredSection(image, channel, section, reference, kept.placement, registered)
 
 
 def _likely(section: Section, reference: Reference, placement: Placement) -> list[Placement]:
@@ -145,10 +159,33 @@ def _is_apart(placement: Placement, other: Placement) -> bool:
     return abs(_further(placement, other)) > _APART_DEG
 
 
-def _check_registered_size(image: ImageFile, reference: Reference, placement: Placement, name: str) -> None:
-    """Raise an error if the registered image would be too large: it covers the reference in the section's pixels."""
-    grid = reference.grid.finer(min(*placement.pixel_um, *reference.grid.pixel_um))
-    check_size(f"{name}: the registered image", grid.shape, image.pixels[0, 0].nbytes)
+def _output_um(
+    wanted: float | None, section: Section, reference: Reference, placement: Placement, name: str
+) -> float | None:
+    """Return the pixel size of the images to write; None for that of the section's image.
+
+    Raises:
+        InputError: If they would be too large.
+    """
+    own_um = min(*placement.pixel_um, *reference.grid.pixel_um)
+    largest = max(math.prod(section.shape), math.prod(reference.grid.finer(own_um).shape))
+    if wanted is None and largest <= LARGEST_DEFAULT_PX:
+        return None
+    output_um = wanted or own_um * math.sqrt(largest / LARGEST_DEFAULT_PX)
+    if wanted is None:
+        log.warning(
+            "%s: images are written with pixels of %.3g µm, because at %.3g µm they would have %.0f megapixels "
+            "(--output-um chooses another size)",
+            name,
+            output_um,
+            own_um,
+            largest / 1e6,
+        )
+    elif math.prod(reference.grid.finer(wanted).shape) > _LARGEST_PX:
+        raise InputError(
+            f"{name}: --output-um: expected a registered image of at most {_LARGEST_PX:.0e} pixels, got {wanted:g} µm"
+        )
+    return output_um
 
 
 def _mirrored(

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from atlalign.atlas.planes import Points
 from atlalign.errors import InputError
-from atlalign.io.images import read_channels, read_labels
+from atlalign.io.images import open_channels, read_labels
+from atlalign.io.scenes import Focus
 from atlalign.io.tables import Table
 from atlalign.registration.regions import RegionName, read_regions
 from atlalign.registration.transform import (
@@ -40,9 +40,11 @@ class TransformOptions(NamedTuple):
     Attributes:
         to: Map to the reference or to the section.
         labels: The image holds region ids; use nearest-neighbour interpolation.
-        channel: Channel of an image, counted from 0; None maps all.
+        scene: Scene of a slide, by number from 0 or by name.
+        channel: Channel of an image, by number from 0 or by name; None maps all.
         page: Page of a TIFF file, counted from 0.
-        z: Plane of a z-stack, counted from 0.
+        z: Plane of a z-stack, counted from 0; max for the brightest value of all, best for the sharpest.
+        output_um: Size of the pixels of the image to write; None for that of the registration's own images.
         unit: Unit of x and y in a table; None means px.
         off_plane_um: Largest distance of atlas points from the section's plane; None means `OFF_PLANE_UM`.
         scale: Section coordinates of points and shapes are pixels of an image this many times as wide and high as the
@@ -51,9 +53,11 @@ class TransformOptions(NamedTuple):
 
     to: Destination
     labels: bool = False
-    channel: int | None = None
+    scene: int | str | None = None
+    channel: int | str | None = None
     page: int | None = None
-    z: int | None = None
+    z: Focus | str | None = None
+    output_um: float | None = None
     unit: Unit | None = None
     off_plane_um: float | None = None
     scale: float | Path | None = None
@@ -151,22 +155,17 @@ class Results:
 # --- frames -----------------------------------------------------------------------------------------------------------
 
 
-def section_frame(transform: SectionTransform, shape: Sequence[int], name: str) -> tuple[Grid, Displacement]:
-    """Return the pixels of another image (h, w) of the section, and the map from the reference to it.
+def section_frame(transform: SectionTransform, shape: Sequence[int], name: str) -> Grid:
+    """Return the pixels of another image (h, w) of the section.
 
     It may be another channel, or a smaller or larger scan; its outer edges are those of the section's image.
 
     Raises:
         InputError: If the image and the section differ in proportions.
     """
-    height, width = transform.section.shape
-    size = np.array(transform.section.pixel_um) * (width / shape[1], height / shape[0])
-    _check_proportions(size, shape, transform.section, name, "section's image")
-    # The centre of the image's first pixel in the section's frame.
-    first_mm = (size - transform.section.pixel_um) / 2 / 1000
-    moved = transform.forward.mm - torch.from_numpy(first_mm).float().view(2, 1, 1)
-    grid = Grid((shape[0], shape[1]), (float(size[0]), float(size[1])))
-    return grid, Displacement(transform.forward.grid, moved)
+    grid = transform.section.resampled((shape[0], shape[1]))
+    _check_proportions(np.array(grid.pixel_um), shape, transform.section, name, "section's image")
+    return grid
 
 
 def reference_frame(transform: SectionTransform, shape: Sequence[int], name: str) -> Grid:
@@ -189,7 +188,7 @@ def _scale(given: float | Path | None, transform: SectionTransform) -> tuple[flo
     if isinstance(given, Path):
         if not given.is_file():
             raise InputError(f"--scale: expected a number or an image, found no file {given}")
-        shape = read_channels(given)[0].shape[:2]
+        shape = open_channels(given).shape
         section_frame(transform, shape, given.name)
         height, width = transform.section.shape
         return shape[1] / width, shape[0] / height

@@ -1,7 +1,8 @@
 """The images and tables in the folder of a registered section, beside its transform."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +12,48 @@ from numpy.typing import NDArray
 from atlalign.atlas.ids import stored_type
 from atlalign.atlas.ontology import Ontology
 from atlalign.io.intensity import slide_color
+from atlalign.io.scenes import Scene
 from atlalign.io.tiff_writer import write_tiff
+from atlalign.io.views import at_scale, overview
 from atlalign.plots import png, section_overlay
 from atlalign.registration import regions
 from atlalign.registration.register import RegisteredSection
 from atlalign.registration.transform import LABELS, REGIONS, Grid, SectionTransform
 
 _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY = "registered.tif", "labels.tif", "reference.tif", "overlay.png"
+_OVERVIEW = (1280, 1280)  # enough for the overlay and the colour of the slide
 SECTION_FILES = {_IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY, LABELS, REGIONS}
 
 
 def write_section_files(folder: Path, found: RegisteredSection, ontology: Ontology | None) -> None:
     """Write `SECTION_FILES`; files of labels only if the reference has labels."""
-    transform, pixels, reference = found.registered.transform, found.image.pixels, found.reference
-    shape = (*transform.reference.shape, *pixels.shape[2:])
-    registered = transform.register(pixels, fill=slide_color(pixels))
-    _write(folder / _IMAGE, registered, shape, pixels.dtype, transform.reference)
+    transform, image, reference = found.registered.transform, found.image, found.reference
+    _write_registered(folder / _IMAGE, image, transform)
     grey = (reference.image[0, 0] * 255).round().byte().numpy()
     _write(folder / _REFERENCE, [grey], grey.shape, grey.dtype, reference.grid)
     if reference.labels is not None:
         _write_labels(folder, reference.labels, transform, ontology)
     _write_overlay(folder / _OVERLAY, found)
+
+
+def _write_registered(path: Path, image: Scene, transform: SectionTransform) -> None:
+    """Write all channels of the registered image."""
+    target = transform.reference
+    write_tiff(
+        path,
+        chain.from_iterable(_registered(channel, transform) for channel in image.each_channel()),
+        shape=(*target.shape, 3) if image.is_color else target.shape,
+        dtype=image.dtype,
+        pixel_um=target.pixel_um,
+        channels=image.channels,
+    )
+
+
+def _registered(channel: Scene, transform: SectionTransform) -> Iterator[NDArray[Any]]:
+    """Yield one channel of the registered image in bands, from pixels no smaller than those of the result need."""
+    view = at_scale(channel, min(transform.reference.pixel_um) / max(transform.section.pixel_um))
+    fill = slide_color(overview(channel, _OVERVIEW).pixels)
+    return transform.register(view.pixels, scale=view.scale, fill=fill)
 
 
 def _write_labels(
@@ -41,30 +63,31 @@ def _write_labels(
     labels = labels.astype(stored_type(labels))
     grid = transform.forward.grid.with_shape((labels.shape[0], labels.shape[1]))
     _write(folder / LABELS, [labels], labels.shape, labels.dtype, grid)
-    areas = regions.RegionAreas(transform.section.pixel_um)
+    areas = regions.RegionAreas(transform.in_section.pixel_um)
     if transform.plane is None:
         in_section = areas.counted(transform.label(labels))
     else:
         in_section = areas.counted_by_side(transform.label_by_side(labels))
-    _write(folder / _IMAGE_LABELS, in_section, transform.section.shape, labels.dtype, transform.section)
+    _write(folder / _IMAGE_LABELS, in_section, transform.in_section.shape, labels.dtype, transform.in_section)
     regions.write_regions(folder / REGIONS, areas, ontology, known=np.unique(labels[labels > 0]).tolist())
 
 
 def _write(
     path: Path, bands: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: np.dtype[Any], grid: Grid
 ) -> None:
-    write_tiff(path, bands, shape=shape, dtype=dtype, pixel_um=grid.pixel_um)
+    write_tiff(path, bands, shape=shape, dtype=dtype, pixel_um=grid.pixel_um, labels=True)
 
 
 def _write_overlay(path: Path, found: RegisteredSection) -> None:
-    """Write the picture for checking."""
+    """Write the picture for checking, from the section at a size that is at least the picture's."""
     labels, result = found.reference.labels, found.registered
 
     def labels_of(shape: tuple[int, int]) -> NDArray[Any] | None:
         if labels is None:
             return None
-        on_thumbnail = replace(result.transform, section=result.transform.section.with_shape(shape))
+        grid = result.transform.section.with_shape(shape)
+        on_thumbnail = replace(result.transform, section=grid, output_um=None)
         return np.concatenate(list(on_thumbnail.label(labels)))
 
     images = (found.reference.image[0, 0], result.placed[0, 0], result.registered[0, 0])
-    path.write_bytes(png(section_overlay(found.image.pixels, *images, labels_of)))
+    path.write_bytes(png(section_overlay(overview(found.channel, _OVERVIEW).pixels, *images, labels_of)))

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +28,7 @@ from atlalign.geometry import sample, warp_points
 from atlalign.io.files import fingerprint, itk_name, storable, written_whole
 from atlalign.io.pixels import PixelSize
 from atlalign.io.tables import cut
+from atlalign.io.views import Pixels
 
 FORWARD, INVERSE, RECORD = "forward.nii.gz", "inverse.nii.gz", "transform.json"
 """The files of a transform."""
@@ -48,24 +49,44 @@ class Grid(NamedTuple):
     Attributes:
         shape: (H, W).
         pixel_um: The distance between pixels along x and y.
+        origin_mm: The centre of pixel (0, 0); not at 0 for a smaller copy of the frame's own image.
     """
 
     shape: tuple[int, int]
     pixel_um: PixelSize
+    origin_mm: tuple[float, float] = (0.0, 0.0)
 
     def to_mm(self, pixels: Points) -> Points:
         """Convert points (N, 2) from pixels (x, y) to mm."""
-        return pixels * (np.array(self.pixel_um) / 1000)
+        return pixels * (np.array(self.pixel_um) / 1000) + self.origin_mm
 
     def to_pixels(self, points_mm: Points) -> Points:
         """Convert points (N, 2) from mm to pixels (x, y)."""
-        return points_mm / (np.array(self.pixel_um) / 1000)
+        return (points_mm - self.origin_mm) / (np.array(self.pixel_um) / 1000)
+
+    def scaled(self, scale: tuple[float, float], shape: tuple[int, int]) -> "Grid":
+        """Return the grid of larger pixels whose outer edges at the left and the top are the same.
+
+        Args:
+            scale: How many pixels one of these covers, along x and y.
+            shape: How many there are.
+        """
+        x, y = (size * by for size, by in zip(self.pixel_um, scale, strict=True))
+        left, top = (
+            origin + (new - old) / 2000
+            for origin, new, old in zip(self.origin_mm, (x, y), self.pixel_um, strict=True)
+        )
+        return Grid(shape, (x, y), (left, top))
+
+    def resampled(self, shape: tuple[int, int]) -> "Grid":
+        """Return the grid of another shape whose outer edges are the same."""
+        return self.scaled((self.shape[1] / shape[1], self.shape[0] / shape[0]), shape)
 
     def with_shape(self, shape: tuple[int, int]) -> "Grid":
         """Return a grid of another shape with the same outermost pixels."""
         sizes = zip(self.pixel_um, self.shape[::-1], shape[::-1], strict=True)
         x, y = (size * (old - 1) / (new - 1) for size, old, new in sizes)
-        return Grid(shape, (x, y))
+        return Grid(shape, (x, y), self.origin_mm)
 
     def finer(self, pixel_um: float) -> "Grid":
         """Return a grid with the same outermost pixels and a distance of about `pixel_um` between pixels."""
@@ -154,6 +175,8 @@ class SectionTransform:
         inverse: From the section's frame to the reference's.
         section: The pixels of the section's image.
         plane: The position of the reference in the atlas; None if the reference is an image.
+        output_um: The pixel size of images that are written; None means that of the section's image, or of the
+            reference if it is smaller.
 
     Example:
         >>> grid = Grid(shape=(40, 56), pixel_um=(25.0, 25.0))
@@ -166,12 +189,24 @@ class SectionTransform:
     inverse: Displacement
     section: Grid
     plane: Plane | None
+    output_um: float | None = None
 
     @property
     def reference(self) -> Grid:
-        """The pixels of the registered image: the reference's frame at the section's resolution."""
-        finest = min(self.section.pixel_um)
-        return self.forward.grid.finer(min(finest, *self.forward.grid.pixel_um))
+        """The pixels of images in the reference's frame that are written: those of the registered image."""
+        finest = min(*self.section.pixel_um, *self.forward.grid.pixel_um)
+        return self.forward.grid.finer(self.output_um or finest)
+
+    @property
+    def in_section(self) -> Grid:
+        """The pixels of images in the section's frame that are written: its own, or larger ones."""
+        if self.output_um is None:
+            return self.section
+        height, width = (
+            max(1, min(size, round(size * um / self.output_um)))
+            for size, um in zip(self.section.shape, self.section.pixel_um[::-1], strict=True)
+        )
+        return self.section.resampled((height, width))
 
     @property
     def midline_mm(self) -> float:
@@ -197,29 +232,33 @@ class SectionTransform:
         """Map points (N, 2) of the reference's frame in mm to pixels (x, y) of the section."""
         return self.section.to_pixels(self.forward(points_mm))
 
-    def register(self, image: NDArray[Any], *, fill: Any = 0) -> Iterator[NDArray[Any]]:
-        """Yield the registered image, of shape `reference.shape`, in bands of rows.
+    def register(
+        self, image: Pixels, *, scale: tuple[float, float] = (1.0, 1.0), fill: Any = 0
+    ) -> Iterator[NDArray[Any]]:
+        """Yield the registered image, of `reference.shape`, in bands of rows.
 
         Args:
-            image: The section (h, w) or (h, w, 3). Interpolation is linear; integers are rounded.
+            image: The section (h, w) or (h, w, 3); interpolation is linear; integers are rounded.
+            scale: How many of the section's pixels one of the image covers, along x and y.
             fill: The value outside the section, or one value per channel.
         """
-        return warp_in_bands(image, self.section, self.forward, self.reference, fill=fill)
+        source = self.section.scaled(scale, (image.shape[0], image.shape[1]))
+        return warp_in_bands(image, source, self.forward, self.reference, fill=fill)
 
     def label(self, labels: NDArray[Any]) -> Iterator[NDArray[Any]]:
-        """Yield the labels in section space, of shape `section.shape`, in bands of rows.
+        """Yield the labels in section space, of shape `in_section.shape`, in bands of rows.
 
         Args:
             labels: The labels of the reference, at any resolution. Interpolation is nearest-neighbour; 0 outside.
         """
         grid = self.forward.grid.with_shape((labels.shape[0], labels.shape[1]))
-        return warp_in_bands(labels, grid, self.inverse, self.section, nearest=True)
+        return warp_in_bands(labels, grid, self.inverse, self.in_section, nearest=True)
 
     def label_by_side(self, labels: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:
         """Yield bands of labels as `label` does, each with a mask of the pixels left of the midline."""
         grid = self.forward.grid.with_shape((labels.shape[0], labels.shape[1]))
         middle = (labels.shape[1] - 1) / 2
-        for tiles in _tiles_in_bands(grid, self.inverse, self.section):
+        for tiles in _tiles_in_bands(grid, self.inverse, self.in_section):
             taken = [(_take_nearest(labels, tile, 0), tile[0].numpy() < middle) for tile in tiles]
             yield (
                 np.concatenate([ids for ids, _ in taken], axis=1),
@@ -236,6 +275,7 @@ class SectionTransform:
         frames = {
             "section": {"shape": self.section.shape, "pixel_um": self.section.pixel_um},
             "plane": None if self.plane is None else self.plane.matrix.tolist(),
+            "output_um": self.output_um,
         }
         files = {path.name: _state(path) for path in sorted(folder.iterdir()) if path.name != RECORD}
         write_record(folder, {"format": _FORMAT, **frames, **record, "files": files})
@@ -251,10 +291,11 @@ class SectionTransform:
         record = read_record(folder)
         section = _recorded_grid(record.get("section"), folder / RECORD)
         plane = _recorded_plane(record.get("plane", ""), folder / RECORD)
+        output_um = _recorded_size(record.get("output_um"), folder / RECORD)
         for name in (FORWARD, INVERSE):
             check_file(folder, record, name)
         forward, inverse = (Displacement.read(folder / name) for name in (FORWARD, INVERSE))
-        return cls(forward, inverse, section, plane)
+        return cls(forward, inverse, section, plane, output_um)
 
 
 def _recorded_grid(found: Any, path: Path) -> Grid:
@@ -273,6 +314,16 @@ def _recorded_grid(found: Any, path: Path) -> Grid:
             f"{_AGAIN}"
         )
     return Grid((height, width), (x, y))
+
+
+def _recorded_size(found: Any, path: Path) -> float | None:
+    """Return the size of written pixels, as `SectionTransform.save` wrote it."""
+    is_number = isinstance(found, int | float) and not isinstance(found, bool)
+    if found is not None and not (is_number and 0 < found < np.inf):
+        raise InputError(
+            f"{path}, output_um: expected null or a size in µm, found {cut(str(found), 80)}: {_AGAIN}"
+        )
+    return None if found is None else float(found)
 
 
 def _recorded_plane(found: Any, path: Path) -> Plane | None:
@@ -414,7 +465,7 @@ def _check_gzip(path: Path) -> None:
 
 
 def warp_in_bands(
-    image: NDArray[Any],
+    image: Pixels,
     source: Grid,
     displacement: Displacement,
     target: Grid,
@@ -427,14 +478,14 @@ def warp_in_bands(
     Up to half a pixel outside the image, its border is repeated, as in ITK; further out, pixels are `fill`.
 
     Args:
-        image: (h, w) or (h, w, c), of any type.
+        image: (h, w) or (h, w, c), of any type; with `nearest` an array.
         source: The pixels of the image.
         displacement: From the target's frame to the image's.
         target: The pixels to fill.
         nearest: Use nearest-neighbour instead of linear interpolation.
         fill: One value, or one per channel.
     """
-    take = _take_nearest if nearest else _interpolate
+    take: Callable[[Any, Tensor, Any], NDArray[Any]] = _take_nearest if nearest else _interpolate
     for tiles in _tiles_in_bands(source, displacement, target):
         yield np.concatenate([take(image, tile, fill) for tile in tiles], axis=1)
 
@@ -459,7 +510,11 @@ def _tiles_in_bands(source: Grid, displacement: Displacement, target: Grid) -> I
 def _axes(target: Grid, grid: Grid, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """Return x (1, w) and y (h, 1) of a tile of the target, in pixels of another grid."""
     x, y = (own / other for own, other in zip(target.pixel_um, grid.pixel_um, strict=True))
-    return columns.double()[None] * x, rows.double()[:, None] * y
+    left, top = (
+        1000 * (own - other) / size
+        for own, other, size in zip(target.origin_mm, grid.origin_mm, grid.pixel_um, strict=True)
+    )
+    return columns.double()[None] * x + left, rows.double()[:, None] * y + top
 
 
 def _sources(in_shift: tuple[Tensor, Tensor], shift: Tensor, in_source: tuple[Tensor, Tensor]) -> Tensor:
@@ -484,7 +539,7 @@ def _sampled(planes: Tensor, points: Tensor) -> Tensor:
     return sample(planes[None], points.permute(1, 2, 0)[None], padding_mode="border")[0]
 
 
-def _interpolate(image: NDArray[Any], points: Tensor, fill: Any) -> NDArray[Any]:
+def _interpolate(image: Pixels, points: Tensor, fill: Any) -> NDArray[Any]:
     crop, origin = _crop(image, points)
     channels = crop.reshape(*crop.shape[:2], -1)
     values = torch.from_numpy(channels.astype(np.float32)).permute(2, 0, 1)
@@ -504,14 +559,14 @@ def _take_nearest(image: NDArray[Any], points: Tensor, fill: Any) -> NDArray[Any
     return tile
 
 
-def _inside(image: NDArray[Any], points: Tensor) -> NDArray[np.bool_]:
+def _inside(image: Pixels, points: Tensor) -> NDArray[np.bool_]:
     height, width = image.shape[:2]
     x, y = points.numpy()
     inside: NDArray[np.bool_] = (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
     return inside
 
 
-def _crop(image: NDArray[Any], points: Tensor) -> tuple[NDArray[Any], Tensor]:
+def _crop(image: Pixels, points: Tensor) -> tuple[NDArray[Any], Tensor]:
     """Return the part of the image around points (2, h, w), and the position (2, 1, 1) of its first pixel."""
     limit = torch.tensor([image.shape[1], image.shape[0]])
     first = torch.minimum(points.amin(dim=(1, 2)).floor().long().clamp(min=0), limit - 2)

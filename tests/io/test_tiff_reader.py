@@ -12,7 +12,7 @@ from PIL import Image
 
 from atlalign.errors import InputError
 from atlalign.io import pixel_sizes
-from atlalign.io.images import read_channels, read_image, read_labels, shrink_to_grey
+from atlalign.io.images import open_channels, read_image, read_labels, shrink_to_grey
 
 GREY = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30)
 COLOR = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -42,23 +42,26 @@ def test_a_tiff_by_the_name_of_another_format_is_read(tmp_path, options):
 
 class TestWhichImage:
     @pytest.mark.parametrize("order", [1, -1])
-    def test_the_largest_is_read_and_the_others_are_said_to_be_left_out(self, tmp_path, caplog, order):
+    def test_of_several_images_one_must_be_chosen(self, tmp_path, order):
         small = COLOR[:7, :9].copy()  # no level of a pyramid
         path = write(tmp_path / "a.tif", *[small, COLOR][::order], metadata=None)
-        assert (read_image(path).pixels == COLOR).all()
-        assert "a.tif: holds 2 images" in caplog.text
-        assert "--page" in caplog.text
+        with pytest.raises(InputError, match=r"a\.tif: expected one image, found 2 scenes .*--scene"):
+            read_image(path)
+        both = [read_image(path, scene=scene).pixels for scene in (0, 1)][::order]
+        assert (both[0] == small).all()
+        assert (both[1] == COLOR).all()
 
-    def test_of_two_scenes_the_first_is_read_with_a_warning_and_the_second_by_its_page(
-        self, tmp_path, caplog
-    ):
-        scenes = [{"metadata": {"Name": name}} for name in "ab"]
+    def test_of_two_scenes_one_is_chosen_by_number_or_name_or_page(self, tmp_path):
+        scenes = [{"metadata": {"Name": name}} for name in ("left", "right")]
         path = write(tmp_path / "a.ome.tif", COLOR, 255 - COLOR, ome=True, each=scenes)
-        assert (read_image(path).pixels == COLOR).all()
-        assert "'a' of 20×30 px" in caplog.text
-        caplog.clear()
-        assert (read_image(path, page=1).pixels == 255 - COLOR).all()
-        assert not caplog.text
+        with pytest.raises(InputError, match=r"found 2 scenes \(0: left, 20×30 px; 1: right, 20×30 px\)"):
+            read_image(path)
+        for choice in ({"scene": 1}, {"scene": "1"}, {"scene": "Right"}, {"page": 1}):
+            assert (read_image(path, **choice).pixels == 255 - COLOR).all()
+        with pytest.raises(InputError, match="of a scene, found none called 'up': there are 0 left, 1 right"):
+            read_image(path, scene="up")
+        with pytest.raises(InputError, match="a scene in 0 … 1, got 2"):
+            read_image(path, scene=2)
 
     @pytest.mark.parametrize("name", ["label", "macro", "thumbnail"])
     def test_nobody_misses_the_label_of_a_slide(self, tmp_path, caplog, name):
@@ -104,7 +107,13 @@ class TestStacks:
         with pytest.raises(InputError, match=r"a plane \(--z\) in 0 … 4, got 5"):
             read_image(path, z=5)
 
-    @pytest.mark.parametrize("options", [{"metadata": None}, {"metadata": {"axes": "TYX"}}, {}])
+    def test_of_a_series_in_time_the_first_is_read(self, tmp_path, caplog):
+        path = write(tmp_path / "a.tif", self.STACK, metadata={"axes": "TYX"})
+        assert (read_image(path).pixels == GREY).all()
+        assert "a.tif: holds 5 points in time" in caplog.text
+        assert (read_image(path, page=2).pixels == GREY + 2).all()
+
+    @pytest.mark.parametrize("options", [{"metadata": None}, {}])
     def test_a_page_of_many_is_chosen(self, tmp_path, options):
         path = write(tmp_path / "a.tif", self.STACK, **options)
         with pytest.raises(InputError, match=r"a\.tif: expected one image, found 5 pages.*--page"):
@@ -117,7 +126,7 @@ class TestStacks:
         stack = np.stack([self.STACK, self.STACK + 100], axis=1)  # (z, c, h, w)
         path = write(tmp_path / "a.ome.tif", stack, ome=True, metadata={"axes": "ZCYX"})
         assert (read_image(path, z=3, channel=1).pixels == GREY + 103).all()
-        assert [int(channel[0, 0]) for channel in read_channels(path, z=2)] == [2, 102]
+        assert [int(open_channels(path, z=2).read(channel=c)[0, 0]) for c in (0, 1)] == [2, 102]
         with pytest.raises(InputError, match="found 2 channels: choose one"):
             read_image(path, z=3)
 
@@ -132,8 +141,9 @@ class TestStacks:
         monkeypatch.setattr("atlalign.errors.LARGEST_BYTES", GREY.nbytes)
         path = write(tmp_path / "a.tif", self.STACK, metadata={"axes": "CYX"})
         assert (read_image(path, channel=2).pixels == GREY + 2).all()
-        with pytest.raises(InputError, match=r"a\.tif: expected at most .* 5×20×30"):
-            read_channels(path)
+        monkeypatch.setattr("atlalign.errors.LARGEST_BYTES", GREY.nbytes - 1)
+        with pytest.raises(InputError, match=r"a\.tif: expected at most .* 20×30"):
+            read_image(path, channel=2)
 
 
 class TestColours:
@@ -258,7 +268,7 @@ class TestWhatIsNotThere:
         for kept in (second - 9, second, second + 9, second + 99, len(content) * 2 // 3, len(content) - 9):
             path.write_bytes(content[:kept])
             with pytest.raises(InputError, match=r"a\.tif: cannot be read as an image: .*ends early"):
-                read_image(path)
+                read_image(path, scene=1)
 
     def test_strips_beyond_the_end_are_not_there(self, tmp_path):
         path = write(tmp_path / "a.tif", COLOR, rowsperstrip=5, compression="zlib", metadata=None)
@@ -527,7 +537,7 @@ class TestPixelSizeOfFiles:
         caplog.set_level(logging.ERROR)
         each = [{"metadata": {"PhysicalSizeX": um, "PhysicalSizeY": um}} for um in (8.0, 2.0)]
         path = write(tmp_path / "a.ome.tif", GREY[::4, ::4].copy(), GREY, ome=True, each=each)
-        assert read_image(path).pixel_um == (2, 2)
+        assert read_image(path, scene=1).pixel_um == (2, 2)
         assert read_image(path, page=0).pixel_um == (8, 8)
         path = write(tmp_path / "b.ome.tif", GREY, GREY + 1, ome=True, each=each)
         assert [read_image(path, page=page).pixel_um for page in (0, 1)] == [(8, 8), (2, 2)]

@@ -923,11 +923,9 @@ def test_a_registered_image_has_a_limit(sections, monkeypatch):
     """A small image of fine pixels asks for many more pixels all over the reference."""
     recipe = atlas_recipe("phantom", image_shape=SHAPE)
     job = Job(sections / "a.png", 4000.0, options={"pixel_size_um": 20.0})
-    monkeypatch.setattr("atlalign.errors.LARGEST_BYTES", 300_000)
-    with pytest.raises(
-        InputError, match=r"a\.png: the registered image: expected at most .* with 3 bytes each"
-    ):
-        register_section(job, recipe)
+    monkeypatch.setattr("atlalign.registration.register._LARGEST_PX", 100_000)
+    with pytest.raises(InputError, match=r"a\.png: --output-um: expected a registered image of at most"):
+        register_section(job._replace(options={**job.options, "output_um": 20.0}), recipe)
 
 
 def test_images_of_one_name_are_told_apart_by_their_folders(run, sections, tmp_path):
@@ -996,9 +994,9 @@ def test_a_plane_of_a_stack_is_registered(run, sections, tmp_path):
             "perhaps",
             "a.png: line 2, mirrored: expected one of yes, no, true, false, 1, 0, found 'perhaps'",
         ),
-        ("channel", "red", "a.png: line 2, channel: expected a number, found 'red'"),
+        ("channel", "DAPI", "a.png: expected the number or name of a channel, found none called 'DAPI'"),
         ("page", "first", "a.png: line 2, page: expected a number, found 'first'"),
-        ("z", "1.5", "a.png: line 2, z: expected a whole number, found '1.5'"),
+        ("z", "1.5", "a.png: z: expected the number of a plane, max or best, got 1.5"),
         ("z", "1", "a.png: expected a plane (--z) in 0 … 0, got 1"),
         ("turn", "left", "a.png: line 2, turn: expected a number, found 'left'"),
         ("turn", "nan", "a.png: line 2, turn: expected a number, found 'nan'"),

@@ -117,10 +117,7 @@ class TestReference:
         assert own.plane is None
         assert image_reference(
             image._replace(pixel_um=(5, 10)), None, SHAPE, pixel_um=None, name="r"
-        ).grid == (
-            SHAPE,
-            (10.0, 20.0),
-        )
+        ).grid == Grid(SHAPE, (10.0, 20.0))
         with pytest.raises(InputError, match=r"^r: expected a pixel size.*--reference-pixel-um"):
             image_reference(image, None, SHAPE, pixel_um=None, name="r")
         with pytest.raises(InputError, match=r"^r: expected a pixel size.*, got 0 × 0 µm"):
@@ -168,7 +165,7 @@ class TestReading:
     def test_a_large_image_is_shrunk_and_says_where_its_pixels_are(self):
         large = np.kron(self.IMAGE, np.ones((12, 12), np.uint8))
         section = read_section(ImageFile(large, None), SHAPE)
-        assert section.factor == 13  # 1200 // 40 // 2 = 15 rows, 1560 // 56 // 2 = 13 columns
+        assert section.scale == (13, 13)  # 1200 // 40 // 2 = 15 rows, 1560 // 56 // 2 = 13 columns
         block = large[26:39, 39:52].mean() / np.percentile(large[large > 0], 99.9)
         assert float(section.grey[2, 3]) == pytest.approx(block, abs=1e-5)
         assert apply_affine(section.to_grey, np.array([[45.0, 32.0]])) == pytest.approx(np.array([[3, 2]]))
@@ -182,7 +179,7 @@ class TestReading:
 class TestPlacing:
     def test_detail_that_is_lost_becomes_its_mean_and_no_pattern(self):
         stripes = (torch.arange(168) % 2).float().expand(120, -1)
-        section = Section(stripes, 1, (120, 168), None, "dark")
+        section = Section(stripes, (1.0, 1.0), (120, 168), None, "dark")
         placement = Placement(np.diag([3.0, 3.0, 1.0])[:2], (1.0, 1.0), "user", "stretch")
         inside = (..., slice(4, -4), slice(4, -4))
         placed = placed_image(section, placement, SHAPE)
