@@ -129,6 +129,11 @@ class TestPyramids:
         assert [scene.read(level).shape for level in range(3)] == [page.shape for page in pages]
         assert (scene.read(2) == pages[2]).all()
 
+    def test_another_image_of_half_the_size_is_no_level(self, tmp_path):
+        write_pages(tmp_path / "a.tif", [COLOR, 255 - smaller(COLOR)], [{}, {}])
+        scene = open_slide(tmp_path / "a.tif").scenes[0]
+        assert scene.levels == ((200, 150),)
+
     def test_aperio(self, tmp_path):
         """The scan, its thumbnail in the second page, a level, and the pictures of label and slide."""
         said = "Aperio Image Library v12.0\r\n150x200 [0,0 150x200] (32x32) J2K|AppMag = 20|MPP = 0.5"
