@@ -1,0 +1,376 @@
+"""Pieces of tissue on a slide, and which of them belong to one section.
+
+An image of a slide may show one section or many, and each may have come apart: two hemispheres, a cerebellum beside its
+brain stem, a torn corner. Neighbours may touch. The pieces are found on a small copy of the image, in four steps:
+
+1. Tissue is what differs from the ground by a share of the typical difference, and then, piece by piece, by a share of
+   that piece's own: haze between bright sections is no tissue. An opening removes thin lines: coverslip edges, hairs,
+   outlines of bubbles.
+2. A piece with a narrow neck is cut there.
+3. Pieces that are small, thin or rectangular are left out: dust, bubbles, labels.
+4. Two pieces are parts of one section if they *face* each other, at a small distance along a long front. The outlines
+   of whole sections are convex, and near each other only around one point.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import ConvexHull, KDTree
+
+from atlalign.io.images import LUMA
+from atlalign.io.intensity import Background, Ground, find_ground
+
+_Mask = NDArray[np.bool_]
+_Floats = NDArray[np.float64]
+Reason = Literal["small", "thin", "rectangular"]
+
+WORKING_UM = 40.0
+"""The size of the pixels on which pieces are found."""
+_ASSUMED_MM = 40.0  # the longer side of an image without a pixel size
+_PLAUSIBLE_MM = (2.0, 400.0)  # of an image's longer side; else its pixel size is wrong
+_LARGEST_PX = 3000
+
+# Step 1: tissue. Shares of differences from the ground.
+_NOISE = 5.0  # standard deviations
+_OF_RANGE, _OF_TYPICAL = 0.03, 0.15
+_OF_OWN = (0.3, 0.35)  # one for each time that pieces are found anew
+_LINE_UM = 75.0  # half the width of a line that is no tissue
+_HOLES = 0.5  # more of a piece than this is not filled: the outline of a bubble stays one
+
+# Step 2: necks.
+_NECK = 0.42  # of the width of the narrower part
+_PART = 0.12  # of the piece's area: a smaller part is not cut off
+
+# Step 3: what is left out. A main piece makes a section; others only belong to one.
+_LEAST_MM2, _LEAST_WIDTH_MM = 0.8, 0.6
+_LEAST_SHARE = 0.02  # of the largest piece's area
+_LEAST_THICKNESS = 0.3  # width over the root of the area; a disc has 1.13
+_RECTANGULAR = 0.93  # of the smallest rectangle around it
+_SPECK_MM2 = 0.02
+
+# Step 4: joining.
+_NEAR = 0.1  # of the root of the smaller area: this much further away still faces
+_FACING = 0.85  # of the root of the smaller area
+_REACH = 0.3  # of the geometric mean of both roots
+_ATTACHED_MM = 0.4  # from a section to small pieces of it
+
+
+class LeftOut(NamedTuple):
+    """A piece that is no section.
+
+    Attributes:
+        reason: Why not.
+        mask: (h, w) of its box.
+        box: Where that lies in the labels.
+    """
+
+    reason: Reason
+    mask: _Mask
+    box: tuple[slice, slice]
+
+
+class Found(NamedTuple):
+    """Sections on a slide.
+
+    Attributes:
+        labels: (h, w), 0 where there is no section, and the number of the section from 1 elsewhere.
+        left_out: Pieces that are no sections, the largest first.
+        factor: Pixels of the image for each pixel of the labels, along both axes.
+        unit_mm: The size of a pixel of the labels; assumed if the image's is not known.
+        ground: The slide.
+    """
+
+    labels: NDArray[np.int32]
+    left_out: list[LeftOut]
+    factor: float
+    unit_mm: float
+    ground: Ground
+
+    @property
+    def count(self) -> int:
+        """The number of sections."""
+        return int(self.labels.max(initial=0))
+
+
+class _Piece(NamedTuple):
+    """A connected piece of tissue: its mask within its box, its area and the widest disc in it, in pixels."""
+
+    mask: _Mask
+    box: tuple[slice, slice]
+    area: float
+    width: float
+
+    @property
+    def rim(self) -> _Floats:
+        """Return the pixels (N, 2) along its outline as (row, column)."""
+        padded = np.pad(self.mask, 1)
+        rim = padded & ~ndimage.binary_erosion(padded)
+        return np.argwhere(rim) - 1.0 + (self.box[0].start, self.box[1].start)
+
+
+def find_sections(
+    image: NDArray[Any], *, pixel_um: float | None = None, background: Background = "auto"
+) -> Found:
+    """Return the sections in an image of a slide.
+
+    Args:
+        image: (h, w), or (h, w, c); three channels of 8 bits are colours.
+        pixel_um: The size of a pixel; None if it is not known.
+        background: What the slide is; auto detects it.
+    """
+    unit_mm, factor = _scale(image.shape, pixel_um)
+    small = _shrunk(image, factor)
+    strength, ground = _strength(small, background)
+    tissue = strength > 1
+    radius = max(1, round(_LINE_UM / 1000 / unit_mm))
+    labels = _refined(strength, tissue, radius)
+    pieces = [part for piece in _pieces(labels) for part in _cut_at_necks(piece)]
+    kept, left_out = _sorted_out(pieces, unit_mm)
+    groups = _joined([piece for piece in kept if _is_main(piece, kept, unit_mm)])
+    numbered = np.zeros(tissue.shape, np.int32)
+    for number, group in enumerate(groups, 1):
+        for piece in group:
+            numbered[piece.box][piece.mask] = number
+    mains = {id(piece) for group in groups for piece in group}
+    small_ones = [piece for piece in kept if id(piece) not in mains]
+    left_out += _attached(numbered, small_ones, _ATTACHED_MM / unit_mm)
+    _grow(numbered, tissue, 2 * radius)
+    left_out.sort(key=lambda piece: -int(piece.mask.sum()))
+    return Found(numbered, left_out, factor, unit_mm, ground)
+
+
+def _scale(shape: tuple[int, ...], pixel_um: float | None) -> tuple[float, float]:
+    """Return the size of the pixels to work on in mm, and how many of the image's they are."""
+    longer = max(shape[:2])
+    if pixel_um is None or not _PLAUSIBLE_MM[0] <= longer * pixel_um / 1000 <= _PLAUSIBLE_MM[1]:
+        pixel_um = 1000 * _ASSUMED_MM / longer
+    factor = max(1.0, WORKING_UM / pixel_um, longer / _LARGEST_PX)
+    return factor * pixel_um / 1000, factor
+
+
+def _shrunk(image: NDArray[Any], factor: float) -> NDArray[np.float32]:
+    """Return means of the image (h, w, c) over blocks of about `factor` pixels."""
+    channels = image if image.ndim == 3 else image[..., None]
+    tensor = torch.from_numpy(np.ascontiguousarray(channels, np.float32)).permute(2, 0, 1)[None]
+    shape = [max(2, round(size / factor)) for size in image.shape[:2]]
+    shrunk = torch.nn.functional.interpolate(tensor, size=shape, mode="area")
+    return shrunk[0].permute(1, 2, 0).numpy()
+
+
+# --- tissue -----------------------------------------------------------------------------------------------------------
+
+
+def _strength(image: NDArray[np.float32], background: Background) -> tuple[_Floats, Ground]:
+    """Return how far (h, w) each pixel differs from the ground, with 1 for the least that counts as tissue."""
+    if image.shape[2] == 3:
+        ground = find_ground(torch.from_numpy(image @ LUMA), background)
+        # One channel at least is dark where any stain is, or bright where any dye is.
+        image = image.min(axis=2, keepdims=True) if ground.is_bright else image.max(axis=2, keepdims=True)
+        background = "bright" if ground.is_bright else "dark"
+    of_channels = [_channel_strength(channel, background) for channel in np.moveaxis(image, 2, 0)]
+    strength = np.max([strength for strength, _ in of_channels], axis=0)
+    return strength, of_channels[0][1]
+
+
+def _channel_strength(channel: NDArray[np.float32], background: Background) -> tuple[_Floats, Ground]:
+    tensor = torch.from_numpy(channel)
+    ground = find_ground(tensor, background)
+    shape = (channel.shape[0], channel.shape[1])
+    surface = ground.surface(shape)
+    difference = 1 - tensor / surface if ground.is_bright else tensor - surface
+    smooth = ndimage.gaussian_filter(difference.double().numpy(), 0.7)
+    smooth[ground.in_full(ground.void, shape).numpy()] = 0
+    seen = smooth[ground.in_full(ground.seen, shape).numpy()]
+    noise = 1.4826 * float(np.median(np.abs(seen - np.median(seen)))) if seen.size else 0.0
+    least = max(_NOISE * noise, _OF_RANGE * float(np.percentile(smooth, 99.5)), 1e-9)
+    tissue = smooth[smooth > least]
+    if tissue.size:
+        least = max(least, _OF_TYPICAL * float(np.median(tissue)))
+    return smooth / least, ground
+
+
+def _refined(strength: _Floats, tissue: _Mask, radius: int) -> NDArray[np.int32]:
+    """Return pieces (h, w) of tissue without lines, and without what is much fainter than most of the piece."""
+    for share in _OF_OWN:
+        labels = _opened(tissue, radius)
+        typical = np.asarray(ndimage.median(strength, labels, np.arange(labels.max() + 1)))
+        typical[0] = np.inf
+        tissue = (labels > 0) & (strength > share * typical[labels])
+    return _opened(tissue, radius)
+
+
+def _opened(mask: _Mask, radius: int) -> NDArray[np.int32]:
+    disc = ndimage.iterate_structure(ndimage.generate_binary_structure(2, 1), radius)
+    labels: NDArray[np.int32] = ndimage.label(ndimage.binary_opening(mask, disc))[0]
+    return labels
+
+
+def _pieces(labels: NDArray[np.int32]) -> list[_Piece]:
+    found = []
+    for number, box in enumerate(ndimage.find_objects(labels), 1):
+        own = labels[box] == number
+        filled = ndimage.binary_fill_holes(own)
+        found.append(_piece(filled if filled.sum() * _HOLES <= own.sum() else own, box))
+    return found
+
+
+def _piece(mask: _Mask, box: tuple[slice, slice]) -> _Piece:
+    width = 2 * float(ndimage.distance_transform_edt(np.pad(mask, 1)).max())
+    return _Piece(mask, box, float(mask.sum()), width)
+
+
+# --- necks ------------------------------------------------------------------------------------------------------------
+
+
+def _cut_at_necks(piece: _Piece) -> list[_Piece]:
+    """Return the parts of a piece between which it is narrow, or the piece itself."""
+    inside = ndimage.distance_transform_edt(np.pad(piece.mask, 1))[1:-1, 1:-1]
+    for radius in np.arange(1.0, _NECK * piece.width / 2, 2.0):
+        parts, count = ndimage.label(inside > radius)
+        if count < 2:
+            continue
+        nearest = ndimage.distance_transform_edt(parts == 0, return_distances=False, return_indices=True)
+        parts = np.where(piece.mask, parts[tuple(nearest)], 0)
+        areas = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+        large = np.flatnonzero(areas >= _PART * piece.area) + 1
+        widths = [2 * float(inside[parts == part].max()) for part in large]
+        if len(large) > 1 and 2 * radius <= _NECK * min(widths):
+            return [part for mask in _divided(parts, large) for part in _cut_at_necks(_within(piece, mask))]
+    return [piece]
+
+
+def _divided(parts: NDArray[np.int32], large: Iterable[int]) -> list[_Mask]:
+    """Return a mask for each large part; small ones go to the nearest."""
+    kept = np.where(np.isin(parts, list(large)), parts, 0)
+    nearest = ndimage.distance_transform_edt(kept == 0, return_distances=False, return_indices=True)
+    assigned = np.where(parts > 0, kept[tuple(nearest)], 0)
+    return [assigned == part for part in large]
+
+
+def _within(piece: _Piece, mask: _Mask) -> _Piece:
+    """Return a part of a piece in its own box."""
+    (box,) = ndimage.find_objects(mask.astype(np.int8))
+    rows, columns = (
+        slice(inner.start + outer.start, inner.stop + outer.start)
+        for inner, outer in zip(box, piece.box, strict=True)
+    )
+    return _piece(mask[box], (rows, columns))
+
+
+# --- what is no section -----------------------------------------------------------------------------------------------
+
+
+def _sorted_out(pieces: list[_Piece], unit_mm: float) -> tuple[list[_Piece], list[LeftOut]]:
+    """Return the pieces that may be tissue, and the others; specks are in neither."""
+    kept, left_out = [], []
+    for piece in pieces:
+        reason = _reason(piece, unit_mm)
+        if reason is not None:
+            left_out.append(LeftOut(reason, piece.mask, piece.box))
+        elif piece.area * unit_mm**2 >= _SPECK_MM2:
+            kept.append(piece)
+    return kept, left_out
+
+
+def _reason(piece: _Piece, unit_mm: float) -> Reason | None:
+    """Return why a piece of some size cannot be tissue."""
+    if piece.area * unit_mm**2 < _LEAST_MM2:
+        return None
+    if piece.width < _LEAST_THICKNESS * piece.area**0.5:
+        return "thin"
+    return "rectangular" if _rectangularity(piece.mask) > _RECTANGULAR else None
+
+
+def _rectangularity(mask: _Mask) -> float:
+    """Return the share of the smallest rectangle around a mask that it covers."""
+    points = np.argwhere(mask ^ ndimage.binary_erosion(mask)).astype(float)
+    hull = points[ConvexHull(points).vertices]
+    angles = np.deg2rad(np.arange(0, 90, 2))
+    axes = np.stack([np.cos(angles), np.sin(angles)]), np.stack([-np.sin(angles), np.cos(angles)])
+    sides = [np.ptp(hull @ axis, axis=0) + 1 for axis in axes]
+    return float(mask.sum() / (sides[0] * sides[1]).min())
+
+
+def _is_main(piece: _Piece, pieces: list[_Piece], unit_mm: float) -> bool:
+    """Return whether a piece is large enough to be a section."""
+    largest = max(piece.area for piece in pieces)
+    least = max(_LEAST_MM2 / unit_mm**2, _LEAST_SHARE * largest)
+    return piece.area >= least and piece.width * unit_mm >= _LEAST_WIDTH_MM
+
+
+# --- joining ----------------------------------------------------------------------------------------------------------
+
+
+def _joined(pieces: list[_Piece]) -> list[list[_Piece]]:
+    """Return the pieces in groups, each of one section."""
+    groups = [[place] for place in range(len(pieces))]
+    rims = [piece.rim for piece in pieces]
+    trees = [KDTree(rim) for rim in rims]
+    far = [[np.full(len(rim), np.inf) for _ in pieces] for rim in rims]
+    for one, rim in enumerate(rims):
+        for other, tree in enumerate(trees):
+            reach = 2 * _reach(pieces[one].area, pieces[other].area)
+            if one != other:
+                far[one][other] = tree.query(rim, distance_upper_bound=reach)[0]
+    areas = [piece.area for piece in pieces]
+    while (best := _best_pair(groups, areas, far)) is not None:
+        one, other = best
+        groups[one] += groups.pop(other)
+    return [[pieces[place] for place in group] for group in groups]
+
+
+def _reach(area: float, other: float) -> float:
+    return _REACH * float(area * other) ** 0.25
+
+
+def _best_pair(
+    groups: list[list[int]], areas: list[float], far: list[list[_Floats]]
+) -> tuple[int, int] | None:
+    """Return the places of the two groups, in ascending order, that most clearly belong to one section."""
+    scores = {
+        (one, other): _facing(groups[one], groups[other], areas, far)
+        for one in range(len(groups))
+        for other in range(one + 1, len(groups))
+    }
+    best = max(scores, key=lambda pair: scores[pair], default=None)
+    return best if best is not None and scores[best] >= _FACING else None
+
+
+def _facing(one: list[int], other: list[int], areas: list[float], far: list[list[_Floats]]) -> float:
+    """Return the length along which two groups face each other, over the root of the smaller area; 0 if too far."""
+    small, large = sorted((one, other), key=lambda group: sum(areas[place] for place in group))
+    sizes = [sum(areas[place] for place in group) for group in (small, large)]
+    distances = np.concatenate([np.min([far[place][to] for to in large], axis=0) for place in small])
+    gap = float(distances.min())
+    if gap > _reach(*sizes):
+        return 0.0
+    root = sizes[0] ** 0.5
+    return float((distances <= gap + _NEAR * root).sum()) / root
+
+
+def _attached(numbered: NDArray[np.int32], pieces: list[_Piece], reach: float) -> list[LeftOut]:
+    """Give small pieces the number of a section nearby; return the others."""
+    if not pieces:
+        return []
+    far, nearest = ndimage.distance_transform_edt(numbered == 0, return_indices=True)
+    numbers = numbered[tuple(nearest)]
+    left_out = []
+    for piece in pieces:
+        distances = np.where(piece.mask, far[piece.box], np.inf)
+        closest = np.unravel_index(distances.argmin(), distances.shape)
+        if distances[closest] <= reach and numbered.any():
+            numbered[piece.box][piece.mask] = numbers[piece.box][closest]
+        else:
+            left_out.append(LeftOut("small", piece.mask, piece.box))
+    return left_out
+
+
+def _grow(numbered: NDArray[np.int32], tissue: _Mask, by_px: int) -> None:
+    """Give tissue that an opening has taken off a section back to it."""
+    far, nearest = ndimage.distance_transform_edt(numbered == 0, return_indices=True)
+    near = (far <= by_px) & tissue
+    numbered[near] = numbered[tuple(nearest)][near]
