@@ -41,6 +41,12 @@ _OF_OWN = (0.3, 0.35)  # one for each time that pieces are found anew
 _LINE_UM = 75.0  # half the width of a line that is no tissue
 _HOLES = 0.5  # more of a piece than this is not filled: the outline of a bubble stays one
 
+_SAME_GROUND = (
+    0.1  # of the range: the most frequent brightness differs by less from the ground along the border
+)
+_FIT_WIDTHS = (0.08, 0.04, 0.02, 0.02, 0.02)  # of the range, from step to step
+_FIT_STEP = 4  # of so many pixels, one takes part
+
 # Step 2: necks.
 _NECK = 0.42  # of the width of the narrower part
 _PART = 0.12  # of the piece's area: a smaller part is not cut off
@@ -53,9 +59,13 @@ _RECTANGULAR = 0.93  # of the smallest rectangle around it
 _SPECK_MM2 = 0.02
 
 # Step 4: joining.
-_NEAR = 0.1  # of the root of the smaller area: this much further away still faces
-_FACING = 0.85  # of the root of the smaller area
-_REACH = 0.3  # of the geometric mean of both roots
+# Lengths are shares of the root of the smaller area, gaps of the geometric mean of both roots.
+_NEAR = 0.2  # this much further away than the gap still faces
+_REACH = 0.3
+_FRONT, _FRONT_PER_GAP = 0.6, 1.5  # two parts of a section that is no larger than others
+_LARGER = 1.25  # times the median area of large pieces
+_FRONT_IF_LARGER, _FRONT_IF_LARGER_PER_GAP = 1.0, 1.0
+_LARGE = 0.4  # of the largest piece
 _ATTACHED_MM = 0.4  # from a section to small pieces of it
 
 
@@ -180,9 +190,9 @@ def _channel_strength(channel: NDArray[np.float32], background: Background) -> t
     tensor = torch.from_numpy(channel)
     ground = find_ground(tensor, background)
     shape = (channel.shape[0], channel.shape[1])
-    surface = ground.surface(shape)
-    difference = 1 - tensor / surface if ground.is_bright else tensor - surface
-    smooth = ndimage.gaussian_filter(difference.double().numpy(), 0.7)
+    surface = _surface(channel, ground)
+    difference = 1 - channel / surface if ground.is_bright else channel - surface
+    smooth = ndimage.gaussian_filter(difference, 0.7)
     smooth[ground.in_full(ground.void, shape).numpy()] = 0
     seen = smooth[ground.in_full(ground.seen, shape).numpy()]
     noise = 1.4826 * float(np.median(np.abs(seen - np.median(seen)))) if seen.size else 0.0
@@ -191,6 +201,36 @@ def _channel_strength(channel: NDArray[np.float32], background: Background) -> t
     if tissue.size:
         least = max(least, _OF_TYPICAL * float(np.median(tissue)))
     return smooth / least, ground
+
+
+def _surface(channel: NDArray[np.float32], ground: Ground) -> _Floats:
+    """Return how bright (h, w) the slide is at each pixel.
+
+    A label may lie along much of the image's border, from which `find_ground` knows the ground. The most frequent
+    brightness is that of the slide, and the surface is fitted again to the pixels near it.
+    """
+    known = ground.surface((channel.shape[0], channel.shape[1])).double().numpy()
+    low, high = np.percentile(channel, [0.5, 99.5])
+    scale = float(high - low) or 1.0
+    counts, edges = np.histogram(
+        channel[~ground.in_full(ground.void, channel.shape[:2]).numpy()], 64, (low, low + scale)
+    )
+    mode = float(edges[counts.argmax()] + (edges[1] - edges[0]) / 2)
+    if abs(mode - ground.level) > _SAME_GROUND * scale:
+        return known
+    y, x = np.meshgrid(*(np.linspace(-1, 1, size) for size in channel.shape), indexing="ij")
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
+    few = (slice(None, None, _FIT_STEP),) * 2
+    coefficients = np.array([mode, 0, 0, 0, 0, 0])
+    for width in _FIT_WIDTHS:
+        off = (channel[few] - terms[few] @ coefficients) / (width * scale)
+        weights = 1 / (1 + off**2)
+        found = np.linalg.lstsq(
+            (terms[few] * weights[..., None]).reshape(-1, 6), (channel[few] * weights).ravel()
+        )
+        coefficients = found[0]
+    fitted: _Floats = terms @ coefficients
+    return fitted
 
 
 def _refined(strength: _Floats, tissue: _Mask, radius: int) -> NDArray[np.int32]:
@@ -331,25 +371,34 @@ def _best_pair(
     groups: list[list[int]], areas: list[float], far: list[list[_Floats]]
 ) -> tuple[int, int] | None:
     """Return the places of the two groups, in ascending order, that most clearly belong to one section."""
+    usual = float(np.median([area for area in areas if area >= _LARGE * max(areas)])) if areas else 0.0
     scores = {
-        (one, other): _facing(groups[one], groups[other], areas, far)
+        (one, other): _belonging(groups[one], groups[other], areas, far, usual)
         for one in range(len(groups))
         for other in range(one + 1, len(groups))
     }
     best = max(scores, key=lambda pair: scores[pair], default=None)
-    return best if best is not None and scores[best] >= _FACING else None
+    return best if best is not None and scores[best] >= 0 else None
 
 
-def _facing(one: list[int], other: list[int], areas: list[float], far: list[list[_Floats]]) -> float:
-    """Return the length along which two groups face each other, over the root of the smaller area; 0 if too far."""
+def _belonging(
+    one: list[int], other: list[int], areas: list[float], far: list[list[_Floats]], usual: float
+) -> float:
+    """Return by how much the front along which two groups face each other is longer than expected of two sections."""
     small, large = sorted((one, other), key=lambda group: sum(areas[place] for place in group))
     sizes = [sum(areas[place] for place in group) for group in (small, large)]
     distances = np.concatenate([np.min([far[place][to] for to in large], axis=0) for place in small])
     gap = float(distances.min())
     if gap > _reach(*sizes):
-        return 0.0
+        return -np.inf
     root = sizes[0] ** 0.5
-    return float((distances <= gap + _NEAR * root).sum()) / root
+    front = float((distances <= gap + _NEAR * root).sum()) / root
+    share = gap / float(sizes[0] * sizes[1]) ** 0.25
+    is_larger = sum(sizes) > _LARGER * usual
+    least = (
+        _FRONT_IF_LARGER + _FRONT_IF_LARGER_PER_GAP * share if is_larger else _FRONT + _FRONT_PER_GAP * share
+    )
+    return front - least
 
 
 def _attached(numbered: NDArray[np.int32], pieces: list[_Piece], reach: float) -> list[LeftOut]:

@@ -40,7 +40,10 @@ def score(slide: Slide) -> Score:
     merged = [set(map(int, owner)) for owner in owners if len(owner) > 1]
     close = set(slide.close)
     return Score(
-        once=sum(len(p) == 1 and row[p[0]] > _MOST and len(owners[p[0]]) == 1 for p, row in zip(parts, of_truth, strict=True)),
+        once=sum(
+            len(p) == 1 and row[p[0]] > _MOST and len(owners[p[0]]) == 1
+            for p, row in zip(parts, of_truth, strict=True)
+        ),
         split=sum(len(p) > 1 for p in parts),
         merged=sum(pair != close for pair in merged),
         missed=sum(len(p) == 0 for p in parts),

@@ -175,7 +175,9 @@ class _Canvas:
         for number, (piece, (row, column)) in enumerate(zip(pieces, places, strict=True), start=1):
             slack = (heights[row] - piece.shape[0], widths[column] - piece.shape[1])
             top = 40 + sum(heights[:row]) + row * gap + round(slack[0] * random.uniform(0.3, 0.7))
-            left = self.left + sum(widths[:column]) + column * gap + round(slack[1] * random.uniform(0.2, 0.8))
+            left = (
+                self.left + sum(widths[:column]) + column * gap + round(slack[1] * random.uniform(0.2, 0.8))
+            )
             before = self.truth == close[0] if close and number == close[1] else None
             self._put(piece, number, top, left, before)
         self.close = close
@@ -187,9 +189,7 @@ class _Canvas:
         else:
             found = [(row, column) for row in range(self.rows) for column in range(self.columns)]
         if self.recipe.order == "serpentine":
-            found = [
-                (row, self.columns - 1 - column if row % 2 else column) for row, column in found
-            ]
+            found = [(row, self.columns - 1 - column if row % 2 else column) for row, column in found]
         return found[: self.recipe.count] if self.recipe.order != "serpentine" else found[: self.recipe.count]
 
     def _close(self, places: list[tuple[int, int]]) -> tuple[int, ...]:
