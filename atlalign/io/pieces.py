@@ -89,20 +89,18 @@ class Found(NamedTuple):
     Attributes:
         labels: (h, w), 0 where there is no section, and the number of the section from 1 elsewhere.
         left_out: Pieces that are no sections, the largest first.
-        factor: Pixels of the image for each pixel of the labels, along both axes.
+        strength: (h, w), how far each pixel differs from the slide; 1 is the least that counts as tissue.
         unit_mm: The size of a pixel of the labels; assumed if the image's is not known.
-        ground: The slide.
     """
 
     labels: NDArray[np.int32]
     left_out: list[LeftOut]
-    factor: float
+    strength: NDArray[np.float64]
     unit_mm: float
-    ground: Ground
 
     @property
-    def count(self) -> int:
-        """The number of sections."""
+    def number(self) -> int:
+        """How many sections there are."""
         return int(self.labels.max(initial=0))
 
 
@@ -119,22 +117,28 @@ class _Piece(NamedTuple):
         """Return the pixels (N, 2) along its outline as (row, column)."""
         padded = np.pad(self.mask, 1)
         rim = padded & ~ndimage.binary_erosion(padded)
-        return np.argwhere(rim) - 1.0 + (self.box[0].start, self.box[1].start)
+        corner = np.array([self.box[0].start, self.box[1].start], float)
+        return np.asarray(np.argwhere(rim) - 1 + corner)
 
 
 def find_sections(
-    image: NDArray[Any], *, pixel_um: float | None = None, background: Background = "auto"
+    image: NDArray[Any],
+    *,
+    is_color: bool,
+    pixel_um: float | None = None,
+    background: Background = "auto",
 ) -> Found:
     """Return the sections in an image of a slide.
 
     Args:
-        image: (h, w), or (h, w, c); three channels of 8 bits are colours.
+        image: (h, w), or (h, w, c).
+        is_color: The channels are red, green and blue.
         pixel_um: The size of a pixel; None if it is not known.
         background: What the slide is; auto detects it.
     """
     unit_mm, factor = _scale(image.shape, pixel_um)
     small = _shrunk(image, factor)
-    strength, ground = _strength(small, background)
+    strength = _strength(small, background, is_color=is_color)
     tissue = strength > 1
     radius = max(1, round(_LINE_UM / 1000 / unit_mm))
     labels = _refined(strength, tissue, radius)
@@ -150,7 +154,7 @@ def find_sections(
     left_out += _attached(numbered, small_ones, _ATTACHED_MM / unit_mm)
     _grow(numbered, tissue, 2 * radius)
     left_out.sort(key=lambda piece: -int(piece.mask.sum()))
-    return Found(numbered, left_out, factor, unit_mm, ground)
+    return Found(numbered, left_out, strength, unit_mm)
 
 
 def _scale(shape: tuple[int, ...], pixel_um: float | None) -> tuple[float, float]:
@@ -174,19 +178,19 @@ def _shrunk(image: NDArray[Any], factor: float) -> NDArray[np.float32]:
 # --- tissue -----------------------------------------------------------------------------------------------------------
 
 
-def _strength(image: NDArray[np.float32], background: Background) -> tuple[_Floats, Ground]:
+def _strength(image: NDArray[np.float32], background: Background, *, is_color: bool) -> _Floats:
     """Return how far (h, w) each pixel differs from the ground, with 1 for the least that counts as tissue."""
-    if image.shape[2] == 3:
+    if is_color:
         ground = find_ground(torch.from_numpy(image @ LUMA), background)
         # One channel at least is dark where any stain is, or bright where any dye is.
         image = image.min(axis=2, keepdims=True) if ground.is_bright else image.max(axis=2, keepdims=True)
         background = "bright" if ground.is_bright else "dark"
     of_channels = [_channel_strength(channel, background) for channel in np.moveaxis(image, 2, 0)]
-    strength = np.max([strength for strength, _ in of_channels], axis=0)
-    return strength, of_channels[0][1]
+    strength: _Floats = np.max(of_channels, axis=0)
+    return strength
 
 
-def _channel_strength(channel: NDArray[np.float32], background: Background) -> tuple[_Floats, Ground]:
+def _channel_strength(channel: NDArray[np.float32], background: Background) -> _Floats:
     tensor = torch.from_numpy(channel)
     ground = find_ground(tensor, background)
     shape = (channel.shape[0], channel.shape[1])
@@ -200,7 +204,8 @@ def _channel_strength(channel: NDArray[np.float32], background: Background) -> t
     tissue = smooth[smooth > least]
     if tissue.size:
         least = max(least, _OF_TYPICAL * float(np.median(tissue)))
-    return smooth / least, ground
+    strength: _Floats = smooth / least
+    return strength
 
 
 def _surface(channel: NDArray[np.float32], ground: Ground) -> _Floats:
@@ -245,13 +250,14 @@ def _refined(strength: _Floats, tissue: _Mask, radius: int) -> NDArray[np.int32]
 
 def _opened(mask: _Mask, radius: int) -> NDArray[np.int32]:
     disc = ndimage.iterate_structure(ndimage.generate_binary_structure(2, 1), radius)
-    labels: NDArray[np.int32] = ndimage.label(ndimage.binary_opening(mask, disc))[0]
-    return labels
+    labels, _ = ndimage.label(ndimage.binary_opening(mask, disc))
+    return np.asarray(labels, np.int32)
 
 
 def _pieces(labels: NDArray[np.int32]) -> list[_Piece]:
     found = []
-    for number, box in enumerate(ndimage.find_objects(labels), 1):
+    for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+        box = (rows, columns)
         own = labels[box] == number
         filled = ndimage.binary_fill_holes(own)
         found.append(_piece(filled if filled.sum() * _HOLES <= own.sum() else own, box))
@@ -274,7 +280,7 @@ def _cut_at_necks(piece: _Piece) -> list[_Piece]:
         if count < 2:
             continue
         nearest = ndimage.distance_transform_edt(parts == 0, return_distances=False, return_indices=True)
-        parts = np.where(piece.mask, parts[tuple(nearest)], 0)
+        parts = np.where(piece.mask, parts[tuple(nearest)], 0).astype(np.int32)
         areas = np.bincount(parts.ravel(), minlength=count + 1)[1:]
         large = np.flatnonzero(areas >= _PART * piece.area) + 1
         widths = [2 * float(inside[parts == part].max()) for part in large]
@@ -355,7 +361,7 @@ def _joined(pieces: list[_Piece]) -> list[list[_Piece]]:
         for other, tree in enumerate(trees):
             reach = 2 * _reach(pieces[one].area, pieces[other].area)
             if one != other:
-                far[one][other] = tree.query(rim, distance_upper_bound=reach)[0]
+                far[one][other] = np.asarray(tree.query(rim, distance_upper_bound=reach)[0])
     areas = [piece.area for piece in pieces]
     while (best := _best_pair(groups, areas, far)) is not None:
         one, other = best
@@ -364,7 +370,7 @@ def _joined(pieces: list[_Piece]) -> list[list[_Piece]]:
 
 
 def _reach(area: float, other: float) -> float:
-    return _REACH * float(area * other) ** 0.25
+    return float(_REACH * (area * other) ** 0.25)
 
 
 def _best_pair(
@@ -391,9 +397,9 @@ def _belonging(
     gap = float(distances.min())
     if gap > _reach(*sizes):
         return -np.inf
-    root = sizes[0] ** 0.5
+    root = float(np.sqrt(sizes[0]))
     front = float((distances <= gap + _NEAR * root).sum()) / root
-    share = gap / float(sizes[0] * sizes[1]) ** 0.25
+    share = gap / float(np.sqrt(np.sqrt(sizes[0] * sizes[1])))
     is_larger = sum(sizes) > _LARGER * usual
     least = (
         _FRONT_IF_LARGER + _FRONT_IF_LARGER_PER_GAP * share if is_larger else _FRONT + _FRONT_PER_GAP * share

@@ -64,7 +64,9 @@ def _bands(
     for top in range(0, height, _BAND_PX):
         rows = range(top, min(top + _BAND_PX, height))
         tiles = [range(left, min(left + _TILE_PX, width)) for left in range(0, width, _TILE_PX)]
-        yield np.concatenate([_tile(scene, channel, frame, rows, tile, others, ground) for tile in tiles], axis=1)
+        yield np.concatenate(
+            [_tile(scene, channel, frame, rows, tile, others, ground) for tile in tiles], axis=1
+        )
 
 
 def _tile(
@@ -79,7 +81,10 @@ def _tile(
     """Return a part (h, w) or (h, w, 3) of the image."""
     x, y = np.meshgrid(np.array(columns, float), np.array(rows, float))
     points = np.stack([x, y], axis=-1) @ frame.matrix[:, :2].T + frame.matrix[:, 2]
-    low, high = np.floor(points.min(axis=(0, 1))).astype(int), np.ceil(points.max(axis=(0, 1))).astype(int) + 1
+    low, high = (
+        np.floor(points.min(axis=(0, 1))).astype(int),
+        np.ceil(points.max(axis=(0, 1))).astype(int) + 1,
+    )
     (left, top), (right, bottom) = np.maximum(low, 0), np.minimum(high, np.array(scene.shape[::-1]))
     tile = np.empty((len(rows), len(columns), *((3,) if scene.is_color else ())), scene.dtype)
     tile[:] = ground

@@ -19,12 +19,12 @@ _LEAST_CORNERS = 3
 _TOLERANCE_PX = 0.4  # of the labels
 
 
-def outline_of(mask: NDArray[np.bool_], factor: float, *, margin_px: int) -> Outline:
+def outline_of(mask: NDArray[np.bool_], scale: NDArray[np.float64], *, margin_px: int) -> Outline:
     """Return the outline of a mask.
 
     Args:
-        mask: (h, w), on pixels of which each covers `factor` pixels of the image along both axes.
-        factor: At least 1.
+        mask: (h, w).
+        scale: Pixels of the image for each pixel of the mask, along x and y.
         margin_px: The outline lies this many pixels of the mask further out.
     """
     from contourpy import contour_generator
@@ -34,7 +34,7 @@ def outline_of(mask: NDArray[np.bool_], factor: float, *, margin_px: int) -> Out
         padded = ndimage.binary_dilation(padded, iterations=margin_px)
     lines = contour_generator(z=padded.astype(float)).lines(0.5)
     rings = (_simplified(np.asarray(line)) for line in lines if _is_outer(np.asarray(line)))
-    return tuple(factor * (ring - margin_px - 1 + 0.5) - 0.5 for ring in rings if len(ring) >= _LEAST_CORNERS)
+    return tuple(scale * (ring - margin_px - 1 + 0.5) - 0.5 for ring in rings if len(ring) >= _LEAST_CORNERS)
 
 
 def _is_outer(ring: Ring) -> bool:

@@ -73,7 +73,7 @@ def _polar(image: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.fl
 
 
 def _mirror_likeness(around: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the correlation of an image with its mirror image at each axis, in steps of half the angle between columns.
+    """Return how much an image correlates with its mirror image at each axis, in steps of half an angle.
 
     At an axis θ, the pixel at the angle φ has its counterpart at 2θ − φ: all of these sums are one convolution.
     """

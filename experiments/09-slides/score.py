@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from slides import PIXEL_UM, Slide, make_slide, recipes
 
 from atlalign.io.pieces import find_sections
+from slides import PIXEL_UM, Slide, make_slide, recipes
 
 _MOST = 0.8  # of a section belongs to one that was found, and the other way round
 
@@ -29,7 +29,7 @@ class Score(NamedTuple):
 
 def score(slide: Slide) -> Score:
     start = time.process_time()
-    found = find_sections(slide.image, pixel_um=PIXEL_UM)
+    found = find_sections(slide.image, is_color=True, pixel_um=PIXEL_UM)
     seconds = time.process_time() - start
     labels = _enlarged(found.labels, slide.truth.shape)
     common = np.zeros((slide.truth.max() + 1, labels.max() + 1), int)
@@ -69,8 +69,9 @@ def main() -> None:
         recipe = replace(recipes(seed), hemispheres=options.hemispheres)
         result = score(make_slide(recipe, seed))
         numbers = " | ".join(map(str, result[:5]))
+        close = "yes" if result.close_merged else "no"
         print(
-            f"| {seed} | {recipe.count} | {numbers} | {'yes' if result.close_merged else 'no'} | {result.seconds:.1f} |",
+            f"| {seed} | {recipe.count} | {numbers} | {close} | {result.seconds:.1f} |",
             flush=True,
         )
 

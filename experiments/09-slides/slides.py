@@ -190,7 +190,7 @@ class _Canvas:
             found = [(row, column) for row in range(self.rows) for column in range(self.columns)]
         if self.recipe.order == "serpentine":
             found = [(row, self.columns - 1 - column if row % 2 else column) for row, column in found]
-        return found[: self.recipe.count] if self.recipe.order != "serpentine" else found[: self.recipe.count]
+        return found[: self.recipe.count]
 
     def _close(self, places: list[tuple[int, int]]) -> tuple[int, ...]:
         if not (self.recipe.close or self.recipe.touching):

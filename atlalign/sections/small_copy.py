@@ -1,0 +1,54 @@
+"""A small copy of a scene with all of its channels, on which its sections are found."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from atlalign.io.pieces import WORKING_UM
+from atlalign.io.scenes import Scene
+from atlalign.io.views import at_scale
+from atlalign.sections.outlines import Outline, filled
+
+_BESIDE_PX = 3  # what lies nearer to an outline is not taken for the slide
+
+
+class SmallCopy(NamedTuple):
+    """A small copy of a scene.
+
+    Attributes:
+        pixels: (h, w, c), or (h, w, 3) in colour.
+        is_color: The channels are red, green and blue.
+        scale: Pixels of the scene for each of these along x and y.
+    """
+
+    pixels: NDArray[np.float32]
+    is_color: bool
+    scale: NDArray[np.float64]
+
+    def from_scene(self, outline: Outline) -> Outline:
+        """Return an outline in pixels of the scene in those of the copy."""
+        return tuple((ring + 0.5) / self.scale - 0.5 for ring in outline)
+
+
+def small_copy(scene: Scene, pixel_um: float) -> SmallCopy:
+    """Return a scene at about `WORKING_UM`."""
+    scale = max(1.0, WORKING_UM / pixel_um)
+    single = [scene] if scene.is_color else [scene.of_channel(k) for k in range(len(scene.channels))]
+    views = [at_scale(channel, scale) for channel in single]
+    planes = [np.asarray(view.pixels[:, :], np.float32) for view in views]
+    pixels = planes[0] if scene.is_color else np.stack(planes, axis=-1)
+    return SmallCopy(pixels, scene.is_color, np.array(views[0].scale))
+
+
+def ground_color(copy: SmallCopy, outlines: Iterable[Outline]) -> NDArray[Any]:
+    """Return the usual value of the slide beside the sections: (channels,), or (1, 3) in colour."""
+    shape = (copy.pixels.shape[0], copy.pixels.shape[1])
+    taken = np.zeros(shape, bool)
+    for outline in outlines:
+        taken |= filled(copy.from_scene(outline), shape)
+    beside = ~ndimage.binary_dilation(taken, iterations=_BESIDE_PX)
+    values = np.median(copy.pixels[beside if beside.any() else ~taken], axis=0)
+    return np.asarray(values[None] if copy.is_color else values)
