@@ -276,7 +276,8 @@ def _cut_at_necks(piece: _Piece) -> list[_Piece]:
     """Return the parts of a piece between which it is narrow, or the piece itself."""
     inside = ndimage.distance_transform_edt(np.pad(piece.mask, 1))[1:-1, 1:-1]
     for radius in np.arange(1.0, _NECK * piece.width / 2, 2.0):
-        parts, count = ndimage.label(inside > radius)
+        found, count = ndimage.label(inside > radius)
+        parts = np.asarray(found, np.int32)
         if count < 2:
             continue
         nearest = ndimage.distance_transform_edt(parts == 0, return_distances=False, return_indices=True)
