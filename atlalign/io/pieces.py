@@ -13,6 +13,7 @@ brain stem, a torn corner. Neighbours may touch. The pieces are found on a small
 """
 
 from collections.abc import Iterable
+from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull, KDTree
 
 from atlalign.io.images import LUMA
-from atlalign.io.intensity import Background, Ground, find_ground
+from atlalign.io.intensity import Ground, find_ground
+from atlalign.io.pixels import Background
 
 _Mask = NDArray[np.bool_]
 _Floats = NDArray[np.float64]
@@ -38,6 +40,8 @@ _LARGEST_PX = 3000
 _NOISE = 5.0  # standard deviations
 _OF_RANGE, _OF_TYPICAL = 0.03, 0.15
 _OF_OWN = (0.3, 0.35)  # one for each time that pieces are found anew
+_SOLID = 0.7  # of the tissue is wider than a line; else only cells or layers of it are seen
+_SPREAD_MM, _DENSE = 0.25, 0.12  # how far scattered cells spread, and the share of the densest that is tissue
 _LINE_UM = 75.0  # half the width of a line that is no tissue
 _HOLES = 0.5  # more of a piece than this is not filled: the outline of a bubble stays one
 
@@ -52,7 +56,14 @@ _NECK = 0.42  # of the width of the narrower part
 _PART = 0.12  # of the piece's area: a smaller part is not cut off
 
 # Step 3: what is left out. A main piece makes a section; others only belong to one.
-_LEAST_MM2, _LEAST_WIDTH_MM = 0.8, 0.6
+class _Least(NamedTuple):
+    """The least area of a section, and the least width of its widest part."""
+
+    mm2: float
+    width_mm: float
+
+
+_LEAST, _LEAST_OF_SCATTERED = _Least(0.8, 0.6), _Least(5.0, 1.5)
 _LEAST_SHARE = 0.02  # of the largest piece's area
 _LEAST_THICKNESS = 0.3  # width over the root of the area; a disc has 1.13
 _RECTANGULAR = 0.93  # of the smallest rectangle around it
@@ -67,6 +78,9 @@ _LARGER = 1.25  # times the median area of large pieces
 _FRONT_IF_LARGER, _FRONT_IF_LARGER_PER_GAP = 1.0, 1.0
 _LARGE = 0.4  # of the largest piece
 _ATTACHED_MM = 0.4  # from a section to small pieces of it
+# Several sections in an image that should show one.
+_WHOLE = 0.3  # of the largest area: less may be a part of it
+_SHORT = 0.85  # a shorter front is one between two sections
 
 
 class LeftOut(NamedTuple):
@@ -91,12 +105,14 @@ class Found(NamedTuple):
         left_out: Pieces that are no sections, the largest first.
         strength: (h, w), how far each pixel differs from the slide; 1 is the least that counts as tissue.
         unit_mm: The size of a pixel of the labels; assumed if the image's is not known.
+        is_solid: Most of the tissue is seen, not only scattered cells or thin layers of it.
     """
 
     labels: NDArray[np.int32]
     left_out: list[LeftOut]
     strength: NDArray[np.float64]
     unit_mm: float
+    is_solid: bool
 
     @property
     def number(self) -> int:
@@ -117,7 +133,7 @@ class _Piece(NamedTuple):
         """Return the pixels (N, 2) along its outline as (row, column)."""
         padded = np.pad(self.mask, 1)
         rim = padded & ~ndimage.binary_erosion(padded)
-        corner = np.array([self.box[0].start, self.box[1].start], float)
+        corner = np.array([side.start or 0 for side in self.box], float)
         return np.asarray(np.argwhere(rim) - 1 + corner)
 
 
@@ -141,10 +157,14 @@ def find_sections(
     strength = _strength(small, background, is_color=is_color)
     tissue = strength > 1
     radius = max(1, round(_LINE_UM / 1000 / unit_mm))
+    is_solid = _is_solid(tissue, radius)
+    if not is_solid:
+        strength, tissue = _filled_in(strength, unit_mm)
     labels = _refined(strength, tissue, radius)
     pieces = [part for piece in _pieces(labels) for part in _cut_at_necks(piece)]
     kept, left_out = _sorted_out(pieces, unit_mm)
-    groups = _joined([piece for piece in kept if _is_main(piece, kept, unit_mm)])
+    least = _LEAST if is_solid else _LEAST_OF_SCATTERED
+    groups = _joined([piece for piece in kept if _is_main(piece, kept, unit_mm, least)])
     numbered = np.zeros(tissue.shape, np.int32)
     for number, group in enumerate(groups, 1):
         for piece in group:
@@ -154,7 +174,34 @@ def find_sections(
     left_out += _attached(numbered, small_ones, _ATTACHED_MM / unit_mm)
     _grow(numbered, tissue, 2 * radius)
     left_out.sort(key=lambda piece: -int(piece.mask.sum()))
-    return Found(numbered, left_out, strength, unit_mm)
+    return Found(numbered, left_out, strength, unit_mm, is_solid)
+
+
+def several_sections(image: NDArray[Any], *, is_color: bool, pixel_um: float | None = None) -> int:
+    """Return how many sections an image clearly shows; 1 where its pieces may be the parts of one.
+
+    Parts of one section face each other along a long front, however far apart they are.
+
+    Args:
+        image: (h, w), or (h, w, c).
+        is_color: The channels are red, green and blue.
+        pixel_um: The size of a pixel; None if it is not known.
+    """
+    found = find_sections(image, is_color=is_color, pixel_um=pixel_um)
+    if not found.is_solid:
+        return 1
+    masks = [_piece(found.labels == number, np.s_[:, :]) for number in range(1, found.number + 1)]
+    large = [piece for piece in masks if piece.area >= _WHOLE * max(mask.area for mask in masks)]
+    pairs = combinations(large, 2)
+    return len(large) if any(_front(one, other) < _SHORT for one, other in pairs) else 1
+
+
+def _front(one: _Piece, other: _Piece) -> float:
+    """Return the length along which two pieces face each other, however far apart, over the root of the smaller area."""
+    small, large = sorted((one, other), key=lambda piece: piece.area)
+    distances = np.asarray(KDTree(large.rim).query(small.rim)[0])
+    root = float(np.sqrt(small.area))
+    return float((distances <= distances.min() + _NEAR * root).sum()) / root
 
 
 def _scale(shape: tuple[int, ...], pixel_um: float | None) -> tuple[float, float]:
@@ -236,6 +283,18 @@ def _surface(channel: NDArray[np.float32], ground: Ground) -> _Floats:
         coefficients = found[0]
     fitted: _Floats = terms @ coefficients
     return fitted
+
+
+def _is_solid(tissue: _Mask, radius: int) -> bool:
+    return bool((_opened(tissue, radius) > 0).sum() > _SOLID * tissue.sum())
+
+
+def _filled_in(strength: _Floats, unit_mm: float) -> tuple[_Floats, _Mask]:
+    """Return tissue of which only scattered cells or thin layers are seen as if all of it were."""
+    sigma = _SPREAD_MM / unit_mm
+    density = ndimage.gaussian_filter((strength > 1).astype(float), sigma)
+    filled = density / max(_DENSE * float(np.percentile(density, 99)), 1e-9)
+    return filled, filled > 1
 
 
 def _refined(strength: _Floats, tissue: _Mask, radius: int) -> NDArray[np.int32]:
@@ -325,7 +384,7 @@ def _sorted_out(pieces: list[_Piece], unit_mm: float) -> tuple[list[_Piece], lis
 
 def _reason(piece: _Piece, unit_mm: float) -> Reason | None:
     """Return why a piece of some size cannot be tissue."""
-    if piece.area * unit_mm**2 < _LEAST_MM2:
+    if piece.area * unit_mm**2 < _LEAST.mm2:
         return None
     if piece.width < _LEAST_THICKNESS * piece.area**0.5:
         return "thin"
@@ -342,11 +401,11 @@ def _rectangularity(mask: _Mask) -> float:
     return float(mask.sum() / (sides[0] * sides[1]).min())
 
 
-def _is_main(piece: _Piece, pieces: list[_Piece], unit_mm: float) -> bool:
+def _is_main(piece: _Piece, pieces: list[_Piece], unit_mm: float, least: _Least) -> bool:
     """Return whether a piece is large enough to be a section."""
     largest = max(piece.area for piece in pieces)
-    least = max(_LEAST_MM2 / unit_mm**2, _LEAST_SHARE * largest)
-    return piece.area >= least and piece.width * unit_mm >= _LEAST_WIDTH_MM
+    area = max(least.mm2 / unit_mm**2, _LEAST_SHARE * largest)
+    return piece.area >= area and piece.width * unit_mm >= least.width_mm
 
 
 # --- joining ----------------------------------------------------------------------------------------------------------

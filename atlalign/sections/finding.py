@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlalign.errors import InputError
-from atlalign.io.intensity import Background
 from atlalign.io.pieces import Found, find_sections
-from atlalign.sections.order import Order, in_order
+from atlalign.io.pixels import Background
+from atlalign.sections.options import Order
+from atlalign.sections.order import in_order
 from atlalign.sections.outlines import Outline, outline_of
 from atlalign.sections.section import Section, section_name
 from atlalign.sections.small_copy import SmallCopy

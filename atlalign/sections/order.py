@@ -1,14 +1,11 @@
 """The order of sections on a slide."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
+from atlalign.sections.options import Order
 from atlalign.sections.outlines import Outline, bounds
-
-Order = Literal["rows", "columns", "serpentine", "serpentine-columns"]
-"""Row by row from the left, column by column from the top, or with every second row or column the other way."""
 
 _SAME_ROW = 0.5  # of the usual height: centres that differ by less lie in one row
 

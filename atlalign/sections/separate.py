@@ -1,7 +1,6 @@
 """Separates the sections of slides: finds them, or applies the changes that a person made in their list."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,8 +8,7 @@ import numpy as np
 
 from atlalign.errors import InputError
 from atlalign.io.files import file_name, fingerprint, lock, written_whole
-from atlalign.io.intensity import Background
-from atlalign.io.scenes import Focus, Scene
+from atlalign.io.scenes import Scene
 from atlalign.io.slides import open_slide
 from atlalign.plots import Outlined, save_figure, sections_figure
 from atlalign.sections.cutting import write_section
@@ -25,7 +23,7 @@ from atlalign.sections.listing import (
     write_list,
     write_memory,
 )
-from atlalign.sections.order import Order
+from atlalign.sections.options import SectionsOptions
 from atlalign.sections.outlines import Outline
 from atlalign.sections.section import ENDING, Frame, Section, frame_of
 from atlalign.sections.small_copy import SmallCopy, ground_color, small_copy
@@ -34,25 +32,7 @@ SHEET_ENDING = "_sections.png"
 """What the names of contact sheets end in."""
 
 _MARGIN_UM = 300.0
-
-
-@dataclass(frozen=True)
-class SectionsOptions:
-    """How sections are found and written.
-
-    Attributes:
-        order: The order of the sections on each slide.
-        pixel_size_um: The size of a pixel of the slides; None takes the file's word.
-        background: What the slides are; auto detects it.
-        z: The plane of z-stacks, max or best.
-        overwrite: Find all sections anew, whatever the list says.
-    """
-
-    order: Order = "rows"
-    pixel_size_um: float | None = None
-    background: Background = "auto"
-    z: Focus | None = None
-    overwrite: bool = False
+_DEFAULTS = SectionsOptions()
 
 
 class Separated(NamedTuple):
@@ -90,7 +70,7 @@ class _OpenSlide(NamedTuple):
 def separate(
     slides: Sequence[Path],
     out: Path,
-    options: SectionsOptions = SectionsOptions(),
+    options: SectionsOptions = _DEFAULTS,
     *,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Separated:

@@ -36,8 +36,7 @@ class SmallCopy(NamedTuple):
 def small_copy(scene: Scene, pixel_um: float) -> SmallCopy:
     """Return a scene at about `WORKING_UM`."""
     scale = max(1.0, WORKING_UM / pixel_um)
-    single = [scene] if scene.is_color else [scene.of_channel(k) for k in range(len(scene.channels))]
-    views = [at_scale(channel, scale) for channel in single]
+    views = [at_scale(channel, scale) for channel in scene.each_channel()]
     planes = [np.asarray(view.pixels[:, :], np.float32) for view in views]
     pixels = planes[0] if scene.is_color else np.stack(planes, axis=-1)
     return SmallCopy(pixels, scene.is_color, np.array(views[0].scale))
