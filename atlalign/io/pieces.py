@@ -40,7 +40,7 @@ _LARGEST_PX = 3000
 _NOISE = 5.0  # standard deviations
 _OF_RANGE, _OF_TYPICAL = 0.03, 0.15
 _OF_OWN = (0.3, 0.35)  # one for each time that pieces are found anew
-_SOLID = 0.7  # of the tissue is wider than a line; else only cells or layers of it are seen
+_SOLID = 0.8  # of the tissue is wider than two lines; else only cells or layers of it are seen
 _SPREAD_MM, _DENSE = 0.25, 0.12  # how far scattered cells spread, and the share of the densest that is tissue
 _LINE_UM = 75.0  # half the width of a line that is no tissue
 _HOLES = 0.5  # more of a piece than this is not filled: the outline of a bubble stays one
@@ -54,6 +54,7 @@ _FIT_STEP = 4  # of so many pixels, one takes part
 # Step 2: necks.
 _NECK = 0.42  # of the width of the narrower part
 _PART = 0.12  # of the piece's area: a smaller part is not cut off
+
 
 # Step 3: what is left out. A main piece makes a section; others only belong to one.
 class _Least(NamedTuple):
@@ -197,7 +198,7 @@ def several_sections(image: NDArray[Any], *, is_color: bool, pixel_um: float | N
 
 
 def _front(one: _Piece, other: _Piece) -> float:
-    """Return the length along which two pieces face each other, however far apart, over the root of the smaller area."""
+    """Return the length along which two pieces face each other, however far apart, over the smaller area's root."""
     small, large = sorted((one, other), key=lambda piece: piece.area)
     distances = np.asarray(KDTree(large.rim).query(small.rim)[0])
     root = float(np.sqrt(small.area))
@@ -286,7 +287,7 @@ def _surface(channel: NDArray[np.float32], ground: Ground) -> _Floats:
 
 
 def _is_solid(tissue: _Mask, radius: int) -> bool:
-    return bool((_opened(tissue, radius) > 0).sum() > _SOLID * tissue.sum())
+    return bool((_opened(tissue, 2 * radius) > 0).sum() > _SOLID * tissue.sum())
 
 
 def _filled_in(strength: _Floats, unit_mm: float) -> tuple[_Floats, _Mask]:

@@ -158,8 +158,8 @@ def _check_is_one(channel: Scene, pixel_size_um: float | None, path: Path) -> No
     )
     if count > 1:
         raise InputError(
-            f"{path.name}: expected one section, found {count}: separate them (atlalign sections {path} --out FOLDER), or "
-            "say that all of it is one section (--one-section)"
+            f"{path.name}: expected one section, found {count}: separate them (atlalign sections {path} --out FOLDER), "
+            "or say that all of it is one section (--one-section)"
         )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from atlalign.errors import InputError
 from atlalign.io.files import file_name, fingerprint, lock, written_whole
+from atlalign.io.pieces import find_sections
 from atlalign.io.scenes import Scene
 from atlalign.io.slides import open_slide
 from atlalign.plots import Outlined, save_figure, sections_figure
@@ -90,6 +91,28 @@ def separate(
     with lock(out):
         memory, applied = _known(out, options)
         return _Folder(out, options, memory, applied, progress).separate(slides)
+
+
+def count_sections(slide: Path, options: SectionsOptions = _DEFAULTS) -> int:
+    """Return how many sections a slide shows; 0 if it cannot be told, because its pixel size is not known.
+
+    Raises:
+        InputError: If the file cannot be read.
+    """
+    count = 0
+    for scene in open_slide(slide).scenes:
+        pixel_um = options.pixel_size_um or (scene.pixel_um and float(np.mean(scene.pixel_um)))
+        if pixel_um is None:
+            return 0
+        copy = small_copy(scene.in_focus(options.z or 0), pixel_um)
+        found = find_sections(
+            copy.pixels,
+            is_color=copy.is_color,
+            pixel_um=pixel_um * float(copy.scale.mean()),
+            background=options.background,
+        )
+        count += found.number
+    return count
 
 
 def _known(out: Path, options: SectionsOptions) -> tuple[Memory, str]:
