@@ -257,7 +257,8 @@ def _as_one(group: Sequence[Row]) -> Row:
         return first
     outline = tuple(ring for row in group for ring in row.section.outline)
     section = first.section._replace(outline=outline, note="merged", is_written=False)
-    return first._replace(section=section)
+    # Its parts may look like several sections, but a person has said that they are one.
+    return first._replace(section=section, cells={**first.cells, "one_section": "yes"})
 
 
 def _changed(row: Row) -> list[Section]:

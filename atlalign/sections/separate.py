@@ -156,9 +156,10 @@ class _Folder:
                 self._separate_one(path)
             except InputError as error:
                 self.errors.append(str(error))
-        self._remove_others()
-        write_list(self.out, self.sections)
-        self._remember(applied="")
+        if self.slides:
+            self._remove_others()
+            write_list(self.out, self.sections)
+            self._remember(applied="")
         return Separated(self.sections, self.written, self.errors)
 
     def _check_given(self, slides: Sequence[Path]) -> None:

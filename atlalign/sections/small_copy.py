@@ -12,6 +12,7 @@ from atlalign.io.scenes import Scene
 from atlalign.io.views import at_scale
 from atlalign.sections.outlines import Outline, filled
 
+_LEAST_PX = 64  # a copy of a small scene has as many at least, along the shorter side
 _BESIDE_PX = 3  # what lies nearer to an outline is not taken for the slide
 
 
@@ -35,7 +36,7 @@ class SmallCopy(NamedTuple):
 
 def small_copy(scene: Scene, pixel_um: float) -> SmallCopy:
     """Return a scene at about `WORKING_UM`."""
-    scale = max(1.0, WORKING_UM / pixel_um)
+    scale = max(1.0, min(WORKING_UM / pixel_um, min(scene.shape) / _LEAST_PX))
     views = [at_scale(channel, scale) for channel in scene.each_channel()]
     planes = [np.asarray(view.pixels[:, :], np.float32) for view in views]
     pixels = planes[0] if scene.is_color else np.stack(planes, axis=-1)

@@ -1,4 +1,4 @@
-"""Slides given to `atlalign register`: of a scanner's file each section is registered, of another image none silently."""
+"""Slides given to `atlalign register`: a scanner's file is separated, and no other image of two sections passes."""
 
 import csv
 from pathlib import Path
@@ -23,10 +23,9 @@ PIXEL_UM = 50.0
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     torch.manual_seed(0)
-    small = dict.fromkeys(
-        ("start_filters", "downsample_filters", "middle_filters", "upsample_filters", "end_filters"), (4,)
-    )
-    return save_model(LocalUNet(**small), tmp_path_factory.mktemp("model") / "local.pt")
+    places = ("start", "downsample", "middle", "upsample", "end")
+    network = LocalUNet(**{f"{place}_filters": (4,) for place in places})
+    return save_model(network, tmp_path_factory.mktemp("model") / "local.pt")
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +47,7 @@ def write_image(path: Path, *sections: np.ndarray, gap: int = 40) -> Path:
 def test_two_sections_in_one_image_are_named_with_the_command_that_separates_them(section, model, tmp_path):
     path = write_image(tmp_path / "two.tif", section, section[:, ::-1])
     recipe = atlas_recipe("phantom", model=model, image_shape=SHAPE)
-    with pytest.raises(
-        InputError, match=r"two\.tif: expected one section, found 2.*atlalign sections .*two\.tif --out"
-    ):
+    with pytest.raises(InputError, match=r"two\.tif: .* found 2.*atlalign sections .*two\.tif --out"):
         register_section(Job(path, 6000.0), recipe)
     recipe = atlas_recipe("phantom", model=model, image_shape=SHAPE, options=Options(one_section=True))
     register_section(Job(path, 6000.0), recipe)
