@@ -1,22 +1,37 @@
-"""Finds the sections on synthetic slides, and counts those that are found once, split, merged or missed."""
+"""Finds the sections on synthetic slides: which are found once, split, merged or missed, their order and their turn."""
 
 import argparse
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from atlalign.io.pieces import find_sections
 from slides import PIXEL_UM, Slide, make_slide, recipes
 
-_MOST = 0.8  # of a section belongs to one that was found, and the other way round
+from atlalign.io.scenes import array_scene
+from atlalign.sections.finding import find_on_view
+from atlalign.sections.outlines import filled
+from atlalign.sections.small_copy import small_copy
+
+_MOST, _PART = 0.8, 0.05  # of a section
 
 
 class Score(NamedTuple):
-    """What became of the sections of one slide."""
+    """What became of the sections of one slide.
+
+    Attributes:
+        once: Sections of which one that was found has most.
+        split: Sections that lie in several.
+        merged: Sections that were found with parts of several, but not the close pair.
+        missed: Sections that were not found.
+        extra: Found where there is none.
+        close_merged: The close pair was found as one section.
+        in_order: Sections are in the right order.
+        unclear: Sections whose midline was not clear.
+        turn_deg: The largest error of the midlines of the others in degrees, where 180° more are no error.
+        seconds: Of one core.
+    """
 
     once: int
     split: int
@@ -24,56 +39,70 @@ class Score(NamedTuple):
     missed: int
     extra: int
     close_merged: bool
+    in_order: bool
+    unclear: int
+    turn_deg: float
     seconds: float
 
 
-def score(slide: Slide) -> Score:
+def score(slide: Slide, order: str) -> Score:
     start = time.process_time()
-    found = find_sections(slide.image, is_color=True, pixel_um=PIXEL_UM)
+    scene = array_scene(slide.image, is_color=True, pixel_um=(PIXEL_UM, PIXEL_UM))
+    copy = small_copy(scene, PIXEL_UM)
+    found = find_on_view(
+        copy, slide="slide", stem="slide", scene=0, first=1, pixel_um=PIXEL_UM, order=order
+    ).sections
     seconds = time.process_time() - start
-    labels = _enlarged(found.labels, slide.truth.shape)
-    common = np.zeros((slide.truth.max() + 1, labels.max() + 1), int)
-    np.add.at(common, (slide.truth.ravel(), labels.ravel()), 1)
-    of_truth = common[1:, 1:] / common[1:].sum(axis=1, keepdims=True)
-    parts = [np.flatnonzero(row > 0.05) for row in of_truth]
-    owners = [np.flatnonzero(column > 0.05) + 1 for column in of_truth.T]
-    merged = [set(map(int, owner)) for owner in owners if len(owner) > 1]
+    shares = np.array([_shares(filled(section.outline, slide.truth.shape), slide.truth) for section in found])
+    shares = shares.reshape(len(found), slide.truth.max())
+    owners = [set(np.flatnonzero(row > _PART) + 1) for row in shares]
     close = set(slide.close)
+    firsts = [min(owner) for owner in owners if owner]
+    errors = [
+        abs((section.turn - slide.turns[min(owner) - 1] + 90) % 180 - 90)
+        for section, owner in zip(found, owners, strict=True)
+        if len(owner) == 1 and not section.note.startswith("not turned")
+    ]
     return Score(
-        once=sum(
-            len(p) == 1 and row[p[0]] > _MOST and len(owners[p[0]]) == 1
-            for p, row in zip(parts, of_truth, strict=True)
-        ),
-        split=sum(len(p) > 1 for p in parts),
-        merged=sum(pair != close for pair in merged),
-        missed=sum(len(p) == 0 for p in parts),
-        extra=sum(len(owner) == 0 for owner in owners),
-        close_merged=close in merged,
+        once=sum((column > _MOST).sum() == 1 and (column > _PART).sum() == 1 for column in shares.T)
+        - sum(len(owner) for owner in owners if len(owner) > 1),
+        split=sum((column > _PART).sum() > 1 for column in shares.T),
+        merged=sum(len(owner) > 1 and owner != close for owner in owners),
+        missed=sum(not (column > _PART).any() for column in shares.T),
+        extra=sum(not owner for owner in owners),
+        close_merged=close in owners,
+        in_order=firsts == sorted(firsts),
+        unclear=sum(section.note.startswith("not turned") for section in found),
+        turn_deg=max(errors, default=0.0),
         seconds=seconds,
     )
 
 
-def _enlarged(labels: NDArray[np.int32], shape: Sequence[int]) -> NDArray[np.int32]:
-    rows, columns = (np.arange(new) * old // new for new, old in zip(shape, labels.shape, strict=True))
-    return labels[np.ix_(rows, columns)]
+def _shares(mask: NDArray[np.bool_], truth: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Return the share of each section that lies in a mask."""
+    sizes = np.bincount(truth.ravel())[1:]
+    return np.bincount(truth[mask], minlength=len(sizes) + 1)[1:] / sizes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("seeds", type=int, nargs="+")
-    parser.add_argument("--hemispheres", action="store_true")
+    parser.add_argument("--hemispheres", action="store_true", help="each section is two halves")
     options = parser.parse_args()
-    print("| seed | sections | once | split | merged | missed | extra | close pair merged | s |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = ("seed", "sections", *Score._fields)
+    print("| " + " | ".join(name.replace("_", " ") for name in columns) + " |")
+    print("|---" * len(columns) + "|")
     for seed in options.seeds:
         recipe = replace(recipes(seed), hemispheres=options.hemispheres)
-        result = score(make_slide(recipe, seed))
-        numbers = " | ".join(map(str, result[:5]))
-        close = "yes" if result.close_merged else "no"
-        print(
-            f"| {seed} | {recipe.count} | {numbers} | {close} | {result.seconds:.1f} |",
-            flush=True,
-        )
+        result = score(make_slide(recipe, seed), recipe.order)
+        cells = (_cell(value) for value in (seed, recipe.count, *result))
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def _cell(value: float) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":
