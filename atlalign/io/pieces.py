@@ -41,7 +41,6 @@ _NOISE = 5.0  # standard deviations
 _OF_RANGE, _OF_TYPICAL = 0.03, 0.15
 _OF_OWN = (0.3, 0.35)  # one for each time that pieces are found anew
 _SOLID = 0.8  # of the tissue is wider than two lines; else only cells or layers of it are seen
-_SPREAD_MM, _DENSE = 0.25, 0.12  # how far scattered cells spread, and the share of the densest that is tissue
 _LINE_UM = 75.0  # half the width of a line that is no tissue
 _HOLES = 0.5  # more of a piece than this is not filled: the outline of a bubble stays one
 
@@ -57,16 +56,10 @@ _PART = 0.12  # of the piece's area: a smaller part is not cut off
 
 
 # Step 3: what is left out. A main piece makes a section; others only belong to one.
-class _Least(NamedTuple):
-    """The least area of a section, and the least width of its widest part."""
-
-    mm2: float
-    width_mm: float
-
-
-_LEAST, _LEAST_OF_SCATTERED = _Least(0.8, 0.6), _Least(5.0, 1.5)
+_LEAST_MM2, _LEAST_WIDTH_MM = 0.8, 0.6
 _LEAST_SHARE = 0.02  # of the largest piece's area
 _LEAST_THICKNESS = 0.3  # width over the root of the area; a disc has 1.13
+_LEAST_THICKNESS_IF_SMALL, _SMALL = 0.45, 0.25  # small: as a share of the largest piece's area
 _RECTANGULAR = 0.93  # of the smallest rectangle around it
 _SPECK_MM2 = 0.02
 
@@ -159,13 +152,10 @@ def find_sections(
     tissue = strength > 1
     radius = max(1, round(_LINE_UM / 1000 / unit_mm))
     is_solid = _is_solid(tissue, radius)
-    if not is_solid:
-        strength, tissue = _filled_in(strength, unit_mm)
     labels = _refined(strength, tissue, radius)
     pieces = [part for piece in _pieces(labels) for part in _cut_at_necks(piece)]
     kept, left_out = _sorted_out(pieces, unit_mm)
-    least = _LEAST if is_solid else _LEAST_OF_SCATTERED
-    groups = _joined([piece for piece in kept if _is_main(piece, kept, unit_mm, least)])
+    groups = _joined([piece for piece in kept if _is_main(piece, kept, unit_mm)])
     numbered = np.zeros(tissue.shape, np.int32)
     for number, group in enumerate(groups, 1):
         for piece in group:
@@ -290,14 +280,6 @@ def _is_solid(tissue: _Mask, radius: int) -> bool:
     return bool((_opened(tissue, 2 * radius) > 0).sum() > _SOLID * tissue.sum())
 
 
-def _filled_in(strength: _Floats, unit_mm: float) -> tuple[_Floats, _Mask]:
-    """Return tissue of which only scattered cells or thin layers are seen as if all of it were."""
-    sigma = _SPREAD_MM / unit_mm
-    density = ndimage.gaussian_filter((strength > 1).astype(float), sigma)
-    filled = density / max(_DENSE * float(np.percentile(density, 99)), 1e-9)
-    return filled, filled > 1
-
-
 def _refined(strength: _Floats, tissue: _Mask, radius: int) -> NDArray[np.int32]:
     """Return pieces (h, w) of tissue without lines, and without what is much fainter than most of the piece."""
     for share in _OF_OWN:
@@ -385,7 +367,7 @@ def _sorted_out(pieces: list[_Piece], unit_mm: float) -> tuple[list[_Piece], lis
 
 def _reason(piece: _Piece, unit_mm: float) -> Reason | None:
     """Return why a piece of some size cannot be tissue."""
-    if piece.area * unit_mm**2 < _LEAST.mm2:
+    if piece.area * unit_mm**2 < _LEAST_MM2:
         return None
     if piece.width < _LEAST_THICKNESS * piece.area**0.5:
         return "thin"
@@ -402,11 +384,13 @@ def _rectangularity(mask: _Mask) -> float:
     return float(mask.sum() / (sides[0] * sides[1]).min())
 
 
-def _is_main(piece: _Piece, pieces: list[_Piece], unit_mm: float, least: _Least) -> bool:
-    """Return whether a piece is large enough to be a section."""
-    largest = max(piece.area for piece in pieces)
-    area = max(least.mm2 / unit_mm**2, _LEAST_SHARE * largest)
-    return piece.area >= area and piece.width * unit_mm >= least.width_mm
+def _is_main(piece: _Piece, pieces: list[_Piece], unit_mm: float) -> bool:
+    """Return whether a piece may be a section; letters and lines of a pen are thinner than a small one."""
+    largest = max(other.area for other in pieces)
+    if piece.area < max(_LEAST_MM2 / unit_mm**2, _LEAST_SHARE * largest):
+        return False
+    is_thick = piece.width >= _LEAST_THICKNESS_IF_SMALL * piece.area**0.5
+    return piece.width * unit_mm >= _LEAST_WIDTH_MM and (is_thick or piece.area >= _SMALL * largest)
 
 
 # --- joining ----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from atlalign.sections.small_copy import SmallCopy
 from atlalign.sections.upright import find_midline
 
 _MARGIN_PX = 2  # of the working pixels: an outline lies this far outside of the tissue
+_SCATTERED = "only scattered cells or layers are seen: check the outline"
 
 
 class SlideSections(NamedTuple):
@@ -65,7 +66,7 @@ def find_on_view(
     sections = []
     for number, place in enumerate(in_order(outlines, order), start=first):
         turn, note = _turn(found, masks[place])
-        note = "; ".join(filter(None, (note, _cut_off(masks[place]))))
+        note = "; ".join(filter(None, (note, _cut_off(masks[place]), "" if found.is_solid else _SCATTERED)))
         filename = section_name(stem, str(number))
         sections.append(Section(filename, slide, scene, outlines[place], turn, note=note))
     return SlideSections(sections, _left_out(found, scale))

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from slides import PIXEL_UM, Slide, make_slide, recipes
 
 from atlalign.io.scenes import array_scene
 from atlalign.sections.finding import find_on_view
 from atlalign.sections.outlines import filled
 from atlalign.sections.small_copy import small_copy
+from slides import PIXEL_UM, Slide, make_slide, recipes
 
 _MOST, _PART = 0.8, 0.05  # of a section
 
@@ -27,7 +27,7 @@ class Score(NamedTuple):
         missed: Sections that were not found.
         extra: Found where there is none.
         close_merged: The close pair was found as one section.
-        in_order: Sections are in the right order.
+        in_order: Sections that were found alone are in the right order.
         unclear: Sections whose midline was not clear.
         turn_deg: The largest error of the midlines of the others in degrees, where 180° more are no error.
         seconds: Of one core.
@@ -57,7 +57,7 @@ def score(slide: Slide, order: str) -> Score:
     shares = shares.reshape(len(found), slide.truth.max())
     owners = [set(np.flatnonzero(row > _PART) + 1) for row in shares]
     close = set(slide.close)
-    firsts = [min(owner) for owner in owners if owner]
+    firsts = [min(owner) for owner in owners if len(owner) == 1]
     errors = [
         abs((section.turn - slide.turns[min(owner) - 1] + 90) % 180 - 90)
         for section, owner in zip(found, owners, strict=True)
