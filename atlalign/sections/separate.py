@@ -254,7 +254,7 @@ class _Folder:
     def _write_image(self, section: Section, scan: _Scan) -> None:
         of_scene = [s for s in self.sections if s.slide == section.slide and s.scene == section.scene]
         others = [other.outline for other in of_scene if other.filename != section.filename]
-        ground = ground_color(scan.view, [s.outline for s in of_scene])
+        ground = ground_color(scan.view, [s.outline for s in of_scene], section.outline)
         if scan.scene.dtype.kind in "ui":
             ground = np.round(ground)
         frame = _frame(section, scan)

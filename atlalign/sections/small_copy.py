@@ -10,9 +10,10 @@ from scipy import ndimage
 from atlalign.io.pieces import WORKING_UM
 from atlalign.io.scenes import Scene
 from atlalign.io.views import at_scale
-from atlalign.sections.outlines import Outline, filled
+from atlalign.sections.outlines import Outline, bounds, filled
 
 _LEAST_PX = 64  # a copy of a small scene has as many at least, along the shorter side
+_AROUND_PX = 12  # of the copy: as far around the box of a section
 _BESIDE_PX = 3  # what lies nearer to an outline is not taken for the slide
 
 
@@ -43,12 +44,26 @@ def small_copy(scene: Scene, pixel_um: float) -> SmallCopy:
     return SmallCopy(pixels, scene.is_color, np.array(views[0].scale))
 
 
-def ground_color(copy: SmallCopy, outlines: Iterable[Outline]) -> NDArray[Any]:
-    """Return the usual value of the slide beside the sections: (channels,), or (1, 3) in colour."""
+def ground_color(copy: SmallCopy, outlines: Iterable[Outline], around: Outline) -> NDArray[Any]:
+    """Return the usual value of the slide around a section: (channels,), or (1, 3) in colour.
+
+    Slides are seldom lit evenly, so the value elsewhere may look like tissue.
+
+    Args:
+        copy: The slide.
+        outlines: Of all sections on it.
+        around: Of the section.
+    """
     shape = (copy.pixels.shape[0], copy.pixels.shape[1])
     taken = np.zeros(shape, bool)
     for outline in outlines:
         taken |= filled(copy.from_scene(outline), shape)
     beside = ~ndimage.binary_dilation(taken, iterations=_BESIDE_PX)
-    values = np.median(copy.pixels[beside if beside.any() else ~taken], axis=0)
+    near = np.zeros(shape, bool)
+    left, top, right, bottom = (round(side) for side in bounds(copy.from_scene(around)))
+    near[max(0, top - _AROUND_PX) : bottom + _AROUND_PX, max(0, left - _AROUND_PX) : right + _AROUND_PX] = (
+        True
+    )
+    places = (beside & near, beside, ~taken)
+    values = np.median(copy.pixels[next(place for place in places if place.any())], axis=0)
     return np.asarray(values[None] if copy.is_color else values)
