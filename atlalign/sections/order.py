@@ -11,7 +11,7 @@ from atlalign.sections.outlines import Outline, bounds
 _Floats = NDArray[np.float64]
 _TILTS = np.tan(np.deg2rad(np.arange(-8, 9)))
 _PER_ROW, _PER_TILT = 0.15, 0.5  # more rows, and more tilted ones, need a better fit
-_SAME_ROW = 0.5  # of the usual height: centres that differ by less lie in one row
+_SAME_ROW = 0.6  # of the usual height: centres that differ by less lie in one row
 
 
 def in_order(outlines: Sequence[Outline], order: Order = "rows") -> list[int]:

@@ -102,3 +102,12 @@ def test_a_scanners_file_of_one_section_is_registered_itself(section, model, tmp
     assert main([*command, "--image-shape", "32", "48", "--position", "6000"]) == 0
     assert (out / "scan" / "transform.json").is_file()
     assert not (out / "slides").exists()
+
+
+def test_a_damaged_slide_does_not_end_the_batch(section, model, tmp_path, capsys):
+    scan, out = write_image(tmp_path / "scan.qptiff", section), tmp_path / "out"
+    (tmp_path / "bad.svs").write_bytes(b"II*\0 no image")
+    command = ["register", str(tmp_path / "bad.svs"), str(scan), "--out", str(out), "--atlas", "phantom"]
+    assert main([*command, "--model", str(model), "--image-shape", "32", "48", "--position", "6000"]) == 1
+    assert "bad.svs" in capsys.readouterr().err
+    assert (out / "scan" / "transform.json").is_file()
