@@ -33,7 +33,8 @@ Reason = Literal["small", "thin", "rectangular"]
 WORKING_UM = 40.0
 """The size of the pixels on which pieces are found."""
 _ASSUMED_MM = 40.0  # the longer side of an image without a pixel size
-_PLAUSIBLE_MM = (2.0, 400.0)  # of an image's longer side; else its pixel size is wrong
+_LARGEST_MM = 400.0  # of an image's longer side; else its pixel size is wrong
+_LEAST_PX = 32  # of an image's shorter side: a smaller copy shows nothing
 _LARGEST_PX = 3000
 
 # Step 1: tissue. Shares of differences from the ground.
@@ -198,9 +199,9 @@ def _front(one: _Piece, other: _Piece) -> float:
 def _scale(shape: tuple[int, ...], pixel_um: float | None) -> tuple[float, float]:
     """Return the size of the pixels to work on in mm, and how many of the image's they are."""
     longer = max(shape[:2])
-    if pixel_um is None or not _PLAUSIBLE_MM[0] <= longer * pixel_um / 1000 <= _PLAUSIBLE_MM[1]:
+    if pixel_um is None or longer * pixel_um / 1000 > _LARGEST_MM:
         pixel_um = 1000 * _ASSUMED_MM / longer
-    factor = max(1.0, WORKING_UM / pixel_um, longer / _LARGEST_PX)
+    factor = max(1.0, min(WORKING_UM / pixel_um, min(shape[:2]) / _LEAST_PX), longer / _LARGEST_PX)
     return factor * pixel_um / 1000, factor
 
 

@@ -107,5 +107,5 @@ def nothing_found(slide: str, left_out: list[tuple[Outline, str]]) -> InputError
     said = ", ".join(f"{count} {reason}" for reason, count in counts.items())
     found = f"found only pieces that are none ({said})" if said else "found none"
     return InputError(
-        f"{slide}: expected sections of at least 1 mm², {found}: is the pixel size right (--pixel-size-um)?"
+        f"{slide}: expected sections of about 1 mm² or more, {found}: is the pixel size right (--pixel-size-um)?"
     )

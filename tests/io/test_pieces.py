@@ -150,6 +150,13 @@ def test_the_pixel_size_may_be_unknown():
     assert sorted(owners(found(image, pixel_um=None), masks)) == [1, 2, 3]
 
 
+def test_a_close_up_of_tissue_shows_no_sections():
+    image = slide()
+    for x, y in ((6, 5), (18, 10), (31, 6)):
+        drawn(image, x, y, 4.5, 3)
+    assert found(image, pixel_um=1.0).max() == 0  # 1 mm wide
+
+
 def test_real_sections_are_one_each(test_data):
     from atlalign.io.images import read_image
 
