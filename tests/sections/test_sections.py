@@ -49,6 +49,13 @@ def write_slide(path, turns=(0, 0, 0, 0), channels: int = 1, centres=CENTRES):
     return path
 
 
+@pytest.fixture(autouse=True)
+def _no_sheets(monkeypatch, request):
+    """Draw contact sheets only where they are looked at: they take most of the time."""
+    if "contact_sheet" not in request.node.name:
+        monkeypatch.setattr("atlalign.sections.separate._Folder._write_sheet", lambda *_: None)
+
+
 @pytest.fixture
 def slide(tmp_path):
     return write_slide(tmp_path / "mouse.ome.tif")
