@@ -19,7 +19,7 @@ LAYERS = (
     ("data",),
     ("synthesis",),
     ("models",),
-    ("training", "registration"),
+    ("training", "registration", "sections"),
     ("evaluation",),
     ("cli",),
     ("__main__",),

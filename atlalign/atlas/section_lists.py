@@ -303,6 +303,7 @@ _LIST_READERS = dict.fromkeys(_ANCHORED, _read_anchored) | dict.fromkeys(_TABLES
 LIST_COLUMNS = (
     *("filename", "p", "image_id", "dataset_id"),
     *("filenames", *COMPONENTS, "width", "height", "nr", "depths", "markers"),
+    *("slide", "note"),  # from `atlalign sections`
     *("", "unnamed: 0"),  # the number of a row, as pandas writes it
 )
 """The columns of tables, in lower case, that give the image of a row, its position, or the row's number."""

@@ -127,11 +127,18 @@ def _add_reference_options(command: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> None:
     from rich.progress import track
 
+    from atlalign.cli.slides import with_sections
     from atlalign.registration.batch import TABLE, VISUALIGN, register_batch
     from atlalign.registration.jobs import find_jobs, find_lists
     from atlalign.registration.transform import REGIONS
 
     what: dict[str, Any] = {"position_um": options.position, "listed": options.reference is None}
+    options.inputs = with_sections(
+        options.inputs,
+        options.out,
+        Options(**flag_values(Options, options)),
+        needs_positions=options.reference is None,
+    )
     for path in find_lists(options.inputs, **what):
         if path.absolute() in {(options.out / name).absolute() for name in (TABLE, VISUALIGN)}:
             raise InputError(

@@ -15,10 +15,12 @@ from atlalign.io.slideio_reader import SLIDE_ENDINGS
 from atlalign.io.slides import errors_named, open_slide
 
 TIFF_ENDINGS = (".tif", ".tiff")
+SCANNER_ENDINGS = (".qptiff", ".svs", ".ndpi", ".scn", ".bif", *SLIDE_ENDINGS)
+"""The file name endings of slide scanners' files, which often show several sections."""
 IMAGE_ENDINGS = (
     *TIFF_ENDINGS,
-    *(".btf", ".lsm", ".stk", ".qptiff", ".svs", ".ndpi", ".scn", ".bif"),
-    *SLIDE_ENDINGS,
+    *(".btf", ".lsm", ".stk"),
+    *SCANNER_ENDINGS,
     *(".png", ".jpg", ".jpeg", ".jp2", ".bmp", ".webp"),
 )
 """The file name endings of images; the content of a file, not its name, decides how it is read."""

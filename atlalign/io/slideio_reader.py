@@ -58,6 +58,11 @@ def _plain_errors(driver: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if "Unsupported compression" in str(error):
+            raise InputError(
+                f"expected a compression that slideio reads (none, JPEG or JPEG XR), found another in this {driver} "
+                "file, such as Zstandard: save it with another compression, or export it as OME-TIFF"
+            ) from error
         reason = re.sub(r"^.*?\.(cpp|hpp):\d+:\s*", "", str(error))
         raise InputError(
             f"a damaged {driver} file, or one of a kind that slideio cannot read ({reason})"

@@ -140,8 +140,16 @@ def _image(file: Any, series: Any) -> _Image:
 def _levels(series: Any) -> Iterator[Any]:
     """Yield an image and those of its smaller copies that have all of its planes."""
     axes, shape, _ = _stack_axes(series)
-    for level in series.levels:
-        if _stack_axes(level)[:2] == (axes, shape) and level.keyframe.dtype == series.keyframe.dtype:
+    for number, level in enumerate(series.levels):
+        # tifffile takes any image of half the size for a copy, also where the file does not call it one.
+        is_copy = (
+            number == 0 or series.kind != "generic" or level.keyframe.is_reduced or level.keyframe.is_subifd
+        )
+        if (
+            is_copy
+            and _stack_axes(level)[:2] == (axes, shape)
+            and level.keyframe.dtype == series.keyframe.dtype
+        ):
             yield level
 
 

@@ -40,6 +40,11 @@ class Plane(NamedTuple):
         return self.page.keyframe
 
     @property
+    def key(self) -> tuple[int, int]:
+        """What tells it from all other planes: its file, and where in it the plane begins."""
+        return id(self.page.parent), int(self.offsets[0])
+
+    @property
     def offsets(self) -> Sequence[int]:
         """Where its tiles or strips begin."""
         stored: Sequence[int] = self.page.dataoffsets
@@ -73,7 +78,7 @@ class TileReader:
     """Reads parts of planes; the tiles used last are kept."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[int, int], _Pixels] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, ...], _Pixels] = OrderedDict()
         self._bytes = 0
         self._lock, self._reading = Lock(), Lock()
 
@@ -90,7 +95,7 @@ class TileReader:
         if _is_packed(page) or (page.imagelength * page.imagewidth <= _WHOLE_PX):
             if is_whole:
                 return _whole(plane)
-            return self._remembered((plane.offsets[0], -1), lambda: _whole(plane))[rows, columns]
+            return self._remembered((*plane.key, -1), lambda: _whole(plane))[rows, columns]
         return self._from_tiles(plane, top, bottom, left, right)
 
     def _from_tiles(self, plane: Plane, top: int, bottom: int, left: int, right: int) -> _Pixels:
@@ -129,9 +134,9 @@ class TileReader:
                     )
 
     def _tile(self, plane: Plane, number: int) -> _Pixels:
-        return self._remembered((plane.offsets[0], number), lambda: _decoded(plane, number, self._reading))
+        return self._remembered((*plane.key, number), lambda: _decoded(plane, number, self._reading))
 
-    def _remembered(self, key: tuple[int, int], make: Callable[[], _Pixels]) -> _Pixels:
+    def _remembered(self, key: tuple[int, ...], make: Callable[[], _Pixels]) -> _Pixels:
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)

@@ -77,6 +77,9 @@ class Options:
             "reference"
         ),
     ] = None
+    one_section: Annotated[
+        bool, Option("the image shows one section, even if its pieces look like several sections")
+    ] = False
     refine: Annotated[
         int,
         Option(

@@ -7,6 +7,7 @@ does the rest. Both together interpolate the image once.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,8 +27,10 @@ from atlalign.geometry import (
     warp_points,
 )
 from atlalign.io.images import one_channel, open_channels
+from atlalign.io.pieces import several_sections
 from atlalign.io.pixels import log
 from atlalign.io.scenes import Scene
+from atlalign.io.views import overview
 from atlalign.metrics import mutual_information
 from atlalign.registration.jobs import Job
 from atlalign.registration.likeness import likeness
@@ -56,6 +59,7 @@ _DOUBT = -0.05  # of `better_elsewhere`: sections in their places are clearly le
 LARGEST_DEFAULT_PX = 2**27
 """Of larger images, outputs have larger pixels unless the user chooses."""
 _LARGEST_PX = 10**11  # more is a mistake, whatever the disk holds
+_OVERVIEW = (320, 456)  # enough to tell sections from each other
 _APART_DEG = 5.0  # the network corrects smaller turns
 
 # --- from the file ----------------------------------------------------------------------------------------------------
@@ -94,6 +98,8 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     image.check()  # before work that a missing part of the file would spoil
     reference = references.of(job, options.hemisphere)
     channel = one_channel(image, options.channel, name)
+    if not options.one_section:
+        _check_is_one(channel, options.pixel_size_um, job.path)
     section = read_section(channel, network.image_shape, background=options.background, name=name)
     placement = place(
         section,
@@ -142,6 +148,23 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     quality = registered.quality.compared(turned_otherwise, planes)
     registered = registered._replace(transform=transform, quality=quality)
     return RegisteredSection(image, channel, section, reference, kept.placement, registered)
+
+
+def _check_is_one(channel: Scene, pixel_size_um: float | None, path: Path) -> None:
+    """Raise an error if the image shows several sections, as all of them at once fit no plane."""
+    view = overview(channel, _OVERVIEW)
+    x, y = channel.pixel_um or (pixel_size_um, pixel_size_um)
+    known = pixel_size_um or (None if x is None or y is None else (x + y) / 2)
+    count = several_sections(
+        view.pixels[:, :],
+        is_color=channel.is_color,
+        pixel_um=None if known is None else known * sum(view.scale) / 2,
+    )
+    if count > 1:
+        raise InputError(
+            f"{path.name}: expected one section, found {count}: separate them (atlalign sections {path} --out FOLDER), "
+            "or say that all of it is one section (--one-section)"
+        )
 
 
 def _likely(section: Section, reference: Reference, placement: Placement) -> list[Placement]:

@@ -129,6 +129,11 @@ class TestPyramids:
         assert [scene.read(level).shape for level in range(3)] == [page.shape for page in pages]
         assert (scene.read(2) == pages[2]).all()
 
+    def test_another_image_of_half_the_size_is_no_level(self, tmp_path):
+        write_pages(tmp_path / "a.tif", [COLOR, 255 - smaller(COLOR)], [{}, {}])
+        scene = open_slide(tmp_path / "a.tif").scenes[0]
+        assert scene.levels == ((200, 150),)
+
     def test_aperio(self, tmp_path):
         """The scan, its thumbnail in the second page, a level, and the pictures of label and slide."""
         said = "Aperio Image Library v12.0\r\n150x200 [0,0 150x200] (32x32) J2K|AppMag = 20|MPP = 0.5"
@@ -245,6 +250,33 @@ class TestChannels:
         assert scene.levels == ((200, 150), (100, 75))
         assert scene.pixel_um == (0.5, 0.5)
         assert (scene.read(1, channel=1) == GREY[::2, ::2] + 1).all()
+
+    @pytest.mark.parametrize("whole_px", [0, 2**24])
+    def test_channels_in_files_of_their_own_are_told_apart(self, tmp_path, monkeypatch, whole_px):
+        """Their files have the same layout, so that tiles stand at the same place in each."""
+        monkeypatch.setattr(tiff_tiles, "_WHOLE_PX", whole_px)
+        written = [GREY // 2, GREY // 2 + 1]
+        for name, pixels in zip("ab", written, strict=True):
+            write_pyramid(
+                tmp_path / f"{name}.ome.tif",
+                pixels,
+                levels=1,
+                ome=True,
+                metadata={"axes": "YX"},
+                compression="zlib",
+            )
+        with tifffile.TiffFile(tmp_path / "a.ome.tif") as file:
+            metadata = file.ome_metadata
+        second = '<TiffData FirstC="1" IFD="0" PlaneCount="1"><UUID FileName="b.ome.tif">urn:uuid:1</UUID></TiffData>'
+        metadata = metadata.replace('SizeC="1"', 'SizeC="2"').replace("</Pixels>", f"{second}</Pixels>")
+        metadata = metadata.replace('IFD="0" PlaneCount="1"/>', 'FirstC="0" IFD="0" PlaneCount="1"/>', 1)
+        tifffile.tiffcomment(tmp_path / "a.ome.tif", metadata.encode())
+        scene = open_slide(tmp_path / "a.ome.tif").scene()
+        for part in PARTS:
+            assert [(scene.read(0, *part, channel=c) == written[c][part]).all() for c in (0, 1)] == [
+                True,
+                True,
+            ]
 
 
 class TestStacks:

@@ -1,0 +1,45 @@
+"""Separate the sections of slides."""
+
+import argparse
+from pathlib import Path
+
+from atlalign.cli.flags import add_flags, flag_values
+from atlalign.console import say
+from atlalign.errors import InputError
+from atlalign.sections.options import SectionsOptions
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand `sections`."""
+    command = commands.add_parser(
+        "sections",
+        help="separate the sections of slides",
+        description="Find the sections on slides, turn them upright, and write each as an OME-TIFF, with a list "
+        "(sections.csv) and a contact sheet. To correct the result, edit the list and run the same command again. "
+        "Delete a row to drop its section; move rows to change the order; write a turn in degrees (counter-clockwise), "
+        "mirrored (yes), the number of a section to merge with, or the line to split it by (x1 y1 x2 y2, in pixels of "
+        "the slide as on the contact sheet). Only sections that change are written again.",
+    )
+    command.add_argument(
+        "slides", metavar="SLIDE", nargs="+", type=Path, help="a slide scanner's file, or any other image"
+    )
+    command.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="folder for the sections")
+    add_flags(command, SectionsOptions)
+    command.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from atlalign.sections.listing import LIST
+    from atlalign.sections.separate import separate
+
+    chosen = SectionsOptions(**flag_values(SectionsOptions, options))
+    result = separate(options.slides, options.out, chosen, progress=lambda name: say(f"writing {name}"))
+    if result.sections:
+        kept = len(result.sections) - result.written
+        say(f"{len(result.sections)} sections ({result.written} written, {kept} unchanged)")
+        say(f"written: {options.out / LIST}")
+    if result.errors:
+        raise InputError(
+            f"{len(result.errors)} of {len(options.slides)} slides could not be separated:\n  "
+            + "\n  ".join(result.errors)
+        )

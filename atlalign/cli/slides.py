@@ -1,0 +1,63 @@
+"""Slides among the images to register: their sections are separated first."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from atlalign.console import say
+from atlalign.errors import InputError
+from atlalign.io.images import SCANNER_ENDINGS
+from atlalign.registration.options import Options
+from atlalign.sections.options import SectionsOptions
+
+FOLDER = "slides"
+"""The folder of separated sections, in that of the results."""
+
+
+def with_sections(
+    inputs: Sequence[Path], out: Path, options: Options, *, needs_positions: bool
+) -> list[Path]:
+    """Return the inputs with the list of their sections in place of slides that show several.
+
+    Only files of slide scanners are separated, and only if no scene or page of them is chosen.
+
+    Args:
+        inputs: The images, lists and folders that the user names.
+        out: The folder of results.
+        options: Of the registration.
+        needs_positions: Sections cannot be registered until the list says where they lie.
+
+    Raises:
+        InputError: If positions are missing.
+    """
+    from atlalign.sections.listing import LIST
+    from atlalign.sections.separate import separate
+
+    if options.scene is not None or options.page is not None or options.one_section:
+        return list(inputs)
+    chosen = SectionsOptions(pixel_size_um=options.pixel_size_um, background=options.background, z=options.z)
+    scans = [path for path in inputs if path.suffix.lower() in SCANNER_ENDINGS and path.is_file()]
+    slides = [path for path in scans if _shows_several(path, chosen)]
+    if not slides:
+        return list(inputs)
+    folder = out / FOLDER
+    result = separate(slides, folder, chosen, progress=lambda name: say(f"writing {name}"))
+    separated = {section.slide for section in result.sections}
+    if not separated:
+        return list(inputs)
+    say(f"{len(result.sections)} sections of {len(separated)} slides: {folder}")
+    if needs_positions and not all(section.cells.get("p") for section in result.sections):
+        raise InputError(
+            f"{folder / LIST}: expected the position of each section in the column p, in µm from the front of the "
+            "atlas: fill it in, and run the same command again"
+        )
+    return [path for path in inputs if path.name not in separated] + [folder / LIST]
+
+
+def _shows_several(slide: Path, options: SectionsOptions) -> bool:
+    """Return whether a slide shows several sections; not where it cannot be read, as its registration will say."""
+    from atlalign.sections.separate import count_sections
+
+    with suppress(InputError):
+        return count_sections(slide, options) > 1
+    return False

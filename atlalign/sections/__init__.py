@@ -1,0 +1,1 @@
+"""Sections of a slide: found, put in order, turned upright, and written one by one."""

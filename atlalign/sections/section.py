@@ -1,0 +1,103 @@
+"""A section of a slide: where it lies there, and how its own image is turned."""
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+from atlalign.io.scenes import Shape
+from atlalign.sections.outlines import Outline, Ring, bounds
+
+
+class Section(NamedTuple):
+    """A section of a slide.
+
+    Attributes:
+        filename: Of its image.
+        slide: The name of the slide's file.
+        scene: The scene of the slide, from 0.
+        outline: In pixels of the scene.
+        turn: How far its image is turned from the slide, counter-clockwise in degrees.
+        flipped: Its image is also mirrored, left to right, after the turn.
+        note: Remarks for the user.
+        cells: The other cells of its row in the list.
+        is_written: Its image shows what this says.
+    """
+
+    filename: str
+    slide: str
+    scene: int
+    outline: Outline
+    turn: float = 0.0
+    flipped: bool = False
+    note: str = ""
+    cells: Mapping[str, str] = MappingProxyType({})
+    is_written: bool = False
+
+    @property
+    def label(self) -> str:
+        """The number of the section, by which users refer to it."""
+        return self.filename.removesuffix(ENDING).rpartition("_s")[2].lstrip("0")
+
+    def turned(self, degrees: float, *, mirrored: bool = False) -> "Section":
+        """Return the section whose image is turned further, counter-clockwise, and then mirrored."""
+        turn = self.turn - degrees if self.flipped else self.turn + degrees
+        turn = (turn + 180) % 360 - 180
+        if turn == self.turn and not mirrored:
+            return self
+        return self._replace(turn=turn, flipped=self.flipped != mirrored, is_written=False)
+
+
+ENDING = ".ome.tif"
+"""What the names of images of sections end in."""
+
+
+def section_name(slide: str, number: str) -> str:
+    """Return the name of a section's image.
+
+    Args:
+        slide: The name of the slide without its ending.
+        number: With or without letters behind, which tell the parts of a section from each other.
+    """
+    digits = number.rstrip("abcdefghijklmnopqrstuvwxyz")
+    return f"{slide}_s{int(digits):03d}{number[len(digits) :]}{ENDING}"
+
+
+class Frame(NamedTuple):
+    """The pixels of a section's image.
+
+    Attributes:
+        shape: (h, w).
+        matrix: (2, 3), which takes pixels (x, y) of the image to those of the slide.
+        is_exact: Each pixel of the image is one of the slide's.
+    """
+
+    shape: Shape
+    matrix: Ring
+    is_exact: bool
+
+    def to_image(self, ring: Ring) -> Ring:
+        """Return points (N, 2) of the slide in pixels of the image."""
+        moved: Ring = (ring - self.matrix[:, 2]) @ np.linalg.inv(self.matrix[:, :2]).T
+        return moved
+
+
+def frame_of(section: Section, margin_px: float) -> Frame:
+    """Return the pixels of the image of a section, with a margin around its outline.
+
+    Pixels are those of the slide, and without interpolation if the turn is a multiple of 90°.
+    """
+    angle = math.radians(section.turn)
+    cosine, sine = math.cos(angle), math.sin(angle)
+    clockwise = np.array([[cosine, -sine], [sine, cosine]])
+    linear = clockwise @ np.diag([-1.0 if section.flipped else 1.0, 1.0])
+    is_exact = section.turn % 90 == 0
+    linear = np.round(linear) if is_exact else linear
+    upright = tuple(ring @ np.linalg.inv(linear).T for ring in section.outline)
+    left, top, right, bottom = bounds(upright)
+    origin = np.floor([left - margin_px, top - margin_px])
+    width, height = np.ceil([right + margin_px, bottom + margin_px]) - origin + 1
+    matrix = np.column_stack([linear, linear @ origin])
+    return Frame((int(height), int(width)), matrix, is_exact)

@@ -1,0 +1,313 @@
+"""Separates the sections of slides: finds them, or applies the changes that a person made in their list."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from atlalign.errors import InputError
+from atlalign.io.files import file_name, fingerprint, lock, written_whole
+from atlalign.io.pieces import find_sections
+from atlalign.io.scenes import Scene
+from atlalign.io.slides import open_slide
+from atlalign.plots import Outlined, save_figure, sections_figure
+from atlalign.sections.cutting import write_section
+from atlalign.sections.finding import find_on_view, nothing_found
+from atlalign.sections.listing import (
+    LIST,
+    MEMORY,
+    Memory,
+    edited,
+    read_memory,
+    read_rows,
+    write_list,
+    write_memory,
+)
+from atlalign.sections.options import SectionsOptions
+from atlalign.sections.outlines import Outline
+from atlalign.sections.section import ENDING, Frame, Section, frame_of
+from atlalign.sections.small_copy import SmallCopy, ground_color, small_copy
+
+SHEET_ENDING = "_sections.png"
+"""What the names of contact sheets end in."""
+
+_MARGIN_UM = 300.0
+_DEFAULTS = SectionsOptions()
+
+
+class Separated(NamedTuple):
+    """What was made of some slides.
+
+    Attributes:
+        sections: All sections of the folder, in the order of its list.
+        written: How many images were written.
+        errors: Why slides could not be separated.
+    """
+
+    sections: list[Section]
+    written: int
+    errors: list[str]
+
+
+class _Scan(NamedTuple):
+    """A scene of a slide with its small copy."""
+
+    scene: Scene
+    view: SmallCopy
+    pixel_um: tuple[float, float]
+
+    @property
+    def mean_um(self) -> float:
+        return float(np.mean(self.pixel_um))
+
+
+class _OpenSlide(NamedTuple):
+    path: Path
+    scans: list[_Scan]
+    left_out: list[list[tuple[Outline, str]]]
+
+
+def separate(
+    slides: Sequence[Path],
+    out: Path,
+    options: SectionsOptions = _DEFAULTS,
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Separated:
+    """Write the sections of slides as single images, with their list and a contact sheet for each slide.
+
+    If the folder has a list already, the changes that it asks for are made, and only sections that change are written.
+
+    Args:
+        slides: The files.
+        out: The folder.
+        options: How sections are found and written.
+        progress: Called with the name of each image before it is written.
+
+    Raises:
+        InputError: If the list asks for something impossible, or the folder cannot be written.
+    """
+    with lock(out):
+        memory, applied = _known(out, options)
+        return _Folder(out, options, memory, applied, progress).separate(slides)
+
+
+def count_sections(slide: Path, options: SectionsOptions = _DEFAULTS) -> int:
+    """Return how many sections a slide shows; 0 if it cannot be told, because its pixel size is not known.
+
+    Raises:
+        InputError: If the file cannot be read.
+    """
+    count = 0
+    for scene in open_slide(slide).scenes:
+        pixel_um = options.pixel_size_um or (scene.pixel_um and float(np.mean(scene.pixel_um)))
+        if pixel_um is None:
+            return 0
+        copy = small_copy(scene.in_focus(options.z or 0), pixel_um)
+        found = find_sections(
+            copy.pixels,
+            is_color=copy.is_color,
+            pixel_um=pixel_um * float(copy.scale.mean()),
+            background=options.background,
+        )
+        count += found.number
+    return count
+
+
+def _known(out: Path, options: SectionsOptions) -> tuple[Memory, str]:
+    """Return what is known of a folder after the changes that its list asks for, and the list's SHA-256."""
+    listing = out / LIST
+    memory = None if options.overwrite else read_memory(out)
+    if not listing.is_file():
+        return Memory([], {}), ""
+    if memory is None:
+        if options.overwrite:
+            return Memory([], {}), ""
+        raise InputError(
+            f"{listing} exists, but not {MEMORY} beside it: choose another --out, or add --overwrite"
+        )
+    applied = fingerprint(listing)
+    if memory.applied == applied:  # a run was interrupted after it had read this list
+        return memory, applied
+    return memory._replace(sections=edited(read_rows(out, memory.sections))), applied
+
+
+class _Folder:
+    """A folder of sections while it is brought up to date."""
+
+    def __init__(
+        self,
+        out: Path,
+        options: SectionsOptions,
+        memory: Memory,
+        applied: str,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.out, self.options, self.progress = out, options, progress
+        self.sections, self.slides, self.applied = list(memory.sections), dict(memory.slides), applied
+        self.errors: list[str] = []
+        self.written = 0
+
+    def separate(self, slides: Sequence[Path]) -> Separated:
+        self._check_given(slides)
+        for path in slides:
+            try:
+                self._separate_one(path)
+            except InputError as error:
+                self.errors.append(str(error))
+        if self.slides:
+            self._remove_others()
+            write_list(self.out, self.sections)
+            self._remember(applied="")
+        return Separated(self.sections, self.written, self.errors)
+
+    def _check_given(self, slides: Sequence[Path]) -> None:
+        """Check that slides differ in name, and that those with changes are given."""
+        names = [path.name for path in slides]
+        twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+        if twice is not None:
+            raise InputError(f"{twice}: expected slides with different names, found this one twice")
+        changed = {section.slide for section in self.sections if not self._is_up_to_date(section)}
+        if changed - set(names):
+            raise InputError(
+                f"{self.out / LIST}: sections of {min(changed - set(names))} are to be written again: name "
+                "this slide, too"
+            )
+
+    def _is_up_to_date(self, section: Section) -> bool:
+        return section.is_written and (self.out / section.filename).is_file()
+
+    def _separate_one(self, path: Path) -> None:
+        slide = self._open(path)
+        mark = _mark(path, slide)
+        if path.name not in self.slides:
+            self._add(path, slide)
+            self.slides[path.name] = mark
+        elif self.slides[path.name] != mark:
+            raise InputError(
+                f"{path.name}: is not the slide of this name whose sections lie in {self.out}: choose another --out, "
+                "or add --overwrite"
+            )
+        self._remember(applied=self.applied)
+        self._write_images(path, slide)
+        self._write_sheet(path, slide)
+
+    def _open(self, path: Path) -> _OpenSlide:
+        scans = []
+        for scene in open_slide(path).scenes:
+            scene.check()
+            scans.append(self._scan(path, scene))
+        return _OpenSlide(path, scans, [[] for _ in scans])
+
+    def _scan(self, path: Path, scene: Scene) -> _Scan:
+        given = self.options.pixel_size_um
+        pixel_um = scene.pixel_um if given is None else (given, given)
+        if pixel_um is None:
+            raise InputError(
+                f"{path.name}: expected the size of its pixels, which the file does not say: give it (--pixel-size-um)"
+            )
+        if scene.z_count > 1 and self.options.z is None:
+            raise InputError(
+                f"{path.name}: expected one plane, found a z-stack of {scene.z_count} planes: choose one (--z INDEX), "
+                "the sharpest (--z best) or the brightest values (--z max)"
+            )
+        scene = scene.in_focus(0 if self.options.z is None else self.options.z)
+        return _Scan(scene, small_copy(scene, float(np.mean(pixel_um))), pixel_um)
+
+    def _add(self, path: Path, slide: _OpenSlide) -> None:
+        found: list[Section] = []
+        for number, scan in enumerate(slide.scans):
+            of_scene = find_on_view(
+                scan.view,
+                slide=path.name,
+                stem=self._stem(path),
+                scene=number,
+                first=len(found) + 1,
+                pixel_um=scan.mean_um,
+                order=self.options.order,
+                background=self.options.background,
+            )
+            found += of_scene.sections
+            slide.left_out[number].extend(of_scene.left_out)
+        if not found:
+            raise nothing_found(path.name, [piece for pieces in slide.left_out for piece in pieces])
+        x, y = slide.scans[0].pixel_um
+        cells = {"pixel_size_um": f"{x:g}" if x == y else ""}
+        self.sections += [section._replace(cells=cells) for section in found]
+
+    def _stem(self, path: Path) -> str:
+        """Return the beginning of the names of a slide's images, which no other slide has."""
+        stem = file_name(path.name.removesuffix(path.suffix).removesuffix(".ome"))
+        taken = {section.filename.rpartition("_s")[0] for section in self.sections}
+        return stem if stem not in taken else file_name(path.name.replace(".", "_"))
+
+    def _write_images(self, path: Path, slide: _OpenSlide) -> None:
+        for place, section in enumerate(self.sections):
+            if section.slide == path.name and not self._is_up_to_date(section):
+                self.progress(section.filename)
+                self._write_image(section, slide.scans[section.scene])
+                self.sections[place] = section._replace(is_written=True)
+                self.written += 1
+                self._remember(applied=self.applied)
+
+    def _write_image(self, section: Section, scan: _Scan) -> None:
+        of_scene = [s for s in self.sections if s.slide == section.slide and s.scene == section.scene]
+        others = [other.outline for other in of_scene if other.filename != section.filename]
+        ground = ground_color(scan.view, [s.outline for s in of_scene], section.outline)
+        if scan.scene.dtype.kind in "ui":
+            ground = np.round(ground)
+        frame = _frame(section, scan)
+        write_section(
+            self.out / section.filename,
+            scan.scene,
+            frame,
+            others,
+            ground.astype(scan.scene.dtype),
+            scan.pixel_um,
+        )
+
+    def _write_sheet(self, path: Path, slide: _OpenSlide) -> None:
+        for number, scan in enumerate(slide.scans):
+            own = [s for s in self.sections if s.slide == path.name and s.scene == number]
+            outlined = [
+                Outlined(s.label, s.outline, _frame(s, scan).matrix, _frame(s, scan).shape, s.note)
+                for s in own
+            ]
+            title = path.name if len(slide.scans) == 1 else f"{path.name}, scene {number}"
+            figure = sections_figure(
+                scan.view.pixels,
+                scan.view.scale,
+                outlined,
+                slide.left_out[number],
+                title=title,
+                is_color=scan.view.is_color,
+            )
+            scene = f"_scene{number}" if len(slide.scans) > 1 else ""
+            with written_whole(self.out / f"{self._own_stem(path)}{scene}{SHEET_ENDING}") as unfinished:
+                save_figure(figure, unfinished)
+
+    def _own_stem(self, path: Path) -> str:
+        own = next((s.filename for s in self.sections if s.slide == path.name), None)
+        return self._stem(path) if own is None else own.rpartition("_s")[0]
+
+    def _remember(self, *, applied: str) -> None:
+        write_memory(self.out, Memory(self.sections, self.slides, applied))
+
+    def _remove_others(self) -> None:
+        """Remove the images of sections that are no longer in the list, of the slides of this folder."""
+        kept = {section.filename for section in self.sections}
+        stems = {section.filename.rpartition("_s")[0] for section in self.sections}
+        for path in self.out.glob(f"*{ENDING}"):
+            if path.name not in kept and path.name.rpartition("_s")[0] in stems:
+                path.unlink()
+
+
+def _frame(section: Section, scan: _Scan) -> Frame:
+    return frame_of(section, _MARGIN_UM / scan.mean_um)
+
+
+def _mark(path: Path, slide: _OpenSlide) -> str:
+    """Return what tells a slide's file from another of its name."""
+    sizes = "+".join("×".join(map(str, scan.scene.shape)) for scan in slide.scans)
+    return f"{path.stat().st_size} bytes, {sizes}"

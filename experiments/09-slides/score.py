@@ -1,0 +1,109 @@
+"""Finds the sections on synthetic slides: which are found once, split, merged or missed, their order and their turn."""
+
+import argparse
+import time
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlalign.io.scenes import array_scene
+from atlalign.sections.finding import find_on_view
+from atlalign.sections.outlines import filled
+from atlalign.sections.small_copy import small_copy
+from slides import PIXEL_UM, Slide, make_slide, recipes
+
+_MOST, _PART = 0.8, 0.05  # of a section
+
+
+class Score(NamedTuple):
+    """What became of the sections of one slide.
+
+    Attributes:
+        once: Sections of which one that was found has most.
+        split: Sections that lie in several.
+        merged: Sections that were found with parts of several, but not the close pair.
+        missed: Sections that were not found.
+        extra: Found where there is none.
+        close_merged: The close pair was found as one section.
+        in_order: Sections that were found alone are in the right order.
+        unclear: Sections whose midline was not clear.
+        turn_deg: The largest error of the midlines of the others in degrees, where 180° more are no error.
+        seconds: Of one core.
+    """
+
+    once: int
+    split: int
+    merged: int
+    missed: int
+    extra: int
+    close_merged: bool
+    in_order: bool
+    unclear: int
+    turn_deg: float
+    seconds: float
+
+
+def score(slide: Slide, order: str) -> Score:
+    start = time.process_time()
+    scene = array_scene(slide.image, is_color=True, pixel_um=(PIXEL_UM, PIXEL_UM))
+    copy = small_copy(scene, PIXEL_UM)
+    found = find_on_view(
+        copy, slide="slide", stem="slide", scene=0, first=1, pixel_um=PIXEL_UM, order=order
+    ).sections
+    seconds = time.process_time() - start
+    shares = np.array([_shares(filled(section.outline, slide.truth.shape), slide.truth) for section in found])
+    shares = shares.reshape(len(found), slide.truth.max())
+    owners = [set(np.flatnonzero(row > _PART) + 1) for row in shares]
+    close = set(slide.close)
+    firsts = [min(owner) for owner in owners if len(owner) == 1]
+    errors = [
+        abs((section.turn - slide.turns[min(owner) - 1] + 90) % 180 - 90)
+        for section, owner in zip(found, owners, strict=True)
+        if len(owner) == 1 and not section.note.startswith("not turned")
+    ]
+    return Score(
+        once=sum((column > _MOST).sum() == 1 and (column > _PART).sum() == 1 for column in shares.T)
+        - sum(len(owner) for owner in owners if len(owner) > 1),
+        split=sum((column > _PART).sum() > 1 for column in shares.T),
+        merged=sum(len(owner) > 1 and owner != close for owner in owners),
+        missed=sum(not (column > _PART).any() for column in shares.T),
+        extra=sum(not owner for owner in owners),
+        close_merged=close in owners,
+        in_order=firsts == sorted(firsts),
+        unclear=sum(section.note.startswith("not turned") for section in found),
+        turn_deg=max(errors, default=0.0),
+        seconds=seconds,
+    )
+
+
+def _shares(mask: NDArray[np.bool_], truth: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Return the share of each section that lies in a mask."""
+    sizes = np.bincount(truth.ravel())[1:]
+    return np.bincount(truth[mask], minlength=len(sizes) + 1)[1:] / sizes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("seeds", type=int, nargs="+")
+    parser.add_argument("--hemispheres", action="store_true", help="each section is two halves")
+    options = parser.parse_args()
+    columns = ("seed", "sections", *Score._fields)
+    print("| " + " | ".join(name.replace("_", " ") for name in columns) + " |")
+    print("|---" * len(columns) + "|")
+    for seed in options.seeds:
+        recipe = replace(recipes(seed), hemispheres=options.hemispheres)
+        result = score(make_slide(recipe, seed), recipe.order)
+        cells = (_cell(value) for value in (seed, recipe.count, *result))
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def _cell(value: float) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,356 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+import tifffile
+
+from atlalign.cli import main
+from atlalign.errors import InputError
+from atlalign.io.images import read_image
+from atlalign.io.slides import open_slide
+from atlalign.sections.options import SectionsOptions
+from atlalign.sections.separate import separate
+
+PIXEL_UM = 20.0
+GROUND, TISSUE = 230, 120
+CENTRES = ((7, 5), (19, 5), (7, 13), (19, 13))  # mm
+
+
+def section(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A section around 0, in mm: an ellipse with a notch above, a dark pair below, and a darker spot at its left."""
+    tissue = np.where((x / 4.5) ** 2 + (y / 3) ** 2 < 1, TISSUE, GROUND)
+    tissue[(np.abs(x) < 0.3) & (y < -1)] = GROUND
+    tissue[np.hypot(np.abs(x) - 1.8, y - 1.2) < 0.8] = 70
+    tissue[np.hypot(x + 3, y) < 0.4] = 20
+    return tissue
+
+
+def write_slide(path, turns=(0, 0, 0, 0), channels: int = 1, centres=CENTRES):
+    """Write a slide of 26 × 18 mm; each section is turned clockwise, so that `turns` make it upright."""
+    y, x = np.indices((900, 1300)) * PIXEL_UM / 1000
+    image = np.full(x.shape, GROUND, float)
+    for (left, top), turn in zip(centres, turns, strict=False):
+        angle = np.deg2rad(turn)
+        dx, dy = x - left, y - top
+        own = section(np.cos(angle) * dx + np.sin(angle) * dy, -np.sin(angle) * dx + np.cos(angle) * dy)
+        image = np.minimum(image, own)
+    image = (image + np.random.default_rng(0).normal(0, 1, image.shape)).astype(np.uint8)
+    pixels = np.stack([image // (k + 1) for k in range(channels)])
+    metadata = {
+        "axes": "CYX",
+        "PhysicalSizeX": PIXEL_UM,
+        "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeY": PIXEL_UM,
+        "PhysicalSizeYUnit": "µm",
+        "Channel": {"Name": [f"dye {k}" for k in range(channels)]},
+    }
+    tifffile.imwrite(path, pixels, photometric="minisblack", metadata=metadata, ome=True)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _no_sheets(monkeypatch, request):
+    """Draw contact sheets only where they are looked at: they take most of the time."""
+    if "contact_sheet" not in request.node.name:
+        monkeypatch.setattr("atlalign.sections.separate._Folder._write_sheet", lambda *_: None)
+
+
+@pytest.fixture
+def slide(tmp_path):
+    return write_slide(tmp_path / "mouse.ome.tif")
+
+
+def rows(out) -> list[dict[str, str]]:
+    with (out / "sections.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def edit(out, change) -> None:
+    """Write the list again as `change` leaves its rows."""
+    found = rows(out)
+    header = list(found[0])
+    changed = change(found) or found
+    with (out / "sections.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [*header, *(name for name in changed[0] if name not in header)])
+        writer.writeheader()
+        writer.writerows(changed)
+
+
+def names(out) -> list[str]:
+    return [row["filename"] for row in rows(out)]
+
+
+def pixels(out, name: str) -> np.ndarray:
+    return read_image(out / name).pixels
+
+
+def written_again(out, slide) -> set[str]:
+    """Separate again; return the names of the images that were written."""
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.tif")}
+    separate([slide], out)
+    return {path.name for path in out.glob("*.tif") if before.get(path) != path.stat().st_mtime_ns}
+
+
+def centre_of(out, name: str) -> tuple[float, float]:
+    """The middle of a section's outline on the slide, in mm."""
+    features = json.loads((out / "sections.geojson").read_text(encoding="utf-8"))["features"]
+    (own,) = (feature for feature in features if feature["properties"]["filename"] == name)
+    points = np.concatenate([np.array(polygon[0]) for polygon in own["geometry"]["coordinates"]])
+    return tuple((points.min(axis=0) + points.max(axis=0)) / 2 * PIXEL_UM / 1000)
+
+
+# --- the first run ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ("rows", (0, 1, 2, 3)),
+        ("columns", (0, 2, 1, 3)),
+        ("serpentine", (0, 1, 3, 2)),
+        ("serpentine-columns", (0, 2, 3, 1)),
+    ],
+)
+def test_sections_are_numbered_in_the_order_that_is_asked_for(slide, tmp_path, order, expected):
+    out = tmp_path / "out"
+    separate([slide], out, SectionsOptions(order=order))
+    assert names(out) == [f"mouse_s{number:03d}.ome.tif" for number in (1, 2, 3, 4)]
+    for name, place in zip(names(out), expected, strict=True):
+        assert centre_of(out, name) == pytest.approx(CENTRES[place], abs=0.2)
+
+
+def test_images_have_the_slides_channels_type_and_pixel_size(tmp_path):
+    out, slide = tmp_path / "out", write_slide(tmp_path / "two.ome.tif", channels=2)
+    separate([slide], out)
+    (scene,) = open_slide(out / "two_s001.ome.tif").scenes
+    assert [channel.name for channel in scene.channels] == ["dye 0", "dye 1"]
+    assert scene.dtype == np.uint8
+    assert scene.pixel_um == pytest.approx((PIXEL_UM, PIXEL_UM))
+    first, second = (scene.read(channel=k) for k in range(2))
+    np.testing.assert_array_equal(second, first // 2)
+    assert rows(out)[0]["pixel_size_um"] == "20"
+
+
+def test_an_upright_section_is_cut_out_without_interpolation(slide, tmp_path):
+    out = tmp_path / "out"
+    separate([slide], out)
+    cut, whole = pixels(out, "mouse_s001.ome.tif"), read_image(slide).pixels
+    left, top = (round(1000 * edge / PIXEL_UM) for edge in (CENTRES[0][0] - 4.5, CENTRES[0][1] - 3.0))
+    corner = whole[top + 50 : top + 250, left + 50 : left + 350]
+    found = np.lib.stride_tricks.sliding_window_view(cut, corner.shape)[::1, ::1]
+    assert (found[:80, :80] == corner).all(axis=(2, 3)).any()
+
+
+@pytest.mark.parametrize("turn", [30, -70])
+def test_turned_sections_become_upright(tmp_path, turn):
+    out, slide = tmp_path / "out", write_slide(tmp_path / "mouse.tif", [turn] * 2, centres=((7, 9), (19, 9)))
+    separate([slide], out)
+    for name in names(out):
+        tissue = pixels(out, name) < 180
+        assert abs(np.ptp(np.nonzero(tissue.any(axis=0))[0]) * PIXEL_UM / 1000 - 9) < 0.3
+        spot = np.argwhere(pixels(out, name) < 45).mean(axis=0) - np.argwhere(tissue).mean(axis=0)
+        assert spot * PIXEL_UM / 1000 == pytest.approx((0, -3), abs=0.25)
+
+
+def test_neighbours_in_the_box_of_a_section_are_painted_over(tmp_path):
+    centres = ((7, 7), (15.2, 10.5))
+    out, slide = tmp_path / "out", write_slide(tmp_path / "mouse.tif", centres=centres)
+    separate([slide], out)
+    areas = [(pixels(out, name) < 180).sum() * (PIXEL_UM / 1000) ** 2 for name in names(out)]
+    assert areas == pytest.approx([np.pi * 4.5 * 3 - 0.6 * 2] * 2, rel=0.03)
+
+
+def test_the_list_and_the_contact_sheet_name_all_sections(slide, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["sections", str(slide), "--out", str(out)]) == 0
+    assert "4 sections (4 written, 0 unchanged)" in capsys.readouterr().out
+    assert [row["slide"] for row in rows(out)] == ["mouse.ome.tif"] * 4
+    assert {row["turn"] for row in rows(out)} == {""}  # register looks for the turn, as up may be down
+    assert read_image(out / "mouse_sections.png").pixels.shape[2] == 3
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_a_slide_without_a_pixel_size_asks_for_it_and_leaves_nothing(tmp_path):
+    tifffile.imwrite(tmp_path / "plain.tif", np.full((500, 900), 200, np.uint8))
+    with pytest.raises(InputError, match="--pixel-size-um"):
+        _raise(separate([tmp_path / "plain.tif"], tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def _raise(result) -> None:
+    for error in result.errors:
+        raise InputError(error)
+
+
+def test_an_empty_slide_is_named_and_the_next_one_is_separated(slide, tmp_path):
+    empty = write_slide(tmp_path / "empty.tif", centres=())
+    out = tmp_path / "out"
+    result = separate([empty, slide], out)
+    (error,) = result.errors
+    assert error.startswith("empty.tif: expected sections")
+    assert len(names(out)) == 4
+    assert not list(out.glob("empty*"))
+
+
+def test_a_damaged_slide_leaves_nothing(slide, tmp_path):
+    slide.write_bytes(slide.read_bytes()[:400_000])
+    out = tmp_path / "out"
+    assert main(["sections", str(slide), "--out", str(out)]) == 1
+    assert not list(out.glob("*.tif"))
+
+
+def test_another_slide_of_the_same_name_is_refused(slide, tmp_path):
+    out = tmp_path / "out"
+    separate([slide], out)
+    write_slide(slide, centres=CENTRES[:2], channels=2)
+    (error,) = separate([slide], out).errors
+    assert "--overwrite" in error
+    separate([slide], out, SectionsOptions(overwrite=True))
+    assert len(names(out)) == 2
+
+
+# --- changes ----------------------------------------------------------------------------------------------------------
+
+
+def test_running_again_without_changes_writes_nothing(slide, tmp_path):
+    out = tmp_path / "out"
+    separate([slide], out)
+    before = (out / "sections.csv").read_bytes()
+    assert written_again(out, slide) == set()
+    assert (out / "sections.csv").read_bytes() == before
+
+
+def test_a_deleted_row_drops_its_section_and_moved_rows_change_the_order(slide, tmp_path):
+    out = tmp_path / "out"
+    separate([slide], out)
+    edit(out, lambda rows: [rows[3], rows[0], rows[2]])
+    assert written_again(out, slide) == set()
+    assert names(out) == ["mouse_s004.ome.tif", "mouse_s001.ome.tif", "mouse_s003.ome.tif"]
+    assert not (out / "mouse_s002.ome.tif").exists()
+
+
+def test_a_turn_is_counter_clockwise_and_done_once(slide, tmp_path):
+    out = tmp_path / "out"
+    separate([slide], out)
+    before = pixels(out, "mouse_s002.ome.tif")
+    edit(out, lambda rows: rows[1].update(turn="90"))
+    assert written_again(out, slide) == {"mouse_s002.ome.tif"}
+    after = pixels(out, "mouse_s002.ome.tif")
+    spot = [
+        np.argwhere(image < 45).mean(axis=0) - (np.array(image.shape) - 1) / 2 for image in (before, after)
+    ]
+    assert spot[1] == pytest.approx((-spot[0][1], spot[0][0]), abs=3)  # the left goes down
+    assert rows(out)[1]["turn"] == "0"
+    assert written_again(out, slide) == set()
+
+
+def test_mirrored_sections_are_mirrored_after_their_turn(slide, tmp_path):
+    out = tmp_path / "out"
+    separate([slide], out)
+    before = pixels(out, "mouse_s001.ome.tif")
+    edit(out, lambda rows: rows[0].update(mirrored="yes"))
+    assert written_again(out, slide) == {"mouse_s001.ome.tif"}
+    after = pixels(out, "mouse_s001.ome.tif")
+    assert np.argwhere(after < 45).mean() > 0
+    assert (
+        np.abs(after[:, ::-1].astype(int)[5:-5, 5:-5] - before[5:-5, 5:-5]).max() <= 1
+        or after.shape != before.shape
+    )
+    edit(out, lambda rows: rows[0].update(mirrored="yes"))
+    separate([slide], out)
+    np.testing.assert_array_equal(pixels(out, "mouse_s001.ome.tif"), before)
+
+
+def test_merged_sections_are_one(slide, tmp_path):
+    out = tmp_path / "out"
+    separate([slide], out)
+    edit(out, lambda rows: rows[2].update(merge="4"))
+    assert written_again(out, slide) == {"mouse_s003.ome.tif"}
+    assert names(out) == [f"mouse_s{number:03d}.ome.tif" for number in (1, 2, 3)]
+    assert not (out / "mouse_s004.ome.tif").exists()
+    tissue = (pixels(out, "mouse_s003.ome.tif") < 180).any(axis=0)
+    assert np.ptp(np.nonzero(tissue)[0]) * PIXEL_UM / 1000 == pytest.approx(12 + 9, abs=0.2)
+    assert [row["one_section"] for row in rows(out)] == ["", "", "yes"]
+
+
+def test_a_line_splits_a_section(slide, tmp_path):
+    out = tmp_path / "out"
+    separate([slide], out)
+    x = 1000 * CENTRES[1][0] / PIXEL_UM
+    edit(out, lambda rows: rows[1].update(split=f"{x:.0f}, 100; {x:.0f}, 400"))
+    assert written_again(out, slide) == {"mouse_s002a.ome.tif", "mouse_s002b.ome.tif"}
+    assert names(out)[1:3] == ["mouse_s002a.ome.tif", "mouse_s002b.ome.tif"]
+    dark = [(pixels(out, name) < 45).any() for name in names(out)[1:3]]
+    assert dark == [True, False]
+    areas = [(pixels(out, name) < 180).sum() for name in names(out)[1:3]]
+    assert areas[0] == pytest.approx(areas[1], rel=0.02)
+
+
+def test_other_columns_are_kept_and_spreadsheets_may_write_the_list(slide, tmp_path):
+    out = tmp_path / "out"
+    separate([slide], out)
+    edit(out, lambda rows: [{**row, "p": 6000 + k, "mine": "é"} for k, row in enumerate(rows)])
+    text = (out / "sections.csv").read_text(encoding="utf-8")
+    (out / "sections.csv").write_text(text.replace(",", ";"), encoding="utf-8-sig")
+    assert written_again(out, slide) == set()
+    assert [(row["p"], row["mine"]) for row in rows(out)] == [(f"{6000 + k}", "é") for k in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "named"),
+    [
+        ("filename", "other.tif", "other.tif"),
+        ("filename", "mouse_s001.ome.tif", "mouse_s001"),
+        ("turn", "left", "turn"),
+        ("mirrored", "maybe", "mirrored"),
+        ("merge", "9", "merge"),
+        ("split", "1 2 3", "split"),
+        ("split", "0 0 1 0", "split"),
+    ],
+)
+def test_an_impossible_change_is_named_and_changes_nothing(slide, tmp_path, column, cell, named):
+    out = tmp_path / "out"
+    separate([slide], out)
+    edit(out, lambda rows: rows[2].update({column: cell}))
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(InputError, match=rf"line 4.*{named}"):
+        separate([slide], out)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_an_interrupted_run_is_finished_and_applies_no_change_twice(slide, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    separate([slide], out)
+    edit(out, lambda rows: rows[0].update(turn="90") or rows[1].update(turn="90"))
+    from atlalign.sections import separate as module
+
+    real, calls = module.write_section, []
+
+    def once(*arguments, **options):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        real(*arguments, **options)
+
+    monkeypatch.setattr(module, "write_section", once)
+    with pytest.raises(KeyboardInterrupt):
+        separate([slide], out)
+    monkeypatch.undo()
+    assert written_again(out, slide) == {"mouse_s002.ome.tif"}
+    features = json.loads((out / "sections.geojson").read_text(encoding="utf-8"))["features"]
+    assert [feature["properties"]["turn"] for feature in features] == [90, 90, 0, 0]
+    assert [row["turn"] for row in rows(out)] == ["0", "0", "", ""]
+
+
+def test_changes_of_a_slide_that_is_not_given_are_refused(slide, tmp_path):
+    out = tmp_path / "out"
+    separate([slide], out)
+    other = write_slide(tmp_path / "other.tif", centres=CENTRES[:1])
+    edit(out, lambda rows: rows[0].update(turn="90"))
+    with pytest.raises(InputError, match=r"mouse\.ome\.tif"):
+        separate([other], out)
+    result = separate([slide, other], out)
+    assert [s.filename for s in result.sections][-1] == "other_s001.ome.tif"
