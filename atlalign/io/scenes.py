@@ -5,6 +5,8 @@ told to scan. A scene has *levels* (itself and smaller copies), *channels*, and 
 upright, as viewers show it, and without opacity.
 """
 
+import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 
 from atlalign.errors import InputError
 from atlalign.io.pixels import PixelSize, check_index
+
+_log = logging.getLogger(__name__)
 
 Shape = tuple[int, int]
 """(h, w) in pixels."""
@@ -207,19 +211,24 @@ class Slide(NamedTuple):
     scenes: tuple[Scene, ...]
 
     def scene(self, chosen: int | str | None = None) -> Scene:
-        """Return a scene by its number or its name; None for the only one.
+        """Return a scene by its number or its name; None for the largest, with a warning if there are others.
 
         Raises:
-            InputError: If there is no such scene, or there are several to choose from.
+            InputError: If there is no such scene.
         """
         if chosen is not None:
             return self.scenes[_chosen("scene", chosen, [scene.name for scene in self.scenes])]
+        largest = max(self.scenes, key=lambda scene: math.prod(scene.shape))
         if len(self.scenes) > 1:
-            raise InputError(
-                f"expected one image, found {len(self.scenes)} scenes ({_listed(self.scenes)}): choose one (--scene), "
-                "or separate their sections (atlalign sections)"
+            _log.warning(
+                "%s: read scene %d, the largest of %d (%s); choose another with --scene, or separate the sections of all "
+                "with `atlalign sections`",
+                self.path.name,
+                self.scenes.index(largest),
+                len(self.scenes),
+                _listed(self.scenes),
             )
-        return self.scenes[0]
+        return largest
 
 
 def array_scene(
