@@ -221,8 +221,8 @@ class Slide(NamedTuple):
         largest = max(self.scenes, key=lambda scene: math.prod(scene.shape))
         if len(self.scenes) > 1:
             _log.warning(
-                "%s: read scene %d, the largest of %d (%s); choose another with --scene, or separate the sections of all "
-                "with `atlalign sections`",
+                "%s: read scene %d, the largest of %d (%s); choose another with --scene, or separate the sections "
+                "of all with `atlalign sections`",
                 self.path.name,
                 self.scenes.index(largest),
                 len(self.scenes),

@@ -119,7 +119,7 @@ def test_registration_reads_no_more_than_it_needs(scan, recipe, tmp_path, monkey
         "_decoded",
         lambda plane, *rest: decoded.append(plane.keyframe.shape) or original(plane, *rest),
     )
-    options = Options(channel=0, place="scale", turn=0, output_um=50.0)
+    options = Options(channel=0, place="scale", turn=0, output_um=50.0, one_section=True)
     found = register_section(Job(scan, POSITION_UM), replace(recipe, options=options))
     assert set(decoded) == {(100, 140)}
     written(found, recipe, tmp_path / "out")
@@ -185,11 +185,8 @@ def test_the_command_names_scene_channel_and_size(planes, tmp_path, capsys):
             file.write(planes, photometric="minisblack", metadata=metadata)
     command = ["register", str(path), "--atlas", "phantom", "--position", str(POSITION_UM),
                "--out", str(tmp_path / "out"), "--image-shape", "40", "56", "--turn", "0"]  # fmt: skip
-    assert main([*command, "--channel", "DAPI"]) == 1
-    assert (
-        "found 2 scenes (0: left, 800×1120 px; 1: right, 800×1120 px): choose one (--scene)"
-        in capsys.readouterr().err
-    )
+    assert main([*command, "--channel", "DAPI", "--scene", "up"]) == 1
+    assert "0 left, 1 right" in capsys.readouterr().err
     assert main([*command, "--channel", "dapi", "--scene", "right", "--output-um", "40"]) == 0
     folder = tmp_path / "out" / "slide"
     record = json.loads((folder / "transform.json").read_text())
