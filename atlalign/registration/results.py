@@ -14,6 +14,7 @@ from atlalign.atlas.planes import Points
 from atlalign.errors import InputError
 from atlalign.io.images import read_channels, read_labels
 from atlalign.io.tables import Table
+from atlalign.registration.ignored import IGNORED
 from atlalign.registration.regions import RegionName, read_regions
 from atlalign.registration.transform import (
     LABELS,
@@ -132,6 +133,24 @@ class Results:
         labels = read_labels(self.folder / LABELS)
         reference_frame(self.transform, labels.shape, str(self.folder / LABELS))
         return labels
+
+    @cached_property
+    def ignored(self) -> NDArray[np.bool_] | None:
+        """Which pixels of the section a person marked to be ignored; None for none.
+
+        Raises:
+            InputError: If their file is missing, or changed.
+        """
+        return read_labels(self.folder / IGNORED) != 0 if self._has(IGNORED) else None
+
+    def is_ignored(self, pixels: Points) -> NDArray[np.bool_]:
+        """Return which points (N, 2) of the section, in its pixels, lie on ignored tissue."""
+        found = np.zeros(len(pixels), np.bool_)
+        if self.ignored is not None:
+            inside = is_inside(pixels, self.transform.section)
+            x, y = np.floor(pixels[inside] + 0.5).astype(int).T
+            found[inside] = self.ignored[y, x]
+        return found
 
     @cached_property
     def regions(self) -> Mapping[int, RegionName]:
