@@ -22,6 +22,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from atlalign import __version__
+from atlalign.atlas.planes import Anchoring
 from atlalign.declarations import flag
 from atlalign.errors import InputError
 from atlalign.io.files import (
@@ -357,6 +358,11 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
                 anchoring=job.anchoring,
                 tissue=found.reference.tissue.numpy(),
             )
+            if recipe.network.module is None and job.anchoring is not None:
+                own = Anchoring(job.anchoring.vectors, transform.section.shape)
+                record["visualign"]["markers"] = job.points.as_markers(
+                    own
+                )  # exact: they are all that was done
         if found.registered.without_points is not None:
             found.registered.without_points.forward.write(unfinished / WITHOUT_POINTS)
         record["seconds"] = round(time.perf_counter() - start, 2)

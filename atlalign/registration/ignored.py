@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlalign.atlas.planes import Points
+from atlalign.errors import InputError
 from atlalign.io.files import fingerprint_of
 
 IGNORED = "ignored.tif"
@@ -33,7 +34,11 @@ class Ignored(NamedTuple):
         Args:
             shape: Of the mask.
             size: (H, W) of the section's image.
+
+        Raises:
+            InputError: If the mask has other proportions than the section's image.
         """
+        _check_proportions(self.mask, size)
         from PIL import Image, ImageDraw
 
         found = np.zeros(shape, np.bool_) if self.mask is None else _nearest(self.mask, shape)
@@ -49,6 +54,18 @@ class Ignored(NamedTuple):
     def fingerprint(self) -> str:
         """Return the SHA-256 of all of it."""
         return fingerprint_of(self.mask, *(ring for area in self.areas for ring in area))
+
+
+def _check_proportions(mask: NDArray[np.bool_] | None, size: tuple[int, int]) -> None:
+    if mask is None:
+        return
+    (height, width), (own_height, own_width) = size, mask.shape
+    rounding = 1.5 / min(mask.shape)
+    if abs(height / own_height * own_width / width - 1) > rounding:
+        raise InputError(
+            f"ignored: expected a mask with the proportions of the section's image, {height}×{width} px, found "
+            f"{own_height}×{own_width} px"
+        )
 
 
 def _nearest(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:

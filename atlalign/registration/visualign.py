@@ -61,6 +61,7 @@ def visualign_slice(
     pixels, points_mm = _pairs(transform, tissue)
     if anchoring is None:
         anchoring = _fitted(pixels, points_mm, transform.plane, transform.section.shape, filename)
+    anchoring = Anchoring(anchoring.vectors, transform.section.shape)  # a list may be of a smaller scan
     ml_dv_um = transform.plane.to_atlas(points_mm)[:, [2, 1]]
     chosen = _needed(pixels, ml_dv_um, anchoring)
     overlay = apply_affine(anchoring.um_to_pixel(), _least_squares(pixels, ml_dv_um, chosen, anchoring))

@@ -186,6 +186,11 @@ def test_a_mask_may_be_drawn_in_qupath_or_painted(tmp_path):
     assert (read_correction(tmp_path, "a").ignored.on(SIZE, SIZE) & ~found).sum() == SIZE[0] * SIZE[1] // 4
 
 
+def test_a_mask_of_another_image_is_refused():
+    with pytest.raises(InputError, match="100×100 px"):
+        Ignored(np.ones((100, 100), np.bool_)).on(SIZE, SIZE)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -276,6 +281,8 @@ def test_without_a_network_markers_act_as_in_visualign(tmp_path, blank, phantom,
     assert at_markers[:, 2] == pytest.approx(o[:, 0], abs=50)  # half a pixel of the field
     assert at_markers[:, 0] == pytest.approx(25 * 528 - o[:, 1], abs=50)
     assert row(tmp_path / "out")["points"] == "9"
+    (entry,) = json.loads((tmp_path / "out" / "visualign.json").read_text())["slices"]
+    assert np.array(entry["markers"]) == pytest.approx(2 * markers, abs=1e-3)  # of the larger image
     assert row(tmp_path / "out")["flag"] == "pass"
 
 

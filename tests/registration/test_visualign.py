@@ -224,6 +224,14 @@ def test_the_anchoring_that_a_section_came_with_stays():
     assert error_um(entry, transform).max() < 1.4 * MARKER_ERROR_UM
 
 
+def test_a_list_of_thumbnails_has_the_markers_of_full_scans():
+    transform = affine_and_field(turned(0, mirrored=False), 0.3)
+    fitted = np.array(visualign_slice(transform, "a.png", 7)["anchoring"]).reshape(3, 3)
+    small = Anchoring(fitted, (SECTION.shape[0] // 4, SECTION.shape[1] // 4))
+    entry = visualign_slice(transform, "a.png", 7, anchoring=small)
+    assert error_um(entry, transform).max() < 1.4 * MARKER_ERROR_UM
+
+
 def test_markers_lie_in_tissue_alone():
     transform = affine_and_field(turned(0, mirrored=False), 2.0)
     tissue = np.zeros((16, 23), np.bool_)
