@@ -144,6 +144,8 @@ def _by_hand(job: Job, image: ImageFile, reference: Reference, options: Options)
             f"{job.path.name}: expected a section with an anchoring, or --place stretch, where no network "
             "registers it (--model none): scale and fit look for tissue"
         )
+    if options.refine:
+        raise InputError("--refine: expected a network to refine the result of, found --model none")
     section = unread_section(image, reference.grid.shape)
     placement = place(
         section,

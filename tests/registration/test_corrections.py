@@ -293,6 +293,8 @@ def test_without_a_network_a_section_needs_a_place(blank, phantom, tmp_path):
     fitted = replace(phantom, options=Options(place="fit"))  # asks what the image shows
     with pytest.raises(InputError, match="--place"):
         register_section(listed(blank)[0], fitted)
+    with pytest.raises(InputError, match="--refine"):
+        register_section(listed(blank)[0], replace(phantom, options=Options(refine=5)))
     assert (
         register_section(job, replace(phantom, options=Options(place="stretch"))).registered.quality.folding
         == 0
