@@ -30,6 +30,7 @@ _SECTION_OVERLAY_PX = 640  # its height
 _OUTLINE = np.array([255, 200, 0], np.uint8)
 # After Okabe and Ito: nearly everyone can distinguish them, on a white or a dark page.
 _METHOD_COLORS = ("#2b8fd1", "#999999", "#e69f00", "#cc79a7", "#009e73")
+_MARK_COLOR = "#d62728"
 # Placeholder for the text colour of the page that shows the chart.
 _PAGE_COLOR = "#010203"
 
@@ -312,6 +313,31 @@ def level_figure(
     return figure
 
 
+class Course(NamedTuple):
+    """A quantity along an axis: its name, its colour such as #bfdae3 or "", and its values."""
+
+    name: str
+    color: str
+    values: Sequence[float]
+
+
+def series_figure(
+    positions_mm: Sequence[float], areas_mm2: Sequence[Course], marked_mm: Sequence[float]
+) -> Figure:
+    """Draw the areas of regions along the axis of the brain; vertical bars mark the sections to look at."""
+    figure, axes = _chart(height=3.6)
+    for position in marked_mm:
+        axes.axvline(position, color=_MARK_COLOR, linewidth=5, alpha=0.35, zorder=0)
+    for course, color in zip(areas_mm2, _colors(areas_mm2), strict=True):
+        own = course.color or color
+        axes.plot(positions_mm, course.values, "o-", color=own, label=course.name, markersize=3, linewidth=1)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("position from front to back (mm)")
+    axes.set_ylabel("area (mm²)")
+    _draw_legend(axes, columns=5)
+    return figure
+
+
 def figure_svg(figure: Figure) -> str:
     """Return a chart as an <svg> element whose text and axes take the colour and font of the surrounding page."""
     import matplotlib
@@ -349,10 +375,10 @@ def _chart(height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw_legend(axes: Axes) -> None:
+def _draw_legend(axes: Axes, columns: int = 3) -> None:
     axes.legend(
         frameon=False,
-        ncols=3,
+        ncols=columns,
         loc="lower left",
         bbox_to_anchor=(0, 1),
         borderaxespad=0,

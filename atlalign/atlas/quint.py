@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -58,7 +58,7 @@ def _read_json(path: Path) -> list[Slice]:
             f"(WebAlign, WebWarp), found {shown(content)}"
         )
     _check_target(path, series.get("target", series.get("atlas")), series.get("target-resolution"))
-    _warn_of_markers(path, entries)
+    _warn_of_own_markers(path, series)
     return [Slice(f"{name}[{place}]", entry) for place, entry in enumerate(entries)]
 
 
@@ -147,11 +147,14 @@ def _check_target(path: Path, target: Any, resolution: Any = None) -> None:
         )
 
 
-def _warn_of_markers(path: Path, slices: Sequence[Any]) -> None:
-    marked = sum(isinstance(entry, Mapping) and bool(entry.get("markers")) for entry in slices)
-    if marked:
+def _warn_of_own_markers(path: Path, series: Mapping[str, Any]) -> None:
+    """Say that a former result binds the next one; VisuAlign removes the name of the aligner where it saves a file."""
+    slices = series.get("slices")
+    marked = sum(isinstance(entry, Mapping) and bool(entry.get("markers")) for entry in slices or ())
+    if marked and str(series.get("aligner")).startswith("atlalign"):
         _log.warning(
-            "%s: only the anchorings are used; the VisuAlign or WebWarp markers of %d sections are ignored",
+            "%s: the markers of %d sections, which a former registration wrote, count as a person's: remove them to "
+            "register these sections anew",
             path,
             marked,
         )

@@ -43,6 +43,8 @@ class ListedSection(NamedTuple):
         missing: The reason why its file was not found; empty if it was found.
         cells: All cells of its row in a table, by column name in lower case.
         where: The line of that row.
+        markers: VisuAlign's markers: (x, y) on the overlay of the atlas, then (x, y) in the image, in pixels of the
+            anchored image from the corner of the first one.
     """
 
     path: Path
@@ -53,6 +55,7 @@ class ListedSection(NamedTuple):
     missing: str = ""
     cells: Mapping[str, str] = MappingProxyType({})
     where: str = ""
+    markers: tuple[tuple[float, ...], ...] = ()
 
 
 def find_list(path: Path) -> Path:
@@ -231,7 +234,12 @@ def _filled(rows: Iterable[tuple[int, dict[str, str]]]) -> list[tuple[int, dict[
 
 
 def _deepslice_entry(cells: Mapping[str, str]) -> dict[str, Any]:
-    return {**cells, "filename": cells["filenames"], "anchoring": [cells[name] for name in COMPONENTS]}
+    return {
+        **cells,
+        "filename": cells["filenames"],
+        "anchoring": [cells[name] for name in COMPONENTS],
+        "markers": None,
+    }
 
 
 def _anchored_section(where: str, entry: Any, place: int) -> ListedSection:
@@ -242,13 +250,17 @@ def _anchored_section(where: str, entry: Any, place: int) -> ListedSection:
     image_id = place
     try:
         image_id = _whole(entry.get("nr"), "nr", default=place)
-        anchoring = _anchoring(entry)
+        anchoring = read_anchoring(entry)
+        markers = read_markers(entry.get("markers"))
     except InputError as error:
         return named._replace(identity=Identity(0, image_id, 0), problem=str(error))
     # Rounded down to the start of the atlas plane that contains the centre.
     plane_um = int(np.floor(anchoring.position_um / GRID_UM) * GRID_UM)
     return named._replace(
-        identity=Identity(plane_um, image_id, 0), position_um=anchoring.position_um, anchoring=anchoring
+        identity=Identity(plane_um, image_id, 0),
+        position_um=anchoring.position_um,
+        anchoring=anchoring,
+        markers=markers,
     )
 
 
@@ -279,7 +291,12 @@ def _named_section(where: str, entry: Any, place: int) -> ListedSection:
         return nowhere._replace(problem=str(error), missing=str(error))
 
 
-def _anchoring(entry: Mapping[str, Any]) -> Anchoring:
+def read_anchoring(entry: Mapping[str, Any]) -> Anchoring:
+    """Return the anchoring of an entry of QuickNII's.
+
+    Raises:
+        InputError: If it has none, or an impossible one, or no size of the image.
+    """
     given = entry.get("anchoring")
     if not isinstance(given, list) or len(given) != 9:
         found = len(given) if isinstance(given, list) else shown(given)
@@ -292,6 +309,27 @@ def _anchoring(entry: Mapping[str, Any]) -> Anchoring:
             f"{width or 'no width'} and {height or 'no height'}"
         )
     return Anchoring(vectors, (height, width))
+
+
+def read_markers(found: Any, where: str = "markers") -> tuple[tuple[float, ...], ...]:
+    """Return a list of four numbers each, as VisuAlign's markers are; None is an empty list.
+
+    Raises:
+        InputError: If it is something else, or a number is not finite.
+    """
+    if not isinstance(found, list | None):
+        raise InputError(f"{where}: expected a list of four numbers each, found {shown(found)}")
+    for place, marker in enumerate(found or ()):
+        if not isinstance(marker, list) or len(marker) != 4:
+            raise InputError(f"{where}[{place}]: expected four numbers (x, y, x, y), found {_length(marker)}")
+    return tuple(
+        tuple(float(number(value, f"{where}[{place}]")) for value in marker)
+        for place, marker in enumerate(found or ())
+    )
+
+
+def _length(found: Any) -> str:
+    return str(len(found)) if isinstance(found, list) else shown(found)
 
 
 def _whole(value: Any, name: str, *, default: int) -> int:

@@ -48,7 +48,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--model",
         metavar="FILE",
         type=Path,
-        help="a model file, model folder or checkpoint (default: the network that comes with the package)",
+        help="a model file, model folder or checkpoint (default: the network that comes with the package); none places "
+        "sections by their anchorings and corrections alone, whatever they show",
     )
     command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results")
     _add_reference_options(command)

@@ -177,6 +177,27 @@ def slide_color(pixels: NDArray[Any]) -> NDArray[Any]:
     return _color(small, ground).astype(pixels.dtype)
 
 
+def hide(pixels: NDArray[Any], mask: _Mask, background: Background = "auto") -> NDArray[Any]:
+    """Return an image with the slide's colour in place of masked pixels, whatever these show.
+
+    Args:
+        pixels: (h, w) or (h, w, 3).
+        mask: (h, w).
+        background: What the slide is; auto detects it.
+    """
+    hidden = pixels.copy()
+    width = _RIM_PX * _thumbnail_factor(pixels.shape)
+    rim = np.ones(mask.shape, np.bool_)
+    rim[width:-width, width:-width] = False
+    shown = rim & ~mask if (rim & ~mask).any() else ~mask
+    if not shown.any():
+        return np.zeros_like(pixels)
+    hidden[mask] = np.median(pixels[shown], axis=0).astype(pixels.dtype)
+    small, ground = _small_with_ground(hidden, background)
+    hidden[mask] = _color(small, ground).astype(pixels.dtype)
+    return hidden
+
+
 def _small_with_ground(pixels: NDArray[Any], background: Background) -> tuple[NDArray[Any], Ground]:
     """Return an image at the size of a thumbnail, and its ground."""
     step = _thumbnail_factor(pixels.shape)

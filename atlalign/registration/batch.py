@@ -22,6 +22,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from atlalign import __version__
+from atlalign.atlas.planes import Anchoring
 from atlalign.declarations import flag
 from atlalign.errors import InputError
 from atlalign.io.files import (
@@ -37,9 +38,19 @@ from atlalign.io.files import (
     written_whole,
 )
 from atlalign.io.tables import write_table
-from atlalign.registration import visualign
+from atlalign.registration import series, visualign
+from atlalign.registration.corrections import (
+    CORRECTION,
+    CORRECTIONS,
+    Correction,
+    changes,
+    corrected,
+    read_correction,
+    read_review,
+)
 from atlalign.registration.jobs import Job
 from atlalign.registration.options import Options
+from atlalign.registration.points import WITHOUT_POINTS
 from atlalign.registration.quality import Limit, Quality, judge
 from atlalign.registration.recipe import Recipe
 from atlalign.registration.register import register_section
@@ -57,7 +68,7 @@ from atlalign.registration.transform import (
 TABLE, VISUALIGN, LOG = "registrations.csv", "visualign.json", "errors.log"
 """What stands beside the sections' folders; the log holds the tracebacks of unexpected errors."""
 
-_RESULTS = {FORWARD, INVERSE, RECORD, *SECTION_FILES}
+_RESULTS = {FORWARD, INVERSE, RECORD, WITHOUT_POINTS, *SECTION_FILES}
 _WORTHLESS = {".DS_Store", "Thumbs.db"}  # what file managers leave behind
 
 _FLAGS = (*(entry.name for entry in fields(Options)), "image_shape")
@@ -78,6 +89,7 @@ _NOTHING_CAN_BE_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _log = logging.getLogger(__name__)
 
 _HEAD_BYTES = 500
+_OF_SERIES = ((series.SERIES, ",".join(series.COLUMNS[:3])), (series.SERIES_PLOT, "<svg"))
 
 
 class Outcome(NamedTuple):
@@ -142,7 +154,7 @@ def _check_writable(out: Path) -> None:
 
 def _check_tables(out: Path) -> None:
     """Raise an error where a file of the user's own would be replaced, or one that VisuAlign has saved."""
-    for name, words in ((TABLE, ",".join(_COLUMNS[:2])), (VISUALIGN, '"aligner": "atlalign ')):
+    for name, words in ((TABLE, ",".join(_COLUMNS[:2])), (VISUALIGN, '"aligner": "atlalign '), *_OF_SERIES):
         path = out / name
         if path.exists() and not (path.is_file() and words.encode() in path.read_bytes()[:_HEAD_BYTES]):
             raise InputError(
@@ -198,13 +210,13 @@ def _outcome(job: Job, recipe: Recipe, out: Path, *, overwrite: bool, wait: bool
     except WriteError as error:
         if error.errno in _NOTHING_CAN_BE_WRITTEN:
             raise
-        return _failed(job, str(error))
+        return _failed(out, job, str(error))
     except InputError as error:
-        return _failed(job, str(error))
+        return _failed(out, job, str(error))
     except Exception as error:
         _write_traceback(out / LOG, job, error)
         kind = "MemoryError" if isinstance(error, MemoryError) else type(error).__name__
-        return _failed(job, shorten(f"{kind}: {error} (unexpected; see {LOG})", 500))
+        return _failed(out, job, shorten(f"{kind}: {error} (unexpected; see {LOG})", 500))
 
 
 def _registered(job: Job, recipe: Recipe, out: Path, *, overwrite: bool, wait: bool) -> Outcome:
@@ -212,39 +224,41 @@ def _registered(job: Job, recipe: Recipe, out: Path, *, overwrite: bool, wait: b
     _check_job(job)
     name, recipe = file_name(job.name), recipe.of(job)
     folder = out / name
-    settings = _settings(job, recipe)
+    correction = read_correction(out, name)
+    settings = _settings(job, recipe) | _correction_settings(job, correction)
+    job = corrected(job, correction)
 
     def found() -> Outcome | None:
         record = _former_record(folder, settings, overwrite=overwrite)
         if record is None:
             return None
-        judged = _judged(record, recipe.options.limits)
+        judged = _judged(record, recipe.limits)
         if judged != record:
             write_record(folder, judged)
-        return Outcome(_row(name, judged), is_new=False)
+        return Outcome(_row(out, name, judged), is_new=False)
 
     if outcome := found():
         return outcome
     with lock(folder, wait=wait):
         # Another process may have made it meanwhile.
-        return found() or Outcome(_row(name, _register_into(job, recipe, folder, settings)))
+        return found() or Outcome(_row(out, name, _register_into(job, recipe, folder, settings)))
 
 
 def _check_job(job: Job) -> None:
     if job.problem:
         raise InputError(job.problem)
-    if file_name(job.name) in (TABLE, VISUALIGN, LOG):
+    if file_name(job.name) in (TABLE, VISUALIGN, LOG, CORRECTIONS, series.SERIES, series.SERIES_PLOT):
         raise InputError(f"its results would have the name of {job.name}: rename the image")
     if not is_file(job.path):
         what = "expected an image, found a folder of this name" if is_folder(job.path) else "no such file"
         raise InputError(f"{what} in {job.path.parent}")
 
 
-def _failed(job: Job, error: str) -> Outcome:
+def _failed(out: Path, job: Job, error: str) -> Outcome:
     name, error = storable(job.path.name), storable(error)
     error = error if error.startswith(name) else f"{shorten(name, 100)}: {error}"
     record = {"flag": "fail", "reason": error, "settings": {"file": name}}
-    return Outcome(_row(file_name(job.name), record), error=error)
+    return Outcome(_row(out, file_name(job.name), record), error=error)
 
 
 def _write_traceback(path: Path, job: Job, error: Exception) -> None:
@@ -268,6 +282,12 @@ def _settings(job: Job, recipe: Recipe) -> dict[str, Any]:
     return json.loads(storable(json.dumps(settings, ensure_ascii=False)))  # type: ignore[no-any-return]
 
 
+def _correction_settings(job: Job, correction: Correction) -> dict[str, Any]:
+    """Return what a person corrected, as one setting; none if nothing that changes the result."""
+    found = changes(job, correction)
+    return {} if found is None else {CORRECTION: found}
+
+
 def _former_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
     """Return the record of the same work done before; None where it is to be done, as where a file is damaged."""
     if not folder.exists():
@@ -278,7 +298,8 @@ def _former_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool
     if former and not changed:
         with suppress(InputError):
             return check_whole(folder)
-    if overwrite or not former or not changed:
+    # A person means it, and need not say --overwrite as well.
+    if overwrite or not former or changed <= {CORRECTION}:
         _check_replaceable(folder)
         return None
     said = sorted({_SAID.get(name, name) for name in changed})
@@ -318,7 +339,7 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
     transform, placement = found.registered.transform, found.placement
     measured = {
         "position_um": job.position_um,
-        **asdict(found.registered.quality),
+        **_measures(found.registered.quality),
         "pixel_um": placement.pixel_um,
         "pixel_size_from": placement.pixel_size_from,
         "placed_by": placement.placed_by,
@@ -327,9 +348,9 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
         "settings": dict(settings),
         "version": __version__,
     }
-    record = _judged(measured, recipe.options.limits)
+    record = _judged(measured, recipe.limits)
     with folder_written_whole(folder, replace=True) as unfinished:
-        write_section_files(unfinished, found, recipe.references.ontology)
+        write_section_files(unfinished, found, recipe.references.ontology, job.ignored)
         if transform.plane is not None:
             record["visualign"] = visualign.visualign_slice(
                 transform,
@@ -338,11 +359,23 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
                 anchoring=job.anchoring,
                 tissue=found.reference.tissue.numpy(),
             )
+            if recipe.network.module is None and job.anchoring is not None:
+                own = Anchoring(job.anchoring.vectors, transform.section.shape)
+                record["visualign"]["markers"] = job.points.as_markers(
+                    own
+                )  # exact: they are all that was done
+        if found.registered.without_points is not None:
+            found.registered.without_points.forward.write(unfinished / WITHOUT_POINTS)
         record["seconds"] = round(time.perf_counter() - start, 2)
         transform.save(unfinished, record)
         if folder.exists():
             _check_replaceable(folder)  # much may have happened since it was looked at
     return record
+
+
+def _measures(quality: Quality) -> dict[str, Any]:
+    """Return the measures as plain data; None for those that are no numbers, which JSON cannot hold."""
+    return {name: None if value != value else value for name, value in asdict(quality).items()}
 
 
 def _judged(record: Mapping[str, Any], limits: Mapping[str, Limit]) -> dict[str, Any]:
@@ -367,6 +400,9 @@ _COLUMNS = (
     "placed_by",
     "turn",
     "background",
+    "points",
+    "verdict",
+    "note",
     "seconds",
     "file",
 )
@@ -380,12 +416,13 @@ def _write_tables(out: Path, failed: Iterable[Mapping[str, Any]]) -> None:
         shown = finished
         whole, damaged = _records(path.parent for path in finished)
         rows = {row["section"]: row for row in (*damaged, *failed)}
-        rows |= {name: _row(name, record) for name, record in whole.items()}
+        rows |= {name: _row(out, name, record) for name, record in whole.items()}
         if rows:
             write_table(out / TABLE, _COLUMNS, (rows[name].values() for name in sorted(rows)))
         slices = [record["visualign"] for record in whole.values() if "visualign" in record]
         if slices:
             visualign.write_visualign(out / VISUALIGN, _numbered(slices))
+        series.write_series(out, whole)
 
 
 def _records(folders: Iterable[Path]) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
@@ -396,7 +433,7 @@ def _records(folders: Iterable[Path]) -> tuple[dict[str, dict[str, Any]], list[d
             whole[folder.name] = check_whole(folder)
         except (InputError, OSError) as error:
             record = {"flag": "fail", "reason": f"damaged, to be registered again: {error}"}
-            damaged.append(_row(storable(folder.name), record))
+            damaged.append(_row(folder.parent, storable(folder.name), record))
     return whole, damaged
 
 
@@ -407,8 +444,24 @@ def _numbered(slices: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [{**entry, "nr": number} for number, entry in enumerate(slices, start=1)]
 
 
-def _row(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+def _row(out: Path, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
     x, y = record.get("pixel_um", ("", ""))
-    file = record.get("settings", {}).get("file", "")
-    known = {**record, "section": name, "file": file, "pixel_um_x": x, "pixel_um_y": y}
+    settings = record.get("settings", {})
+    known = {
+        **record,
+        **_review(out, name),
+        "section": name,
+        "file": settings.get("file", ""),
+        "pixel_um_x": x,
+        "pixel_um_y": y,
+        "points": len(settings.get(CORRECTION, {}).get("points", ())),
+    }
     return {column: known.get(column, "") for column in _COLUMNS}
+
+
+def _review(out: Path, name: str) -> dict[str, Any]:
+    """Return a person's verdict on a section, and the note."""
+    try:
+        return read_review(out, name)._asdict()
+    except InputError as error:
+        return {"note": str(error)}

@@ -198,6 +198,7 @@ def _to_reference(table: Table, results: Results, unit: Unit | None) -> _Moved:
     counts = {_OUTSIDE: _n_outside(points_mm, pixels)}
     if results.labels is not None:
         ids = _ids(results.labels, points_mm, transform.forward.grid)
+        ids[results.is_ignored(pixels) & (ids > 0)] = 0
         columns |= _region_columns(ids, results.regions)
         counts[_IN_NO_REGION] = int(np.count_nonzero(ids == 0))
     return _Moved(columns, counts | {_WITHOUT_NUMBERS: _n_without_numbers(pixels)}, remark)

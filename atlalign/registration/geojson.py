@@ -71,6 +71,22 @@ def move_shapes(
     return Moved(len(geometries), before, after)
 
 
+def rings(content: Any) -> Iterator[tuple[Points, ...]]:
+    """Yield the polygons of a GeoJSON document: their outlines and holes (N, 2), in pixels from the first one's corner.
+
+    Raises:
+        InputError: If the document is not GeoJSON, or has other shapes than polygons.
+    """
+    for geometry in _geometries(content):
+        lines = list(_lines(geometry))
+        if geometry["type"] not in ("Polygon", "MultiPolygon"):
+            raise InputError(f"expected polygons, found a {geometry['type']}")
+        parts = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
+        own = iter(lines)
+        for part in parts:
+            yield tuple(next(own).positions[:, :2] for ring in part if ring)
+
+
 def outlines(labels: NDArray[Any], regions: Mapping[int, RegionName]) -> dict[str, Any]:
     """Return the outlines of a label image as a FeatureCollection: one annotation per region, with holes.
 

@@ -18,7 +18,9 @@ from atlalign.io.files import is_file, is_folder
 from atlalign.io.images import IMAGE_ENDINGS, UNREAD_ENDINGS
 from atlalign.io.named_files import is_visible
 from atlalign.io.tables import number, shown, whole_number
+from atlalign.registration.ignored import NOTHING, Ignored
 from atlalign.registration.options import Options
+from atlalign.registration.points import PointPairs
 
 _log = logging.getLogger(__name__)
 _PARTS = ("scene", "page", "z")
@@ -36,6 +38,8 @@ class Job(NamedTuple):
         problem: Why it cannot be registered, if the list already shows that.
         options: The values of `Options` that this image sets itself, by name.
         label: The name of its folder of results; empty means the name of the file without its ending.
+        points: Places in the reference and in the image that belong together, as a person set them.
+        ignored: Tissue that neither pulls nor counts.
     """
 
     path: Path
@@ -45,6 +49,8 @@ class Job(NamedTuple):
     problem: str = ""
     options: Mapping[str, Any] = MappingProxyType({})
     label: str = ""
+    points: PointPairs = PointPairs.none()
+    ignored: Ignored = NOTHING
 
     @property
     def name(self) -> str:
@@ -97,6 +103,8 @@ def find_jobs(
                     "%s: none of its images is there: --images gives the folder where they lie", listing
                 )
             _warn_of_unused(listing, sections)
+            if not listed and any(section.markers for section in sections):
+                _log.warning("%s: its markers are not used: they belong to the Allen atlas", listing)
             jobs += [_listed_job(section, listed=listed) for section in sections]
         else:
             jobs += [
@@ -181,7 +189,13 @@ def _listed_job(section: ListedSection, *, listed: bool) -> Job:
         return job._replace(problem=section.missing)
     if problem:
         return job._replace(problem=problem)
-    return job._replace(position_um=section.position_um, anchoring=section.anchoring)
+    job = job._replace(position_um=section.position_um, anchoring=section.anchoring)
+    return job if section.anchoring is None else job._replace(points=_points(section, section.anchoring))
+
+
+def _points(section: ListedSection, anchoring: Anchoring) -> PointPairs:
+    """Return VisuAlign's markers of a section as pairs of points."""
+    return PointPairs.of_markers(section.markers, anchoring)
 
 
 # --- several of one image, and of one name ----------------------------------------------------------------------------
@@ -206,14 +220,15 @@ def _one_of_all(jobs: Sequence[Job]) -> Job:
     if all(_meaning(other) == _meaning(first) for other in others):
         return first
     return first._replace(
-        problem=f"named {len(jobs)} times, with different positions, anchorings or options: keep one of them"
+        problem=f"named {len(jobs)} times, with different positions, anchorings, markers or options: keep one of them"
     )
 
 
 def _meaning(job: Job) -> tuple[Any, ...]:
     """Return everything that a job asks for, as values that can be compared."""
     anchoring = job.anchoring and (job.anchoring.to_json(), job.anchoring.size)
-    return job.position_um, anchoring, job.problem, dict(job.options)
+    points = (job.points.reference_um.tolist(), job.points.section.tolist())
+    return job.position_um, anchoring, job.problem, dict(job.options), points
 
 
 def _told_apart(jobs: Sequence[Job]) -> list[Job]:

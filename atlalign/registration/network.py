@@ -1,4 +1,4 @@
-"""A trained network, ready to register sections."""
+"""The network that registers sections, or none."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,18 +13,21 @@ from atlalign.models import SHIPPED_MODEL, load_model, read_origin
 from atlalign.networks.device import chosen_device
 from atlalign.networks.memory_format import fastest_memory_format
 
+NONE = "none"
+"""The name of no model: sections lie where anchorings and corrections put them."""
+
 
 @dataclass(frozen=True, eq=False)
 class TrainedNetwork:
     """A loaded network on its device.
 
     Attributes:
-        module: Takes (reference, moving) and returns a `Registration`.
-        image_shape: The (H, W) of its input.
+        module: Takes (reference, moving) and returns a `Registration`; None for no network.
+        image_shape: The (H, W) of its input, or of the grid of fields made without one.
         origin: Plain data that identifies the network.
     """
 
-    module: nn.Module
+    module: nn.Module | None
     image_shape: tuple[int, int]
     origin: Mapping[str, Any]
 
@@ -39,20 +42,24 @@ class TrainedNetwork:
         """Load a network.
 
         Args:
-            model: A model file, a model folder or a checkpoint; None means the network that comes with the package.
+            model: A model file, a model folder or a checkpoint; None means the network that comes with the package,
+                "none" no network.
             image_shape: The (H, W) of its input; None means the size used in training.
             device: auto, cpu, cuda, …; auto takes a GPU if there is one.
 
         Raises:
             InputError: If the file holds no network, or does not record the size of its input and none is given.
         """
-        path = SHIPPED_MODEL if model is None else Path(model)
+        is_none = str(model) == NONE
+        path = SHIPPED_MODEL if model is None or is_none else Path(model)
         shape = image_shape or read_origin(path).image_shape
         if shape is None:
             raise InputError(
                 f"{path}: the model does not record its image size: give one (--image-shape HEIGHT WIDTH)"
             )
         shape = checked_shape("image_shape", shape, bytes_a_pixel=OF_NETWORK)
+        if is_none:
+            return cls(None, shape, {"model": NONE, "model_sha256": None, "image_shape": list(shape)})
         where = chosen_device(device)
         module = load_model(path).to(where).to(memory_format=fastest_memory_format(where))
         origin = {"model": path.name, "model_sha256": fingerprint(path), "image_shape": list(shape)}

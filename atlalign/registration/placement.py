@@ -11,11 +11,12 @@ from torch import Tensor
 from atlalign.atlas.planes import Anchoring, Matrix, apply_affine, homogeneous, invert_affine
 from atlalign.errors import InputError
 from atlalign.geometry import identity_grid, sample
-from atlalign.io.images import ImageFile
-from atlalign.io.intensity import tissue_of
+from atlalign.io.images import ImageFile, shrink_to_grey
+from atlalign.io.intensity import hide, tissue_of
 from atlalign.io.pixels import Background, PixelSize
 from atlalign.io.scenes import Scene
-from atlalign.io.views import overview
+from atlalign.io.views import Overview, overview
+from atlalign.registration.ignored import NOTHING, Ignored
 from atlalign.registration.options import Placing
 from atlalign.registration.references import Reference, bright_tissue, in_words
 from atlalign.registration.transform import Grid
@@ -25,6 +26,8 @@ _OVERSAMPLING = 2
 # How much of the reference's area an image may show: a wrong unit is off by more, and asks for a huge registered image.
 _LEAST_SHARE, _LARGEST_SHARE = 0.01, 100.0
 _LARGEST_ASPECT = 10.0
+# Pixels, and the share of a Gaussian that must lie on visible ones.
+_SIGMAS, _ENOUGH = (2, 4, 8, 16, 32, 64, 128), 0.15
 
 
 # --- the section ------------------------------------------------------------------------------------------------------
@@ -39,6 +42,7 @@ class Section(NamedTuple):
         shape: The image's (h, w).
         pixel_um: The pixel size of the image, if known.
         background: The brightness of the slide in the image.
+        ignored: 1 where (h // factor, w // factor) tissue is ignored, and 0 elsewhere; None if none is.
     """
 
     grey: Tensor
@@ -46,6 +50,7 @@ class Section(NamedTuple):
     shape: tuple[int, int]
     pixel_um: PixelSize | None
     background: Background
+    ignored: Tensor | None = None
 
     @property
     def to_grey(self) -> Matrix:
@@ -60,6 +65,7 @@ def read_section(
     *,
     background: Background = "auto",
     name: str = "section",
+    ignored: Ignored = NOTHING,
 ) -> Section:
     """Return an image in grey, with bright tissue on a ground of 0.
 
@@ -68,16 +74,61 @@ def read_section(
         image_shape: The network's (H, W): much more is not kept.
         background: What the slide is; auto detects it.
         name: For messages.
+        ignored: Tissue that is replaced by what lies around it.
 
     Raises:
         InputError: If the image shows nothing.
     """
     scene = image.scene if isinstance(image, ImageFile) else image
+    view, factor = _view(scene, image_shape)
+    if not ignored:
+        grey, found = tissue_of(view.pixels, factor=factor, background=background, name=name)
+        return _section(grey, view, factor, scene, found)
+    mask = ignored.on((view.pixels.shape[0], view.pixels.shape[1]), scene.shape)
+    visible = hide(view.pixels, mask, background)
+    grey, found = tissue_of(visible, factor=factor, background=background, name=name)
+    hidden = (shrink_to_grey(mask.astype(np.uint8), factor) > 0).float()
+    return _section(_from_around(grey, hidden), view, factor, scene, found)._replace(ignored=hidden)
+
+
+def _from_around(grey: Tensor, hidden: Tensor) -> Tensor:
+    """Return an image (h, w) with hidden parts as bright as what lies around them: a hole would pull its rim.
+
+    Each hidden pixel takes the mean of the visible ones under the narrowest Gaussian that reaches enough of them.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    visible = 1 - hidden.numpy()
+    filled = grey.numpy() * visible
+    missing = visible == 0
+    for sigma in _SIGMAS:
+        weight = gaussian_filter(visible, sigma)
+        near = missing & (weight > _ENOUGH)
+        filled[near] = (gaussian_filter(grey.numpy() * visible, sigma)[near] / weight[near]).astype(
+            np.float32
+        )
+        missing &= ~near
+    return torch.from_numpy(filled)
+
+
+def unread_section(image: Scene, image_shape: tuple[int, int]) -> Section:
+    """Return an image in grey between its darkest and its brightest pixel, whatever it shows."""
+    view, factor = _view(image, image_shape)
+    grey = shrink_to_grey(view.pixels, factor)
+    grey = (grey - grey.min()) / (grey.max() - grey.min()).clamp(min=1e-6)
+    return _section(grey, view, factor, image, "auto")
+
+
+def _view(scene: Scene, image_shape: tuple[int, int]) -> tuple[Overview, int]:
+    """Return the image at a level that serves the network's (H, W), and the factor by which to shrink that."""
     view = overview(scene, (_OVERSAMPLING * image_shape[0], _OVERSAMPLING * image_shape[1]))
     height, width = view.pixels.shape[:2]
-    factor = max(1, min(height // image_shape[0], width // image_shape[1]) // _OVERSAMPLING)
-    grey, found = tissue_of(view.pixels, factor=factor, background=background, name=name)
-    return Section(grey, (view.scale[0] * factor, view.scale[1] * factor), scene.shape, scene.pixel_um, found)
+    return view, max(1, min(height // image_shape[0], width // image_shape[1]) // _OVERSAMPLING)
+
+
+def _section(grey: Tensor, view: Overview, factor: int, scene: Scene, background: Background) -> Section:
+    scale = (view.scale[0] * factor, view.scale[1] * factor)
+    return Section(grey, scale, scene.shape, scene.pixel_um, background)
 
 
 # --- placement --------------------------------------------------------------------------------------------------------
@@ -281,6 +332,13 @@ def sampled_image(section: Section, placement: Placement, shape: tuple[int, int]
     target = identity_grid(shape, torch.float64, section.grey.device)[0].permute(1, 2, 0)
     points = target @ torch.from_numpy(matrix[:, :2]).T + torch.from_numpy(matrix[:, 2])
     return sample(section.grey[None, None], points[None].float())
+
+
+def placed_ignored(section: Section, placement: Placement, shape: tuple[int, int]) -> Tensor | None:
+    """Return the ignored tissue (1, 1, H, W) as it lies on the reference: above 0 where there is any; None without."""
+    if section.ignored is None:
+        return None
+    return sampled_image(section._replace(grey=section.ignored), placement, shape)
 
 
 def _to_grey(section: Section, placement: Placement) -> Matrix:

@@ -63,6 +63,7 @@ class Quality:
         elsewhere_um: The distance to the plane with that likeness, positive towards the back.
         plane_offset_um: The distance to the plane where the likeness peaks, positive towards the back; 0 if no other
             plane was tried.
+        folding_by_points: The share of the plane on which the field folds only because of points that a person set.
     """
 
     displacement_mean_um: float
@@ -82,6 +83,7 @@ class Quality:
     likeness_elsewhere: float = 0.0
     elsewhere_um: float = 0.0
     plane_offset_um: float = 0.0
+    folding_by_points: float = 0.0
 
     def compared(self, turns: Iterable[Alternative], planes: Sequence[OtherPlane]) -> "Quality":
         """Return the measures with the likeliest of other turns and of other planes."""
@@ -168,6 +170,9 @@ above 150 µm passes. On five other sections one of 206 such registrations passe
 others look as much like a plane 500 µm away. A stain that shows little of the tissue always exceeds `uncovered`.
 """
 
+WITHOUT_NETWORK = ("folding",)
+"""The measures that are taken without a network; all others compare intensities, or ask the network."""
+
 
 def judge(quality: Quality, limits: Mapping[str, Limit] = LIMITS) -> tuple[str, str]:
     """Return the flag (pass, look or fail), and the reason for the latter two."""
@@ -180,7 +185,7 @@ def judge(quality: Quality, limits: Mapping[str, Limit] = LIMITS) -> tuple[str, 
         beyond = [
             f"{name} {found[name]:.4g} > {bound:g}{_where(quality, name)}"
             for name, bound in bounds.items()
-            if not found[name] <= bound
+            if found[name] is None or not found[name] <= bound
         ]
         if beyond:
             return flag, "; ".join(beyond)
@@ -188,7 +193,9 @@ def judge(quality: Quality, limits: Mapping[str, Limit] = LIMITS) -> tuple[str, 
 
 
 def _where(quality: Quality, measure: str) -> str:
-    """Return where the section fits better, for the measures that compare places."""
+    """Return where the section fits better, for the measures that compare places, or where folds come from."""
+    if measure == "folding" and quality.folding_by_points:
+        return f" ({quality.folding_by_points:.4g} of it forced by points that a person set)"
     if measure == "off_plane_um":
         return f" (it fits best {_along_axis(quality.plane_offset_um)})"
     where = {

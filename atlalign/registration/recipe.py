@@ -12,6 +12,7 @@ from atlalign.io.images import read_image, read_labels
 from atlalign.registration.jobs import Job
 from atlalign.registration.network import TrainedNetwork
 from atlalign.registration.options import Options
+from atlalign.registration.quality import WITHOUT_NETWORK, Limit
 from atlalign.registration.references import AtlasReferences, ImageReference, References, image_reference
 
 
@@ -28,6 +29,12 @@ class Recipe:
     network: TrainedNetwork
     references: References
     options: Options
+
+    @property
+    def limits(self) -> Mapping[str, Limit]:
+        """The limits of the measures that are taken."""
+        names = self.options.limits if self.network.module is not None else WITHOUT_NETWORK
+        return {name: self.options.limits[name] for name in names}
 
     @property
     def origin(self) -> Mapping[str, Any]:
@@ -64,7 +71,8 @@ def atlas_recipe(
         spacing_um: Voxel size of an atlas file; None means the value in the file, or 25 if it has none.
         axes: Directions of an atlas file's axes, such as AP,DV,ML; see `file_atlas`.
         options: How sections are read, placed, refined and judged.
-        model: A model file, a model folder or a checkpoint; None means the network that comes with the package.
+        model: A model file, a model folder or a checkpoint; None means the network that comes with the package, "none"
+            no network: sections lie where anchorings and corrections put them.
         image_shape: The (H, W) of the network's input; None means the size used in training.
         device: auto, cpu, cuda, …; auto takes a GPU if there is one.
 
@@ -107,7 +115,8 @@ def image_recipe(
         pixel_um: Its pixel size; None means the value in the file.
         ontology: Table of region names.
         options: How sections are read, placed, refined and judged.
-        model: A model file, a model folder or a checkpoint; None means the network that comes with the package.
+        model: A model file, a model folder or a checkpoint; None means the network that comes with the package, "none"
+            no network: sections lie where anchorings and corrections put them.
         image_shape: The (H, W) of the network's input; None means the size used in training.
         device: auto, cpu, cuda, …; auto takes a GPU if there is one.
 

@@ -147,6 +147,17 @@ class Reference(NamedTuple):
         plane = None if self.plane is None else self.plane.matrix
         return fingerprint_of(self.image.numpy(), self.labels, (self.grid.shape, self.grid.pixel_um), plane)
 
+    def without(self, hidden: Tensor) -> "Reference":
+        """Return the reference with nothing where a mask (H, W) of the image's grid hides it."""
+        if self.labels is None:
+            return self._replace(image=self.image * ~hidden)
+        rows, columns = (
+            np.linspace(0, size - 1, new_size).round().astype(int)
+            for size, new_size in zip(hidden.shape, self.labels.shape, strict=True)
+        )
+        labels = np.where(hidden.numpy()[np.ix_(rows, columns)], 0, self.labels)
+        return self._replace(image=self.image * ~hidden, labels=labels)
+
     def half(self, side: Side | None) -> "Reference":
         """Return the reference with one half of the image set to 0, and only this `side` kept; None keeps both."""
         if side is None:

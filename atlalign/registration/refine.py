@@ -20,7 +20,15 @@ _ROUNDING = 1e-6  # a smaller decrease of the loss does not count
 _NEGLIGIBLE = 1e-6  # as a share of a Gaussian's height; smaller numbers only slow down products
 
 
-def refine(reference: Tensor, moving: Tensor, dvf: Tensor, *, steps: int, smoothness: float = 0.1) -> Tensor:
+def refine(
+    reference: Tensor,
+    moving: Tensor,
+    dvf: Tensor,
+    *,
+    steps: int,
+    smoothness: float = 0.1,
+    ignored: Tensor | None = None,
+) -> Tensor:
     """Return a field (1, 2, H, W) in pixels, refined from `dvf` by `steps` steps of optimisation.
 
     The refinement is a stationary velocity field, which is integrated and composed with `dvf`, so it adds no folds. It
@@ -42,11 +50,15 @@ def refine(reference: Tensor, moving: Tensor, dvf: Tensor, *, steps: int, smooth
         steps: The number of steps; 80 are enough after a network.
         smoothness: The standard deviation of the last step's Gaussian as a share of the width, up to 0.2. At 0.1,
             deformations stay smooth. At 0.01, they follow borders; this looks better and is often worse inside.
+        ignored: (1, 1, H, W), above 0 where the moving image is not to be compared; None for nowhere.
     """
     with torch.inference_mode(False), torch.enable_grad():
         start = dvf.detach().clone()
         images = torch.cat([reference, warp(moving, dvf, padding_mode="border")]).detach().clone()
         weights = _comparable(images)
+        if ignored is not None:
+            hidden = (warp(ignored, dvf) > 0).float()
+            weights = weights * (1 - _grown(hidden, round(2 * _WINDOW_PX)))
         velocity = best = _nothing(start)
         direction, lowest = torch.zeros_like(velocity), float("inf")
         for step in range(steps + 1):

@@ -5,26 +5,20 @@ does the rest. Both together interpolate the image once.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from atlalign.atlas.planes import Points, apply_affine, invert_affine
 from atlalign.errors import InputError, describe
 from atlalign.geometry import (
     compose,
-    identity_grid,
-    invert,
     jacobian_determinant,
     stays_inside,
     warp,
-    warp_points,
 )
 from atlalign.io.images import one_channel, open_channels
 from atlalign.io.pieces import several_sections
@@ -35,21 +29,27 @@ from atlalign.metrics import mutual_information
 from atlalign.registration.jobs import Job
 from atlalign.registration.likeness import likeness
 from atlalign.registration.measures import affine_part, cover
+from atlalign.registration.options import Options
+from atlalign.registration.placed_field import field_of, transform_of
 from atlalign.registration.placement import (
     Placement,
     Section,
     antialiased,
     flipped,
     place,
+    placed_ignored,
+    placed_image,
     read_section,
     sampled_image,
     turned,
+    unread_section,
 )
+from atlalign.registration.points import PointPairs, folded_share, honoured
 from atlalign.registration.quality import Alternative, OtherPlane, Quality
 from atlalign.registration.recipe import Recipe
 from atlalign.registration.references import Reference
 from atlalign.registration.refine import refine as refined_dvf
-from atlalign.registration.transform import Displacement, Grid, SectionTransform
+from atlalign.registration.transform import Grid, SectionTransform
 from atlalign.registration.turning import likely_turns
 
 NEARBY_UM, FARTHER_UM = (-500.0, -250.0, 250.0, 500.0), (-2000.0, -1000.0, 1000.0, 2000.0)
@@ -60,6 +60,7 @@ LARGEST_DEFAULT_PX = 2**27
 """Of larger images, outputs have larger pixels unless the user chooses."""
 _LARGEST_PX = 10**11  # more is a mistake, whatever the disk holds
 _OVERVIEW = (320, 456)  # enough to tell sections from each other
+_UNMEASURED = {entry.name: torch.nan for entry in fields(Quality) if entry.default is MISSING}
 _APART_DEG = 5.0  # the network corrects smaller turns
 
 # --- from the file ----------------------------------------------------------------------------------------------------
@@ -97,10 +98,15 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     image = open_channels(job.path, scene=options.scene, page=options.page, z=options.z)
     image.check()  # before work that a missing part of the file would spoil
     reference = references.of(job, options.hemisphere)
+    module = network.module
     channel = one_channel(image, options.channel, name)
+    if module is None:
+        return _by_hand(job, image, channel, reference, options)
     if not options.one_section:
         _check_is_one(channel, options.pixel_size_um, job.path)
-    section = read_section(channel, network.image_shape, background=options.background, name=name)
+    section = read_section(
+        channel, network.image_shape, background=options.background, name=name, ignored=job.ignored
+    )
     placement = place(
         section,
         reference,
@@ -112,17 +118,17 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     )
     is_free = options.turn is None and placement.placed_by in ("scale", "fit")
     turns = [
-        attempt(network.module, reference, section, other)
+        attempt(module, reference, section, other)
         for other in _likely(section, reference, placement)
         if is_free or _is_apart(other, placement)
     ]
     if is_free and turns:
         kept = max(turns, key=lambda other: other.likeness)
     else:
-        kept = attempt(network.module, reference, section, placement)
+        kept = attempt(module, reference, section, placement)
     output_um = _output_um(options.output_um, section, reference, kept.placement, name)
     registered = _completed(
-        network.module, reference, section, kept, options.refine, options.refine_smoothness
+        module, reference, section, kept, options.refine, options.refine_smoothness, job.points
     )
     transform = replace(registered.transform, output_um=output_um)
 
@@ -132,13 +138,13 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
         if _is_apart(other.placement, kept.placement)
     ]
     if options.hemisphere is not None:  # of a whole brain both sides look alike
-        turned_otherwise += _mirrored(network.module, reference, section, kept.placement)
+        turned_otherwise += _mirrored(module, reference, section, kept.placement)
 
     def on_planes(distances_um: Sequence[float]) -> list[OtherPlane]:
         """Return how like planes at distances from its own the section is."""
         planes = references.nearby(job, options.hemisphere, distances_um)
         return [
-            OtherPlane(distance, attempt(network.module, plane, section, kept.placement).likeness)
+            OtherPlane(distance, attempt(module, plane, section, kept.placement).likeness)
             for distance, plane in planes.items()
         ]
 
@@ -165,6 +171,41 @@ def _check_is_one(channel: Scene, pixel_size_um: float | None, path: Path) -> No
             f"{path.name}: expected one section, found {count}: separate them (atlalign sections {path} --out FOLDER), "
             "or say that all of it is one section (--one-section)"
         )
+
+
+def _by_hand(
+    job: Job, image: Scene, channel: Scene, reference: Reference, options: Options
+) -> RegisteredSection:
+    """Return a section that lies where its anchoring and its points put it, whatever it shows."""
+    if options.place in ("scale", "fit") or (job.anchoring is None and options.place != "stretch"):
+        raise InputError(
+            f"{job.path.name}: expected a section with an anchoring, or --place stretch, where no network "
+            "registers it (--model none): scale and fit look for tissue"
+        )
+    if options.refine:
+        raise InputError("--refine: expected a network to refine the result of, found --model none")
+    section = unread_section(channel, reference.grid.shape)
+    placement = place(
+        section,
+        reference,
+        by=options.place,
+        anchoring=job.anchoring,
+        pixel_size_um=options.pixel_size_um,
+        mirrored=options.mirrored,
+        turn=options.turn or 0.0,
+    )
+    output_um = _output_um(options.output_um, section, reference, placement, job.path.name)
+    base = _transform(torch.zeros(1, 2, *reference.grid.shape), placement, section, reference)
+    transform = honoured(base, job.points, by_network=False)
+    dvf = field_of(transform, placement.matrix).float()
+    placed = placed_image(section, placement, reference.grid.shape)
+    folding = folded_share(transform, placement.matrix)
+    quality = Quality(**{**_UNMEASURED, **_displacement(dvf, reference), "folding": folding})
+    quality = replace(quality, folding_by_points=folding)
+    without_points = base if len(job.points) else None
+    transform = replace(transform, output_um=output_um)
+    registered = Registered(transform, placed, warp(placed, dvf), quality, without_points)
+    return RegisteredSection(image, channel, section, reference, placement, registered)
 
 
 def _likely(section: Section, reference: Reference, placement: Placement) -> list[Placement]:
@@ -230,12 +271,14 @@ class Registered(NamedTuple):
         placed: (1, 1, H, W), the section before the network.
         registered: (1, 1, H, W).
         quality: How well the registration went.
+        without_points: The transform before it honoured points that a person set; None without points.
     """
 
     transform: SectionTransform
     placed: Tensor
     registered: Tensor
     quality: Quality
+    without_points: SectionTransform | None = None
 
 
 class Attempt(NamedTuple):
@@ -246,6 +289,7 @@ class Attempt(NamedTuple):
         placed: (1, 1, H, W), the section there.
         dvf: (1, 2, H, W), the network's field.
         registered: (1, 1, H, W), the section under that field.
+        seen: The reference without what lies on ignored tissue of the section: all that is measured.
         likeness: Of the registered section to the reference.
     """
 
@@ -253,6 +297,7 @@ class Attempt(NamedTuple):
     placed: Tensor
     dvf: Tensor
     registered: Tensor
+    seen: Reference
     likeness: float
 
 
@@ -265,8 +310,20 @@ def attempt(network: nn.Module, reference: Reference, section: Section, placemen
     """
     placed = sampled_image(antialiased(section, placement), placement, reference.grid.shape)
     dvf = _field(network, reference.image, placed)
+    ignored = placed_ignored(section, placement, reference.grid.shape)
+    registered, seen = _compared(reference, placed, ignored, dvf)
+    return Attempt(placement, placed, dvf, registered, seen, likeness(seen.image, registered))
+
+
+def _compared(
+    reference: Reference, placed: Tensor, ignored: Tensor | None, dvf: Tensor
+) -> tuple[Tensor, Reference]:
+    """Return the section under a field, and the reference, both with nothing where tissue is ignored."""
     registered = warp(placed, dvf)
-    return Attempt(placement, placed, dvf, registered, likeness(reference.image, registered))
+    if ignored is None:
+        return registered, reference
+    hidden = warp(ignored, dvf) > 0
+    return registered * ~hidden, reference.without(hidden[0, 0])
 
 
 def register(
@@ -277,6 +334,7 @@ def register(
     *,
     refine: int = 0,
     refine_smoothness: float = 0.1,
+    points: PointPairs | None = None,
 ) -> Registered:
     """Register a placed section to its reference.
 
@@ -287,13 +345,15 @@ def register(
         placement: Its place on the reference.
         refine: Number of optimisation steps that follow; see `refine.refine`.
         refine_smoothness: Their `smoothness`.
+        points: Places in the reference and in the section that belong together.
 
     Raises:
         InputError: If the network fails, as on images of another size or for lack of memory, or its field is not
             finite.
     """
     found = attempt(network, reference, section, placement)
-    return _completed(network, reference, section, found, refine, refine_smoothness)
+    points = PointPairs.none() if points is None else points
+    return _completed(network, reference, section, found, refine, refine_smoothness, points)
 
 
 @torch.inference_mode()
@@ -304,40 +364,57 @@ def _completed(
     found: Attempt,
     refine: int,
     refine_smoothness: float,
+    points: PointPairs,
 ) -> Registered:
-    """Return the registration that an attempt leads to: refined, measured, and as a map between files."""
+    """Return the registration that an attempt leads to: refined, through its points, and measured."""
     back = _field(network, found.placed, reference.image)
     # Inverse consistency is a property of the network, not of the refinement.
     there_and_back = torch.where(stays_inside(found.dvf)[:, None], compose(back, found.dvf), torch.nan)
+    ignored = placed_ignored(section, found.placement, reference.grid.shape)
     dvf = found.dvf
     if refine:
-        dvf = refined_dvf(reference.image, found.placed, dvf, steps=refine, smoothness=refine_smoothness)
-    registered = warp(found.placed, dvf)
+        dvf = refined_dvf(
+            reference.image, found.placed, dvf, steps=refine, smoothness=refine_smoothness, ignored=ignored
+        )
+    base = transform = _transform(dvf, found.placement, section, reference)
+    folding = _folding(dvf)
+    if len(points):
+        transform = honoured(base, points, by_network=True)
+        dvf = field_of(transform, found.placement.matrix).float()
+    registered, seen = _compared(reference, found.placed, ignored, dvf)
+    placed = found.placed if ignored is None else found.placed * (ignored == 0)
     quality = Quality(
-        **_moved(reference, found.placed, registered, dvf, there_and_back),
-        **affine_part(found.dvf, reference)._asdict(),
-        **cover(found.registered, reference)._asdict(),
+        **_displacement(dvf, seen),
+        folding=_folding(dvf),
+        inverse_consistency_um=float(_length_um(there_and_back, reference.grid)[seen.tissue].nanmean()),
+        similarity_before=float(mutual_information(seen.image, placed)),
+        similarity_after=float(mutual_information(seen.image, registered)),
+        **affine_part(found.dvf, found.seen)._asdict(),
+        **cover(found.registered, found.seen)._asdict(),
         likeness=found.likeness,
+        folding_by_points=max(0.0, _folding(dvf) - folding),
     )
-    transform = _transform(reference, section, found.placement, dvf)
-    return Registered(transform, found.placed, registered, quality)
+    return Registered(
+        transform, found.placed, warp(found.placed, dvf), quality, base if len(points) else None
+    )
 
 
-def _moved(
-    reference: Reference, placed: Tensor, registered: Tensor, dvf: Tensor, there_and_back: Tensor
-) -> dict[str, Any]:
-    """Return the measures of `Quality` that depend on the final field."""
-    tissue = reference.tissue
-    displacement = _length_um(dvf, reference.grid)[tissue]
-    residual = _length_um(there_and_back, reference.grid)[tissue]
+def _displacement(dvf: Tensor, reference: Reference) -> dict[str, Any]:
+    """Return those measures of `Quality` that are lengths of the final field."""
+    displacement = _length_um(dvf, reference.grid)[reference.tissue]
     return {
         "displacement_mean_um": float(displacement.mean()),
-        "displacement_max_um": float(displacement.max()),
-        "folding": float((jacobian_determinant(dvf) <= 0).float().mean()),
-        "inverse_consistency_um": float(residual.nanmean()),
-        "similarity_before": float(mutual_information(reference.image, placed)),
-        "similarity_after": float(mutual_information(reference.image, registered)),
+        "displacement_max_um": float(displacement.max()) if len(displacement) else torch.nan,
     }
+
+
+def _folding(dvf: Tensor) -> float:
+    return float((jacobian_determinant(dvf) <= 0).float().mean())
+
+
+def _transform(dvf: Tensor, placement: Placement, section: Section, reference: Reference) -> SectionTransform:
+    image = Grid(section.shape, placement.pixel_um)
+    return transform_of(dvf, placement.matrix, reference.grid, image, reference.plane)
 
 
 def _field(network: nn.Module, reference: Tensor, moving: Tensor) -> Tensor:
@@ -360,35 +437,3 @@ def _field(network: nn.Module, reference: Tensor, moving: Tensor) -> Tensor:
 
 def _length_um(dvf: Tensor, grid: Grid) -> Tensor:
     return (dvf[0] * torch.tensor(grid.pixel_um).view(2, 1, 1)).square().sum(dim=0).sqrt()
-
-
-def _transform(reference: Reference, section: Section, placement: Placement, dvf: Tensor) -> SectionTransform:
-    image = Grid(section.shape, placement.pixel_um)
-    field = dvf.double()
-
-    def to_section_mm(points: Points) -> Points:
-        moved = warp_points(torch.from_numpy(points)[None], field)[0].numpy()
-        return image.to_mm(apply_affine(placement.matrix, moved))
-
-    inverse = invert(field)
-
-    def to_reference_mm(points: Points) -> Points:
-        placed = apply_affine(invert_affine(placement.matrix), points)
-        return reference.grid.to_mm(warp_points(torch.from_numpy(placed)[None], inverse)[0].numpy())
-
-    # As fine as the network's grid: more would only repeat what is between its pixels.
-    coarse = image.finer(max(min(reference.grid.pixel_um), *placement.pixel_um))
-    scale = np.array(coarse.pixel_um) / np.array(placement.pixel_um)
-    return SectionTransform(
-        _displacement(reference.grid, to_section_mm, np.ones(2)),
-        _displacement(coarse, to_reference_mm, scale),
-        image,
-        reference.plane,
-    )
-
-
-def _displacement(grid: Grid, to_mm: Callable[[Points], Points], scale: NDArray[np.float64]) -> Displacement:
-    """Return the map of a function that takes pixels, `scale` times those of the grid, to mm of the other frame."""
-    pixels = identity_grid(grid.shape, torch.float64, torch.device("cpu"))[0].flatten(1).T.numpy()
-    mm = to_mm(pixels * scale) - grid.to_mm(pixels)
-    return Displacement(grid, torch.from_numpy(mm.T.reshape(2, *grid.shape).astype(np.float32)))

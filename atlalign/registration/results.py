@@ -14,6 +14,7 @@ from atlalign.errors import InputError
 from atlalign.io.images import open_channels, read_labels
 from atlalign.io.scenes import Focus
 from atlalign.io.tables import Table
+from atlalign.registration.ignored import IGNORED
 from atlalign.registration.regions import RegionName, read_regions
 from atlalign.registration.transform import (
     LABELS,
@@ -136,6 +137,26 @@ class Results:
         labels = read_labels(self.folder / LABELS)
         reference_frame(self.transform, labels.shape, str(self.folder / LABELS))
         return labels
+
+    @cached_property
+    def ignored(self) -> NDArray[np.bool_] | None:
+        """Which pixels of the section a person marked to be ignored; None for none.
+
+        Raises:
+            InputError: If their file is missing, or changed.
+        """
+        return read_labels(self.folder / IGNORED) != 0 if self._has(IGNORED) else None
+
+    def is_ignored(self, pixels: Points) -> NDArray[np.bool_]:
+        """Return which points (N, 2) of the section, in its pixels, lie on ignored tissue."""
+        found = np.zeros(len(pixels), np.bool_)
+        if self.ignored is not None:
+            inside = is_inside(pixels, self.transform.section)
+            (height, width), (rows, columns) = self.transform.section.shape, self.ignored.shape
+            # The mask has the size of the labels that were written.
+            x, y = np.floor((pixels[inside] + 0.5) * (columns / width, rows / height)).astype(int).T
+            found[inside] = self.ignored[y.clip(0, rows - 1), x.clip(0, columns - 1)]
+        return found
 
     @cached_property
     def regions(self) -> Mapping[int, RegionName]:

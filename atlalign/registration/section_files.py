@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, tee
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,33 @@ from atlalign.io.tiff_writer import write_tiff
 from atlalign.io.views import at_scale, overview
 from atlalign.plots import png, section_overlay
 from atlalign.registration import regions
+from atlalign.registration.ignored import IGNORED, NOTHING, Ignored
 from atlalign.registration.register import RegisteredSection
 from atlalign.registration.transform import LABELS, REGIONS, Grid, SectionTransform
 
 _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY = "registered.tif", "labels.tif", "reference.tif", "overlay.png"
 _OVERVIEW = (1280, 1280)  # enough for the overlay and the colour of the slide
-SECTION_FILES = {_IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY, LABELS, REGIONS}
+SECTION_FILES = {_IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY, LABELS, REGIONS, IGNORED}
 
 
-def write_section_files(folder: Path, found: RegisteredSection, ontology: Ontology | None) -> None:
-    """Write `SECTION_FILES`; files of labels only if the reference has labels."""
+def write_section_files(
+    folder: Path, found: RegisteredSection, ontology: Ontology | None, ignored: Ignored = NOTHING
+) -> None:
+    """Write `SECTION_FILES`: labels only where the reference has them, and `IGNORED` only where tissue is ignored.
+
+    Ignored tissue has no label and no area.
+    """
     transform, image, reference = found.registered.transform, found.image, found.reference
     _write_registered(folder / _IMAGE, image, transform)
     grey = (reference.image[0, 0] * 255).round().byte().numpy()
     _write(folder / _REFERENCE, [grey], grey.shape, grey.dtype, reference.grid)
+    mask = None
+    if ignored:
+        grid = transform.in_section
+        mask = ignored.on(grid.shape, transform.section.shape)
+        _write(folder / IGNORED, [mask.astype(np.uint8)], mask.shape, np.dtype(np.uint8), grid)
     if reference.labels is not None:
-        _write_labels(folder, reference.labels, transform, ontology)
+        _write_labels(folder, reference.labels, transform, ontology, mask)
     _write_overlay(folder / _OVERLAY, found)
 
 
@@ -57,7 +68,11 @@ def _registered(channel: Scene, transform: SectionTransform) -> Iterator[NDArray
 
 
 def _write_labels(
-    folder: Path, labels: NDArray[Any], transform: SectionTransform, ontology: Ontology | None
+    folder: Path,
+    labels: NDArray[Any],
+    transform: SectionTransform,
+    ontology: Ontology | None,
+    ignored: NDArray[np.bool_] | None,
 ) -> None:
     """Write the labels of the reference and of the section, and the areas of the section's regions."""
     labels = labels.astype(stored_type(labels))
@@ -65,11 +80,23 @@ def _write_labels(
     _write(folder / LABELS, [labels], labels.shape, labels.dtype, grid)
     areas = regions.RegionAreas(transform.in_section.pixel_um)
     if transform.plane is None:
-        in_section = areas.counted(transform.label(labels))
+        in_section = areas.counted(_without(transform.label(labels), ignored))
     else:
-        in_section = areas.counted_by_side(transform.label_by_side(labels))
+        bands, sides = tee(transform.label_by_side(labels))
+        own_labels = _without((band for band, _ in bands), ignored)
+        in_section = areas.counted_by_side(zip(own_labels, (is_left for _, is_left in sides), strict=True))
     _write(folder / _IMAGE_LABELS, in_section, transform.in_section.shape, labels.dtype, transform.in_section)
     regions.write_regions(folder / REGIONS, areas, ontology, known=np.unique(labels[labels > 0]).tolist())
+
+
+def _without(bands: Iterable[NDArray[Any]], ignored: NDArray[np.bool_] | None) -> Iterator[NDArray[Any]]:
+    """Yield bands of labels with 0 where tissue (h, w) is ignored."""
+    top = 0
+    for band in bands:
+        yield (
+            band if ignored is None else np.where(ignored[top : top + len(band)], 0, band).astype(band.dtype)
+        )
+        top += len(band)
 
 
 def _write(

@@ -20,6 +20,8 @@ MARKERS_AT_MOST = 400
 """The largest number of markers: the time of VisuAlign's triangulation grows with its square."""
 
 _TARGET = "ABA_Mouse_CCFv3_2017_25um.cutlas"
+_PULL = 0.3  # of a marker to the pair that it was chosen for, relative to that of each pair on its triangles
+_RIM_UM = 100.0
 _CANDIDATES = 128  # along the longer side of the section
 _CORNERS = np.array([[-0.1, -0.1], [1.1, -0.1], [-0.1, 1.1], [1.1, 1.1]])
 
@@ -59,9 +61,11 @@ def visualign_slice(
     pixels, points_mm = _pairs(transform, tissue)
     if anchoring is None:
         anchoring = _fitted(pixels, points_mm, transform.plane, transform.section.shape, filename)
+    anchoring = Anchoring(anchoring.vectors, transform.section.shape)  # a list may be of a smaller scan
     ml_dv_um = transform.plane.to_atlas(points_mm)[:, [2, 1]]
     chosen = _needed(pixels, ml_dv_um, anchoring)
-    markers = np.hstack([apply_affine(anchoring.um_to_pixel(), ml_dv_um[chosen]), pixels[chosen]]) + 0.5
+    overlay = apply_affine(anchoring.um_to_pixel(), _least_squares(pixels, ml_dv_um, chosen, anchoring))
+    markers = np.hstack([overlay, pixels[chosen]]) + 0.5
     height, width = transform.section.shape
     return {
         "filename": filename,
@@ -94,10 +98,19 @@ def _pairs(transform: SectionTransform, tissue: NDArray[np.bool_] | None) -> tup
     points_mm = transform.to_reference(pixels)
     grid = transform.forward.grid if tissue is None else transform.forward.grid.with_shape(_shape(tissue))
     x, y = np.rint(grid.to_pixels(points_mm)).astype(int).T
+    if tissue is not None:
+        tissue = _with_rim(tissue, round(_RIM_UM / min(grid.pixel_um)))
     kept = (x >= 0) & (y >= 0) & (x < grid.shape[1]) & (y < grid.shape[0])
     if tissue is not None:
         kept[kept] = tissue[y[kept], x[kept]]
     return pixels[kept], points_mm[kept]
+
+
+def _with_rim(tissue: NDArray[np.bool_], rim_px: int) -> NDArray[np.bool_]:
+    """Return tissue that is wider by some pixels: else triangles at its edge would draw its outside into it."""
+    from scipy.ndimage import binary_dilation
+
+    return np.asarray(binary_dilation(tissue, iterations=rim_px)) if rim_px else tissue
 
 
 def _shape(image: NDArray[Any]) -> tuple[int, int]:
@@ -120,9 +133,7 @@ def _needed(pixels: Points, ml_dv_um: Points, anchoring: Anchoring) -> NDArray[n
     from scipy.interpolate import LinearNDInterpolator
     from scipy.spatial import Delaunay
 
-    height, width = anchoring.size
-    corners = _CORNERS * (width, height) - 0.5
-    corners_um = apply_affine(invert_affine(anchoring.um_to_pixel()), corners)
+    corners, corners_um = _fixed_corners(anchoring)
     chosen = np.zeros(0, np.intp)
     while len(chosen) < MARKERS_AT_MOST:
         triangles = Delaunay(np.vstack([corners, pixels[chosen]]))
@@ -134,6 +145,44 @@ def _needed(pixels: Points, ml_dv_um: Points, anchoring: Anchoring) -> NDArray[n
             break
         chosen = np.concatenate([chosen, worst[: MARKERS_AT_MOST - len(chosen)]])
     return chosen
+
+
+def _least_squares(
+    pixels: Points, ml_dv_um: Points, chosen: NDArray[np.intp], anchoring: Anchoring
+) -> Points:
+    """Return the places (M, 2) of the chosen pairs with which VisuAlign comes closest to all of the pairs.
+
+    Through the pairs themselves, triangles would cut all curves on the same side, and regions would gain or lose area.
+    """
+    from scipy.sparse import csr_array, eye_array, vstack
+    from scipy.sparse.linalg import lsqr
+    from scipy.spatial import Delaunay
+
+    if not len(chosen):
+        return ml_dv_um[chosen]
+    corners, corners_um = _fixed_corners(anchoring)
+    triangles = Delaunay(np.vstack([corners, pixels[chosen]]))
+    triangle = triangles.find_simplex(pixels)
+    transform = triangles.transform[triangle]
+    first = np.einsum("nij,nj->ni", transform[:, :2], pixels - transform[:, 2])
+    shares = np.column_stack([first, 1 - first.sum(axis=1)])
+    rows = np.repeat(np.arange(len(pixels)), 3)
+    columns = triangles.simplices[triangle].ravel()
+    matrix = csr_array((shares.ravel(), (rows, columns)), shape=(len(pixels), len(corners) + len(chosen)))
+    fixed, free = matrix[:, : len(corners)], matrix[:, len(corners) :]
+    start = ml_dv_um[chosen]
+    left = ml_dv_um - fixed @ corners_um - free @ start
+    # Marks on which few pairs depend stay near their pair.
+    system = vstack([free, _PULL * eye_array(len(chosen))])
+    moves = [lsqr(system, np.concatenate([along, np.zeros(len(chosen))]))[0] for along in left.T]
+    return start + np.stack(moves, axis=1)
+
+
+def _fixed_corners(anchoring: Anchoring) -> tuple[Points, Points]:
+    """Return the four points beyond the image that VisuAlign keeps, in pixels and as (ML, DV) in µm."""
+    height, width = anchoring.size
+    corners = _CORNERS * (width, height) - 0.5
+    return corners, apply_affine(invert_affine(anchoring.um_to_pixel()), corners)
 
 
 def _worst_of_each(triangle: NDArray[np.int32], error: NDArray[np.float64]) -> NDArray[np.intp]:

@@ -106,10 +106,35 @@ def test_the_position_is_that_of_the_plane_through_the_centre(tmp_path):
     assert upright.path == tmp_path / "a.png"
 
 
-def test_markers_of_visualign_are_not_left_out_in_silence(tmp_path, caplog):
-    path = write(tmp_path / "list.json", entry(UPRIGHT), {**entry(UPRIGHT), "markers": [[1, 2, 3, 4]]})
-    assert len(read_list(path)) == 2
-    assert "markers of 1 sections" in caplog.text
+def test_markers_of_visualign_are_read(tmp_path, caplog):
+    markers = [[1, 2, 3.5, 4], [-5, 6, 7, 8]]
+    path = write(tmp_path / "list.json", entry(UPRIGHT), {**entry(UPRIGHT), "markers": markers})
+    plain, marked = read_list(path)
+    assert (plain.markers, marked.markers) == ((), ((1, 2, 3.5, 4), (-5, 6, 7, 8)))
+    assert "markers" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("markers", "said"),
+    [
+        ({"x": 1}, "markers: expected a list"),
+        ([[1, 2, 3]], r"markers[0]: expected four numbers (x, y, x, y), found 3"),
+        ([[1, 2, 3, 4], [1, 2, 3, "x"]], "markers[1]: expected a number, found 'x'"),
+        ([[1, 2, 3, float("nan")]], "markers[0]: expected a number"),
+    ],
+)
+def test_a_section_says_what_is_wrong_with_its_markers(tmp_path, markers, said):
+    path = write(tmp_path / "list.json", entry(UPRIGHT), {**entry(UPRIGHT), "markers": markers})
+    good, bad = read_list(path)
+    assert good.problem == ""
+    assert said in bad.problem
+
+
+def test_markers_that_a_registration_wrote_are_announced(tmp_path, caplog):
+    """They bind the next registration to the former one."""
+    marked = {**entry(UPRIGHT), "markers": [[1, 2, 3, 4]]}
+    read_list(write(tmp_path / "list.json", marked, aligner="atlalign 0.1.0"))
+    assert "the markers of 1 sections" in caplog.text
 
 
 def test_a_table_holds_positions(tmp_path):
@@ -413,7 +438,7 @@ def test_webalign_says_what_quicknii_says(tmp_path, caplog, ending):
     assert (found.missing, bad.path.name) == ("", "sections[2]")
     assert unplaced.problem == "anchoring: expected nine numbers, found none"
     assert unplaced.missing == f"no such file in {tmp_path}"
-    assert "markers of 1 sections" in caplog.text
+    assert found.markers == ((1, 2, 3, 4),)
 
 
 def test_a_zoomable_copy_stands_for_the_one_image_of_its_name(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -223,6 +224,14 @@ def test_the_anchoring_that_a_section_came_with_stays():
     assert error_um(entry, transform).max() < 1.4 * MARKER_ERROR_UM
 
 
+def test_a_list_of_thumbnails_has_the_markers_of_full_scans():
+    transform = affine_and_field(turned(0, mirrored=False), 0.3)
+    fitted = np.array(visualign_slice(transform, "a.png", 7)["anchoring"]).reshape(3, 3)
+    small = Anchoring(fitted, (SECTION.shape[0] // 4, SECTION.shape[1] // 4))
+    entry = visualign_slice(transform, "a.png", 7, anchoring=small)
+    assert error_um(entry, transform).max() < 1.4 * MARKER_ERROR_UM
+
+
 def test_markers_lie_in_tissue_alone():
     transform = affine_and_field(turned(0, mirrored=False), 2.0)
     tissue = np.zeros((16, 23), np.bool_)
@@ -252,6 +261,66 @@ def test_what_visualign_cannot_show_is_said():
         visualign_slice(elsewhere, "a.png", 0)
     with pytest.raises(InputError, match=r"a\.png: .*overlap"):
         visualign_slice(transform, "a.png", 0, tissue=np.zeros((4, 4), np.bool_))
+
+
+def brain() -> np.ndarray:
+    """Regions 1 to 4 (456, 320) of QuickNII's voxels, ML from the left and DV from the bottom: layers around a core."""
+    ml, dv = np.mgrid[:456, :320]
+    radius = np.hypot((ml - 228) / 180, (dv - 160) / 120)
+    layers = np.select([radius < 0.4, radius < 0.7, radius < 1], [1, 2, 3], 0)
+    return np.where((layers == 3) & (ml > 228), 4, layers).astype(np.uint8)
+
+
+def areas_by_pynutil(entry: dict, volume: np.ndarray) -> dict[int, float]:
+    """Return the pixels of each region as PyNutil counts them: on a map of the atlas's resolution, pixel by pixel.
+
+    This is the computation of PyNutil 0.6 (`atlas_map.get_region_areas`): places are those of the pixels' corners.
+    """
+    o, u, v = np.array(entry["anchoring"]).reshape(3, 3)
+    width, height = (int(np.linalg.norm(side)) + 1 for side in (u, v))
+    size = np.array([entry["width"], entry["height"]])
+    rows, columns = np.mgrid[:height, :width]
+    cells = np.stack([columns.ravel(), rows.ravel()], axis=1)
+    voxels = np.floor(o + cells[:, :1] / width * u + cells[:, 1:] / height * v).astype(int)
+    inside = ((voxels >= 0) & (voxels < volume.shape)).all(axis=1)
+    overlay = np.zeros(len(cells), np.int64)
+    overlay[inside] = volume[tuple(voxels[inside].T)]
+    corners = np.array([[-0.1, -0.1], [1.1, -0.1], [-0.1, 1.1], [1.1, 1.1]]) * size
+    markers = np.vstack([np.hstack([corners, corners]), np.array(entry["markers"]).reshape(-1, 4)])
+    seen = LinearNDInterpolator(Delaunay(markers[:, 2:]), markers[:, :2])(cells * size / (width, height))
+    x, y = (seen * (width, height) / size).astype(int).T
+    inside = (seen >= 0).all(axis=1) & (x < width) & (y < height)
+    ids, pixels = np.unique(overlay.reshape(height, width)[y[inside], x[inside]], return_counts=True)
+    return dict(zip(ids.tolist(), (pixels * size.prod() / width / height).tolist(), strict=True))
+
+
+@pytest.mark.parametrize(("degrees", "mirrored"), [(0, False), (-25, True)])
+def test_pynutil_finds_the_areas_of_our_table(degrees, mirrored):
+    transform = affine_and_field(turned(degrees, mirrored=mirrored), 0.5)
+    labels = brain().T[::-1]  # DV from the top, ML from the left
+    volume = np.broadcast_to(brain()[:, None], (456, 528, 320))
+    areas = RegionAreas(SECTION.pixel_um)
+    list(areas.counted(transform.label(labels)))
+    entry = visualign_slice(transform, "a.png", 7, tissue=labels > 0)
+    theirs = areas_by_pynutil(entry, volume)
+    assert {i: theirs[i] for i in areas.pixels} == pytest.approx(dict(areas.pixels), rel=0.01)
+    assert areas_by_pynutil({**entry, "markers": []}, volume) != pytest.approx(theirs, rel=0.01)
+
+
+def test_pynutil_itself_finds_them():
+    atlas_map = pytest.importorskip("PyNutil.processing.atlas_map")
+    alignment = pytest.importorskip("PyNutil.processing.adapters")
+    transform = affine_and_field(turned(-25, mirrored=True), 0.5)
+    volume = np.broadcast_to(brain()[:, None], (456, 528, 320))
+    entry = visualign_slice(transform, "a_s007.png", 7, tissue=brain().T[::-1] > 0)
+    with TemporaryDirectory() as folder:
+        write_visualign(Path(folder) / "visualign.json", [entry])
+        (found,) = alignment.read_alignment(str(Path(folder) / "visualign.json")).slices
+    table, _ = atlas_map.get_region_areas(None, entry["width"], entry["height"], found, volume, None)
+    theirs = dict(zip(table["idx"].astype(int).tolist(), table["region_area"].tolist(), strict=True))
+    ours = areas_by_pynutil(entry, volume)
+    ours.pop(0)
+    assert {i: theirs[i] for i in ours} == pytest.approx(ours, rel=1e-3)
 
 
 # --- ITK and ANTs -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,307 @@
+"""What a person corrected in a section, as plain files beside its results.
+
+`corrections/SECTION/` in the folder of results holds, each only where there is something to say,
+
+- `visualign.json`: the plane and the pairs of points, as a series of VisuAlign with this section alone;
+- `ignored.png`, `ignored.geojson`: tissue to ignore, as an image of which other pixels than 0 are ignored, or as areas
+  in pixels of the section's image, as QuPath writes them; both together where both are there;
+- `review.json`: the verdict and a note.
+
+`register` reads these files and never writes them: results are replaced as a whole, corrections are not.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlalign.atlas.planes import Anchoring, Points
+from atlalign.atlas.section_lists import read_anchoring, read_markers
+from atlalign.errors import InputError, unknown_name
+from atlalign.io.files import file_name, storable, written_whole
+from atlalign.io.images import read_labels
+from atlalign.io.tables import read_text, shown, whole_number
+from atlalign.registration.geojson import rings
+from atlalign.registration.ignored import NOTHING, Ignored
+from atlalign.registration.jobs import Job
+from atlalign.registration.points import PointPairs
+from atlalign.registration.transform import read_record
+
+CORRECTION = "correction"
+"""The setting among those of a result that says what a person corrected."""
+CORRECTIONS = "corrections"
+"""The folder of all sections' corrections, in the folder of results."""
+MARKERS, REVIEW = "visualign.json", "review.json"
+IGNORED_IMAGE, IGNORED_SHAPES = "ignored.png", "ignored.geojson"
+
+Verdict = Literal["accepted", "rejected", "unsure"]
+
+_MOVES_PLANE, _POINTS_UM = "moves_plane", "points_um"
+_ALLEN = "ABA_Mouse_CCFv3_2017_25um.cutlas"
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """What a person corrected in a section.
+
+    Attributes:
+        anchoring: The plane that the points are kept with; None where the reference is an image.
+        moves_plane: The section is to be placed by this anchoring. Otherwise it is placed as without a correction.
+        points: Pairs of places in the reference and in the section.
+        ignored: Tissue that neither pulls nor counts.
+        verdict: What the person thinks of the result; None for nothing yet.
+        note: In the person's words.
+    """
+
+    anchoring: Anchoring | None = None
+    moves_plane: bool = False
+    points: PointPairs = field(default_factory=PointPairs.none)
+    ignored: Ignored = NOTHING
+    verdict: Verdict | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.verdict is not None and self.verdict not in get_args(Verdict):
+            raise unknown_name("verdict", str(self.verdict), get_args(Verdict))
+        if self.moves_plane and self.anchoring is None:
+            raise InputError("moves_plane: expected the anchoring of the corrected plane, got none")
+
+    @property
+    def sets_points(self) -> bool:
+        """Whether these points, even none, take the place of those that a list has for the section."""
+        return self.anchoring is not None or bool(len(self.points))
+
+
+def correction_folder(out: Path, section: str) -> Path:
+    """Return the folder of a section's corrections, by the name of the section's folder of results."""
+    return out / CORRECTIONS / file_name(section)
+
+
+def corrected(job: Job, correction: Correction) -> Job:
+    """Return a job as a person corrected it; the points of a list remain where the person set none."""
+    if correction.moves_plane and correction.anchoring is not None:
+        # The anchoring defines the orientation, whatever else said how the section lies.
+        upright = {**job.options, "place": "anchoring", "mirrored": False, "turn": None}
+        position_um = correction.anchoring.position_um
+        job = job._replace(position_um=position_um, anchoring=correction.anchoring, options=upright)
+    points = correction.points if correction.sets_points else job.points
+    return job._replace(points=points, ignored=correction.ignored)
+
+
+def changes(job: Job, correction: Correction) -> dict[str, Any] | None:
+    """Return, as plain data, what a person's points, plane and mask change in a result; None for nothing."""
+    points = correction.points if correction.sets_points else job.points
+    moved = correction.anchoring.to_json() if correction.moves_plane and correction.anchoring else None
+    if not (moved or len(points) or correction.ignored):
+        return None
+    return {
+        "anchoring": moved,
+        "points": np.hstack([points.reference_um, points.section]).round(3).tolist(),
+        "points_size": None if points.size is None else list(points.size),
+        "ignored_sha256": correction.ignored.fingerprint() if correction.ignored else None,
+    }
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_correction(out: Path, section: str) -> Correction:
+    """Return what was corrected in a section; a section without corrections has an empty one.
+
+    Raises:
+        InputError: If a file cannot be read, or says something impossible.
+    """
+    folder = correction_folder(out, section)
+    anchoring, moves_plane, points = _read_markers(folder / MARKERS)
+    verdict, note = read_review(out, section)
+    ignored = Ignored(_read_mask(folder / IGNORED_IMAGE), _read_areas(folder / IGNORED_SHAPES))
+    return Correction(anchoring, moves_plane, points, ignored, verdict, note)
+
+
+def _read_markers(path: Path) -> tuple[Anchoring | None, bool, PointPairs]:
+    if not path.exists():
+        return None, False, PointPairs.none()
+    slices = _loaded(path).get("slices")
+    if not isinstance(slices, list) or len(slices) != 1 or not isinstance(slices[0], dict):
+        raise InputError(f"{path}: expected a series of VisuAlign with one slice, found {shown(slices)}")
+    (entry,) = slices
+    if _POINTS_UM in entry:
+        numbers = np.array(read_markers(entry[_POINTS_UM], f"{path}, {_POINTS_UM}")).reshape(-1, 4)
+        return None, False, PointPairs(numbers[:, :2], numbers[:, 2:], _size(entry, path))
+    try:
+        anchoring = read_anchoring(entry)
+        moves_plane = entry.get(_MOVES_PLANE, True)
+        if not isinstance(moves_plane, bool):
+            raise InputError(f"{_MOVES_PLANE}: expected true or false, found {shown(moves_plane)}")
+        return anchoring, moves_plane, PointPairs.of_markers(read_markers(entry.get("markers")), anchoring)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+class Review(NamedTuple):
+    """What a person thinks of a result."""
+
+    verdict: Verdict | None = None
+    note: str = ""
+
+
+def read_review(out: Path, section: str) -> Review:
+    """Return a person's verdict and note; a section without any has neither.
+
+    Raises:
+        InputError: If the file cannot be read, or says something impossible.
+    """
+    path = correction_folder(out, section) / REVIEW
+    if not path.exists():
+        return Review()
+    content = _loaded(path)
+    verdict, note = content.get("verdict"), content.get("note", "")
+    if verdict not in (None, *get_args(Verdict)):
+        raise InputError(
+            f"{path}, verdict: expected {', '.join(get_args(Verdict))} or null, found {shown(verdict)}"
+        )
+    if not isinstance(note, str):
+        raise InputError(f"{path}, note: expected text, found {shown(note)}")
+    return Review(verdict, note)
+
+
+def _size(entry: Mapping[str, Any], path: Path) -> tuple[int, int]:
+    """Return the (h, w) of the image that an entry is about."""
+    height, width = (whole_number(entry.get(name), f"{path}, {name}") for name in ("height", "width"))
+    return height, width
+
+
+def _read_mask(path: Path) -> NDArray[np.bool_] | None:
+    return read_labels(path) != 0 if path.exists() else None
+
+
+def _read_areas(path: Path) -> tuple[tuple[Points, ...], ...]:
+    if not path.exists():
+        return ()
+    try:
+        return tuple(rings(json.loads(read_text(path))))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as GeoJSON: {error}") from error
+
+
+def _loaded(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected an object, found {shown(content)}")
+    return content
+
+
+def shown_correction(out: Path, section: str) -> Correction:
+    """Return the correction of a registered section for a person to go on with.
+
+    Where the person set no points yet, they are those of the result: of VisuAlign's markers in a list. The anchoring is
+    that of the result where the person did not move the plane.
+
+    Raises:
+        InputError: If the section has no results, or a file cannot be read.
+    """
+    correction = read_correction(out, section)
+    record = read_record(out / file_name(section))
+    if correction.sets_points or "visualign" not in record:
+        return correction
+    applied = record["settings"].get(CORRECTION, {})
+    pairs = np.array(applied.get("points", []), np.float64).reshape(-1, 4)
+    height, width = applied.get("points_size") or record["section"]["shape"]
+    points = PointPairs(pairs[:, :2], pairs[:, 2:], (height, width))
+    return replace(correction, anchoring=read_anchoring(record["visualign"]), points=points)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write_correction(
+    out: Path,
+    section: str,
+    correction: Correction,
+    *,
+    size: tuple[int, int],
+    filename: str = "",
+    number: int = 1,
+) -> None:
+    """Write what was corrected in a section, each file whole or not at all, in place of what was there.
+
+    Files whose content stays the same are not touched, and files with nothing to say are removed.
+
+    Args:
+        out: The folder of results.
+        section: The name of the section's folder.
+        correction: All of it.
+        size: (H, W) of the section's image.
+        filename: The image's name.
+        number: The section's number in its series.
+
+    Raises:
+        WriteError: If the system refuses.
+    """
+    folder = correction_folder(out, section)
+    folder.mkdir(parents=True, exist_ok=True)
+    entry = {"filename": filename or section, "nr": number, "width": size[1], "height": size[0]}
+    _write(folder / MARKERS, _series(correction, entry, size))
+    _write(folder / REVIEW, _review(correction))
+    _write(folder / IGNORED_SHAPES, _shapes(correction.ignored.areas))
+    _write(folder / IGNORED_IMAGE, _picture(correction.ignored.mask))
+
+
+def _series(correction: Correction, entry: Mapping[str, Any], size: tuple[int, int]) -> bytes | None:
+    """Return VisuAlign's file; of a registration to an image, what stands for it."""
+    points = correction.points
+    if correction.anchoring is None:
+        pairs = np.hstack([points.reference_um, points.on(size).section]).tolist()
+        return _json({"slices": [{**entry, _POINTS_UM: pairs}]}) if pairs else None
+    anchoring = correction.anchoring.on(size)
+    placed = {
+        "anchoring": anchoring.to_json(),
+        _MOVES_PLANE: correction.moves_plane,
+        "markers": points.as_markers(anchoring),
+    }
+    return _json({"name": "", "target": _ALLEN, "slices": [{**entry, **placed}]})
+
+
+def _review(correction: Correction) -> bytes | None:
+    if correction.verdict is None and not correction.note:
+        return None
+    return _json({"verdict": correction.verdict, "note": storable(correction.note)})
+
+
+def _shapes(areas: Sequence[Sequence[Points]]) -> bytes | None:
+    if not areas:
+        return None
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [ring.tolist() for ring in area]},
+            "properties": {"objectType": "annotation", "name": "ignored"},
+        }
+        for area in areas
+    ]
+    return _json({"type": "FeatureCollection", "features": features})
+
+
+def _picture(mask: NDArray[np.bool_] | None) -> bytes | None:
+    from imagecodecs import png_encode
+
+    return None if mask is None or not mask.any() else bytes(png_encode(mask.astype(np.uint8) * 255))
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, ensure_ascii=False) + "\n").encode()
+
+
+def _write(path: Path, content: bytes | None) -> None:
+    if content is None:
+        path.unlink(missing_ok=True)
+    elif not path.exists() or path.read_bytes() != content:
+        with written_whole(path) as unfinished:
+            unfinished.write_bytes(content)
