@@ -5,9 +5,8 @@ Matplotlib is imported only when a figure is drawn: it takes about a second, and
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence, Sized
-from io import BytesIO, StringIO
+from io import StringIO
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -347,17 +346,6 @@ def figure_svg(figure: Figure) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :].replace(_PAGE_COLOR, "currentColor")
-
-
-def image_uri(image: Tensor) -> str:
-    """Return an image (H, W) in [0, 1] as a data URI in WebP format at quality 85."""
-    from matplotlib.image import imsave
-
-    buffer = BytesIO()
-    pixels = image.detach().cpu().float().numpy()
-    options = {"quality": 85, "method": 6}
-    imsave(buffer, pixels, cmap="gray", vmin=0, vmax=1, format="webp", pil_kwargs=options)
-    return f"data:image/webp;base64,{b64encode(buffer.getvalue()).decode()}"
 
 
 def _chart(height: float) -> tuple[Figure, Axes]:

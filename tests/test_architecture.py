@@ -15,7 +15,7 @@ LAYERS = (
     ("errors", "__init__"),
     ("versions", "arguments", "declarations"),
     ("geometry", "io"),
-    ("networks", "losses", "metrics", "plots", "displacement_field", "atlas"),
+    ("networks", "losses", "metrics", "plots", "pages", "displacement_field", "atlas"),
     ("data",),
     ("synthesis",),
     ("models",),
