@@ -21,11 +21,20 @@ def picture_uri(pixels: NDArray[np.uint8]) -> str:
 
 
 def outline_path(labels: NDArray[Any]) -> str:
-    """Return the lines between pixels of different labels (H, W) as an SVG path; the first pixel ends at (1, 1)."""
-    between_rows = _runs(labels[1:] != labels[:-1])
-    between_columns = _runs((labels[:, 1:] != labels[:, :-1]).T)
-    lines = [f"M{start} {line + 1}h{length}" for line, start, length in between_rows]
-    return "".join(lines + [f"M{line + 1} {start}v{length}" for line, start, length in between_columns])
+    """Return the lines between pixels of different labels (H, W) as an SVG path; the first pixel ends at (1, 1).
+
+    Its moves are relative, which halves its length: a page may hold hundreds.
+    """
+    lines = [(start, line + 1, length, 0) for line, start, length in _runs(labels[1:] != labels[:-1])]
+    lines += [
+        (line + 1, start, 0, length) for line, start, length in _runs((labels[:, 1:] != labels[:, :-1]).T)
+    ]
+    parts, at = [], (0, 0)
+    for x, y, right, down in lines:
+        dx, dy = x - at[0], y - at[1]
+        parts.append(f"m{dx}{'' if dy < 0 else ' '}{dy}{f'h{right}' if right else f'v{down}'}")
+        at = (x + right, y + down)
+    return "".join(parts)
 
 
 def _runs(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:

@@ -44,7 +44,7 @@ def page_of(*views: View) -> str:
 
 def test_outlines_run_between_labels():
     labels = np.array([[1, 1, 2], [1, 1, 2], [3, 3, 3]])
-    assert outline_path(labels) == "M0 2h3M2 0v2"
+    assert outline_path(labels) == "m0 2h3m-1-2v2"
     assert outline_path(np.ones((3, 4))) == ""
 
 

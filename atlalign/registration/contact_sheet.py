@@ -1,0 +1,72 @@
+"""`index.html` beside the sections' folders: all of them on one page, from the results on disk."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from atlalign import pages
+from atlalign.errors import InputError
+from atlalign.io.files import written_whole
+from atlalign.registration.preview import SECTION, TEMPLATE, Preview, read_preview
+
+INDEX = "index.html"
+
+_ABOUT = (
+    "Drag over a section, or use the arrow keys, to wipe from the template to the section; the bar changes all sections "
+    "at once. Outlines are those of the atlas. Titles lead to overlay.png, where the outlines lie on the section itself."
+)
+_NO_SORTING = (
+    "section",
+    "flag",
+    "reason",
+    "pixel_size_from",
+    "placed_by",
+    "background",
+    "file",
+    "elsewhere",
+    "turned",
+)
+
+
+def write_index(out: Path, rows: Iterable[Mapping[str, Any]], *, made_by: str = "") -> None:
+    """Write the page of all sections.
+
+    Args:
+        out: The folder of results.
+        rows: Those of its table.
+        made_by: The versions, for the foot of the page.
+    """
+    views = [_view(out, row) for row in rows]
+    blocks: list[pages.Block] = [
+        pages.Text(_ABOUT),
+        pages.Views(views, left=TEMPLATE, right=SECTION, order="section"),
+    ]
+    title = f"{len(views)} registered section{'s' * (len(views) != 1)}"
+    with written_whole(out / INDEX) as unfinished:
+        unfinished.write_text(pages.render_page(title, blocks, note=made_by), encoding="utf-8")
+
+
+def _view(out: Path, row: Mapping[str, Any]) -> pages.View:
+    """Return one section; one that could not be registered has no pictures."""
+    name = row["section"]
+    preview = Preview((1, 1), {}, "")
+    with suppress(InputError, OSError):
+        preview = read_preview(out / name)
+    values = {key: float(value) for key, value in row.items() if _is_number(value) and key not in _NO_SORTING}
+    position = f"{values['position_um']:.0f} µm" if "position_um" in values else ""
+    return pages.View(
+        title=name,
+        caption=": ".join(filter(None, (position, row["reason"]))),
+        images=preview.images,
+        shape=preview.shape,
+        outlines=preview.outlines,
+        flag=row["flag"],
+        values=values,
+        link=f"{quote(name)}/overlay.png" if preview.images else "",
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
