@@ -20,7 +20,7 @@ LAYERS = (
     ("synthesis",),
     ("models",),
     ("training", "registration"),
-    ("evaluation",),
+    ("evaluation", "review"),
     ("cli",),
     ("__main__",),
 )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atlalign.cli.calls import record_call
 from atlalign.cli.flags import add_flags, flag_values
 from atlalign.console import say
 from atlalign.declarations import flag
@@ -140,7 +141,8 @@ def _run(options: argparse.Namespace) -> None:
             )
     jobs = find_jobs(options.inputs, images=options.images, **what)
     workers = min(len(jobs), _workers(options.workers))
-    recipe = _recipe(options)
+    recipe = recipe_of(options)
+    record_call(options.out, options.arguments)
     outcomes = list(
         track(
             register_batch(jobs, recipe, options.out, overwrite=options.overwrite, workers=workers),
@@ -173,7 +175,12 @@ def _workers(wanted: int | None) -> int:
     return min(4, torch.get_num_threads()) if wanted is None else wanted
 
 
-def _recipe(options: argparse.Namespace) -> "Recipe":
+def recipe_of(options: argparse.Namespace) -> "Recipe":
+    """Return the recipe that the options ask for.
+
+    Raises:
+        InputError: If they contradict each other, or a file cannot be read.
+    """
     from atlalign.registration.recipe import atlas_recipe, image_recipe
 
     common: dict[str, Any] = {

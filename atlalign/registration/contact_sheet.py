@@ -14,8 +14,8 @@ from atlalign.registration.preview import SECTION, TEMPLATE, Preview, read_previ
 INDEX = "index.html"
 
 _ABOUT = (
-    "Drag over a section, or use the arrow keys, to wipe from the template to the section; the bar changes all sections "
-    "at once. Outlines are those of the atlas. Titles lead to overlay.png, where the outlines lie on the section itself."
+    "Drag over a section, or use the arrow keys, to wipe from the template to the section; the bar changes all "
+    "sections at once. Outlines are those of the atlas. Titles lead to overlay.png, where they lie on the section."
 )
 _NO_SORTING = (
     "section",

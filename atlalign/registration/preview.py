@@ -114,7 +114,7 @@ def _registered(transform: SectionTransform, pixels: NDArray[Any], grid: Grid) -
 
 
 def strided(pixels: NDArray[Any], height: int) -> NDArray[Any]:
-    """Return every n-th pixel of an image, at least twice as many as `height` wants; averaging would need its memory."""
+    """Return every n-th pixel of an image, at least twice as many as `height` wants: averaging would need memory."""
     step = max(1, math.floor(pixels.shape[0] / (2 * height)))
     return pixels[::step, ::step]
 
@@ -143,4 +143,4 @@ def nearest(labels: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
     rows, columns = (
         np.linspace(0, old - 1, new).round().astype(int) for old, new in zip(labels.shape, shape, strict=True)
     )
-    return labels[rows[:, None], columns]
+    return np.asarray(labels[rows[:, None], columns])
