@@ -125,6 +125,7 @@ class ReviewFolder:
             return row | {"reason": str(error), "opens": False, **_NOTHING}
         correction = saved.correction
         return row | {
+            "revision": saved.revision,
             "verdict": correction.verdict,
             "points": len(correction.points),
             "moves_plane": correction.moves_plane,

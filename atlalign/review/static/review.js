@@ -16,8 +16,10 @@ const app = {
   sections: [], isWritable: true,
   open: null, // the section that is shown: its answer from the server
   past: [], future: [], // whole corrections
-  tool: "move", saving: Promise.resolve(), isSaving: 0,
+  tool: "move", saving: Promise.resolve(), isSaving: 0, saves: 0,
+
 };
+let held = null; // the mouse has this
 const view = new View(one("#stage"), picture);
 window.review = { app, view }; // for whoever looks in the console, and for tests
 
@@ -55,6 +57,7 @@ async function picture([left, top, right, bottom], width, height) {
 // --- the list ---
 
 async function poll() {
+  const { saves } = app;
   try {
     const found = await askJson("GET", "sections");
     app.isWritable = found.is_writable;
@@ -65,7 +68,9 @@ async function poll() {
     drawList();
     drawEdits();
     const row = app.sections.find((other) => other.name === app.open?.name);
-    if (row && former && former.state !== row.state && row.state === "done") await reopen();
+    if (!row || saves !== app.saves || app.isSaving || held) return;
+    if (former && former.state !== row.state && row.state === "done") await reopen();
+    else if (row.revision && row.revision !== app.open.revision) await open(row.name); // changed elsewhere
   } catch (error) {
     sayError(error);
   }
@@ -133,8 +138,10 @@ function goOn() {
 // --- one section ---
 
 async function open(name, before = null) {
+  const asked = (app.asked = {});
   try {
     const found = await askJson("GET", "section", { name });
+    if (asked !== app.asked) return; // another section was chosen meanwhile
     app.open = found;
     app.past = [];
     app.future = [];
@@ -240,6 +247,7 @@ function put(correction) {
 function save(correction) {
   const section = app.open;
   app.isSaving++;
+  app.saves++;
   drawSaved();
   app.saving = app.saving.then(async () => {
     try {
@@ -254,6 +262,7 @@ function save(correction) {
       }
     }
     app.isSaving--;
+    app.saves++;
     drawSaved();
     if (!app.isSaving) poll();
   });
@@ -414,8 +423,6 @@ function grab(place) {
   const points = [...current().points.map((point) => [...point]), [ml, dv, place[0] - 0.5, place[1] - 0.5]];
   return { points, number: points.length - 1 };
 }
-
-let held = null;
 
 overlay.addEventListener("pointerdown", (event) => {
   if (!app.open) return;
