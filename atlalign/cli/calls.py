@@ -9,9 +9,13 @@ from typing import Any, NamedTuple
 from atlalign.errors import InputError
 from atlalign.io.files import storable, written_whole
 
-CALLS = "calls.json"
-
 _PATHS = ("atlas", "annotation", "ontology", "model", "reference", "reference_labels")
+
+
+def _path(out: Path) -> Path:
+    from atlalign.registration.batch import CALLS  # slow to import
+
+    return out / CALLS
 
 
 class Call(NamedTuple):
@@ -34,7 +38,7 @@ def record_call(out: Path, arguments: Sequence[str]) -> None:
     """
     call = Call(storable(str(Path.cwd())), [storable(argument) for argument in arguments])
     calls = [*(former for former in read_calls(out) if former != call), call]
-    with written_whole(out / CALLS) as unfinished:
+    with written_whole(_path(out)) as unfinished:
         text = json.dumps([former._asdict() for former in calls], indent=2, ensure_ascii=False)
         unfinished.write_text(text + "\n", encoding="utf-8")
 
@@ -42,7 +46,7 @@ def record_call(out: Path, arguments: Sequence[str]) -> None:
 def read_calls(out: Path) -> list[Call]:
     """Return the calls that made a folder of results; none if their file is missing or damaged."""
     try:
-        found = json.loads((out / CALLS).read_text(encoding="utf-8"))
+        found = json.loads(_path(out).read_text(encoding="utf-8"))
         return [Call(str(call["folder"]), [str(word) for word in call["arguments"]]) for call in found]
     except (OSError, ValueError, KeyError, TypeError):
         return []
@@ -70,6 +74,6 @@ def with_absolute_paths(options: Namespace, folder: Path) -> Namespace:
 def no_calls(out: Path) -> InputError:
     """Return the error for a folder whose sections cannot be registered again."""
     return InputError(
-        f"{out}: expected {CALLS}, which says how `atlalign register` made the results: run `atlalign register` again "
-        "with the same options and --out"
+        f"{out}: expected {_path(out).name}, which says how `atlalign register` made the results: "
+        "run `atlalign register` again with the same options and --out"
     )

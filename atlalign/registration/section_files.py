@@ -13,14 +13,16 @@ from atlalign.atlas.ids import stored_type
 from atlalign.atlas.ontology import Ontology
 from atlalign.io.intensity import slide_color
 from atlalign.io.tiff_writer import write_tiff
+from atlalign.pages import PREVIEW
 from atlalign.plots import png, section_overlay
 from atlalign.registration import regions
 from atlalign.registration.ignored import IGNORED, NOTHING, Ignored
+from atlalign.registration.preview import preview_of
 from atlalign.registration.register import RegisteredSection
 from atlalign.registration.transform import LABELS, REGIONS, Grid, SectionTransform
 
 _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY = "registered.tif", "labels.tif", "reference.tif", "overlay.png"
-SECTION_FILES = {_IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY, LABELS, REGIONS, IGNORED}
+SECTION_FILES = {_IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY, PREVIEW, LABELS, REGIONS, IGNORED}
 
 
 def write_section_files(
@@ -43,6 +45,7 @@ def write_section_files(
     if reference.labels is not None:
         _write_labels(folder, reference.labels, transform, ontology, mask)
     _write_overlay(folder / _OVERLAY, found)
+    preview_of(transform, pixels, grey, reference.labels).write(folder)
 
 
 def _write_labels(

@@ -18,13 +18,16 @@ from atlalign.io.files import lock
 from atlalign.io.tables import read_parts
 from atlalign.registration.batch import TABLE
 from atlalign.registration.corrections import (
+    CORRECTION,
     Correction,
-    Ignored,
+    changes,
     correction_folder,
-    quadruples,
     read_correction,
+    shown_correction,
     write_correction,
 )
+from atlalign.registration.ignored import Ignored
+from atlalign.registration.jobs import Job
 from atlalign.registration.points import PointPairs
 from atlalign.registration.transform import RECORD, read_record
 
@@ -155,7 +158,7 @@ class ReviewFolder:
             InputError: If a file of it cannot be read.
         """
         self.path(name)
-        return Saved(read_correction(self.out, name), self.revision(name))
+        return Saved(shown_correction(self.out, name), self.revision(name))
 
     def revision(self, name: str) -> str:
         """Return what tells the state of a section's correction on disk from others."""
@@ -205,8 +208,15 @@ _NOTHING = {"verdict": None, "points": 0, "moves_plane": False, "ignores": False
 
 
 def is_applied(record: Mapping[str, Any], correction: Correction) -> bool:
-    """Return whether results were made with a correction as it is now."""
-    return bool(record.get("settings", {}).get("correction") == correction.settings())
+    """Return whether results were made with the plane, the points and the mask of a correction."""
+    made_with, wanted = (
+        {name: found.get(name) or None for name in ("anchoring", "points", "ignored_sha256")}
+        for found in (
+            record.get("settings", {}).get(CORRECTION) or {},
+            changes(Job(Path()), correction) or {},
+        )
+    )
+    return made_with == wanted
 
 
 def result_anchoring(record: Mapping[str, Any]) -> Anchoring | None:
@@ -221,9 +231,9 @@ def result_anchoring(record: Mapping[str, Any]) -> Anchoring | None:
 # --- as plain data ----------------------------------------------------------------------------------------------------
 
 
-def to_json(correction: Correction) -> dict[str, Any]:
-    """Return a correction as the page has it."""
-    points = np.hstack([correction.points.reference_um, correction.points.section])
+def to_json(correction: Correction, size: tuple[int, int]) -> dict[str, Any]:
+    """Return a correction as the page has it, in pixels of an image (H, W)."""
+    points = np.hstack([correction.points.reference_um, correction.points.on(size).section])
     return {
         "anchoring": correction.anchoring.to_json() if correction.anchoring else None,
         "moves_plane": correction.moves_plane,
@@ -248,14 +258,15 @@ def from_json(found: Any, size: tuple[int, int]) -> Correction:
         anchoring = None
         if found["anchoring"] is not None:
             anchoring = Anchoring(np.array(found["anchoring"], np.float64).reshape(3, 3), size)
-        points = quadruples(found["points"], "points")
+        points = as_numbers(found["points"], "points", 4)
         areas = tuple(
-            tuple(as_points(ring, "areas", 3) for ring in area) for area in found["areas"][:_AREAS_AT_MOST]
+            tuple(as_numbers(ring, "areas", 2, least=3) for ring in area)
+            for area in found["areas"][:_AREAS_AT_MOST]
         )
         return Correction(
             anchoring,
             bool(found["moves_plane"]),
-            PointPairs(points[:, :2], points[:, 2:]),
+            PointPairs(points[:, :2], points[:, 2:], size),
             Ignored(None, areas),
             found["verdict"],
             str(found["note"])[:10_000],
@@ -266,16 +277,20 @@ def from_json(found: Any, size: tuple[int, int]) -> Correction:
         raise InputError(f"expected a correction, found {json.dumps(found)[:80]} ({error})") from error
 
 
-def as_points(found: Any, name: str, least: int) -> Points:
-    """Return points (N, 2) from the page.
+def as_numbers(found: Any, name: str, columns: int, *, least: int = 0) -> Points:
+    """Return rows (N, columns) of numbers from the page.
 
     Raises:
         InputError: If they are not finite, or fewer than `least`.
     """
     try:
-        points = np.array(found, np.float64)
+        rows = (
+            np.array(found, np.float64).reshape(-1, columns) if found == [] else np.array(found, np.float64)
+        )
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name}: expected points (x, y), found {str(found)[:80]}") from error
-    if points.ndim != 2 or points.shape[1] != 2 or len(points) < least or not np.isfinite(points).all():
-        raise InputError(f"{name}: expected at least {least} points (x, y), found {str(found)[:80]}")
-    return points
+        raise InputError(f"{name}: expected rows of {columns} numbers, found {str(found)[:80]}") from error
+    if rows.ndim != 2 or rows.shape[1] != columns or len(rows) < least or not np.isfinite(rows).all():
+        raise InputError(
+            f"{name}: expected at least {least} rows of {columns} finite numbers, found {str(found)[:80]}"
+        )
+    return rows

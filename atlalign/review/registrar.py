@@ -12,7 +12,8 @@ from atlalign.atlas.atlas import Atlas
 from atlalign.errors import InputError, describe
 from atlalign.registration.batch import register_batch
 from atlalign.registration.jobs import Job
-from atlalign.registration.recipe import AtlasReferences, Recipe
+from atlalign.registration.recipe import Recipe
+from atlalign.registration.references import AtlasReferences
 
 _log = logging.getLogger(__name__)
 
@@ -72,11 +73,11 @@ class Registrar:
         if not wait and name in self.sections and self.sections[name].load not in self._loaded:
             return None
         try:
-            reference = self.recipe(name).reference
+            references = self.recipe(name).references
         except InputError as error:
             _log.warning("%s", error)
             return None
-        return reference.atlas if isinstance(reference, AtlasReferences) else None
+        return references.atlas if isinstance(references, AtlasReferences) else None
 
     def recipe(self, name: str) -> Recipe:
         """Return how a section is registered.

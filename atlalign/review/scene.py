@@ -9,22 +9,21 @@ from threading import RLock
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from atlalign.atlas.atlas import Atlas
 from atlalign.atlas.planes import Anchoring, Matrix, Points, apply_affine, homogeneous, invert_affine
 from atlalign.io.images import read_channels, read_image, read_labels
+from atlalign.plots import brightened
 from atlalign.registration.corrections import Correction
-from atlalign.registration.placement import atlas_reference
+from atlalign.registration.placed_field import transform_by
 from atlalign.registration.points import honoured, load_without_points
-from atlalign.registration.preview import in_8_bits
+from atlalign.registration.references import atlas_reference
 from atlalign.registration.regions import RegionName, read_regions
 from atlalign.registration.transform import (
     LABELS,
     REGIONS,
-    Displacement,
     Grid,
     SectionTransform,
     warp_in_bands,
@@ -88,7 +87,7 @@ class Scene:
     @cached_property
     def channels(self) -> list[list[NDArray[np.uint8]]]:
         """The levels of each channel, each half as large as the one before; of a colour image there is one channel."""
-        return [_levels(in_8_bits(channel)) for channel in self._pixels()]
+        return [_levels(brightened(channel)) for channel in self._pixels()]
 
     def _pixels(self) -> list[NDArray[Any]]:
         options = self.record.get("settings", {})
@@ -199,7 +198,7 @@ class Scene:
         atlas = self.atlas(wait=False)
         if atlas is not None and self.base.plane is not None:
             return _cut(atlas, self.base)
-        template = in_8_bits(read_image(self.folder / "reference.tif").pixels)
+        template = brightened(read_image(self.folder / "reference.tif").pixels)
         labels = read_labels(self.folder / LABELS) if (self.folder / LABELS).exists() else None
         return AtlasPlane(template, labels, _lines(labels, self.base.forward.grid), self.base)
 
@@ -246,19 +245,9 @@ def _moved(base: SectionTransform, in_section: Matrix) -> SectionTransform:
         before = apply_affine(invert_affine(in_section), base.section.to_pixels(points_mm))
         return base.to_reference(before)
 
-    forward, inverse = (
-        _displacement(field.grid, function)
-        for field, function in ((base.forward, to_section), (base.inverse, to_reference))
+    return transform_by(
+        to_section, to_reference, base.forward.grid, base.inverse.grid, base.section, base.plane
     )
-    return replace(base, forward=forward, inverse=inverse)
-
-
-def _displacement(grid: Grid, to_mm: Callable[[Points], Points]) -> Displacement:
-    height, width = grid.shape
-    pixels = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).reshape(-1, 2)
-    points_mm = grid.to_mm(pixels.astype(np.float64))
-    mm = np.ascontiguousarray((to_mm(points_mm) - points_mm).T, np.float32)
-    return Displacement(grid, torch.from_numpy(mm).view(2, height, width))
 
 
 def _at_most(grid: Grid, longest_px: int) -> Grid:

@@ -19,7 +19,7 @@ from atlalign.review.brush import stroke_area
 from atlalign.review.folder import (
     ConflictError,
     ReviewFolder,
-    as_points,
+    as_numbers,
     from_json,
     result_anchoring,
     to_json,
@@ -149,7 +149,7 @@ class Review:
                 "has_image": scene.image is not None and scene.image.is_file(),
                 "former": former.to_json() if former else None,
                 "plane": settings,
-                "correction": to_json(saved.correction),
+                "correction": to_json(saved.correction, scene.base.section.shape),
                 "revision": saved.revision,
                 "record": scene.record.get("sha256", ""),
             }
@@ -199,7 +199,7 @@ class Review:
         radius = request.number("radius")
         if not radius > 0:
             raise InputError(f"radius: expected more than 0, got {radius:g}")
-        stroke = as_points(request.body, "stroke", 1)
+        stroke = as_numbers(request.body, "stroke", 2, least=1)
         return _json({"area": [ring.tolist() for ring in stroke_area(stroke, radius)]})
 
     def _apply(self, request: Request) -> Answer:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from atlalign import pages
 from atlalign.errors import InputError
 from atlalign.io.files import written_whole
-from atlalign.registration.preview import SECTION, TEMPLATE, Preview, read_preview
+from atlalign.pages.page import Block, Text, View, Views, render_page
+from atlalign.pages.preview import SECTION, TEMPLATE, Preview
 
 INDEX = "index.html"
 
@@ -39,24 +39,24 @@ def write_index(out: Path, rows: Iterable[Mapping[str, Any]], *, made_by: str = 
         made_by: The versions, for the foot of the page.
     """
     views = [_view(out, row) for row in rows]
-    blocks: list[pages.Block] = [
-        pages.Text(_ABOUT),
-        pages.Views(views, left=TEMPLATE, right=SECTION, order="section"),
+    blocks: list[Block] = [
+        Text(_ABOUT),
+        Views(views, left=TEMPLATE, right=SECTION, order="section"),
     ]
     title = f"{len(views)} registered section{'s' * (len(views) != 1)}"
     with written_whole(out / INDEX) as unfinished:
-        unfinished.write_text(pages.render_page(title, blocks, note=made_by), encoding="utf-8")
+        unfinished.write_text(render_page(title, blocks, note=made_by), encoding="utf-8")
 
 
-def _view(out: Path, row: Mapping[str, Any]) -> pages.View:
+def _view(out: Path, row: Mapping[str, Any]) -> View:
     """Return one section; one that could not be registered has no pictures."""
     name = row["section"]
     preview = Preview((1, 1), {}, "")
     with suppress(InputError, OSError):
-        preview = read_preview(out / name)
+        preview = Preview.read(out / name)
     values = {key: float(value) for key, value in row.items() if _is_number(value) and key not in _NO_SORTING}
     position = f"{values['position_um']:.0f} µm" if "position_um" in values else ""
-    return pages.View(
+    return View(
         title=name,
         caption=": ".join(filter(None, (position, row["reason"]))),
         images=preview.images,
