@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from atlalign.cli.flags import add_flags, flag_values
 from atlalign.console import say
 from atlalign.declarations import flag
 from atlalign.errors import InputError, unknown_name
+from atlalign.io.files import WriteError
 from atlalign.registration.options import Options
 
 if TYPE_CHECKING:
@@ -142,14 +144,16 @@ def _run(options: argparse.Namespace) -> None:
     jobs = find_jobs(options.inputs, images=options.images, **what)
     workers = min(len(jobs), _workers(options.workers))
     recipe = recipe_of(options)
-    record_call(options.out, options.arguments)
-    outcomes = list(
-        track(
-            register_batch(jobs, recipe, options.out, overwrite=options.overwrite, workers=workers),
-            description="registering",
-            total=len(jobs),
+    try:
+        outcomes = list(
+            track(
+                register_batch(jobs, recipe, options.out, overwrite=options.overwrite, workers=workers),
+                description="registering",
+                total=len(jobs),
+            )
         )
-    )
+    finally:
+        _record_call(options)
     flags = [outcome.row["flag"] for outcome in outcomes if not outcome.error]
     errors = [outcome.error for outcome in outcomes if outcome.error]
     if flags:
@@ -164,6 +168,15 @@ def _run(options: argparse.Namespace) -> None:
         raise InputError(
             f"{len(errors)} of {len(jobs)} sections could not be registered:\n  " + "\n  ".join(errors)
         )
+
+
+def _record_call(options: argparse.Namespace) -> None:
+    """Keep how sections were registered beside them; what cannot be written is no reason to fail then."""
+    from atlalign.registration.transform import RECORD
+
+    if any(options.out.glob(f"*/{RECORD}")):
+        with suppress(WriteError):
+            record_call(options.out, options.arguments)
 
 
 def _workers(wanted: int | None) -> int:

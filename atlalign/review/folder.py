@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -58,6 +60,7 @@ class ReviewFolder:
     def __init__(self, out: Path) -> None:
         self.out = out.absolute()
         self._records: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._rows: dict[str, tuple[Any, dict[str, Any]]] = {}
         self._lock = Lock()
         if not self.names():
             raise InputError(
@@ -66,9 +69,8 @@ class ReviewFolder:
 
     def names(self) -> list[str]:
         """Return the names of all sections with results, in order; folders that lead elsewhere do not count."""
-        root = self.out.resolve()
-        found = (path.parent for path in self.out.glob(f"[!.]*/{RECORD}"))
-        return sorted(folder.name for folder in found if folder.resolve().parent == root)
+        found = (path.parent.name for path in self.out.glob(f"[!.]*/{RECORD}"))
+        return sorted(name for name in found if self._is_section(name))
 
     def path(self, name: str) -> Path:
         """Return the folder of a section.
@@ -76,9 +78,17 @@ class ReviewFolder:
         Raises:
             InputError: If there is no such section.
         """
-        if name not in self.names():
+        if not self._is_section(name):
             raise InputError(f"{name[:80]}: expected the name of a section")
         return self.out / name
+
+    def _is_section(self, name: str) -> bool:
+        folder = self.out / name
+        try:
+            is_here = Path(name).name == name and folder.resolve().parent == self.out.resolve()
+            return is_here and not name.startswith(".") and (folder / RECORD).is_file()
+        except (OSError, ValueError):  # a name may be too long, or hold a null character
+            return False
 
     def record(self, name: str) -> dict[str, Any]:
         """Return what is kept with a section's transform; it is read again when it has changed.
@@ -93,7 +103,7 @@ class ReviewFolder:
             known = self._records[name] = modified, read_record(folder)
         return known[1]
 
-    @property
+    @cached_property
     def is_writable(self) -> bool:
         """Whether corrections can be written."""
         probe = self.out / f".writable-{uuid4().hex[:8]}"
@@ -116,6 +126,17 @@ class ReviewFolder:
         return sorted(rows, key=lambda row: row["name"])
 
     def _row(self, name: str) -> dict[str, Any]:
+        """Return a section of the list, from memory if none of its files has changed."""
+        files = [self.out / name / RECORD, *self._correction_files(name)]
+        state = []
+        for file in files:
+            with suppress(OSError):
+                state.append((file.name, file.stat().st_mtime_ns, file.stat().st_size))
+        if name not in self._rows or self._rows[name][0] != state:
+            self._rows[name] = state, self._read_row(name)
+        return self._rows[name][1]
+
+    def _read_row(self, name: str) -> dict[str, Any]:
         row: dict[str, Any] = {"name": name, "flag": "fail", "reason": "", "position_um": None, "opens": True}
         try:
             record = self.record(name)
@@ -162,16 +183,15 @@ class ReviewFolder:
 
     def revision(self, name: str) -> str:
         """Return what tells the state of a section's correction on disk from others."""
-        folder = correction_folder(self.out, name)
-        files = (
-            sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-            if folder.is_dir()
-            else []
-        )
         total = hashlib.sha256()
-        for path in files:
+        for path in self._correction_files(name):
             total.update(f"{path.name}\0".encode() + path.read_bytes())
         return total.hexdigest()[:16]
+
+    def _correction_files(self, name: str) -> list[Path]:
+        folder = correction_folder(self.out, name)
+        found = folder.iterdir() if folder.is_dir() else ()
+        return sorted(path for path in found if not path.name.startswith("."))
 
     def save(self, name: str, correction: Correction, revision: str) -> str:
         """Write a correction, and return its revision; the painted mask on disk stays as it is.

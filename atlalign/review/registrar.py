@@ -70,7 +70,7 @@ class Registrar:
             name: Of the section.
             wait: Read it if that has not happened; otherwise somebody else may be at it.
         """
-        if not wait and name in self.sections and self.sections[name].load not in self._loaded:
+        if name not in self.sections or not (wait or self.sections[name].load in self._loaded):
             return None
         try:
             references = self.recipe(name).references
