@@ -150,6 +150,7 @@ class ReviewFolder:
         correction = saved.correction
         return row | {
             "revision": saved.revision,
+            "record": record.get("sha256", ""),
             "verdict": correction.verdict,
             "points": len(correction.points),
             "moves_plane": correction.moves_plane,
@@ -178,7 +179,7 @@ class ReviewFolder:
         Raises:
             InputError: If a file of it cannot be read.
         """
-        self.path(name)
+        self._check_inside(name)
         return Saved(shown_correction(self.out, name), self.revision(name))
 
     def revision(self, name: str) -> str:
@@ -187,6 +188,12 @@ class ReviewFolder:
         for path in self._correction_files(name):
             total.update(f"{path.name}\0".encode() + path.read_bytes())
         return total.hexdigest()[:16]
+
+    def _check_inside(self, name: str) -> None:
+        """Raise an error unless a name is that of a section whose corrections lie in the folder as well."""
+        self.path(name)
+        if not correction_folder(self.out, name).resolve().is_relative_to(self.out.resolve()):
+            raise InputError(f"{name}: expected corrections in {self.out}, found a link that leads elsewhere")
 
     def _correction_files(self, name: str) -> list[Path]:
         folder = correction_folder(self.out, name)
@@ -205,6 +212,7 @@ class ReviewFolder:
             ConflictError: If the state on disk is another one.
             InputError: If it cannot be written.
         """
+        self._check_inside(name)
         record = self.record(name)
         height, width = record["section"]["shape"]
         with self._lock, lock(correction_folder(self.out, name), wait=True):

@@ -83,6 +83,15 @@ def test_nothing_outside_of_the_folder_is_read_or_written(ask, results, tmp_path
     assert names == ["a", "b"]
 
 
+def test_corrections_that_lead_elsewhere_are_not_written(ask, results, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (results / "corrections").symlink_to(tmp_path / "elsewhere")
+    status, content = ask("PUT", "correction?name=a&revision=", NOTHING)
+    assert status == 422
+    assert "leads elsewhere" in content["error"]
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_wrong_requests_are_answered_in_a_sentence(ask):
     for body in (None, [], {"points": 1}, NOTHING | {"points": [[1, 2, 3]]}, NOTHING | {"verdict": "maybe"},
                  NOTHING | {"areas": [[[[0, 0], [1, "x"]]]]}, NOTHING | {"moves_plane": True},

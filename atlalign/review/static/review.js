@@ -61,7 +61,6 @@ async function poll() {
   try {
     const found = await askJson("GET", "sections");
     app.isWritable = found.is_writable;
-    const former = app.sections.find((row) => row.name === app.open?.name);
     app.sections = found.sections;
     one("#folder").textContent = found.folder;
     document.title = `Review ${found.folder}`;
@@ -69,7 +68,7 @@ async function poll() {
     drawEdits();
     const row = app.sections.find((other) => other.name === app.open?.name);
     if (!row || saves !== app.saves || app.isSaving || held) return;
-    if (former && former.state !== row.state && row.state === "done") await reopen();
+    if (row.record && row.record !== app.open.record) await reopen(); // registered anew
     else if (row.revision && row.revision !== app.open.revision) await open(row.name); // changed elsewhere
   } catch (error) {
     sayError(error);
@@ -581,6 +580,7 @@ one("#before").addEventListener("change", (event) => {
   view.drawOverlay();
 });
 one("#show").addEventListener("change", drawList);
+for (const menu of all("select")) menu.addEventListener("change", () => menu.blur()); // keys are for the section again
 one("#find").addEventListener("input", drawList);
 
 let noteTimer = null;
