@@ -84,9 +84,14 @@ class Scene:
 
     # --- the section --------------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def channels(self) -> list[list[NDArray[np.uint8]]]:
         """The levels of each channel, each half as large as the one before; of a colour image there is one channel."""
+        with self._lock:
+            return self._channels
+
+    @cached_property
+    def _channels(self) -> list[list[NDArray[np.uint8]]]:
         return [_levels(brightened(channel)) for channel in self._pixels()]
 
     def _pixels(self) -> list[NDArray[Any]]:
@@ -113,8 +118,7 @@ class Scene:
             box: Left, top, right and bottom edges, in pixels of the section's image from its corner.
             size: (w, h) of the picture.
         """
-        with self._lock:
-            levels = self.channels[min(channel, len(self.channels) - 1)]
+        levels = self.channels[min(channel, len(self.channels) - 1)]
         height, width = self.base.section.shape
         wanted = (box[2] - box[0]) / size[0]  # pixels of the image for one of the picture
         shares = [width / level.shape[1] for level in levels]

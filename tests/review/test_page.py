@@ -255,3 +255,24 @@ def test_the_page_loads_nothing_from_elsewhere_and_complains_of_nothing(page, dr
     assert driver.get_log("browser") == []
     loaded = page.run("return performance.getEntriesByType('resource').map((e) => new URL(e.name).host)")
     assert set(loaded) == {page.run("return location.host")}
+
+
+def test_apply_registers_again_and_shows_before_and_after(page, results):
+    from atlalign.registration.transform import SectionTransform, read_record
+
+    page.open("b")
+    start = page.outline_near([150, 200])
+    end = [start[0] + 10, start[1] + 4]
+    page.drag(start, end)
+    page.saved()
+    page.wait("document.querySelector('#apply').classList.contains('needed')")
+    reference = page.run("return review.app.open.correction.points[0].slice(0, 2)")
+    former = page.run("return review.app.open.record")
+    page.click("#apply")
+    page.wait(f"review.app.open.record !== '{former}' && review.view.lines && review.view.before", 120)
+    page.wait("document.querySelector('#state').textContent === ''")
+    assert len(read_record(results / "b")["settings"]["correction"]["points"]) == 1
+    transform = SectionTransform.load(results / "b")
+    place_mm = (np.array(reference) - transform.plane.matrix[[2, 1], 2]) / 1000
+    assert transform.to_section(place_mm[None])[0] + 0.5 == pytest.approx(end, abs=1)
+    assert 'data-title="b"' in (results / "index.html").read_text()

@@ -138,6 +138,7 @@ function goOn() {
 
 async function open(name, before = null) {
   const asked = (app.asked = {});
+  one("#region").textContent = "loading …";
   try {
     const found = await askJson("GET", "section", { name });
     if (asked !== app.asked) return; // another section was chosen meanwhile
@@ -159,6 +160,7 @@ async function open(name, before = null) {
   } catch (error) {
     sayError(error);
   }
+  if (one("#region").textContent === "loading …") one("#region").textContent = "";
 }
 
 // Show results that were made anew, and keep the former outlines to compare.
@@ -536,8 +538,7 @@ function setMode(mode) {
   one("#mode").value = view.mode = mode;
   view.isBlank = false;
   view.drawTemplate();
-  if (app.open && !view.template) lookAtTemplate();
-  else if (app.open && mode !== "off") lookAtTemplate();
+  if (app.open && mode !== "off") lookAtTemplate();
 }
 
 async function apply() {
