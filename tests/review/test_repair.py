@@ -128,7 +128,7 @@ def bend(folder: Path, at_mm, um: float) -> None:
     grid = transform.forward.grid
     y, x = np.mgrid[: grid.shape[0], : grid.shape[1]]
     points = grid.to_mm(np.stack([x, y], -1).reshape(-1, 2).astype(float)).reshape(*grid.shape, 2)
-    bump = um / 1000 * np.exp(-(((points - at_mm) / 0.8) ** 2).sum(-1))
+    bump = um / 1000 * np.exp(-(((points - at_mm) / 1.2) ** 2).sum(-1))
     mm = transform.forward.mm.clone()
     mm[1] += torch.from_numpy(bump).float()
     record = read_record(folder)
