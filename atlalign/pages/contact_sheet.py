@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from atlalign.errors import InputError
 from atlalign.io.files import written_whole
-from atlalign.pages.page import Block, Text, View, Views, render_page
+from atlalign.pages.page import Block, Charts, Heading, Text, View, Views, render_page
 from atlalign.pages.preview import SECTION, TEMPLATE, Preview
 
 INDEX = "index.html"
@@ -16,6 +16,10 @@ INDEX = "index.html"
 _ABOUT = (
     "Drag over a section, or use the arrow keys, to wipe from the template to the section; the bar changes all "
     "sections at once. Outlines are those of the atlas. Titles lead to overlay.png, where they lie on the section."
+)
+_ABOUT_SERIES = (
+    "A brain changes smoothly from section to section. A shaded bar marks a section where areas jump and jump back: "
+    "it may lie on a wrong plane, be torn, or be registered badly."
 )
 _NO_SORTING = (
     "section",
@@ -30,22 +34,26 @@ _NO_SORTING = (
 )
 
 
-def write_index(out: Path, rows: Iterable[Mapping[str, Any]], *, made_by: str = "") -> None:
+def write_index(out: Path, rows: Iterable[Mapping[str, Any]], plot: str = "") -> None:
     """Write the page of all sections.
 
     Args:
         out: The folder of results.
         rows: Those of its table.
-        made_by: The versions, for the foot of the page.
+        plot: The series from front to back, as an <svg> element.
     """
     views = [_view(out, row) for row in rows]
-    blocks: list[Block] = [
-        Text(_ABOUT),
-        Views(views, left=TEMPLATE, right=SECTION, order="section"),
-    ]
+    blocks: list[Block] = [Text(_ABOUT), Views(views, left=TEMPLATE, right=SECTION, order="section")]
+    if plot:
+        series = [
+            Heading("From front to back"),
+            Text(_ABOUT_SERIES),
+            Charts({"Areas of large regions": plot}),
+        ]
+        blocks = [*series, Heading("Sections"), *blocks]
     title = f"{len(views)} registered section{'s' * (len(views) != 1)}"
     with written_whole(out / INDEX) as unfinished:
-        unfinished.write_text(render_page(title, blocks, note=made_by), encoding="utf-8")
+        unfinished.write_text(render_page(title, blocks), encoding="utf-8")
 
 
 def _view(out: Path, row: Mapping[str, Any]) -> View:

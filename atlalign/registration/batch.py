@@ -425,13 +425,13 @@ def _write_tables(out: Path, failed: Iterable[Mapping[str, Any]]) -> None:
         rows = {row["section"]: row for row in (*damaged, *failed)}
         rows |= {name: _row(out, name, record) for name, record in whole.items()}
         if rows:
-            ordered = [rows[name] for name in sorted(rows)]
-            write_table(out / TABLE, _COLUMNS, (row.values() for row in ordered))
-            write_index(out, ordered)
+            write_table(out / TABLE, _COLUMNS, (rows[name].values() for name in sorted(rows)))
         slices = [record["visualign"] for record in whole.values() if "visualign" in record]
         if slices:
             visualign.write_visualign(out / VISUALIGN, _numbered(slices))
-        series.write_series(out, whole)
+        plot = series.write_series(out, whole)
+        if rows:
+            write_index(out, [rows[name] for name in sorted(rows)], plot)
 
 
 def _records(folders: Iterable[Path]) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
