@@ -45,7 +45,7 @@ def write_index(out: Path, rows: Iterable[Mapping[str, Any]], plot: str = "") ->
     views = [_view(out, row) for row in rows]
     blocks: list[Block] = [Text(_ABOUT), Views(views, left=TEMPLATE, right=SECTION, order="section")]
     if plot:
-        series = [
+        series: list[Block] = [
             Heading("From front to back"),
             Text(_ABOUT_SERIES),
             Charts({"Areas of large regions": plot}),
