@@ -5,9 +5,8 @@ Matplotlib is imported only when a figure is drawn: it takes about a second, and
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence, Sized
-from io import BytesIO, StringIO
+from io import StringIO
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -73,7 +72,7 @@ def section_overlay(
     """
     pairs = [overlay(reference, image) for image in (placed, registered)]
     right = np.concatenate([_scaled(_in_8_bits(pair), _SECTION_OVERLAY_PX // 2) for pair in pairs])
-    left = _thumbnail(pixels, len(right))
+    left = thumbnail(pixels, len(right))
     labels = labels_of((left.shape[0], left.shape[1]))
     if labels is not None:
         left[_outlines(labels)] = _OUTLINE
@@ -88,16 +87,21 @@ def png(picture: NDArray[np.uint8]) -> bytes:
     return bytes(png_encode(picture, filter=PNG.FILTER.PAETH, strategy=PNG.STRATEGY.RLE))
 
 
-def _thumbnail(pixels: NDArray[Any], height: int) -> NDArray[np.uint8]:
+def thumbnail(pixels: NDArray[Any], height: int) -> NDArray[np.uint8]:
     """Return an image in colour, (height, w, 3), scaled to the brightness of its brightest pixels."""
     # Averaging all of a large image would need several times its memory.
     step = max(1, pixels.shape[0] // (2 * height))
-    small = pixels[::step, ::step]
-    white = float(np.percentile(small, 99.9))
-    if small.dtype != np.uint8 or white < 128:
-        small = _in_8_bits(small / max(white, 1e-6))
+    small = brightened(pixels[::step, ::step])
     colored = small if small.ndim == 3 else np.stack([small] * 3, axis=-1)
     return _scaled(colored, height)
+
+
+def brightened(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return an image in 8 bits; one that is dark or has more bits is scaled to its brightest pixels."""
+    white = float(np.percentile(pixels, 99.9))
+    if pixels.dtype == np.uint8 and white >= 128:
+        return pixels
+    return _in_8_bits(pixels / np.float32(max(white, 1e-6)))
 
 
 def _in_8_bits(image: NDArray[Any]) -> NDArray[np.uint8]:
@@ -348,17 +352,6 @@ def figure_svg(figure: Figure) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :].replace(_PAGE_COLOR, "currentColor")
-
-
-def image_uri(image: Tensor) -> str:
-    """Return an image (H, W) in [0, 1] as a data URI in WebP format at quality 85."""
-    from matplotlib.image import imsave
-
-    buffer = BytesIO()
-    pixels = image.detach().cpu().float().numpy()
-    options = {"quality": 85, "method": 6}
-    imsave(buffer, pixels, cmap="gray", vmin=0, vmax=1, format="webp", pil_kwargs=options)
-    return f"data:image/webp;base64,{b64encode(buffer.getvalue()).decode()}"
 
 
 def _chart(height: float) -> tuple[Figure, Axes]:

@@ -5,12 +5,23 @@ import sys
 from collections.abc import Sequence
 
 from atlalign import __version__
-from atlalign.cli import count, export, import_keras, merge, register, runs, sections, transform, validate
+from atlalign.cli import (
+    count,
+    export,
+    import_keras,
+    merge,
+    register,
+    review,
+    runs,
+    sections,
+    transform,
+    validate,
+)
 from atlalign.cli.programs import PROGRAMS, run_program
 from atlalign.console import make_warnings_printable, say
 from atlalign.errors import InputError, quiet_pipe
 
-_COMMANDS = (sections, register, transform, count, validate, import_keras, merge, export, runs)
+_COMMANDS = (sections, register, review, transform, count, validate, import_keras, merge, export, runs)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with quiet_pipe():
             options = _parser().parse_args(arguments)
+            options.arguments = [*arguments[1:]]
             options.run(options)
     except InputError as error:
         say(f"error: {error}", error=True)

@@ -2,13 +2,16 @@
 
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atlalign.cli.calls import record_call
 from atlalign.cli.flags import add_flags, flag_values
 from atlalign.console import say
 from atlalign.declarations import flag
 from atlalign.errors import InputError, unknown_name
+from atlalign.io.files import WriteError
 from atlalign.registration.options import Options
 
 if TYPE_CHECKING:
@@ -147,14 +150,17 @@ def _run(options: argparse.Namespace) -> None:
             )
     jobs = find_jobs(options.inputs, images=options.images, **what)
     workers = min(len(jobs), _workers(options.workers))
-    recipe = _recipe(options)
-    outcomes = list(
-        track(
-            register_batch(jobs, recipe, options.out, overwrite=options.overwrite, workers=workers),
-            description="registering",
-            total=len(jobs),
+    recipe = recipe_of(options)
+    try:
+        outcomes = list(
+            track(
+                register_batch(jobs, recipe, options.out, overwrite=options.overwrite, workers=workers),
+                description="registering",
+                total=len(jobs),
+            )
         )
-    )
+    finally:
+        _record_call(options)
     flags = [outcome.row["flag"] for outcome in outcomes if not outcome.error]
     errors = [outcome.error for outcome in outcomes if outcome.error]
     if flags:
@@ -171,6 +177,15 @@ def _run(options: argparse.Namespace) -> None:
         )
 
 
+def _record_call(options: argparse.Namespace) -> None:
+    """Keep how sections were registered beside them; what cannot be written is no reason to fail then."""
+    from atlalign.registration.transform import RECORD
+
+    if any(options.out.glob(f"*/{RECORD}")):
+        with suppress(WriteError):
+            record_call(options.out, options.arguments)
+
+
 def _workers(wanted: int | None) -> int:
     import torch
 
@@ -180,7 +195,12 @@ def _workers(wanted: int | None) -> int:
     return min(4, torch.get_num_threads()) if wanted is None else wanted
 
 
-def _recipe(options: argparse.Namespace) -> "Recipe":
+def recipe_of(options: argparse.Namespace) -> "Recipe":
+    """Return the recipe that the options ask for.
+
+    Raises:
+        InputError: If they contradict each other, or a file cannot be read.
+    """
     from atlalign.registration.recipe import atlas_recipe, image_recipe
 
     common: dict[str, Any] = {

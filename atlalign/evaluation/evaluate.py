@@ -19,7 +19,7 @@ from rich.progress import track
 from torch import nn
 from torch.utils.data import default_collate
 
-from atlalign import losses, metrics
+from atlalign import losses, metrics, pages
 from atlalign.arguments import build, check_kind, check_kinds_of
 from atlalign.atlas.atlas import Atlas, allen_atlas, file_atlas, phantom_atlas
 from atlalign.data.datamodule import RegistrationDataModule, split_samples
@@ -173,7 +173,7 @@ class _Trial:
         """Return one sample as a batch."""
         return complete(default_collate([self.dataset[sample]]))
 
-    def views(self, register: Method, rows: Sequence[Row], n: int) -> list[report.View]:
+    def views(self, register: Method, rows: Sequence[Row], n: int) -> list[pages.View]:
         """Return `n` samples, or all if there are fewer, from the network's worst to its best, registered by it."""
         errors = {r.sample: r.measures["displacement/distance_px"] for r in rows if r.method == NETWORK}
         ranked = sorted(errors, key=lambda sample: -errors[sample])
@@ -206,7 +206,7 @@ class _Trial:
         labels = self.atlas.labels(int(batch.position_um))
         return Regions(labels, batch.dvf, self.levels, self.atlas.pixel_um)
 
-    def _view(self, register: Method, sample: int, error_px: float) -> report.View:
+    def _view(self, register: Method, sample: int, error_px: float) -> pages.View:
         batch = self.batch(sample)
         registered = warp(batch.moving, register(batch).dvf)
         images = {
@@ -216,11 +216,12 @@ class _Trial:
             "true image": batch.registered,
         }
         before = float(metrics.vector_distance(batch.dvf, torch.zeros_like(batch.dvf)))
-        return report.View(
+        return report.section_view(
             title=f"sample {sample}: image {int(batch.image_id)}, {int(batch.position_um)} µm",
             caption=f"mean distance to the true field {before:.2f} → {error_px:.2f} px",
             images={name: image[0, 0] for name, image in images.items()},
             labels=None if self.levels is None else self.atlas.labels(int(batch.position_um))[0],
+            values={"position (µm)": float(batch.position_um), "distance to the true field (px)": error_px},
         )
 
 

@@ -9,14 +9,10 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
@@ -25,7 +21,7 @@ from rich.table import Table
 from scipy.stats import bootstrap
 from torch import Tensor
 
-from atlalign import plots
+from atlalign import pages, plots
 from atlalign.evaluation.measures import Measures
 from atlalign.io.tables import write_table
 
@@ -78,6 +74,16 @@ _WEIGHTED_BY = {"displacement/r2": "displacement/variance_px2"}
 # Characters of a measure's name on a narrow terminal.
 _NARROW_LABEL = 22
 
+_ABOUT_RESULTS = (
+    "Samples that show the same section are averaged before the mean; intervals come from a bootstrap over sections. "
+    "“–” is not measured or not defined. “affine (best)” is the affine map nearest to the true field, which no method "
+    "knows. Dice, IoU and HD95 are means over regions, the background apart."
+)
+_ABOUT_SECTIONS = (
+    "Drag over an image, or use the arrow keys, to wipe from one picture to the other; the bar changes all sections at "
+    "once. Outlines are those of the atlas plane: they fit the reference, and should fit the registered image."
+)
+
 _HEADLINES = ("displacement/distance_um", "regions/dice")
 _DEPTH = "/depth_"
 
@@ -103,22 +109,6 @@ class Summary(NamedTuple):
     low: float
     high: float
     n_sections: int
-
-
-class View(NamedTuple):
-    """One section to look at.
-
-    Attributes:
-        title: Which one.
-        caption: What is to be known about it.
-        images: Images (H, W) in [0, 1] by name, on one grid.
-        labels: Region ids (H, W) of the reference, whose outlines can be shown over every image; None for no outlines.
-    """
-
-    title: str
-    caption: str
-    images: dict[str, Tensor]
-    labels: Tensor | None
 
 
 # --- means ------------------------------------------------------------------------------------------------------------
@@ -179,7 +169,7 @@ def write(
     description: Mapping[str, Any],
     rows: Sequence[Row],
     summaries: Sequence[Summary],
-    views: Sequence[View],
+    views: Sequence[pages.View],
 ) -> None:
     """Write metrics.csv, summary.csv, summary.json and report.html.
 
@@ -277,100 +267,109 @@ def _measured(metrics: Iterable[str], summaries: Iterable[Summary]) -> list[str]
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-class PageTable(NamedTuple):
-    """A table of the page: rows of a title and cells in groups, one column a method."""
-
-    caption: str
-    columns: list[str]
-    groups: list[list[tuple[str, list[str]]]]
-
-
 def render(
-    description: Mapping[str, Any], rows: Sequence[Row], summaries: Sequence[Summary], views: Sequence[View]
+    description: Mapping[str, Any],
+    rows: Sequence[Row],
+    summaries: Sequence[Summary],
+    views: Sequence[pages.View],
 ) -> str:
-    """Return the page: tables, charts, and a viewer for each section; it loads nothing and works from disk."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    """Return the page: tables, charts, and a viewer for each section."""
+    details = [table for table in (_depth_table(summaries), *_dataset_tables(summaries)) if table.groups[0]]
+    blocks: list[pages.Block] = [
+        pages.Facts(_facts(description)),
+        pages.Heading("Results"),
+        _results_table(summaries),
+        pages.Text(_ABOUT_RESULTS),
+        *details,
+        pages.Heading("Errors"),
+        pages.Charts(dict(_charts(rows, summaries))),
+        pages.Heading("Sections"),
+        pages.Text(_ABOUT_SECTIONS),
+        pages.Views(views, left="reference", right="registered", order="error, the worst first"),
+    ]
+    versions = ", ".join(f"{name} {number}" for name, number in description["versions"].items())
+    return pages.render_page("Registration, measured", blocks, note=versions)
+
+
+def section_view(
+    title: str, caption: str, images: Mapping[str, Tensor], labels: Tensor | None, values: Mapping[str, float]
+) -> pages.View:
+    """Return one section for the page.
+
+    Args:
+        title: Its name.
+        caption: A sentence on it.
+        images: Images (H, W) in [0, 1] by name, on one grid.
+        labels: Region ids (H, W) of the reference, whose outlines are shown over every image; None for no outlines.
+        values: Numbers by name, by which sections can be sorted.
+    """
+    height, width = next(iter(images.values())).shape
+    return pages.View(
+        title=title,
+        caption=caption,
+        images={name: pages.picture_uri(_in_8_bits(image)) for name, image in images.items()},
+        shape=(height, width),
+        outlines="" if labels is None else pages.outline_path(labels.numpy()),
+        values=values,
     )
-    template = environment.from_string(
-        files("atlalign.evaluation").joinpath("report.html").read_text(encoding="utf-8")
-    )
-    return template.render(
-        description=description,
-        results=_results_table(summaries),
-        details=[
-            table for table in (_depth_table(summaries), *_dataset_tables(summaries)) if table.groups[0]
-        ],
-        charts=list(_charts(rows, summaries)),
-        views=[_drawn(view) for view in views],
-    )
 
 
-def outline_path(labels: NDArray[Any]) -> str:
-    """Return the lines between pixels of different labels (H, W) as an SVG path; the first pixel ends at (1, 1)."""
-    between_rows = _runs(labels[1:] != labels[:-1])
-    between_columns = _runs((labels[:, 1:] != labels[:, :-1]).T)
-    lines = [f"M{start} {line + 1}h{length}" for line, start, length in between_rows]
-    return "".join(lines + [f"M{line + 1} {start}v{length}" for line, start, length in between_columns])
+def _in_8_bits(image: Tensor) -> NDArray[np.uint8]:
+    return (image.detach().cpu().float().clamp(0, 1) * 255).round().byte().numpy()
 
 
-def _runs(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:
-    """Yield row, first column and length of each run of true pixels in a row."""
-    steps = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))))
-    rows, starts = np.nonzero(steps == 1)
-    _, ends = np.nonzero(steps == -1)
-    yield from zip(rows.tolist(), starts.tolist(), (ends - starts).tolist(), strict=True)
-
-
-def _drawn(view: View) -> dict[str, Any]:
-    """Return what the template shows of a view."""
-    height, width = next(iter(view.images.values())).shape
+def _facts(description: Mapping[str, Any]) -> dict[str, str]:
+    """Return what was evaluated, in words."""
+    size = "×".join(map(str, description["image_shape"]))
+    x, y = description["pixel_um"]
+    numbers = f"{description['n_samples']} samples of {description['n_sections']} sections"
     return {
-        "title": view.title,
-        "caption": view.caption,
-        "width": width,
-        "height": height,
-        "images": {name: plots.image_uri(image) for name, image in view.images.items()},
-        "outlines": None if view.labels is None else outline_path(view.labels.numpy()),
+        "network": description["model"],
+        "data": f"{description['data']} ({description['split']}: {numbers})",
+        "atlas": f"{description['atlas']}, {size} pixels of {x:.1f} × {y:.1f} µm",
     }
 
 
-def _results_table(summaries: Sequence[Summary]) -> PageTable:
+def _results_table(summaries: Sequence[Summary]) -> pages.Table:
     groups: dict[str, list[str]] = defaultdict(list)
     for metric in _measured(METRICS, summaries):
         groups[metric.partition("/")[0]].append(metric)
     methods = _methods(summaries)
     cells = _cells(summaries, ALL)
     rows = [
-        [(METRICS[metric], [cells(metric, method) for method in methods]) for metric in group]
+        [pages.TableRow(METRICS[metric], [cells(metric, method) for method in methods]) for metric in group]
         for group in groups.values()
     ]
     columns = [*map(_title, methods)]
-    return PageTable("Means over sections, with 95 % confidence intervals", columns, rows)
+    return pages.Table("Means over sections, with 95 % confidence intervals", columns, rows)
 
 
-def _depth_table(summaries: Sequence[Summary]) -> PageTable:
+def _depth_table(summaries: Sequence[Summary]) -> pages.Table:
     metrics = dict.fromkeys(s.metric for s in summaries if _DEPTH in s.metric)
     methods, cells = _methods(summaries), _cells(summaries, ALL)
     rows = [
-        (f"{METRICS[name]}, depth {depth}", [cells(f"{name}{_DEPTH}{depth}", method) for method in methods])
+        pages.TableRow(
+            f"{METRICS[name]}, depth {depth}", [cells(f"{name}{_DEPTH}{depth}", method) for method in methods]
+        )
         for name in METRICS
         for depth in (
             metric.removeprefix(name + _DEPTH) for metric in metrics if metric.startswith(name + _DEPTH)
         )
     ]
-    return PageTable("Regions by depth in the ontology", [*map(_title, methods)], [rows])
+    return pages.Table("Regions by depth in the ontology", [*map(_title, methods)], [rows], is_folded=True)
 
 
-def _dataset_tables(summaries: Sequence[Summary]) -> Iterator[PageTable]:
+def _dataset_tables(summaries: Sequence[Summary]) -> Iterator[pages.Table]:
     datasets = [name for name in dict.fromkeys(s.dataset for s in summaries) if name != ALL]
     methods = _methods(summaries)
     for metric in _measured(_HEADLINES, summaries) if len(datasets) > 1 else []:
         rows = [
-            (f"data set {name}", [_cells(summaries, name)(metric, method) for method in methods])
+            pages.TableRow(
+                f"data set {name}", [_cells(summaries, name)(metric, method) for method in methods]
+            )
             for name in datasets
         ]
-        yield PageTable(f"By data set: {METRICS[metric]}", [*map(_title, methods)], [rows])
+        yield pages.Table(f"By data set: {METRICS[metric]}", [*map(_title, methods)], [rows], is_folded=True)
 
 
 def _cells(summaries: Sequence[Summary], dataset: str) -> Callable[[str, str], str]:
@@ -386,7 +385,7 @@ def _cells(summaries: Sequence[Summary], dataset: str) -> Callable[[str, str], s
     return cell
 
 
-def _charts(rows: Sequence[Row], summaries: Sequence[Summary]) -> Iterator[tuple[str, Markup]]:
+def _charts(rows: Sequence[Row], summaries: Sequence[Summary]) -> Iterator[tuple[str, str]]:
     methods, metric = _methods(summaries), "displacement/distance_um"
     label = METRICS[metric]
     points = {
@@ -394,17 +393,12 @@ def _charts(rows: Sequence[Row], summaries: Sequence[Summary]) -> Iterator[tuple
         for name in methods
     }
     distances = {name: [distance for _, distance in of_method] for name, of_method in points.items()}
-    yield "Each sample", _svg(plots.distribution_figure(distances, label=label))
-    yield "From front to back", _svg(plots.position_figure(points, label=label))
+    yield "Each sample", plots.figure_svg(plots.distribution_figure(distances, label=label))
+    yield "From front to back", plots.figure_svg(plots.position_figure(points, label=label))
     dice = {(s.method, s.metric): s.mean for s in summaries if s.dataset == ALL}
     of_depth = "regions/dice" + _DEPTH
     depths = [int(m.removeprefix(of_depth)) for n, m in dice if n == methods[0] and m.startswith(of_depth)]
     if depths:
         curves = {_title(name): [dice[name, f"{of_depth}{depth}"] for depth in depths] for name in methods}
         figure = plots.level_figure(depths, curves, xlabel="depth in the ontology", label="Dice of regions")
-        yield "By depth", _svg(figure)
-
-
-def _svg(figure: Figure) -> Markup:
-    # Drawn here from numbers and names of methods, which matplotlib escapes.
-    return Markup(plots.figure_svg(figure))
+        yield "By depth", plots.figure_svg(figure)

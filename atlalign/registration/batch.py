@@ -38,6 +38,7 @@ from atlalign.io.files import (
     written_whole,
 )
 from atlalign.io.tables import write_table
+from atlalign.pages import INDEX, write_index
 from atlalign.registration import series, visualign
 from atlalign.registration.corrections import (
     CORRECTION,
@@ -65,8 +66,9 @@ from atlalign.registration.transform import (
     write_record,
 )
 
-TABLE, VISUALIGN, LOG = "registrations.csv", "visualign.json", "errors.log"
-"""What stands beside the sections' folders; the log holds the tracebacks of unexpected errors."""
+TABLE, VISUALIGN, LOG, CALLS = "registrations.csv", "visualign.json", "errors.log", "calls.json"
+"""What stands beside the sections' folders: the log holds the tracebacks of unexpected errors, the last one how
+`atlalign register` was called."""
 
 _RESULTS = {FORWARD, INVERSE, RECORD, WITHOUT_POINTS, *SECTION_FILES}
 _WORTHLESS = {".DS_Store", "Thumbs.db"}  # what file managers leave behind
@@ -154,7 +156,12 @@ def _check_writable(out: Path) -> None:
 
 def _check_tables(out: Path) -> None:
     """Raise an error where a file of the user's own would be replaced, or one that VisuAlign has saved."""
-    for name, words in ((TABLE, ",".join(_COLUMNS[:2])), (VISUALIGN, '"aligner": "atlalign '), *_OF_SERIES):
+    for name, words in (
+        (TABLE, ",".join(_COLUMNS[:2])),
+        (VISUALIGN, '"aligner": "atlalign '),
+        (INDEX, 'content="atlalign"'),
+        *_OF_SERIES,
+    ):
         path = out / name
         if path.exists() and not (path.is_file() and words.encode() in path.read_bytes()[:_HEAD_BYTES]):
             raise InputError(
@@ -247,7 +254,8 @@ def _registered(job: Job, recipe: Recipe, out: Path, *, overwrite: bool, wait: b
 def _check_job(job: Job) -> None:
     if job.problem:
         raise InputError(job.problem)
-    if file_name(job.name) in (TABLE, VISUALIGN, LOG, CORRECTIONS, series.SERIES, series.SERIES_PLOT):
+    beside = (TABLE, VISUALIGN, LOG, CALLS, INDEX, CORRECTIONS, series.SERIES, series.SERIES_PLOT)
+    if file_name(job.name) in beside:
         raise InputError(f"its results would have the name of {job.name}: rename the image")
     if not is_file(job.path):
         what = "expected an image, found a folder of this name" if is_folder(job.path) else "no such file"
@@ -422,7 +430,9 @@ def _write_tables(out: Path, failed: Iterable[Mapping[str, Any]]) -> None:
         slices = [record["visualign"] for record in whole.values() if "visualign" in record]
         if slices:
             visualign.write_visualign(out / VISUALIGN, _numbered(slices))
-        series.write_series(out, whole)
+        plot = series.write_series(out, whole)
+        if rows:
+            write_index(out, [rows[name] for name in sorted(rows)], plot)
 
 
 def _records(folders: Iterable[Path]) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:

@@ -15,15 +15,17 @@ from atlalign.io.intensity import slide_color
 from atlalign.io.scenes import Scene
 from atlalign.io.tiff_writer import write_tiff
 from atlalign.io.views import at_scale, overview
+from atlalign.pages import PREVIEW
 from atlalign.plots import png, section_overlay
 from atlalign.registration import regions
 from atlalign.registration.ignored import IGNORED, NOTHING, Ignored
+from atlalign.registration.preview import preview_of
 from atlalign.registration.register import RegisteredSection
 from atlalign.registration.transform import LABELS, REGIONS, Grid, SectionTransform
 
 _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY = "registered.tif", "labels.tif", "reference.tif", "overlay.png"
 _OVERVIEW = (1280, 1280)  # enough for the overlay and the colour of the slide
-SECTION_FILES = {_IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY, LABELS, REGIONS, IGNORED}
+SECTION_FILES = {_IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY, PREVIEW, LABELS, REGIONS, IGNORED}
 
 
 def write_section_files(
@@ -45,6 +47,7 @@ def write_section_files(
     if reference.labels is not None:
         _write_labels(folder, reference.labels, transform, ontology, mask)
     _write_overlay(folder / _OVERLAY, found)
+    preview_of(transform, overview(found.channel, _OVERVIEW).pixels, grey, reference.labels).write(folder)
 
 
 def _write_registered(path: Path, image: Scene, transform: SectionTransform) -> None:

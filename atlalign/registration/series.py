@@ -54,8 +54,10 @@ class Jump(NamedTuple):
     is_jump: bool = False
 
 
-def write_series(out: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
+def write_series(out: Path, records: Mapping[str, Mapping[str, Any]]) -> str:
     """Write the table and the plot of all sections of an atlas in a folder of results, if they are a series.
+
+    Returns the plot as an <svg> element; nothing for too few sections.
 
     Args:
         out: The folder.
@@ -67,7 +69,7 @@ def write_series(out: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
         if record.get("position_um") is not None and (out / name / REGIONS).exists()
     }
     if len(placed) < LEAST:
-        return
+        return ""
     tables = {name: read_table(out / name / REGIONS) for name in placed}
     series = sorted(
         (SectionAreas(name, placed[name]["position_um"], _areas(table)) for name, table in tables.items()),
@@ -77,17 +79,19 @@ def write_series(out: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
     found = jumps(series, regions)
     names = _names(tables.values())
     write_table(out / SERIES, COLUMNS, _rows(series, found, regions, names))
+    figure = series_figure(
+        [section.position_um / 1000 for section in series],
+        [_course(region, series, names) for region in regions],
+        [
+            section.position_um / 1000
+            for section, jump in zip(series, found, strict=True)
+            if jump and jump.is_jump
+        ],
+    )
+    plot = figure_svg(figure)
     with written_whole(out / SERIES_PLOT) as unfinished:
-        figure = series_figure(
-            [section.position_um / 1000 for section in series],
-            [_course(region, series, names) for region in regions],
-            [
-                section.position_um / 1000
-                for section, jump in zip(series, found, strict=True)
-                if jump and jump.is_jump
-            ],
-        )
-        unfinished.write_text(figure_svg(figure), encoding="utf-8")
+        unfinished.write_text(plot, encoding="utf-8")
+    return plot
 
 
 # --- the measure ------------------------------------------------------------------------------------------------------

@@ -182,7 +182,7 @@ def test_everything_is_written_and_printed(folder, capsys):
     assert content["summary"]["2"]["affine"]["displacement/distance_px"]["n_sections"] == 2
     assert content["summary"]["all"]["network"]["truth/perceptual"]["mean"] > 0
     page = (folder / "out" / "report.html").read_text()
-    assert page.count('<article class="view">') == 3
+    assert page.count('<article class="view"') == 3
     assert page.count("data:image/webp") == 3 * 4
     shown = capsys.readouterr().out
     for expected in ("vector distance (µm)", "identity", "affine", "out"):

@@ -4,20 +4,15 @@ import csv
 import json
 import math
 import re
-import shutil
-import subprocess
-from base64 import b64decode
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.image import imread
 from rich.console import Console
 
-from atlalign import plots
-from atlalign.evaluation.report import METRICS, Row, View, outline_path, print_table, summarize, write
+from atlalign import pages, plots
+from atlalign.evaluation.report import METRICS, Row, print_table, section_view, summarize, write
 
 DISTANCE = "displacement/distance_um"
 DESCRIPTION = {
@@ -112,7 +107,7 @@ def written(tmp_path_factory) -> Path:
     return folder
 
 
-def flat_view() -> View:
+def flat_view() -> pages.View:
     """A black reference, a white registered image, and an outline down the middle of both."""
     labels = torch.ones(40, 60, dtype=torch.int64)
     labels[:, 30:] = 2
@@ -121,7 +116,7 @@ def flat_view() -> View:
         "moving": torch.ones(40, 60) / 2,
         "registered": torch.ones(40, 60),
     }
-    return View("sample 0", "0 → 0 px", images, labels)
+    return section_view("sample 0", "0 → 0 px", images, labels, {"error (px)": 0.5})
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -156,7 +151,10 @@ def test_the_page_shows_the_tables_and_escapes_names(written):
     page = (written / "report.html").read_text()
     assert "6.00 [" in page
     assert "(of 1)" in page  # landmarks of one section only
-    assert "nan" not in re.sub(r"<svg.*?</svg>|base64,[^\"]*", "", page, flags=re.DOTALL).lower()
+    assert (
+        "nan"
+        not in re.sub(r"<svg.*?</svg>|<script.*?</script>|base64,[^\"]*", "", page, flags=re.DOTALL).lower()
+    )
     assert "runs/&lt;x&gt;/best.ckpt" in page
     assert "<i>identity" not in page
     assert "By data set" in page
@@ -208,12 +206,6 @@ def test_a_single_data_set_has_no_summary_of_its_own():
     assert {s.dataset for s in summarize(ROWS[:2])} == {"all"}
 
 
-def test_outlines_run_between_labels():
-    labels = np.array([[1, 1, 2], [1, 1, 2], [3, 3, 3]])
-    assert outline_path(labels) == "M0 2h3M2 0v2"
-    assert outline_path(np.ones((3, 4))) == ""
-
-
 def test_charts_show_the_numbers():
     points = {"network": [(1.0, 30.0), (2.5, 10.0)], "identity": [(1.0, 50.0), (2.5, 70.0)]}
     (axes,) = plots.position_figure(points, label="error").axes
@@ -238,87 +230,3 @@ def test_a_chart_takes_the_colours_of_the_page_and_is_always_the_same():
     assert "currentColor" in first
     assert "a&lt;b" in first
     assert "#010203" not in first
-
-
-def test_a_picture_comes_back_from_its_uri():
-    image = torch.linspace(0, 1, 60).expand(40, 60)
-    kind, _, data = plots.image_uri(image).partition(",")
-    assert kind == "data:image/webp;base64"
-    back = imread(BytesIO(b64decode(data)), format="webp")
-    np.testing.assert_allclose(back[..., 0] / 255, image, atol=0.03)
-
-
-# --- in a browser -----------------------------------------------------------------------------------------------------
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# The viewer fills the window's upper left corner, without what lies over its pictures.
-STAGED = """
-  .view { position: fixed; inset: 0; z-index: 9; padding: 0; border: 0; width: 600px; }
-  .view > :is(h3, p), .name, .edge { display: none !important; }
-  .stage { border-radius: 0; }
-"""
-
-
-@pytest.fixture
-def browse(written, tmp_path):
-    """Return a function that opens the page, does what a script says, and returns the viewer's pixels (400, 600, 3)."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: the page is not tested in a browser")
-
-    def browse(script: str = "", page: str | None = None) -> np.ndarray:
-        source = page or (written / "report.html").read_text()
-        helpers = "const find = (s) => document.querySelector('.view ' + s);"
-        extra = f"<style>{STAGED}</style><script>{{ {helpers} {script} }}</script></body>"
-        path, shot = tmp_path / "page.html", tmp_path / "shot.png"
-        path.write_text(source.replace("</body>", extra))
-        finished = subprocess.run(
-            [
-                CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
-                "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=700,600",
-                "--virtual-time-budget=1000", f"--screenshot={shot}", path.as_uri(),
-            ],
-            capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert finished.returncode == 0, finished.stderr
-        assert "CONSOLE" not in finished.stderr, finished.stderr
-        return imread(shot)[:400, :600, :3]
-
-    return browse
-
-
-WIPE = "find('.wipe').value = {}; find('.wipe').dispatchEvent(new Event('input'));"
-
-
-def shares(pixels: np.ndarray) -> tuple[float, float]:
-    """Return the shares of black and of white pixels."""
-    return float((pixels.max(-1) < 0.05).mean()), float((pixels.min(-1) > 0.95).mean())
-
-
-def test_the_slider_wipes_and_outlines_can_be_taken_away(browse):
-    shown = browse()
-    assert shares(shown[:, :290]) == pytest.approx((1, 0), abs=0.02)  # left of the edge the reference
-    assert shares(shown[:, 310:]) == pytest.approx((0, 1), abs=0.02)
-    yellow = shown[:, 295:305, 0] - shown[:, 295:305, 2] > 0.3
-    assert yellow.any(axis=1).mean() > 0.95  # the outline, from top to bottom
-    wiped = browse(WIPE.format(80) + "find('.outlined').click();")
-    assert shares(wiped[:, :475]) == pytest.approx((1, 0), abs=0.02)
-    assert shares(wiped[:, 485:]) == pytest.approx((0, 1), abs=0.02)
-    assert (wiped[..., 0] - wiped[..., 2]).max() < 0.1  # no yellow is left
-
-
-def test_pictures_can_be_chosen_and_blink(browse):
-    choose = "const s = find('select.left'); s.value = 'moving'; s.dispatchEvent(new Event('change'));"
-    chosen = browse(choose + WIPE.format(100) + "find('.outlined').click();")
-    assert chosen.min() > 0.4  # the grey moving image fills the stage
-    assert chosen.max() < 0.6
-    blinked = browse("find('.blink').click(); find('.outlined').click();")
-    assert max(shares(blinked)) > 0.99  # one picture at a time
-
-
-def test_the_browser_refuses_and_reports_what_would_be_loaded(browse, written):
-    page = (
-        (written / "report.html").read_text().replace("<main>", '<main><img src="https://example.org/x.png">')
-    )
-    with pytest.raises(AssertionError, match="CONSOLE"):
-        browse(page=page)

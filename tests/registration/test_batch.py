@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import SimpleITK
 import tifffile
 import torch
+from markupsafe import escape
 
 from atlalign.atlas.atlas import phantom_atlas
 from atlalign.atlas.phantom_anatomy import phantom_ontology
@@ -47,12 +49,14 @@ FILES = {
     "inverse.nii.gz",
     "labels.tif",
     "overlay.png",
+    "preview.json",
     "reference.tif",
     "reference_labels.tif",
     "regions.csv",
     "registered.tif",
     "transform.json",
 }
+TABLES = {"registrations.csv", "visualign.json", "index.html"}
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +125,7 @@ def test_a_list_is_registered_and_each_section_has_its_files(run, sections, tmp_
     out = tmp_path / "out"
     assert status == 0
     assert "3 of 3 sections registered (0 of them before)" in printed
-    assert {path.name for path in out.iterdir()} == {"a", "b", "c", "registrations.csv", "visualign.json"}
+    assert {path.name for path in out.iterdir()} == {"a", "b", "c", "calls.json", *TABLES}
     rows = table(out)
     for name, background, kind in (
         ("a", "bright", np.uint8),
@@ -234,7 +238,7 @@ def test_a_broken_image_does_not_stop_the_others_and_is_named_at_the_end(run, se
     assert status == 1
     assert "2 of 3 sections could not be registered:\n  b.tif: cannot be read as an image" in printed
     assert "c.jpg: expected a section, but every pixel is 0" in printed
-    assert {path.name for path in out.iterdir()} == {"a", "registrations.csv", "visualign.json"}
+    assert {path.name for path in out.iterdir()} == {"a", "calls.json", *TABLES}
     assert table(out)["b"]["flag"] == "fail"
     assert "cannot be read" in table(out)["b"]["reason"]
     (sections / "b.tif").write_bytes(whole)
@@ -475,11 +479,7 @@ def test_a_batch_that_is_interrupted_ends_in_one_sentence_and_goes_on(run, secti
     assert status == 130
     assert "interrupted" in printed
     assert set(table(tmp_path / "out")) == {"a"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "a",
-        "registrations.csv",
-        "visualign.json",
-    }
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a", "calls.json", *TABLES}
     assert run(sections)[0] == 0
     assert set(table(tmp_path / "out")) > {"a", "b"}
 
@@ -667,16 +667,29 @@ def test_two_runs_share_the_sections_of_a_folder(sections, model, tmp_path, monk
     assert [row["section"] for row in one] == ["a", "b", "c"]
     out = tmp_path / "out"
     assert set(table(out)) == {"a", "b", "c"}
-    assert {path.name for path in out.iterdir()} == {"a", "b", "c", "registrations.csv", "visualign.json"}
+    assert {path.name for path in out.iterdir()} == {"a", "b", "c", *TABLES}
     for name in "abc":
         assert {path.name for path in (out / name).iterdir()} == FILES
         check_whole(out / name)
+
+
+def test_the_page_shows_all_sections_of_all_calls_and_the_reasons(run, sections, tmp_path):
+    (sections / "broken.png").write_text("no image")
+    run(sections / "a.png", "--position", "4000")
+    run(sections / "broken.png", "--position", "4000")
+    page = (tmp_path / "out" / "index.html").read_text()
+    found = re.findall(r'data-title="(\w+)" data-flag="(\w+)"', page)
+    assert found == [("a", table(tmp_path / "out")["a"]["flag"]), ("broken", "fail")]
+    assert page.count('data-name="template"') == page.count('data-name="section"') == 1
+    assert escape(table(tmp_path / "out")["broken"]["reason"]) in page
+    assert "4000 µm" in page
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
         ("registrations.csv", "date,animal\n"),
+        ("index.html", "<!doctype html><title>my brain</title>"),
         (
             "visualign.json",
             '{"name":"","target":"ABA_Mouse_CCFv3_2017_25um.cutlas","slices":[]}',

@@ -1,0 +1,79 @@
+"""How a folder of results was made: the calls of `atlalign register`, kept beside the results."""
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from atlalign.errors import InputError
+from atlalign.io.files import storable, written_whole
+
+_PATHS = ("atlas", "annotation", "ontology", "model", "reference", "reference_labels")
+
+
+def _path(out: Path) -> Path:
+    from atlalign.registration.batch import CALLS  # slow to import
+
+    return out / CALLS
+
+
+class Call(NamedTuple):
+    """A call of `atlalign register`.
+
+    Attributes:
+        folder: The working directory.
+        arguments: What followed `register`.
+    """
+
+    folder: str
+    arguments: list[str]
+
+
+def record_call(out: Path, arguments: Sequence[str]) -> None:
+    """Add a call, from the current directory, to those of a folder of results; the latest stands last.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    call = Call(storable(str(Path.cwd())), [storable(argument) for argument in arguments])
+    calls = [*(former for former in read_calls(out) if former != call), call]
+    with written_whole(_path(out)) as unfinished:
+        text = json.dumps([former._asdict() for former in calls], indent=2, ensure_ascii=False)
+        unfinished.write_text(text + "\n", encoding="utf-8")
+
+
+def read_calls(out: Path) -> list[Call]:
+    """Return the calls that made a folder of results; none if their file is missing or damaged."""
+    try:
+        found = json.loads(_path(out).read_text(encoding="utf-8"))
+        return [Call(str(call["folder"]), [str(word) for word in call["arguments"]]) for call in found]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def with_absolute_paths(options: Namespace, folder: Path) -> Namespace:
+    """Return options whose relative paths lead to the same files from any directory.
+
+    Args:
+        options: As the command line gave them.
+        folder: The directory that relative paths start from.
+    """
+
+    def absolute(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [absolute(name, part) for part in value]
+        if isinstance(value, Path):
+            return folder / value
+        is_path = name in _PATHS and isinstance(value, str) and (folder / value).exists()
+        return str(folder / value) if is_path else value
+
+    return Namespace(**{name: absolute(name, value) for name, value in vars(options).items()})
+
+
+def no_calls(out: Path) -> InputError:
+    """Return the error for a folder whose sections cannot be registered again."""
+    return InputError(
+        f"{out}: expected {_path(out).name}, which says how `atlalign register` made the results: "
+        "run `atlalign register` again with the same options and --out"
+    )

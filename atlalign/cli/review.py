@@ -1,0 +1,97 @@
+"""Look at registered sections on a local page, and correct them."""
+
+import argparse
+import webbrowser
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from atlalign.cli import register
+from atlalign.cli.calls import no_calls, read_calls, with_absolute_paths
+from atlalign.console import say
+from atlalign.errors import InputError
+
+if TYPE_CHECKING:
+    from atlalign.registration.recipe import Recipe
+    from atlalign.review.registrar import Registrar
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand `review`."""
+    command = commands.add_parser(
+        "review",
+        help="look at registered sections, and correct them",
+        description="Open a page in the browser that shows the registered sections of a folder, to accept, reject or "
+        "correct them. The page is served on this computer only. Over SSH, forward the port: "
+        "ssh -L PORT:localhost:PORT HOST.",
+    )
+    command.add_argument(
+        "folder", metavar="FOLDER", type=Path, help="folder of results of `atlalign register`"
+    )
+    command.add_argument(
+        "--images", metavar="FOLDER", type=Path, help="folder of the images, if they have moved since"
+    )
+    command.add_argument("--port", type=int, default=0, help="port of the page (default: a free one)")
+    command.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
+    command.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from atlalign.review.folder import ReviewFolder
+    from atlalign.review.server import Review, page_address, review_server
+
+    folder = ReviewFolder(options.folder)
+    server = review_server(Review(folder, registrar_of(options.folder, options.images)), options.port)
+    address = page_address(server)
+    say(f"review {options.folder} at {address}")
+    say("Ctrl-C ends it; every change is saved at once")
+    if not options.no_browser:
+        webbrowser.open(address)
+    try:
+        server.serve_forever()
+    finally:
+        server.server_close()
+
+
+def registrar_of(out: Path, images: Path | None = None) -> "Registrar":
+    """Return what registers sections again as they were registered, each by the latest call that has it."""
+    from atlalign.io.files import file_name
+    from atlalign.registration.jobs import find_jobs
+    from atlalign.review.registrar import Asked, Registrar
+
+    sections: dict[str, Asked] = {}
+    problem = ""
+    for call in read_calls(out):
+        try:
+            options = with_absolute_paths(_parsed(call.arguments), Path(call.folder))
+            listed = options.reference is None
+            jobs = find_jobs(
+                options.inputs, images=images or options.images, position_um=options.position, listed=listed
+            )
+        except InputError as error:
+            problem = str(error)
+            continue
+        load = _loader(options)
+        sections |= {file_name(job.name): Asked(job, load) for job in jobs}
+    return Registrar(out, sections, problem or ("" if sections else str(no_calls(out))))
+
+
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    """Return the options of a call.
+
+    Raises:
+        InputError: If this version does not know them.
+    """
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    register.add(parser.add_subparsers())
+    try:
+        return parser.parse_args(["register", *arguments])
+    except (argparse.ArgumentError, SystemExit) as error:
+        raise InputError(
+            f"this version of atlalign does not know the call `register {' '.join(arguments)}`"
+        ) from error
+
+
+def _loader(options: argparse.Namespace) -> Callable[[], "Recipe"]:
+    return cache(lambda: register.recipe_of(options))

@@ -1,0 +1,55 @@
+"""The preview of a registered section."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlalign import plots
+from atlalign.io.intensity import slide_color
+from atlalign.pages import SECTION, TEMPLATE, Preview, outline_path, picture_uri
+from atlalign.registration.transform import Grid, SectionTransform, warp_in_bands
+
+_WIDTH_PX = 400
+
+
+def preview_of(
+    transform: SectionTransform,
+    pixels: NDArray[Any],
+    template: NDArray[np.uint8],
+    labels: NDArray[Any] | None,
+) -> Preview:
+    """Return the preview of a section.
+
+    Args:
+        transform: Of the section.
+        pixels: The section (h, w) or (h, w, 3).
+        template: The reference in 8 bits, of any size that covers its frame; the page scales it.
+        labels: The reference's labels, of any size that covers its frame.
+    """
+    grid = _grid_of(transform)
+    images = {TEMPLATE: picture_uri(template), SECTION: picture_uri(_registered(transform, pixels, grid))}
+    return Preview(grid.shape, images, "" if labels is None else outline_path(_nearest(labels, grid.shape)))
+
+
+def _grid_of(transform: SectionTransform) -> Grid:
+    grid = transform.forward.grid
+    height = (grid.shape[0] - 1) * grid.pixel_um[1] / ((grid.shape[1] - 1) * grid.pixel_um[0]) * _WIDTH_PX
+    return grid.with_shape((max(2, round(height)), _WIDTH_PX))
+
+
+def _registered(transform: SectionTransform, pixels: NDArray[Any], grid: Grid) -> NDArray[np.uint8]:
+    """Return the registered section on a coarse grid, from a section that is no finer."""
+    finest = max(min(transform.section.pixel_um), min(grid.pixel_um))
+    small = plots.thumbnail(pixels, transform.section.finer(finest).shape[0])
+    source = transform.section.with_shape((small.shape[0], small.shape[1]))
+    fill = slide_color(small)
+    return np.concatenate(list(warp_in_bands(small, source, transform.forward, grid, fill=fill)))
+
+
+def _nearest(labels: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
+    """Return labels (h, w) at another size, corners aligned."""
+    rows, columns = (
+        np.linspace(0, old - 1, new).round().astype(int) for old, new in zip(labels.shape, shape, strict=True)
+    )
+    return np.asarray(labels[rows[:, None], columns])

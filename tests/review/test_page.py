@@ -1,0 +1,278 @@
+"""The page as a person uses it: with the mouse and the keys, in a browser."""
+
+import time
+
+import numpy as np
+import pytest
+
+from atlalign.registration.corrections import read_correction
+from tests.browser import running_browser
+from tests.review.conftest import served
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    yield from running_browser(tmp_path_factory.mktemp("profile"))
+
+
+class Page:
+    """What a person sees and does."""
+
+    def __init__(self, driver, address: str) -> None:
+        self.driver = driver
+        driver.get(address)
+        self.wait("review.view.lines && review.view.overview && !review.app.isSaving")
+
+    def run(self, script: str, *arguments):
+        return self.driver.execute_script(script, *arguments)
+
+    def wait(self, what: str, seconds: float = 60) -> float:
+        """Wait until an expression is true, and return how long that took."""
+        start = time.monotonic()
+        while not self.run(f"return Boolean(window.review && ({what}))"):
+            assert time.monotonic() - start < seconds, f"{what}: {self.message}"
+            time.sleep(0.02)
+        return time.monotonic() - start
+
+    @property
+    def message(self) -> str:
+        return self.run("return document.querySelector('#message').textContent")
+
+    @property
+    def name(self) -> str:
+        return self.run("return review.app.open.name")
+
+    def open(self, name: str) -> None:
+        self.click(f'#list li[data-name="{name}"]')
+        self.wait(f"review.app.open.name === '{name}' && review.view.lines && review.view.overview")
+
+    def click(self, selector: str) -> None:
+        self.driver.find_element("css selector", selector).click()
+
+    def saved(self) -> None:
+        time.sleep(0.05)
+        self.wait("!review.app.isSaving")
+
+    def press(self, *keys: str) -> None:
+        from selenium.webdriver import ActionChains, Keys
+
+        chain = ActionChains(self.driver)
+        *held, last = keys
+        for key in held:
+            chain.key_down(getattr(Keys, key))
+        chain.send_keys(getattr(Keys, last, last))
+        for key in held:
+            chain.key_up(getattr(Keys, key))
+        chain.perform()
+
+    def drag(self, start, end, *, shift: bool = False) -> None:
+        """Drag the mouse from one place of the section to another."""
+        from selenium.webdriver import ActionChains, Keys
+        from selenium.webdriver.common.actions.action_builder import ActionBuilder
+
+        corner = self.run(
+            "const r = document.querySelector('#overlay').getBoundingClientRect(); return [r.x, r.y]"
+        )
+        places = [start, np.mean([start, end], axis=0).tolist(), end]
+        at = [
+            np.rint(np.add(corner, self.run("return review.view.toScreen(arguments[0])", place))).astype(int)
+            for place in places
+        ]
+        if shift:
+            ActionChains(self.driver).key_down(Keys.SHIFT).perform()
+        actions = ActionBuilder(self.driver, duration=30)
+        actions.pointer_action.move_to_location(*map(int, at[0])).pointer_down()
+        for place in at[1:]:
+            actions.pointer_action.move_to_location(*map(int, place))
+        actions.pointer_action.pointer_up()
+        actions.perform()
+        if shift:
+            ActionChains(self.driver).key_up(Keys.SHIFT).perform()
+
+    def slide(self, name: str, value: float) -> None:
+        """Move a slider of the plane, as a drag does: it says so on the way and at the end."""
+        self.run(
+            "const s = document.querySelector(arguments[0]); s.value = arguments[1];"
+            "s.dispatchEvent(new Event('input')); s.dispatchEvent(new Event('change'));",
+            f"#{name}",
+            value,
+        )
+
+    def outline_near(self, place) -> list[float]:
+        """Return the point of an outline that is closest to a place."""
+        return self.run("const l = review.view.lines; return l.at(l.closest(arguments[0], 1e6))", place)
+
+    def distance_to_outline(self, place) -> float:
+        return float(np.linalg.norm(np.subtract(self.outline_near(place), place)))
+
+
+@pytest.fixture
+def page(driver, address):
+    return Page(driver, address)
+
+
+def test_a_dragged_outline_follows_and_is_saved(page, results):
+    page.open("b")
+    start = page.outline_near([228, 60])
+    end = [start[0] + 3, start[1] - 14]
+    assert page.distance_to_outline(end) > 2.5
+    began = time.monotonic()
+    page.drag(start, end)
+    page.saved()
+    page.wait(f"review.view.lines.closest([{end[0]}, {end[1]}], 1.5) >= 0")
+    assert time.monotonic() - began < 30  # a busy machine; idle it takes a fraction of a second
+    points = read_correction(results, "b").points
+    assert len(points) == 1
+    assert np.abs(points.section[0] + 0.5 - end).max() < 1
+    page.press("CONTROL", "z")
+    page.saved()
+    assert len(read_correction(results, "b").points) == 0
+    page.wait(f"review.view.lines.closest([{end[0]}, {end[1]}], 2) < 0")
+    page.press("CONTROL", "SHIFT", "z")
+    page.saved()
+    assert len(read_correction(results, "b").points) == 1
+    page.drag(end, [end[0] + 9, end[1]])  # the same point again
+    page.saved()
+    (moved,) = read_correction(results, "b").points.section
+    assert np.abs(moved + 0.5 - [end[0] + 9, end[1]]).max() < 1
+    page.press("DELETE")
+    page.saved()
+    assert len(read_correction(results, "b").points) == 0
+
+
+def test_verdicts_by_key_go_on_to_the_next_section(page, results):
+    page.open("a")
+    page.press("a")
+    page.wait("review.app.open.name === 'b'")
+    assert read_correction(results, "a").verdict == "accepted"
+    page.press("r")
+    page.wait("review.app.open.name === 'c'")
+    assert read_correction(results, "b").verdict == "rejected"
+    page.wait(
+        "document.querySelector('#counts').textContent.startsWith('1 of 3 to review · 1 accepted · 1 rej')"
+    )
+    page.press("ARROW_UP")
+    page.wait("review.app.open.name === 'b'")
+    page.run(
+        "const n = document.querySelector('#note'); n.value = 'torn'; n.dispatchEvent(new Event('input'));"
+    )
+    time.sleep(0.6)
+    page.saved()
+    assert read_correction(results, "b").note == "torn"
+
+
+def test_painted_damage_is_an_area_that_can_be_removed(page, results):
+    page.open("b")
+    page.press("b")
+    page.drag([150, 150], [220, 150])
+    page.wait("review.app.open.correction.areas.length === 1")
+    page.saved()
+    mask = read_correction(results, "b").ignored.on((320, 456), (320, 456))
+    radius = page.run("return Number(document.querySelector('#brush').value) / review.view.zoom")
+    assert mask[150, 150:220].all()
+    expected = 2 * radius * 70 + np.pi * radius**2
+    assert mask.sum() == pytest.approx(expected, rel=0.15)  # pixels that the edge only touches count
+    page.drag([180, 150], [180, 150], shift=True)
+    page.wait("review.app.open.correction.areas.length === 0")
+    page.saved()
+    assert not read_correction(results, "b").ignored
+
+
+def test_the_plane_follows_its_sliders(page, results):
+    page.open("b")
+    before = page.run("return [...review.view.lines.section]")
+    page.slide("position_um", 6500)
+    page.wait("review.app.open.correction.moves_plane")
+    page.saved()
+    correction = read_correction(results, "b")
+    assert correction.moves_plane
+    assert correction.anchoring.position_um == pytest.approx(6500, abs=13)
+    page.wait(f"review.view.lines.section.length !== {len(before)}")
+    page.click("#reset-plane")
+    page.wait("!review.app.open.correction.moves_plane")
+    page.wait(f"review.view.lines.section.length === {len(before)}")
+
+
+def test_the_template_is_shown_in_every_way(page, driver):
+    page.open("b")
+    page.run("document.querySelector('#outlines').click()")
+    shots = {}
+    for mode in ("off", "fade", "wipe", "checker"):
+        page.run("const m = document.querySelector('#mode'); m.value = arguments[0];"
+                 "m.dispatchEvent(new Event('change'))", mode)  # fmt: skip
+        page.wait("review.view.mode === 'off' || review.view.template")
+        time.sleep(0.1)
+        shots[mode] = page.run("""
+            const c = document.querySelector('#template');
+            const p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+            let n = 0; for (let k = 3; k < p.length; k += 4) n += p[k] > 0; return 4 * n / p.length""")
+    assert shots["off"] == 0
+    assert shots["fade"] > 0.5
+    assert shots["wipe"] == pytest.approx(shots["fade"] / 2, rel=0.02)
+    assert shots["checker"] == pytest.approx(shots["fade"] / 2, rel=0.1)
+
+
+def test_two_browsers_on_one_folder(page, driver, address, results, tmp_path):
+    page.open("a")
+    other = Page.__new__(Page)
+    (window,) = driver.window_handles
+    driver.switch_to.new_window("window")
+    try:
+        other.__init__(driver, address)
+        other.open("a")
+        other.press("u")
+        other.wait("review.app.open.name === 'b'")
+        assert read_correction(results, "a").verdict == "unsure"
+    finally:
+        driver.close()
+        driver.switch_to.window(window)
+    page.wait("review.app.open.correction.verdict === 'unsure'")  # the first one has heard of it
+    page.press("r")
+    page.saved()
+    assert read_correction(results, "a").verdict == "rejected"
+
+
+def test_a_folder_that_cannot_be_written_is_only_shown(driver, results, monkeypatch):
+    from atlalign.review.folder import ReviewFolder
+
+    monkeypatch.setattr(ReviewFolder, "is_writable", False)
+    with served(results) as address:
+        page = Page(driver, address)
+        assert "cannot be written" in page.run("return document.querySelector('#state').textContent")
+        page.press("a")
+        page.press("b")
+        page.drag([150, 150], [220, 150])
+        time.sleep(0.2)
+        assert not page.run("return review.app.isSaving")
+        assert not (results / "corrections").exists()
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_complains_of_nothing(page, driver):
+    driver.get_log("browser")
+    page.open("c")
+    page.press("t")
+    page.wait("review.view.template")
+    assert driver.get_log("browser") == []
+    loaded = page.run("return performance.getEntriesByType('resource').map((e) => new URL(e.name).host)")
+    assert set(loaded) == {page.run("return location.host")}
+
+
+def test_apply_registers_again_and_shows_before_and_after(page, results):
+    from atlalign.registration.transform import SectionTransform, read_record
+
+    page.open("b")
+    start = page.outline_near([150, 200])
+    end = [start[0] + 10, start[1] + 4]
+    page.drag(start, end)
+    page.saved()
+    page.wait("document.querySelector('#apply').classList.contains('needed')")
+    reference = page.run("return review.app.open.correction.points[0].slice(0, 2)")
+    former = page.run("return review.app.open.record")
+    page.click("#apply")
+    page.wait(f"review.app.open.record !== '{former}' && review.view.lines && review.view.before", 120)
+    page.wait("document.querySelector('#state').textContent === ''")
+    assert len(read_record(results / "b")["settings"]["correction"]["points"]) == 1
+    transform = SectionTransform.load(results / "b")
+    place_mm = (np.array(reference) - transform.plane.matrix[[2, 1], 2]) / 1000
+    assert transform.to_section(place_mm[None])[0] + 0.5 == pytest.approx(end, abs=1)
+    assert 'data-title="b"' in (results / "index.html").read_text()
