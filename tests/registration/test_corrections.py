@@ -516,7 +516,7 @@ def test_ignored_tissue_looks_like_what_lies_around_it():
     pixels[mask] = 255
     image = ImageFile(pixels, None)
     found = read_section(image, SHAPE, ignored=Ignored(mask))
-    assert found.factor == 1
+    assert found.scale == (1, 1)
     assert found.grey[85:115, 105:155].min() == pytest.approx(float(found.grey[60, 60]), abs=0.01)
     assert found.grey[172:188, 22:58].max() < 0.1
     assert found.ignored is not None
