@@ -20,7 +20,7 @@ LAYERS = (
     ("synthesis",),
     ("models",),
     ("training", "registration", "sections"),
-    ("evaluation",),
+    ("evaluation", "localization"),
     ("cli",),
     ("__main__",),
 )

@@ -41,6 +41,7 @@ class ListedSection(NamedTuple):
         anchoring: The anchoring of the whole image, if the list has it.
         problem: The reason why its position is invalid; empty if it is valid.
         missing: The reason why its file was not found; empty if it was found.
+        unplaced: Whether the list does not give its position at all; `problem` says so too.
         cells: All cells of its row in a table, by column name in lower case.
         where: The line of that row.
     """
@@ -51,6 +52,7 @@ class ListedSection(NamedTuple):
     anchoring: Anchoring | None
     problem: str = ""
     missing: str = ""
+    unplaced: bool = False
     cells: Mapping[str, str] = MappingProxyType({})
     where: str = ""
 
@@ -83,6 +85,13 @@ def find_list(path: Path) -> Path:
     for other in others:
         _check_agreement(first, other)
     return first
+
+
+def holds_list(folder: Path) -> bool:
+    """Return whether a folder has a list of sections that is not one of the tables of a registration."""
+    files = (file for file in folder.iterdir() if file.suffix.lower() in LIST_ENDINGS and is_visible(file))
+    starts = ((file, _start(file)) for file in files)
+    return any(_OWN not in start and _looks_like_a_list(file, start) for file, start in starts)
 
 
 def read_list(path: Path, images: Path | None = None) -> list[ListedSection]:
@@ -219,7 +228,7 @@ def _read_table(path: Path) -> list[ListedSection]:
             _anchored_section(f"line {line}", _deepslice_entry(cells), place)._replace(cells=cells)
             for place, (line, cells) in enumerate(_filled(rows))
         ]
-    rows = table.records(["filename", "p"])
+    rows = table.records(["filename"])
     return [
         _positioned_section(f"line {line}", cells, place) for place, (line, cells) in enumerate(_filled(rows))
     ]
@@ -242,6 +251,12 @@ def _anchored_section(where: str, entry: Any, place: int) -> ListedSection:
     image_id = place
     try:
         image_id = _whole(entry.get("nr"), "nr", default=place)
+        if not entry.get("anchoring"):
+            return named._replace(
+                identity=Identity(0, image_id, 0),
+                problem=f"{where}: expected an anchoring, found none",
+                unplaced=True,
+            )
         anchoring = _anchoring(entry)
     except InputError as error:
         return named._replace(identity=Identity(0, image_id, 0), problem=str(error))
@@ -257,6 +272,9 @@ def _positioned_section(where: str, cells: Mapping[str, str], place: int) -> Lis
     named = _named_section(where, cells, place)
     if named.problem:
         return named
+    if not cells.get("p"):
+        problem = f"{where}, p: expected a position in µm, found none"
+        return named._replace(problem=problem, unplaced=True, cells=cells, where=where)
     try:
         position_um = float(number(cells["p"], f"{where}, p"))
         check_is_um(position_um, f"{where}, p")
@@ -301,7 +319,7 @@ def _whole(value: Any, name: str, *, default: int) -> int:
 _ANCHORED, _TABLES, _NOTES = (".json", ".waln", ".wwrp", ".xml"), (".csv",), (".tsv", ".txt")
 _LIST_READERS = dict.fromkeys(_ANCHORED, _read_anchored) | dict.fromkeys(_TABLES + _NOTES, _read_table)
 LIST_COLUMNS = (
-    *("filename", "p", "image_id", "dataset_id"),
+    *("filename", "p", "image_id", "dataset_id", "brain"),
     *("filenames", *COMPONENTS, "width", "height", "nr", "depths", "markers"),
     *("slide", "note"),  # from `atlalign sections`
     *("", "unnamed: 0"),  # the number of a row, as pandas writes it

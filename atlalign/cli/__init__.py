@@ -5,12 +5,23 @@ import sys
 from collections.abc import Sequence
 
 from atlalign import __version__
-from atlalign.cli import count, export, import_keras, merge, register, runs, sections, transform, validate
+from atlalign.cli import (
+    count,
+    export,
+    import_keras,
+    locate,
+    merge,
+    register,
+    runs,
+    sections,
+    transform,
+    validate,
+)
 from atlalign.cli.programs import PROGRAMS, run_program
 from atlalign.console import make_warnings_printable, say
 from atlalign.errors import InputError, quiet_pipe
 
-_COMMANDS = (sections, register, transform, count, validate, import_keras, merge, export, runs)
+_COMMANDS = (sections, locate, register, transform, count, validate, import_keras, merge, export, runs)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

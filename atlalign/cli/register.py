@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlalign.cli.flags import add_flags, flag_values
+from atlalign.cli.locate import add_series_options
 from atlalign.console import say
 from atlalign.declarations import flag
 from atlalign.errors import InputError, unknown_name
 from atlalign.registration.options import Options
 
 if TYPE_CHECKING:
+    from atlalign.registration.jobs import Job
     from atlalign.registration.quality import Limit
     from atlalign.registration.recipe import Recipe
 
+LOCATED = "located.json"
+"""The anchorings of sections whose position was found; beside it stands the table of all."""
 
 _NO_NAMES = (
     "regions have no names: run again with `--ontology CSV --overwrite`, where CSV is a table such as the Allen "
@@ -35,8 +39,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         nargs="+",
         type=Path,
         help="an image; a list of sections (.json, .xml or .csv from QuickNII or DeepSlice; .waln or .wwrp "
-        "from WebAlign or WebWarp; .csv, .tsv or .txt with columns filename and p, the position in µm); a folder with "
-        "images and one list",
+        "from WebAlign or WebWarp; .csv, .tsv or .txt with columns filename and p, the position in µm); a folder of "
+        "images, perhaps with one list. Positions that are not known are found",
     )
     command.add_argument(
         "--images",
@@ -53,6 +57,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results")
     _add_reference_options(command)
     add_flags(command.add_argument_group("sections"), Options)
+    add_series_options(command.add_argument_group("sections without a position, which is found"))
     command.add_argument(
         "--workers",
         type=int,
@@ -110,7 +115,8 @@ def _add_reference_options(command: argparse.ArgumentParser) -> None:
         "--position",
         type=float,
         metavar="UM",
-        help="position of the images in µm from the front of the atlas; bregma is at about 5400 in the Allen atlas",
+        help="position of the images in µm from the front of the atlas; bregma is at about 5400 in the Allen atlas "
+        "(default: found, see `atlalign locate`)",
     )
     group.add_argument("--reference", metavar="IMAGE", help="register to this image instead of an atlas")
     group.add_argument(
@@ -147,6 +153,7 @@ def _run(options: argparse.Namespace) -> None:
     jobs = find_jobs(options.inputs, images=options.images, **what)
     workers = min(len(jobs), _workers(options.workers))
     recipe = _recipe(options)
+    jobs = _placed(jobs, recipe, options)
     outcomes = list(
         track(
             register_batch(jobs, recipe, options.out, overwrite=options.overwrite, workers=workers),
@@ -168,6 +175,25 @@ def _run(options: argparse.Namespace) -> None:
         raise InputError(
             f"{len(errors)} of {len(jobs)} sections could not be registered:\n  " + "\n  ".join(errors)
         )
+
+
+def _placed(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) -> "list[Job]":
+    """Return the jobs with the planes of those whose position is not known, which are found."""
+    from atlalign.cli.locate import located_jobs, say_located
+    from atlalign.localization import Locator, write_located
+    from atlalign.registration.references import AtlasReferences
+
+    unplaced = [job for job in jobs if job.position_um is None and not job.problem]
+    if not unplaced or not isinstance(recipe.references, AtlasReferences):
+        return jobs
+    locator = Locator(recipe.references.atlas, registration=recipe.network)
+    located = located_jobs(
+        unplaced, locator, independent=options.independent, section_spacing_um=options.section_spacing_um
+    )
+    say_located(located)
+    say(f"written: {options.out / LOCATED}, {write_located(options.out / LOCATED, located)}")
+    placed = {id(found.job): found.placed_job() for found in located}
+    return [placed.get(id(job), job) for job in jobs]
 
 
 def _workers(wanted: int | None) -> int:

@@ -81,6 +81,17 @@ class Located:
     alone_um: float = math.nan
     placed_um: float = math.nan
 
+    def placed_job(self) -> Job:
+        """Return the image with its place, or the reason why it has none."""
+        if self.anchoring is None:
+            return self.job._replace(problem=self.reason)
+        half = {} if self.side == "whole" else {"hemisphere": self.side}
+        return self.job._replace(
+            position_um=self.anchoring.position_um,
+            anchoring=self.anchoring,
+            options={**half, **self.job.options},
+        )
+
 
 class Locator:
     """Locates sections in an atlas.
@@ -154,7 +165,6 @@ def locate(
     jobs: Sequence[Job],
     locator: Locator,
     *,
-    brains: Sequence[str] | None = None,
     independent: bool = False,
     section_spacing_um: float | None = None,
     progress: Callable[[Iterable[Job]], Iterable[Job]] = iter,
@@ -162,9 +172,8 @@ def locate(
     """Return where sections lie, those of one brain together.
 
     Args:
-        jobs: The images.
+        jobs: The images, with the brain of each where there are several.
         locator: The atlas and the networks.
-        brains: The brain of each image; None if all are of one.
         independent: Locate each section alone.
         section_spacing_um: The distance between sections whose numbers differ by 1, if known.
         progress: Wraps the images while they are looked at.
@@ -177,7 +186,7 @@ def locate(
         >>> [found] = locate(find_jobs(["section.tif"], listed=False), Locator(open_atlas("allen")))  # doctest: +SKIP
         >>> found.position_um, found.error_um  # doctest: +SKIP
     """
-    names = list(brains or [""] * len(jobs))
+    names = [job.brain for job in jobs]
     groups = {
         name: [place for place, own in enumerate(names) if own == name] for name in dict.fromkeys(names)
     }

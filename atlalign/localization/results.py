@@ -12,7 +12,7 @@ from atlalign.io.tables import write_table
 from atlalign.localization.locate import Located
 
 COLUMNS = (
-    "filename",
+    "section",
     "brain",
     "number",
     "position_um",
@@ -38,7 +38,7 @@ def write_located(path: str | Path, located: Sequence[Located]) -> Path:
     """
     path = Path(path)
     slices = [_slice(found, path.parent) for found in located if found.anchoring is not None]
-    series = {"name": "", "target": _TARGET, "aligner": f"atlalign-locate {__version__}", "slices": slices}
+    series = {"name": "", "target": _TARGET, "aligner": f"locate of atlalign {__version__}", "slices": slices}
     with written_whole(path) as unfinished:
         unfinished.write_text(json.dumps(series, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     table = path.with_suffix(".csv")
@@ -49,7 +49,7 @@ def write_located(path: str | Path, located: Sequence[Located]) -> Path:
 def row(found: Located) -> dict[str, Any]:
     """Return a section's row of the table."""
     return {
-        "filename": storable(found.job.path.name),
+        "section": storable(found.job.path.name),
         "brain": storable(found.brain),
         "number": found.number,
         "position_um": _rounded(found.position_um, 0),
