@@ -88,11 +88,7 @@ def _run(options: argparse.Namespace) -> None:
     from atlalign.registration.jobs import find_jobs
 
     _check_out(options.out, overwrite=options.overwrite)
-    jobs = [
-        job if job.brain else job._replace(brain=brain)
-        for brain, paths in _brains(options.inputs)
-        for job in find_jobs(paths, listed=False, images=options.images)
-    ]
+    jobs = find_jobs(_with_subfolders(options.inputs), listed=False, images=options.images)
     atlas = open_atlas(
         options.atlas, annotation_path=options.annotation, spacing_um=options.spacing_um, axes=options.axes
     )
@@ -150,21 +146,18 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
             raise InputError(f"{path} exists already: choose another --out, or --overwrite")
 
 
-def _brains(inputs: Sequence[Path]) -> list[tuple[str, list[Path]]]:
-    """Return the inputs of each brain: the subfolders of a folder are brains of their own."""
+def _with_subfolders(inputs: Sequence[Path]) -> list[Path]:
+    """Return the inputs with the subfolders of images in place of the folders that hold them."""
     from atlalign.io.files import is_folder
     from atlalign.io.images import IMAGE_ENDINGS
     from atlalign.io.named_files import is_visible
 
-    alone: list[Path] = []
-    brains: list[tuple[str, list[Path]]] = []
+    def shows_images(folder: Path) -> bool:
+        return any(path.suffix.lower() in IMAGE_ENDINGS and is_visible(path) for path in folder.iterdir())
+
+    found: list[Path] = []
     for path in inputs:
-        entries = sorted(filter(is_visible, path.iterdir())) if is_folder(path) else []
-        folders = [entry for entry in entries if is_folder(entry)]
-        with_images = [
-            folder for folder in folders if any(f.suffix.lower() in IMAGE_ENDINGS for f in folder.iterdir())
-        ]
-        brains += [(folder.name, [folder]) for folder in with_images]
-        if not with_images or any(entry.suffix.lower() in IMAGE_ENDINGS for entry in entries):
-            alone.append(path)
-    return [("", alone), *brains] if alone else brains
+        inside = sorted(filter(is_visible, path.iterdir())) if is_folder(path) else []
+        folders = [folder for folder in inside if is_folder(folder) and shows_images(folder)]
+        found += [*([path] if not folders or shows_images(path) else []), *folders]
+    return found

@@ -47,7 +47,7 @@ class Located:
 
     Attributes:
         job: The image.
-        brain: Which brain it is of.
+        brain: Which brain it is of: what its list says, or its folder.
         number: Its number in the series.
         side: whole, left or right.
         anchoring: Of the image; None where it fits nowhere.
@@ -186,7 +186,7 @@ def locate(
         >>> [found] = locate(find_jobs(["section.tif"], listed=False), Locator(open_atlas("allen")))  # doctest: +SKIP
         >>> found.position_um, found.error_um  # doctest: +SKIP
     """
-    names = [job.brain for job in jobs]
+    names = [job.brain or str(job.path.absolute().parent) for job in jobs]
     groups = {
         name: [place for place, own in enumerate(names) if own == name] for name in dict.fromkeys(names)
     }
@@ -194,7 +194,7 @@ def locate(
         name: None if independent else numbers_of([jobs[place].path for place in places])
         for name, places in groups.items()
     }
-    starts = [Located(job, name, job.number) for job, name in zip(jobs, names, strict=True)]
+    starts = [Located(job, job.brain or job.path.absolute().parent.name, job.number) for job in jobs]
     looked = [_tried(locator, start) for start, _ in zip(starts, progress(jobs), strict=True)]
     located: dict[int, Located] = {}
     for name, places in groups.items():

@@ -14,7 +14,10 @@ from atlalign.registration.placement import Section
 
 _FIRST_TURNS = tuple(range(0, 360, 45))
 _APART_DEG = 60.0  # answers that differ by more in the plane are different answers
-_LAST_VIEWS = ((0.0, 1.0), (-12.0, 0.95), (12.0, 1.05), (-6.0, 1.1), (6.0, 0.9))  # turn and size
+# Turn and size of the last views; the first three come before.
+_LAST_VIEWS = (
+    (0.0, 1.0), (-12.0, 0.95), (12.0, 1.05), (-6.0, 1.1), (6.0, 0.9), (9.0, 1.0), (-9.0, 1.0), (0.0, 0.87), (0.0, 1.13)
+)  # fmt: skip
 _SCAN_PX = 96
 
 

@@ -88,8 +88,22 @@ class ViewSampler:
         planes = flat @ within
         planes = torch.stack([planes[..., 2], planes[..., 0], planes[..., 1]], 1)
         template, labels = self._cut(planes, sides, random)
-        images = _colour(template, labels, expression, generator)
+        images = self.coloured(template, labels, expression, generator)
         return Views(images[has_tissue], planes[has_tissue], sides[has_tissue])
+
+    def coloured(
+        self, template: Tensor, labels: Tensor, expression: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """Return the images of sections, stained or as cells alone, in the tone of all views."""
+        contrast = draw_contrast(
+            labels, p_bright=0.0, n_groups=(4, 256), bias=(0.0, 0.5), generator=generator
+        )
+        images = apply_contrast(template, labels, contrast)
+        # As the ground of a section's image becomes 0.
+        images = (images - contrast.intensity[:, :1, None, None]).clamp(min=0)
+        if expression.any():
+            images[expression] = _cells(labels[expression], generator)
+        return even_tone(images)
 
     def _draw_planes(self, random: "_Random") -> tuple[Tensor, Tensor]:
         """Return the affine maps (B, 3, 3) from (x, y, 1) in mm to the atlas, and which of them cross the midline."""
@@ -163,19 +177,6 @@ class _Random:
 
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(self.n_views, *shape, generator=self.generator)
-
-
-def _colour(
-    template: Tensor, labels: Tensor, expression: Tensor, generator: torch.Generator | None
-) -> Tensor:
-    """Return the images of sections, stained or as cells alone, in the tone of all views."""
-    contrast = draw_contrast(labels, p_bright=0.0, n_groups=(4, 256), bias=(0.0, 0.5), generator=generator)
-    images = apply_contrast(template, labels, contrast)
-    # As the ground of a section's image becomes 0.
-    images = (images - contrast.intensity[:, :1, None, None]).clamp(min=0)
-    if expression.any():
-        images[expression] = _cells(labels[expression], generator)
-    return even_tone(images)
 
 
 def _cells(labels: Tensor, generator: torch.Generator | None) -> Tensor:

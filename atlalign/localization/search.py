@@ -24,9 +24,9 @@ _CLOSE = np.array([-1.0, 0.0, 1.0])
 _WIDE_DEG = np.array([-8.0, -4.0, 0.0, 4.0, 8.0])
 _NEAR_DEG = np.array([-3.0, 0.0, 3.0])
 _TEMPERATURE = 0.03  # of likeness: places that differ by as much are told apart with odds of e
-_PRIOR_ERRORS = 1.0  # standard deviations that the network's expected error counts as
-_LEAST_PRIOR_MM = 0.15
-_PRIOR_SLOPE = 0.1  # standard deviation of the slopes that the network proposes
+_PRIOR_ERRORS = 0.5  # the standard deviation of a proposed position, in errors that the network expects
+_LEAST_PRIOR_MM = 0.1
+_PRIOR_SLOPE = 0.06  # the standard deviation of proposed slopes
 
 
 @dataclass(frozen=True, eq=False)
