@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from atlalign.localization import Located, Locator
     from atlalign.registration.jobs import Job
 
+_PHANTOM_SHAPE = (160, 228)
 _MIRRORED = "whole sections that are mirrored, left to right, cannot be told from others: check one side of each slide"
 
 
@@ -90,7 +91,11 @@ def _run(options: argparse.Namespace) -> None:
     _check_out(options.out, overwrite=options.overwrite)
     jobs = find_jobs(_with_subfolders(options.inputs), listed=False, images=options.images)
     atlas = open_atlas(
-        options.atlas, annotation_path=options.annotation, spacing_um=options.spacing_um, axes=options.axes
+        options.atlas,
+        phantom_shape=_PHANTOM_SHAPE,
+        annotation_path=options.annotation,
+        spacing_um=options.spacing_um,
+        axes=options.axes,
     )
     locator = Locator(atlas, network=options.locator)
     located = located_jobs(

@@ -186,7 +186,7 @@ def _placed(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) ->
     unplaced = [job for job in jobs if job.position_um is None and not job.problem]
     if not unplaced or not isinstance(recipe.references, AtlasReferences):
         return jobs
-    locator = Locator(recipe.references.atlas, registration=recipe.network)
+    locator = Locator(recipe.references.atlas)
     located = located_jobs(
         unplaced, locator, independent=options.independent, section_spacing_um=options.section_spacing_um
     )

@@ -179,7 +179,8 @@ class Search:
 
     def pivot(self, lie: Lie) -> Floats:
         """Return (right, down) in mm of the centre of the tissue."""
-        return apply_affine(invert_affine(lie.to_pixel), self.tissue.centre[None])[0]
+        pivot: Floats = apply_affine(invert_affine(lie.to_pixel), self.tissue.centre[None])[0]
+        return pivot
 
     def height(self, planes: Floats, pivot: Floats) -> Floats:
         """Return the positions of planes (…, 3) along the axis at the centre of the tissue."""
