@@ -182,9 +182,11 @@ def locate(
         InputError: If two sections of a brain have the same number.
 
     Example:
-        >>> from atlalign.localization import Locator, locate  # doctest: +SKIP
-        >>> [found] = locate(find_jobs(["section.tif"], listed=False), Locator(open_atlas("allen")))  # doctest: +SKIP
-        >>> found.position_um, found.error_um  # doctest: +SKIP
+        >>> from atlalign.atlas.atlas import phantom_atlas
+        >>> locator = Locator(phantom_atlas(image_shape=(40, 57), spacing_um=600))
+        >>> [found] = locate([Job(Path("section.tif"), problem="no such file")], locator)
+        >>> found.flag, found.position_um, found.anchoring
+        ('fail', nan, None)
     """
     names = [job.brain or str(job.path.absolute().parent) for job in jobs]
     groups = {

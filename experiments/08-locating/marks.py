@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,18 +13,35 @@ import torch
 from atlalign.atlas.atlas import file_atlas
 from atlalign.atlas.planes import Matrix
 from atlalign.atlas.section_lists import ListedSection, read_list
-from atlalign.localization import Located, Locator, locate
+from atlalign.localization import Located, Locator, locate, write_located
 from atlalign.registration.jobs import Job
 from inputs import Known, halved, nissl, pixel_to_mm, real, synthetic, turned
 
 Row = dict[str, Any]
 
 
-def measured(known: Sequence[Known], locator: Locator, *, independent: bool) -> list[Row]:
-    """Return how far each image is located from its place."""
+class Part(NamedTuple):
+    """What is measured.
+
+    Attributes:
+        draw: Writes images into a folder and returns their places.
+        independent: Whether each is located alone.
+        spacing_um: Between section numbers, if the series is told.
+    """
+
+    draw: Callable[[Path], Sequence[Known]]
+    independent: bool = True
+    spacing_um: float | None = None
+
+
+def measured(part: Part, locator: Locator, folder: Path) -> list[Row]:
+    """Return how far each image is located from its place; the anchorings found are written."""
+    known = part.draw(folder)
     start = time.process_time()
-    found = locate([Job(one.path) for one in known], locator, independent=independent)
+    jobs = [Job(one.path) for one in known]
+    found = locate(jobs, locator, independent=part.independent, section_spacing_um=part.spacing_um)
     seconds = (time.process_time() - start) / len(known)
+    write_located(folder / "located.json", found)
     return [_row(one, located, seconds) for one, located in zip(known, found, strict=True)]
 
 
@@ -118,30 +135,36 @@ def main() -> None:
     share = 0.5 if options.only else 1.0
     seed = {"even": 1, "odd": 2, None: 3}[options.only]
 
-    parts: dict[str, tuple[bool, Callable[[Path], Sequence[Known]]]] = {
-        "stained, each alone": (True, lambda folder: list(real(stained, folder))),
-        "stained, as a series": (False, lambda folder: list(real(stained, folder))),
-        "oblique planes, synthetic contrast": (
-            True,
-            lambda folder: synthetic(atlas, round(40 * share), folder, 1000 + seed),
+    def stained_series(folder: Path) -> list[Known]:
+        return list(real(stained, folder))
+
+    def expression_series(folder: Path) -> list[Known]:
+        return list(real(expression, folder))
+
+    parts = {
+        "stained, each alone": Part(stained_series),
+        "stained, as a series": Part(stained_series, independent=False),
+        "stained, as a series, spacing given": Part(stained_series, False, 50.0),
+        "oblique planes, synthetic contrast": Part(
+            lambda folder: synthetic(atlas, round(40 * share), folder, 1000 + seed)
         ),
-        "oblique planes, Nissl": (
-            True,
-            lambda folder: nissl(atlas, options.atlas, round(20 * share), folder, 2000 + seed),
+        "oblique planes, Nissl": Part(
+            lambda folder: nissl(atlas, options.atlas, round(20 * share), folder, 2000 + seed)
         ),
-        "halves, each alone": (True, lambda folder: list(halved(stained, folder))),
-        "expression, as a series": (False, lambda folder: list(real(expression, folder))),
-        "expression, each alone": (True, lambda folder: list(real(expression, folder))),
-        "stained and turned, each alone": (True, lambda folder: list(turned(stained, folder))),
+        "halves, each alone": Part(lambda folder: list(halved(stained, folder))),
+        "expression, as a series": Part(expression_series, independent=False),
+        "expression, as a series, spacing given": Part(expression_series, False, 25.0),
+        "expression, each alone": Part(expression_series),
+        "stained and turned, each alone": Part(lambda folder: list(turned(stained, folder))),
     }
     options.out.mkdir(parents=True, exist_ok=True)
     results = {}
-    for name, (independent, draw) in parts.items():
-        if options.parts and not any(part in name for part in options.parts):
+    for name, part in parts.items():
+        if options.parts and not any(wanted in name for wanted in options.parts):
             continue
         folder = options.out / name.replace(", ", "-").replace(" ", "_")
         folder.mkdir(exist_ok=True)
-        rows = measured(draw(folder), locator, independent=independent)
+        rows = measured(part, locator, folder)
         rows.sort(key=lambda row: (row["number"], row["true_um"]))
         found = summary(rows)
         if rows[0]["number"]:
