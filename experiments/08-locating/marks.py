@@ -151,11 +151,11 @@ def main() -> None:
         "oblique planes, Nissl": Part(
             lambda folder: nissl(atlas, options.atlas, round(20 * share), folder, 2000 + seed)
         ),
+        "stained and turned, each alone": Part(lambda folder: list(turned(stained, folder))),
         "halves, each alone": Part(lambda folder: list(halved(stained, folder))),
         "expression, as a series": Part(expression_series, independent=False),
         "expression, as a series, spacing given": Part(expression_series, False, 25.0),
         "expression, each alone": Part(expression_series),
-        "stained and turned, each alone": Part(lambda folder: list(turned(stained, folder))),
     }
     options.out.mkdir(parents=True, exist_ok=True)
     results = {}
