@@ -228,7 +228,7 @@ def _read_table(path: Path) -> list[ListedSection]:
             _anchored_section(f"line {line}", _deepslice_entry(cells), place)._replace(cells=cells)
             for place, (line, cells) in enumerate(_filled(rows))
         ]
-    rows = table.records(["filename"])
+    rows = table.records(["filename", *({"p"} & set(table.names))])
     return [
         _positioned_section(f"line {line}", cells, place) for place, (line, cells) in enumerate(_filled(rows))
     ]
@@ -251,15 +251,10 @@ def _anchored_section(where: str, entry: Any, place: int) -> ListedSection:
     image_id = place
     try:
         image_id = _whole(entry.get("nr"), "nr", default=place)
-        if not entry.get("anchoring"):
-            return named._replace(
-                identity=Identity(0, image_id, 0),
-                problem=f"{where}: expected an anchoring, found none",
-                unplaced=True,
-            )
         anchoring = _anchoring(entry)
     except InputError as error:
-        return named._replace(identity=Identity(0, image_id, 0), problem=str(error))
+        is_unplaced = not entry.get("anchoring")
+        return named._replace(identity=Identity(0, image_id, 0), problem=str(error), unplaced=is_unplaced)
     # Rounded down to the start of the atlas plane that contains the centre.
     plane_um = int(np.floor(anchoring.position_um / GRID_UM) * GRID_UM)
     return named._replace(
@@ -272,16 +267,13 @@ def _positioned_section(where: str, cells: Mapping[str, str], place: int) -> Lis
     named = _named_section(where, cells, place)
     if named.problem:
         return named
-    if not cells.get("p"):
-        problem = f"{where}, p: expected a position in µm, found none"
-        return named._replace(problem=problem, unplaced=True, cells=cells, where=where)
     try:
-        position_um = float(number(cells["p"], f"{where}, p"))
+        position_um = float(number(cells.get("p", ""), f"{where}, p"))
         check_is_um(position_um, f"{where}, p")
         image_id = _whole(cells.get("image_id"), f"{where}, image_id", default=place)
         dataset_id = _whole(cells.get("dataset_id"), f"{where}, dataset_id", default=0)
     except InputError as error:
-        return named._replace(problem=str(error))
+        return named._replace(problem=str(error), unplaced=not cells.get("p"), cells=cells, where=where)
     identity = Identity(math.floor(position_um), image_id, dataset_id)
     return named._replace(identity=identity, position_um=position_um, cells=cells, where=where)
 
