@@ -119,12 +119,13 @@ class Locator:
             )
         self.network = loaded
         self.volume = AtlasVolume.of(atlas, voxel_um=_width_um(atlas) / _COLUMNS_PX)
+        self.coarse_mm = 2 * _width_um(atlas) / _COLUMNS_PX / 1000
         _check_size(self.volume, loaded, atlas.name)
         self.registration = registration if isinstance(registration, nn.Module) else load_model(registration)
 
     def frame(self, across: int) -> Frame:
         """Return the coarse images of planes across an axis."""
-        return Frame(self.volume, across, 2 * float(self.volume.voxel_mm.max()))
+        return Frame(self.volume, across, self.coarse_mm)
 
     def look(self, job: Job) -> "Looked":
         """Return what an image shows, and the best place by itself at wide steps.

@@ -245,14 +245,15 @@ def test_a_broken_image_does_not_stop_the_others_and_is_named_at_the_end(run, se
     assert (out / "b" / "transform.json").is_file()
 
 
-def test_a_section_without_an_anchoring_fails_alone(run, sections, tmp_path):
+def test_a_section_with_half_an_anchoring_fails_alone(run, sections, tmp_path):
     slices = [{"filename": str(sections / name), "width": 144, "height": 96} for name in ("a.png", "b.tif")]
+    slices[0]["anchoring"] = [456, 284, 320, -456]
     slices[1]["anchoring"] = [456, 284, 320, -456, 0, 0, 0, 0, -320]
     (tmp_path / "list.json").write_text(json.dumps({"slices": slices}))
     status, printed = run(tmp_path / "list.json")
     assert status == 1
     assert "1 of 2 sections registered" in printed
-    assert "a.png: anchoring: expected nine numbers, found none" in printed
+    assert "a.png: anchoring: expected nine numbers, found 4" in printed
     assert table(tmp_path / "out")["a"]["flag"] == "fail"
     own = ["--reference", sections / "c.jpg", "--reference-pixel-um", "80", "--out", tmp_path / "own"]
     assert "2 of 2 sections registered" in run(tmp_path / "list.json", *own)[1]  # nor does it matter there
