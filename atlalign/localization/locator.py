@@ -31,6 +31,7 @@ _COLUMNS_PX = 228  # across the atlas: what the shipped registration works at
 _SIZES_DIFFER = 0.15  # of an atlas's length from that of the training
 _NOWHERE_MM = 2.0  # the error that a network expects of images that are no sections
 _UNSURE_MM = 0.3
+_LITTLE_LIKE = 0.5  # of solid sections in their places, only those at the ends of the brain are less like
 _APART_MM = 0.4
 _AS_WELL = 1.5  # logarithm of the odds
 _SECOND_TRY = (
@@ -304,6 +305,8 @@ def _judged(located: Located) -> Located:
         reasons.append(f"it fits about as well at {located.other_um:.0f} µm")
     if located.error_um > 1000 * _UNSURE_MM:
         reasons.append(f"its position is uncertain by ±{located.error_um:.0f} µm")
+    if located.likeness < _LITTLE_LIKE:
+        reasons.append(f"it is little like its plane ({located.likeness:.2f})")
     return replace(located, flag="look" if reasons else "pass", reason="; ".join(reasons))
 
 

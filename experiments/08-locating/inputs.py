@@ -22,6 +22,7 @@ from atlalign.localization.volume import AtlasVolume
 _VIEW_PX = 256
 _MARGIN_PX = 52
 _WHITE = 255
+_MIDLINE_MM = 5.7
 
 
 class Known(NamedTuple):
@@ -72,7 +73,7 @@ def halved(sections: Sequence[ListedSection], folder: Path) -> Iterator[Known]:
                 pixels = np.asarray(image.convert("RGB")).copy()
             matrix = _matrix(listed, pixels.shape[:2])
             y, x = np.mgrid[: pixels.shape[0], : pixels.shape[1]]
-            is_right = matrix[2, 0] * x + matrix[2, 1] * y + matrix[2, 2] > 5.7
+            is_right = matrix[2, 0] * x + matrix[2, 1] * y + matrix[2, 2] > _MIDLINE_MM
             pixels[is_right != (side == "right")] = _WHITE
             path = folder / f"half_{side}_s{listed.identity.image_id:03d}.png"
             Image.fromarray(pixels).save(path)
@@ -86,8 +87,12 @@ def shuffled(sections: Sequence[ListedSection]) -> list[ListedSection]:
 
 
 def _matrix(listed: ListedSection, size: tuple[int, ...]) -> Matrix:
+    """Return where an image lies, counted as not mirrored: from the image alone that cannot be told."""
     assert listed.anchoring is not None
-    return pixel_to_mm(listed.anchoring.on((size[0], size[1])))
+    matrix = pixel_to_mm(listed.anchoring.on((size[0], size[1])))
+    if np.linalg.det(matrix[[2, 1]][:, :2]) < 0:
+        matrix[2] = np.array([0, 0, 2 * _MIDLINE_MM]) - matrix[2]
+    return matrix
 
 
 def _written(image: Image.Image, folder: Path, listed: ListedSection, degrees: float) -> Known:

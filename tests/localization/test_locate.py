@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,15 @@ def test_what_fits_nowhere_has_no_place(series, locator, monkeypatch):
     assert (found.flag, found.anchoring) == ("fail", None)
     assert "nowhere" in found.reason
     assert found.placed_job().problem == found.reason
+
+
+def test_what_is_little_like_its_plane_is_to_be_looked_at(locator):
+    known = Located(Job(Path("x.png")), "", 1, likeness=0.3, error_um=50.0)
+    assert module._judged(known).flag == "look"
+    assert "0.30" in module._judged(known).reason
+    assert module._judged(replace(known, likeness=0.9)).flag == "pass"
+    unsure = module._judged(replace(known, likeness=0.9, error_um=400.0, other_um=7000.0))
+    assert ("7000 µm" in unsure.reason, "±400 µm" in unsure.reason) == (True, True)
 
 
 def test_a_half_is_compared_with_that_half(atlas, locator):

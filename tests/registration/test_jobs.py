@@ -186,7 +186,11 @@ def test_a_missing_image_fails_alone_beside_a_reference_of_ones_own_too(tmp_path
     listing = write_slices(tmp_path / "l.json", "a.png", "b.png", anchoring=None)
     a, b = find_jobs([listing], listed=True)
     # What has no anchoring is located.
-    assert (a.problem, a.position_um, b.problem.partition(";")[0]) == ("", None, f"no such file in {tmp_path}")
+    assert (a.problem, a.position_um, b.problem.partition(";")[0]) == (
+        "",
+        None,
+        f"no such file in {tmp_path}",
+    )
     (tmp_path / "l.csv").write_text("filename,p\na.png,far\nb.png,4000\n")
     a, b = find_jobs([tmp_path / "l.csv"], listed=False)
     assert a.problem == ""
