@@ -104,11 +104,17 @@ def _run(options: argparse.Namespace) -> None:
     table = write_located(options.out, located)
     say_located(located)
     say(f"written: {options.out}, {table}")
-    failed = [f"{found.job.path.name}: {found.reason}" for found in located if found.anchoring is None]
+    failed = [_named(found) for found in located if found.anchoring is None]
     if failed:
         raise InputError(
             f"{len(failed)} of {len(jobs)} sections could not be located:\n  " + "\n  ".join(failed)
         )
+
+
+def _named(found: "Located") -> str:
+    """Return why a section has no place, beginning with its name."""
+    name = found.job.path.name
+    return found.reason if found.reason.startswith(name) else f"{name}: {found.reason}"
 
 
 def located_jobs(
