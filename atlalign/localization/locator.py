@@ -37,7 +37,10 @@ _AS_WELL = 1.5  # logarithm of the odds
 _SECOND_TRY = (
     1.5  # another turn is tried as well if its expected error is at most so many times that of the best
 )
+# Two pieces are two sections if the network expects at most these errors of both.
 _HALF_AS_LARGE = 0.5
+_SURE_MM = 1.0
+_SURER = 0.5  # times the error that it expects of both together
 _LEAST_SERIES = 3
 _SLOPE_DOUBT = 0.04  # of a section's own slopes, beyond their standard deviation
 
@@ -413,5 +416,6 @@ def _check_one_section(
     if len(tissue.pieces) < 2 or tissue.pieces[1].area < _HALF_AS_LARGE * tissue.pieces[0].area:
         return
     alone = [propose(locator.network, locator.volume, section, piece)[0] for piece in tissue.pieces[:2]]
-    if all(one.side == "whole" and one.error_mm < whole.error_mm for one in alone):
+    sure_mm = min(_SURE_MM, _SURER * whole.error_mm)
+    if all(one.side == "whole" and one.error_mm < sure_mm for one in alone):
         raise InputError(f"{name}: expected one section, found two: cut the image in two")
