@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atlalign.errors import InputError, check_finite_numbers, unknown_name
+from atlalign.errors import InputError, check_finite_numbers, check_probabilities, unknown_name
 from atlalign.localization.views import HALF_VIEW, even_tone
 from atlalign.localization.volume import AtlasVolume
-from atlalign.synthesis.contrast import apply_contrast, check_probabilities, draw_contrast
+from atlalign.synthesis.contrast import apply_contrast, draw_contrast
 from atlalign.synthesis.damage import draw_damage, missing
 
 SIDES = ("whole", "left", "right")
