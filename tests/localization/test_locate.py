@@ -183,7 +183,7 @@ def test_what_is_little_like_its_plane_is_to_be_looked_at(locator):
 def test_a_half_is_compared_with_that_half(atlas, locator):
     image, matrix = draw(locator, 6.0)
     image[:, image.shape[1] // 2 :] = 0
-    section = Section(image, 1, tuple(image.shape), None, "dark")
+    section = Section(image, (1, 1), tuple(image.shape), None, "dark")
     proposal = Proposal(matrix, "left", 0.5)
     search = Search(locator.registration, locator.frame(0), section, seen_tissue(section), proposal)
     found = search.look()
