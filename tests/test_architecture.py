@@ -20,7 +20,7 @@ LAYERS = (
     ("synthesis",),
     ("models",),
     ("training", "registration", "sections"),
-    ("evaluation", "review"),
+    ("evaluation", "review", "localization"),
     ("cli",),
     ("__main__",),
 )

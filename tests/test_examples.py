@@ -21,7 +21,7 @@ CALLED_FIRST = {
     *("warp", "compose", "invert", "affine_to_dvf", "jacobian_determinant", "integrate", "resize"),
     *("GlobalAffineNet", "LocalUNet", "save_model", "load_model", "merge_global_local"),
     *("ncc", "NCC", "vector_distance", "VDClipper", "Mixer", "LossRegistry", "DVF2IMG", "PerceptualLoss"),
-    *("DisplacementField", "generate", "save", "find_jobs", "atlas_recipe", "SectionTransform"),
+    *("DisplacementField", "generate", "save", "find_jobs", "atlas_recipe", "SectionTransform", "locate"),
 }
 
 

@@ -167,7 +167,12 @@ class Anchoring:
         height, width = size
         share_to_pixel = np.array([[width, 0, -0.5], [0, height, -0.5]])
         share_to_mm = pixel_to_mm @ homogeneous(share_to_pixel)
-        ap, dv, ml = plane.matrix @ homogeneous(share_to_mm) / GRID_UM
+        return cls.of_points_um(plane.matrix @ homogeneous(share_to_mm), size)
+
+    @classmethod
+    def of_points_um(cls, share_to_um: Matrix, size: tuple[int, int]) -> "Anchoring":
+        """Return the anchoring of an image whose `share_to_um` is this matrix (3, 3)."""
+        ap, dv, ml = share_to_um / GRID_UM
         last = np.array([0.0, 0.0, 1.0])
         by_share = np.stack([ml, GRID[0] * last - ap, GRID[1] * last - dv], axis=1)
         return cls(np.roll(by_share, 1, axis=0), size)

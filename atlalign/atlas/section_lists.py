@@ -41,6 +41,7 @@ class ListedSection(NamedTuple):
         anchoring: The anchoring of the whole image, if the list has it.
         problem: The reason why its position is invalid; empty if it is valid.
         missing: The reason why its file was not found; empty if it was found.
+        unplaced: Whether the list does not give its position at all; `problem` says so too.
         cells: All cells of its row in a table, by column name in lower case.
         where: The line of that row.
         markers: VisuAlign's markers: (x, y) on the overlay of the atlas, then (x, y) in the image, in pixels of the
@@ -53,6 +54,7 @@ class ListedSection(NamedTuple):
     anchoring: Anchoring | None
     problem: str = ""
     missing: str = ""
+    unplaced: bool = False
     cells: Mapping[str, str] = MappingProxyType({})
     where: str = ""
     markers: tuple[tuple[float, ...], ...] = ()
@@ -86,6 +88,13 @@ def find_list(path: Path) -> Path:
     for other in others:
         _check_agreement(first, other)
     return first
+
+
+def holds_list(folder: Path) -> bool:
+    """Return whether a folder has a list of sections that is not one of the tables of a registration."""
+    files = (file for file in folder.iterdir() if file.suffix.lower() in LIST_ENDINGS and is_visible(file))
+    starts = ((file, _start(file)) for file in files)
+    return any(_OWN not in start and _looks_like_a_list(file, start) for file, start in starts)
 
 
 def read_list(path: Path, images: Path | None = None) -> list[ListedSection]:
@@ -222,7 +231,7 @@ def _read_table(path: Path) -> list[ListedSection]:
             _anchored_section(f"line {line}", _deepslice_entry(cells), place)._replace(cells=cells)
             for place, (line, cells) in enumerate(_filled(rows))
         ]
-    rows = table.records(["filename", "p"])
+    rows = table.records(["filename", *({"p"} & set(table.names))])
     return [
         _positioned_section(f"line {line}", cells, place) for place, (line, cells) in enumerate(_filled(rows))
     ]
@@ -253,7 +262,8 @@ def _anchored_section(where: str, entry: Any, place: int) -> ListedSection:
         anchoring = read_anchoring(entry)
         markers = read_markers(entry.get("markers"))
     except InputError as error:
-        return named._replace(identity=Identity(0, image_id, 0), problem=str(error))
+        is_unplaced = not entry.get("anchoring")
+        return named._replace(identity=Identity(0, image_id, 0), problem=str(error), unplaced=is_unplaced)
     # Rounded down to the start of the atlas plane that contains the centre.
     plane_um = int(np.floor(anchoring.position_um / GRID_UM) * GRID_UM)
     return named._replace(
@@ -270,12 +280,12 @@ def _positioned_section(where: str, cells: Mapping[str, str], place: int) -> Lis
     if named.problem:
         return named
     try:
-        position_um = float(number(cells["p"], f"{where}, p"))
+        position_um = float(number(cells.get("p", ""), f"{where}, p"))
         check_is_um(position_um, f"{where}, p")
         image_id = _whole(cells.get("image_id"), f"{where}, image_id", default=place)
         dataset_id = _whole(cells.get("dataset_id"), f"{where}, dataset_id", default=0)
     except InputError as error:
-        return named._replace(problem=str(error))
+        return named._replace(problem=str(error), unplaced=not cells.get("p"), cells=cells, where=where)
     identity = Identity(math.floor(position_um), image_id, dataset_id)
     return named._replace(identity=identity, position_um=position_um, cells=cells, where=where)
 
@@ -339,7 +349,7 @@ def _whole(value: Any, name: str, *, default: int) -> int:
 _ANCHORED, _TABLES, _NOTES = (".json", ".waln", ".wwrp", ".xml"), (".csv",), (".tsv", ".txt")
 _LIST_READERS = dict.fromkeys(_ANCHORED, _read_anchored) | dict.fromkeys(_TABLES + _NOTES, _read_table)
 LIST_COLUMNS = (
-    *("filename", "p", "image_id", "dataset_id"),
+    *("filename", "p", "image_id", "dataset_id", "brain"),
     *("filenames", *COMPONENTS, "width", "height", "nr", "depths", "markers"),
     *("slide", "note"),  # from `atlalign sections`
     *("", "unnamed: 0"),  # the number of a row, as pandas writes it

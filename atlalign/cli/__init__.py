@@ -9,6 +9,7 @@ from atlalign.cli import (
     count,
     export,
     import_keras,
+    locate,
     merge,
     register,
     review,
@@ -21,7 +22,19 @@ from atlalign.cli.programs import PROGRAMS, run_program
 from atlalign.console import make_warnings_printable, say
 from atlalign.errors import InputError, quiet_pipe
 
-_COMMANDS = (sections, register, review, transform, count, validate, import_keras, merge, export, runs)
+_COMMANDS = (
+    sections,
+    locate,
+    register,
+    review,
+    transform,
+    count,
+    validate,
+    import_keras,
+    merge,
+    export,
+    runs,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlalign.cli.calls import record_call
 from atlalign.cli.flags import add_flags, flag_values
+from atlalign.cli.locate import add_series_options
 from atlalign.console import say
 from atlalign.declarations import flag
 from atlalign.errors import InputError, unknown_name
@@ -15,9 +16,12 @@ from atlalign.io.files import WriteError
 from atlalign.registration.options import Options
 
 if TYPE_CHECKING:
+    from atlalign.registration.jobs import Job
     from atlalign.registration.quality import Limit
     from atlalign.registration.recipe import Recipe
 
+LOCATED = "located.json"
+"""The anchorings of sections whose position was found; beside it stands the table of all."""
 
 _NO_NAMES = (
     "regions have no names: run again with `--ontology CSV --overwrite`, where CSV is a table such as the Allen "
@@ -38,8 +42,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         nargs="+",
         type=Path,
         help="an image; a list of sections (.json, .xml or .csv from QuickNII or DeepSlice; .waln or .wwrp "
-        "from WebAlign or WebWarp; .csv, .tsv or .txt with columns filename and p, the position in µm); a folder with "
-        "images and one list",
+        "from WebAlign or WebWarp; .csv, .tsv or .txt with columns filename and p, the position in µm); a folder of "
+        "images, perhaps with one list. Positions that are not known are found",
     )
     command.add_argument(
         "--images",
@@ -57,6 +61,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results")
     _add_reference_options(command)
     add_flags(command.add_argument_group("sections"), Options)
+    add_series_options(command.add_argument_group("sections without a position, which is found"))
     command.add_argument(
         "--workers",
         type=int,
@@ -114,7 +119,8 @@ def _add_reference_options(command: argparse.ArgumentParser) -> None:
         "--position",
         type=float,
         metavar="UM",
-        help="position of the images in µm from the front of the atlas; bregma is at about 5400 in the Allen atlas",
+        help="position of the images in µm from the front of the atlas; bregma is at about 5400 in the Allen atlas "
+        "(default: found, see `atlalign locate`)",
     )
     group.add_argument("--reference", metavar="IMAGE", help="register to this image instead of an atlas")
     group.add_argument(
@@ -137,12 +143,7 @@ def _run(options: argparse.Namespace) -> None:
     from atlalign.registration.transform import REGIONS
 
     what: dict[str, Any] = {"position_um": options.position, "listed": options.reference is None}
-    options.inputs = with_sections(
-        options.inputs,
-        options.out,
-        Options(**flag_values(Options, options)),
-        needs_positions=options.reference is None,
-    )
+    options.inputs = with_sections(options.inputs, options.out, Options(**flag_values(Options, options)))
     for path in find_lists(options.inputs, **what):
         if path.absolute() in {(options.out / name).absolute() for name in (TABLE, VISUALIGN)}:
             raise InputError(
@@ -151,6 +152,7 @@ def _run(options: argparse.Namespace) -> None:
     jobs = find_jobs(options.inputs, images=options.images, **what)
     workers = min(len(jobs), _workers(options.workers))
     recipe = recipe_of(options)
+    jobs = _placed(jobs, recipe, options)
     try:
         outcomes = list(
             track(
@@ -184,6 +186,25 @@ def _record_call(options: argparse.Namespace) -> None:
     if any(options.out.glob(f"*/{RECORD}")):
         with suppress(WriteError):
             record_call(options.out, options.arguments)
+
+
+def _placed(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) -> "list[Job]":
+    """Return the jobs with the planes of those whose position is not known, which are found."""
+    from atlalign.cli.locate import located_jobs, say_located
+    from atlalign.localization import Locator, write_located
+    from atlalign.registration.references import AtlasReferences
+
+    unplaced = [job for job in jobs if job.position_um is None and not job.problem]
+    if not unplaced or not isinstance(recipe.references, AtlasReferences):
+        return jobs
+    locator = Locator(recipe.references.atlas)
+    located = located_jobs(
+        unplaced, locator, independent=options.independent, section_spacing_um=options.section_spacing_um
+    )
+    say_located(located)
+    say(f"written: {options.out / LOCATED}, {write_located(options.out / LOCATED, located)}")
+    placed = {id(found.job): found.placed_job() for found in located}
+    return [placed.get(id(job), job) for job in jobs]
 
 
 def _workers(wanted: int | None) -> int:

@@ -14,9 +14,7 @@ FOLDER = "slides"
 """The folder of separated sections, in that of the results."""
 
 
-def with_sections(
-    inputs: Sequence[Path], out: Path, options: Options, *, needs_positions: bool
-) -> list[Path]:
+def with_sections(inputs: Sequence[Path], out: Path, options: Options) -> list[Path]:
     """Return the inputs with the list of their sections in place of slides that show several.
 
     Only files of slide scanners are separated, and only if no scene or page of them is chosen.
@@ -25,10 +23,6 @@ def with_sections(
         inputs: The images, lists and folders that the user names.
         out: The folder of results.
         options: Of the registration.
-        needs_positions: Sections cannot be registered until the list says where they lie.
-
-    Raises:
-        InputError: If positions are missing.
     """
     from atlalign.sections.listing import LIST
     from atlalign.sections.separate import separate
@@ -46,11 +40,6 @@ def with_sections(
     if not separated:
         return list(inputs)
     say(f"{len(result.sections)} sections of {len(separated)} slides: {folder}")
-    if needs_positions and not all(section.cells.get("p") for section in result.sections):
-        raise InputError(
-            f"{folder / LIST}: expected the position of each section in the column p, in µm from the front of the "
-            "atlas: fill it in, and run the same command again"
-        )
     return [path for path in inputs if path.name not in separated] + [folder / LIST]
 
 

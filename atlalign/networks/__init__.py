@@ -1,4 +1,7 @@
-"""Networks: `forward(reference, moving)` returns a `Registration`; all hyperparameters are plain numbers."""
+"""Networks; all hyperparameters are plain numbers.
+
+`forward(reference, moving)` of those that register returns a `Registration`; `PlaneLocatorNet` takes views of sections.
+"""
 
 from atlalign.networks.coarse_to_fine import CoarseToFineNet
 from atlalign.networks.correlation_pyramid import CorrelationPyramidNet
@@ -6,6 +9,7 @@ from atlalign.networks.global_affine import GlobalAffineNet
 from atlalign.networks.layers import Affine2DVF, BilinearInterpolation, DVFComposition, Registration
 from atlalign.networks.local_unet import LocalUNet
 from atlalign.networks.merged import MergedNet, MergedRegistration
+from atlalign.networks.plane_locator import LocatedPlanes, PlaneLocatorNet
 
 __all__ = [
     "Affine2DVF",
@@ -15,7 +19,9 @@ __all__ = [
     "DVFComposition",
     "GlobalAffineNet",
     "LocalUNet",
+    "LocatedPlanes",
     "MergedNet",
     "MergedRegistration",
+    "PlaneLocatorNet",
     "Registration",
 ]

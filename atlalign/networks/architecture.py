@@ -13,10 +13,18 @@ from atlalign.networks.correlation_pyramid import CorrelationPyramidNet
 from atlalign.networks.global_affine import GlobalAffineNet
 from atlalign.networks.local_unet import LocalUNet
 from atlalign.networks.merged import MergedNet
+from atlalign.networks.plane_locator import PlaneLocatorNet
 
 _NETWORKS: dict[str, type[nn.Module]] = {
     f"atlalign.networks.{cls.__name__}": cls
-    for cls in (CoarseToFineNet, CorrelationPyramidNet, GlobalAffineNet, LocalUNet, MergedNet)
+    for cls in (
+        CoarseToFineNet,
+        CorrelationPyramidNet,
+        GlobalAffineNet,
+        LocalUNet,
+        MergedNet,
+        PlaneLocatorNet,
+    )
 }
 
 

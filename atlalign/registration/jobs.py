@@ -11,7 +11,14 @@ from typing import Any, NamedTuple, NoReturn
 from unicodedata import normalize
 
 from atlalign.atlas.planes import Anchoring, check_is_um
-from atlalign.atlas.section_lists import LIST_COLUMNS, LIST_ENDINGS, ListedSection, find_list, read_list
+from atlalign.atlas.section_lists import (
+    LIST_COLUMNS,
+    LIST_ENDINGS,
+    ListedSection,
+    find_list,
+    holds_list,
+    read_list,
+)
 from atlalign.declarations import Declaration, declarations
 from atlalign.errors import InputError
 from atlalign.io.files import is_file, is_folder
@@ -32,7 +39,7 @@ class Job(NamedTuple):
 
     Attributes:
         path: The file.
-        position_um: The position of the section in the atlas; None if it does not matter.
+        position_um: The position of the section in the atlas; None if it is unknown, or does not matter.
         number: The section's number.
         anchoring: The anchoring of the image, if it has one.
         problem: Why it cannot be registered, if the list already shows that.
@@ -40,6 +47,7 @@ class Job(NamedTuple):
         label: The name of its folder of results; empty means the name of the file without its ending.
         points: Places in the reference and in the image that belong together, as a person set them.
         ignored: Tissue that neither pulls nor counts.
+        brain: The brain that it is a section of, where a list says that.
     """
 
     path: Path
@@ -51,6 +59,7 @@ class Job(NamedTuple):
     label: str = ""
     points: PointPairs = PointPairs.none()
     ignored: Ignored = NOTHING
+    brain: str = ""
 
     @property
     def name(self) -> str:
@@ -74,14 +83,15 @@ def find_jobs(
     """Return the images that files, folders and lists of sections name, each once.
 
     Args:
-        inputs: Images; lists of sections (of QuickNII, DeepSlice or WebAlign, or a table); folders with one such list.
-            In folders, hidden files do not count.
+        inputs: Images; lists of sections (of QuickNII, DeepSlice or WebAlign, or a table); folders of images, perhaps
+            with one such list. In folders, hidden files do not count.
         position_um: The position of all images that are not in a list.
-        listed: Whether folders need a list. Otherwise all their images are taken, and positions do not matter.
+        listed: Whether lists in folders and their positions count. Otherwise all images of folders are taken, and
+            positions do not matter.
         images: The folder of the images that lists name; None means the folder of each list.
 
     Raises:
-        InputError: If there are no images, or a position is missing or seems to be in mm.
+        InputError: If there are no images, or a position seems to be in mm.
 
     Example:
         >>> [job] = find_jobs(["section.tif"], position_um=6000)
@@ -114,11 +124,6 @@ def find_jobs(
         raise InputError(
             f"expected images ({', '.join(IMAGE_ENDINGS)}), found none in {', '.join(map(str, inputs))}"
         )
-    if listed and any(job.position_um is None and not job.problem for job in jobs):
-        raise InputError(
-            "expected the position of the section in the atlas (--position), a list of sections with positions, or a "
-            "reference image (--reference)"
-        )
     return _told_apart(_once_each(jobs))
 
 
@@ -133,7 +138,7 @@ def find_lists(
 def _list_of(path: Path, position_um: float | None, *, listed: bool) -> Path | None:
     """Return the list that an input is or contains; None for an image or a folder of images."""
     if is_folder(path):
-        return find_list(path) if listed and position_um is None else None
+        return find_list(path) if listed and position_um is None and holds_list(path) else None
     if path.suffix.lower() not in LIST_ENDINGS:
         return None
     if position_um is not None:
@@ -179,16 +184,18 @@ def _warn_of_unused(listing: Path, sections: Sequence[ListedSection]) -> None:
 
 
 def _listed_job(section: ListedSection, *, listed: bool) -> Job:
-    job = Job(section.path, number=section.identity.image_id)
+    job = Job(section.path, number=section.identity.image_id, brain=section.cells.get("brain", ""))
     try:
         job = job._replace(options=_own_options(section.cells, section.where))
     except InputError as error:
         return job._replace(problem=str(error))
-    problem = section.missing or section.problem
+    problem = section.missing or ("" if section.unplaced else section.problem)
     if not listed:  # the reference is not an atlas
         return job._replace(problem=section.missing)
     if problem:
         return job._replace(problem=problem)
+    if section.unplaced:
+        return job
     job = job._replace(position_um=section.position_um, anchoring=section.anchoring)
     return job if section.anchoring is None else job._replace(points=_points(section, section.anchoring))
 

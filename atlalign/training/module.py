@@ -1,6 +1,7 @@
 """The training step of every network: losses, measures, optimiser, and what a checkpoint holds."""
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,18 +17,17 @@ from torch.optim.lr_scheduler import LRScheduler
 from atlalign import __version__, metrics
 from atlalign.data.dataset import RegistrationBatch
 from atlalign.errors import InputError, unknown_name
-from atlalign.losses import RegistrationLoss
 from atlalign.models.model_file import ModelOrigin, origin_of
 from atlalign.networks import Registration
 from atlalign.networks.architecture import architecture_of
 from atlalign.training.runs import DivergedError
 
 
-class RegistrationModule(pl.LightningModule):
-    """Trains a network that maps (reference, moving) to a `Registration`.
+class NetworkModule(pl.LightningModule, ABC):
+    """Trains a network; subclasses say what a batch is and what is measured of it.
 
     Args:
-        network: Any module with that signature.
+        network: Any module that `measured` can call.
         loss: The weighted terms.
         optimizer: From parameters to an optimiser.
         scheduler: From the optimiser to a learning-rate schedule, stepped after each epoch.
@@ -36,10 +36,15 @@ class RegistrationModule(pl.LightningModule):
         origin: Plain data kept in each checkpoint: the resolved configuration and the atlas' intensity scale.
     """
 
+    distance: str
+    """The measure to minimise, by its name without the split."""
+    unit: str
+    """Its unit."""
+
     def __init__(
         self,
         network: nn.Module,
-        loss: RegistrationLoss,
+        loss: Any,
         *,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
@@ -70,32 +75,38 @@ class RegistrationModule(pl.LightningModule):
         self._trainer.save_checkpoint(path, weights_only=False)
         return True
 
-    def forward(self, reference: Tensor, moving: Tensor) -> Registration:
-        """Register `moving` to `reference`, both (B, 1, H, W) in [0, 1]."""
-        output: Registration = self.network(reference, moving)
-        return output
+    @abstractmethod
+    def measured(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the total loss, and all losses and measures by name, without gradients."""
 
-    def training_step(self, batch: RegistrationBatch, batch_idx: int) -> Tensor:
+    @abstractmethod
+    def without(self, batch: Any) -> Tensor:
+        """Return the distance that no network would have given."""
+
+    @abstractmethod
+    def size(self, batch: Any) -> int:
+        """Return the number of samples."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the total loss of a batch.
 
         Of several processes each has its batch and its loss, and steps along the mean of the gradients. For losses
         that are means over samples that is the gradient of the whole batch; a power of a batch's mean (`vdclip2`) is
         taken in each process, then averaged.
         """
-        total, values = self._measure(self(batch.reference, batch.moving), batch)
-        self._train_means.add(values, len(batch.dvf))
+        total, values = self.measured(batch)
+        self._train_means.add(values, self.size(batch))
         self._check_step(values)
         # What the progress bar shows of each step is not worth waiting for the other processes.
-        self.log_dict(_shown("train", values), prog_bar=True, logger=False)
+        self.log_dict(self._shown("train", values), prog_bar=True, logger=False)
         return total
 
-    def validation_step(self, batch: RegistrationBatch, batch_idx: int) -> None:
-        """Measure a batch, and what doing nothing would have given."""
-        _, values = self._measure(self(batch.reference, batch.moving), batch)
-        identity = metrics.vector_distance(batch.dvf, torch.zeros_like(batch.dvf))
-        self._val_means.add({**values, "identity/vector_distance": identity.mean()}, len(batch.dvf))
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Measure a batch, and the distance that no network would have given."""
+        _, values = self.measured(batch)
+        self._val_means.add({**values, f"identity/{self.distance}": self.without(batch)}, self.size(batch))
 
-    def on_train_batch_start(self, batch: RegistrationBatch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed what networks draw by seed, step and process alone, so that a run that was stopped draws the same."""
         step = self.trainer.fit_loop.total_batch_idx
         seed_global_generators(np.random.SeedSequence((self.seed, step, self.global_rank)))
@@ -117,7 +128,7 @@ class RegistrationModule(pl.LightningModule):
         if self.monitor not in known:
             raise unknown_name("metric in objective:", self.monitor, known)
         self._check_finite({f"val/{name}": mean for name, mean in means.items()})
-        self.log_dict(_shown("val", means), prog_bar=True, logger=False, sync_dist=True, batch_size=1)
+        self.log_dict(self._shown("val", means), prog_bar=True, logger=False, sync_dist=True, batch_size=1)
         self._val_means = EpochMeans()
 
     def configure_optimizers(self) -> Any:
@@ -160,7 +171,7 @@ class RegistrationModule(pl.LightningModule):
     def _check_finite(self, values: Mapping[str, Tensor]) -> None:
         """Raise an error at the first loss or distance, or the monitored metric, that is not finite."""
         for name, value in values.items():
-            needed = name.endswith(("loss/total", "/vector_distance")) or name == self.monitor
+            needed = name.endswith(("loss/total", f"/{self.distance}")) or name == self.monitor
             if needed and not bool(value.isfinite()):
                 raise DivergedError(self._divergence(name, float(value)))
 
@@ -173,8 +184,31 @@ class RegistrationModule(pl.LightningModule):
             "or limit the steps with trainer.gradient_clip_val"
         )
 
-    def _measure(self, output: Registration, batch: RegistrationBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _log_means(self, split: str, epoch: "EpochMeans") -> dict[str, Tensor]:
+        means = epoch.means(self.trainer.strategy.reduce)
+        named = {f"{split}/{name}": mean for name, mean in means.items()}
+        self.log_dict(named, sync_dist=True, batch_size=1)  # the processes agree already
+        return means
+
+    def _shown(self, split: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the progress bar's two numbers."""
+        return {f"{split} loss": values["loss/total"], f"{split} {self.unit}": values[self.distance]}
+
+
+class RegistrationModule(NetworkModule):
+    """Trains a network that maps (reference, moving) to a `Registration`."""
+
+    distance = "vector_distance"
+    unit = "px"
+
+    def forward(self, reference: Tensor, moving: Tensor) -> Registration:
+        """Register `moving` to `reference`, both (B, 1, H, W) in [0, 1]."""
+        output: Registration = self.network(reference, moving)
+        return output
+
+    def measured(self, batch: RegistrationBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total loss, and all losses and measures by name, without gradients."""
+        output = self(batch.reference, batch.moving)
         terms = self.loss(output, batch)
         with torch.no_grad():
             measures = {
@@ -185,11 +219,13 @@ class RegistrationModule(pl.LightningModule):
         losses = {f"loss/{name}": value.detach() for name, value in terms.items()}
         return terms["total"], {**losses, **measures}
 
-    def _log_means(self, split: str, epoch: "EpochMeans") -> dict[str, Tensor]:
-        means = epoch.means(self.trainer.strategy.reduce)
-        named = {f"{split}/{name}": mean for name, mean in means.items()}
-        self.log_dict(named, sync_dist=True, batch_size=1)  # the processes agree already
-        return means
+    def without(self, batch: RegistrationBatch) -> Tensor:
+        """Return the mean distance of the true fields from 0."""
+        return metrics.vector_distance(batch.dvf, torch.zeros_like(batch.dvf)).mean()
+
+    def size(self, batch: RegistrationBatch) -> int:
+        """Return the number of pairs."""
+        return len(batch.dvf)
 
 
 class EpochMeans:
@@ -232,8 +268,3 @@ def seed_global_generators(entropy: np.random.SeedSequence) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - a user's network may draw from it
     random.seed(seed)
-
-
-def _shown(split: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the progress bar's two numbers."""
-    return {f"{split} loss": values["loss/total"], f"{split} px": values["vector_distance"]}

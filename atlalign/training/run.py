@@ -168,9 +168,10 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
         begin(folder, config)  # of a run that had nothing left to train
         write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         _log_hyperparameters(loggers, config, metrics)
-        _draw_result(module, datamodule, folder / "registered.png")
-        _print_result(metrics, folder)
-    _require(metrics, config.require_ratio)
+        if hasattr(datamodule, "examples"):
+            _draw_result(module, datamodule, folder / "registered.png")
+        _print_result(metrics, folder, module)
+    _require(metrics, config.require_ratio, module.distance)
     return _objective(metrics, config.objective)
 
 
@@ -308,15 +309,13 @@ def _build_datamodule(config: DictConfig, network: Any) -> Any:
 
 
 def _build_module(config: DictConfig, network: Any, loss: Any, datamodule: Any) -> Any:
-    from atlalign.training.module import RegistrationModule
-
     origin = {
         "config": OmegaConf.to_container(config, resolve=True),
         "intensity_scale": float(datamodule.atlas.intensity_scale),
     }
     if "step_size" in (config.scheduler or ()):
         check_numbers({"scheduler.step_size": config.scheduler.step_size}, {"scheduler.step_size": 1})
-    return RegistrationModule(
+    return build(config.module)(
         network,
         loss,
         optimizer=_build_function(config.optimizer),
@@ -435,20 +434,21 @@ def _draw_result(module: Any, datamodule: Any, path: Path) -> None:
     registration_figure(panels).savefig(path)
 
 
-def _print_result(metrics: dict[str, float], folder: Path) -> None:
+def _print_result(metrics: dict[str, float], folder: Path, module: Any) -> None:
     table = Table(title="validation", title_justify="left")
     table.add_column("")
     for column in ("before", "after", "after / before"):
         table.add_column(column, justify="right")
-    before, after = metrics["val/identity/vector_distance"], metrics["val/vector_distance"]
-    table.add_row("mean vector distance (px)", f"{before:.2f}", f"{after:.2f}", f"{after / before:.2f}")
+    before, after = metrics[f"val/identity/{module.distance}"], metrics[f"val/{module.distance}"]
+    name = f"mean {module.distance.replace('_', ' ')} ({module.unit})"
+    table.add_row(name, f"{before:.2f}", f"{after:.2f}", f"{after / before:.2f}")
     console = Console()
     console.print(table)
     console.print(f"metrics, checkpoints and a picture are in [bold]{folder}[/bold]")
 
 
-def _require(metrics: dict[str, float], require_ratio: float | None) -> None:
-    ratio = metrics["val/vector_distance"] / metrics["val/identity/vector_distance"]
+def _require(metrics: dict[str, float], require_ratio: float | None, distance: str) -> None:
+    ratio = metrics[f"val/{distance}"] / metrics[f"val/identity/{distance}"]
     if require_ratio is not None and not ratio <= require_ratio:
         raise InputError(
             f"require_ratio: expected an error of at most {require_ratio:.2f} times that of doing nothing, "

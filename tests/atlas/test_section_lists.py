@@ -374,7 +374,7 @@ def deep(n: int) -> str:
         ("l.json", '{"target":"KimLabDevCCFv001_P56_25um","slices":[]}', "target 'KimLabDevCCFv001_P56_25um'"),
         ("l.json", '{"target":["a"],"slices":[]}', "target a list"),
         ("l.json", '{"target-resolution":[512,1024,512],"slices":[]}', r"found \[512, 1024, 512\]"),
-        ("l.csv", "", "expected the columns filename, p"),
+        ("l.csv", "", "expected the columns filename"),
         ("l.csv", "filename,p\n", "found no section"),
     ],
 )  # fmt: skip

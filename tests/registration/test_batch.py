@@ -23,10 +23,13 @@ from markupsafe import escape
 
 from atlalign.atlas.atlas import phantom_atlas
 from atlalign.atlas.phantom_anatomy import phantom_ontology
+from atlalign.atlas.planes import Anchoring
+from atlalign.atlas.section_lists import read_list
 from atlalign.cli import main
 from atlalign.errors import InputError
 from atlalign.io.images import read_image, read_labels
 from atlalign.io.tiff_writer import write_tiff
+from atlalign.localization import Located
 from atlalign.models import save_model
 from atlalign.networks import LocalUNet
 from atlalign.registration import (
@@ -246,14 +249,15 @@ def test_a_broken_image_does_not_stop_the_others_and_is_named_at_the_end(run, se
     assert (out / "b" / "transform.json").is_file()
 
 
-def test_a_section_without_an_anchoring_fails_alone(run, sections, tmp_path):
+def test_a_section_with_half_an_anchoring_fails_alone(run, sections, tmp_path):
     slices = [{"filename": str(sections / name), "width": 144, "height": 96} for name in ("a.png", "b.tif")]
+    slices[0]["anchoring"] = [456, 284, 320, -456]
     slices[1]["anchoring"] = [456, 284, 320, -456, 0, 0, 0, 0, -320]
     (tmp_path / "list.json").write_text(json.dumps({"slices": slices}))
     status, printed = run(tmp_path / "list.json")
     assert status == 1
     assert "1 of 2 sections registered" in printed
-    assert "a.png: anchoring: expected nine numbers, found none" in printed
+    assert "a.png: anchoring: expected nine numbers, found 4" in printed
     assert table(tmp_path / "out")["a"]["flag"] == "fail"
     own = ["--reference", sections / "c.jpg", "--reference-pixel-um", "80", "--out", tmp_path / "own"]
     assert "2 of 2 sections registered" in run(tmp_path / "list.json", *own)[1]  # nor does it matter there
@@ -722,10 +726,24 @@ def test_a_file_put_into_a_result_while_it_is_made_again_is_kept(run, sections, 
     assert own.read_text() == "mine"
 
 
-def test_one_image_needs_its_position(run, sections, tmp_path):
-    status, printed = run(sections / "a.png")
-    assert status == 1
-    assert "expected the position of the section in the atlas (--position)" in printed
+def test_what_has_no_position_is_located(run, sections, tmp_path, monkeypatch):
+    def located(jobs, locator, **options):
+        place = Anchoring.of_points_um(np.array([[0, 0, 6000.0], [0, 8000, 0], [11400, 0, 0]]), (64, 96))
+        first, second = jobs
+        return [
+            Located(first, "", 1, side="left", anchoring=place),
+            Located(second, "", 2, reason="it fits nowhere"),
+        ]
+
+    monkeypatch.setattr("atlalign.cli.locate.located_jobs", located)
+    status, printed = run(sections / "a.png", sections / "b.tif")
+    assert (status, "b.tif: it fits nowhere" in printed) == (1, True)
+    settings = json.loads((tmp_path / "out" / "a" / "transform.json").read_text())["settings"]
+    assert (settings["position_um"], settings["hemisphere"]) == (6000, "left")
+    assert [s.path.name for s in read_list(tmp_path / "out" / "located.json")] == ["a.png"]
+
+
+def test_one_image_takes_its_position_from_the_command(run, sections, tmp_path):
     status, _ = run(sections / "a.png", "--position", "4000", "--pixel-size-um", "80")
     assert status == 0
     row = table(tmp_path / "out")["a"]

@@ -49,7 +49,7 @@ def test_files_folders_and_lists_give_jobs(sections):
 def test_what_gives_no_jobs_is_said(sections, tmp_path):
     with pytest.raises(InputError, match="expected no --position beside a list"):
         find_jobs([sections / "list.csv"], position_um=700)
-    with pytest.raises(InputError, match="expected one list of sections"):
+    with pytest.raises(InputError, match="found none in"):
         find_jobs([tmp_path])
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="found none in"):
@@ -185,8 +185,10 @@ def test_a_missing_image_fails_alone_beside_a_reference_of_ones_own_too(tmp_path
     touch(tmp_path, "a.png", "b.tif")
     listing = write_slices(tmp_path / "l.json", "a.png", "b.png", anchoring=None)
     a, b = find_jobs([listing], listed=True)
-    assert (a.problem, b.problem.partition(";")[0]) == (
-        "anchoring: expected nine numbers, found none",
+    # What has no anchoring is located.
+    assert (a.problem, a.position_um, b.problem.partition(";")[0]) == (
+        "",
+        None,
         f"no such file in {tmp_path}",
     )
     (tmp_path / "l.csv").write_text("filename,p\na.png,far\nb.png,4000\n")

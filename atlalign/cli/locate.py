@@ -1,0 +1,174 @@
+"""Find the plane of the atlas that each section shows."""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from atlalign.console import say
+from atlalign.errors import InputError
+
+if TYPE_CHECKING:
+    from atlalign.localization import Located, Locator
+    from atlalign.registration.jobs import Job
+
+_PHANTOM_SHAPE = (160, 228)
+_MIRRORED = "whole sections that are mirrored, left to right, cannot be told from others: check one side of each slide"
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand `locate`."""
+    command = commands.add_parser(
+        "locate",
+        help="find the plane of the atlas that each section shows",
+        description="Find, from images alone, the plane that each section shows: its position, both tilts, rotation, "
+        "scale and shift, and whether it is whole or one half. The sections of a brain are located together: they have "
+        "one cutting angle and lie in the order of their numbers. A whole section that is mirrored, left to right, "
+        "cannot be told from its image.",
+    )
+    command.add_argument(
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        type=Path,
+        help="an image, a folder of images, or a list of sections with a column filename (and brain, if there are "
+        "several); the images of each subfolder are one brain. Section numbers are read from names, such as _s012, or "
+        "the last number; without them the order counts",
+    )
+    command.add_argument(
+        "--out",
+        metavar="JSON",
+        type=Path,
+        required=True,
+        help="the file of anchorings to write, which QuickNII, VisuAlign and `atlalign register` open; the table with "
+        "errors and flags is written beside it",
+    )
+    command.add_argument(
+        "--images",
+        metavar="FOLDER",
+        type=Path,
+        help="folder of the images that lists name (default: that of each list)",
+    )
+    command.add_argument(
+        "--atlas", default="allen", help="allen (downloaded once), or an atlas file (default: allen)"
+    )
+    command.add_argument(
+        "--annotation", metavar="FILE", help="file with the region ids, if the atlas file does not hold them"
+    )
+    command.add_argument("--spacing-um", type=float, metavar="UM", help="voxel size of an atlas file in µm")
+    command.add_argument(
+        "--axes", metavar="AP,DV,ML", help="directions of an atlas file's axes, as in `register`"
+    )
+    command.add_argument(
+        "--locator",
+        metavar="FILE",
+        type=Path,
+        help="a network of `train.py experiment=locator` (default: the package's)",
+    )
+    add_series_options(command)
+    command.add_argument("--overwrite", action="store_true", help="replace the files if they exist")
+    command.set_defaults(run=_run)
+
+
+def add_series_options(command: argparse._ActionsContainer) -> None:
+    """Add the options that say how sections belong together."""
+    command.add_argument(
+        "--independent", action="store_true", help="locate each section alone, not as one of a series"
+    )
+    command.add_argument(
+        "--section-spacing-um",
+        type=float,
+        metavar="UM",
+        help="distance between sections whose numbers differ by 1 (default: the one that fits best)",
+    )
+
+
+def _run(options: argparse.Namespace) -> None:
+    from atlalign.atlas.atlas import open_atlas
+    from atlalign.localization import Locator, write_located
+    from atlalign.registration.jobs import find_jobs
+
+    _check_out(options.out, overwrite=options.overwrite)
+    jobs = find_jobs(_with_subfolders(options.inputs), listed=False, images=options.images)
+    atlas = open_atlas(
+        options.atlas,
+        phantom_shape=_PHANTOM_SHAPE,
+        annotation_path=options.annotation,
+        spacing_um=options.spacing_um,
+        axes=options.axes,
+    )
+    locator = Locator(atlas, network=options.locator)
+    located = located_jobs(
+        jobs, locator, independent=options.independent, section_spacing_um=options.section_spacing_um
+    )
+    table = write_located(options.out, located)
+    say_located(located)
+    say(f"written: {options.out}, {table}")
+    failed = [_named(found) for found in located if found.anchoring is None]
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(jobs)} sections could not be located:\n  " + "\n  ".join(failed)
+        )
+
+
+def _named(found: "Located") -> str:
+    """Return why a section has no place, beginning with its name."""
+    name = found.job.path.name
+    return found.reason if found.reason.startswith(name) else f"{name}: {found.reason}"
+
+
+def located_jobs(
+    jobs: "Sequence[Job]", locator: "Locator", *, independent: bool, section_spacing_um: float | None
+) -> "list[Located]":
+    """Return where sections lie, and show the progress meanwhile.
+
+    Raises:
+        InputError: If the spacing is not above 0.
+    """
+    from rich.progress import track
+
+    from atlalign.localization import locate
+
+    if section_spacing_um is not None and not 0 < section_spacing_um < 1e5:
+        raise InputError(f"--section-spacing-um: expected more than 0 µm, got {section_spacing_um:g}")
+
+    def shown(images: "Iterable[Job]") -> "Iterable[Job]":
+        return track(images, description="locating", total=len(jobs))
+
+    return locate(
+        jobs, locator, independent=independent, section_spacing_um=section_spacing_um, progress=shown
+    )
+
+
+def say_located(located: "Sequence[Located]") -> None:
+    """Say how many sections were located, and what cannot be known."""
+    flags = [found.flag for found in located]
+    counts = ", ".join(f"{flags.count(flag)} {flag}" for flag in ("pass", "look", "fail"))
+    found = sum(one.anchoring is not None for one in located)
+    say(f"{found} of {len(located)} sections located: {counts}")
+    say(_MIRRORED)
+
+
+def _check_out(out: Path, *, overwrite: bool) -> None:
+    if out.suffix.lower() != ".json":
+        raise InputError(f"--out: expected a .json file, got {out}")
+    for path in (out, out.with_suffix(".csv")):
+        if path.exists() and not overwrite:
+            raise InputError(f"{path} exists already: choose another --out, or --overwrite")
+
+
+def _with_subfolders(inputs: Sequence[Path]) -> list[Path]:
+    """Return the inputs with the subfolders of images in place of the folders that hold them."""
+    from atlalign.io.files import is_folder
+    from atlalign.io.images import IMAGE_ENDINGS
+    from atlalign.io.named_files import is_visible
+
+    def shows_images(folder: Path) -> bool:
+        return any(path.suffix.lower() in IMAGE_ENDINGS and is_visible(path) for path in folder.iterdir())
+
+    found: list[Path] = []
+    for path in inputs:
+        inside = sorted(filter(is_visible, path.iterdir())) if is_folder(path) else []
+        folders = [folder for folder in inside if is_folder(folder) and shows_images(folder)]
+        found += [*([path] if not folders or shows_images(path) else []), *folders]
+    return found

@@ -1,0 +1,201 @@
+"""How well a section fits planes of the atlas: its likeness to each of them, once registered to it."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from atlalign.atlas.planes import Matrix, homogeneous, invert_affine
+from atlalign.geometry import sample, warp
+from atlalign.localization.views import antialiased
+from atlalign.localization.volume import AtlasVolume
+from atlalign.metrics import mutual_information
+from atlalign.registration.placement import Section
+from atlalign.registration.refine import local_correlation
+
+_BINS = 32
+_AT_ONCE = 8  # planes in a batch
+_TISSUE = 0.03  # of the brightest
+_ML = 2
+_IN_PLANE = {0: (1, 2), 1: (0, 2), 2: (1, 0)}  # the axes along rows and columns of planes across an axis
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """Images of planes across one axis of the atlas; their rows and columns run along the other two.
+
+    Attributes:
+        volume: The atlas.
+        across: The axis: 0 (AP), 1 (DV) or 2 (ML).
+        pixel_mm: The size of a pixel.
+    """
+
+    volume: AtlasVolume
+    across: int
+    pixel_mm: float
+
+    @property
+    def axes(self) -> tuple[int, int]:
+        """The axes along rows (down) and columns (right)."""
+        return _IN_PLANE[self.across]
+
+    @cached_property
+    def ticks(self) -> tuple[Tensor, Tensor]:
+        """The positions of rows and columns in mm along their axes."""
+        first, size = self.volume.first_mm, self.volume.voxel_mm * torch.tensor(self.volume.labels.shape)
+        down, right = (
+            first[axis] + (torch.arange(round(float(size[axis]) / self.pixel_mm)) + 0.5) * self.pixel_mm
+            for axis in self.axes
+        )
+        return down, right
+
+    def finer(self) -> "Frame":
+        """Return the frame with pixels of half the size."""
+        return Frame(self.volume, self.across, self.pixel_mm / 2)
+
+    def shown(self, side: str) -> Tensor:
+        """Return where (H, W) a section of one side, or a whole one, shows the atlas."""
+        down, right = self.ticks
+        ticks = {self.axes[0]: down[:, None], self.axes[1]: right}
+        shape = (len(down), len(right))
+        if side == "whole" or _ML not in ticks:
+            return torch.ones(shape)
+        is_right = ticks[_ML] > self.volume.centre_mm[_ML]
+        return (is_right == (side == "right")).expand(shape).float()
+
+    def templates(self, planes: NDArray[np.float64]) -> Tensor:
+        """Return the template (N, 1, H, W) on planes (N, 3), interpolated across them.
+
+        A plane is its position in mm at the middle of the volume, and its slopes along rows and columns.
+        """
+        down, right = self.ticks
+        axes = (self.across, *self.axes)
+        middle = self.volume.centre_mm[list(axes)]
+        position, per_down, per_right = torch.from_numpy(planes).float().view(-1, 3, 1, 1).unbind(1)
+        height = position + per_down * (down - middle[1])[:, None] + per_right * (right - middle[2])
+        volume = self.volume.template.movedim(axes, (0, 1, 2))
+        first, voxel = self.volume.first_mm[list(axes)], self.volume.voxel_mm[list(axes)]
+        rows, columns = (
+            ((ticks - first[i]) / voxel[i]).long().clamp(0, volume.shape[i] - 1)
+            for i, ticks in ((1, down), (2, right))
+        )
+        depth = (height - first[0]) / voxel[0] - 0.5
+        before = depth.floor().long()
+
+        def layer(index: Tensor) -> Tensor:
+            inside = (index >= 0) & (index < len(volume))
+            return volume[index.clamp(0, len(volume) - 1), rows[:, None], columns] * inside
+
+        return torch.lerp(layer(before), layer(before + 1), depth - before)[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Lie:
+    """How an image lies in a frame.
+
+    Attributes:
+        plane: (3,), as `Frame.templates` has it.
+        to_pixel: (2, 3), from (right, down) in mm to pixels of the image.
+    """
+
+    plane: NDArray[np.float64]
+    to_pixel: Matrix
+
+    @classmethod
+    def of(cls, matrix: Matrix, frame: Frame) -> "Lie":
+        """Return how an image lies whose pixels a matrix (3, 3) takes to (AP, DV, ML) in mm."""
+        down, right = frame.axes
+        to_mm = matrix[[right, down]]
+        across = matrix[frame.across]
+        slopes = np.linalg.solve(to_mm[:, :2].T, across[:2])  # per right, per down
+        middle = frame.volume.centre_mm.double().numpy()
+        position = across[2] + slopes @ (middle[[right, down]] - to_mm[:, 2])
+        return cls(np.array([position, slopes[1], slopes[0]]), invert_affine(to_mm))
+
+    def matrix(self, frame: Frame) -> Matrix:
+        """Return the matrix (3, 3) from pixels of the image to (AP, DV, ML) in mm."""
+        down, right = frame.axes
+        to_mm = invert_affine(self.to_pixel)
+        middle = frame.volume.centre_mm.double().numpy()
+        position, per_down, per_right = self.plane
+        across = per_right * to_mm[0] + per_down * to_mm[1]
+        across[2] += position - per_right * middle[right] - per_down * middle[down]
+        found = np.empty((3, 3))
+        found[[frame.across, right, down]] = across, to_mm[0], to_mm[1]
+        return found
+
+    def on(self, plane: NDArray[np.float64]) -> "Lie":
+        """Return how the image lies on another plane."""
+        return replace(self, plane=plane)
+
+
+class Fitter:
+    """Registers a section to planes.
+
+    Args:
+        network: Of the registration.
+        frame: The images of planes.
+        section: The section.
+        side: What it shows: whole, left or right.
+    """
+
+    def __init__(self, network: nn.Module, frame: Frame, section: Section, side: str) -> None:
+        self.network = network
+        self.frame = frame
+        self.section = section
+        self.shown = frame.shown(side)
+
+    @torch.inference_mode()
+    def likeness(self, lie: Lie, planes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return how like each of planes (N, 3) the section is, once registered to it."""
+        placed = self._placed(lie)
+        return np.concatenate(
+            [
+                self._registered(placed, part)[0]
+                for part in np.array_split(planes, -(-len(planes) // _AT_ONCE))
+            ]
+        )
+
+    @torch.inference_mode()
+    def straightened(self, lie: Lie) -> Lie:
+        """Return how the image lies by the affine part of its registration."""
+        _, reference, dvf = self._registered(self._placed(lie), lie.plane[None])
+        y, x = torch.nonzero(reference[0, 0] > _TISSUE, as_tuple=True)
+        if len(x) < 3:
+            return lie
+        points = torch.stack([x, y, torch.ones_like(x)], 1).double()
+        moved = points[:, :2] + dvf[0, :, y, x].double().T
+        affine = torch.linalg.lstsq(points, moved).solution.T.numpy()  # (2, 3) in pixels of the frame
+        to_frame = homogeneous(self._to_frame_px())
+        mm = invert_affine(self._to_frame_px()) @ homogeneous(affine) @ to_frame
+        return replace(lie, to_pixel=lie.to_pixel @ homogeneous(mm))
+
+    def _to_frame_px(self) -> Matrix:
+        """Return the map (2, 3) from (right, down) in mm to pixels of the frame."""
+        down, right = self.frame.ticks
+        scale = 1 / self.frame.pixel_mm
+        return np.array([[scale, 0, -float(right[0]) * scale], [0, scale, -float(down[0]) * scale]])
+
+    def _placed(self, lie: Lie) -> Tensor:
+        """Return the section (1, 1, H, W) as it lies in the frame."""
+        down, right = self.frame.ticks
+        y, x = torch.meshgrid(down, right, indexing="ij")
+        to_grey = self.section.to_grey @ homogeneous(lie.to_pixel)
+        step = abs(np.linalg.det(to_grey[:, :2])) ** 0.5 * self.frame.pixel_mm
+        affine = torch.from_numpy(to_grey).float()
+        points = torch.stack([x, y], -1) @ affine[:, :2].T + affine[:, 2]
+        return sample(antialiased(self.section.grey, float(step))[None, None], points[None])
+
+    def _registered(
+        self, placed: Tensor, planes: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], Tensor, Tensor]:
+        reference = self.frame.templates(planes) * self.shown
+        moving = placed.expand(len(planes), -1, -1, -1)
+        dvf = self.network(reference, moving).dvf.float()
+        registered = warp(moving, dvf)
+        likeness = mutual_information(reference, registered, bins=_BINS)
+        likeness = likeness + local_correlation(reference, registered).mean((1, 2, 3))
+        return likeness.double().numpy(), reference, dvf

@@ -1,0 +1,141 @@
+"""Where a section may lie, as the network sees it from several sides."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from atlalign.atlas.planes import Matrix, homogeneous, invert_affine
+from atlalign.localization.samples import SIDES
+from atlalign.localization.views import HALF_VIEW, SeenTissue, cut_views, view_matrix
+from atlalign.localization.volume import AtlasVolume
+from atlalign.networks.plane_locator import PlaneLocatorNet
+from atlalign.registration.placement import Section
+
+_FIRST_TURNS = tuple(range(0, 360, 45))
+_APART_DEG = 60.0  # answers that differ by more in the plane are different answers
+# Turn and size of the last views; the first three come before.
+_LAST_VIEWS = (
+    (0.0, 1.0), (-12.0, 0.95), (12.0, 1.05), (-6.0, 1.1), (6.0, 0.9), (9.0, 1.0), (-9.0, 1.0), (0.0, 0.87), (0.0, 1.13)
+)  # fmt: skip
+_SCAN_PX = 96
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A plane that a section may show.
+
+    Attributes:
+        matrix: (3, 3), from (x, y, 1) in pixels of the image to (AP, DV, ML) in mm.
+        side: Whether it shows a whole section or one half: one of `SIDES`.
+        error_mm: The error that the network expects, with the spread of its answers.
+    """
+
+    matrix: Matrix
+    side: str
+    error_mm: float
+
+
+@torch.inference_mode()
+def propose(
+    network: PlaneLocatorNet, volume: AtlasVolume, section: Section, tissue: SeenTissue
+) -> list[Proposal]:
+    """Return where a section may lie, the likeliest first: at most two ways that differ by their turn in the image."""
+    turns = [view_matrix(tissue.centre, tissue.rms, turn) for turn in _FIRST_TURNS]
+    first = _answers(network, section, turns)
+    best = min(first, key=lambda answer: answer.error_mm)
+    other = [answer for answer in first if abs(_turn(answer.matrix, best.matrix)) > _APART_DEG]
+    found = [best, *sorted(other, key=lambda answer: answer.error_mm)[:1]]
+    return [_settled(network, volume, section, tissue, proposal) for proposal in found]
+
+
+def _settled(
+    network: PlaneLocatorNet, volume: AtlasVolume, section: Section, tissue: SeenTissue, first: Proposal
+) -> Proposal:
+    """Return the answer to upright views that are centred as the atlas is at the place proposed so far."""
+    proposal = first
+    for views in (_LAST_VIEWS[:3], _LAST_VIEWS):
+        frame = _upright_view(volume, proposal, tissue)
+        seen = [_varied(frame, turn, size) for turn, size in views]
+        answers = _answers(network, section, seen)
+        matrix = np.median([answer.matrix for answer in answers], axis=0)
+        centre = (*tissue.centre, 1.0)
+        spread = np.std([answer.matrix @ centre for answer in answers], axis=0)
+        error = float(np.hypot(np.mean([answer.error_mm for answer in answers]), np.linalg.norm(spread)))
+        sides = [answer.side for answer in answers]
+        proposal = Proposal(matrix, max(sides, key=sides.count), error)
+    return proposal
+
+
+def _answers(network: PlaneLocatorNet, section: Section, matrices: list[Matrix]) -> list[Proposal]:
+    """Return what the network says of each view."""
+    weight = next(network.parameters())
+    views = cut_views(section, matrices, network.view_px).to(weight)
+    located = network(views.contiguous(memory_format=torch.channels_last))
+    found = []
+    for matrix, planes, logits, log_error in zip(matrices, *located, strict=True):
+        to_view = invert_affine(matrix)
+        centre, right, down = planes.double().cpu().numpy()
+        to_mm = np.column_stack([right, down, centre]) @ homogeneous(to_view)
+        found.append(Proposal(to_mm, SIDES[int(logits.argmax())], float(log_error.exp())))
+    return found
+
+
+def _turn(matrix: Matrix, other: Matrix) -> float:
+    """Return by how many degrees the image's rows point elsewhere in one answer than in another."""
+    first, second = matrix[:, 0], other[:, 0]
+    lengths = float(np.linalg.norm(first)) * float(np.linalg.norm(second))
+    cosine = first @ second / max(lengths, 1e-9)
+    return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+
+
+def upright_frame(matrix: Matrix) -> Matrix:
+    """Return the directions (3, 2) on a plane along which a view is upright: to the right, and down.
+
+    They are the atlas's own axes, projected onto the plane: of a coronal plane ML and DV, of a horizontal one ML and
+    AP, of a sagittal one AP and DV.
+    """
+    normal = np.cross(matrix[:, 0], matrix[:, 1])
+    normal = normal / np.linalg.norm(normal)
+    right_axis, down_axis = {0: (2, 1), 1: (2, 0), 2: (0, 1)}[int(np.abs(normal).argmax())]
+    right = np.eye(3)[right_axis] - normal[right_axis] * normal
+    right = right / np.linalg.norm(right)
+    down = np.eye(3)[down_axis] - normal[down_axis] * normal
+    down = down - (down @ right) * right
+    return np.column_stack([right, down / np.linalg.norm(down)])
+
+
+def _upright_view(volume: AtlasVolume, proposal: Proposal, tissue: SeenTissue) -> Matrix:
+    """Return the map (2, 3) of the view that is upright, and as the atlas has its tissue on the proposed plane."""
+    frame = upright_frame(proposal.matrix)
+    origin = proposal.matrix @ (*tissue.centre, 1.0)
+    centre, rms = _tissue_on_plane(volume, proposal.side, origin, frame)
+    # From pixels to mm of the frame.
+    linear = frame.T @ proposal.matrix[:, :2]
+    to_mm = np.column_stack([linear, frame.T @ (proposal.matrix[:, 2] - origin)])
+    view = np.column_stack([np.eye(2) * HALF_VIEW * rms, centre])
+    return np.asarray(invert_affine(to_mm) @ homogeneous(view))
+
+
+def _tissue_on_plane(volume: AtlasVolume, side: str, origin: Matrix, frame: Matrix) -> tuple[Matrix, float]:
+    """Return centre and root mean square distance of the atlas's tissue on a plane, in mm of its frame."""
+    reach = 0.7 * max(volume.extent_mm)
+    ticks = torch.linspace(-reach, reach, _SCAN_PX)
+    y, x = torch.meshgrid(ticks, ticks, indexing="ij")
+    grid = torch.stack([x, y], -1)
+    points = torch.from_numpy(origin).float() + grid @ torch.from_numpy(frame).float().T
+    _, labels = volume.at(points)
+    mask = labels > 0
+    if side != "whole":
+        right = points[..., 2] > volume.centre_mm[2]
+        mask &= right if side == "right" else ~right
+    if mask.sum() < 3:
+        return np.zeros(2), reach / 3
+    seen = grid[mask]
+    centre = seen.mean(0)
+    rms = float((seen - centre).square().sum(-1).mean().sqrt())
+    return centre.double().numpy(), max(rms, 0.1)
+
+
+def _varied(view: Matrix, degrees: float, size: float) -> Matrix:
+    return np.asarray(view @ homogeneous(view_matrix(np.zeros(2), size / HALF_VIEW, degrees)))

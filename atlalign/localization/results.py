@@ -1,0 +1,86 @@
+"""The files of located sections: an anchoring for QuickNII, VisuAlign and `atlalign register`, and a table."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from atlalign import __version__
+from atlalign.io.files import storable, written_whole
+from atlalign.io.tables import write_table
+from atlalign.localization.locator import Located
+
+COLUMNS = (
+    "section",
+    "brain",
+    "number",
+    "position_um",
+    "position_error_um",
+    "tilt_ml_deg",
+    "tilt_ml_error_deg",
+    "tilt_dv_deg",
+    "tilt_dv_error_deg",
+    "hemisphere",
+    "likeness",
+    "other_position_um",
+    "flag",
+    "reason",
+)
+
+_TARGET = "ABA_Mouse_CCFv3_2017_25um.cutlas"
+
+
+def write_located(path: str | Path, located: Sequence[Located]) -> Path:
+    """Write the anchorings of sections as QuickNII's JSON, and beside it the table of all; return the table's path.
+
+    Sections that fit nowhere stand in the table alone.
+    """
+    path = Path(path)
+    slices = [_slice(found, path.parent) for found in located if found.anchoring is not None]
+    series = {"name": "", "target": _TARGET, "aligner": f"locate of atlalign {__version__}", "slices": slices}
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(series, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    table = path.with_suffix(".csv")
+    write_table(table, COLUMNS, (row(found).values() for found in located))
+    return table
+
+
+def row(found: Located) -> dict[str, Any]:
+    """Return a section's row of the table."""
+    return {
+        "section": storable(found.job.path.name),
+        "brain": storable(found.brain),
+        "number": found.number,
+        "position_um": _rounded(found.position_um, 0),
+        "position_error_um": _rounded(found.error_um, 0),
+        "tilt_ml_deg": _rounded(found.tilt_deg[0], 2),
+        "tilt_ml_error_deg": _rounded(found.error_deg[0], 2),
+        "tilt_dv_deg": _rounded(found.tilt_deg[1], 2),
+        "tilt_dv_error_deg": _rounded(found.error_deg[1], 2),
+        "hemisphere": found.side,
+        "likeness": _rounded(found.likeness, 3),
+        "other_position_um": _rounded(found.other_um, 0),
+        "flag": found.flag,
+        "reason": storable(found.reason),
+    }
+
+
+def _slice(found: Located, folder: Path) -> dict[str, Any]:
+    """Return a section's entry in QuickNII's JSON, with its file as seen from the folder of the list."""
+    assert found.anchoring is not None
+    height, width = found.anchoring.size
+    file = found.job.path.absolute()
+    inside = file.is_relative_to(folder.absolute())
+    return {
+        "filename": storable(file.relative_to(folder.absolute()).as_posix() if inside else str(file)),
+        "nr": found.number,
+        "width": width,
+        "height": height,
+        "anchoring": found.anchoring.to_json(),
+        "markers": [],
+    }
+
+
+def _rounded(value: float, digits: int) -> float | str:
+    return "" if math.isnan(value) else round(value, digits) if digits else round(value)

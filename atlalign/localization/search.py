@@ -1,0 +1,219 @@
+"""From a proposal to the plane on which a section fits best: position, then both slopes, then finer.
+
+Steps are in hundred-and-thirty-seconds of the brain's length, a tenth of a millimetre in a mouse.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from atlalign.atlas.planes import apply_affine, invert_affine
+from atlalign.localization.fit import Fitter, Frame, Lie
+from atlalign.localization.proposals import Proposal
+from atlalign.localization.views import SeenTissue
+from atlalign.registration.placement import Section
+
+Floats = NDArray[np.float64]
+
+STEPS_A_BRAIN = 132
+_WIDE = np.array([-16, -13, -10, -8, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 16], float)
+_NEAR = np.array([-3, -2, -1, 0, 1, 2, 3], float)
+_CLOSE = np.array([-1.0, 0.0, 1.0])
+_WIDE_DEG = np.array([-8.0, -4.0, 0.0, 4.0, 8.0])
+_NEAR_DEG = np.array([-3.0, 0.0, 3.0])
+_TEMPERATURE = 0.03  # of likeness: places that differ by as much are told apart with odds of e
+_PRIOR_ERRORS = 0.5  # the standard deviation of a proposed position, in errors that the network expects
+_LEAST_PRIOR_MM = 0.1
+_PRIOR_SLOPE = 0.06  # the standard deviation of proposed slopes
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """How well a section fits along the axis, in units in which a difference of 1 means odds of e.
+
+    Attributes:
+        position_mm: Ascending positions of the tissue's centre along the axis.
+        odds: Logarithms; what the network expects counts as well.
+        likeness: To the planes there, registered.
+    """
+
+    position_mm: Floats
+    odds: Floats
+    likeness: Floats
+
+    def at(self, position_mm: Floats | float) -> Floats:
+        """Return the logarithm of the odds at positions, relative to the best one; beyond the ends the worst."""
+        relative = self.odds - self.odds.max()
+        worst = float(relative.min())
+        found: Floats = np.interp(position_mm, self.position_mm, relative, left=worst, right=worst)
+        return found
+
+    @property
+    def best_mm(self) -> float:
+        """The position that fits best, between the sampled ones."""
+        return peak(self.position_mm, self.odds)
+
+    @property
+    def error_mm(self) -> float:
+        """The standard deviation of the position by these odds."""
+        fine = np.linspace(self.position_mm[0], self.position_mm[-1], 400)
+        weight = np.exp(self.at(fine))
+        mean = (fine * weight).sum() / weight.sum()
+        return float(np.sqrt((np.square(fine - mean) * weight).sum() / weight.sum()))
+
+    def merged(self, other: "Curve") -> "Curve":
+        """Return both curves as one; where both have a position, `other` counts."""
+        kept = ~np.isclose(self.position_mm[:, None], other.position_mm, atol=1e-6).any(axis=1)
+        parts = [
+            np.concatenate([getattr(self, name)[kept], getattr(other, name)])
+            for name in ("position_mm", "odds", "likeness")
+        ]
+        order = np.argsort(parts[0])
+        return Curve(*(part[order] for part in parts))
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The best place of one section.
+
+    Attributes:
+        lie: Where.
+        side: What it shows: one of `SIDES`.
+        pivot: (right, down) in mm: the centre of its tissue, about which slopes turn and where positions are counted.
+        curve: How well it fits along the axis.
+        slopes_error: The standard deviations of both slopes.
+        proposal: What the search began with.
+    """
+
+    lie: Lie
+    side: str
+    pivot: Floats
+    curve: Curve
+    slopes_error: Floats
+    proposal: Proposal
+
+    @property
+    def likeness(self) -> float:
+        """The likeness at the best place."""
+        return float(np.interp(self.curve.best_mm, self.curve.position_mm, self.curve.likeness))
+
+
+class Search:
+    """Finds where one section lies.
+
+    Args:
+        network: Of the registration.
+        frame: The images of planes, coarse ones.
+        section: The section.
+        tissue: Where it shows tissue.
+        proposal: Where the search begins.
+    """
+
+    def __init__(
+        self, network: nn.Module, frame: Frame, section: Section, tissue: SeenTissue, proposal: Proposal
+    ) -> None:
+        self.frame = frame
+        self.tissue = tissue
+        self.proposal = proposal
+        self.fitter = Fitter(network, frame, section, proposal.side)
+        self.finer = Fitter(network, frame.finer(), section, proposal.side)
+        size = frame.volume.voxel_mm * frame.volume.labels.new_tensor(frame.volume.labels.shape)
+        self.step_mm = float(size[frame.across]) / STEPS_A_BRAIN
+
+    def look(self) -> Found:
+        """Return the best place by wide steps, on coarse images."""
+        lie = self.fitter.straightened(Lie.of(self.proposal.matrix, self.frame))
+        lie, curve = self.along(lie, _WIDE)
+        lie = self.fitter.straightened(lie)
+        lie, errors = self.sloped(self.fitter, lie, _WIDE_DEG)
+        return self.found(self.fitter.straightened(lie), curve, errors)
+
+    def settle(self, found: Found) -> Found:
+        """Return the best place near one that was found, by narrow steps and at last on finer images."""
+        lie, curve = self.along(found.lie, _NEAR)
+        lie, errors = self.sloped(self.fitter, lie, _NEAR_DEG)
+        lie = self.finer.straightened(lie)
+        lie, _ = self.along(lie, _CLOSE, self.finer)
+        return self.found(lie, curve, errors)
+
+    def along(self, lie: Lie, steps: Floats, fitter: Fitter | None = None) -> tuple[Lie, Curve]:
+        """Return the best place along the axis, and how well the section fits there and elsewhere."""
+        fitter = fitter or self.fitter
+        pivot = self.pivot(lie)
+        planes = lie.plane + np.outer(steps * self.step_mm, (1.0, 0.0, 0.0))
+        likeness = fitter.likeness(lie, planes)
+        position_mm = self.height(planes, pivot)
+        curve = Curve(position_mm, self._odds(position_mm, likeness), likeness)
+        moved = curve.best_mm - self.height(lie.plane, pivot)
+        return lie.on(lie.plane + np.array([moved, 0, 0])), curve
+
+    def sloped(self, fitter: Fitter, lie: Lie, degrees: Floats) -> tuple[Lie, Floats]:
+        """Return the place with the best slope along rows and then columns, and the slopes' standard deviations."""
+        errors = np.zeros(2)
+        expected = Lie.of(self.proposal.matrix, self.frame).plane
+        slopes = np.tan(np.deg2rad(degrees))
+        for place in (1, 2):
+            planes = np.stack([self.turned(lie, place, slope) for slope in slopes])
+            likeness = fitter.likeness(lie, planes)
+            beyond = lie.plane[place] + slopes - expected[place]
+            curve = Curve(slopes, likeness / _TEMPERATURE - 0.5 * np.square(beyond / _PRIOR_SLOPE), likeness)
+            errors[place - 1] = curve.error_mm
+            lie = lie.on(self.turned(lie, place, curve.best_mm))
+        return lie, errors
+
+    def turned(self, lie: Lie, place: int, slope: float) -> Floats:
+        """Return the plane with more slope about the centre of the tissue."""
+        right, down = self.pivot(lie)
+        axis = self.frame.axes[place - 1]
+        arm = (down if place == 1 else right) - float(self.frame.volume.centre_mm[axis])
+        plane = lie.plane.copy()
+        plane[place] += slope
+        plane[0] -= slope * arm
+        return plane
+
+    def found(self, lie: Lie, curve: Curve, slopes_error: Floats) -> Found:
+        """Return the place with what is known of it."""
+        return Found(lie, self.proposal.side, self.pivot(lie), curve, slopes_error, self.proposal)
+
+    def pivot(self, lie: Lie) -> Floats:
+        """Return (right, down) in mm of the centre of the tissue."""
+        pivot: Floats = apply_affine(invert_affine(lie.to_pixel), self.tissue.centre[None])[0]
+        return pivot
+
+    def height(self, planes: Floats, pivot: Floats) -> Floats:
+        """Return the positions of planes (…, 3) along the axis at the centre of the tissue."""
+        height: Floats = planes[..., 0] + planes[..., 1:] @ self.arms(pivot)
+        return height
+
+    def arms(self, pivot: Floats) -> Floats:
+        """Return how far the centre of the tissue is from the middle of the volume, down and right."""
+        middle = self.frame.volume.centre_mm.double().numpy()[[self.frame.across, *self.frame.axes]]
+        arms: Floats = pivot[::-1] - middle[1:]
+        return arms
+
+    def _odds(self, position_mm: Floats, likeness: Floats) -> Floats:
+        expected = float((self.proposal.matrix @ (*self.tissue.centre, 1.0))[self.frame.across])
+        error = max(_LEAST_PRIOR_MM, _PRIOR_ERRORS * self.proposal.error_mm)
+        return likeness / _TEMPERATURE - 0.5 * np.square((position_mm - expected) / error)
+
+
+def peak(x: Floats, y: Floats) -> float:
+    """Return where sampled values are largest, on the parabola through the largest and its neighbours."""
+    place = int(np.argmax(y))
+    if place in (0, len(x) - 1):
+        return float(x[place])
+    coefficients = np.polyfit(x[place - 1 : place + 2] - x[place], y[place - 1 : place + 2], 2)
+    if coefficients[0] >= 0:
+        return float(x[place])
+    return float(x[place] - coefficients[1] / (2 * coefficients[0]))
+
+
+def second_place(curve: Curve, apart_mm: float, odds: float) -> float | None:
+    """Return another position that fits about as well: a peak at least so far away, less likely by at most `odds`."""
+    inner = np.r_[-np.inf, curve.odds, -np.inf]
+    is_peak = (inner[1:-1] >= inner[:-2]) & (inner[1:-1] >= inner[2:])
+    far = np.abs(curve.position_mm - curve.best_mm) >= apart_mm
+    relative = np.where(is_peak & far, curve.odds - curve.odds.max(), -np.inf)
+    return float(curve.position_mm[relative.argmax()]) if relative.max() >= -odds else None

@@ -1,0 +1,242 @@
+"""Sections of the phantom are located from proposals that are off; what is no section is said to be none."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import atlalign.localization.locator as module
+from atlalign.atlas.atlas import phantom_atlas
+from atlalign.atlas.planes import homogeneous
+from atlalign.atlas.section_lists import find_list, read_list
+from atlalign.cli import main
+from atlalign.errors import InputError
+from atlalign.localization import Located, Locator, locate, write_located
+from atlalign.localization.fit import Frame, Lie
+from atlalign.localization.locator import anchoring_of
+from atlalign.localization.proposals import Proposal
+from atlalign.localization.search import Search
+from atlalign.localization.views import seen_tissue
+from atlalign.models import save_model
+from atlalign.networks import PlaneLocatorNet
+from atlalign.registration.jobs import Job, find_jobs
+from atlalign.registration.placement import Section
+
+EXTENT = (13.2, 8.0, 11.4)
+PIXEL_MM = 0.1
+MARGIN_PX = 20
+TILT = (0.06, -0.04)
+
+
+@pytest.fixture(scope="module")
+def atlas():
+    return phantom_atlas(image_shape=(160, 228), spacing_um=100)
+
+
+@pytest.fixture(scope="module")
+def locator(atlas):
+    network = PlaneLocatorNet(EXTENT, view_px=32, widths=(4, 4, 4, 4), hidden=4)
+    return Locator(atlas, network=network.eval())
+
+
+def draw(locator: Locator, position_mm: float) -> tuple[torch.Tensor, np.ndarray]:
+    """Return a leaning section of the atlas, and the matrix from its pixels to mm."""
+    frame = Frame(locator.volume, 0, PIXEL_MM)
+    plane = np.array([position_mm, *TILT])
+    image = torch.nn.functional.pad(frame.templates(plane[None])[0, 0], [MARGIN_PX] * 4)
+    down, right = (float(ticks[0]) - MARGIN_PX * PIXEL_MM for ticks in frame.ticks)
+    to_mm = np.array([[PIXEL_MM, 0, right], [0, PIXEL_MM, down]])
+    lie = Lie(plane, np.linalg.inv(homogeneous(to_mm))[:2])
+    return image, lie.matrix(frame)
+
+
+@pytest.fixture
+def series(locator, tmp_path, monkeypatch):
+    """Write sections 0.5 mm apart; what the network proposes of each is 0.35 mm off."""
+    known = {}
+    for number in (3, 5, 6, 9):
+        image, matrix = draw(locator, 4.0 + 0.5 * number)
+        path = tmp_path / f"brain_s{number:03d}.png"
+        Image.fromarray((image * 255).round().byte().numpy()).save(path)
+        known[number] = path, matrix
+
+    offsets = dict(zip(known, (0.35, -0.35, 0.35, -0.35), strict=True))
+    order = iter(())
+
+    def in_turn(network, volume, section, tissue):
+        number = next(order)
+        matrix = known[number][1].copy()
+        matrix[0, 2] += offsets[number]
+        return [Proposal(matrix, "whole", 0.5)]
+
+    def begin(numbers):
+        nonlocal order
+        order = iter(numbers)
+        return [Job(known[number][0]) for number in numbers]
+
+    monkeypatch.setattr(module, "propose", in_turn)
+    return known, begin
+
+
+def errors_um(found: list[Located], known) -> list[float]:
+    middles = []
+    for one in found:
+        matrix = next(matrix for path, matrix in known.values() if path == one.job.path)
+        height, width = one.anchoring.size
+        middles.append(one.position_um - 1000 * (matrix @ ((width - 1) / 2, (height - 1) / 2, 1.0))[0])
+    return middles
+
+
+def test_a_section_is_found_where_it_was_cut(series, locator):
+    known, begin = series
+    found = locate(begin([5, 9]), locator, independent=True)
+    assert np.abs(errors_um(found, known)).max() < 100
+    for one in found:
+        assert one.side == "whole"
+        # Along ML, then DV; the phantom shows little of them.
+        assert one.tilt_deg == pytest.approx(np.rad2deg(np.arctan(TILT[::-1])), abs=4)
+
+
+def test_a_series_has_one_angle_and_equal_steps(series, locator):
+    known, begin = series
+    found = locate(begin([6, 3, 9, 5]), locator)
+    assert [one.number for one in found] == [6, 3, 9, 5]
+    assert np.abs(errors_um(found, known)).max() < 100
+    assert len({one.tilt_deg for one in found}) == 1
+    steps = np.polyfit([one.number for one in found], [one.placed_um for one in found], 1)
+    assert steps[0] == pytest.approx(500, abs=30)
+
+
+def test_one_that_is_no_section_is_reported_beside_others(series, locator, tmp_path):
+    _, begin = series
+    blank = tmp_path / "brain_s004.png"
+    Image.new("L", (90, 70)).save(blank)
+    jobs = begin([3, 5, 6])
+    found = locate([*jobs, Job(blank), Job(tmp_path / "brain_s010.png", problem="no such file")], locator)
+    assert [one.flag == "fail" for one in found] == [False, False, False, True, True]
+    assert found[3].anchoring is None
+    assert "brain_s004.png" in found[3].reason
+    assert found[4].reason == "no such file"
+    table = write_located(tmp_path / "located.json", found)
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8-sig").splitlines()))
+    assert [row["flag"] == "fail" for row in rows] == [False, False, False, True, True]
+    assert rows[3]["position_um"] == ""
+    listed = read_list(tmp_path / "located.json")
+    assert [section.path.name for section in listed] == [job.path.name for job in jobs]
+    for section, one in zip(listed, found[:3], strict=True):
+        assert section.position_um == pytest.approx(one.position_um, abs=0.1)
+    assert find_list(tmp_path) == tmp_path / "located.json"
+
+
+def test_numbers_that_repeat_are_named(series, locator, tmp_path):
+    _, begin = series
+    other = Job(tmp_path / "other_s3.png")
+    with pytest.raises(InputError, match=r"found 3 in .*brain_s003\.png"):
+        locate([*begin([3]), other], locator)
+    # In a folder of its own it is another brain.
+    apart = Job(tmp_path / "sub" / "other_s3.png", problem="not there")
+    assert len(locate([*begin([3]), apart], locator)) == 2
+
+
+def test_two_sections_in_one_image_are_no_section(series, locator, tmp_path, monkeypatch):
+    known, _ = series
+    with Image.open(known[5][0]) as image:
+        both = Image.new("L", (image.width * 2, image.height))
+        both.paste(image, (0, 0))
+        both.paste(image, (image.width, 0))
+    both.save(tmp_path / "two.png")
+    errors = iter((1.0, 0.4, 0.4))
+
+    def proposed(network, volume, section, tissue):
+        return [Proposal(known[5][1], "whole", next(errors))]
+
+    monkeypatch.setattr(module, "propose", proposed)
+    (found,) = locate([Job(tmp_path / "two.png")], locator)
+    assert (found.flag, found.anchoring) == ("fail", None)
+    assert "two.png: expected one section, found two" in found.reason
+
+
+def test_what_fits_nowhere_has_no_place(series, locator, monkeypatch):
+    known, begin = series
+    jobs = begin([3])
+    monkeypatch.setattr(module, "propose", lambda *_: [Proposal(known[3][1], "whole", 5.0)])
+    (found,) = locate(jobs, locator)
+    assert (found.flag, found.anchoring) == ("fail", None)
+    assert "nowhere" in found.reason
+    assert found.placed_job().problem == found.reason
+
+
+def test_what_is_little_like_its_plane_is_to_be_looked_at(locator):
+    known = Located(Job(Path("x.png")), "", 1, likeness=0.3, error_um=50.0)
+    assert module._judged(known).flag == "look"
+    assert "0.30" in module._judged(known).reason
+    assert module._judged(replace(known, likeness=0.9)).flag == "pass"
+    unsure = module._judged(replace(known, likeness=0.9, error_um=400.0, other_um=7000.0))
+    assert ("7000 µm" in unsure.reason, "±400 µm" in unsure.reason) == (True, True)
+
+
+def test_a_half_is_compared_with_that_half(atlas, locator):
+    image, matrix = draw(locator, 6.0)
+    image[:, image.shape[1] // 2 :] = 0
+    section = Section(image, (1, 1), tuple(image.shape), None, "dark")
+    proposal = Proposal(matrix, "left", 0.5)
+    search = Search(locator.registration, locator.frame(0), section, seen_tissue(section), proposal)
+    found = search.look()
+    assert (
+        abs(search.height(found.lie.plane, found.pivot) - (matrix @ (*search.tissue.centre, 1.0))[0]) < 0.15
+    )
+    height, width = image.shape
+    located = Located(Job(Path("x.png")), "", 1, side="left", anchoring=anchoring_of(matrix, (height, width)))
+    assert located.placed_job().options == {"hemisphere": "left"}
+
+
+def test_another_atlas_needs_another_network(atlas):
+    with pytest.raises(InputError, match="phantom"):
+        Locator(atlas, network=PlaneLocatorNet((24.0, 10.0, 16.0), widths=(4, 4, 4, 4, 4), hidden=4))
+    with pytest.raises(InputError, match="PlaneLocatorNet"):
+        Locator(atlas, network=torch.nn.Identity())
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_locator(tmp_path):
+    network = PlaneLocatorNet(EXTENT, view_px=32, widths=(4, 4, 4, 4), hidden=4)
+    return save_model(network, tmp_path / "tiny.safetensors")
+
+
+def test_the_command_writes_anchorings_and_a_table(series, tiny_locator, tmp_path, capsys, monkeypatch):
+    known, begin = series
+    begin(sorted(known))
+    out = tmp_path / "out" / "located.json"
+    options = ["--atlas", "phantom", "--locator", str(tiny_locator), "--out", str(out)]
+    out.parent.mkdir()
+    assert main(["locate", str(tmp_path), *options]) == 0
+    assert "4 of 4 sections located" in capsys.readouterr().out
+    content = json.loads(out.read_text())
+    assert [entry["nr"] for entry in content["slices"]] == [3, 5, 6, 9]
+    assert out.with_suffix(".csv").exists()
+    assert main(["locate", str(tmp_path), *options]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["locate", str(tmp_path), *options[:-1], str(tmp_path / "located.csv")]) == 1
+    assert ".json" in capsys.readouterr().err
+    assert main(["locate", str(tmp_path), *options, "--overwrite", "--section-spacing-um", "0"]) == 1
+    assert "--section-spacing-um" in capsys.readouterr().err
+
+
+def test_lists_need_no_positions(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("L", (9, 9)).save(tmp_path / name)
+    (tmp_path / "list.csv").write_text("filename,brain,hemisphere,p\na.png,one,left,\nb.png,two,,4000\n")
+    first, second = find_jobs([tmp_path / "list.csv"])
+    assert (first.position_um, first.problem, first.brain) == (None, "", "one")
+    assert first.options == {"hemisphere": "left"}
+    assert second.position_um == 4000
+    (tmp_path / "list.csv").write_text("filename\na.png\nb.png\n")
+    assert [job.position_um for job in find_jobs([tmp_path])] == [None, None]
