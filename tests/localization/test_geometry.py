@@ -114,7 +114,9 @@ def section(factor: int = 1) -> Section:
     """A bright disk, brighter at its right."""
     y, x = torch.meshgrid(torch.arange(120.0), torch.arange(160.0), indexing="ij")
     disk = ((x - 100) ** 2 + (y - 50) ** 2 < 30**2).float()
-    return Section(disk * (0.5 + (x > 100) * 0.5), (factor, factor), (120 * factor, 160 * factor), None, "dark")
+    return Section(
+        disk * (0.5 + (x > 100) * 0.5), (factor, factor), (120 * factor, 160 * factor), None, "dark"
+    )
 
 
 @pytest.mark.parametrize("factor", [1, 3])
