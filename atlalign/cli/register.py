@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from atlalign.registration.quality import Limit
     from atlalign.registration.recipe import Recipe
 
+_READING = ("background", "scene", "channel", "page", "z")
 LOCATED = "located.json"
 """The anchorings of sections whose position was found; beside it stands the table of all."""
 
@@ -198,12 +200,18 @@ def _placed(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) ->
     if not unplaced or not isinstance(recipe.references, AtlasReferences):
         return jobs
     locator = Locator(recipe.references.atlas)
+    reading = {name: getattr(recipe.options, name) for name in _READING}
     located = located_jobs(
-        unplaced, locator, independent=options.independent, section_spacing_um=options.section_spacing_um
+        [job._replace(options={**reading, **job.options}) for job in unplaced],
+        locator,
+        independent=options.independent,
+        section_spacing_um=options.section_spacing_um,
     )
     say_located(located)
     say(f"written: {options.out / LOCATED}, {write_located(options.out / LOCATED, located)}")
-    placed = {id(found.job): found.placed_job() for found in located}
+    placed = {
+        id(job): replace(found, job=job).placed_job() for job, found in zip(unplaced, located, strict=True)
+    }
     return [placed.get(id(job), job) for job in jobs]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from atlalign.atlas.atlas import Atlas
 from atlalign.atlas.planes import Anchoring, Matrix
 from atlalign.errors import InputError
-from atlalign.io.images import read_image
+from atlalign.io.images import one_channel, open_channels
 from atlalign.localization.fit import Frame, Lie
 from atlalign.localization.proposals import Proposal, propose
 from atlalign.localization.search import Curve, Found, Search, second_place
@@ -22,6 +22,7 @@ from atlalign.localization.volume import AtlasVolume
 from atlalign.models import load_model
 from atlalign.networks.plane_locator import PlaneLocatorNet
 from atlalign.registration.jobs import Job
+from atlalign.registration.options import Options
 from atlalign.registration.placement import Section, read_section
 
 SHIPPED_LOCATOR = Path(__file__).parents[1] / "weights" / "locator.safetensors"
@@ -139,10 +140,10 @@ class Locator:
         """
         if job.problem:
             raise InputError(job.problem)
-        chosen = {name: job.options.get(name) for name in ("channel", "page", "z")}
-        image = read_image(job.path, **chosen)
-        background = job.options.get("background", "auto")
-        section = read_section(image, (160, _COLUMNS_PX), background=background, name=job.path.name)
+        options = Options(**job.options)
+        image = open_channels(job.path, scene=options.scene, page=options.page, z=options.z)
+        channel = one_channel(image, options.channel, job.path.name)
+        section = read_section(channel, (160, _COLUMNS_PX), background=options.background, name=job.path.name)
         tissue = seen_tissue(section, job.path.name)
         proposals = propose(self.network, self.volume, section, tissue)
         _check_one_section(self, section, tissue, proposals[0], job.path.name)
