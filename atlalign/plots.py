@@ -342,6 +342,32 @@ def series_figure(
     return figure
 
 
+def located_figure(
+    sections: Mapping[str, Sequence[tuple[float, float]]], placed: Sequence[tuple[float, float]]
+) -> Figure:
+    """Draw positions in mm over section numbers: points of sections by kind, and the line on which they are placed."""
+    figure, axes = _chart(height=2.8)
+    number, position = zip(*sorted(placed), strict=True)
+    axes.plot(number, position, "-", color=_PAGE_COLOR, linewidth=1, label="as placed")
+    for (name, points), color in zip(sections.items(), _colors(sections), strict=True):
+        if points:
+            axes.plot(*zip(*points, strict=True), "o", color=color, markersize=4, label=name)
+    axes.set_xlabel("section number")
+    axes.set_ylabel("position from front to back (mm)")
+    _draw_legend(axes)
+    return figure
+
+
+def curve_figure(position_mm: Sequence[float], likeness: Sequence[float], placed_mm: float) -> Figure:
+    """Draw how like the planes along the axis a section is, and where it is placed."""
+    figure, axes = _chart(height=1.6)
+    axes.plot(position_mm, likeness, "-", color=_colors(["likeness"])[0])
+    axes.axvline(placed_mm, color=_PAGE_COLOR, linewidth=1, linestyle="--")
+    axes.set_xlabel("position from front to back (mm)")
+    axes.set_ylabel("likeness")
+    return figure
+
+
 def figure_svg(figure: Figure) -> str:
     """Return a chart as an <svg> element whose text and axes take the colour and font of the surrounding page."""
     import matplotlib

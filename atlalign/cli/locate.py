@@ -41,7 +41,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         type=Path,
         required=True,
         help="the file of anchorings to write, which QuickNII, VisuAlign and `atlalign register` open; the table with "
-        "errors and flags is written beside it",
+        "errors and flags and a page to look at (.html) are written beside it",
     )
     command.add_argument(
         "--images",
@@ -85,7 +85,7 @@ def add_series_options(command: argparse._ActionsContainer) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from atlalign.atlas.atlas import open_atlas
-    from atlalign.localization import Locator, write_located
+    from atlalign.localization import Locator, write_located, write_page
     from atlalign.registration.jobs import find_jobs
 
     _check_out(options.out, overwrite=options.overwrite)
@@ -101,9 +101,10 @@ def _run(options: argparse.Namespace) -> None:
     located = located_jobs(
         jobs, locator, independent=options.independent, section_spacing_um=options.section_spacing_um
     )
-    table = write_located(options.out, located)
+    table, page = write_located(options.out, located), options.out.with_suffix(".html")
+    write_page(page, located)
     say_located(located)
-    say(f"written: {options.out}, {table}")
+    say(f"written: {options.out}, {table}, {page}")
     failed = [_named(found) for found in located if found.anchoring is None]
     if failed:
         raise InputError(
@@ -152,7 +153,7 @@ def say_located(located: "Sequence[Located]") -> None:
 def _check_out(out: Path, *, overwrite: bool) -> None:
     if out.suffix.lower() != ".json":
         raise InputError(f"--out: expected a .json file, got {out}")
-    for path in (out, out.with_suffix(".csv")):
+    for path in (out, out.with_suffix(".csv"), out.with_suffix(".html")):
         if path.exists() and not overwrite:
             raise InputError(f"{path} exists already: choose another --out, or --overwrite")
 

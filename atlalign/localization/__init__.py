@@ -1,6 +1,7 @@
 """Localization: which plane of the atlas a section shows."""
 
 from atlalign.localization.locator import SHIPPED_LOCATOR, Located, Locator, locate
+from atlalign.localization.page import write_page
 from atlalign.localization.results import write_located
 
-__all__ = ["SHIPPED_LOCATOR", "Located", "Locator", "locate", "write_located"]
+__all__ = ["SHIPPED_LOCATOR", "Located", "Locator", "locate", "write_located", "write_page"]

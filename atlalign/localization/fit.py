@@ -173,6 +173,13 @@ class Fitter:
         mm = invert_affine(self._to_frame_px()) @ homogeneous(affine) @ to_frame
         return replace(lie, to_pixel=lie.to_pixel @ homogeneous(mm))
 
+    @torch.inference_mode()
+    def pictures(self, lie: Lie) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Return the plane of the atlas, and the section as it lies there, each (H, W) in 8 bits."""
+        images = self.frame.templates(lie.plane[None])[0, 0] * self.shown, self._placed(lie)[0, 0]
+        plane, section = ((image.clamp(0, 1) * 255).round().byte().numpy() for image in images)
+        return plane, section
+
     def _to_frame_px(self) -> Matrix:
         """Return the map (2, 3) from (right, down) in mm to pixels of the frame."""
         down, right = self.frame.ticks

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from atlalign.atlas.atlas import Atlas
@@ -67,6 +68,7 @@ class Located:
         curve: How well it fits along the axis, by itself.
         alone_um: The position at its tissue's centre by itself.
         placed_um: The position at its tissue's centre as it is located.
+        pictures: The plane of the atlas, and the section as it lies there, each (H, W) in 8 bits.
     """
 
     job: Job
@@ -85,6 +87,7 @@ class Located:
     curve: Curve | None = None
     alone_um: float = math.nan
     placed_um: float = math.nan
+    pictures: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None
 
     def placed_job(self) -> Job:
         """Return the image with its place, or the reason why it has none."""
@@ -288,6 +291,7 @@ def _placed(start: Located, looked: Looked, lie: Lie) -> Located:
     return replace(
         start,
         anchoring=anchoring,
+        pictures=looked.search.finer.pictures(lie),
         position_um=1000 * float(middle[frame.across]),
         tilt_deg=_degrees(lie.plane[[2, 1]]),
         flag="look" if problem else "pass",

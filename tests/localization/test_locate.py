@@ -222,6 +222,10 @@ def test_the_command_writes_anchorings_and_a_table(series, tiny_locator, tmp_pat
     content = json.loads(out.read_text())
     assert [entry["nr"] for entry in content["slices"]] == [3, 5, 6, 9]
     assert out.with_suffix(".csv").exists()
+    page = out.with_suffix(".html").read_text()
+    assert page.count("data:image/webp") >= 8
+    assert page.count("<svg") >= 5
+    assert 'src="http' not in page
     assert main(["locate", str(tmp_path), *options]) == 1
     assert "--overwrite" in capsys.readouterr().err
     assert main(["locate", str(tmp_path), *options[:-1], str(tmp_path / "located.csv")]) == 1
