@@ -245,6 +245,7 @@ def write_slide(folder: Path) -> None:
         np.tile(np.pad(section + 10, 20, constant_values=10), 3),
         resolution=(1e4 / 50,) * 2,
         resolutionunit="CENTIMETER",
+        software="atlalign",
     )
 
 
