@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 _FLOOR = -6.0  # logarithm of the odds of a section that lies elsewhere than its series says
 _OUTSIDE = -3.0  # less likely ones do not fit the series
-_LEAST_ERROR_MM = 0.03
+_LEAST_ERROR_MM = 0.1  # an error that neighbours share does not average out: 85 µm on planes of a real stain
 _MOST_PAIRS = 2000
 _STEPS = 400  # positions along the axis, for sections of which only the order is known
 _NUMBER = re.compile(r"_s(\d+)(?!.*_s\d)|(\d+)\D*$", re.IGNORECASE)
@@ -150,7 +150,8 @@ def _improved(
 
 def _line_errors(number: Floats, best: Floats, position: Floats) -> Floats:
     """Return the standard errors of a line's positions, from how far sections by themselves lie beside it."""
-    spread = 1.48 * float(np.median(np.abs(best - position)))
+    freedom = max(len(number) - 2, 1)  # a line follows two of the sections
+    spread = 1.48 * float(np.median(np.abs(best - position))) * np.sqrt(len(number) / freedom)
     leverage = 1 / len(number) + np.square(number) / max(float(np.square(number).sum()), 1e-9)
     errors: Floats = np.maximum(spread * np.sqrt(leverage), _LEAST_ERROR_MM)
     return errors
