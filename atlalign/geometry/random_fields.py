@@ -446,7 +446,7 @@ class Stretching(RandomField):
         _check_at_least(0.0, radius_fraction=self.radius_fraction, factor_std=self.factor_std)
         _check_at_least(-math.inf, factor_mean=self.factor_mean)
         if self.function not in get_args(RbfFunction):
-            raise unknown_name("function", self.function, get_args(RbfFunction))
+            raise unknown_name("function", str(self.function), get_args(RbfFunction))
 
     def draw(self, images: Tensor, *, generator: torch.Generator | None = None) -> ControlPoints:
         """Return random points and displacements, which the factor has multiplied already."""
@@ -584,9 +584,11 @@ class Mix(RandomField):
     def __init__(self, *, parts: Mapping[str, RandomField], weights: Mapping[str, float]) -> None:
         if set(parts) != set(weights):
             raise InputError(f"weights: expected the names {', '.join(parts)}, got {', '.join(weights)}")
+        named = {f"weights.{name}": weights[name] for name in parts}
+        check_finite_numbers(named, dict.fromkeys(named, 0.0))
         values = [float(weights[name]) for name in parts]
-        if min(values) < 0 or not 0 < sum(values) < math.inf:
-            raise InputError(f"weights: expected numbers ≥ 0, at least one above 0, got {values}")
+        if sum(values) == 0:
+            raise InputError(f"weights: expected one above 0, got {values}")
         self._parts = list(parts.values())
         self._weights = torch.tensor(values)
 

@@ -87,7 +87,7 @@ def ours(atlas: Atlas, model: Path, refine: int, smoothness: float) -> Method:
         plane, grid = pair.reference.plane, pair.reference.grid
         assert plane is not None
         reference = atlas_reference(atlas, plane, shape)
-        section = Section(pair.moving[0, 0], 1, grid.shape, grid.pixel_um, "dark")
+        section = Section(pair.moving[0, 0], (1.0, 1.0), grid.shape, grid.pixel_um, "dark")
         placement = place(section, reference, by="stretch")
         started = time.perf_counter()
         found = register(

@@ -767,7 +767,7 @@ def test_what_cannot_be_placed_may_be_left_where_it_is(place, tmp_path):
         (lambda f: (f / "list.csv").write_text("filename,p\na.png,13201\n"), "a.png: expected a position"),
         (
             lambda f: (f / "list.csv").write_text("filename,pos\na.png,1\n"),
-            "columns filename, p, separated by commas, semicolons or tabs, found 'filename', 'pos'",
+            "a.png: line 2, p: expected a number, found none",
         ),
         (
             lambda f: (f / "list.csv").write_text("filename,p\na.png,far\n"),

@@ -88,7 +88,7 @@ def test_groups_are_those_that_are_promised():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("modle=local", "Did you mean model?"),
+        ("modl=local", "Did you mean model or"),
         ("model.start_filter=[4]", "Did you mean start_filters"),
         ("trainer.max_epoch=3", "Did you mean max_epochs"),
         ("loss=vdclip4", "vdclip3"),
