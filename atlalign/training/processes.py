@@ -105,6 +105,11 @@ def _run(
         with suppress(FileExistsError), error_file.open("xb") as file:
             file.write(content)
         raise SystemExit(1) from error
+    # Threads of the group must not outlive the interpreter: now and then that aborts the process.
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _pickled(error: Exception, note: str) -> bytes:
