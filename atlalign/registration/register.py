@@ -107,15 +107,7 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     section = read_section(
         channel, network.image_shape, background=options.background, name=name, ignored=job.ignored
     )
-    placement = place(
-        section,
-        reference,
-        by=options.place,
-        anchoring=job.anchoring,
-        pixel_size_um=options.pixel_size_um,
-        mirrored=options.mirrored,
-        turn=options.turn or 0.0,
-    )
+    placement = _place(section, reference, job, options)
     is_free = options.turn is None and placement.placed_by in ("scale", "fit")
     turns = [
         attempt(module, reference, section, other)
@@ -156,6 +148,19 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     return RegisteredSection(image, channel, section, reference, kept.placement, registered)
 
 
+def _place(section: Section, reference: Reference, job: Job, options: Options) -> Placement:
+    """Return the place of a section that its job and the options ask for."""
+    return place(
+        section,
+        reference,
+        by=options.place,
+        anchoring=job.anchoring,
+        pixel_size_um=options.pixel_size_um,
+        mirrored=options.mirrored,
+        turn=options.turn or 0.0,
+    )
+
+
 def _check_is_one(channel: Scene, pixel_size_um: float | None, path: Path) -> None:
     """Raise an error if the image shows several sections, as all of them at once fit no plane."""
     view = overview(channel, _OVERVIEW)
@@ -185,23 +190,15 @@ def _by_hand(
     if options.refine:
         raise InputError("--refine: expected a network to refine the result of, found --model none")
     section = unread_section(channel, reference.grid.shape)
-    placement = place(
-        section,
-        reference,
-        by=options.place,
-        anchoring=job.anchoring,
-        pixel_size_um=options.pixel_size_um,
-        mirrored=options.mirrored,
-        turn=options.turn or 0.0,
-    )
+    placement = _place(section, reference, job, options)
     output_um = _output_um(options.output_um, section, reference, placement, job.path.name)
     base = _transform(torch.zeros(1, 2, *reference.grid.shape), placement, section, reference)
     transform = honoured(base, job.points, by_network=False)
     dvf = field_of(transform, placement.matrix).float()
     placed = placed_image(section, placement, reference.grid.shape)
     folding = folded_share(transform, placement.matrix)
-    quality = Quality(**{**_UNMEASURED, **_displacement(dvf, reference), "folding": folding})
-    quality = replace(quality, folding_by_points=folding)
+    measured = {**_displacement(dvf, reference), "folding": folding, "folding_by_points": folding}
+    quality = Quality(**{**_UNMEASURED, **measured})
     without_points = base if len(job.points) else None
     transform = replace(transform, output_um=output_um)
     registered = Registered(transform, placed, warp(placed, dvf), quality, without_points)
