@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 @dataclass(frozen=True)
 class Option:
-    """What a field says beyond its type and default, as in `turn: Annotated[float, Option("…")] = 0.0`.
+    """The declaration of an option beyond its type and default, as in `turn: Annotated[float, Option("…")] = 0.0`.
 
     Attributes:
         help: The text that --help shows.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from atlalign.registration.jobs import Job
 
 _PHANTOM_SHAPE = (160, 228)
-_MIRRORED = "whole sections that are mirrored, left to right, cannot be told from others: check one side of each slide"
+_MIRRORED = "a mirrored whole section looks like any other: check one side of each slide"
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -142,7 +142,7 @@ def located_jobs(
 
 
 def say_located(located: "Sequence[Located]") -> None:
-    """Say how many sections were located, and what cannot be known."""
+    """Report how many sections were located, and warn that mirroring cannot be detected."""
     flags = [found.flag for found in located]
     counts = ", ".join(f"{flags.count(flag)} {flag}" for flag in ("pass", "look", "fail"))
     found = sum(one.anchoring is not None for one in located)

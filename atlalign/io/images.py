@@ -29,7 +29,7 @@ UNREAD_ENDINGS = (
     *(".nd2", ".lif", ".oib", ".oif", ".oir", ".ims", ".mrxs"),
     *(".gif", ".heic", ".psd", ".pdf"),
 )
-"""What the names of images end in whose formats are not read."""
+"""File name endings of image formats that are not read."""
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """The weights of red, green and blue in grey, by ITU-R BT.601."""

@@ -125,7 +125,7 @@ def tissue_of(
     Args:
         pixels: (h, w) or (h, w, 3).
         factor: As `shrink_to_grey` has it.
-        background: What the slide is; auto detects it.
+        background: Brightness of the slide; auto detects it.
         name: For messages.
 
     Raises:
@@ -183,7 +183,7 @@ def hide(pixels: NDArray[Any], mask: _Mask, background: Background = "auto") -> 
     Args:
         pixels: (h, w) or (h, w, 3).
         mask: (h, w).
-        background: What the slide is; auto detects it.
+        background: Brightness of the slide; auto detects it.
     """
     hidden = pixels.copy()
     width = _RIM_PX * _thumbnail_factor(pixels.shape)
@@ -357,7 +357,7 @@ def _foreign(strength: _Floats, off_ground: _Mask) -> _Mask:
 _POWERS = [
     (order - of_y, of_y) for order in range(5) for of_y in range(order + 1)
 ]  # of x and y, by their sum
-_QUADRATIC, _QUARTIC = 6, 15  # so many of them
+_QUADRATIC, _QUARTIC = 6, 15  # number of terms of these polynomials in x and y
 
 
 def _terms(shape: tuple[int, ...], count: int) -> _Floats:

@@ -145,7 +145,7 @@ def find_sections(
         image: (h, w), or (h, w, c).
         is_color: The channels are red, green and blue.
         pixel_um: The size of a pixel; None if it is not known.
-        background: What the slide is; auto detects it.
+        background: Brightness of the slide; auto detects it.
     """
     unit_mm, factor = _scale(image.shape, pixel_um)
     small = _shrunk(image, factor)

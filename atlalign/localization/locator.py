@@ -423,4 +423,6 @@ def _check_one_section(
     alone = [propose(locator.network, locator.volume, section, piece)[0] for piece in tissue.pieces[:2]]
     sure_mm = min(_SURE_MM, _SURER * whole.error_mm)
     if all(one.side == "whole" and one.error_mm < sure_mm for one in alone):
-        raise InputError(f"{name}: expected one section, found two: cut the image in two")
+        raise InputError(
+            f"{name}: expected one section, found two: separate them (atlalign sections {name} --out FOLDER)"
+        )

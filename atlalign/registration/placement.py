@@ -72,7 +72,7 @@ def read_section(
     Args:
         image: In grey or colour; of a pyramid, the smallest level that serves is read.
         image_shape: The network's (H, W): much more is not kept.
-        background: What the slide is; auto detects it.
+        background: Brightness of the slide; auto detects it.
         name: For messages.
         ignored: Tissue that is replaced by what lies around it.
 

@@ -52,7 +52,7 @@ def find_on_view(
         first: The number of its first section.
         pixel_um: The size of a pixel of the scene.
         order: The order of the sections.
-        background: What the slide is; auto detects it.
+        background: Brightness of the slide; auto detects it.
     """
     found = find_sections(
         view.pixels,
