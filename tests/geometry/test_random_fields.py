@@ -37,9 +37,9 @@ from atlalign.geometry.random_fields import (
     SmoothDraw,
     Stretching,
     TooFewEdgesError,
-    _spline_basis,
     invertible_field,
 )
+from atlalign.geometry.random_fields.smooth import _spline_basis
 
 SHAPE = (40, 56)
 IMAGES = torch.zeros(1, 1, *SHAPE)
