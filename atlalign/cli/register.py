@@ -142,7 +142,7 @@ def _run(options: argparse.Namespace) -> None:
     from atlalign.cli.slides import with_sections
     from atlalign.registration.batch import TABLE, VISUALIGN, register_batch
     from atlalign.registration.jobs import find_jobs, find_lists
-    from atlalign.registration.transform import REGIONS
+    from atlalign.registration.record import REGIONS
 
     what: dict[str, Any] = {"position_um": options.position, "listed": options.reference is None}
     options.inputs = with_sections(options.inputs, options.out, Options(**flag_values(Options, options)))
@@ -183,7 +183,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _record_call(options: argparse.Namespace) -> None:
     """Keep how sections were registered beside them; what cannot be written is no reason to fail then."""
-    from atlalign.registration.transform import RECORD
+    from atlalign.registration.record import RECORD
 
     if any(options.out.glob(f"*/{RECORD}")):
         with suppress(WriteError):

@@ -49,22 +49,15 @@ from atlalign.registration.corrections import (
     read_correction,
     read_review,
 )
+from atlalign.registration.displacement import prepare_itk
 from atlalign.registration.jobs import Job
 from atlalign.registration.options import Options
 from atlalign.registration.points import WITHOUT_POINTS
 from atlalign.registration.quality import Limit, Quality, judge
 from atlalign.registration.recipe import Recipe
+from atlalign.registration.record import FORWARD, INVERSE, RECORD, check_whole, read_record, write_record
 from atlalign.registration.register import register_section
 from atlalign.registration.section_files import SECTION_FILES, write_section_files
-from atlalign.registration.transform import (
-    FORWARD,
-    INVERSE,
-    RECORD,
-    check_whole,
-    prepare_itk,
-    read_record,
-    write_record,
-)
 
 TABLE, VISUALIGN, LOG, CALLS = "registrations.csv", "visualign.json", "errors.log", "calls.json"
 """What stands beside the sections' folders: the log holds the tracebacks of unexpected errors, the last one how

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from atlalign.atlas.planes import Plane, Points, check_is_um
 from atlalign.errors import InputError
 from atlalign.io.tables import Table, read_parts, shown, write_table
+from atlalign.registration.grid import Grid
+from atlalign.registration.record import RECORD, read_record
 from atlalign.registration.regions import RegionName, upwards
 from atlalign.registration.results import Results, TransformOptions, Unit, is_inside
-from atlalign.registration.transform import RECORD, Grid, SectionTransform, read_record
+from atlalign.registration.transform import SectionTransform
 
 OFF_PLANE_UM = 100.0
 """The default largest distance of atlas points from a section's plane: section thickness plus position error."""

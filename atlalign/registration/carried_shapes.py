@@ -12,6 +12,7 @@ from atlalign.io.files import written_whole
 from atlalign.io.images import read_labels
 from atlalign.io.tables import read_text
 from atlalign.registration.geojson import move_shapes, outlines
+from atlalign.registration.grid import Grid
 from atlalign.registration.results import (
     Results,
     TransformOptions,
@@ -20,7 +21,6 @@ from atlalign.registration.results import (
     longest_edge,
     reference_frame,
 )
-from atlalign.registration.transform import Grid
 
 
 def transform_shapes(source: Path, folder: Path, out: Path, options: TransformOptions) -> str:

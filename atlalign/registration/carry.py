@@ -26,10 +26,13 @@ from atlalign.io.intensity import slide_color
 from atlalign.io.scenes import Scene
 from atlalign.io.tiff_writer import NOT_OME, write_tiff
 from atlalign.io.views import at_scale, overview
+from atlalign.registration.bands import warp_in_bands
 from atlalign.registration.carried_points import transform_table
 from atlalign.registration.carried_shapes import transform_shapes, write_outlines
+from atlalign.registration.displacement import Displacement
+from atlalign.registration.grid import Grid
 from atlalign.registration.results import TransformOptions, reference_frame, section_frame
-from atlalign.registration.transform import Displacement, Grid, SectionTransform, warp_in_bands
+from atlalign.registration.transform import SectionTransform
 
 __all__ = ["TransformOptions", "transform_file"]
 

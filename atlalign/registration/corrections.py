@@ -29,7 +29,7 @@ from atlalign.registration.geojson import rings
 from atlalign.registration.ignored import NOTHING, Ignored
 from atlalign.registration.jobs import Job
 from atlalign.registration.points import PointPairs
-from atlalign.registration.transform import read_record
+from atlalign.registration.record import read_record
 
 CORRECTION = "correction"
 """The setting among those of a result that says what a person corrected."""

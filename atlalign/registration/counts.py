@@ -17,8 +17,8 @@ from atlalign.io.tables import (
     whole_number,
     write_table,
 )
+from atlalign.registration.record import RECORD, REGIONS
 from atlalign.registration.regions import RegionName, region_names, upwards, with_parts
-from atlalign.registration.transform import RECORD, REGIONS
 
 _SIDES = ("", "left", "right")  # "" means both sides
 _Amounts = dict[str, dict[int, float]]

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from atlalign.atlas.planes import Matrix, Plane, Points, apply_affine, invert_affine
 from atlalign.geometry import identity_grid, invert, warp_points
-from atlalign.registration.transform import Displacement, Grid, SectionTransform
+from atlalign.registration.displacement import Displacement
+from atlalign.registration.grid import Grid
+from atlalign.registration.transform import SectionTransform
 
 
 def transform_of(

@@ -16,10 +16,10 @@ from atlalign.io.intensity import hide, tissue_of
 from atlalign.io.pixels import Background, PixelSize
 from atlalign.io.scenes import Scene
 from atlalign.io.views import Overview, overview
+from atlalign.registration.grid import Grid
 from atlalign.registration.ignored import NOTHING, Ignored
 from atlalign.registration.options import Placing
 from atlalign.registration.references import Reference, bright_tissue, in_words
-from atlalign.registration.transform import Grid
 
 # The section is shrunk to at least so many times the network's resolution before it is sampled.
 _OVERSAMPLING = 2

@@ -10,8 +10,9 @@ import torch
 from atlalign.atlas.planes import Anchoring, Matrix, Plane, Points, apply_affine, invert_affine
 from atlalign.geometry import jacobian_determinant
 from atlalign.geometry.landmarks import TriangleMap, check_targets, move_points
+from atlalign.registration.displacement import Displacement
 from atlalign.registration.placed_field import affine_of, field_of, pixels_of, transform_by, transform_of
-from atlalign.registration.transform import Displacement, SectionTransform
+from atlalign.registration.transform import SectionTransform
 
 REACH = 0.25
 """How far a point's effect reaches, as a share of the reference's width."""

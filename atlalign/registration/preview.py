@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 from atlalign import plots
 from atlalign.io.intensity import slide_color
 from atlalign.pages import SECTION, TEMPLATE, Preview, outline_path, picture_uri
-from atlalign.registration.transform import Grid, SectionTransform, warp_in_bands
+from atlalign.registration.bands import warp_in_bands
+from atlalign.registration.grid import Grid
+from atlalign.registration.transform import SectionTransform
 
 _WIDTH_PX = 400
 

@@ -19,9 +19,9 @@ from atlalign.io.files import fingerprint_of
 from atlalign.io.images import ImageFile, resize_images
 from atlalign.io.intensity import tissue_of
 from atlalign.io.pixels import PixelSize
+from atlalign.registration.grid import Grid
 from atlalign.registration.jobs import Job
 from atlalign.registration.options import Side
-from atlalign.registration.transform import Grid
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,7 @@ from atlalign.io.pixels import log
 from atlalign.io.scenes import Scene
 from atlalign.io.views import overview
 from atlalign.metrics import mutual_information
+from atlalign.registration.grid import Grid
 from atlalign.registration.jobs import Job
 from atlalign.registration.likeness import likeness
 from atlalign.registration.measures import affine_part, cover
@@ -49,7 +50,7 @@ from atlalign.registration.quality import Alternative, OtherPlane, Quality
 from atlalign.registration.recipe import Recipe
 from atlalign.registration.references import Reference
 from atlalign.registration.refine import refine as refined_dvf
-from atlalign.registration.transform import Grid, SectionTransform
+from atlalign.registration.transform import SectionTransform
 from atlalign.registration.turning import likely_turns
 
 NEARBY_UM, FARTHER_UM = (-500.0, -250.0, 250.0, 500.0), (-2000.0, -1000.0, 1000.0, 2000.0)

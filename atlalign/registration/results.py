@@ -14,17 +14,12 @@ from atlalign.errors import InputError
 from atlalign.io.images import open_channels, read_labels
 from atlalign.io.scenes import Focus
 from atlalign.io.tables import Table
+from atlalign.registration.displacement import Displacement
+from atlalign.registration.grid import Grid
 from atlalign.registration.ignored import IGNORED
+from atlalign.registration.record import LABELS, REGIONS, check_file, read_record
 from atlalign.registration.regions import RegionName, read_regions
-from atlalign.registration.transform import (
-    LABELS,
-    REGIONS,
-    Displacement,
-    Grid,
-    SectionTransform,
-    check_file,
-    read_record,
-)
+from atlalign.registration.transform import SectionTransform
 
 Destination = Literal["reference", "section"]
 Unit = Literal["px", "um"]

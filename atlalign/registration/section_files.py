@@ -18,10 +18,12 @@ from atlalign.io.views import at_scale, overview
 from atlalign.pages import PREVIEW
 from atlalign.plots import png, section_overlay
 from atlalign.registration import regions
+from atlalign.registration.grid import Grid
 from atlalign.registration.ignored import IGNORED, NOTHING, Ignored
 from atlalign.registration.preview import preview_of
+from atlalign.registration.record import LABELS, REGIONS
 from atlalign.registration.register import RegisteredSection
-from atlalign.registration.transform import LABELS, REGIONS, Grid, SectionTransform
+from atlalign.registration.transform import SectionTransform
 
 _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY = "registered.tif", "labels.tif", "reference.tif", "overlay.png"
 _OVERVIEW = (1280, 1280)  # enough for the overlay and the colour of the slide

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from atlalign.io.files import written_whole
 from atlalign.io.tables import Table, read_table, write_table
 from atlalign.plots import Course, figure_svg, series_figure
-from atlalign.registration.transform import REGIONS
+from atlalign.registration.record import REGIONS
 
 SERIES, SERIES_PLOT = "series.csv", "series.svg"
 """The table and the plot of a series, in the folder of results."""

@@ -31,7 +31,7 @@ from atlalign.registration.corrections import (
 from atlalign.registration.ignored import Ignored
 from atlalign.registration.jobs import Job
 from atlalign.registration.points import PointPairs
-from atlalign.registration.transform import RECORD, read_record
+from atlalign.registration.record import RECORD, read_record
 
 _AREAS_AT_MOST = 10_000
 

@@ -17,18 +17,15 @@ from atlalign.atlas.planes import Anchoring, Matrix, Points, apply_affine, homog
 from atlalign.io.images import open_channels, read_image, read_labels
 from atlalign.io.views import overview
 from atlalign.plots import brightened
+from atlalign.registration.bands import warp_in_bands
 from atlalign.registration.corrections import Correction
+from atlalign.registration.grid import Grid
 from atlalign.registration.placed_field import transform_by
 from atlalign.registration.points import honoured, load_without_points
+from atlalign.registration.record import LABELS, REGIONS
 from atlalign.registration.references import atlas_reference
 from atlalign.registration.regions import RegionName, read_regions
-from atlalign.registration.transform import (
-    LABELS,
-    REGIONS,
-    Grid,
-    SectionTransform,
-    warp_in_bands,
-)
+from atlalign.registration.transform import SectionTransform
 from atlalign.review.borders import Lines, borders
 from atlalign.review.folder import result_anchoring
 

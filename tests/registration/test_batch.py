@@ -44,7 +44,8 @@ from atlalign.registration import (
 )
 from atlalign.registration import batch as module
 from atlalign.registration.quality import LIMITS, Limit
-from atlalign.registration.transform import SectionTransform, check_whole
+from atlalign.registration.record import check_whole
+from atlalign.registration.transform import SectionTransform
 
 SHAPE = (32, 48)
 FILES = {

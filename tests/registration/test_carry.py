@@ -17,19 +17,11 @@ from atlalign.cli import main
 from atlalign.geometry import smooth_field
 from atlalign.io.images import read_image, read_labels
 from atlalign.io.tiff_writer import write_tiff
+from atlalign.registration.displacement import Displacement
+from atlalign.registration.grid import Grid
+from atlalign.registration.record import FORWARD, INVERSE, LABELS, RECORD, REGIONS, read_record, write_record
 from atlalign.registration.regions import RegionAreas, write_regions
-from atlalign.registration.transform import (
-    FORWARD,
-    INVERSE,
-    LABELS,
-    RECORD,
-    REGIONS,
-    Displacement,
-    Grid,
-    SectionTransform,
-    read_record,
-    write_record,
-)
+from atlalign.registration.transform import SectionTransform
 from tests.registration.test_visualign import ONTOLOGY
 
 REFERENCE = Grid((60, 80), (50.0, 60.0))
@@ -223,7 +215,7 @@ def test_all_channels_go_where_each_alone_does(transform, tmp_path, monkeypatch,
     """Three of them are no colours, and what comes out is taken for what it is by the next call and by others."""
     import tifffile
 
-    monkeypatch.setattr("atlalign.registration.transform._TILE_PX", 50)
+    monkeypatch.setattr("atlalign.registration.bands._TILE_PX", 50)
     grid, target = (SECTION, transform.reference) if to == "reference" else (REFERENCE, SECTION)
     channels = np.random.default_rng(0).integers(100, 999, (count, *grid.shape)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "all.tif", channels, metadata={"axes": "CYX"}, photometric="minisblack")

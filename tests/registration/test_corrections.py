@@ -34,8 +34,9 @@ from atlalign.registration.network import TrainedNetwork
 from atlalign.registration.placed_field import affine_of
 from atlalign.registration.placement import read_section
 from atlalign.registration.points import PointPairs, folded_share, honoured, load_without_points
+from atlalign.registration.record import read_record
 from atlalign.registration.results import TransformOptions
-from atlalign.registration.transform import SectionTransform, read_record
+from atlalign.registration.transform import SectionTransform
 
 SHAPE = (80, 114)
 SIZE = (200, 300)  # of the sections' images

@@ -13,6 +13,7 @@ from atlalign.errors import InputError
 from atlalign.geometry import affine_to_dvf, invert, smooth_field, warp
 from atlalign.io.images import ImageFile
 from atlalign.networks import Registration
+from atlalign.registration.grid import Grid
 from atlalign.registration.measures import affine_part, cover
 from atlalign.registration.placement import (
     Placement,
@@ -28,7 +29,6 @@ from atlalign.registration.placement import (
 from atlalign.registration.quality import LIMITS, Alternative, OtherPlane, Quality, judge, likeliest_distance
 from atlalign.registration.references import Reference, atlas_reference, image_reference
 from atlalign.registration.register import register
-from atlalign.registration.transform import Grid
 from atlalign.registration.turning import likely_turns
 
 SHAPE = (40, 56)

@@ -19,9 +19,9 @@ from atlalign.io.slides import open_slide
 from atlalign.networks.layers import Registration
 from atlalign.registration import Job, Options, atlas_recipe, register_section
 from atlalign.registration import register as module
+from atlalign.registration.grid import Grid
 from atlalign.registration.network import TrainedNetwork
 from atlalign.registration.section_files import write_section_files
-from atlalign.registration.transform import Grid
 
 SHAPE = (40, 56)
 POSITION_UM = 6000.0

@@ -12,8 +12,11 @@ from atlalign.errors import InputError
 from atlalign.geometry import invert, smooth_field
 from atlalign.io.images import read_image
 from atlalign.io.tiff_writer import write_tiff
-from atlalign.registration import transform as module
-from atlalign.registration.transform import Displacement, Grid, SectionTransform, read_record
+from atlalign.registration import record as module
+from atlalign.registration.displacement import Displacement
+from atlalign.registration.grid import Grid
+from atlalign.registration.record import read_record
+from atlalign.registration.transform import SectionTransform
 
 WORK = Grid((24, 40), (100.0, 120.0))
 SECTION = Grid((90, 70), (40.0, 50.0))
@@ -52,7 +55,7 @@ def resampled(image: np.ndarray, source: Grid, target: Grid, path: Path, interpo
 def test_a_registered_image_is_what_simpleitk_makes_of_it(
     transform, tmp_path, monkeypatch, tile, channels, dtype
 ):
-    monkeypatch.setattr(module, "_TILE_PX", tile)
+    monkeypatch.setattr("atlalign.registration.bands._TILE_PX", tile)
     image = np.random.default_rng(0).uniform(10, 250, (*SECTION.shape, *channels)).astype(dtype)
     transform.save(tmp_path, {})
     ours = np.concatenate(list(transform.register(image, fill=7)))
@@ -84,7 +87,7 @@ def test_labels_in_section_space_are_what_simpleitk_makes_of_them(transform, tmp
 def test_labels_come_with_the_side_of_the_midline_that_their_pixels_lie_on(
     transform, monkeypatch, tile, width
 ):
-    monkeypatch.setattr(module, "_TILE_PX", tile)
+    monkeypatch.setattr("atlalign.registration.bands._TILE_PX", tile)
     labels = np.random.default_rng(0).choice([0, 7, 997], (47, width))
     bands = list(transform.label_by_side(labels))
     assert (np.concatenate([ids for ids, _ in bands]) == np.concatenate(list(transform.label(labels)))).all()

@@ -16,8 +16,11 @@ from atlalign.atlas.planes import Anchoring, Plane, apply_affine
 from atlalign.atlas.section_lists import read_list
 from atlalign.errors import InputError
 from atlalign.geometry import smooth_field
+from atlalign.registration.displacement import Displacement
+from atlalign.registration.grid import Grid
+from atlalign.registration.record import FORWARD, INVERSE
 from atlalign.registration.regions import RegionAreas, read_regions, write_regions
-from atlalign.registration.transform import FORWARD, INVERSE, Displacement, Grid, SectionTransform
+from atlalign.registration.transform import SectionTransform
 from atlalign.registration.visualign import MARKER_ERROR_UM, MARKERS_AT_MOST, visualign_slice, write_visualign
 
 ONTOLOGY = Ontology(

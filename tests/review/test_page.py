@@ -258,7 +258,8 @@ def test_the_page_loads_nothing_from_elsewhere_and_complains_of_nothing(page, dr
 
 
 def test_apply_registers_again_and_shows_before_and_after(page, results):
-    from atlalign.registration.transform import SectionTransform, read_record
+    from atlalign.registration.record import read_record
+    from atlalign.registration.transform import SectionTransform
 
     page.open("b")
     start = page.outline_near([150, 200])

@@ -14,13 +14,9 @@ from PIL import Image
 
 from atlalign.atlas.planes import Anchoring
 from atlalign.cli import main
-from atlalign.registration.transform import (
-    FORWARD,
-    Displacement,
-    SectionTransform,
-    read_record,
-    write_record,
-)
+from atlalign.registration.displacement import Displacement
+from atlalign.registration.record import FORWARD, read_record, write_record
+from atlalign.registration.transform import SectionTransform
 from atlalign.review.plane_settings import PlaneSettings
 from tests.browser import running_browser
 from tests.review.conftest import served
