@@ -1,0 +1,134 @@
+"""Sections that were found on a slide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+from atlalign.plots.figures import METHOD_COLORS, empty_figure
+
+
+class Outlined(NamedTuple):
+    """A section on a slide.
+
+    Attributes:
+        label: Its number.
+        outline: Polygons (N, 2) as (x, y) in pixels of the slide.
+        matrix: (2, 3), which takes pixels of its own image to those of the slide.
+        shape: (h, w) of its own image.
+        note: A remark.
+    """
+
+    label: str
+    outline: Sequence[NDArray[np.float64]]
+    matrix: NDArray[np.float64]
+    shape: tuple[int, int]
+    note: str = ""
+
+
+def sections_figure(
+    view: NDArray[np.float32],
+    scale: NDArray[np.float64],
+    sections: Sequence[Outlined],
+    left_out: Sequence[tuple[Sequence[NDArray[np.float64]], str]],
+    *,
+    is_color: bool,
+    title: str,
+) -> Figure:
+    """Draw a slide with its sections outlined and numbered, and below it each section as its own image shows it.
+
+    Args:
+        view: (h, w, c), a small copy of the slide.
+        scale: Pixels of the slide for each of the view along x and y; the axes are in pixels of the slide.
+        sections: In the order of their list.
+        left_out: Polygons around pieces that are no sections, with the reason.
+        is_color: The channels are red, green and blue.
+        title: The name of the slide.
+    """
+    image = _displayed(view, is_color=is_color)
+    height, width = image.shape[:2]
+    columns = 6
+    rows = -(-len(sections) // columns)
+    of_slide = min(12 * height / width, 12.0)
+    figure = empty_figure(figsize=(12, of_slide + 0.8 + 2 * rows), dpi=100, layout="constrained")
+    grid = figure.add_gridspec(1 + rows, columns, height_ratios=[of_slide, *[2.0] * rows])
+    _draw_slide(figure.add_subplot(grid[0, :]), image, scale, sections, left_out, title)
+    for place, section in enumerate(sections):
+        axes = figure.add_subplot(grid[1 + place // columns, place % columns])
+        axes.imshow(_own_image(image, scale, section), interpolation="nearest")
+        axes.set_title(section.label, fontsize=9)
+        axes.set_xlabel("\n".join(section.note.split("; ")), fontsize=6)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    return figure
+
+
+def _draw_slide(
+    axes: Axes,
+    image: NDArray[np.float32],
+    scale: NDArray[np.float64],
+    sections: Sequence[Outlined],
+    left_out: Sequence[tuple[Sequence[NDArray[np.float64]], str]],
+    title: str,
+) -> None:
+    height, width = image.shape[:2]
+    x, y = scale
+    axes.imshow(image, extent=(-0.5, width * x - 0.5, height * y - 0.5, -0.5))
+    for rings, reason in left_out:
+        for ring in rings:
+            axes.fill(*ring.T, fill=False, edgecolor="tab:gray", linewidth=0.7, linestyle=":")
+        if rings:
+            axes.text(
+                float(rings[0][:, 0].min()), float(rings[0][:, 1].min()), reason, color="tab:gray", fontsize=5
+            )
+    for place, section in enumerate(sections):
+        color = METHOD_COLORS[place % len(METHOD_COLORS)]
+        for ring in section.outline:
+            axes.fill(*ring.T, fill=False, edgecolor=color, linewidth=1.5)
+        points = np.concatenate(section.outline)
+        middle = (points.min(axis=0) + points.max(axis=0)) / 2
+        box = {"facecolor": color, "edgecolor": "none", "boxstyle": "round,pad=0.2"}
+        axes.text(
+            float(middle[0]),
+            float(middle[1]),
+            section.label,
+            color="white",
+            fontsize=12,
+            ha="center",
+            va="center",
+            bbox=box,
+        )
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("x (pixels of the slide)", fontsize=8)
+    axes.set_ylabel("y (pixels of the slide)", fontsize=8)
+    axes.tick_params(labelsize=7)
+
+
+def _displayed(view: NDArray[np.float32], *, is_color: bool) -> NDArray[np.float32]:
+    """Return a view as RGB (h, w, 3) in [0, 1]; channels that are no colours are averaged at equal range."""
+    low, high = np.percentile(view, [0.1, 99.9], axis=None if is_color else (0, 1))
+    unit = np.clip((view - low) / np.maximum(high - low, 1e-9), 0, 1)
+    shown: NDArray[np.float32] = (
+        unit if is_color else np.repeat(unit.mean(axis=-1, keepdims=True), 3, axis=-1)
+    )
+    return shown
+
+
+def _own_image(
+    image: NDArray[np.float32], scale: NDArray[np.float64], section: Outlined
+) -> NDArray[np.float32]:
+    """Return a section (h, w, 3), small, as its own image shows it."""
+    height, width = section.shape
+    step = max(1.0, max(height, width) / 200)
+    x, y = np.meshgrid(np.arange(0, width, step), np.arange(0, height, step))
+    points = np.stack([x, y], axis=-1) @ section.matrix[:, :2].T + section.matrix[:, 2]
+    columns, rows = np.moveaxis(np.round((points + 0.5) / scale - 0.5).astype(int), -1, 0)
+    shape = image.shape[:2]
+    own: NDArray[np.float32] = image[rows.clip(0, shape[0] - 1), columns.clip(0, shape[1] - 1)]
+    return own
