@@ -1,6 +1,8 @@
 """Localization: which plane of the atlas a section shows."""
 
-from atlalign.localization.locator import SHIPPED_LOCATOR, Located, Locator, locate
+from atlalign.localization.located import Located
+from atlalign.localization.locating import locate
+from atlalign.localization.locator import SHIPPED_LOCATOR, Locator
 from atlalign.localization.page import write_page
 from atlalign.localization.results import write_located
 

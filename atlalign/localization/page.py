@@ -6,7 +6,7 @@ from pathlib import Path
 
 from atlalign import __version__
 from atlalign.io.files import written_whole
-from atlalign.localization.locator import Located
+from atlalign.localization.located import Located
 from atlalign.pages import Block, Charts, Heading, Text, View, Views, picture_uri, render_page
 from atlalign.plots import curve_figure, figure_svg, located_figure
 

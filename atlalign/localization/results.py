@@ -9,7 +9,7 @@ from typing import Any
 from atlalign import __version__
 from atlalign.io.files import storable, written_whole
 from atlalign.io.tables import write_table
-from atlalign.localization.locator import Located
+from atlalign.localization.located import Located
 
 COLUMNS = (
     "section",

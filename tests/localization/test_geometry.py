@@ -8,7 +8,7 @@ from atlalign.atlas.atlas import phantom_atlas
 from atlalign.atlas.planes import Anchoring
 from atlalign.errors import InputError
 from atlalign.localization.fit import Frame, Lie
-from atlalign.localization.locator import anchoring_of
+from atlalign.localization.located import anchoring_of
 from atlalign.localization.proposals import upright_frame
 from atlalign.localization.samples import ViewSampler
 from atlalign.localization.views import cut_views, even_tone, seen_tissue, view_matrix

@@ -18,7 +18,7 @@ from atlalign.cli import main
 from atlalign.errors import InputError
 from atlalign.localization import Located, Locator, locate, write_located
 from atlalign.localization.fit import Frame, Lie
-from atlalign.localization.locator import anchoring_of
+from atlalign.localization.located import anchoring_of, judged
 from atlalign.localization.proposals import Proposal
 from atlalign.localization.search import Search
 from atlalign.localization.views import seen_tissue
@@ -173,10 +173,10 @@ def test_what_fits_nowhere_has_no_place(series, locator, monkeypatch):
 
 def test_what_is_little_like_its_plane_is_to_be_looked_at(locator):
     known = Located(Job(Path("x.png")), "", 1, likeness=0.3, error_um=50.0)
-    assert module._judged(known).flag == "look"
-    assert "0.30" in module._judged(known).reason
-    assert module._judged(replace(known, likeness=0.9)).flag == "pass"
-    unsure = module._judged(replace(known, likeness=0.9, error_um=400.0, other_um=7000.0))
+    assert judged(known).flag == "look"
+    assert "0.30" in judged(known).reason
+    assert judged(replace(known, likeness=0.9)).flag == "pass"
+    unsure = judged(replace(known, likeness=0.9, error_um=400.0, other_um=7000.0))
     assert ("7000 µm" in unsure.reason, "±400 µm" in unsure.reason) == (True, True)
 
 

@@ -1,0 +1,120 @@
+"""Where a section lies, with what a person should look at."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlalign.atlas.planes import Anchoring, Matrix
+from atlalign.errors import InputError
+from atlalign.localization.fit import Lie
+from atlalign.localization.locator import Looked
+from atlalign.localization.search import Curve
+from atlalign.registration.jobs import Job
+
+_UNSURE_MM = 0.3
+_LITTLE_LIKE = 0.5  # of solid sections in their places, only those at the ends of the brain are less like
+APART_MM = 0.4
+
+
+@dataclass(frozen=True, eq=False)
+class Located:
+    """Where a section lies.
+
+    Attributes:
+        job: The image.
+        brain: Which brain it is of: what its list says, or its folder.
+        number: Its number in the series.
+        side: whole, left or right.
+        anchoring: Of the image; None where it fits nowhere.
+        position_um: Along the axis, at the centre of the image.
+        tilt_deg: Of the plane, about the two other axes of the atlas: of coronal ones the slope along ML and along DV.
+        error_um: The position's standard deviation.
+        error_deg: Those of the tilts.
+        likeness: To the plane, once registered.
+        flag: pass, look or fail.
+        reason: Why it is not pass.
+        other_um: Another position that fits about as well, if there is one.
+        curve: How well it fits along the axis, by itself.
+        alone_um: The position at its tissue's centre by itself.
+        placed_um: The position at its tissue's centre as it is located.
+        pictures: The plane of the atlas, and the section as it lies there, each (H, W) in 8 bits.
+    """
+
+    job: Job
+    brain: str
+    number: int
+    side: str = ""
+    anchoring: Anchoring | None = None
+    position_um: float = math.nan
+    tilt_deg: tuple[float, float] = (math.nan, math.nan)
+    error_um: float = math.nan
+    error_deg: tuple[float, float] = (math.nan, math.nan)
+    likeness: float = math.nan
+    flag: str = "pass"
+    reason: str = ""
+    other_um: float = math.nan
+    curve: Curve | None = None
+    alone_um: float = math.nan
+    placed_um: float = math.nan
+    pictures: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None
+
+    def placed_job(self) -> Job:
+        """Return the image with its place, or the reason why it has none."""
+        if self.anchoring is None:
+            return self.job._replace(problem=self.reason)
+        half = {} if self.side == "whole" else {"hemisphere": self.side}
+        return self.job._replace(
+            position_um=self.anchoring.position_um,
+            anchoring=self.anchoring,
+            options={**half, **self.job.options},
+        )
+
+
+def on_plane(start: Located, looked: Looked, lie: Lie) -> Located:
+    """Return a section with the plane on which it lies."""
+    frame = looked.search.frame
+    matrix = lie.matrix(frame)
+    height, width = looked.section.shape
+    middle = matrix @ ((width - 1) / 2, (height - 1) / 2, 1.0)
+    problem = ""
+    anchoring = None
+    try:
+        anchoring = anchoring_of(matrix, looked.section.shape)
+    except InputError as error:
+        problem = str(error)
+    return replace(
+        start,
+        anchoring=anchoring,
+        pictures=looked.search.finer.pictures(lie),
+        position_um=1000 * float(middle[frame.across]),
+        tilt_deg=in_degrees(lie.plane[[2, 1]]),
+        flag="look" if problem else "pass",
+        reason=problem,
+    )
+
+
+def anchoring_of(matrix: Matrix, shape: tuple[int, int]) -> Anchoring:
+    """Return the anchoring of an image (h, w) whose pixels a matrix (3, 3) takes to (AP, DV, ML) in mm."""
+    height, width = shape
+    share_to_pixel = np.array([[width, 0, -0.5], [0, height, -0.5], [0, 0, 1.0]])
+    return Anchoring.of_points_um(1000 * matrix @ share_to_pixel, shape)
+
+
+def judged(located: Located) -> Located:
+    """Return a section with what there is to look at."""
+    reasons = [located.reason] if located.reason else []
+    if not math.isnan(located.other_um):
+        reasons.append(f"it fits about as well at {located.other_um:.0f} µm")
+    if located.error_um > 1000 * _UNSURE_MM:
+        reasons.append(f"its position is uncertain by ±{located.error_um:.0f} µm")
+    if located.likeness < _LITTLE_LIKE:
+        reasons.append(f"it is little like its plane ({located.likeness:.2f})")
+    return replace(located, flag="look" if reasons else "pass", reason="; ".join(reasons))
+
+
+def in_degrees(slopes: np.ndarray) -> tuple[float, float]:
+    """Return two slopes as angles in degrees."""
+    first, second = np.rad2deg(np.arctan(slopes))
+    return float(first), float(second)
