@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from atlalign.registration.jobs import Job, find_jobs
     from atlalign.registration.options import Options
     from atlalign.registration.recipe import Recipe, atlas_recipe, image_recipe
-    from atlalign.registration.register import RegisteredSection, register_section
+    from atlalign.registration.register import register_section
+    from atlalign.registration.registered import RegisteredSection
     from atlalign.registration.transform import SectionTransform
 
 __all__ = [

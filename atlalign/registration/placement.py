@@ -18,7 +18,8 @@ from atlalign.io.scenes import Scene
 from atlalign.io.views import Overview, overview
 from atlalign.registration.grid import Grid
 from atlalign.registration.ignored import NOTHING, Ignored
-from atlalign.registration.options import Placing
+from atlalign.registration.jobs import Job
+from atlalign.registration.options import Options, Placing
 from atlalign.registration.references import Reference, bright_tissue, in_words
 
 # The section is shrunk to at least so many times the network's resolution before it is sampled.
@@ -198,6 +199,19 @@ def place(
     if known is not None:
         return Placement(matrix, known, "file" if pixel_size_um is None else "user", by, turn)
     return Placement(matrix, _implied_pixel_um(matrix, reference.grid), by, by, turn)
+
+
+def place_job(section: Section, reference: Reference, job: Job, options: Options) -> Placement:
+    """Return the place of a section that its job and the options ask for."""
+    return place(
+        section,
+        reference,
+        by=options.place,
+        anchoring=job.anchoring,
+        pixel_size_um=options.pixel_size_um,
+        mirrored=options.mirrored,
+        turn=options.turn or 0.0,
+    )
 
 
 def turned(placement: Placement, reference: Reference, degrees: float) -> Placement:

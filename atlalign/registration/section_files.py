@@ -22,7 +22,7 @@ from atlalign.registration.grid import Grid
 from atlalign.registration.ignored import IGNORED, NOTHING, Ignored
 from atlalign.registration.preview import preview_of
 from atlalign.registration.record import LABELS, REGIONS
-from atlalign.registration.register import RegisteredSection
+from atlalign.registration.registered import RegisteredSection
 from atlalign.registration.transform import SectionTransform
 
 _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY = "registered.tif", "labels.tif", "reference.tif", "overlay.png"

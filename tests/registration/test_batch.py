@@ -955,7 +955,7 @@ def test_a_registered_image_has_a_limit(sections, monkeypatch):
     """A small image of fine pixels asks for many more pixels all over the reference."""
     recipe = atlas_recipe("phantom", image_shape=SHAPE)
     job = Job(sections / "a.png", 4000.0, options={"pixel_size_um": 20.0})
-    monkeypatch.setattr("atlalign.registration.register._LARGEST_PX", 100_000)
+    monkeypatch.setattr("atlalign.registration.output_size._LARGEST_PX", 100_000)
     with pytest.raises(InputError, match=r"a\.png: --output-um: expected a registered image of at most"):
         register_section(job._replace(options={**job.options, "output_um": 20.0}), recipe)
 

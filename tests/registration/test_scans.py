@@ -18,7 +18,7 @@ from atlalign.io.scenes import Channel
 from atlalign.io.slides import open_slide
 from atlalign.networks.layers import Registration
 from atlalign.registration import Job, Options, atlas_recipe, register_section
-from atlalign.registration import register as module
+from atlalign.registration import output_size as module
 from atlalign.registration.grid import Grid
 from atlalign.registration.network import TrainedNetwork
 from atlalign.registration.section_files import write_section_files

@@ -1,0 +1,75 @@
+"""The network's registration of a section as it is placed, before anything is refined or decided."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from atlalign.errors import InputError, describe
+from atlalign.geometry import warp
+from atlalign.registration.likeness import likeness
+from atlalign.registration.placement import Placement, Section, antialiased, placed_ignored, sampled_image
+from atlalign.registration.references import Reference
+
+
+class Attempt(NamedTuple):
+    """A placed section, and the network's registration of it.
+
+    Attributes:
+        placement: Its place on the reference.
+        placed: (1, 1, H, W), the section there.
+        dvf: (1, 2, H, W), the network's field.
+        registered: (1, 1, H, W), the section under that field.
+        seen: The reference without what lies on ignored tissue of the section: all that is measured.
+        likeness: Of the registered section to the reference.
+    """
+
+    placement: Placement
+    placed: Tensor
+    dvf: Tensor
+    registered: Tensor
+    seen: Reference
+    likeness: float
+
+
+@torch.inference_mode()
+def attempt(network: nn.Module, reference: Reference, section: Section, placement: Placement) -> Attempt:
+    """Return the network's registration of a section as it is placed.
+
+    Raises:
+        InputError: If the network fails, or its field is not finite.
+    """
+    placed = sampled_image(antialiased(section, placement), placement, reference.grid.shape)
+    dvf = network_field(network, reference.image, placed)
+    ignored = placed_ignored(section, placement, reference.grid.shape)
+    registered, seen = compared(reference, placed, ignored, dvf)
+    return Attempt(placement, placed, dvf, registered, seen, likeness(seen.image, registered))
+
+
+def compared(
+    reference: Reference, placed: Tensor, ignored: Tensor | None, dvf: Tensor
+) -> tuple[Tensor, Reference]:
+    """Return the section under a field, and the reference, both with nothing where tissue is ignored."""
+    registered = warp(placed, dvf)
+    if ignored is None:
+        return registered, reference
+    hidden = warp(ignored, dvf) > 0
+    return registered * ~hidden, reference.without(hidden[0, 0])
+
+
+def network_field(network: nn.Module, reference: Tensor, moving: Tensor) -> Tensor:
+    """Return the network's field (1, 2, H, W) on the CPU.
+
+    Raises:
+        InputError: If the network fails, or its field is not finite.
+    """
+    device = next((parameter.device for parameter in network.parameters()), moving.device)
+    try:
+        output = network(reference.to(device), moving.to(device))
+    except (ValueError, RuntimeError) as error:
+        height, width = reference.shape[-2:]
+        raise InputError(f"the network fails on images of {height}×{width} px: {describe(error)}") from error
+    dvf: Tensor = output.dvf.float().cpu()
+    if not bool(dvf.isfinite().all()):
+        raise InputError("the network returned displacements that are not finite")
+    return dvf

@@ -1,0 +1,44 @@
+"""How large the pixels of written images are."""
+
+import math
+
+from atlalign.errors import InputError
+from atlalign.io.pixels import log
+from atlalign.registration.placement import (
+    Placement,
+    Section,
+)
+from atlalign.registration.references import Reference
+
+LARGEST_DEFAULT_PX = 2**27
+"""Of larger images, outputs have larger pixels unless the user chooses."""
+_LARGEST_PX = 10**11  # more is a mistake, whatever the disk holds
+
+
+def output_pixel_um(
+    wanted: float | None, section: Section, reference: Reference, placement: Placement, name: str
+) -> float | None:
+    """Return the pixel size of the images to write; None for that of the section's image.
+
+    Raises:
+        InputError: If they would be too large.
+    """
+    own_um = min(*placement.pixel_um, *reference.grid.pixel_um)
+    largest = max(math.prod(section.shape), math.prod(reference.grid.finer(own_um).shape))
+    if wanted is None and largest <= LARGEST_DEFAULT_PX:
+        return None
+    output_um = wanted or own_um * math.sqrt(largest / LARGEST_DEFAULT_PX)
+    if wanted is None:
+        log.warning(
+            "%s: images are written with pixels of %.3g µm, because at %.3g µm they would have %.0f megapixels "
+            "(--output-um chooses another size)",
+            name,
+            output_um,
+            own_um,
+            largest / 1e6,
+        )
+    elif math.prod(reference.grid.finer(wanted).shape) > _LARGEST_PX:
+        raise InputError(
+            f"{name}: --output-um: expected a registered image of at most {_LARGEST_PX:.0e} pixels, got {wanted:g} µm"
+        )
+    return output_um

@@ -1,0 +1,74 @@
+"""A registered section: what comes out of `register`, and measures of its final field."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from atlalign.io.scenes import Scene
+from atlalign.registration.grid import Grid
+from atlalign.registration.placed_field import transform_of
+from atlalign.registration.placement import Placement, Section
+from atlalign.registration.quality import Quality
+from atlalign.registration.references import Reference
+from atlalign.registration.transform import SectionTransform
+
+
+class RegisteredSection(NamedTuple):
+    """A section from its file to its registration.
+
+    Attributes:
+        image: The image with all of its channels, of which more can be read.
+        channel: The channel that is registered.
+        section: That channel as the network sees it.
+        reference: The image that it is registered to.
+        placement: Its place on the reference before the network.
+        registered: The map, both images and the quality.
+    """
+
+    image: Scene
+    channel: Scene
+    section: Section
+    reference: Reference
+    placement: Placement
+    registered: "Registered"
+
+
+class Registered(NamedTuple):
+    """A registered section.
+
+    Attributes:
+        transform: The map between the section's image and the reference.
+        placed: (1, 1, H, W), the section before the network.
+        registered: (1, 1, H, W).
+        quality: How well the registration went.
+        without_points: The transform before it honoured points that a person set; None without points.
+    """
+
+    transform: SectionTransform
+    placed: Tensor
+    registered: Tensor
+    quality: Quality
+    without_points: SectionTransform | None = None
+
+
+def displacement_measures(dvf: Tensor, reference: Reference) -> dict[str, Any]:
+    """Return those measures of `Quality` that are lengths of the final field."""
+    displacement = lengths_um(dvf, reference.grid)[reference.tissue]
+    return {
+        "displacement_mean_um": float(displacement.mean()),
+        "displacement_max_um": float(displacement.max()) if len(displacement) else torch.nan,
+    }
+
+
+def section_transform(
+    dvf: Tensor, placement: Placement, section: Section, reference: Reference
+) -> SectionTransform:
+    """Return the map that a field at the reference's size stands for, between the reference and the section's image."""
+    image = Grid(section.shape, placement.pixel_um)
+    return transform_of(dvf, placement.matrix, reference.grid, image, reference.plane)
+
+
+def lengths_um(dvf: Tensor, grid: Grid) -> Tensor:
+    """Return the lengths (H, W) in µm of the displacements of a field (1, 2, H, W) in pixels."""
+    return (dvf[0] * torch.tensor(grid.pixel_um).view(2, 1, 1)).square().sum(dim=0).sqrt()
