@@ -14,8 +14,9 @@ from torch.utils.data import Dataset, Sampler
 from atlalign.atlas.atlas import Atlas
 from atlalign.data.augmenter_kinds import BatchAugmenter, ImageAugmenter
 from atlalign.geometry import resize, warp
+from atlalign.io.ground import find_ground
 from atlalign.io.images import resize_images
-from atlalign.io.intensity import find_ground, on_dark_ground
+from atlalign.io.intensity import on_dark_ground
 
 _READ = ("img", "deltas_xy", "inv_deltas_xy")
 

@@ -15,6 +15,10 @@ PixelSize = tuple[float, float]
 """Of one pixel along x and y, in µm."""
 Background = Literal["auto", "bright", "dark"]
 """The empty slide; auto detects it."""
+Mask = NDArray[np.bool_]
+"""Which pixels (h, w) of an image."""
+Floats = NDArray[np.float64]
+"""Numbers of any shape."""
 
 _BAND_PX = 2**22  # this many pixels are converted at once
 

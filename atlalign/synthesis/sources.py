@@ -24,8 +24,9 @@ from atlalign.errors import (
     checked_shape,
 )
 from atlalign.geometry import affine_to_dvf, invert, stays_inside, warp
+from atlalign.io.ground import find_ground
 from atlalign.io.images import read_image, resize_images, shrink_to_grey
-from atlalign.io.intensity import find_ground, tissue_of, to_unit_range
+from atlalign.io.intensity import tissue_of, to_unit_range
 from atlalign.synthesis.contrast import apply_contrast, draw_contrast
 from atlalign.synthesis.damage import draw_damage, missing
 

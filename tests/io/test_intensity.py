@@ -7,7 +7,8 @@ from PIL import Image
 
 from atlalign.atlas.section_lists import read_list
 from atlalign.errors import InputError
-from atlalign.io.intensity import find_ground, on_dark_ground, slide_color, tissue_of
+from atlalign.io.ground import find_ground
+from atlalign.io.intensity import on_dark_ground, slide_color, tissue_of
 from tests.registration import situations
 
 H, W = 120, 180
