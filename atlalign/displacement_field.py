@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from atlalign import geometry
-from atlalign.errors import InputError, check_numbers, checked_shape, unknown_name
-from atlalign.geometry.scattered import GriddataMethod, RbfFunction, corners, with_zeros
-from atlalign.io.files import itk_name, written_whole
+from atlalign.errors import InputError, check_numbers, checked_shape
+from atlalign.geometry.approaches import Shape, field_by_approach, field_of_matrix
+from atlalign.geometry.array_warp import BorderMode, Interpolation, warp_array
+from atlalign.io.fields import read_field, write_field
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Shape = tuple[int, int]
 Transform = Callable[[NDArray[np.float64], NDArray[np.float64]], tuple[ArrayLike, ArrayLike]]
-Interpolation = Literal["linear", "nearest", "cubic"]
-BorderMode = Literal["constant", "replicate", "reflect", "reflect_101"]
-ControlPointMethod = Literal["rbf", "griddata"]
-
-_MODES: dict[str, geometry.SamplingMode] = {"linear": "bilinear", "nearest": "nearest", "cubic": "bicubic"}
-_PADDINGS: dict[str, geometry.PaddingMode] = {
-    "constant": "zeros",
-    "replicate": "border",
-    "reflect": "border",  # after the coordinates themselves were reflected
-    "reflect_101": "reflection",
-}
-# Half a pixel outside the image, cubic interpolation needs this many pixels beyond the border.
-_CUBIC_REACH_PX = 2
-_ITK_SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 
 
 class DisplacementField:
@@ -101,7 +85,7 @@ class DisplacementField:
             array([0., 1., 2., 3.], dtype=float32)
         """
         if not callable(transform):
-            return cls.from_dvf(_matrix_to_dvf(np.asarray(transform, dtype=np.float64), shape))
+            return cls.from_dvf(field_of_matrix(np.asarray(transform, dtype=np.float64), shape))
         y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float64)
         new_x, new_y = (
             np.asarray(component, dtype=np.float64) for component in transform(x.copy(), y.copy())
@@ -117,20 +101,7 @@ class DisplacementField:
         Raises:
             InputError: If the file is missing, damaged, of another type, not a 2D field, or not finite everywhere.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise InputError(f"{path}: expected a file with a displacement field, found none")
-        array = _read_npy(path) if _suffix(path) == ".npy" else _read_itk(path)
-        if array.ndim != 3 or array.shape[2] != 2 or array.dtype.kind not in "fiu":
-            raise InputError(
-                f"{path}: expected a field (H, W, 2) of numbers, found {array.shape} of {array.dtype}"
-            )
-        with np.errstate(over="ignore"):
-            array = array.astype(np.float32)
-        if not np.isfinite(array).all():
-            raise InputError(
-                f"{path}: expected finite displacements, found {int((~np.isfinite(array)).sum())} that are not"
-            )
+        array = read_field(Path(path))
         return cls(array[..., 0], array[..., 1])
 
     @classmethod
@@ -157,10 +128,7 @@ class DisplacementField:
             >>> DisplacementField.generate((40, 56), "affine_simple", translation_x=2, translation_y=1.5)
             DisplacementField(shape=(40, 56), largest displacement 2.50 px)
         """
-        shape = checked_shape("shape", shape)
-        if approach not in _APPROACHES:
-            raise unknown_name("approach", approach, _APPROACHES)
-        return cls.from_dvf(_called(_APPROACHES, approach, shape, options=parameters)[0])
+        return cls.from_dvf(field_by_approach(shape, approach, parameters)[0])
 
     # --- properties ---------------------------------------------------------------------------------------------------
 
@@ -244,24 +212,8 @@ class DisplacementField:
             InputError: If the image has another shape, a name is unknown, or displacements are not finite.
         """
         self._check_finite("warp")
-        if interpolation not in _MODES:
-            raise unknown_name("interpolation", interpolation, _MODES)
-        if border_mode not in _PADDINGS:
-            raise unknown_name("border mode", border_mode, _PADDINGS)
         image = self._checked(image, "image")
-        # Wide integers need the precision of float64.
-        values = image.astype(np.result_type(image.dtype, np.float32))
-        dvf, margin = (self._reflected(), _CUBIC_REACH_PX) if border_mode == "reflect" else (self._dvf, 0)
-        padded = torch.from_numpy(np.pad(values, margin, mode="symmetric"))[None, None]
-        warped = geometry.warp(
-            padded,
-            F.pad(dvf.to(padded.dtype), [margin] * 4),
-            mode=_MODES[interpolation],
-            padding_mode=_PADDINGS[border_mode],
-        )
-        height, width = self.shape
-        warped = warped[0, 0, margin : margin + height, margin : margin + width]
-        return _cast(warped.numpy(), image.dtype)
+        return warp_array(image, self._dvf, interpolation=interpolation, border_mode=border_mode)
 
     def warp_annotation(self, annotation: NDArray[Any]) -> NDArray[Any]:
         """Return the warped labels in the same data type: nearest neighbour, with the border replicated.
@@ -398,13 +350,7 @@ class DisplacementField:
             >>> bool((DisplacementField.from_file("field.nii.gz").delta_x == field.delta_x).all())
             True
         """
-        path = Path(path)
-        if not path.parent.is_dir():
-            raise InputError(f"{path}: expected an existing folder to write to")
-        array = np.moveaxis(self._dvf[0].numpy(), 0, -1)
-        write = _write_npy if _suffix(path) == ".npy" else _write_itk
-        with written_whole(path) as unfinished:
-            write(unfinished, array)
+        write_field(Path(path), np.moveaxis(self._dvf[0].numpy(), 0, -1))
 
     def plot_grid(self) -> Figure:
         """Draw the positions of a regular grid in the moving image."""
@@ -432,13 +378,6 @@ class DisplacementField:
     def _target(self) -> Tensor:
         return geometry.identity_grid(self.shape, self._dvf.dtype, self._dvf.device) + self._dvf
 
-    def _reflected(self) -> Tensor:
-        """Return the field with source positions mirrored into the image at the outer edge of the outermost pixels."""
-        size = torch.tensor([self.shape[1], self.shape[0]]).view(1, 2, 1, 1)
-        target = (self._target() + 0.5).remainder(2 * size)
-        mirrored = torch.minimum(target, 2 * size - target) - 0.5
-        return mirrored - geometry.identity_grid(self.shape, mirrored.dtype, mirrored.device)
-
     def _checked(self, array: NDArray[Any], name: str) -> NDArray[Any]:
         """Return an array of the field's shape in a form that torch accepts: contiguous, in native byte order."""
         array = np.asarray(array)
@@ -452,218 +391,6 @@ class DisplacementField:
     def _check_shape(self, shape: tuple[int, ...], name: str) -> None:
         if tuple(shape) != self.shape:
             raise InputError(f"{name}: expected the field's shape {self.shape}, got {tuple(shape)}")
-
-
-# --- generators -------------------------------------------------------------------------------------------------------
-
-
-def _identity(shape: Shape) -> Tensor:
-    return torch.zeros(1, 2, *shape)
-
-
-def _affine(shape: Shape, *, matrix: ArrayLike) -> Tensor:
-    return _matrix_to_dvf(np.asarray(matrix, dtype=np.float64), shape)[None]
-
-
-def _affine_simple(
-    shape: Shape,
-    *,
-    scale_x: float = 1,
-    scale_y: float = 1,
-    rotation: float = 0,
-    translation_x: float = 0,
-    translation_y: float = 0,
-    shear: float = 0,
-    apply_centering: bool = True,
-) -> Tensor:
-    values = (scale_x, scale_y, rotation, translation_x, translation_y, shear)
-    parameters = geometry.AffineSimple(*(torch.tensor([float(value)]) for value in values))
-    return geometry.affine_simple(parameters, shape, apply_centering=apply_centering)
-
-
-def _control_points(
-    shape: Shape,
-    *,
-    points: ArrayLike,
-    values_delta_x: ArrayLike,
-    values_delta_y: ArrayLike,
-    interpolation_method: ControlPointMethod = "rbf",
-    **options: Any,
-) -> Tensor:
-    arrays = [np.asarray(values, dtype=np.float32) for values in (points, values_delta_x, values_delta_y)]
-    n = len(arrays[0])
-    if [array.shape for array in arrays] != [(n, 2), (n,), (n,)]:
-        raise InputError(
-            "control points: expected points (N, 2), values_delta_x (N,) and values_delta_y (N,), got "
-            + ", ".join(str(array.shape) for array in arrays)
-        )
-    rows_columns, x, y = map(torch.from_numpy, arrays)
-    parameters = geometry.ControlPoints(rows_columns.flip(-1)[None], torch.stack([x, y], dim=-1)[None])
-    return _interpolated(parameters, shape, interpolation_method, **options)
-
-
-def _edge_stretching(
-    shape: Shape,
-    *,
-    edge_mask: NDArray[np.bool_],
-    n_points: int = 6,
-    radius_max: float = 60,
-    seed: int | None = None,
-    interpolation_method: ControlPointMethod = "rbf",
-    **options: Any,
-) -> Tensor:
-    mask = np.asarray(edge_mask, dtype=np.bool_)
-    if mask.shape != tuple(shape):
-        raise InputError(f"edge_mask: expected the field's shape {tuple(shape)}, got {mask.shape}")
-    parameters = geometry.draw_edge_stretching(
-        torch.from_numpy(mask)[None], n_points=n_points, radius_max=radius_max, generator=_generator(seed)
-    )
-    return _interpolated(parameters, shape, interpolation_method, **options)
-
-
-def _projective(shape: Shape, *, matrix: ArrayLike) -> Tensor:
-    return geometry.projective(torch.as_tensor(np.asarray(matrix, dtype=np.float64))[None], shape)
-
-
-def _smooth(
-    shape: Shape,
-    *,
-    mean_fraction: float = 0.02,
-    largest_fraction: float = 0.06,
-    spacing: float = 0.15,
-    seed: int | None = None,
-) -> Tensor:
-    pair = geometry.smooth_field(
-        1,
-        shape,
-        mean_fraction=mean_fraction,
-        largest_fraction=largest_fraction,
-        spacing=spacing,
-        generator=_generator(seed),
-    )
-    return pair.dvf
-
-
-_APPROACHES: dict[str, Callable[..., Tensor]] = {
-    "identity": _identity,
-    "affine": _affine,
-    "affine_simple": _affine_simple,
-    "projective": _projective,
-    "control_points": _control_points,
-    "edge_stretching": _edge_stretching,
-    "smooth": _smooth,
-}
-
-
-def _rbf(
-    parameters: geometry.ControlPoints, shape: Shape, *, function: RbfFunction = "linear", smooth: float = 0
-) -> Tensor:
-    return geometry.control_points(parameters, shape, function=function, smooth=smooth)
-
-
-def _griddata(
-    parameters: geometry.ControlPoints, shape: Shape, *, method: GriddataMethod = "linear"
-) -> Tensor:
-    return geometry.interpolate_griddata(*with_zeros(*parameters, corners(shape)), shape, method=method)
-
-
-_INTERPOLATIONS: dict[str, Callable[..., Tensor]] = {"rbf": _rbf, "griddata": _griddata}
-
-
-def _interpolated(
-    parameters: geometry.ControlPoints, shape: Shape, interpolation_method: str, **options: Any
-) -> Tensor:
-    if interpolation_method not in _INTERPOLATIONS:
-        raise unknown_name("interpolation method", interpolation_method, _INTERPOLATIONS)
-    return _called(_INTERPOLATIONS, interpolation_method, parameters, shape, options=options)
-
-
-def _called(
-    makers: Mapping[str, Callable[..., Tensor]], name: str, *given: Any, options: Mapping[str, Any]
-) -> Tensor:
-    """Return the result of the named maker, after a check that its options are complete and known."""
-    has = inspect.getfullargspec(makers[name])
-    for option in options:
-        if option not in has.kwonlyargs and not has.varkw:
-            raise unknown_name(f"parameter of {name}", option, has.kwonlyargs)
-    needed = [key for key in has.kwonlyargs if key not in options and key not in (has.kwonlydefaults or {})]
-    if needed:
-        raise InputError(f"{name}: expected the parameters {', '.join(needed)}, got none of that name")
-    return makers[name](*given, **options)
-
-
-def _matrix_to_dvf(matrix: NDArray[np.float64], shape: Shape) -> Tensor:
-    if matrix.shape == (2, 3):
-        return geometry.affine_to_dvf(torch.from_numpy(matrix)[None], shape)[0]
-    if matrix.shape == (3, 3):
-        return geometry.projective(torch.from_numpy(matrix)[None], shape)[0]
-    raise InputError(f"matrix: expected affine (2, 3) or projective (3, 3), got {matrix.shape}")
-
-
-def _generator(seed: int | None) -> torch.Generator | None:
-    return None if seed is None else torch.Generator().manual_seed(seed)
-
-
-# --- files and arrays -------------------------------------------------------------------------------------------------
-
-
-def _suffix(path: Path) -> str:
-    """Return the known ending of a file's name."""
-    for suffix in (".npy", *_ITK_SUFFIXES):
-        if path.name.lower().endswith(suffix):
-            return suffix
-    raise InputError(f"{path}: expected a name that ends in .npy, {', '.join(_ITK_SUFFIXES)}")
-
-
-def _read_npy(path: Path) -> NDArray[Any]:
-    try:
-        with path.open("rb") as file:
-            # Unlike `np.load`, this never falls back to a zip archive or a pickle, which can run code.
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, OSError, MemoryError) as error:
-        raise InputError(f"{path}: expected an .npy array of numbers, cannot read it ({error})") from error
-
-
-def _write_npy(path: Path, array: NDArray[np.float32]) -> None:
-    np.save(path, array)
-
-
-def _write_itk(path: Path, array: NDArray[np.float32]) -> None:
-    import SimpleITK
-
-    try:
-        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array, isVector=True), itk_name(path))
-    except RuntimeError as error:
-        raise OSError(str(error).splitlines()[-1]) from error
-
-
-def _read_itk(path: Path) -> NDArray[Any]:
-    """Return the displacements (H, W, 2) in pixels of an ITK vector image."""
-    import SimpleITK
-
-    try:
-        # SimpleITK does not recognise .MHA in capitals.
-        image: Any = SimpleITK.ReadImage(
-            itk_name(path), imageIO="MetaImageIO" if _suffix(path) == ".mha" else ""
-        )
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1]
-        raise InputError(f"{path}: expected an ITK image, cannot read it ({reason})") from error
-    if image.GetDimension() != 2 or image.GetNumberOfComponentsPerPixel() != 2:
-        raise InputError(
-            f"{path}: expected a 2D image of 2 components, found {image.GetDimension()}D"
-            f" of {image.GetNumberOfComponentsPerPixel()}"
-        )
-    to_length = np.reshape(image.GetDirection(), (2, 2)) * np.asarray(image.GetSpacing())
-    return SimpleITK.GetArrayFromImage(image) @ np.linalg.inv(to_length).T
-
-
-def _cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return the values in another data type; for integers they are rounded, and cubic overshoots are clipped."""
-    if dtype.kind not in "iub":
-        return values.astype(dtype)
-    limits = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    return values.round().clip(*limits).astype(dtype)
 
 
 def _read_only(tensor: Tensor) -> NDArray[Any]:

@@ -9,7 +9,6 @@ from atlalign.io.pieces.piece import Piece
 from atlalign.io.pieces.rejects import LeftOut
 from atlalign.io.pixels import Floats, Mask
 
-
 # Lengths are shares of the root of the smaller area, gaps of the geometric mean of both roots.
 _NEAR = 0.2  # this much further away than the gap still faces
 _REACH = 0.3
