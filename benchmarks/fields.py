@@ -23,8 +23,8 @@ from atlalign.geometry.random_fields import Affine, EdgeStretching
 from atlalign.geometry.scattered import anchor_points, corners
 from atlalign.networks import LocalUNet
 from atlalign.synthesis.contrast import draw_contrast
-from atlalign.synthesis.generate import one_thread
 from atlalign.synthesis.online import OnlineDataModule
+from atlalign.synthesis.parts import one_thread
 from atlalign.synthesis.samples import Recipe, make_sample
 from atlalign.synthesis.sources import AnnotatedSource
 from benchmarks.loading import data_module

@@ -34,11 +34,14 @@ from atlalign.geometry import (
     warp,
 )
 from atlalign.geometry.random_fields import Affine
+from atlalign.synthesis import assembly, parts
 from atlalign.synthesis import generate as module
 from atlalign.synthesis import samples as sample_module
-from atlalign.synthesis.generate import UnfinishedError, figure_path, generate
+from atlalign.synthesis.assembly import figure_path
+from atlalign.synthesis.generate import generate
 from atlalign.synthesis.samples import RejectedError, deform, registered_image, sample_generator
 from atlalign.synthesis.sources import AnnotatedSource, ImagesSource, Start, _working_map
+from atlalign.synthesis.unfinished import UnfinishedError
 from tests.conftest import write_h5
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +53,7 @@ TINY_POINTS = ["deformation.radius_fraction=0.125", "deformation.anchor.spacing=
 
 @pytest.fixture(autouse=True)
 def _quick_figure(monkeypatch):
-    monkeypatch.setattr(module, "_SAMPLES_SHOWN", 1)
+    monkeypatch.setattr(assembly, "_SAMPLES_SHOWN", 1)
 
 
 def configured(out: Path, *overrides: str):
@@ -383,7 +386,7 @@ def test_the_same_command_gives_the_same_bytes_and_another_seed_does_not(tmp_pat
 @pytest.mark.parametrize("stopped_at", [0, 1, 3])
 def test_after_a_crash_the_same_command_ends_with_the_same_bytes(stopped_at, tmp_path, monkeypatch):
     whole = generate(from_atlas(tmp_path / "whole.h5")).read_bytes()
-    make_part = module.make_part
+    make_part = parts.make_part
     made = []
 
     def crash(recipe, original, partial):
@@ -397,11 +400,11 @@ def test_after_a_crash_the_same_command_ends_with_the_same_bytes(stopped_at, tmp
         make_part(recipe, original, partial)
 
     out = tmp_path / "out.h5"
-    monkeypatch.setattr(module, "make_part", crash)
+    monkeypatch.setattr(parts, "make_part", crash)
     with pytest.raises(KeyboardInterrupt):
         generate(from_atlas(out))
     assert not out.exists()
-    monkeypatch.setattr(module, "make_part", count)
+    monkeypatch.setattr(parts, "make_part", count)
     assert generate(from_atlas(out)).read_bytes() == whole
     assert made == list(range(stopped_at, 4))
     assert {path.name for path in tmp_path.iterdir()} == {"whole.h5", "whole.png", "out.h5", "out.png"}
@@ -445,7 +448,7 @@ def test_a_damaged_part_of_an_interrupted_run_is_made_again(damage, tmp_path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_publish", crash)
+        patched.setattr(module, "publish", crash)
         with pytest.raises(KeyboardInterrupt):
             generate(from_atlas(out, *small))
     damage(tmp_path / "out.h5.partial" / "part-000001.h5")
@@ -456,23 +459,23 @@ def test_a_damaged_part_of_an_interrupted_run_is_made_again(damage, tmp_path, mo
 
 def test_a_crash_while_the_parts_are_put_together_is_gone_on_from(tmp_path, monkeypatch):
     whole = generate(from_atlas(tmp_path / "whole.h5")).read_bytes()
-    append = module._append
+    append = assembly._append
 
     def crash(part, file, start):
         if start > 2:
             raise KeyboardInterrupt
         append(part, file, start)
 
-    monkeypatch.setattr(module, "_append", crash)
+    monkeypatch.setattr(assembly, "_append", crash)
     with pytest.raises(KeyboardInterrupt):
         generate(from_atlas(tmp_path / "out.h5"))
     assert not (tmp_path / "out.h5").exists()
-    monkeypatch.setattr(module, "_append", append)
+    monkeypatch.setattr(assembly, "_append", append)
     assert generate(from_atlas(tmp_path / "out.h5")).read_bytes() == whole
 
 
 def test_unfinished_work_of_another_command_is_refused_and_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "make_part", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(parts, "make_part", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         generate(from_atlas(tmp_path / "out.h5"))
     with pytest.raises(InputError, match=r"another command \(deformation.spacing differ"):
@@ -485,7 +488,7 @@ def test_an_image_that_changes_in_the_meantime_is_seen(name, tmp_path, monkeypat
     listing = write_images(tmp_path / "sections") / "list.csv"
     config = configured(tmp_path / "out.h5", "source=images", f"source.path={listing}", "deformation=smooth")
     with monkeypatch.context() as patched:
-        patched.setattr(module, "make_part", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(parts, "make_part", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             generate(config)
     os.utime(listing.with_name(name), (1, 1))
@@ -502,8 +505,8 @@ def test_processes_do_not_change_the_bytes(tmp_path):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from atlalign.synthesis import generate
-with generate._only_run(Path(sys.argv[1])):
+from atlalign.synthesis.unfinished import only_run
+with only_run(Path(sys.argv[1])):
     print("holds it", flush=True)
     time.sleep(600)
 """
@@ -856,14 +859,14 @@ def test_a_bad_value_of_a_stretching_is_a_sentence(override, message, tmp_path):
 
 @pytest.mark.parametrize("after", [0, 1])
 def test_an_unforeseen_error_leaves_the_parts_that_are_finished_alone(after, tmp_path, monkeypatch):
-    make_part = module.make_part
+    make_part = parts.make_part
 
     def fail(recipe, original, partial):
         if original == after:
             raise KeyError("unforeseen")
         make_part(recipe, original, partial)
 
-    monkeypatch.setattr(module, "make_part", fail)
+    monkeypatch.setattr(parts, "make_part", fail)
     with pytest.raises(KeyError):
         generate(from_atlas(tmp_path / "a.h5"))
     assert len(list(tmp_path.glob("a.h5.partial/part-*.h5"))) == after
