@@ -340,40 +340,40 @@ def allen_atlas(
 
 
 def open_atlas(
-    name: str | Path,
+    atlas: str | Path = "allen",
     *,
     phantom_shape: tuple[int, int],
-    annotation_path: str | Path | None = None,
-    ontology_path: str | Path | None = None,
+    annotation: str | Path | None = None,
+    ontology: str | Path | None = None,
     spacing_um: float | None = None,
     axes: str | None = None,
 ) -> Atlas:
     """Return an atlas at its own resolution, with region ids if it has any.
 
     Args:
-        name: phantom, allen, or a file.
+        atlas: phantom, allen, or a file.
         phantom_shape: (H, W) at which the phantom, which has no resolution of its own, is drawn.
-        annotation_path: Only for a file, see `file_atlas`.
-        ontology_path: Only for a file.
+        annotation: Only for a file, see `file_atlas`.
+        ontology: Only for a file.
         spacing_um: Only for a file.
         axes: Only for a file.
 
     Raises:
         InputError: If the atlas cannot be loaded, or phantom or allen comes with an argument that is only for a file.
     """
-    of_file = (annotation_path, ontology_path, spacing_um, axes)
-    if name in (PHANTOM, "allen") and any(value is not None for value in of_file):
+    of_file = (annotation, ontology, spacing_um, axes)
+    if atlas in (PHANTOM, "allen") and any(value is not None for value in of_file):
         raise InputError(
-            f"atlas '{name}' has its own annotation, ontology, spacing and axes: expected none beside it"
+            f"atlas '{atlas}' has its own annotation, ontology, spacing and axes: expected none beside it"
         )
-    if name == PHANTOM:
+    if atlas == PHANTOM:
         return phantom_atlas(image_shape=phantom_shape)
-    if name == "allen":
+    if atlas == "allen":
         return allen_atlas()
     return file_atlas(
-        name,
-        annotation_path=annotation_path,
-        ontology_path=ontology_path,
+        atlas,
+        annotation_path=annotation,
+        ontology_path=ontology,
         spacing_um=spacing_um,
         axes=axes,
     )

@@ -17,6 +17,11 @@ def flag_values(options: type, namespace: argparse.Namespace) -> dict[str, Any]:
     return {declared.name: getattr(namespace, declared.name) for declared in declarations(options)}
 
 
+def given_values(options: type, namespace: argparse.Namespace) -> dict[str, Any]:
+    """Return the values that the user gives, of the dataclass's flags whose default is None."""
+    return {name: value for name, value in flag_values(options, namespace).items() if value is not None}
+
+
 def _arguments(declared: Declaration) -> dict[str, Any]:
     """Return the arguments of `add_argument` that depend on the option's type."""
     if declared.kind is bool:

@@ -5,8 +5,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from atlalign.atlas.options import AtlasOptions
+from atlalign.cli.flags import add_flags, given_values
 from atlalign.console import say
 from atlalign.errors import InputError
+from atlalign.registration.options import SeriesOptions
 
 if TYPE_CHECKING:
     from atlalign.localization import Located, Locator
@@ -49,38 +52,16 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         type=Path,
         help="folder of the images that lists name (default: that of each list)",
     )
-    command.add_argument(
-        "--atlas", default="allen", help="allen (downloaded once), or an atlas file (default: allen)"
-    )
-    command.add_argument(
-        "--annotation", metavar="FILE", help="file with the region ids, if the atlas file does not hold them"
-    )
-    command.add_argument("--spacing-um", type=float, metavar="UM", help="voxel size of an atlas file in µm")
-    command.add_argument(
-        "--axes", metavar="AP,DV,ML", help="directions of an atlas file's axes, as in `register`"
-    )
+    add_flags(command, AtlasOptions)
     command.add_argument(
         "--locator",
         metavar="FILE",
         type=Path,
         help="a network of `train.py experiment=locator` (default: the package's)",
     )
-    add_series_options(command)
+    add_flags(command, SeriesOptions)
     command.add_argument("--overwrite", action="store_true", help="replace the files if they exist")
     command.set_defaults(run=_run)
-
-
-def add_series_options(command: argparse._ActionsContainer) -> None:
-    """Add the options that say how sections belong together."""
-    command.add_argument(
-        "--independent", action="store_true", help="locate each section alone, not as one of a series"
-    )
-    command.add_argument(
-        "--section-spacing-um",
-        type=float,
-        metavar="UM",
-        help="distance between sections whose numbers differ by 1 (default: the one that fits best)",
-    )
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -90,13 +71,7 @@ def _run(options: argparse.Namespace) -> None:
 
     _check_out(options.out, overwrite=options.overwrite)
     jobs = find_jobs(_with_subfolders(options.inputs), listed=False, images=options.images)
-    atlas = open_atlas(
-        options.atlas,
-        phantom_shape=_PHANTOM_SHAPE,
-        annotation_path=options.annotation,
-        spacing_um=options.spacing_um,
-        axes=options.axes,
-    )
+    atlas = open_atlas(phantom_shape=_PHANTOM_SHAPE, **given_values(AtlasOptions, options))
     locator = Locator(atlas, network=options.locator)
     located = located_jobs(
         jobs, locator, independent=options.independent, section_spacing_um=options.section_spacing_um

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atlalign.atlas.options import AtlasOptions
 from atlalign.cli.calls import record_call
-from atlalign.cli.flags import add_flags, flag_values
-from atlalign.cli.locate import add_series_options
+from atlalign.cli.flags import add_flags, flag_values, given_values
 from atlalign.console import say
 from atlalign.declarations import flag
 from atlalign.errors import InputError, unknown_name
 from atlalign.io.files import WriteError
-from atlalign.registration.options import Options
+from atlalign.registration.options import Options, SeriesOptions
 
 if TYPE_CHECKING:
     from atlalign.registration.jobs import Job
@@ -63,7 +63,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results")
     _add_reference_options(command)
     add_flags(command.add_argument_group("sections"), Options)
-    add_series_options(command.add_argument_group("sections without a position, which is found"))
+    add_flags(command.add_argument_group("sections without a position, which is found"), SeriesOptions)
     command.add_argument(
         "--workers",
         type=int,
@@ -94,28 +94,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def _add_reference_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("reference")
-    group.add_argument("--atlas", help="allen (downloaded once), phantom, or an atlas file (default: allen)")
-    group.add_argument(
-        "--annotation", metavar="FILE", help="file with the region ids, if the atlas file does not hold them"
-    )
+    add_flags(group, AtlasOptions)
     group.add_argument(
         "--ontology",
         metavar="CSV",
         help="table of region names for an atlas file or reference image: columns id, acronym, name, and optionally "
         "structure_id_path and color_hex_triplet, such as the Allen Institute's structure_tree_safe_2017.csv",
-    )
-    group.add_argument(
-        "--spacing-um",
-        type=float,
-        metavar="UM",
-        help="voxel size of an atlas file in µm (default: the value in the file, or 25 if it has none)",
-    )
-    group.add_argument(
-        "--axes",
-        metavar="AP,DV,ML",
-        help="directions of an atlas file's axes, in the order of the file: AP or PA (front to back or back to front), "
-        "DV or VD (top to bottom or bottom to top), and LR (also ML) or RL (left to right or right to left) (default: "
-        "the value in the file, or AP,DV,ML)",
     )
     group.add_argument(
         "--position",
@@ -239,21 +223,16 @@ def recipe_of(options: argparse.Namespace) -> "Recipe":
         "device": options.device,
         "options": Options(**flag_values(Options, options), limits=_limits(options.limit)),
     }
+    atlas = given_values(AtlasOptions, options)
     if options.reference is not None:
-        for name in ("atlas", "annotation", "spacing_um", "axes", "position"):
-            if getattr(options, name) is not None:
-                raise InputError(f"{flag(name)} cannot be combined with --reference")
+        for name in (*atlas, *(("position",) if options.position is not None else ())):
+            raise InputError(f"{flag(name)} cannot be combined with --reference")
         of_image = {"labels": options.reference_labels, "pixel_um": options.reference_pixel_um}
         return image_recipe(options.reference, **of_image, **common)
     for name in ("reference_labels", "reference_pixel_um"):
         if getattr(options, name) is not None:
             raise InputError(f"{flag(name)} needs --reference")
-    of_atlas = {
-        "annotation": options.annotation,
-        "spacing_um": options.spacing_um,
-        "axes": options.axes,
-    }
-    return atlas_recipe(options.atlas or "allen", **of_atlas, **common)
+    return atlas_recipe(**atlas, **common)
 
 
 def _limits(texts: Sequence[str]) -> "dict[str, Limit]":

@@ -16,8 +16,9 @@ from atlalign.io.tables import Table, read_parts, shown, write_table
 from atlalign.registration.grid import Grid
 from atlalign.registration.record import RECORD, read_record
 from atlalign.registration.regions import RegionName, upwards
-from atlalign.registration.results import Results, TransformOptions, Unit, is_inside
+from atlalign.registration.results import Results, is_inside
 from atlalign.registration.transform import SectionTransform
+from atlalign.registration.transform_options import TransformOptions, Unit
 
 OFF_PLANE_UM = 100.0
 """The default largest distance of atlas points from a section's plane: section thickness plus position error."""
@@ -77,7 +78,7 @@ def _check_table(table: Table, options: TransformOptions) -> None:
             f"{table.path}: expected a row of column names and at least one point, found no point"
         )
     if options.to == "reference" and options.off_plane_um is not None:
-        raise InputError(f"{table.path}: --off-plane needs --to section")
+        raise InputError(f"{table.path}: --off-plane-um needs --to section")
     if options.to == "section" and options.unit is not None:
         raise InputError(f"{table.path}: --unit needs --to reference")
 
@@ -282,7 +283,7 @@ def _to_section(table: Table, results: Results, off_plane_um: float | None) -> _
         limit_um = OFF_PLANE_UM if off_plane_um is None else off_plane_um
         return _from_atlas(table, results, transform.plane, limit_um)
     if off_plane_um is not None:
-        raise InputError(f"{table.path}: --off-plane needs the columns {', '.join(_ATLAS)}")
+        raise InputError(f"{table.path}: --off-plane-um needs the columns {', '.join(_ATLAS)}")
     given = table.numbers(_REFERENCE)
     pixels = _section_pixels(transform.reference.to_mm(given), transform)
     counts = {_OUTSIDE: _n_outside(pixels, given), _WITHOUT_NUMBERS: _n_without_numbers(given)}

@@ -15,12 +15,12 @@ from atlalign.registration.geojson import move_shapes, outlines
 from atlalign.registration.grid import Grid
 from atlalign.registration.results import (
     Results,
-    TransformOptions,
     is_far_outside,
     is_inside,
     longest_edge,
     reference_frame,
 )
+from atlalign.registration.transform_options import TransformOptions
 
 
 def transform_shapes(source: Path, folder: Path, out: Path, options: TransformOptions) -> str:

@@ -31,8 +31,9 @@ from atlalign.registration.carried_points import transform_table
 from atlalign.registration.carried_shapes import transform_shapes, write_outlines
 from atlalign.registration.displacement import Displacement
 from atlalign.registration.grid import Grid
-from atlalign.registration.results import TransformOptions, reference_frame, section_frame
+from atlalign.registration.results import reference_frame, section_frame
 from atlalign.registration.transform import SectionTransform
+from atlalign.registration.transform_options import TransformOptions
 
 __all__ = ["TransformOptions", "transform_file"]
 
@@ -83,8 +84,8 @@ def _job(source: Path, out: Path, options: TransformOptions) -> _Task:
     of_table = options.off_plane_um is not None or options.unit is not None
     if of_image and of_table:
         raise InputError(
-            "--unit and --off-plane are for points and cannot be combined with --labels, --scene, --channel, --page, "
-            "--z or --output-um, which are for images"
+            "--unit and --off-plane-um are for points and cannot be combined with --labels, --scene, --channel, "
+            "--page, --z or --output-um, which are for images"
         )
     if options.labels and options.channel is not None:
         raise InputError("--labels cannot be combined with --channel: a label map has one channel")

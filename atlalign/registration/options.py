@@ -4,9 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from atlalign.declarations import Option, declarations, number_or_name
+from atlalign.declarations import Option, declarations
 from atlalign.errors import InputError, check_finite_numbers, check_numbers, unknown_name
-from atlalign.io.pixels import Background
+from atlalign.io.reading import (
+    ChannelChoice,
+    PageNumber,
+    PixelSizeUm,
+    SceneChoice,
+    SlideBackground,
+    ZPlane,
+    check_z,
+)
 from atlalign.registration.quality import LIMITS, Limit
 
 Placing = Literal["auto", "anchoring", "scale", "fit", "stretch"]
@@ -21,9 +29,7 @@ class Options:
         limits: The quality limits that differ from `LIMITS`; after construction, all limits.
     """
 
-    pixel_size_um: Annotated[
-        float | None, Option("pixel size of the images in µm; overrides the files' metadata", "UM")
-    ] = None
+    pixel_size_um: PixelSizeUm = None
     place: Annotated[
         Placing,
         Option(
@@ -32,29 +38,11 @@ class Options:
             "possible)"
         ),
     ] = "auto"
-    background: Annotated[Background, Option("brightness of the empty slide (default: %(default)s)")] = "auto"
-    scene: Annotated[
-        int | str | None,
-        Option("scene of slides with several, counted from 0, or its name", "N|NAME", kind=number_or_name),
-    ] = None
-    channel: Annotated[
-        int | str | None,
-        Option(
-            "channel of multichannel images that is registered, counted from 0, or its name",
-            "N|NAME",
-            kind=number_or_name,
-        ),
-    ] = None
-    page: Annotated[int | None, Option("page of multipage TIFF files, counted from 0", "N")] = None
-    z: Annotated[
-        int | str | None,
-        Option(
-            "plane of z-stacks, counted from 0; max takes the brightest value of all planes (fluorescence), best the "
-            "sharpest plane",
-            "N|max|best",
-            kind=number_or_name,
-        ),
-    ] = None
+    background: SlideBackground = "auto"
+    scene: SceneChoice = None
+    channel: ChannelChoice = None
+    page: PageNumber = None
+    z: ZPlane = None
     mirrored: Annotated[
         bool,
         Option(
@@ -122,9 +110,19 @@ class Options:
             check_numbers({"turn": self.turn}, {"turn": -360.0})
             if self.turn > 360:
                 raise InputError(f"turn: expected -360° to 360°, got {self.turn:g}")
-        if isinstance(self.z, str) and self.z not in ("max", "best"):
-            raise InputError(f"z: expected the number of a plane, max or best, got {self.z}")
+        check_z(self.z)
         if self.output_um is not None:
             check_finite_numbers({"output_um": self.output_um}, {"output_um": 1e-3})
         if not 0.005 <= self.refine_smoothness <= 0.2:
             raise InputError(f"refine_smoothness: expected 0.005 to 0.2, got {self.refine_smoothness:g}")
+
+
+@dataclass(frozen=True)
+class SeriesOptions:
+    """How sections without a position are located; see `atlalign.localization`."""
+
+    independent: Annotated[bool, Option("locate each section alone, not as one of a series")] = False
+    section_spacing_um: Annotated[
+        float | None,
+        Option("distance between sections whose numbers differ by 1 (default: the one that fits best)", "UM"),
+    ] = None

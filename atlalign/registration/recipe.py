@@ -88,8 +88,8 @@ def atlas_recipe(
     opened = open_atlas(
         atlas,
         phantom_shape=network.image_shape,
-        annotation_path=annotation,
-        ontology_path=ontology,
+        annotation=annotation,
+        ontology=ontology,
         spacing_um=spacing_um,
         axes=axes,
     )

@@ -1,10 +1,10 @@
-"""Saved registrations for `atlalign transform`: its options, a section's results, and the frames of images."""
+"""Saved registrations for `atlalign transform`: a section's results, and the frames of images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from atlalign.atlas.planes import Points
 from atlalign.errors import InputError
 from atlalign.io.images import open_channels, read_labels
-from atlalign.io.scenes import Focus
 from atlalign.io.tables import Table
 from atlalign.registration.displacement import Displacement
 from atlalign.registration.grid import Grid
@@ -21,42 +20,10 @@ from atlalign.registration.record import LABELS, REGIONS, check_file, read_recor
 from atlalign.registration.regions import RegionName, read_regions
 from atlalign.registration.transform import SectionTransform
 
-Destination = Literal["reference", "section"]
-Unit = Literal["px", "um"]
-
 _FAR = 0.25
 """A point outside the image by more than this fraction of its size must belong to an image of another size."""
 _ROUNDING_PX = 1e-3  # files hold three decimals
 _SCALE_HINT = "if they belong to an image N times as large, give --scale N or --scale IMAGE"
-
-
-class TransformOptions(NamedTuple):
-    """The options of `atlalign transform`.
-
-    Attributes:
-        to: Map to the reference or to the section.
-        labels: The image holds region ids; use nearest-neighbour interpolation.
-        scene: Scene of a slide, by number from 0 or by name.
-        channel: Channel of an image, by number from 0 or by name; None maps all.
-        page: Page of a TIFF file, counted from 0.
-        z: Plane of a z-stack, counted from 0; max for the brightest value of all, best for the sharpest.
-        output_um: Size of the pixels of the image to write; None for that of the registration's own images.
-        unit: Unit of x and y in a table; None means px.
-        off_plane_um: Largest distance of atlas points from the section's plane; None means `OFF_PLANE_UM`.
-        scale: Section coordinates of points and shapes are pixels of an image this many times as wide and high as the
-            registered one; or such an image. None means the registered image.
-    """
-
-    to: Destination
-    labels: bool = False
-    scene: int | str | None = None
-    channel: int | str | None = None
-    page: int | None = None
-    z: Focus | str | None = None
-    output_um: float | None = None
-    unit: Unit | None = None
-    off_plane_um: float | None = None
-    scale: float | Path | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -293,7 +293,7 @@ def test_points_of_other_sections_are_not_taken_for_those_of_one(transform, tmp_
     assert main([*command, "--out", str(tmp_path / "none.csv")]) == 1
     assert "line 4, section: expected points of s1, found points of 's2'" in capsys.readouterr().err
     assert main([*command, "--channel", "0", "--unit", "px", "--out", str(tmp_path / "none.csv")]) == 1
-    assert "--unit and --off-plane" in capsys.readouterr().err
+    assert "--unit and --off-plane-um" in capsys.readouterr().err
 
 
 def test_points_of_several_sections_each_go_by_their_own(transform, tmp_path, capsys):
@@ -364,7 +364,7 @@ def test_points_before_and_behind_the_plane_say_so(transform, tmp_path, capsys):
     point = {"dv_um": 200 + 1000 * y, "ml_um": 100 + 1000 * x}
     table = [{"ap_um": 5000 + 100 * x + off, **point} for off in (0, 250, -40)]
     source = write_rows(tmp_path / "atlas.csv", [*table, {"ap_um": 5000, "dv_um": -900, "ml_um": 0}])
-    found = rows(run(source, "section", "out.csv", "--off-plane", "250"))
+    found = rows(run(source, "section", "out.csv", "--off-plane-um", "250"))
     assert [float(row["off_plane_um"]) for row in found[:3]] == [0, 250, -40]
     expected = read_by_itk(tmp_path / "s1" / FORWARD).TransformPoint((x, y))
     for row in found[:3]:
@@ -385,7 +385,7 @@ def test_points_before_and_behind_the_plane_say_so(transform, tmp_path, capsys):
         "4 points, 1 more than 100 µm from the section's plane (off_plane_um), 1 outside"
         in capsys.readouterr().out
     )
-    assert [bool(row["x"]) for row in rows(run(source, "section", "z.csv", "--off-plane", "0"))][1:3] == [
+    assert [bool(row["x"]) for row in rows(run(source, "section", "z.csv", "--off-plane-um", "0"))][1:3] == [
         False
     ] * 2
 
@@ -923,16 +923,16 @@ FEATURE = '{"type": "Feature", "geometry": {"type": "%s", "coordinates": %s}}'
         ("a.csv", "x,y\n1,1\n", ["--to", "section"], "expected the columns x_reference, y_reference, separated"),
         ("a.csv", "ap_um,dv_um\n1,1\n", ["--to", "section"], "expected the columns ap_um, dv_um, ml_um"),
         ("a.csv", "ap_um,dv_um,ml_um\n5000,9,9\n7.19,4,5\n", ["--to", "section"], "line 3, ap_um: expected a position"),
-        ("a.csv", "x_reference,y_reference\n1,1\n", ["--to", "section", "--off-plane", "9"], "--off-plane needs"),
-        ("a.csv", "x,y\n1,1\n", ["--off-plane", "9"], "--off-plane needs --to section"),
-        ("a.csv", "x,y\n1,1\n", ["--off-plane", "-1"], "0 µm, got -1"),
-        ("a.csv", "x,y\n1,1\n", ["--off-plane", "nan"], "0 µm, got nan"),
+        ("a.csv", "x_reference,y_reference\n1,1\n", ["--to", "section", "--off-plane-um", "9"], "--off-plane-um needs"),
+        ("a.csv", "x,y\n1,1\n", ["--off-plane-um", "9"], "--off-plane-um needs --to section"),
+        ("a.csv", "x,y\n1,1\n", ["--off-plane-um", "-1"], "off_plane_um: expected at least 0, got -1"),
+        ("a.csv", "x,y\n1,1\n", ["--off-plane-um", "nan"], "off_plane_um: "),
         ("a.csv", "x,y,Centroid X µm,Centroid Y µm\n1,1,1,1\n", [], "found x and y as well as centroid x µm and"),
         ("a.csv", "Centroid X px,Centroid Y px\n1,1\n", ["--unit", "um"], "--unit cannot be combined"),
         ("a.csv", "ap_um,dv_um,ml_um\n5000,9,9\n", ["--to", "section", "--unit", "px"], "--unit needs --to reference"),
         ("a.geojson", "{}", ["--unit", "px"], "expected a name that ends in one of .csv"),
         ("a.tsv", "x\ty\n1\t1\n", [], "--out: expected a name that ends in .csv"),
-        ("a.geojson", "{}", ["--off-plane", "9"], "expected a name that ends in one of .csv"),
+        ("a.geojson", "{}", ["--off-plane-um", "9"], "expected a name that ends in one of .csv"),
         ("a.csv", b"\xff\xfe\x00", [], "cannot be read as UTF-8 text: save it as CSV UTF-8"),
         ("a.csv", "x,y\n1,2\n", ["--labels"], "expected a name that ends in one of .tif"),
         ("a.geojson", "", [], "cannot be read as GeoJSON"),

@@ -35,8 +35,8 @@ from atlalign.registration.placed_field import affine_of
 from atlalign.registration.placement import read_section
 from atlalign.registration.points import PointPairs, folded_share, honoured, load_without_points
 from atlalign.registration.record import read_record
-from atlalign.registration.results import TransformOptions
 from atlalign.registration.transform import SectionTransform
+from atlalign.registration.transform_options import TransformOptions
 
 SHAPE = (80, 114)
 SIZE = (200, 300)  # of the sections' images
