@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atlalign.atlas.options import AtlasOptions
-from atlalign.cli.flags import add_flags, given_values
+from atlalign.cli.flags import add_flags, flag_values, given_values
 from atlalign.console import say
 from atlalign.errors import InputError
-from atlalign.registration.options import SeriesOptions
+from atlalign.registration.options import ReadingOptions, SeriesOptions
 
 if TYPE_CHECKING:
     from atlalign.localization import Located, Locator
@@ -60,6 +60,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="a network of `train.py experiment=locator` (default: the package's)",
     )
     add_flags(command, SeriesOptions)
+    add_flags(command.add_argument_group("images"), ReadingOptions)
     command.add_argument("--overwrite", action="store_true", help="replace the files if they exist")
     command.set_defaults(run=_run)
 
@@ -71,6 +72,8 @@ def _run(options: argparse.Namespace) -> None:
 
     _check_out(options.out, overwrite=options.overwrite)
     jobs = find_jobs(_with_subfolders(options.inputs), listed=False, images=options.images)
+    reading = flag_values(ReadingOptions, options)
+    jobs = [job._replace(options={**reading, **job.options}) for job in jobs]
     atlas = open_atlas(phantom_shape=_PHANTOM_SHAPE, **given_values(AtlasOptions, options))
     locator = Locator(atlas, network=options.locator)
     located = located_jobs(

@@ -14,14 +14,13 @@ from atlalign.console import say
 from atlalign.declarations import flag
 from atlalign.errors import InputError, unknown_name
 from atlalign.io.files import WriteError
-from atlalign.registration.options import Options, SeriesOptions
+from atlalign.registration.options import Options, ReadingOptions, SeriesOptions
 
 if TYPE_CHECKING:
     from atlalign.registration.jobs import Job
     from atlalign.registration.quality import Limit
     from atlalign.registration.recipe import Recipe
 
-_READING = ("background", "scene", "channel", "page", "z")
 LOCATED = "located.json"
 """The anchorings of sections whose position was found; beside it stands the table of all."""
 
@@ -184,7 +183,7 @@ def _placed(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) ->
     if not unplaced or not isinstance(recipe.references, AtlasReferences):
         return jobs
     locator = Locator(recipe.references.atlas)
-    reading = {name: getattr(recipe.options, name) for name in _READING}
+    reading = flag_values(ReadingOptions, options)
     located = located_jobs(
         [job._replace(options={**reading, **job.options}) for job in unplaced],
         locator,

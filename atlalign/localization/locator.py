@@ -17,6 +17,7 @@ from atlalign.localization.volume import AtlasVolume
 from atlalign.models import load_model
 from atlalign.networks.plane_locator import PlaneLocatorNet
 from atlalign.registration.jobs import Job
+from atlalign.registration.one_section import check_is_one
 from atlalign.registration.options import Options
 from atlalign.registration.placement import Section, read_section
 
@@ -81,7 +82,9 @@ class Locator:
         section = read_section(channel, (160, _COLUMNS_PX), background=options.background, name=job.path.name)
         tissue = seen_tissue(section, job.path.name)
         proposals = propose(self.network, self.volume, section, tissue)
-        _check_one_section(self, section, tissue, proposals[0], job.path.name)
+        check_is_one(
+            channel, options, job.path, also_two=lambda: _are_two(self, section, tissue, proposals[0])
+        )
         best, *others = proposals
         tried = [best, *(other for other in others if other.error_mm <= _SECOND_TRY * best.error_mm)]
         looked = [self._looked(section, tissue, proposal) for proposal in tried]
@@ -119,15 +122,10 @@ def _check_size(volume: AtlasVolume, network: PlaneLocatorNet, name: str) -> Non
         )
 
 
-def _check_one_section(
-    locator: Locator, section: Section, tissue: SeenTissue, whole: Proposal, name: str
-) -> None:
-    """Raise an error where two pieces of tissue are each a section by themselves."""
+def _are_two(locator: Locator, section: Section, tissue: SeenTissue, whole: Proposal) -> bool:
+    """Return whether two pieces of tissue are each a section by themselves."""
     if len(tissue.pieces) < 2 or tissue.pieces[1].area < _HALF_AS_LARGE * tissue.pieces[0].area:
-        return
+        return False
     alone = [propose(locator.network, locator.volume, section, piece)[0] for piece in tissue.pieces[:2]]
     sure_mm = min(_SURE_MM, _SURER * whole.error_mm)
-    if all(one.side == "whole" and one.error_mm < sure_mm for one in alone):
-        raise InputError(
-            f"{name}: expected one section, found two: separate them (atlalign sections {name} --out FOLDER)"
-        )
+    return all(one.side == "whole" and one.error_mm < sure_mm for one in alone)

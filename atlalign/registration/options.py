@@ -22,14 +22,28 @@ Side = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
-class Options:
+class ReadingOptions:
+    """How the image of a section is read."""
+
+    pixel_size_um: PixelSizeUm = None
+    background: SlideBackground = "auto"
+    scene: SceneChoice = None
+    channel: ChannelChoice = None
+    page: PageNumber = None
+    z: ZPlane = None
+    one_section: Annotated[
+        bool, Option("the image shows one section, even if its pieces look like several sections")
+    ] = False
+
+
+@dataclass(frozen=True)
+class Options(ReadingOptions):
     """The settings of a registration; a list of sections may set most of them for each section.
 
     Attributes:
         limits: The quality limits that differ from `LIMITS`; after construction, all limits.
     """
 
-    pixel_size_um: PixelSizeUm = None
     place: Annotated[
         Placing,
         Option(
@@ -38,11 +52,6 @@ class Options:
             "possible)"
         ),
     ] = "auto"
-    background: SlideBackground = "auto"
-    scene: SceneChoice = None
-    channel: ChannelChoice = None
-    page: PageNumber = None
-    z: ZPlane = None
     mirrored: Annotated[
         bool,
         Option(
@@ -65,9 +74,6 @@ class Options:
             "reference"
         ),
     ] = None
-    one_section: Annotated[
-        bool, Option("the image shows one section, even if its pieces look like several sections")
-    ] = False
     refine: Annotated[
         int,
         Option(

@@ -6,22 +6,18 @@ does the rest. Both together interpolate the image once.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from atlalign.errors import InputError
 from atlalign.geometry import compose, jacobian_determinant, stays_inside, warp
 from atlalign.io.images import one_channel, open_channels
-from atlalign.io.pieces import several_sections
-from atlalign.io.scenes import Scene
-from atlalign.io.views import overview
 from atlalign.metrics import mutual_information
 from atlalign.registration.attempt import Attempt, attempt, compared, network_field
 from atlalign.registration.by_hand import placed_by_hand
 from atlalign.registration.jobs import Job
 from atlalign.registration.measures import affine_part, cover
+from atlalign.registration.one_section import check_is_one
 from atlalign.registration.output_size import output_pixel_um
 from atlalign.registration.placed_field import field_of
 from atlalign.registration.placement import (
@@ -50,7 +46,6 @@ from atlalign.registration.turning import likely_turns
 NEARBY_UM, FARTHER_UM = (-500.0, -250.0, 250.0, 500.0), (-2000.0, -1000.0, 1000.0, 2000.0)
 """Distances from its plane at which a section is registered as well, the latter only in case of doubt."""
 _DOUBT = -0.05  # of `better_elsewhere`: sections in their places are clearly less like the planes nearby
-_OVERVIEW = (320, 456)  # enough to tell sections from each other
 _APART_DEG = 5.0  # the network corrects smaller turns
 
 
@@ -70,8 +65,7 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     channel = one_channel(image, options.channel, name)
     if module is None:
         return placed_by_hand(job, image, channel, reference, options)
-    if not options.one_section:
-        _check_is_one(channel, options.pixel_size_um, job.path)
+    check_is_one(channel, options, job.path)
     section = read_section(
         channel, network.image_shape, background=options.background, name=name, ignored=job.ignored
     )
@@ -114,23 +108,6 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     quality = registered.quality.compared(turned_otherwise, planes)
     registered = registered._replace(transform=transform, quality=quality)
     return RegisteredSection(image, channel, section, reference, kept.placement, registered)
-
-
-def _check_is_one(channel: Scene, pixel_size_um: float | None, path: Path) -> None:
-    """Raise an error if the image shows several sections, as all of them at once fit no plane."""
-    view = overview(channel, _OVERVIEW)
-    x, y = channel.pixel_um or (pixel_size_um, pixel_size_um)
-    known = pixel_size_um or (None if x is None or y is None else (x + y) / 2)
-    count = several_sections(
-        view.pixels[:, :],
-        is_color=channel.is_color,
-        pixel_um=None if known is None else known * sum(view.scale) / 2,
-    )
-    if count > 1:
-        raise InputError(
-            f"{path.name}: expected one section, found {count}: separate them (atlalign sections {path} --out FOLDER), "
-            "or say that all of it is one section (--one-section)"
-        )
 
 
 def _likely(section: Section, reference: Reference, placement: Placement) -> list[Placement]:

@@ -143,22 +143,30 @@ def test_numbers_that_repeat_are_named(series, locator, tmp_path):
     assert len(locate([*begin([3]), apart], locator)) == 2
 
 
-def test_two_sections_in_one_image_are_no_section(series, locator, tmp_path, monkeypatch):
+@pytest.mark.parametrize("side_by_side", [True, False])
+def test_two_sections_in_one_image_are_no_section(side_by_side, series, locator, tmp_path, monkeypatch):
+    """Side by side, their outlines give them away; one above the other, only the network does."""
     known, _ = series
     with Image.open(known[5][0]) as image:
-        both = Image.new("L", (image.width * 2, image.height))
+        second = (image.width, 0) if side_by_side else (0, image.height - 2 * MARGIN_PX)
+        both = Image.new("L", (image.width + second[0], image.height + second[1]))
         both.paste(image, (0, 0))
-        both.paste(image, (image.width, 0))
-    both.save(tmp_path / "two.png")
-    errors = iter((1.0, 0.4, 0.4))
+        both.paste(image, second)
+    job = Job(tmp_path / "two.png")
+    both.save(job.path)
+    asked = []
 
     def proposed(network, volume, section, tissue):
-        return [Proposal(known[5][1], "whole", next(errors))]
+        asked.append(tissue)
+        return [Proposal(known[5][1], "whole", 1.0 if len(asked) == 1 else 0.4)]
 
     monkeypatch.setattr(module, "propose", proposed)
-    (found,) = locate([Job(tmp_path / "two.png")], locator)
+    (found,) = locate([job], locator)
     assert (found.flag, found.anchoring) == ("fail", None)
-    assert "two.png: expected one section, found two" in found.reason
+    assert "two.png: expected one section, found 2" in found.reason
+    assert len(asked) == (1 if side_by_side else 3)
+    (found,) = locate([job._replace(options={"one_section": True})], locator)
+    assert "found 2" not in found.reason
 
 
 def test_what_fits_nowhere_has_no_place(series, locator, monkeypatch):

@@ -1,0 +1,47 @@
+"""Whether an image shows one section, which `register` and `locate` expect."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from atlalign.errors import InputError
+from atlalign.io.pieces import several_sections
+from atlalign.io.scenes import Scene
+from atlalign.io.views import overview
+from atlalign.registration.options import ReadingOptions
+
+_OVERVIEW = (320, 456)  # enough to tell sections from each other
+
+
+def check_is_one(
+    channel: Scene, options: ReadingOptions, path: Path, *, also_two: Callable[[], bool] = lambda: False
+) -> None:
+    """Raise an error if the image shows several sections, as all of them at once fit no plane.
+
+    Args:
+        channel: The image.
+        options: How it is read; `one_section` says that it shows one.
+        path: Its file, for the message.
+        also_two: Asked if the outlines of the pieces leave it open; returns whether two of them are sections.
+    """
+    if options.one_section:
+        return
+    count = _clear_count(channel, options.pixel_size_um)
+    if count == 1 and also_two():
+        count = 2
+    if count > 1:
+        raise InputError(
+            f"{path.name}: expected one section, found {count}: separate them (atlalign sections {path} --out FOLDER), "
+            "or say that all of it is one section (--one-section)"
+        )
+
+
+def _clear_count(channel: Scene, pixel_size_um: float | None) -> int:
+    """Return how many sections the outlines of the pieces show; 1 if they leave it open."""
+    view = overview(channel, _OVERVIEW)
+    x, y = channel.pixel_um or (pixel_size_um, pixel_size_um)
+    known = pixel_size_um or (None if x is None or y is None else (x + y) / 2)
+    return several_sections(
+        view.pixels[:, :],
+        is_color=channel.is_color,
+        pixel_um=None if known is None else known * sum(view.scale) / 2,
+    )
