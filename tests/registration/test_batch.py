@@ -216,21 +216,62 @@ def test_the_tables_show_what_all_calls_have_registered(run, sections, tmp_path)
     assert shown() == ({"a", "b", "c"}, {"a.png", "b.tif"})
     assert table(tmp_path / "out")["c"]["flag"] == "fail"
     assert run(sections / "a.png", "--position", "5000")[0] == 1  # other results are there
-    assert shown() == ({"a", "b"}, {"a.png", "b.tif"})
+    assert shown() == ({"a", "b", "c"}, {"a.png", "b.tif"})
 
 
-def test_the_tables_show_what_another_process_wrote_meanwhile(run, sections, tmp_path, monkeypatch):
+def test_failures_of_all_calls_stay_in_the_tables_until_they_are_mended(run, sections, tmp_path):
+    """Whichever call writes the tables last, and in whatever order the images are tried."""
+    out, whole = tmp_path / "out", (sections / "b.tif").read_bytes()
+    for name in ("a.png", "b.tif"):
+        (sections / name).write_bytes(whole[:300])
+        run(sections / name, "--position", "6000")
+    run(sections / "missing.png", "--position", "6000")
+    run(sections / "c.jpg", "--position", "8000")
+    rows = table(out)
+    assert [rows[name]["flag"] == "fail" for name in ("a", "b", "c", "missing")] == [True, True, False, True]
+    assert "a.png: cannot be read" in rows["a"]["reason"]
+    assert rows["b"]["file"] == "b.tif"
+    assert "no such file" in rows["missing"]["reason"]
+    shutil.copy(sections / "b.tif", sections / "missing.png")
+    (sections / "a.png").unlink()
+    for name in ("b.tif", "missing.png"):
+        (sections / name).write_bytes(whole)
+        run(sections / name, "--position", "6000")
+    assert set(table(out)) == {"b", "c", "missing"}  # of a deleted image there is no row
+    assert "fail" not in {row["flag"] for name, row in table(out).items() if name != "c"}
+    (sections / "a.png").write_bytes(whole)
+    run(sections / "a.png", "--position", "6000")
+    assert not (out / "failures.json").exists()
+    assert set(table(out)) == {"a", "b", "c", "missing"}
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"aligner": "atlalign 1", "failures": [3]}'])
+def test_damaged_failures_are_forgotten(content, run, sections, tmp_path):
     run(sections / "a.png", "--position", "4000")
+    (tmp_path / "out" / "failures.json").write_text(f'{{"aligner": "atlalign 1"}}{content}')
+    assert run(sections / "a.png", "--position", "4000")[0] == 0
+    assert set(table(tmp_path / "out")) == {"a"}
+
+
+def test_tables_are_written_by_one_process_at_a_time(run, sections, tmp_path, monkeypatch):
+    """A table that is begun before another process finishes a section never replaces that process's table."""
+    run(sections / "a.png", "--position", "4000")
+    out, begun = tmp_path / "out", threading.Event()
 
     def slowly(*arguments):
-        if not (tmp_path / "out" / "b").exists():
-            shutil.copytree(tmp_path / "out" / "a", tmp_path / "out" / "b")
+        if not begun.is_set():
+            begun.set()
+            shutil.copytree(out / "a", out / "b")
+            later.start()
+            later.join(timeout=0.3)
         write_table(*arguments)
 
     write_table = module.write_table
+    later = threading.Thread(target=lambda: module._write_tables(out))
     monkeypatch.setattr(module, "write_table", slowly)
     run(sections / "a.png", "--position", "4000")
-    assert set(table(tmp_path / "out")) == {"a", "b"}
+    later.join()
+    assert set(table(out)) == {"a", "b"}
 
 
 def test_a_broken_image_does_not_stop_the_others_and_is_named_at_the_end(run, sections, tmp_path):
@@ -242,7 +283,7 @@ def test_a_broken_image_does_not_stop_the_others_and_is_named_at_the_end(run, se
     assert status == 1
     assert "2 of 3 sections could not be registered:\n  b.tif: cannot be read as an image" in printed
     assert "c.jpg: expected a section, but every pixel is 0" in printed
-    assert {path.name for path in out.iterdir()} == {"a", "calls.json", *TABLES}
+    assert {path.name for path in out.iterdir()} == {"a", "calls.json", "failures.json", *TABLES}
     assert table(out)["b"]["flag"] == "fail"
     assert "cannot be read" in table(out)["b"]["reason"]
     (sections / "b.tif").write_bytes(whole)
@@ -699,6 +740,7 @@ def test_the_page_shows_all_sections_of_all_calls_and_the_reasons(run, sections,
             "visualign.json",
             '{"name":"","target":"ABA_Mouse_CCFv3_2017_25um.cutlas","slices":[]}',
         ),  # VisuAlign's own
+        ("failures.json", '{"failures": 3}'),
     ],
 )
 def test_tables_of_the_users_own_are_kept(name, content, run, sections, tmp_path):
@@ -929,12 +971,15 @@ def test_results_may_lie_beside_the_images_and_their_list(run, sections, listing
     """Run again, the tables of results do not count as lists."""
     if listing == "brain.json":
         (sections / "list.csv").unlink()
-        numbers = [456, 264.5, 320, -456, 0, 0, 0, 0, -320]
-        slices = [{"filename": "a.png", "width": 144, "height": 96, "anchoring": numbers}]
+        entry = {"width": 144, "height": 96, "anchoring": [456, 264.5, 320, -456, 0, 0, 0, 0, -320]}
+        slices = [{"filename": name, **entry} for name in ("a.png", "damaged.png")]
         (sections / listing).write_text(json.dumps({"slices": slices}))
+    else:
+        (sections / listing).write_text((sections / listing).read_text() + "\ndamaged.png,6000")
+    (sections / "damaged.png").write_text("no image")
     for before in (0, 3 if listing == "list.csv" else 1):
         status, printed = run(sections, "--out", sections)
-        assert status == 0
+        assert (status, "damaged.png" in printed) == (1, True)
         assert f"sections registered ({before} of them before)" in printed
     assert {"registrations.csv", "visualign.json"} < {path.name for path in sections.iterdir()}
 
