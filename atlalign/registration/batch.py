@@ -7,6 +7,7 @@ processes may share a folder of results: each section is locked while one of the
 import errno
 import json
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -299,7 +300,9 @@ def _former_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool
     changed = {name for name in former | dict(settings) if former.get(name) != settings.get(name)}
     if former and not changed:
         with suppress(InputError):
-            return check_whole(folder)
+            record = check_whole(folder)
+            if record.keys() >= set(_MEASURES):  # an earlier version measured less
+                return record
     # A person means it, and need not say --overwrite as well.
     if overwrite or not former or changed <= {CORRECTION}:
         _check_replaceable(folder)
@@ -382,7 +385,10 @@ def _measures(quality: Quality) -> dict[str, Any]:
 
 def _judged(record: Mapping[str, Any], limits: Mapping[str, Limit]) -> dict[str, Any]:
     """Return a record with the flag that its measures have by these limits, and the reason."""
-    flag, reason = judge(Quality(**{measure: record[measure] for measure in _MEASURES}), limits)
+    measures: dict[str, Any] = {
+        name: math.nan if record[name] is None else record[name] for name in _MEASURES
+    }
+    flag, reason = judge(Quality(**measures), limits)
     bounds = {name: list(limit) for name, limit in limits.items()}
     return {**record, "flag": flag, "reason": reason, "limits": bounds}
 

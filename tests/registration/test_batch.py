@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +46,7 @@ from atlalign.registration import (
 )
 from atlalign.registration import batch as module
 from atlalign.registration.quality import LIMITS, Limit
-from atlalign.registration.record import check_whole
+from atlalign.registration.record import check_whole, read_record, write_record
 from atlalign.registration.transform import SectionTransform
 
 SHAPE = (32, 48)
@@ -243,6 +245,30 @@ def test_failures_of_all_calls_stay_in_the_tables_until_they_are_mended(run, sec
     run(sections / "a.png", "--position", "6000")
     assert not (out / "failures.json").exists()
     assert set(table(out)) == {"a", "b", "c", "missing"}
+
+
+def test_results_of_a_version_that_measured_less_are_made_again(run, sections, tmp_path):
+    image = [sections / "b.tif", "--position", "6000"]
+    run(*image)
+    record = read_record(tmp_path / "out" / "b")
+    write_record(tmp_path / "out" / "b", {name: value for name, value in record.items() if name != "gap"})
+    assert "(0 of them before)" in run(*image)[1]
+    assert read_record(tmp_path / "out" / "b")["gap"] == record["gap"]
+    assert "(1 of them before)" in run(*image)[1]
+
+
+def test_a_measure_that_is_no_number_fails_with_its_name(run, sections, tmp_path, monkeypatch):
+    def nowhere(job, recipe):
+        found = register_section(job, recipe)
+        quality = replace(found.registered.quality, inverse_consistency_um=math.nan)
+        return found._replace(registered=found.registered._replace(quality=quality))
+
+    monkeypatch.setattr(module, "register_section", nowhere)
+    for _ in range(2):  # new, and judged again
+        run(sections / "b.tif", "--position", "6000")
+        row = table(tmp_path / "out")["b"]
+        assert row["flag"] == "fail"
+        assert "inverse_consistency_um nan > 500" in row["reason"]
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"aligner": "atlalign 1", "failures": [3]}'])
