@@ -413,6 +413,11 @@ def test_ids_of_any_size_come_through_unchanged(run, sections, tmp_path, shift, 
     assert {i: n for i, n in pixels.items() if n} == {
         i: n for i, n in zip(*(a.tolist() for a in np.unique(labels, return_counts=True)), strict=True) if i
     }
+    shapes = tmp_path / "regions.geojson"  # what QuPath reads whatever the ids
+    back = ["--labels", "--with", out, "--to", "section", "--out", shapes]
+    assert main([str(word) for word in ("transform", out / "reference_labels.tif", *back)]) == 0
+    features = json.loads(shapes.read_text())["features"]
+    assert {int(feature["properties"]["metadata"]["region_id"]) for feature in features} == pixels.keys()
 
 
 def test_negative_labels_of_a_reference_are_refused(run, sections, tmp_path):
