@@ -476,7 +476,7 @@ good = Quality(
         ({"rescaling": 0.25}, "look", "rescaling 0.25 > 0.13"),
         ({"rotation_deg": 5.0}, "look", "rotation_deg 5 > 3"),
         ({"uncovered": 0.3}, "look", "uncovered 0.3 > 0.06"),
-        ({"gap": 0.02}, "look", "gap 0.02 > 0.015"),
+        ({"gap": 0.02}, "look", "gap 0.02 > 0.012"),
         ({"beyond": 0.6}, "fail", "beyond 0.6 > 0.5"),
         ({"similarity_after": 0.4}, "fail", "similarity_loss 0.1 > 0.05"),
         ({"inverse_consistency_um": float("nan")}, "fail", "inverse_consistency_um nan > 500"),
