@@ -38,7 +38,8 @@ def checked_ids(values: NDArray[Any], source: str) -> NDArray[Any]:
     if values.size and values.max() >= 2**32:
         _log.warning(
             "%s: holds ids of 2³² and more; label images keep them with 64 bits, which QuPath and Fiji do not open: "
-            "renumber the ids to use these programs",
+            "give QuPath the outlines of the regions (`atlalign transform` with --labels and --out NAME.geojson), or "
+            "renumber the ids",
             source,
         )
     return values.astype(np.int64) if kind == "f" else values

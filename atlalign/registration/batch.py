@@ -7,6 +7,7 @@ processes may share a folder of results: each section is locked while one of the
 import errno
 import json
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -50,6 +51,7 @@ from atlalign.registration.corrections import (
     read_review,
 )
 from atlalign.registration.displacement import prepare_itk
+from atlalign.registration.failures import FAILURES, add_failure, read_failures, remove_failure
 from atlalign.registration.jobs import Job
 from atlalign.registration.options import Options
 from atlalign.registration.points import WITHOUT_POINTS
@@ -107,8 +109,8 @@ def register_batch(
     """Register sections and yield, in their order, what became of each; finished sections are left alone.
 
     If a section cannot be registered, for whatever reason, its outcome says why, and the next one follows. Sections on
-    which another process is at work come last, when it has finished or died. The tables show all folders of results in
-    `out`, whichever call wrote them, and the sections that failed.
+    which another process is at work come last, when it has finished or died. The tables show all sections in `out`,
+    registered and failed, whichever call tried them.
 
     Args:
         jobs: The sections to register.
@@ -122,21 +124,18 @@ def register_batch(
     """
     out = Path(out)
     _check_writable(out)
-    failed: list[dict[str, Any]] = []
     try:
         with _at_once(workers) as map_:
             first = map_(lambda job: _outcome(job, recipe, out, overwrite=overwrite), jobs)
             for job, outcome in _settled_first(zip(jobs, first, strict=True)):
                 settled = outcome or _outcome(job, recipe, out, overwrite=overwrite, wait=True)
                 assert settled is not None
-                if settled.error:
-                    failed.append(settled.row)
                 yield settled
     except BaseException:
         with suppress(WriteError):  # the first error says more
-            _write_tables(out, failed)
+            _write_tables(out)
         raise
-    _write_tables(out, failed)
+    _write_tables(out)
 
 
 def _check_writable(out: Path) -> None:
@@ -152,6 +151,7 @@ def _check_tables(out: Path) -> None:
     for name, words in (
         (TABLE, ",".join(_COLUMNS[:2])),
         (VISUALIGN, '"aligner": "atlalign '),
+        (FAILURES, '"aligner": "atlalign '),
         (INDEX, 'content="atlalign"'),
         *_OF_SERIES,
     ):
@@ -237,17 +237,19 @@ def _registered(job: Job, recipe: Recipe, out: Path, *, overwrite: bool, wait: b
             write_record(folder, judged)
         return Outcome(_row(out, name, judged), is_new=False)
 
-    if outcome := found():
-        return outcome
-    with lock(folder, wait=wait):
-        # Another process may have made it meanwhile.
-        return found() or Outcome(_row(out, name, _register_into(job, recipe, folder, settings)))
+    outcome = found()
+    if outcome is None:
+        with lock(folder, wait=wait):
+            # Another process may have made it meanwhile.
+            outcome = found() or Outcome(_row(out, name, _register_into(job, recipe, folder, settings)))
+    remove_failure(out, name)
+    return outcome
 
 
 def _check_job(job: Job) -> None:
     if job.problem:
         raise InputError(job.problem)
-    beside = (TABLE, VISUALIGN, LOG, CALLS, INDEX, CORRECTIONS, series.SERIES, series.SERIES_PLOT)
+    beside = (TABLE, VISUALIGN, LOG, CALLS, FAILURES, INDEX, CORRECTIONS, series.SERIES, series.SERIES_PLOT)
     if file_name(job.name) in beside:
         raise InputError(f"its results would have the name of {job.name}: rename the image")
     if not is_file(job.path):
@@ -256,10 +258,10 @@ def _check_job(job: Job) -> None:
 
 
 def _failed(out: Path, job: Job, error: str) -> Outcome:
-    name, error = storable(job.path.name), storable(error)
-    error = error if error.startswith(name) else f"{shorten(name, 100)}: {error}"
-    record = {"flag": "fail", "reason": error, "settings": {"file": name}}
-    return Outcome(_row(out, file_name(job.name), record), error=error)
+    image, name, error = storable(job.path.name), file_name(job.name), storable(error)
+    error = error if error.startswith(image) else f"{shorten(image, 100)}: {error}"
+    add_failure(out, name, job.path, error)
+    return Outcome(_failed_row(out, name, error, image), error=error)
 
 
 def _write_traceback(path: Path, job: Job, error: Exception) -> None:
@@ -298,7 +300,9 @@ def _former_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool
     changed = {name for name in former | dict(settings) if former.get(name) != settings.get(name)}
     if former and not changed:
         with suppress(InputError):
-            return check_whole(folder)
+            record = check_whole(folder)
+            if record.keys() >= set(_MEASURES):  # an earlier version measured less
+                return record
     # A person means it, and need not say --overwrite as well.
     if overwrite or not former or changed <= {CORRECTION}:
         _check_replaceable(folder)
@@ -381,7 +385,10 @@ def _measures(quality: Quality) -> dict[str, Any]:
 
 def _judged(record: Mapping[str, Any], limits: Mapping[str, Limit]) -> dict[str, Any]:
     """Return a record with the flag that its measures have by these limits, and the reason."""
-    flag, reason = judge(Quality(**{measure: record[measure] for measure in _MEASURES}), limits)
+    measures: dict[str, Any] = {
+        name: math.nan if record[name] is None else record[name] for name in _MEASURES
+    }
+    flag, reason = judge(Quality(**measures), limits)
     bounds = {name: list(limit) for name, limit in limits.items()}
     return {**record, "flag": flag, "reason": reason, "limits": bounds}
 
@@ -409,23 +416,23 @@ _COLUMNS = (
 )
 
 
-def _write_tables(out: Path, failed: Iterable[Mapping[str, Any]]) -> None:
-    """Write the tables of all folders of results, and of what failed now."""
-    shown = None
-    # Other processes may finish sections of their own meanwhile.
-    while shown != (finished := sorted(out.glob(f"[!.]*/{RECORD}"))):
-        shown = finished
-        whole, damaged = _records(path.parent for path in finished)
-        rows = {row["section"]: row for row in (*damaged, *failed)}
-        rows |= {name: _row(out, name, record) for name, record in whole.items()}
+def _write_tables(out: Path) -> None:
+    """Write the tables of all sections in a folder of results, while no other process does."""
+    with lock(out / TABLE, wait=True):
+        whole, damaged = _records(path.parent for path in sorted(out.glob(f"[!.]*/{RECORD}")))
+        failures = read_failures(out).items()
+        failed = [_failed_row(out, name, failure["reason"], failure["file"]) for name, failure in failures]
+        by_name = {row["section"]: row for row in (*damaged, *failed)}
+        by_name |= {name: _row(out, name, record) for name, record in whole.items()}
+        rows = [by_name[name] for name in sorted(by_name)]
         if rows:
-            write_table(out / TABLE, _COLUMNS, (rows[name].values() for name in sorted(rows)))
+            write_table(out / TABLE, _COLUMNS, (row.values() for row in rows))
         slices = [record["visualign"] for record in whole.values() if "visualign" in record]
         if slices:
             visualign.write_visualign(out / VISUALIGN, _numbered(slices))
         plot = series.write_series(out, whole)
         if rows:
-            write_index(out, [rows[name] for name in sorted(rows)], plot)
+            write_index(out, rows, plot)
 
 
 def _records(folders: Iterable[Path]) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
@@ -435,8 +442,8 @@ def _records(folders: Iterable[Path]) -> tuple[dict[str, dict[str, Any]], list[d
         try:
             whole[folder.name] = check_whole(folder)
         except (InputError, OSError) as error:
-            record = {"flag": "fail", "reason": f"damaged, to be registered again: {error}"}
-            damaged.append(_row(folder.parent, storable(folder.name), record))
+            reason = f"damaged, to be registered again: {error}"
+            damaged.append(_failed_row(folder.parent, storable(folder.name), reason))
     return whole, damaged
 
 
@@ -445,6 +452,10 @@ def _numbered(slices: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     if len({entry["nr"] for entry in slices}) == len(slices):
         return sorted(slices, key=lambda entry: int(entry["nr"]))
     return [{**entry, "nr": number} for number, entry in enumerate(slices, start=1)]
+
+
+def _failed_row(out: Path, name: str, reason: str, file: str = "") -> dict[str, Any]:
+    return _row(out, name, {"flag": "fail", "reason": reason, "settings": {"file": file}})
 
 
 def _row(out: Path, name: str, record: Mapping[str, Any]) -> dict[str, Any]:

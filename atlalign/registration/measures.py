@@ -2,12 +2,17 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt, label
 from torch import Tensor
 
 from atlalign.registration.references import Reference
 
 _TISSUE = 0.03  # of the brightest; darker pixels are background
+_INSIDE_UM = 300.0  # nearer to the outline, a section may end early without a tear
+_ALL_NEIGHBOURS = np.ones((3, 3))
 
 
 class AffinePart(NamedTuple):
@@ -43,10 +48,13 @@ class Cover(NamedTuple):
 
     Attributes:
         uncovered: The share of the reference's tissue on which the section shows none.
+        gap: The area of the largest connected part of that, more than 0.3 mm inside the reference's outline, as a share
+            of the reference's tissue.
         beyond: The area of the section's tissue outside the reference's, as a share of the latter.
     """
 
     uncovered: float
+    gap: float
     beyond: float
 
 
@@ -54,4 +62,20 @@ def cover(registered: Tensor, reference: Reference) -> Cover:
     """Return how a registered section (1, 1, H, W), bright on a ground of 0, covers the reference."""
     shown, expected = registered[0, 0] > _TISSUE, reference.tissue
     area = expected.sum()
-    return Cover(float((expected & ~shown).sum() / area), float((shown & ~expected).sum() / area))
+    uncovered = expected & ~shown
+    gap = _largest_part((uncovered & _inside(reference)).numpy())
+    return Cover(float(uncovered.sum() / area), float(gap / area), float((shown & ~expected).sum() / area))
+
+
+def _inside(reference: Reference) -> Tensor:
+    """Return the reference's tissue far from its outline."""
+    x_um, y_um = reference.grid.pixel_um
+    return torch.from_numpy(
+        distance_transform_edt(reference.tissue.numpy(), sampling=(y_um, x_um)) > _INSIDE_UM
+    )
+
+
+def _largest_part(mask: NDArray[np.bool_]) -> int:
+    """Return the number of pixels in the largest connected part."""
+    parts, _ = label(mask, _ALL_NEIGHBOURS)
+    return int(np.bincount(parts[mask], minlength=1).max())

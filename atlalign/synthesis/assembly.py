@@ -60,8 +60,12 @@ def publish(recipe: Recipe, partial: Path, out: Path, request: dict[str, Any], a
     }
     assembled, figure = partial / "assembled.h5", partial / "samples.png"
     assembled.unlink(missing_ok=True)
-    numbers = _assemble(paths, assembled, counts.kept, recipe.source.image_shape, origin)
-    _draw_samples(recipe, assembled, numbers, figure, atlas)
+    try:
+        numbers = _assemble(paths, assembled, counts.kept, recipe.source.image_shape, origin)
+        _draw_samples(recipe, assembled, numbers, figure, atlas)
+    except BaseException:
+        assembled.unlink(missing_ok=True)  # as large as all parts, and of no use
+        raise
     give_name(figure, figure_path(out))
     give_name(assembled, out)
     shutil.rmtree(partial, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -142,4 +143,12 @@ def sentences_about(out: Path) -> Iterator[None]:
     except BrokenProcessPool as error:
         raise UnfinishedError(
             f"{out}: a worker was killed, perhaps for its memory: repeat the command to resume"
+        ) from error
+    except RuntimeError as error:
+        # HDF5 cannot close a file that it could not write, and this error hides the first one.
+        refusal = re.search(r"errno = \d+, error message = '(.*?)'", str(error))
+        if refusal is None:
+            raise
+        raise UnfinishedError(
+            f"{out}: writing failed ({refusal[1]}): fix this and repeat the command to resume"
         ) from error

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +46,7 @@ from atlalign.registration import (
 )
 from atlalign.registration import batch as module
 from atlalign.registration.quality import LIMITS, Limit
-from atlalign.registration.record import check_whole
+from atlalign.registration.record import check_whole, read_record, write_record
 from atlalign.registration.transform import SectionTransform
 
 SHAPE = (32, 48)
@@ -216,21 +218,86 @@ def test_the_tables_show_what_all_calls_have_registered(run, sections, tmp_path)
     assert shown() == ({"a", "b", "c"}, {"a.png", "b.tif"})
     assert table(tmp_path / "out")["c"]["flag"] == "fail"
     assert run(sections / "a.png", "--position", "5000")[0] == 1  # other results are there
-    assert shown() == ({"a", "b"}, {"a.png", "b.tif"})
+    assert shown() == ({"a", "b", "c"}, {"a.png", "b.tif"})
 
 
-def test_the_tables_show_what_another_process_wrote_meanwhile(run, sections, tmp_path, monkeypatch):
+def test_failures_of_all_calls_stay_in_the_tables_until_they_are_mended(run, sections, tmp_path):
+    """Whichever call writes the tables last, and in whatever order the images are tried."""
+    out, whole = tmp_path / "out", (sections / "b.tif").read_bytes()
+    for name in ("a.png", "b.tif"):
+        (sections / name).write_bytes(whole[:300])
+        run(sections / name, "--position", "6000")
+    run(sections / "missing.png", "--position", "6000")
+    run(sections / "c.jpg", "--position", "8000")
+    rows = table(out)
+    assert [rows[name]["flag"] == "fail" for name in ("a", "b", "c", "missing")] == [True, True, False, True]
+    assert "a.png: cannot be read" in rows["a"]["reason"]
+    assert rows["b"]["file"] == "b.tif"
+    assert "no such file" in rows["missing"]["reason"]
+    shutil.copy(sections / "b.tif", sections / "missing.png")
+    (sections / "a.png").unlink()
+    for name in ("b.tif", "missing.png"):
+        (sections / name).write_bytes(whole)
+        run(sections / name, "--position", "6000")
+    assert set(table(out)) == {"b", "c", "missing"}  # of a deleted image there is no row
+    assert "fail" not in {row["flag"] for name, row in table(out).items() if name != "c"}
+    (sections / "a.png").write_bytes(whole)
+    run(sections / "a.png", "--position", "6000")
+    assert not (out / "failures.json").exists()
+    assert set(table(out)) == {"a", "b", "c", "missing"}
+
+
+def test_results_of_a_version_that_measured_less_are_made_again(run, sections, tmp_path):
+    image = [sections / "b.tif", "--position", "6000"]
+    run(*image)
+    record = read_record(tmp_path / "out" / "b")
+    write_record(tmp_path / "out" / "b", {name: value for name, value in record.items() if name != "gap"})
+    assert "(0 of them before)" in run(*image)[1]
+    assert read_record(tmp_path / "out" / "b")["gap"] == record["gap"]
+    assert "(1 of them before)" in run(*image)[1]
+
+
+def test_a_measure_that_is_no_number_fails_with_its_name(run, sections, tmp_path, monkeypatch):
+    def nowhere(job, recipe):
+        found = register_section(job, recipe)
+        quality = replace(found.registered.quality, inverse_consistency_um=math.nan)
+        return found._replace(registered=found.registered._replace(quality=quality))
+
+    monkeypatch.setattr(module, "register_section", nowhere)
+    for _ in range(2):  # new, and judged again
+        run(sections / "b.tif", "--position", "6000")
+        row = table(tmp_path / "out")["b"]
+        assert row["flag"] == "fail"
+        assert "inverse_consistency_um nan > 500" in row["reason"]
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"aligner": "atlalign 1", "failures": [3]}'])
+def test_damaged_failures_are_forgotten(content, run, sections, tmp_path):
     run(sections / "a.png", "--position", "4000")
+    (tmp_path / "out" / "failures.json").write_text(f'{{"aligner": "atlalign 1"}}{content}')
+    assert run(sections / "a.png", "--position", "4000")[0] == 0
+    assert set(table(tmp_path / "out")) == {"a"}
+
+
+def test_tables_are_written_by_one_process_at_a_time(run, sections, tmp_path, monkeypatch):
+    """A table that is begun before another process finishes a section never replaces that process's table."""
+    run(sections / "a.png", "--position", "4000")
+    out, begun = tmp_path / "out", threading.Event()
 
     def slowly(*arguments):
-        if not (tmp_path / "out" / "b").exists():
-            shutil.copytree(tmp_path / "out" / "a", tmp_path / "out" / "b")
+        if not begun.is_set():
+            begun.set()
+            shutil.copytree(out / "a", out / "b")
+            later.start()
+            later.join(timeout=0.3)
         write_table(*arguments)
 
     write_table = module.write_table
+    later = threading.Thread(target=lambda: module._write_tables(out))
     monkeypatch.setattr(module, "write_table", slowly)
     run(sections / "a.png", "--position", "4000")
-    assert set(table(tmp_path / "out")) == {"a", "b"}
+    later.join()
+    assert set(table(out)) == {"a", "b"}
 
 
 def test_a_broken_image_does_not_stop_the_others_and_is_named_at_the_end(run, sections, tmp_path):
@@ -242,7 +309,7 @@ def test_a_broken_image_does_not_stop_the_others_and_is_named_at_the_end(run, se
     assert status == 1
     assert "2 of 3 sections could not be registered:\n  b.tif: cannot be read as an image" in printed
     assert "c.jpg: expected a section, but every pixel is 0" in printed
-    assert {path.name for path in out.iterdir()} == {"a", "calls.json", *TABLES}
+    assert {path.name for path in out.iterdir()} == {"a", "calls.json", "failures.json", *TABLES}
     assert table(out)["b"]["flag"] == "fail"
     assert "cannot be read" in table(out)["b"]["reason"]
     (sections / "b.tif").write_bytes(whole)
@@ -346,6 +413,11 @@ def test_ids_of_any_size_come_through_unchanged(run, sections, tmp_path, shift, 
     assert {i: n for i, n in pixels.items() if n} == {
         i: n for i, n in zip(*(a.tolist() for a in np.unique(labels, return_counts=True)), strict=True) if i
     }
+    shapes = tmp_path / "regions.geojson"  # what QuPath reads whatever the ids
+    back = ["--labels", "--with", out, "--to", "section", "--out", shapes]
+    assert main([str(word) for word in ("transform", out / "reference_labels.tif", *back)]) == 0
+    features = json.loads(shapes.read_text())["features"]
+    assert {int(feature["properties"]["metadata"]["region_id"]) for feature in features} == pixels.keys()
 
 
 def test_negative_labels_of_a_reference_are_refused(run, sections, tmp_path):
@@ -699,6 +771,7 @@ def test_the_page_shows_all_sections_of_all_calls_and_the_reasons(run, sections,
             "visualign.json",
             '{"name":"","target":"ABA_Mouse_CCFv3_2017_25um.cutlas","slices":[]}',
         ),  # VisuAlign's own
+        ("failures.json", '{"failures": 3}'),
     ],
 )
 def test_tables_of_the_users_own_are_kept(name, content, run, sections, tmp_path):
@@ -929,12 +1002,15 @@ def test_results_may_lie_beside_the_images_and_their_list(run, sections, listing
     """Run again, the tables of results do not count as lists."""
     if listing == "brain.json":
         (sections / "list.csv").unlink()
-        numbers = [456, 264.5, 320, -456, 0, 0, 0, 0, -320]
-        slices = [{"filename": "a.png", "width": 144, "height": 96, "anchoring": numbers}]
+        entry = {"width": 144, "height": 96, "anchoring": [456, 264.5, 320, -456, 0, 0, 0, 0, -320]}
+        slices = [{"filename": name, **entry} for name in ("a.png", "damaged.png")]
         (sections / listing).write_text(json.dumps({"slices": slices}))
+    else:
+        (sections / listing).write_text((sections / listing).read_text() + "\ndamaged.png,6000")
+    (sections / "damaged.png").write_text("no image")
     for before in (0, 3 if listing == "list.csv" else 1):
         status, printed = run(sections, "--out", sections)
-        assert status == 0
+        assert (status, "damaged.png" in printed) == (1, True)
         assert f"sections registered ({before} of them before)" in printed
     assert {"registrations.csv", "visualign.json"} < {path.name for path in sections.iterdir()}
 

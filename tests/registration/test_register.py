@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch import nn
 
 from atlalign.atlas.atlas import Atlas, phantom_atlas
@@ -361,14 +362,36 @@ class TestRegistering:
     def test_tissue_that_is_missing_or_too_much_is_measured(self, reference):
         tissue = reference.tissue
         whole = tissue.float()[None, None]
-        assert cover(whole, reference) == (0, 0)
+        assert cover(whole, reference) == (0, 0, 0)
         half = whole.clone()
         half[..., : SHAPE[1] // 2] = 0
-        assert cover(half, reference) == (pytest.approx(0.5, abs=0.05), 0)
+        uncovered, gap, beyond = cover(half, reference)
+        assert (uncovered, beyond) == (pytest.approx(0.5, abs=0.05), 0)
+        assert 0.3 < gap < uncovered  # without what lies near the outline
         assert cover(torch.ones_like(whole), reference) == (
+            0,
             0,
             pytest.approx(float((~tissue).sum() / tissue.sum())),
         )
+
+    def test_a_gap_is_one_place_inside_the_section(self, reference):
+        """As many dark pixels in several places, or along the outline, are no gap."""
+        middle = SHAPE[1] // 2
+        inside = (
+            distance_transform_edt(reference.tissue.numpy(), sampling=reference.grid.pixel_um[::-1]) > 300
+        )
+        tissue = reference.tissue.numpy()
+        torn, spotted, eroded = (tissue.copy() for _ in range(3))
+        torn[:, middle] = False
+        spotted[::2, ::2] = False
+        eroded[~inside] = False
+        torn, spotted, eroded = (
+            torch.from_numpy(image).float()[None, None] for image in (torn, spotted, eroded)
+        )
+        assert cover(torn, reference).gap == pytest.approx(inside[:, middle].sum() / tissue.sum())
+        assert cover(spotted, reference).gap == pytest.approx(1 / tissue.sum())
+        assert cover(eroded, reference).gap == 0
+        assert cover(eroded, reference).uncovered > cover(torn, reference).uncovered
 
     def test_a_network_that_is_wrong_one_way_is_inconsistent(self, reference, section, placement):
         shift = torch.full((1, 2, *SHAPE), 2.0)
@@ -437,6 +460,7 @@ good = Quality(
     rescaling=0.02,
     rotation_deg=1,
     uncovered=0.02,
+    gap=0.001,
     beyond=0.02,
     likeness=0.8,
 )
@@ -452,6 +476,7 @@ good = Quality(
         ({"rescaling": 0.25}, "look", "rescaling 0.25 > 0.13"),
         ({"rotation_deg": 5.0}, "look", "rotation_deg 5 > 3"),
         ({"uncovered": 0.3}, "look", "uncovered 0.3 > 0.06"),
+        ({"gap": 0.02}, "look", "gap 0.02 > 0.012"),
         ({"beyond": 0.6}, "fail", "beyond 0.6 > 0.5"),
         ({"similarity_after": 0.4}, "fail", "similarity_loss 0.1 > 0.05"),
         ({"inverse_consistency_um": float("nan")}, "fail", "inverse_consistency_um nan > 500"),

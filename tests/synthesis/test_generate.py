@@ -926,6 +926,26 @@ def test_a_full_disk_is_a_sentence_and_the_work_is_kept(tmp_path, monkeypatch):
     assert generate(from_atlas(tmp_path / "a.h5")).exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="sizes of files have no limit there")
+def test_a_disk_that_refuses_while_the_file_is_assembled_leaves_the_parts(tmp_path):
+    """As under a quota, which the free space of the disk does not show."""
+    import resource
+
+    generate(from_atlas(tmp_path / "whole.h5"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "whole.h5").stat().st_size // 2, before[1]))
+    try:
+        with pytest.raises(
+            UnfinishedError, match=r"a.h5: writing failed \(File too large\): .* repeat the command"
+        ):
+            generate(from_atlas(tmp_path / "a.h5"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    names = {path.name.partition("-")[0] for path in (tmp_path / "a.h5.partial").iterdir()}
+    assert names == {"part", "request.json"}
+    assert generate(from_atlas(tmp_path / "a.h5")).exists()
+
+
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
