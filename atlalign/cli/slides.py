@@ -24,6 +24,7 @@ def with_sections(inputs: Sequence[Path], out: Path, options: Options) -> list[P
         out: The folder of results.
         options: Of the registration.
     """
+    from atlalign.localization.upright import upright_turns
     from atlalign.sections.listing import LIST
     from atlalign.sections.separate import separate
 
@@ -35,7 +36,9 @@ def with_sections(inputs: Sequence[Path], out: Path, options: Options) -> list[P
     if not slides:
         return list(inputs)
     folder = out / FOLDER
-    result = separate(slides, folder, chosen, progress=lambda name: say(f"writing {name}"))
+    result = separate(
+        slides, folder, chosen, knows_up=upright_turns(), progress=lambda name: say(f"writing {name}")
+    )
     separated = {section.slide for section in result.sections}
     if not separated:
         return list(inputs)
