@@ -85,7 +85,7 @@ def _draw_slide(
             axes.fill(*ring.T, fill=False, edgecolor="tab:gray", linewidth=0.7, linestyle=":")
         left, top = np.concatenate(section.outline).min(axis=0)
         said = f"{section.label} {section.left_out}"
-        axes.text(float(left), float(top), said, color="tab:gray", fontsize=6, va="bottom")
+        axes.text(float(left), float(top), said, color="tab:gray", fontsize=7, va="bottom")
     for place, section in enumerate(one for one in sections if not one.left_out):
         color = METHOD_COLORS[place % len(METHOD_COLORS)]
         for ring in section.outline:

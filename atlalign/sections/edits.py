@@ -66,7 +66,7 @@ def _as_one(group: Sequence[Row]) -> Row:
         turn=largest.section.turn,
         flipped=largest.section.flipped,
         left_out="",
-        needs_turn=not _is_turned(first),
+        needs_turn=True,
         note="merged",
         is_written=False,
     )
@@ -98,7 +98,7 @@ def _changed(row: Row) -> list[Section]:
 
 def _changed_part(row: Row, part: Section) -> Section:
     if _is_turned(row):
-        part = part._replace(note=without_turn(part.note))
+        part = part._replace(note=without_turn(part.note), needs_turn=False)
     if row.turned is not None:
         part = part._replace(turn=(row.turned + 180) % 360 - 180, is_written=False)
     part = part.turned(row.turn or 0.0, mirrored=row.mirrored)
@@ -122,7 +122,7 @@ def _split(row: Row, line: Line) -> list[Section]:
         section._replace(
             filename=section_name(stem, section.label + letter),
             outline=half,
-            needs_turn=not _is_turned(row),
+            needs_turn=True,
             note="split",
             is_written=False,
         )

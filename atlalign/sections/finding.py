@@ -91,7 +91,7 @@ def find_on_view(
         turn, doubt = turning.of(found, masks[place])
         notes = (doubt, _cut_off(masks[place]), "" if found.is_solid else _SCATTERED)
         sections.append(Section("", slide, scene, outlines[place], turn, note="; ".join(filter(None, notes))))
-    return sections + _left_out(found, scale, slide, scene, turning)
+    return sections + _left_out(found, scale, slide, scene)
 
 
 def named(sections: Sequence[Section], stem: str) -> list[Section]:
@@ -109,12 +109,13 @@ def named(sections: Sequence[Section], stem: str) -> list[Section]:
 
 
 def with_turns(view: View, sections: Sequence[Section], turning: Turning) -> list[Section]:
-    """Return sections of a scene, those that need it turned upright."""
-    if not any(section.needs_turn for section in sections):
+    """Return sections of a scene, those that need it turned upright; pieces that are not kept need nothing."""
+    if not any(section.needs_turn and section.kept for section in sections):
         return list(sections)
     found = view.pieces()
     return [
-        _with_turn(section, view, found, turning) if section.needs_turn else section for section in sections
+        _with_turn(section, view, found, turning) if section.needs_turn and section.kept else section
+        for section in sections
     ]
 
 
@@ -139,9 +140,7 @@ def _cut_off(mask: NDArray[np.bool_]) -> str:
     return "cut off by the border of the image" if at_border else ""
 
 
-def _left_out(
-    found: Found, scale: NDArray[np.float64], slide: str, scene: int, turning: Turning
-) -> list[Section]:
+def _left_out(found: Found, scale: NDArray[np.float64], slide: str, scene: int) -> list[Section]:
     """Return the pieces that are no sections, but for the smallest, as sections that are not kept."""
     sections = []
     for piece in found.left_out:
@@ -150,9 +149,8 @@ def _left_out(
         mask = np.zeros(found.labels.shape, bool)
         mask[piece.box] = piece.mask
         outline = outline_of(mask, scale, margin_px=_MARGIN_PX)
-        turn, doubt = turning.of(found, mask)
         sections.append(
-            Section("", slide, scene, outline, turn, kept=False, left_out=piece.reason, note=doubt)
+            Section("", slide, scene, outline, kept=False, left_out=piece.reason, needs_turn=True)
         )
     return sections
 

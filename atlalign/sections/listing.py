@@ -75,7 +75,7 @@ def _cells(section: Section, place: str) -> dict[str, str]:
         "filename": section.filename,
         "keep": "yes" if section.kept else "no",
         "section_number": place,
-        "turned": _degrees(section),
+        "turned": "" if section.left_out else _degrees(section),
         "slide": section.slide,
         "note": _note(section),
     }
