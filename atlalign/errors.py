@@ -191,6 +191,12 @@ def describe(error: BaseException) -> str:
     return shorten(sentence(error) or f"{type(error).__name__}: {error}", 300)
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the message of another program's error on one line; its kind where it says nothing."""
+    said = " ".join(str(error).split())
+    return said or ("memory does not suffice" if isinstance(error, MemoryError) else type(error).__name__)
+
+
 @contextmanager
 def readable_errors() -> Iterator[None]:
     """Print the sentence of a user's mistake and exit with 1, or with 130 on Ctrl-C; other errors show their traceback.

@@ -17,6 +17,7 @@ from atlalign.errors import (
     check_size,
     checked_shape,
     readable_errors,
+    reason_of,
     sentence,
     system_refusal,
     warnings_from_threads,
@@ -113,3 +114,16 @@ def test_a_thread_that_the_disk_refuses_gives_one_line(capsys):
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
     assert os.strerror(errno.ENOSPC) in said
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("two\n  lines"), "two lines"),
+        (RuntimeError("  \n"), "RuntimeError"),
+        (EOFError(), "EOFError"),
+        (MemoryError(), "memory does not suffice"),
+    ],
+)
+def test_an_error_without_a_message_is_named_by_its_kind(error, expected):
+    assert reason_of(error) == expected

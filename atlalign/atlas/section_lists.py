@@ -238,8 +238,12 @@ def _read_table(path: Path) -> list[ListedSection]:
 
 
 def _filled(rows: Iterable[tuple[int, dict[str, str]]]) -> list[tuple[int, dict[str, str]]]:
-    """Return the rows of a table that are not empty."""
-    return [(line, cells) for line, cells in rows if any(cells.values())]
+    """Return the rows of a table that are not empty, and that a person does not leave out."""
+    return [
+        (line, cells)
+        for line, cells in rows
+        if any(cells.values()) and cells.get("keep", "").lower() not in _NO
+    ]
 
 
 def _deepslice_entry(cells: Mapping[str, str]) -> dict[str, Any]:
@@ -348,10 +352,11 @@ def _whole(value: Any, name: str, *, default: int) -> int:
 
 _ANCHORED, _TABLES, _NOTES = (".json", ".waln", ".wwrp", ".xml"), (".csv",), (".tsv", ".txt")
 _LIST_READERS = dict.fromkeys(_ANCHORED, _read_anchored) | dict.fromkeys(_TABLES + _NOTES, _read_table)
+_NO = ("no", "false", "0")
 LIST_COLUMNS = (
     *("filename", "p", "image_id", "dataset_id", "brain"),
     *("filenames", *COMPONENTS, "width", "height", "nr", "depths", "markers"),
-    *("slide", "note"),  # from `atlalign sections`
+    *("keep", "section_number", "turned", "slide", "note"),  # from `atlalign sections`
     *("", "unnamed: 0"),  # the number of a row, as pandas writes it
 )
 """The columns of tables, in lower case, that give the image of a row, its position, or the row's number."""

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from atlalign.errors import InputError, check_size
+from atlalign.errors import InputError, check_size, reason_of
 from atlalign.io.files import itk_name
 from atlalign.io.h5 import find_dataset
 from atlalign.io.headers import Header, brainglobe_header, h5_header, itk_header, tiff_header
@@ -69,7 +69,7 @@ class Volume:
             return np.ascontiguousarray(self.array[planes])
         except OSError as error:
             raise InputError(
-                f"{self.source}: cannot be read from plane {planes.start} on: {error}"
+                f"{self.source}: cannot be read from plane {planes.start} on: {reason_of(error)}"
             ) from error
 
 
@@ -107,7 +107,7 @@ def open_volume(path: Path, dataset: str, files: ExitStack) -> VolumeFile:
     except InputError:
         raise
     except Exception as error:  # a damaged file may raise anything
-        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())[-200:]}") from error
+        raise InputError(f"{path}: cannot be read: {reason_of(error)[-200:]}") from error
     source = f"{path}[{dataset}]" if isinstance(array, h5py.Dataset) else str(path)
     if header.spacing_um is None and header.direction is None:
         header = brainglobe_header(path) or header

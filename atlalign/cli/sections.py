@@ -15,10 +15,11 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "sections",
         help="separate the sections of slides",
         description="Find the sections on slides, turn them upright, and write each as an OME-TIFF, with a list "
-        "(sections.csv) and a contact sheet. To correct the result, edit the list and run the same command again. "
-        "Delete a row to drop its section; move rows to change the order; write a turn in degrees (counter-clockwise), "
-        "mirrored (yes), the number of a section to merge with, or the line to split it by (x1 y1 x2 y2, in pixels of "
-        "the slide as on the contact sheet). Only sections that change are written again.",
+        "(sections.csv) and a contact sheet. To correct the result, edit the list and run the same command again: "
+        "keep (no drops a section, yes takes in a piece that was left out), turn (degrees counter-clockwise, as the "
+        "contact sheet shows the section), turned (the same from the slide), mirrored (yes), merge (the number of the "
+        "other section), split (x1 y1 x2 y2, two points of a line on the axes of the contact sheet). Move rows to "
+        "change the order. Only sections that change are written again.",
     )
     command.add_argument(
         "slides", metavar="SLIDE", nargs="+", type=Path, help="a slide scanner's file, or any other image"
@@ -29,11 +30,18 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _run(options: argparse.Namespace) -> None:
+    from atlalign.localization.upright import upright_turns
     from atlalign.sections.listing import LIST
     from atlalign.sections.separate import separate
 
     chosen = SectionsOptions(**flag_values(SectionsOptions, options))
-    result = separate(options.slides, options.out, chosen, progress=lambda name: say(f"writing {name}"))
+    result = separate(
+        options.slides,
+        options.out,
+        chosen,
+        knows_up=upright_turns(),
+        progress=lambda name: say(f"writing {name}"),
+    )
     if result.sections:
         kept = len(result.sections) - result.written
         say(f"{len(result.sections)} sections ({result.written} written, {kept} unchanged)")

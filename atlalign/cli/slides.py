@@ -6,6 +6,7 @@ from pathlib import Path
 
 from atlalign.console import say
 from atlalign.errors import InputError
+from atlalign.io.files import is_file
 from atlalign.io.images import SCANNER_ENDINGS
 from atlalign.registration.options import Options
 from atlalign.sections.options import SectionsOptions
@@ -24,18 +25,21 @@ def with_sections(inputs: Sequence[Path], out: Path, options: Options) -> list[P
         out: The folder of results.
         options: Of the registration.
     """
+    from atlalign.localization.upright import upright_turns
     from atlalign.sections.listing import LIST
     from atlalign.sections.separate import separate
 
     if options.scene is not None or options.page is not None or options.one_section:
         return list(inputs)
     chosen = SectionsOptions(pixel_size_um=options.pixel_size_um, background=options.background, z=options.z)
-    scans = [path for path in inputs if path.suffix.lower() in SCANNER_ENDINGS and path.is_file()]
+    scans = [path for path in inputs if path.suffix.lower() in SCANNER_ENDINGS and is_file(path)]
     slides = [path for path in scans if _shows_several(path, chosen)]
     if not slides:
         return list(inputs)
     folder = out / FOLDER
-    result = separate(slides, folder, chosen, progress=lambda name: say(f"writing {name}"))
+    result = separate(
+        slides, folder, chosen, knows_up=upright_turns(), progress=lambda name: say(f"writing {name}")
+    )
     separated = {section.slide for section in result.sections}
     if not separated:
         return list(inputs)

@@ -14,7 +14,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from atlalign.errors import LARGEST_BYTES, InputError, check_finite_numbers, check_size
+from atlalign.errors import LARGEST_BYTES, InputError, check_finite_numbers, check_size, reason_of
 from atlalign.io.h5 import find_dataset
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def structure_problems(path: str | Path) -> list[str]:
             problems += [p for name, array in arrays.items() for p in _array_problems(name, array)]
             return problems + _agreement_problems(arrays)
     except _UNREADABLE as error:
-        return [f"cannot be read: {error}"]
+        return [f"cannot be read: {reason_of(error)}"]
 
 
 def extent_of(path: str | Path) -> float:
@@ -237,7 +237,7 @@ def _open_problem(path: Path) -> str | None:
             return f"expected a whole file, found it truncated to {path.stat().st_size} bytes: copy or write it again"
         if "signature not found" in str(error):
             return "not an h5 file"
-        return f"cannot be opened: {error}"
+        return f"cannot be opened: {reason_of(error)}"
     return None
 
 
@@ -307,7 +307,7 @@ def _read_errors_as_problems(path: str | Path, extent_um: float) -> Iterator[str
     try:
         yield from content_problems(path, extent_um)
     except _UNREADABLE as error:
-        yield f"cannot be read to its end: {error}"
+        yield f"cannot be read to its end: {reason_of(error)}"
 
 
 def _attribute(file: h5py.File, name: str, default: Any = None) -> Any:

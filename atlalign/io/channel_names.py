@@ -95,10 +95,10 @@ def czi_colors(metadata: str) -> list[Color | None]:
     except ElementTree.ParseError:
         return []
     channels = root.findall("./Metadata/DisplaySetting/Channels/Channel")
-    return [_hexadecimal(channel.findtext("Color") or "") for channel in channels]
+    return [hexadecimal_color(channel.findtext("Color") or "") for channel in channels]
 
 
-def _hexadecimal(text: str) -> Color | None:
+def hexadecimal_color(text: str) -> Color | None:
     """Return the colour written #AARRGGBB or #RRGGBB."""
     digits = text.strip().lstrip("#")[-6:]
     try:

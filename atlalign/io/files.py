@@ -19,6 +19,9 @@ from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 
 from atlalign.errors import InputError, system_refusal
 
+IMAGE_FOLDER = ".zarr"
+"""What the names of folders end in that are one image, and count as files."""
+
 _UNFINISHED = ".unfinished"
 _ABANDONED_S = 24 * 3600  # nothing that is being written goes without a change for a day
 _LEASE_S = 60  # a machine that has not renewed its claim for so long has lost it
@@ -294,17 +297,17 @@ def _locked(path: Path, lease: SoftFileLease) -> LockedError:
 
 
 def is_file(path: Path) -> bool:
-    """Return whether there is such a file; no name is too long to ask."""
+    """Return whether there is such a file, or a folder that is one image; no name is too long to ask."""
     try:
-        return path.is_file()
+        return path.is_file() or (path.suffix.lower() == IMAGE_FOLDER and path.is_dir())
     except OSError:
         return False
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether there is such a folder; no name is too long to ask."""
+    """Return whether there is such a folder that is not one image; no name is too long to ask."""
     try:
-        return path.is_dir()
+        return path.is_dir() and path.suffix.lower() != IMAGE_FOLDER
     except OSError:
         return False
 

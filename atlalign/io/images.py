@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atlalign.errors import InputError, check_size
+from atlalign.io.files import IMAGE_FOLDER
 from atlalign.io.pixels import PixelSize, log
 from atlalign.io.scenes import Focus, Scene, array_scene
 from atlalign.io.slideio_reader import SLIDE_ENDINGS
 from atlalign.io.slides import errors_named, open_slide
 
 TIFF_ENDINGS = (".tif", ".tiff")
-SCANNER_ENDINGS = (".qptiff", ".svs", ".ndpi", ".scn", ".bif", *SLIDE_ENDINGS)
+SCANNER_ENDINGS = (".qptiff", ".svs", ".ndpi", ".scn", ".bif", *SLIDE_ENDINGS, IMAGE_FOLDER)
 """The file name endings of slide scanners' files, which often show several sections."""
 IMAGE_ENDINGS = (
     *TIFF_ENDINGS,

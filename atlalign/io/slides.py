@@ -9,12 +9,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from atlalign.errors import InputError
+from atlalign.errors import InputError, reason_of
+from atlalign.io.files import is_file, is_folder
 from atlalign.io.picture_reader import picture_scene
 from atlalign.io.pixels import check_index
 from atlalign.io.scenes import Block, Scene, Slide
 from atlalign.io.slideio_reader import slideio_driver, slideio_scenes
 from atlalign.io.tiff_reader import TIFF_STARTS, tiff_scenes
+from atlalign.io.zarr_reader import zarr_scenes
 
 LARGEST_INTENSITY = 1e30
 """Sums over blocks of pixels up to this value are finite in float32."""
@@ -30,7 +32,7 @@ def open_slide(path: str | Path, *, page: int | None = None, labels: bool = Fals
 
     Args:
         path: A TIFF file or one of its variants (OME-TIFF, SVS, NDPI, SCN, QPTIFF), a picture, a format that SimpleITK
-            reads, or with slideio CZI, VSI, ZVI, DICOM.
+            reads, with slideio CZI, VSI, ZVI, DICOM, or with zarr an OME-Zarr folder.
         page: Only this page of a TIFF file, from 0, as the only scene.
         labels: The numbers in the file are meant, not the colours or intensities that they stand for.
 
@@ -43,9 +45,9 @@ def open_slide(path: str | Path, *, page: int | None = None, labels: bool = Fals
         >>> scene.read(scene.level_of(4_000_000), channel=0)  # doctest: +SKIP
     """
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         raise InputError(f"{path.name}: expected an image, found a folder of this name in {path.parent}")
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"{path.name}: no such file in {path.parent}")
     with errors_named(path):
         scenes = _scenes(path, page, labels=labels)
@@ -60,7 +62,7 @@ def errors_named(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged file may raise anything
-        reason = str(error).removeprefix(f"{path.name}: ") or type(error).__name__
+        reason = reason_of(error).removeprefix(f"{path.name}: ")
         expected = isinstance(error, InputError) and reason.startswith("expected")
         said = reason if expected else f"cannot be read as an image: {shorten(reason, 200)}"
         raise InputError(f"{path.name}: {said}") from error
@@ -83,6 +85,9 @@ def _guarded(scene: Scene, path: Path) -> Scene:
 
 
 def _scenes(path: Path, page: int | None, *, labels: bool) -> list[Scene]:
+    if path.is_dir():
+        check_index("page (--page)", page or 0, 1)
+        return zarr_scenes(path)
     with path.open("rb") as file:
         start = file.read(_START_BYTES)
     if start[:4] in TIFF_STARTS:

@@ -50,7 +50,7 @@ def locate(
         name: [place for place, own in enumerate(names) if own == name] for name in dict.fromkeys(names)
     }
     numbers = {
-        name: None if independent else numbers_of([jobs[place].path for place in places])
+        name: None if independent else _numbers([jobs[place] for place in places])
         for name, places in groups.items()
     }
     starts = [Located(job, job.brain or job.path.absolute().parent.name, job.number) for job in jobs]
@@ -78,6 +78,10 @@ def locate(
         located |= dict(zip(together, in_series(begun, own, order, section_spacing_um), strict=True))
         located |= {place: _alone(starts[place], seen[place]) for place in seen if place not in together}
     return [located[place] for place in range(len(jobs))]
+
+
+def _numbers(jobs: Sequence[Job]) -> list[int] | None:
+    return numbers_of([job.path for job in jobs], [job.section_number for job in jobs])
 
 
 def _tried(locator: Locator, start: Located) -> Looked | str:

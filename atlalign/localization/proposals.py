@@ -42,7 +42,7 @@ def propose(
 ) -> list[Proposal]:
     """Return where a section may lie, the likeliest first: at most two ways that differ by their turn in the image."""
     turns = [view_matrix(tissue.centre, tissue.rms, turn) for turn in _FIRST_TURNS]
-    first = _answers(network, section, turns)
+    first = answers_to(network, section, turns)
     best = min(first, key=lambda answer: answer.error_mm)
     other = [answer for answer in first if abs(_turn(answer.matrix, best.matrix)) > _APART_DEG]
     found = [best, *sorted(other, key=lambda answer: answer.error_mm)[:1]]
@@ -57,7 +57,7 @@ def _settled(
     for views in (_LAST_VIEWS[:3], _LAST_VIEWS):
         frame = _upright_view(volume, proposal, tissue)
         seen = [_varied(frame, turn, size) for turn, size in views]
-        answers = _answers(network, section, seen)
+        answers = answers_to(network, section, seen)
         matrix = np.median([answer.matrix for answer in answers], axis=0)
         centre = (*tissue.centre, 1.0)
         spread = np.std([answer.matrix @ centre for answer in answers], axis=0)
@@ -67,7 +67,7 @@ def _settled(
     return proposal
 
 
-def _answers(network: PlaneLocatorNet, section: Section, matrices: list[Matrix]) -> list[Proposal]:
+def answers_to(network: PlaneLocatorNet, section: Section, matrices: list[Matrix]) -> list[Proposal]:
     """Return what the network says of each view."""
     weight = next(network.parameters())
     views = cut_views(section, matrices, network.view_px).to(weight)

@@ -30,13 +30,14 @@ def section_number(path: Path) -> int | None:
     return None if found is None else int(found.group(1) or found.group(2))
 
 
-def numbers_of(paths: Sequence[Path]) -> list[int] | None:
-    """Return the section numbers in files' names; None where not all have one.
+def numbers_of(paths: Sequence[Path], listed: Sequence[int | None] = ()) -> list[int] | None:
+    """Return the numbers of sections, which their list gives, or else their files' names; None where some have none.
 
     Raises:
         InputError: If two sections have the same number.
     """
-    numbers = [section_number(path) for path in paths]
+    is_listed = bool(listed) and None not in listed
+    numbers = listed if is_listed else [section_number(path) for path in paths]
     known = [number for number in numbers if number is not None]
     if len(known) < len(numbers):
         return None

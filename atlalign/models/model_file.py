@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from atlalign import __version__
-from atlalign.errors import InputError, check_size
+from atlalign.errors import InputError, check_size, reason_of
 from atlalign.io.files import written_whole
 from atlalign.networks import GlobalAffineNet, MergedNet
 from atlalign.networks.architecture import architecture_of, construct
@@ -144,7 +144,7 @@ def load_model(path: str | Path | None = None, *, allow: Collection[str] = ()) -
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except Exception as error:  # a class may raise anything on wrong arguments
-        reason = shorten(str(error), 300)
+        reason = shorten(reason_of(error), 300)
         raise InputError(f"{path}: architecture and weights do not fit: {reason}") from error
     return network.eval()
 

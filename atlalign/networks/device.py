@@ -2,7 +2,7 @@
 
 import torch
 
-from atlalign.errors import InputError
+from atlalign.errors import InputError, reason_of
 
 _KINDS = ("cpu", "cuda", "mps", "xpu")
 
@@ -21,4 +21,4 @@ def chosen_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"{wrong}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{wrong}: {reason_of(error)}") from error

@@ -23,6 +23,7 @@ class Outlined(NamedTuple):
         matrix: (2, 3), which takes pixels of its own image to those of the slide.
         shape: (h, w) of its own image.
         note: A remark.
+        left_out: Why it has no image; empty if it has one.
     """
 
     label: str
@@ -30,13 +31,13 @@ class Outlined(NamedTuple):
     matrix: NDArray[np.float64]
     shape: tuple[int, int]
     note: str = ""
+    left_out: str = ""
 
 
 def sections_figure(
     view: NDArray[np.float32],
     scale: NDArray[np.float64],
     sections: Sequence[Outlined],
-    left_out: Sequence[tuple[Sequence[NDArray[np.float64]], str]],
     *,
     is_color: bool,
     title: str,
@@ -47,19 +48,19 @@ def sections_figure(
         view: (h, w, c), a small copy of the slide.
         scale: Pixels of the slide for each of the view along x and y; the axes are in pixels of the slide.
         sections: In the order of their list.
-        left_out: Polygons around pieces that are no sections, with the reason.
         is_color: The channels are red, green and blue.
         title: The name of the slide.
     """
     image = _displayed(view, is_color=is_color)
     height, width = image.shape[:2]
     columns = 6
-    rows = -(-len(sections) // columns)
+    kept = [section for section in sections if not section.left_out]
+    rows = -(-len(kept) // columns)
     of_slide = min(12 * height / width, 12.0)
     figure = empty_figure(figsize=(12, of_slide + 0.8 + 2 * rows), dpi=100, layout="constrained")
     grid = figure.add_gridspec(1 + rows, columns, height_ratios=[of_slide, *[2.0] * rows])
-    _draw_slide(figure.add_subplot(grid[0, :]), image, scale, sections, left_out, title)
-    for place, section in enumerate(sections):
+    _draw_slide(figure.add_subplot(grid[0, :]), image, scale, sections, title)
+    for place, section in enumerate(kept):
         axes = figure.add_subplot(grid[1 + place // columns, place % columns])
         axes.imshow(_own_image(image, scale, section), interpolation="nearest")
         axes.set_title(section.label, fontsize=9)
@@ -74,20 +75,18 @@ def _draw_slide(
     image: NDArray[np.float32],
     scale: NDArray[np.float64],
     sections: Sequence[Outlined],
-    left_out: Sequence[tuple[Sequence[NDArray[np.float64]], str]],
     title: str,
 ) -> None:
     height, width = image.shape[:2]
     x, y = scale
     axes.imshow(image, extent=(-0.5, width * x - 0.5, height * y - 0.5, -0.5))
-    for rings, reason in left_out:
-        for ring in rings:
+    for section in (one for one in sections if one.left_out):
+        for ring in section.outline:
             axes.fill(*ring.T, fill=False, edgecolor="tab:gray", linewidth=0.7, linestyle=":")
-        if rings:
-            axes.text(
-                float(rings[0][:, 0].min()), float(rings[0][:, 1].min()), reason, color="tab:gray", fontsize=5
-            )
-    for place, section in enumerate(sections):
+        left, top = np.concatenate(section.outline).min(axis=0)
+        said = f"{section.label} {section.left_out}"
+        axes.text(float(left), float(top), said, color="tab:gray", fontsize=7, va="bottom")
+    for place, section in enumerate(one for one in sections if not one.left_out):
         color = METHOD_COLORS[place % len(METHOD_COLORS)]
         for ring in section.outline:
             axes.fill(*ring.T, fill=False, edgecolor=color, linewidth=1.5)

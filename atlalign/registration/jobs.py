@@ -48,6 +48,7 @@ class Job(NamedTuple):
         points: Places in the reference and in the image that belong together, as a person set them.
         ignored: Tissue that neither pulls nor counts.
         brain: The brain that it is a section of, where a list says that.
+        section_number: Its place in the series of sections, where a list says that.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class Job(NamedTuple):
     points: PointPairs = PointPairs.none()
     ignored: Ignored = NOTHING
     brain: str = ""
+    section_number: int | None = None
 
     @property
     def name(self) -> str:
@@ -186,7 +188,9 @@ def _warn_of_unused(listing: Path, sections: Sequence[ListedSection]) -> None:
 def _listed_job(section: ListedSection, *, listed: bool) -> Job:
     job = Job(section.path, number=section.identity.image_id, brain=section.cells.get("brain", ""))
     try:
-        job = job._replace(options=_own_options(section.cells, section.where))
+        job = job._replace(
+            options=_own_options(section.cells, section.where), section_number=_section_number(section)
+        )
     except InputError as error:
         return job._replace(problem=str(error))
     problem = section.missing or ("" if section.unplaced else section.problem)
@@ -198,6 +202,11 @@ def _listed_job(section: ListedSection, *, listed: bool) -> Job:
         return job
     job = job._replace(position_um=section.position_um, anchoring=section.anchoring)
     return job if section.anchoring is None else job._replace(points=_points(section, section.anchoring))
+
+
+def _section_number(section: ListedSection) -> int | None:
+    cell = section.cells.get("section_number")
+    return whole_number(cell, f"{section.where}, section_number") if cell else None
 
 
 def _points(section: ListedSection, anchoring: Anchoring) -> PointPairs:

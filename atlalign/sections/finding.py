@@ -1,5 +1,6 @@
-"""Finds the sections on a slide, puts them in order and says how each is turned."""
+"""Finds the sections on a slide, puts them in order and turns them upright."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,81 +11,128 @@ from atlalign.io.pieces import Found, find_sections
 from atlalign.io.pixels import Background
 from atlalign.sections.options import Order
 from atlalign.sections.order import in_order
-from atlalign.sections.outlines import Outline, outline_of
+from atlalign.sections.outlines import filled, outline_of
 from atlalign.sections.section import Section, section_name
 from atlalign.sections.small_copy import SmallCopy
-from atlalign.sections.upright import find_midline
+from atlalign.sections.upright import FindTurn, find_turn
 
 _MARGIN_PX = 2  # of the working pixels: an outline lies this far outside of the tissue
+_LISTED_MM2 = 0.1  # smaller pieces that are no sections are not worth a row
 _SCATTERED = "only scattered cells or layers are seen: check the outline"
 
 
-class SlideSections(NamedTuple):
-    """Sections of one scene.
+class View(NamedTuple):
+    """A scene as its sections are found on it.
 
     Attributes:
-        sections: In order.
-        left_out: The outlines of pieces that are no sections, with the reason.
+        copy: The small copy.
+        pixel_um: The size of a pixel of the scene.
+        background: Brightness of the slide; auto detects it.
     """
 
-    sections: list[Section]
-    left_out: list[tuple[Outline, str]]
+    copy: SmallCopy
+    pixel_um: float
+    background: Background = "auto"
+
+    def pieces(self) -> Found:
+        """Return the pieces of tissue."""
+        return find_sections(
+            self.copy.pixels,
+            is_color=self.copy.is_color,
+            pixel_um=self.pixel_um * float(self.copy.scale.mean()),
+            background=self.background,
+        )
+
+
+class Turning(NamedTuple):
+    """How sections are turned upright.
+
+    Attributes:
+        is_wanted: They are turned at all.
+        knows_up: Says which way is up; None leaves that to symmetry.
+    """
+
+    is_wanted: bool = True
+    knows_up: FindTurn | None = None
+
+    def of(self, found: Found, mask: NDArray[np.bool_]) -> tuple[float, str]:
+        """Return the turn of a section in whole degrees, and a remark where it is doubtful."""
+        if not self.is_wanted or not mask.any():
+            return 0.0, ""
+        rows, columns = (slice(where.min(), where.max() + 1) for where in np.nonzero(mask))
+        return find_turn(found.strength[rows, columns], mask[rows, columns], self.knows_up)
 
 
 def find_on_view(
-    view: SmallCopy,
+    view: View,
     *,
     slide: str,
-    stem: str,
-    scene: int,
-    first: int,
-    pixel_um: float,
+    scene: int = 0,
     order: Order = "rows",
-    background: Background = "auto",
-) -> SlideSections:
-    """Return the sections in a view of a scene.
+    turning: Turning = Turning(),  # noqa: B008 (it cannot change)
+) -> list[Section]:
+    """Return the sections of a scene in order, and behind them the pieces that are none, the largest first.
+
+    Their images have no names yet.
 
     Args:
-        view: The small copy.
+        view: The scene.
         slide: The name of the slide's file.
-        stem: The beginning of the names of images.
         scene: The number of the scene.
-        first: The number of its first section.
-        pixel_um: The size of a pixel of the scene.
         order: The order of the sections.
-        background: Brightness of the slide; auto detects it.
+        turning: How they are turned upright.
     """
-    found = find_sections(
-        view.pixels,
-        is_color=view.is_color,
-        pixel_um=pixel_um * float(view.scale.mean()),
-        background=background,
-    )
+    found = view.pieces()
     scale = _scale(view, found)
     masks = [found.labels == number for number in range(1, found.number + 1)]
     outlines = [outline_of(mask, scale, margin_px=_MARGIN_PX) for mask in masks]
     sections = []
-    for number, place in enumerate(in_order(outlines, order), start=first):
-        turn, note = _turn(found, masks[place])
-        note = "; ".join(filter(None, (note, _cut_off(masks[place]), "" if found.is_solid else _SCATTERED)))
-        filename = section_name(stem, str(number))
-        sections.append(Section(filename, slide, scene, outlines[place], turn, note=note))
-    return SlideSections(sections, _left_out(found, scale))
+    for place in in_order(outlines, order):
+        turn, doubt = turning.of(found, masks[place])
+        notes = (doubt, _cut_off(masks[place]), "" if found.is_solid else _SCATTERED)
+        sections.append(Section("", slide, scene, outlines[place], turn, note="; ".join(filter(None, notes))))
+    return sections + _left_out(found, scale, slide, scene)
 
 
-def _scale(view: SmallCopy, found: Found) -> NDArray[np.float64]:
-    height, width = view.pixels.shape[:2]
+def named(sections: Sequence[Section], stem: str) -> list[Section]:
+    """Return the sections of a slide with the names of their images, numbered: pieces that are none come last.
+
+    Args:
+        sections: Of all scenes.
+        stem: The beginning of the names.
+    """
+    in_turn = sorted(sections, key=lambda section: bool(section.left_out))
+    return [
+        section._replace(filename=section_name(stem, str(number)))
+        for number, section in enumerate(in_turn, start=1)
+    ]
+
+
+def with_turns(view: View, sections: Sequence[Section], turning: Turning) -> list[Section]:
+    """Return sections of a scene, those that need it turned upright; pieces that are not kept need nothing."""
+    if not any(section.needs_turn and section.kept for section in sections):
+        return list(sections)
+    found = view.pieces()
+    return [
+        _with_turn(section, view, found, turning) if section.needs_turn and section.kept else section
+        for section in sections
+    ]
+
+
+def _with_turn(section: Section, view: View, found: Found, turning: Turning) -> Section:
+    scale = _scale(view, found)
+    outline = [(ring + 0.5) / scale - 0.5 for ring in section.outline]
     rows, columns = found.labels.shape
-    return np.asarray(view.scale * (width / columns, height / rows))
+    turn, doubt = turning.of(found, filled(outline, (rows, columns)) & (found.strength > 1))
+    note = "; ".join(filter(None, (section.note, doubt)))
+    return section._replace(turn=turn, note=note, needs_turn=False)
 
 
-def _turn(found: Found, mask: NDArray[np.bool_]) -> tuple[float, str]:
-    """Return the turn of a section in whole degrees, and a remark."""
-    rows, columns = (slice(where.min(), where.max() + 1) for where in np.nonzero(mask))
-    midline = find_midline(found.strength[rows, columns], mask[rows, columns])
-    if not midline.is_clear:
-        return 0.0, "not turned: no clear midline"
-    return float(round(midline.turn)), ""
+def _scale(view: View, found: Found) -> NDArray[np.float64]:
+    """Return how many pixels of the scene one of the labels covers, along x and y."""
+    height, width = view.copy.pixels.shape[:2]
+    rows, columns = found.labels.shape
+    return np.asarray(view.copy.scale * (width / columns, height / rows))
 
 
 def _cut_off(mask: NDArray[np.bool_]) -> str:
@@ -92,19 +140,25 @@ def _cut_off(mask: NDArray[np.bool_]) -> str:
     return "cut off by the border of the image" if at_border else ""
 
 
-def _left_out(found: Found, scale: NDArray[np.float64]) -> list[tuple[Outline, str]]:
-    left_out: list[tuple[Outline, str]] = []
+def _left_out(found: Found, scale: NDArray[np.float64], slide: str, scene: int) -> list[Section]:
+    """Return the pieces that are no sections, but for the smallest, as sections that are not kept."""
+    sections = []
     for piece in found.left_out:
-        top, left = (side.start for side in piece.box)
-        outline = outline_of(piece.mask, np.ones(2), margin_px=0)
-        left_out.append((tuple((ring + (left, top) + 0.5) * scale - 0.5 for ring in outline), piece.reason))
-    return left_out
+        if piece.mask.sum() * found.unit_mm**2 < _LISTED_MM2:
+            continue
+        mask = np.zeros(found.labels.shape, bool)
+        mask[piece.box] = piece.mask
+        outline = outline_of(mask, scale, margin_px=_MARGIN_PX)
+        sections.append(
+            Section("", slide, scene, outline, kept=False, left_out=piece.reason, needs_turn=True)
+        )
+    return sections
 
 
-def nothing_found(slide: str, left_out: list[tuple[Outline, str]]) -> InputError:
-    """Return the error about a slide without sections."""
-    counts = {reason: sum(why == reason for _, why in left_out) for _, reason in left_out}
-    said = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+def nothing_found(slide: str, left_out: Sequence[Section]) -> InputError:
+    """Return the error about a slide without sections, of which only other pieces were found."""
+    reasons = [piece.left_out for piece in left_out]
+    said = ", ".join(f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons))
     found = f"found only pieces that are none ({said})" if said else "found none"
     return InputError(
         f"{slide}: expected sections of about 1 mm² or more, {found}: is the pixel size right (--pixel-size-um)?"

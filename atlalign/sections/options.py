@@ -10,6 +10,9 @@ from atlalign.io.reading import PixelSizeUm, SlideBackground, ZPlane, check_z
 Order = Literal["rows", "columns", "serpentine", "serpentine-columns"]
 """Row by row from the top left, column by column, or with every second row or column backwards."""
 
+Upright = Literal["brain", "symmetry", "no"]
+"""By a network that knows the mouse brain, by the midline alone, or left as they lie."""
+
 
 @dataclass(frozen=True)
 class SectionsOptions:
@@ -25,6 +28,13 @@ class SectionsOptions:
     pixel_size_um: PixelSizeUm = None
     background: SlideBackground = "auto"
     z: ZPlane = None
+    upright: Annotated[
+        Upright,
+        Option(
+            "how sections are turned upright: by the network that knows the mouse brain; by their symmetry, which does "
+            "not say which end is up; or not at all, so that no pixel is interpolated (default: %(default)s)"
+        ),
+    ] = "brain"
     overwrite: Annotated[bool, Option("find all sections anew, and discard the list with its changes")] = (
         False
     )

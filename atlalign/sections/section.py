@@ -21,6 +21,9 @@ class Section(NamedTuple):
         outline: In pixels of the scene.
         turn: How far its image is turned from the slide, counter-clockwise in degrees.
         flipped: Its image is also mirrored, left to right, after the turn.
+        kept: It has an image, and is registered.
+        left_out: Why it is taken for no section, such as small; empty for sections.
+        needs_turn: Which way is up is still to be found.
         note: Remarks for the user.
         cells: The other cells of its row in the list.
         is_written: Its image shows what this says.
@@ -32,6 +35,9 @@ class Section(NamedTuple):
     outline: Outline
     turn: float = 0.0
     flipped: bool = False
+    kept: bool = True
+    left_out: str = ""
+    needs_turn: bool = False
     note: str = ""
     cells: Mapping[str, str] = MappingProxyType({})
     is_written: bool = False

@@ -13,21 +13,14 @@ from atlalign.io.scenes import Scene
 from atlalign.io.slides import open_slide
 from atlalign.plots import Outlined, save_figure, sections_figure
 from atlalign.sections.cutting import write_section
-from atlalign.sections.finding import find_on_view, nothing_found
-from atlalign.sections.listing import (
-    LIST,
-    MEMORY,
-    Memory,
-    edited,
-    read_memory,
-    read_rows,
-    write_list,
-    write_memory,
-)
+from atlalign.sections.edits import edited
+from atlalign.sections.finding import Turning, View, find_on_view, named, nothing_found, with_turns
+from atlalign.sections.listing import LIST, read_rows, write_list
+from atlalign.sections.memory import MEMORY, Memory, read_memory, write_memory
 from atlalign.sections.options import SectionsOptions
-from atlalign.sections.outlines import Outline
 from atlalign.sections.section import ENDING, Frame, Section, frame_of
 from atlalign.sections.small_copy import SmallCopy, ground_color, small_copy
+from atlalign.sections.upright import FindTurn
 
 SHEET_ENDING = "_sections.png"
 """What the names of contact sheets end in."""
@@ -40,7 +33,7 @@ class Separated(NamedTuple):
     """What was made of some slides.
 
     Attributes:
-        sections: All sections of the folder, in the order of its list.
+        sections: All sections of the folder that have an image, in the order of its list.
         written: How many images were written.
         errors: Why slides could not be separated.
     """
@@ -54,7 +47,7 @@ class _Scan(NamedTuple):
     """A scene of a slide with its small copy."""
 
     scene: Scene
-    view: SmallCopy
+    copy: SmallCopy
     pixel_um: tuple[float, float]
 
     @property
@@ -62,17 +55,12 @@ class _Scan(NamedTuple):
         return float(np.mean(self.pixel_um))
 
 
-class _OpenSlide(NamedTuple):
-    path: Path
-    scans: list[_Scan]
-    left_out: list[list[tuple[Outline, str]]]
-
-
 def separate(
     slides: Sequence[Path],
     out: Path,
     options: SectionsOptions = _DEFAULTS,
     *,
+    knows_up: FindTurn | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Separated:
     """Write the sections of slides as single images, with their list and a contact sheet for each slide.
@@ -83,6 +71,7 @@ def separate(
         slides: The files.
         out: The folder.
         options: How sections are found and written.
+        knows_up: Says which way up a section is; None leaves that to its symmetry.
         progress: Called with the name of each image before it is written.
 
     Raises:
@@ -90,7 +79,8 @@ def separate(
     """
     with lock(out):
         memory, applied = _known(out, options)
-        return _Folder(out, options, memory, applied, progress).separate(slides)
+        turning = Turning(options.upright != "no", knows_up if options.upright == "brain" else None)
+        return _Folder(out, options, turning, memory, applied, progress).separate(slides)
 
 
 def count_sections(slide: Path, options: SectionsOptions = _DEFAULTS) -> int:
@@ -140,11 +130,12 @@ class _Folder:
         self,
         out: Path,
         options: SectionsOptions,
+        turning: Turning,
         memory: Memory,
         applied: str,
         progress: Callable[[str], None],
     ) -> None:
-        self.out, self.options, self.progress = out, options, progress
+        self.out, self.options, self.turning, self.progress = out, options, turning, progress
         self.sections, self.slides, self.applied = list(memory.sections), dict(memory.slides), applied
         self.errors: list[str] = []
         self.written = 0
@@ -160,7 +151,7 @@ class _Folder:
             self._remove_others()
             write_list(self.out, self.sections)
             self._remember(applied="")
-        return Separated(self.sections, self.written, self.errors)
+        return Separated([section for section in self.sections if section.kept], self.written, self.errors)
 
     def _check_given(self, slides: Sequence[Path]) -> None:
         """Check that slides differ in name, and that those with changes are given."""
@@ -176,29 +167,30 @@ class _Folder:
             )
 
     def _is_up_to_date(self, section: Section) -> bool:
-        return section.is_written and (self.out / section.filename).is_file()
+        return not section.kept or (section.is_written and (self.out / section.filename).is_file())
 
     def _separate_one(self, path: Path) -> None:
-        slide = self._open(path)
-        mark = _mark(path, slide)
+        scans = self._open(path)
+        mark = _mark(path, scans)
         if path.name not in self.slides:
-            self._add(path, slide)
+            self._add(path, scans)
             self.slides[path.name] = mark
         elif self.slides[path.name] != mark:
             raise InputError(
                 f"{path.name}: is not the slide of this name whose sections lie in {self.out}: choose another --out, "
                 "or add --overwrite"
             )
+        self._turn(path, scans)
         self._remember(applied=self.applied)
-        self._write_images(path, slide)
-        self._write_sheet(path, slide)
+        self._write_images(path, scans)
+        self._write_sheets(path, scans)
 
-    def _open(self, path: Path) -> _OpenSlide:
+    def _open(self, path: Path) -> list[_Scan]:
         scans = []
         for scene in open_slide(path).scenes:
             scene.check()
             scans.append(self._scan(path, scene))
-        return _OpenSlide(path, scans, [[] for _ in scans])
+        return scans
 
     def _scan(self, path: Path, scene: Scene) -> _Scan:
         given = self.options.pixel_size_um
@@ -215,26 +207,36 @@ class _Folder:
         scene = scene.in_focus(0 if self.options.z is None else self.options.z)
         return _Scan(scene, small_copy(scene, float(np.mean(pixel_um))), pixel_um)
 
-    def _add(self, path: Path, slide: _OpenSlide) -> None:
+    def _add(self, path: Path, scans: Sequence[_Scan]) -> None:
         found: list[Section] = []
-        for number, scan in enumerate(slide.scans):
-            of_scene = find_on_view(
-                scan.view,
+        for number, scan in enumerate(scans):
+            found += find_on_view(
+                self._view(scan),
                 slide=path.name,
-                stem=self._stem(path),
                 scene=number,
-                first=len(found) + 1,
-                pixel_um=scan.mean_um,
                 order=self.options.order,
-                background=self.options.background,
+                turning=self.turning,
             )
-            found += of_scene.sections
-            slide.left_out[number].extend(of_scene.left_out)
-        if not found:
-            raise nothing_found(path.name, [piece for pieces in slide.left_out for piece in pieces])
-        x, y = slide.scans[0].pixel_um
+        if all(section.left_out for section in found):
+            raise nothing_found(path.name, found)
+        x, y = scans[0].pixel_um
         cells = {"pixel_size_um": f"{x:g}" if x == y else ""}
-        self.sections += [section._replace(cells=cells) for section in found]
+        self.sections += [section._replace(cells=cells) for section in named(found, self._stem(path))]
+
+    def _turn(self, path: Path, scans: Sequence[_Scan]) -> None:
+        """Turn sections upright that the list has merged or split."""
+        for number, scan in enumerate(scans):
+            places = [
+                place
+                for place, section in enumerate(self.sections)
+                if section.slide == path.name and section.scene == number
+            ]
+            turned = with_turns(self._view(scan), [self.sections[place] for place in places], self.turning)
+            for place, section in zip(places, turned, strict=True):
+                self.sections[place] = section
+
+    def _view(self, scan: _Scan) -> View:
+        return View(scan.copy, scan.mean_um, self.options.background)
 
     def _stem(self, path: Path) -> str:
         """Return the beginning of the names of a slide's images, which no other slide has."""
@@ -242,19 +244,22 @@ class _Folder:
         taken = {section.filename.rpartition("_s")[0] for section in self.sections}
         return stem if stem not in taken else file_name(path.name.replace(".", "_"))
 
-    def _write_images(self, path: Path, slide: _OpenSlide) -> None:
+    def _write_images(self, path: Path, scans: Sequence[_Scan]) -> None:
         for place, section in enumerate(self.sections):
             if section.slide == path.name and not self._is_up_to_date(section):
                 self.progress(section.filename)
-                self._write_image(section, slide.scans[section.scene])
+                self._write_image(section, scans[section.scene])
                 self.sections[place] = section._replace(is_written=True)
                 self.written += 1
                 self._remember(applied=self.applied)
 
     def _write_image(self, section: Section, scan: _Scan) -> None:
         of_scene = [s for s in self.sections if s.slide == section.slide and s.scene == section.scene]
-        others = [other.outline for other in of_scene if other.filename != section.filename]
-        ground = ground_color(scan.view, [s.outline for s in of_scene], section.outline)
+        # A piece that was left out may be a part of the section.
+        others = [
+            other.outline for other in of_scene if other.filename != section.filename and not other.left_out
+        ]
+        ground = ground_color(scan.copy, [s.outline for s in of_scene], section.outline)
         if scan.scene.dtype.kind in "ui":
             ground = np.round(ground)
         frame = _frame(section, scan)
@@ -267,24 +272,19 @@ class _Folder:
             scan.pixel_um,
         )
 
-    def _write_sheet(self, path: Path, slide: _OpenSlide) -> None:
-        for number, scan in enumerate(slide.scans):
+    def _write_sheets(self, path: Path, scans: Sequence[_Scan]) -> None:
+        for number, scan in enumerate(scans):
             own = [s for s in self.sections if s.slide == path.name and s.scene == number]
-            outlined = [
-                Outlined(s.label, s.outline, _frame(s, scan).matrix, _frame(s, scan).shape, s.note)
-                for s in own
-            ]
-            title = path.name if len(slide.scans) == 1 else f"{path.name}, scene {number}"
+            scene = f", scene {number}" if len(scans) > 1 else ""
             figure = sections_figure(
-                scan.view.pixels,
-                scan.view.scale,
-                outlined,
-                slide.left_out[number],
-                title=title,
-                is_color=scan.view.is_color,
+                scan.copy.pixels,
+                scan.copy.scale,
+                [_outlined(section, scan) for section in own],
+                title=f"{path.name}{scene}",
+                is_color=scan.copy.is_color,
             )
-            scene = f"_scene{number}" if len(slide.scans) > 1 else ""
-            with written_whole(self.out / f"{self._own_stem(path)}{scene}{SHEET_ENDING}") as unfinished:
+            ending = f"_scene{number}{SHEET_ENDING}" if scene else SHEET_ENDING
+            with written_whole(self.out / f"{self._own_stem(path)}{ending}") as unfinished:
                 save_figure(figure, unfinished)
 
     def _own_stem(self, path: Path) -> str:
@@ -296,7 +296,7 @@ class _Folder:
 
     def _remove_others(self) -> None:
         """Remove the images of sections that are no longer in the list, of the slides of this folder."""
-        kept = {section.filename for section in self.sections}
+        kept = {section.filename for section in self.sections if section.kept}
         stems = {section.filename.rpartition("_s")[0] for section in self.sections}
         for path in self.out.glob(f"*{ENDING}"):
             if path.name not in kept and path.name.rpartition("_s")[0] in stems:
@@ -307,7 +307,13 @@ def _frame(section: Section, scan: _Scan) -> Frame:
     return frame_of(section, _MARGIN_UM / scan.mean_um)
 
 
-def _mark(path: Path, slide: _OpenSlide) -> str:
+def _outlined(section: Section, scan: _Scan) -> Outlined:
+    frame = _frame(section, scan)
+    reason = "" if section.kept else section.left_out or "dropped"
+    return Outlined(section.label, section.outline, frame.matrix, frame.shape, section.note, reason)
+
+
+def _mark(path: Path, scans: Sequence[_Scan]) -> str:
     """Return what tells a slide's file from another of its name."""
-    sizes = "+".join("×".join(map(str, scan.scene.shape)) for scan in slide.scans)
+    sizes = "+".join("×".join(map(str, scan.scene.shape)) for scan in scans)
     return f"{path.stat().st_size} bytes, {sizes}"

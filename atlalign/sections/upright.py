@@ -1,20 +1,54 @@
-"""How far a section is turned on its slide, by its left-right symmetry.
+"""How far a section is turned on its slide.
 
 A brain section is nearly the mirror image of itself at its midline, inside and in outline. Which end of the midline is
-dorsal does not follow from symmetry: of both turns, the smaller is taken.
+dorsal does not follow from symmetry: that takes somebody who knows the brain, such as a network.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+FindTurn = Callable[[NDArray[Any], NDArray[np.bool_]], float | None]
+"""Takes a section (h, w), bright on a dark ground, and a mask of where it is.
+
+It returns the counter-clockwise turn in degrees that makes the section upright, or None if it cannot say.
+"""
+
+_UP_OR_DOWN = "which end is up is not known: check"
+_NOT_TURNED = "not turned: no clear midline"
+
 _ANGLES = 720  # around the circle
 _RADII = 48
 _CLEAR = 0.08  # the best axis is this much better than any other
 _APART = 15.0  # degrees: axes nearer than this are one
 _SYMMETRIC = 0.5  # of 1: less is no symmetry
+
+
+def find_turn(
+    strength: NDArray[Any], mask: NDArray[np.bool_], knows_up: FindTurn | None = None
+) -> tuple[float, str]:
+    """Return the turn of a section in whole degrees, −180 up to 180, and a remark where it is doubtful.
+
+    Args:
+        strength: (h, w), the section as bright tissue on a dark ground.
+        mask: (h, w), where it is.
+        knows_up: Says which way is up; where it cannot, the midline becomes vertical by the smaller of both turns.
+    """
+    turn = None if knows_up is None else knows_up(strength, mask)
+    if turn is not None:
+        return float(round((turn + 180) % 360 - 180)), ""
+    midline = find_midline(strength, mask)
+    if not midline.is_clear:
+        return 0.0, _NOT_TURNED
+    return float(round(midline.turn)), _UP_OR_DOWN
+
+
+def without_turn(note: str) -> str:
+    """Return a section's remarks without those about its turn."""
+    return "; ".join(part for part in note.split("; ") if part not in (_UP_OR_DOWN, _NOT_TURNED))
 
 
 class Midline(NamedTuple):

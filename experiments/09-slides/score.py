@@ -9,12 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlalign.io.scenes import array_scene
-from atlalign.sections.finding import find_on_view
+from atlalign.localization.upright import upright_turns
+from atlalign.sections.finding import Turning, View, find_on_view
 from atlalign.sections.outlines import filled
 from atlalign.sections.small_copy import small_copy
 from slides import PIXEL_UM, Slide, make_slide, recipes
 
 _MOST, _PART = 0.8, 0.05  # of a section
+_UPRIGHT_DEG = 20.0
+_UNCLEAR = ("not turned", "which end")
 
 
 class Score(NamedTuple):
@@ -28,8 +31,9 @@ class Score(NamedTuple):
         extra: Found where there is none.
         close_merged: The close pair was found as one section.
         in_order: Sections that were found alone are in the right order.
-        unclear: Sections whose midline was not clear.
-        turn_deg: The largest error of the midlines of the others in degrees, where 180° more are no error.
+        upright: Sections found alone whose turn is within 20° of the right one, with the right end up.
+        unclear: Sections of which the list says that their turn is not known.
+        turn_deg: The largest error of the turn in degrees.
         seconds: Of one core.
     """
 
@@ -40,18 +44,18 @@ class Score(NamedTuple):
     extra: int
     close_merged: bool
     in_order: bool
+    upright: int
     unclear: int
     turn_deg: float
     seconds: float
 
 
-def score(slide: Slide, order: str) -> Score:
+def score(slide: Slide, order: str, turning: Turning) -> Score:
     start = time.process_time()
     scene = array_scene(slide.image, is_color=True, pixel_um=(PIXEL_UM, PIXEL_UM))
     copy = small_copy(scene, PIXEL_UM)
-    found = find_on_view(
-        copy, slide="slide", stem="slide", scene=0, first=1, pixel_um=PIXEL_UM, order=order
-    ).sections
+    found = find_on_view(View(copy, PIXEL_UM), slide="slide", order=order, turning=turning)
+    found = [section for section in found if section.kept]
     seconds = time.process_time() - start
     shares = np.array([_shares(filled(section.outline, slide.truth.shape), slide.truth) for section in found])
     shares = shares.reshape(len(found), slide.truth.max())
@@ -59,9 +63,9 @@ def score(slide: Slide, order: str) -> Score:
     close = set(slide.close)
     firsts = [min(owner) for owner in owners if len(owner) == 1]
     errors = [
-        abs((section.turn - slide.turns[min(owner) - 1] + 90) % 180 - 90)
+        abs((section.turn - slide.turns[min(owner) - 1] + 180) % 360 - 180)
         for section, owner in zip(found, owners, strict=True)
-        if len(owner) == 1 and not section.note.startswith("not turned")
+        if len(owner) == 1
     ]
     return Score(
         once=sum((column > _MOST).sum() == 1 and (column > _PART).sum() == 1 for column in shares.T)
@@ -72,7 +76,8 @@ def score(slide: Slide, order: str) -> Score:
         extra=sum(not owner for owner in owners),
         close_merged=close in owners,
         in_order=firsts == sorted(firsts),
-        unclear=sum(section.note.startswith("not turned") for section in found),
+        upright=sum(error <= _UPRIGHT_DEG for error in errors),
+        unclear=sum(section.note.startswith(_UNCLEAR) for section in found),
         turn_deg=max(errors, default=0.0),
         seconds=seconds,
     )
@@ -89,12 +94,13 @@ def main() -> None:
     parser.add_argument("seeds", type=int, nargs="+")
     parser.add_argument("--hemispheres", action="store_true", help="each section is two halves")
     options = parser.parse_args()
+    turning = Turning(knows_up=upright_turns())
     columns = ("seed", "sections", *Score._fields)
     print("| " + " | ".join(name.replace("_", " ") for name in columns) + " |")
     print("|---" * len(columns) + "|")
     for seed in options.seeds:
         recipe = replace(recipes(seed), hemispheres=options.hemispheres)
-        result = score(make_slide(recipe, seed), recipe.order)
+        result = score(make_slide(recipe, seed), recipe.order, turning)
         cells = (_cell(value) for value in (seed, recipe.count, *result))
         print("| " + " | ".join(cells) + " |", flush=True)
 

@@ -37,6 +37,13 @@ def test_a_number_twice_is_no_series():
     assert numbers_of([Path("a.png"), Path("b_s1.png")]) is None
 
 
+def test_numbers_in_a_list_count_more_than_names():
+    paths = [Path("a_s001.tif"), Path("a_s002.tif"), Path("b_s001.tif")]
+    assert numbers_of(paths, [2, 1, 4]) == [2, 1, 4]
+    with pytest.raises(InputError, match="a_s001"):
+        numbers_of(paths, [2, None, 4])
+
+
 @pytest.mark.parametrize("spacing_mm", [0.3, -0.3])
 def test_a_line_is_found_in_spite_of_outliers_either_way(spacing_mm):
     numbers = [1, 2, 4, 5, 7, 8, 11]

@@ -9,6 +9,7 @@ from atlalign.cli import main
 from atlalign.errors import InputError
 from atlalign.io.images import read_image
 from atlalign.io.slides import open_slide
+from atlalign.registration.jobs import find_jobs
 from atlalign.sections.options import SectionsOptions
 from atlalign.sections.separate import separate
 
@@ -53,7 +54,7 @@ def write_slide(path, turns=(0, 0, 0, 0), channels: int = 1, centres=CENTRES):
 def _no_sheets(monkeypatch, request):
     """Draw contact sheets only where they are looked at: they take most of the time."""
     if "contact_sheet" not in request.node.name:
-        monkeypatch.setattr("atlalign.sections.separate._Folder._write_sheet", lambda *_: None)
+        monkeypatch.setattr("atlalign.sections.separate._Folder._write_sheets", lambda *_: None)
 
 
 @pytest.fixture
@@ -153,6 +154,29 @@ def test_turned_sections_become_upright(tmp_path, turn):
         assert spot * PIXEL_UM / 1000 == pytest.approx((0, -3), abs=0.25)
 
 
+def test_sections_stand_upright_where_it_is_known_which_end_is_up(tmp_path):
+    out, slide = tmp_path / "out", write_slide(tmp_path / "mouse.tif", [150], centres=((13, 9),))
+    separate([slide], out, knows_up=lambda image, mask: 150.4)
+    (row,) = (row for row in rows(out) if row["keep"] == "yes")
+    assert (row["turned"], row["note"]) == ("150", "")
+    spot = np.argwhere(pixels(out, row["filename"]) < 45).mean(axis=0)
+    assert spot[1] < pixels(out, row["filename"]).shape[1] / 3  # at its left, as in an upright section
+
+
+def test_a_section_that_no_network_knows_is_turned_by_its_symmetry_and_says_so(tmp_path):
+    out, slide = tmp_path / "out", write_slide(tmp_path / "mouse.tif", [150], centres=((13, 9),))
+    separate([slide], out, knows_up=lambda image, mask: None)
+    row = rows(out)[0]
+    assert float(row["turned"]) == pytest.approx(-30, abs=5)
+    assert "up" in row["note"]
+
+
+def test_sections_lie_as_on_the_slide_if_asked(tmp_path):
+    out, slide = tmp_path / "out", write_slide(tmp_path / "mouse.tif", [30], centres=((13, 9),))
+    separate([slide], out, SectionsOptions(upright="no"), knows_up=lambda image, mask: 30.0)
+    assert (rows(out)[0]["turned"], rows(out)[0]["note"]) == ("0", "")
+
+
 def test_neighbours_in_the_box_of_a_section_are_painted_over(tmp_path):
     centres = ((7, 7), (15.2, 10.5))
     out, slide = tmp_path / "out", write_slide(tmp_path / "mouse.tif", centres=centres)
@@ -232,6 +256,64 @@ def test_a_deleted_row_drops_its_section_and_moved_rows_change_the_order(slide, 
     assert not (out / "mouse_s002.ome.tif").exists()
 
 
+def with_a_label(path):
+    """A slide with two sections, a small piece of tissue and a paper label."""
+    write_slide(path, centres=((9, 9), (20, 5)))
+    with tifffile.TiffFile(path) as file:
+        image, description = file.asarray(), file.pages[0].description
+    image[580:880, 880:1270] //= 2  # 6 × 7.8 mm
+    image[100:130, 100:130] = 60  # 0.6 mm
+    tifffile.imwrite(path, image, photometric="minisblack", description=description.encode())
+    return path
+
+
+def test_pieces_that_were_left_out_stand_in_the_list_and_can_be_taken_in(tmp_path):
+    out, slide = tmp_path / "out", with_a_label(tmp_path / "mouse.ome.tif")
+    separate([slide], out)
+    assert [(row["keep"], row["section_number"]) for row in rows(out)] == [
+        *(("yes", "1"), ("yes", "2")),
+        *(("no", ""), ("no", "")),
+    ]
+    label, small = rows(out)[2:]
+    assert ("rectangular" in label["note"], "small" in small["note"]) == (True, True)
+    edit(out, lambda rows: rows[3].update(keep="yes"))
+    assert written_again(out, slide) == {"mouse_s004.ome.tif"}
+    assert (pixels(out, "mouse_s004.ome.tif") < 100).sum() == pytest.approx(900, rel=0.1)
+    assert [row["section_number"] for row in rows(out)] == ["1", "2", "", "3"]
+    edit(out, lambda rows: rows[3].update(keep="no"))
+    assert written_again(out, slide) == set()
+    assert not (out / "mouse_s004.ome.tif").exists()
+
+
+def test_a_piece_that_was_left_out_merges_with_its_section(tmp_path):
+    out, slide = tmp_path / "out", with_a_label(tmp_path / "mouse.ome.tif")
+    separate([slide], out)
+    edit(out, lambda rows: rows[3].update(merge="1"))
+    assert written_again(out, slide) == {"mouse_s001.ome.tif"}
+    assert [(row["filename"], row["keep"]) for row in rows(out)] == [
+        ("mouse_s001.ome.tif", "yes"),
+        ("mouse_s002.ome.tif", "yes"),
+        ("mouse_s003.ome.tif", "no"),
+    ]
+    assert (pixels(out, "mouse_s001.ome.tif")[:100, :100] < 100).any()
+
+
+def test_a_dropped_section_keeps_its_place_and_comes_back(slide, tmp_path):
+    out = tmp_path / "out"
+    separate([slide], out)
+    before = pixels(out, "mouse_s002.ome.tif")
+    edit(out, lambda rows: rows[1].update(keep="No"))
+    assert written_again(out, slide) == set()
+    assert not (out / "mouse_s002.ome.tif").exists()
+    assert [(row["keep"], row["section_number"]) for row in rows(out)] == [
+        *(("yes", "1"), ("no", "2"), ("yes", "3"), ("yes", "4")),
+    ]
+    assert [job.section_number for job in find_jobs([out / "sections.csv"])] == [1, 3, 4]
+    edit(out, lambda rows: rows[1].update(keep="yes"))
+    assert written_again(out, slide) == {"mouse_s002.ome.tif"}
+    np.testing.assert_array_equal(pixels(out, "mouse_s002.ome.tif"), before)
+
+
 def test_a_turn_is_counter_clockwise_and_done_once(slide, tmp_path):
     out = tmp_path / "out"
     separate([slide], out)
@@ -245,6 +327,35 @@ def test_a_turn_is_counter_clockwise_and_done_once(slide, tmp_path):
     assert spot[1] == pytest.approx((-spot[0][1], spot[0][0]), abs=3)  # the left goes down
     assert rows(out)[1]["turn"] == "0"
     assert written_again(out, slide) == set()
+
+
+def test_the_turn_in_the_list_is_that_from_the_slide_and_can_be_set(slide, tmp_path):
+    out = tmp_path / "out"
+    separate([slide], out, knows_up=lambda image, mask: 20.0)
+    assert [row["turned"] for row in rows(out)] == ["20"] * 4
+    assert written_again(out, slide) == set()
+    edit(out, lambda rows: rows[1].update(turned="-90"))
+    assert written_again(out, slide) == {"mouse_s002.ome.tif"}
+    assert [(row["turned"], row["turn"]) for row in rows(out)][:2] == [("20", ""), ("-90", "0")]
+    spot = np.argwhere(pixels(out, "mouse_s002.ome.tif") < 45).mean(axis=0)
+    assert spot[0] < pixels(out, "mouse_s002.ome.tif").shape[0] / 3  # clockwise: the left goes up
+
+
+def test_a_person_who_turns_a_section_settles_what_was_doubtful(tmp_path):
+    out, slide = tmp_path / "out", write_slide(tmp_path / "mouse.tif", [30], centres=((13, 9),))
+    separate([slide], out)
+    assert rows(out)[0]["note"]
+    edit(out, lambda rows: rows[0].update(turn="180"))
+    separate([slide], out)
+    assert (rows(out)[0]["note"], rows(out)[0]["turned"]) == ("", "-150")
+
+
+def test_merged_and_split_sections_are_turned_anew(slide, tmp_path):
+    out = tmp_path / "out"
+    separate([slide], out, knows_up=lambda image, mask: 10.0)
+    edit(out, lambda rows: rows[0].update(merge="2") or rows[2].update(split="350 500 350 800"))
+    separate([slide], out, knows_up=lambda image, mask: 40.0)
+    assert [row["turned"] for row in rows(out)] == ["40", "40", "40", "10"]
 
 
 def test_mirrored_sections_are_mirrored_after_their_turn(slide, tmp_path):
@@ -304,6 +415,8 @@ def test_other_columns_are_kept_and_spreadsheets_may_write_the_list(slide, tmp_p
     [
         ("filename", "other.tif", "other.tif"),
         ("filename", "mouse_s001.ome.tif", "mouse_s001"),
+        ("keep", "perhaps", "keep"),
+        ("turned", "up", "turned"),
         ("turn", "left", "turn"),
         ("mirrored", "maybe", "mirrored"),
         ("merge", "9", "merge"),
