@@ -85,6 +85,7 @@ def add_series_options(command: argparse._ActionsContainer) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from atlalign.atlas.atlas import open_atlas
+    from atlalign.atlas.targets import Target
     from atlalign.localization import Locator, write_located, write_page
     from atlalign.registration.jobs import find_jobs
 
@@ -101,7 +102,8 @@ def _run(options: argparse.Namespace) -> None:
     located = located_jobs(
         jobs, locator, independent=options.independent, section_spacing_um=options.section_spacing_um
     )
-    table, page = write_located(options.out, located), options.out.with_suffix(".html")
+    table = write_located(options.out, located, Target.of(atlas))
+    page = options.out.with_suffix(".html")
     write_page(page, located)
     say_located(located)
     say(f"written: {options.out}, {table}, {page}")

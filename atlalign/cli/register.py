@@ -208,7 +208,8 @@ def _placed(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) ->
         section_spacing_um=options.section_spacing_um,
     )
     say_located(located)
-    say(f"written: {options.out / LOCATED}, {write_located(options.out / LOCATED, located)}")
+    table = write_located(options.out / LOCATED, located, recipe.references.target)
+    say(f"written: {options.out / LOCATED}, {table}")
     placed = {
         id(job): replace(found, job=job).placed_job() for job, found in zip(unplaced, located, strict=True)
     }

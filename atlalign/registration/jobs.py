@@ -48,6 +48,7 @@ class Job(NamedTuple):
         points: Places in the reference and in the image that belong together, as a person set them.
         ignored: Tissue that neither pulls nor counts.
         brain: The brain that it is a section of, where a list says that.
+        target: The atlas to which it is anchored, where its list names another than the Allen atlas.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class Job(NamedTuple):
     points: PointPairs = PointPairs.none()
     ignored: Ignored = NOTHING
     brain: str = ""
+    target: str = ""
 
     @property
     def name(self) -> str:
@@ -196,7 +198,7 @@ def _listed_job(section: ListedSection, *, listed: bool) -> Job:
         return job._replace(problem=problem)
     if section.unplaced:
         return job
-    job = job._replace(position_um=section.position_um, anchoring=section.anchoring)
+    job = job._replace(position_um=section.position_um, anchoring=section.anchoring, target=section.target)
     return job if section.anchoring is None else job._replace(points=_points(section, section.anchoring))
 
 

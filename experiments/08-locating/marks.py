@@ -13,6 +13,7 @@ import torch
 from atlalign.atlas.atlas import file_atlas
 from atlalign.atlas.planes import Matrix
 from atlalign.atlas.section_lists import ListedSection, read_list
+from atlalign.atlas.targets import Target
 from atlalign.localization import Located, Locator, locate, write_located
 from atlalign.registration.jobs import Job
 from inputs import Known, halved, nissl, pixel_to_mm, real, synthetic, turned
@@ -41,7 +42,7 @@ def measured(part: Part, locator: Locator, folder: Path) -> list[Row]:
     jobs = [Job(one.path) for one in known]
     found = locate(jobs, locator, independent=part.independent, section_spacing_um=part.spacing_um)
     seconds = (time.process_time() - start) / len(known)
-    write_located(folder / "located.json", found)
+    write_located(folder / "located.json", found, Target())
     return [_row(one, located, seconds) for one, located in zip(known, found, strict=True)]
 
 
