@@ -19,7 +19,7 @@ from atlalign.registration.refine import local_correlation
 _BINS = 32
 _AT_ONCE = 8  # planes in a batch
 _TISSUE = 0.03  # of the brightest
-_WIDE_BENDS_MM = 0.8  # the standard deviation of the Gaussian that smooths what is not affine
+_WIDE_BENDS = 0.12  # of the width: the standard deviation of the Gaussian that smooths bends
 _LEAST_WEIGHT = 1e-6  # in pixels: a plane without tissue has no affine part
 _ML = 2
 _IN_PLANE = {0: (1, 2), 1: (0, 2), 2: (1, 0)}  # the axes along rows and columns of planes across an axis
@@ -155,10 +155,7 @@ class Fitter:
         """Return how like each of planes (N, 3) the section is, once registered to it."""
         placed = self._placed(lie)
         return np.concatenate(
-            [
-                self._likeness(placed, part)
-                for part in np.array_split(planes, -(-len(planes) // _AT_ONCE))
-            ]
+            [self._likeness(placed, part) for part in np.array_split(planes, -(-len(planes) // _AT_ONCE))]
         )
 
     @torch.inference_mode()
@@ -215,7 +212,7 @@ class Fitter:
         """
         reference, dvf = self._registration(placed, planes)
         affine = affine_field(affine_part(dvf, reference > _TISSUE), dvf)
-        wide = affine + smoothed(dvf - affine, _WIDE_BENDS_MM / self.frame.pixel_mm)
+        wide = affine + smoothed(dvf - affine, _WIDE_BENDS * dvf.shape[-1])
         registered = warp(placed.expand(len(planes), -1, -1, -1), wide)
         likeness = mutual_information(reference, registered, bins=_BINS)
         likeness = likeness + local_correlation(reference, registered).mean((1, 2, 3))

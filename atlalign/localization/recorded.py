@@ -10,7 +10,7 @@ import numpy as np
 
 from atlalign.atlas.planes import Anchoring
 from atlalign.io.files import storable, written_whole
-from atlalign.localization.locator import Located
+from atlalign.localization.located import Located
 from atlalign.registration.jobs import Job
 
 RECORD = "located_from.json"
@@ -20,7 +20,7 @@ ATLAS = "atlas_sha256"
 """The setting that names the content of the atlas."""
 
 _PLAIN = ("brain", "number", "side", "position_um", "tilt_deg", "error_um", "error_deg", "likeness", "flag")
-_PLAIN += ("reason", "other_um", "alone_um", "placed_um")
+_PLAIN += ("reason", "other_um", "elsewhere_um", "alone_um", "placed_um")
 
 
 class Recorded:
@@ -53,8 +53,8 @@ class Recorded:
         """Return the sections in the record that are not among the jobs, and lie in the same atlas."""
         asked = set(map(_key, jobs))
         same = self.settings[ATLAS]
-        kept = {key: entry for key, entry in self.entries.items() if key not in asked}
-        found = [_of_entry(Job(Path(key)), entry) for key, entry in kept.items() if _atlas(entry) == same]
+        kept = [entry for key, entry in self.entries.items() if key not in asked and _atlas(entry) == same]
+        found = [_of_entry(Job(Path(str(entry.get("file")))), entry) for entry in kept]
         return [located for located in found if located is not None]
 
     def write(self, located: Sequence[Located]) -> None:
@@ -62,6 +62,7 @@ class Recorded:
         for found in located:
             if found.anchoring is not None:
                 self.entries[_key(found.job)] = {
+                    "file": _file(found.job),
                     "from": self._from(found.job),
                     "anchoring": found.anchoring.to_json(),
                     "size": list(found.anchoring.size),
@@ -75,8 +76,7 @@ class Recorded:
         """Return what a section's plane depends on, as plain data."""
         status = job.path.stat()
         own = {"bytes": status.st_size, "modified_ns": status.st_mtime_ns, "brain": job.brain}
-        options = {name: value for name, value in job.options.items() if value is not None}
-        given = {**self.settings, **own, "options": options}
+        given = {**self.settings, **own, "options": _given(job)}
         return json.loads(storable(json.dumps(given, ensure_ascii=False, default=str)))  # type: ignore[no-any-return]
 
 
@@ -105,7 +105,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _key(job: Job) -> str:
-    return storable(str(job.path.absolute())) + job.part
+    return _file(job) + job._replace(options=_given(job)).part
+
+
+def _file(job: Job) -> str:
+    return storable(str(job.path.absolute()))
+
+
+def _given(job: Job) -> dict[str, Any]:
+    """Return the options that have a value."""
+    return {name: value for name, value in job.options.items() if value is not None}
 
 
 def _plain(value: Any) -> Any:

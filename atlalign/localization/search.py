@@ -22,7 +22,11 @@ STEPS_A_BRAIN = 132
 _WIDE = np.array([-16, -13, -10, -8, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 16], float)
 _NEAR = np.array([-3, -2, -1, 0, 1, 2, 3], float)
 _DESIGN = design(3)
-_ROUNDS = ((2.0, 6.0), (1.5, 4.0), (1.0, 3.0))  # how far planes reach: in steps along the axis, and in degrees
+_ROUNDS = (
+    (2.0, 6.0),
+    (1.5, 4.0),
+    (1.0, 3.0),
+)  # how far planes reach: in steps along the axis, and in degrees
 _LONGEST_STEP = 1.3  # of these reaches
 _TEMPERATURE = 0.03  # of likeness: places that differ by as much are told apart with odds of e
 _PRIOR_ERRORS = 0.5  # the standard deviation of a proposed position, in errors that the network expects
@@ -63,6 +67,10 @@ class Curve:
         weight = np.exp(self.at(fine))
         mean = (fine * weight).sum() / weight.sum()
         return float(np.sqrt((np.square(fine - mean) * weight).sum() / weight.sum()))
+
+    def moved(self, distance_mm: float) -> "Curve":
+        """Return the curve that far further back."""
+        return replace(self, position_mm=self.position_mm + distance_mm)
 
     def merged(self, other: "Curve") -> "Curve":
         """Return both curves as one; where both have a position, `other` counts."""
