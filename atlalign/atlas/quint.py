@@ -1,4 +1,7 @@
-"""The files of QuickNII, VisuAlign, DeepSlice, WebAlign and WebWarp: images anchored to the Allen atlas at 25 µm."""
+"""The files of QuickNII, VisuAlign, DeepSlice, WebAlign and WebWarp: images anchored to the Allen atlas at 25 µm.
+
+Our own lists of the same form may also be anchored to another atlas, whose voxels they describe.
+"""
 
 import json
 import logging
@@ -10,6 +13,7 @@ from urllib.parse import parse_qsl
 from xml.parsers import expat
 
 from atlalign.atlas.planes import GRID
+from atlalign.atlas.targets import VOXELS, Target
 from atlalign.errors import InputError
 from atlalign.io.files import read_bytes
 from atlalign.io.tables import cut, read_text, shown
@@ -29,10 +33,12 @@ class Slice(NamedTuple):
     Attributes:
         where: The place of the entry in the file.
         content: The entry in the form of QuickNII's JSON: filename, nr, width, height, and anchoring as nine numbers.
+        target: The atlas, in whose voxels the anchoring counts.
     """
 
     where: str
     content: Any
+    target: Target = Target()
 
 
 def read_slices(path: Path) -> list[Slice]:
@@ -57,9 +63,9 @@ def _read_json(path: Path) -> list[Slice]:
             f"{path}: expected a list of sections, an object with slices (QuickNII, VisuAlign, DeepSlice) or sections "
             f"(WebAlign, WebWarp), found {shown(content)}"
         )
-    _check_target(path, series.get("target", series.get("atlas")), series.get("target-resolution"))
+    target = _target(path, series)
     _warn_of_own_markers(path, series)
-    return [Slice(f"{name}[{place}]", entry) for place, entry in enumerate(entries)]
+    return [Slice(f"{name}[{place}]", entry, target) for place, entry in enumerate(entries)]
 
 
 def _read_xml(path: Path) -> list[Slice]:
@@ -130,6 +136,15 @@ def _as_quicknii(entry: Any) -> Any:
     if not isinstance(entry, dict):
         return entry
     return {"anchoring": entry.get("ouv"), "nr": entry.get("snr"), **entry}
+
+
+def _target(path: Path, series: Mapping[str, Any]) -> Target:
+    """Return the atlas of a file: the Allen CCFv3, or one whose voxels the file describes."""
+    name = series.get("target", series.get("atlas"))
+    if VOXELS in series and isinstance(name, str) and name:
+        return Target.of_json(name, series[VOXELS], f"{path}: {VOXELS}")
+    _check_target(path, name, series.get("target-resolution"))
+    return Target()
 
 
 def _check_target(path: Path, target: Any, resolution: Any = None) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from atlalign.atlas.planes import GRID_UM, Anchoring, check_is_um
 from atlalign.atlas.quint import COMPONENTS, read_slices
+from atlalign.atlas.targets import Target
 from atlalign.errors import InputError
 from atlalign.io.files import is_folder
 from atlalign.io.named_files import check_name, find_files, is_visible
@@ -20,6 +21,7 @@ from atlalign.io.tables import number, read_table, shown, whole_number
 _log = logging.getLogger(__name__)
 _SAME_VOXELS = 0.01  # two files round the numbers of the same anchoring differently
 _SNIFFED_BYTES = 2**20  # read from the start of a file to detect its content
+_ALLEN = Target()
 _OWN = '"aligner": "atlalign'  # marks the files that `registration.visualign` writes
 
 
@@ -46,6 +48,7 @@ class ListedSection(NamedTuple):
         where: The line of that row.
         markers: VisuAlign's markers: (x, y) on the overlay of the atlas, then (x, y) in the image, in pixels of the
             anchored image from the corner of the first one.
+        target: The name of the atlas to which it is anchored; empty for the Allen atlas.
     """
 
     path: Path
@@ -58,6 +61,7 @@ class ListedSection(NamedTuple):
     cells: Mapping[str, str] = MappingProxyType({})
     where: str = ""
     markers: tuple[tuple[float, ...], ...] = ()
+    target: str = ""
 
 
 def find_list(path: Path) -> Path:
@@ -218,7 +222,10 @@ def _agree(first: ListedSection | None, second: ListedSection | None) -> bool:
 
 
 def _read_anchored(path: Path) -> list[ListedSection]:
-    return [_anchored_section(*entry, place) for place, entry in enumerate(read_slices(path))]
+    return [
+        _anchored_section(where, entry, place, target)
+        for place, (where, entry, target) in enumerate(read_slices(path))
+    ]
 
 
 def _read_table(path: Path) -> list[ListedSection]:
@@ -255,15 +262,15 @@ def _deepslice_entry(cells: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _anchored_section(where: str, entry: Any, place: int) -> ListedSection:
-    """Return the section of an entry in QuickNII's form."""
+def _anchored_section(where: str, entry: Any, place: int, target: Target = _ALLEN) -> ListedSection:
+    """Return the section of an entry in QuickNII's form, whose anchoring counts in the voxels of a target."""
     named = _named_section(where, entry, place)
     if named.problem:
         return named
     image_id = place
     try:
         image_id = _whole(entry.get("nr"), "nr", default=place)
-        anchoring = read_anchoring(entry)
+        anchoring = read_anchoring(entry, target)
         markers = read_markers(entry.get("markers"))
     except InputError as error:
         is_unplaced = not entry.get("anchoring")
@@ -275,6 +282,7 @@ def _anchored_section(where: str, entry: Any, place: int) -> ListedSection:
         position_um=anchoring.position_um,
         anchoring=anchoring,
         markers=markers,
+        target="" if target == _ALLEN else target.name,
     )
 
 
@@ -305,8 +313,8 @@ def _named_section(where: str, entry: Any, place: int) -> ListedSection:
         return nowhere._replace(problem=str(error), missing=str(error))
 
 
-def read_anchoring(entry: Mapping[str, Any]) -> Anchoring:
-    """Return the anchoring of an entry of QuickNII's.
+def read_anchoring(entry: Mapping[str, Any], target: Target = _ALLEN) -> Anchoring:
+    """Return the anchoring of an entry of QuickNII's, which counts in the voxels of a target.
 
     Raises:
         InputError: If it has none, or an impossible one, or no size of the image.
@@ -322,7 +330,7 @@ def read_anchoring(entry: Mapping[str, Any]) -> Anchoring:
             "expected the width and height of the anchored image in pixels, found "
             f"{width or 'no width'} and {height or 'no height'}"
         )
-    return Anchoring(vectors, (height, width))
+    return Anchoring(vectors if target == _ALLEN else target.in_grid(vectors), (height, width))
 
 
 def read_markers(found: Any, where: str = "markers") -> tuple[tuple[float, ...], ...]:

@@ -1,7 +1,7 @@
 """Find the plane of the atlas that each section shows."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +67,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def _run(options: argparse.Namespace) -> None:
     from atlalign.atlas.atlas import open_atlas
+    from atlalign.atlas.targets import Target
     from atlalign.localization import Locator, write_located, write_page
     from atlalign.registration.jobs import find_jobs
 
@@ -79,7 +80,8 @@ def _run(options: argparse.Namespace) -> None:
     located = located_jobs(
         jobs, locator, independent=options.independent, section_spacing_um=options.section_spacing_um
     )
-    table, page = write_located(options.out, located), options.out.with_suffix(".html")
+    table = write_located(options.out, located, Target.of(atlas))
+    page = options.out.with_suffix(".html")
     write_page(page, located)
     say_located(located)
     say(f"written: {options.out}, {table}, {page}")
@@ -97,9 +99,21 @@ def _named(found: "Located") -> str:
 
 
 def located_jobs(
-    jobs: "Sequence[Job]", locator: "Locator", *, independent: bool, section_spacing_um: float | None
+    jobs: "Sequence[Job]",
+    locator: "Locator",
+    *,
+    independent: bool,
+    section_spacing_um: float | None,
+    known: "Mapping[int, Located] | None" = None,
 ) -> "list[Located]":
     """Return where sections lie, and show the progress meanwhile.
+
+    Args:
+        jobs: The images.
+        locator: The atlas and the networks.
+        independent: Locate each section alone.
+        section_spacing_um: The distance between sections whose numbers differ by 1, if known.
+        known: Sections that were located before, by their place among the jobs: they keep their planes.
 
     Raises:
         InputError: If the spacing is not above 0.
@@ -115,16 +129,22 @@ def located_jobs(
         return track(images, description="locating", total=len(jobs))
 
     return locate(
-        jobs, locator, independent=independent, section_spacing_um=section_spacing_um, progress=shown
+        jobs,
+        locator,
+        independent=independent,
+        section_spacing_um=section_spacing_um,
+        known=known or {},
+        progress=shown,
     )
 
 
-def say_located(located: "Sequence[Located]") -> None:
+def say_located(located: "Sequence[Located]", *, before: int = 0) -> None:
     """Report how many sections were located, and warn that mirroring cannot be detected."""
     flags = [found.flag for found in located]
     counts = ", ".join(f"{flags.count(flag)} {flag}" for flag in ("pass", "look", "fail"))
     found = sum(one.anchoring is not None for one in located)
-    say(f"{found} of {len(located)} sections located: {counts}")
+    kept = f" ({before} of them before)" if before else ""
+    say(f"{found} of {len(located)} sections located{kept}: {counts}")
     say(_MIRRORED)
 
 

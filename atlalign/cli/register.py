@@ -13,7 +13,7 @@ from atlalign.cli.flags import add_flags, flag_values, given_values
 from atlalign.console import say
 from atlalign.declarations import flag
 from atlalign.errors import InputError, unknown_name
-from atlalign.io.files import WriteError
+from atlalign.io.files import WriteError, fingerprint
 from atlalign.registration.options import Options, ReadingOptions, SeriesOptions
 
 if TYPE_CHECKING:
@@ -174,24 +174,40 @@ def _record_call(options: argparse.Namespace) -> None:
 
 
 def _placed(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) -> "list[Job]":
-    """Return the jobs with the planes of those whose position is not known, which are found."""
+    """Return the jobs with the planes of those whose position is not known, which are found.
+
+    A section that was located before keeps its plane, as long as its image, the atlas and the options are the same.
+    """
     from atlalign.cli.locate import located_jobs, say_located
-    from atlalign.localization import Locator, write_located
+    from atlalign.localization import SHIPPED_LOCATOR, Locator, Recorded, write_located
     from atlalign.registration.references import AtlasReferences
 
     unplaced = [job for job in jobs if job.position_um is None and not job.problem]
     if not unplaced or not isinstance(recipe.references, AtlasReferences):
         return jobs
-    locator = Locator(recipe.references.atlas)
     reading = flag_values(ReadingOptions, options)
-    located = located_jobs(
-        [job._replace(options={**reading, **job.options}) for job in unplaced],
-        locator,
-        independent=options.independent,
-        section_spacing_um=options.section_spacing_um,
+    as_read = [job._replace(options={**reading, **job.options}) for job in unplaced]
+    series = {"independent": options.independent, "section_spacing_um": options.section_spacing_um}
+    record = Recorded(
+        options.out,
+        {
+            "atlas_sha256": recipe.references.origin["reference_sha256"],
+            "locator_sha256": fingerprint(SHIPPED_LOCATOR),
+            **series,
+        },
     )
-    say_located(located)
-    say(f"written: {options.out / LOCATED}, {write_located(options.out / LOCATED, located)}")
+    known = record.unchanged(as_read)
+    if len(known) < len(unplaced):
+        locator = Locator(recipe.references.atlas)
+        located = located_jobs(as_read, locator, known=known, **series)
+        record.write(located)
+        say_located(located, before=len(known))
+        everything = [*located, *record.others(as_read)]
+        table = write_located(options.out / LOCATED, everything, recipe.references.target)
+        say(f"written: {options.out / LOCATED}, {table}")
+    else:
+        located = [known[place] for place in range(len(unplaced))]
+        say(f"{len(located)} sections keep the planes found before ({options.out / LOCATED})")
     placed = {
         id(job): replace(found, job=job).placed_job() for job, found in zip(unplaced, located, strict=True)
     }

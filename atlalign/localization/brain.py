@@ -2,81 +2,163 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from atlalign.localization.fit import Frame, Lie
 from atlalign.localization.located import APART_MM, Located, in_degrees, judged, on_plane
 from atlalign.localization.locator import Looked
 from atlalign.localization.search import Curve
 from atlalign.localization.series import Series, common, in_order, on_a_line
 
+Floats = NDArray[np.float64]
+
 _SLOPE_DOUBT = 0.04  # of a section's own slopes, beyond their standard deviation
+_LEAST_SLOPE_ERROR = 1e-3
+_FIRM_MM = 0.05  # the standard deviation of a position that is kept: new sections follow it
+_REACH_MM = 1.0
+_NEAR = np.arange(-4.0, 5.0)
+
+
+class Angle(NamedTuple):
+    """The cutting angle of a brain.
+
+    Attributes:
+        slopes: Of all planes, along rows and columns.
+        errors: Their standard errors.
+    """
+
+    slopes: Floats
+    errors: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class KeptSection:
+    """A section of the brain that was located before, and keeps its plane.
+
+    Attributes:
+        located: The section.
+        plane: As `Frame.templates` has it.
+    """
+
+    located: Located
+    plane: Floats
+
+    @classmethod
+    def of(cls, located: Located, frame: Frame) -> "KeptSection":
+        """Return a section that was located before, by the images of planes across the same axis."""
+        assert located.anchoring is not None
+        height, width = located.anchoring.size
+        to_share = np.array([[1 / width, 0, 0.5 / width], [0, 1 / height, 0.5 / height], [0, 0, 1.0]])
+        return cls(located, Lie.of(located.anchoring.share_to_um @ to_share / 1000, frame).plane)
+
+    @property
+    def slopes(self) -> Floats:
+        """The slopes of its plane."""
+        return self.plane[1:]
+
+    @property
+    def slopes_error(self) -> Floats:
+        """Their standard deviations."""
+        found = np.tan(np.deg2rad(self.located.error_deg[::-1]))
+        return np.maximum(np.nan_to_num(found, nan=_SLOPE_DOUBT), _LEAST_SLOPE_ERROR)
+
+    def curve(self, angle: Angle) -> Curve:
+        """Return how well the section fits at the middle of the atlas: nowhere but on its plane."""
+        away = np.linspace(-_REACH_MM, _REACH_MM, 81)
+        odds = -0.5 * np.square(away / _FIRM_MM)
+        return Curve(self.plane[0] + away, odds, np.full(len(away), self.located.likeness))
+
+    def placed(self, curve: Curve, series: Series, place: int, angle: Angle) -> Located:
+        """Return the section where it was."""
+        return self.located
+
+
+@dataclass(frozen=True, eq=False)
+class NewSection:
+    """A section of the brain that was looked at by itself.
+
+    Attributes:
+        start: The section, not yet located.
+        looked: What it shows.
+    """
+
+    start: Located
+    looked: Looked
+
+    @property
+    def slopes(self) -> Floats:
+        """The slopes of the plane on which it fits best by itself."""
+        return self.looked.found.lie.plane[1:]
+
+    @property
+    def slopes_error(self) -> Floats:
+        """Their standard deviations."""
+        return np.asarray(np.hypot(self.looked.found.slopes_error, _SLOPE_DOUBT))
+
+    def arm(self, angle: Angle) -> float:
+        """Return how much further back its plane is at the centre of the tissue than at the middle of the atlas."""
+        return float(self.looked.search.arms(self.looked.found.pivot) @ angle.slopes)
+
+    def curve(self, angle: Angle) -> Curve:
+        """Return how well the section fits at the middle of the atlas, where parallel planes are equally far apart."""
+        search, found = self.looked.search, self.looked.found
+        middle_mm = float(search.height(found.lie.plane, found.pivot)) - self.arm(angle)
+        _, near = search.along(found.lie.on(np.array([middle_mm, *angle.slopes])), _NEAR)
+        return found.curve.merged(near).moved(-self.arm(angle))
+
+    def placed(self, curve: Curve, series: Series, place: int, angle: Angle) -> Located:
+        """Return the section at its place in the series."""
+        middle_mm, arm = float(series.position_mm[place]), self.arm(angle)
+        placed_um, alone_um = 1000 * (middle_mm + arm), 1000 * (curve.best_mm + arm)
+        lie = self.looked.found.lie.on(np.array([middle_mm, *angle.slopes]))
+        lie = self.looked.search.finer.straightened(lie)
+        is_apart = not series.fits[place] and abs(alone_um - placed_um) > 1000 * APART_MM
+        return judged(
+            replace(
+                on_plane(self.start, self.looked, lie),
+                side=self.looked.found.side,
+                likeness=float(np.interp(middle_mm, curve.position_mm, curve.likeness)),
+                error_um=1000 * float(series.error_mm[place]),
+                error_deg=in_degrees(angle.errors[::-1]),
+                elsewhere_um=alone_um if is_apart else math.nan,
+                curve=curve.moved(arm),
+                alone_um=alone_um,
+                placed_um=placed_um,
+            )
+        )
 
 
 def in_series(
-    starts: Sequence[Located],
-    looked: Sequence[Looked],
+    sections: Sequence[NewSection | KeptSection],
     numbers: Sequence[float] | None,
     section_spacing_um: float | None,
 ) -> list[Located]:
-    """Return where the sections of a series lie: on planes of one angle, in the order of their numbers."""
-    own = np.array([one.found.lie.plane[1:] for one in looked])
-    errors = np.array([np.hypot(one.found.slopes_error, _SLOPE_DOUBT) for one in looked])
-    slopes = np.array([common(own[:, axis], errors[:, axis]) for axis in (0, 1)])
-    slope_errors = 1.25 * 1.48 * np.median(np.abs(own - slopes), axis=0) / math.sqrt(len(own))
-    curves, arms = [], []
-    for one in looked:
-        tilted = one.found.lie.on(_tilted(one, slopes))
-        _, near = one.search.along(tilted, np.arange(-4.0, 5.0))
-        curves.append(one.found.curve.merged(near))
-        arms.append(float(one.search.arms(one.found.pivot) @ slopes))
-    # Positions at the middle of the atlas, where parallel planes are equally far apart.
-    middle = [
-        Curve(curve.position_mm - arm, curve.odds, curve.likeness)
-        for curve, arm in zip(curves, arms, strict=True)
-    ]
+    """Return where the sections of a brain lie: on planes of one angle, in the order of their numbers.
+
+    Sections that were located before keep their planes, and the new ones follow them.
+    """
+    angle = shared_angle(sections)
+    curves = [section.curve(angle) for section in sections]
     spacing_mm = None if section_spacing_um is None else section_spacing_um / 1000
-    series = in_order(middle) if numbers is None else on_a_line(middle, numbers, spacing_mm)
+    series = in_order(curves) if numbers is None else on_a_line(curves, numbers, spacing_mm)
+    kept_mm = [one.located.error_um / 1000 for one in sections if isinstance(one, KeptSection)]
+    if kept_mm:  # a line through kept planes is no surer than they are
+        series = replace(series, error_mm=np.maximum(series.error_mm, np.median(kept_mm)))
     return [
-        _member(start, one, curve, arm, series, place, slopes, slope_errors)
-        for place, (start, one, curve, arm) in enumerate(zip(starts, looked, curves, arms, strict=True))
+        section.placed(curve, series, place, angle)
+        for place, (section, curve) in enumerate(zip(sections, curves, strict=True))
     ]
 
 
-def _tilted(looked: Looked, slopes: np.ndarray) -> np.ndarray:
-    """Return the plane of a section with other slopes about the centre of its tissue."""
-    search, lie = looked.search, looked.found.lie
-    height = search.height(lie.plane, looked.found.pivot)
-    return np.array([height - search.arms(looked.found.pivot) @ slopes, *slopes])
-
-
-def _member(
-    start: Located,
-    looked: Looked,
-    curve: Curve,
-    arm: float,
-    series: Series,
-    place: int,
-    slopes: np.ndarray,
-    slope_errors: np.ndarray,
-) -> Located:
-    """Return a section at its place in the series."""
-    middle_mm = float(series.position_mm[place])
-    placed_um, alone_um = 1000 * (middle_mm + arm), 1000 * curve.best_mm
-    lie = looked.found.lie.on(np.array([middle_mm, *slopes]))
-    lie = looked.search.finer.straightened(lie)
-    located = replace(
-        on_plane(start, looked, lie),
-        side=looked.found.side,
-        likeness=float(np.interp(placed_um / 1000, curve.position_mm, curve.likeness)),
-        error_um=1000 * float(series.error_mm[place]),
-        error_deg=in_degrees(slope_errors[::-1]),
-        curve=curve,
-        alone_um=alone_um,
-        placed_um=placed_um,
-    )
-    if not series.fits[place] and abs(alone_um - placed_um) > 1000 * APART_MM:
-        apart = f"by itself it fits at {alone_um:.0f} µm, not at its place in the series, {placed_um:.0f} µm"
-        located = replace(located, reason="; ".join(filter(None, [located.reason, apart])))
-    return judged(located)
+def shared_angle(sections: Sequence[NewSection | KeptSection]) -> Angle:
+    """Return the cutting angle that sections share: the weighted median of their slopes."""
+    own = np.array([section.slopes for section in sections])
+    errors = np.array([section.slopes_error for section in sections])
+    slopes = np.array([common(own[:, axis], errors[:, axis]) for axis in (0, 1)])
+    spread = 1.25 * 1.48 * np.median(np.abs(own - slopes), axis=0) / math.sqrt(len(own))
+    kept = [one.slopes_error for one in sections if isinstance(one, KeptSection)]
+    return Angle(slopes, np.maximum(spread, np.median(kept, axis=0)) if kept else spread)

@@ -19,6 +19,8 @@ from atlalign.registration.refine import local_correlation
 _BINS = 32
 _AT_ONCE = 8  # planes in a batch
 _TISSUE = 0.03  # of the brightest
+_WIDE_BENDS = 0.12  # of the width: the standard deviation of the Gaussian that smooths bends
+_LEAST_WEIGHT = 1e-6  # in pixels: a plane without tissue has no affine part
 _ML = 2
 _IN_PLANE = {0: (1, 2), 1: (0, 2), 2: (1, 0)}  # the axes along rows and columns of planes across an axis
 
@@ -153,25 +155,26 @@ class Fitter:
         """Return how like each of planes (N, 3) the section is, once registered to it."""
         placed = self._placed(lie)
         return np.concatenate(
-            [
-                self._registered(placed, part)[0]
-                for part in np.array_split(planes, -(-len(planes) // _AT_ONCE))
-            ]
+            [self._likeness(placed, part) for part in np.array_split(planes, -(-len(planes) // _AT_ONCE))]
         )
 
     @torch.inference_mode()
     def straightened(self, lie: Lie) -> Lie:
         """Return how the image lies by the affine part of its registration."""
-        _, reference, dvf = self._registered(self._placed(lie), lie.plane[None])
-        y, x = torch.nonzero(reference[0, 0] > _TISSUE, as_tuple=True)
-        if len(x) < 3:
-            return lie
-        points = torch.stack([x, y, torch.ones_like(x)], 1).double()
-        moved = points[:, :2] + dvf[0, :, y, x].double().T
-        affine = torch.linalg.lstsq(points, moved).solution.T.numpy()  # (2, 3) in pixels of the frame
+        reference, dvf = self._registration(self._placed(lie), lie.plane[None])
+        affine = affine_part(dvf, reference > _TISSUE)[0].numpy()  # (2, 3) in pixels of the frame
+        affine[:, :2] += np.eye(2)
         to_frame = homogeneous(self._to_frame_px())
         mm = invert_affine(self._to_frame_px()) @ homogeneous(affine) @ to_frame
         return replace(lie, to_pixel=lie.to_pixel @ homogeneous(mm))
+
+    @torch.inference_mode()
+    def bending(self, lie: Lie) -> float:
+        """Return by how much registration bends the section, beyond an affine map: root mean square, in mm."""
+        reference, dvf = self._registration(self._placed(lie), lie.plane[None])
+        tissue = reference > _TISSUE
+        rest = (dvf - affine_field(affine_part(dvf, tissue), dvf)).square().sum(1, keepdim=True)
+        return self.frame.pixel_mm * float((rest * tissue).sum() / tissue.sum().clamp(min=1)) ** 0.5
 
     @torch.inference_mode()
     def pictures(self, lie: Lie) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -196,13 +199,53 @@ class Fitter:
         points = torch.stack([x, y], -1) @ affine[:, :2].T + affine[:, 2]
         return sample(antialiased(self.section.grey, float(step))[None, None], points[None])
 
-    def _registered(
-        self, placed: Tensor, planes: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], Tensor, Tensor]:
+    def _registration(self, placed: Tensor, planes: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+        """Return the images (N, 1, H, W) of planes, and the fields (N, 2, H, W) that register the section to them."""
         reference = self.frame.templates(planes) * self.shown
         moving = placed.expand(len(planes), -1, -1, -1)
-        dvf = self.network(reference, moving).dvf.float()
-        registered = warp(moving, dvf)
+        return reference, self.network(reference, moving).dvf.float()
+
+    def _likeness(self, placed: Tensor, planes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the likeness of planes to the section, registered by an affine map and wide bends only.
+
+        Narrow bends would make the section as like to a wrong plane as to the right one.
+        """
+        reference, dvf = self._registration(placed, planes)
+        affine = affine_field(affine_part(dvf, reference > _TISSUE), dvf)
+        wide = affine + smoothed(dvf - affine, _WIDE_BENDS * dvf.shape[-1])
+        registered = warp(placed.expand(len(planes), -1, -1, -1), wide)
         likeness = mutual_information(reference, registered, bins=_BINS)
         likeness = likeness + local_correlation(reference, registered).mean((1, 2, 3))
-        return likeness.double().numpy(), reference, dvf
+        return likeness.double().numpy()
+
+
+def affine_part(dvf: Tensor, tissue: Tensor) -> Tensor:
+    """Return the affine displacements (N, 2, 3) of (x, y, 1) nearest to fields (N, 2, H, W) on tissue (N, 1, H, W)."""
+    basis = _pixels(dvf)
+    weighted = basis * tissue.flatten(1)[..., None]
+    normal = weighted.mT @ basis + _LEAST_WEIGHT * torch.eye(3, dtype=basis.dtype)
+    return torch.linalg.solve(normal, weighted.mT @ dvf.flatten(2).mT.double()).mT
+
+
+def affine_field(affine: Tensor, like: Tensor) -> Tensor:
+    """Return affine displacements (N, 2, 3) as fields of the size of others (N, 2, H, W)."""
+    return (affine @ _pixels(like).T).view(like.shape).to(like)
+
+
+def smoothed(field: Tensor, sigma_px: float) -> Tensor:
+    """Return fields (N, 2, H, W) averaged under a Gaussian, whose weights beyond the border do not count."""
+    along_y, along_x = (_averages(size, sigma_px).to(field) for size in field.shape[-2:])
+    return along_y @ field @ along_x.T
+
+
+def _averages(size: int, sigma_px: float) -> Tensor:
+    points = torch.arange(size)
+    heights = torch.exp(-((points[:, None] - points) ** 2) / (2 * sigma_px**2))
+    return heights / heights.sum(1, keepdim=True)
+
+
+def _pixels(like: Tensor) -> Tensor:
+    """Return (x, y, 1) of all pixels of images (…, H, W), float64 (H · W, 3)."""
+    height, width = like.shape[-2:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([x, y, torch.ones_like(x)], -1).view(-1, 3).double()

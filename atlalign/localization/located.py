@@ -33,9 +33,14 @@ class Located:
         error_um: The position's standard deviation.
         error_deg: Those of the tilts.
         likeness: To the plane, once registered.
+        bending_um: By how much registration to the plane bends the section, beyond an affine map.
+        stretch: By how much more the section is stretched along one direction in its plane than along the other.
+        proposed_um: The position that the network proposed at the tissue's centre.
+        proposed_error_um: The error that the network expected of its proposal.
         flag: pass, look or fail.
         reason: Why it is not pass.
         other_um: Another position that fits about as well, if there is one.
+        elsewhere_um: Where it fits by itself, if that is not its place in the series.
         curve: How well it fits along the axis, by itself.
         alone_um: The position at its tissue's centre by itself.
         placed_um: The position at its tissue's centre as it is located.
@@ -52,9 +57,14 @@ class Located:
     error_um: float = math.nan
     error_deg: tuple[float, float] = (math.nan, math.nan)
     likeness: float = math.nan
+    bending_um: float = math.nan
+    stretch: float = math.nan
+    proposed_um: float = math.nan
+    proposed_error_um: float = math.nan
     flag: str = "pass"
     reason: str = ""
     other_um: float = math.nan
+    elsewhere_um: float = math.nan
     curve: Curve | None = None
     alone_um: float = math.nan
     placed_um: float = math.nan
@@ -84,13 +94,19 @@ def on_plane(start: Located, looked: Looked, lie: Lie) -> Located:
         anchoring = anchoring_of(matrix, looked.section.shape)
     except InputError as error:
         problem = str(error)
+    search, proposal = looked.search, looked.found.proposal
+    longer, shorter = np.linalg.svd(lie.to_pixel[:, :2], compute_uv=False)
     return replace(
         start,
         anchoring=anchoring,
-        pictures=looked.search.finer.pictures(lie),
+        pictures=search.finer.pictures(lie),
         position_um=1000 * float(middle[frame.across]),
         tilt_deg=in_degrees(lie.plane[[2, 1]]),
-        flag="look" if problem else "pass",
+        bending_um=1000 * search.fitter.bending(lie),
+        stretch=float(longer / shorter),
+        proposed_um=1000 * float((proposal.matrix @ (*search.tissue.centre, 1.0))[frame.across]),
+        proposed_error_um=1000 * proposal.error_mm,
+        flag="fail" if problem else "pass",
         reason=problem,
     )
 
@@ -105,13 +121,19 @@ def anchoring_of(matrix: Matrix, shape: tuple[int, int]) -> Anchoring:
 def judged(located: Located) -> Located:
     """Return a section with what there is to look at."""
     reasons = [located.reason] if located.reason else []
+    if not math.isnan(located.elsewhere_um):
+        reasons.append(
+            f"by itself it fits at {located.elsewhere_um:.0f} µm, not at its place in the series, "
+            f"{located.placed_um:.0f} µm"
+        )
     if not math.isnan(located.other_um):
         reasons.append(f"it fits about as well at {located.other_um:.0f} µm")
     if located.error_um > 1000 * _UNSURE_MM:
         reasons.append(f"its position is uncertain by ±{located.error_um:.0f} µm")
     if located.likeness < _LITTLE_LIKE:
         reasons.append(f"it is little like its plane ({located.likeness:.2f})")
-    return replace(located, flag="look" if reasons else "pass", reason="; ".join(reasons))
+    flag = "fail" if located.flag == "fail" else "look" if reasons else "pass"
+    return replace(located, flag=flag, reason="; ".join(reasons))
 
 
 def in_degrees(slopes: np.ndarray) -> tuple[float, float]:

@@ -1,11 +1,11 @@
 """From images alone to the plane of each: one section at a time, or the sections of a brain together."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from atlalign.errors import InputError
-from atlalign.localization.brain import in_series
+from atlalign.localization.brain import KeptSection, NewSection, in_series
 from atlalign.localization.located import APART_MM, Located, in_degrees, judged, on_plane
 from atlalign.localization.locator import Locator, Looked
 from atlalign.localization.search import second_place
@@ -23,6 +23,7 @@ def locate(
     *,
     independent: bool = False,
     section_spacing_um: float | None = None,
+    known: Mapping[int, Located] | None = None,
     progress: Callable[[Iterable[Job]], Iterable[Job]] = iter,
 ) -> list[Located]:
     """Return where sections lie, those of one brain together.
@@ -32,6 +33,8 @@ def locate(
         locator: The atlas and the networks.
         independent: Locate each section alone.
         section_spacing_um: The distance between sections whose numbers differ by 1, if known.
+        known: Sections that were located before, by their place among the jobs. They keep their planes, and new
+            sections of the same brain are placed between them: at their cutting angle, on their line.
         progress: Wraps the images while they are looked at.
 
     Raises:
@@ -45,74 +48,95 @@ def locate(
         >>> found.flag, found.position_um, found.anchoring
         ('fail', nan, None)
     """
-    names = [job.brain or str(job.path.absolute().parent) for job in jobs]
-    groups = {
-        name: [place for place, own in enumerate(names) if own == name] for name in dict.fromkeys(names)
-    }
-    numbers = {
-        name: None if independent else _numbers([jobs[place] for place in places])
-        for name, places in groups.items()
-    }
-    starts = [Located(job, job.brain or job.path.absolute().parent.name, job.number) for job in jobs]
-    looked = [_tried(locator, start) for start, _ in zip(starts, progress(jobs), strict=True)]
-    located: dict[int, Located] = {}
-    for name, places in groups.items():
-        known = numbers[name]
-        for place, number in zip(places, known or [], strict=False):
-            starts[place] = replace(starts[place], number=number)
-        seen = {place: one for place in places if isinstance(one := looked[place], Looked)}
-        located |= {
-            place: replace(starts[place], flag="fail", reason=str(looked[place]))
-            for place in places
-            if place not in seen
-        }
-        together = [place for place, one in seen.items() if one.found.proposal.error_mm <= _NOWHERE_MM]
-        if independent or len(together) < _LEAST_SERIES:
-            located |= {place: _alone(starts[place], one) for place, one in seen.items()}
-            continue
-        order = [float(starts[place].number) for place in together] if known else None
-        if order is None and section_spacing_um is not None:
-            order = [float(places.index(place)) for place in together]
-        own = [seen[place] for place in together]
-        begun = [starts[place] for place in together]
-        located |= dict(zip(together, in_series(begun, own, order, section_spacing_um), strict=True))
-        located |= {place: _alone(starts[place], seen[place]) for place in seen if place not in together}
+    brains = _brains(jobs)
+    starts = _starts(jobs, brains, numbered=not independent)
+    known = known or {}
+    new = [place for place in range(len(jobs)) if place not in known]
+    looks = (_tried(locator, job) for job in progress([jobs[place] for place in new]))
+    located = dict(known)
+    seen: dict[int, NewSection] = {}
+    for place, look in zip(new, looks, strict=True):
+        if isinstance(look, str):
+            located[place] = replace(starts[place], flag="fail", reason=look)
+        elif look.found.proposal.error_mm > _NOWHERE_MM:
+            located[place] = _nowhere(starts[place], look)
+        else:
+            seen[place] = NewSection(starts[place], look)
+    for places in brains:
+        own = {place: seen[place] for place in places if place in seen}
+        kept = {place: known[place] for place in places if place in known}
+        if independent or not own or len(own) + len(kept) < _LEAST_SERIES:
+            located |= {place: _alone(section) for place, section in own.items()}
+        else:
+            numbers = _numbers([jobs[place] for place in places])
+            if numbers is None and section_spacing_um is not None:
+                numbers = list(range(len(places)))
+            by_place = None if numbers is None else dict(zip(places, map(float, numbers), strict=True))
+            located |= _together(own, kept, by_place, section_spacing_um)
     return [located[place] for place in range(len(jobs))]
+
+
+def _brains(jobs: Sequence[Job]) -> list[list[int]]:
+    """Return the places of the sections of each brain among the jobs."""
+    names = [job.brain or str(job.path.absolute().parent) for job in jobs]
+    return [[place for place, own in enumerate(names) if own == name] for name in dict.fromkeys(names)]
+
+
+def _starts(jobs: Sequence[Job], brains: Sequence[Sequence[int]], *, numbered: bool) -> list[Located]:
+    """Return the sections, not yet located, with their brains and the numbers that their names give them."""
+    starts = [Located(job, job.brain or job.path.absolute().parent.name, job.number) for job in jobs]
+    for places in brains if numbered else ():
+        numbers = _numbers([jobs[place] for place in places])
+        for place, number in zip(places, numbers or (), strict=False):
+            starts[place] = replace(starts[place], number=number)
+    return starts
 
 
 def _numbers(jobs: Sequence[Job]) -> list[int] | None:
     return numbers_of([job.path for job in jobs], [job.section_number for job in jobs])
 
 
-def _tried(locator: Locator, start: Located) -> Looked | str:
+def _tried(locator: Locator, job: Job) -> Looked | str:
     """Return what an image shows, or why nothing can be said of it."""
     try:
-        return locator.look(start.job)
+        return locator.look(job)
     except InputError as error:
         return str(error)
 
 
-def _alone(start: Located, looked: Looked) -> Located:
+def _together(
+    new: Mapping[int, NewSection],
+    kept: Mapping[int, Located],
+    numbers: Mapping[int, float] | None,
+    section_spacing_um: float | None,
+) -> dict[int, Located]:
+    """Return where the sections of a brain lie, by their place among all jobs, as are their numbers."""
+    frame = next(iter(new.values())).looked.search.frame
+    members = {**new, **{place: KeptSection.of(located, frame) for place, located in kept.items()}}
+    order = sorted(members)
+    own = None if numbers is None else [numbers[place] for place in order]
+    found = in_series([members[place] for place in order], own, section_spacing_um)
+    return dict(zip(order, found, strict=True))
+
+
+def _alone(section: NewSection) -> Located:
     """Return where a section lies by itself."""
-    if looked.found.proposal.error_mm > _NOWHERE_MM:
-        return _nowhere(start, looked)
+    looked = section.looked
     search = looked.search
     found = search.settle(looked.found)
-    curve = looked.found.curve.merged(found.curve)
-    placed_mm = float(search.height(found.lie.plane, found.pivot))
-    other = second_place(curve, APART_MM, _AS_WELL)
-    error_mm = max(curve.error_mm, found.curve.error_mm)
+    placed_um = 1000 * float(search.height(found.lie.plane, found.pivot))
+    other = second_place(found.curve, APART_MM, _AS_WELL)
     return judged(
         replace(
-            on_plane(start, looked, found.lie),
+            on_plane(section.start, looked, found.lie),
             side=found.side,
             likeness=found.likeness,
-            error_um=1000 * error_mm,
-            error_deg=in_degrees(found.slopes_error),
+            error_um=1000 * found.curve.error_mm,
+            error_deg=in_degrees(found.slopes_error[::-1]),
             other_um=math.nan if other is None else 1000 * other,
-            curve=curve,
-            alone_um=1000 * placed_mm,
-            placed_um=1000 * placed_mm,
+            curve=found.curve,
+            alone_um=placed_um,
+            placed_um=placed_um,
         )
     )
 

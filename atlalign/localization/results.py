@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from atlalign import __version__
+from atlalign.atlas.targets import Target
 from atlalign.io.files import storable, written_whole
 from atlalign.io.tables import write_table
 from atlalign.localization.located import Located
@@ -28,17 +29,25 @@ COLUMNS = (
     "reason",
 )
 
-_TARGET = "ABA_Mouse_CCFv3_2017_25um.cutlas"
 
-
-def write_located(path: str | Path, located: Sequence[Located]) -> Path:
+def write_located(path: str | Path, located: Sequence[Located], target: Target) -> Path:
     """Write the anchorings of sections as QuickNII's JSON, and beside it the table of all; return the table's path.
 
     Sections that fit nowhere stand in the table alone.
+
+    Args:
+        path: The JSON file.
+        located: The sections.
+        target: The atlas in which they were located; the anchorings count in its voxels.
     """
     path = Path(path)
-    slices = [_slice(found, path.parent) for found in located if found.anchoring is not None]
-    series = {"name": "", "target": _TARGET, "aligner": f"locate of atlalign {__version__}", "slices": slices}
+    slices = [_slice(found, path.parent, target) for found in located if found.anchoring is not None]
+    series = {
+        "name": "",
+        **target.to_json(),
+        "aligner": f"locate of atlalign {__version__}",
+        "slices": slices,
+    }
     with written_whole(path) as unfinished:
         unfinished.write_text(json.dumps(series, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     table = path.with_suffix(".csv")
@@ -66,7 +75,7 @@ def row(found: Located) -> dict[str, Any]:
     }
 
 
-def _slice(found: Located, folder: Path) -> dict[str, Any]:
+def _slice(found: Located, folder: Path, target: Target) -> dict[str, Any]:
     """Return a section's entry in QuickNII's JSON, with its file as seen from the folder of the list."""
     assert found.anchoring is not None
     height, width = found.anchoring.size
@@ -77,7 +86,7 @@ def _slice(found: Located, folder: Path) -> dict[str, Any]:
         "nr": found.number,
         "width": width,
         "height": height,
-        "anchoring": found.anchoring.to_json(),
+        "anchoring": target.vectors(found.anchoring).ravel().tolist(),
         "markers": [],
     }
 

@@ -1,9 +1,9 @@
-"""From a proposal to the plane on which a section fits best: position, then both slopes, then finer.
+"""From a proposal to the plane on which a section fits best: position, then position and both slopes together.
 
 Steps are in hundred-and-thirty-seconds of the brain's length, a tenth of a millimetre in a mouse.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from torch import nn
 from atlalign.atlas.planes import apply_affine, invert_affine
 from atlalign.localization.fit import Fitter, Frame, Lie
 from atlalign.localization.proposals import Proposal
+from atlalign.localization.quadratic import Quadratic, design
 from atlalign.localization.views import SeenTissue
 from atlalign.registration.placement import Section
 
@@ -20,13 +21,17 @@ Floats = NDArray[np.float64]
 STEPS_A_BRAIN = 132
 _WIDE = np.array([-16, -13, -10, -8, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 16], float)
 _NEAR = np.array([-3, -2, -1, 0, 1, 2, 3], float)
-_CLOSE = np.array([-1.0, 0.0, 1.0])
-_WIDE_DEG = np.array([-8.0, -4.0, 0.0, 4.0, 8.0])
-_NEAR_DEG = np.array([-3.0, 0.0, 3.0])
+_DESIGN = design(3)
+_ROUNDS = (
+    (2.0, 6.0),
+    (1.5, 4.0),
+    (1.0, 3.0),
+)  # how far planes reach: in steps along the axis, and in degrees
+_LONGEST_STEP = 1.3  # of these reaches
 _TEMPERATURE = 0.03  # of likeness: places that differ by as much are told apart with odds of e
 _PRIOR_ERRORS = 0.5  # the standard deviation of a proposed position, in errors that the network expects
 _LEAST_PRIOR_MM = 0.1
-_PRIOR_SLOPE = 0.06  # the standard deviation of proposed slopes
+_PRIOR_SLOPE = 0.1  # the standard deviation of proposed slopes
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +67,10 @@ class Curve:
         weight = np.exp(self.at(fine))
         mean = (fine * weight).sum() / weight.sum()
         return float(np.sqrt((np.square(fine - mean) * weight).sum() / weight.sum()))
+
+    def moved(self, distance_mm: float) -> "Curve":
+        """Return the curve that far further back."""
+        return replace(self, position_mm=self.position_mm + distance_mm)
 
     def merged(self, other: "Curve") -> "Curve":
         """Return both curves as one; where both have a position, `other` counts."""
@@ -123,20 +132,20 @@ class Search:
         self.step_mm = float(size[frame.across]) / STEPS_A_BRAIN
 
     def look(self) -> Found:
-        """Return the best place by wide steps, on coarse images."""
+        """Return the best place: along the axis first, then position and slopes together."""
         lie = self.fitter.straightened(Lie.of(self.proposal.matrix, self.frame))
         lie, curve = self.along(lie, _WIDE)
         lie = self.fitter.straightened(lie)
-        lie, errors = self.sloped(self.fitter, lie, _WIDE_DEG)
-        return self.found(self.fitter.straightened(lie), curve, errors)
+        slopes_error = np.zeros(2)
+        for steps, degrees in _ROUNDS:
+            lie, slopes_error = self.tuned(lie, steps * self.step_mm, np.tan(np.deg2rad(degrees)))
+            lie = self.fitter.straightened(lie)
+        return self.found(lie, curve, slopes_error)
 
     def settle(self, found: Found) -> Found:
-        """Return the best place near one that was found, by narrow steps and at last on finer images."""
-        lie, curve = self.along(found.lie, _NEAR)
-        lie, errors = self.sloped(self.fitter, lie, _NEAR_DEG)
-        lie = self.finer.straightened(lie)
-        lie, _ = self.along(lie, _CLOSE, self.finer)
-        return self.found(lie, curve, errors)
+        """Return the place with how well the section fits along the axis near it."""
+        _, curve = self.along(found.lie, _NEAR)
+        return replace(found, curve=found.curve.merged(curve))
 
     def along(self, lie: Lie, steps: Floats, fitter: Fitter | None = None) -> tuple[Lie, Curve]:
         """Return the best place along the axis, and how well the section fits there and elsewhere."""
@@ -149,29 +158,28 @@ class Search:
         moved = curve.best_mm - self.height(lie.plane, pivot)
         return lie.on(lie.plane + np.array([moved, 0, 0])), curve
 
-    def sloped(self, fitter: Fitter, lie: Lie, degrees: Floats) -> tuple[Lie, Floats]:
-        """Return the place with the best slope along rows and then columns, and the slopes' standard deviations."""
-        errors = np.zeros(2)
-        expected = Lie.of(self.proposal.matrix, self.frame).plane
-        slopes = np.tan(np.deg2rad(degrees))
-        for place in (1, 2):
-            planes = np.stack([self.turned(lie, place, slope) for slope in slopes])
-            likeness = fitter.likeness(lie, planes)
-            beyond = lie.plane[place] + slopes - expected[place]
-            curve = Curve(slopes, likeness / _TEMPERATURE - 0.5 * np.square(beyond / _PRIOR_SLOPE), likeness)
-            errors[place - 1] = curve.error_mm
-            lie = lie.on(self.turned(lie, place, curve.best_mm))
-        return lie, errors
+    def tuned(self, lie: Lie, reach_mm: float, reach_slope: float) -> tuple[Lie, Floats]:
+        """Return the place at the peak of likeness near one, and the standard deviations of both slopes.
 
-    def turned(self, lie: Lie, place: int, slope: float) -> Floats:
-        """Return the plane with more slope about the centre of the tissue."""
-        right, down = self.pivot(lie)
-        axis = self.frame.axes[place - 1]
-        arm = (down if place == 1 else right) - float(self.frame.volume.centre_mm[axis])
-        plane = lie.plane.copy()
-        plane[place] += slope
-        plane[0] -= slope * arm
-        return plane
+        The peak is that of a quadratic through the likeness of planes whose position and slopes differ together. Slopes
+        are weighed with those of the proposal.
+        """
+        pivot = self.pivot(lie)
+        start = np.array([self.height(lie.plane, pivot), *lie.plane[1:]])
+        reach = np.array([reach_mm, reach_slope, reach_slope])
+        planes = self.through(pivot, start + _DESIGN * reach)
+        odds = Quadratic.through(_DESIGN, self.fitter.likeness(lie, planes) / _TEMPERATURE)
+        expected = Lie.of(self.proposal.matrix, self.frame).plane - lie.plane
+        precision = np.array([0.0, 1.0, 1.0]) * np.square(reach / _PRIOR_SLOPE)
+        odds = odds.with_prior(expected / reach, precision)
+        step = odds.peak / max(1.0, float(np.abs(odds.peak).max()) / _LONGEST_STEP)
+        plane = self.through(pivot, start + step * reach)
+        return lie.on(plane), np.sqrt(odds.variances[1:]) * reach_slope
+
+    def through(self, pivot: Floats, places: Floats) -> Floats:
+        """Return the planes (…, 3) with these positions (…, 3) at the centre of the tissue, and slopes."""
+        position = places[..., :1] - (places[..., 1:] @ self.arms(pivot))[..., None]
+        return np.concatenate([position, places[..., 1:]], axis=-1)
 
     def found(self, lie: Lie, curve: Curve, slopes_error: Floats) -> Found:
         """Return the place with what is known of it."""

@@ -49,6 +49,7 @@ class Job(NamedTuple):
         ignored: Tissue that neither pulls nor counts.
         brain: The brain that it is a section of, where a list says that.
         section_number: Its place in the series of sections, where a list says that.
+        target: The atlas to which it is anchored, where its list names another than the Allen atlas.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Job(NamedTuple):
     ignored: Ignored = NOTHING
     brain: str = ""
     section_number: int | None = None
+    target: str = ""
 
     @property
     def name(self) -> str:
@@ -200,7 +202,7 @@ def _listed_job(section: ListedSection, *, listed: bool) -> Job:
         return job._replace(problem=problem)
     if section.unplaced:
         return job
-    job = job._replace(position_um=section.position_um, anchoring=section.anchoring)
+    job = job._replace(position_um=section.position_um, anchoring=section.anchoring, target=section.target)
     return job if section.anchoring is None else job._replace(points=_points(section, section.anchoring))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from atlalign.atlas.atlas import Atlas
 from atlalign.atlas.ontology import Ontology
 from atlalign.atlas.planes import Plane
+from atlalign.atlas.targets import Target
 from atlalign.errors import InputError
 from atlalign.io.files import fingerprint_of
 from atlalign.io.images import ImageFile, resize_images
@@ -46,14 +47,24 @@ class AtlasReferences:
         """Plain data that identifies the atlas."""
         return {"reference": self.atlas.name, "reference_sha256": self.atlas.fingerprint()}
 
+    @cached_property
+    def target(self) -> Target:
+        """The voxels in which anchorings to the atlas are written."""
+        return Target.of(self.atlas)
+
     def of(self, job: Job, hemisphere: Side | None) -> "Reference":
         """Return the plane of a section, or one half of it.
 
         Raises:
-            InputError: If the section has no position, or the atlas has no tissue there.
+            InputError: If the section has no position or is anchored to another atlas, or the atlas has no tissue
+                there.
         """
         if job.position_um is None:
             raise InputError(f"{job.path.name}: expected the position of the section in the atlas")
+        if job.target and job.target != self.target.name:
+            raise InputError(
+                f"{job.path.name}: expected an anchoring to the atlas '{self.target.name}', found one to '{job.target}'"
+            )
         self.atlas.plane_index(job.position_um)  # raises outside
         return self._at(job, hemisphere, 0.0)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -16,13 +16,14 @@ from torch import Tensor
 from atlalign.atlas.atlas import Atlas
 from atlalign.atlas.planes import Anchoring, Matrix, homogeneous, invert_affine
 from atlalign.atlas.section_lists import ListedSection
-from atlalign.localization.samples import ViewSampler
+from atlalign.localization.samples import ViewSampler, _Random
 from atlalign.localization.volume import AtlasVolume
 
 _VIEW_PX = 256
 _MARGIN_PX = 52
 _WHITE = 255
 _MIDLINE_MM = 5.7
+_SERIES_MM = 4.5  # how far a series of planes reaches from the middle of the atlas
 
 
 class Known(NamedTuple):
@@ -30,14 +31,14 @@ class Known(NamedTuple):
 
     Attributes:
         path: The image.
-        matrix: (3, 3), from its pixels to (AP, DV, ML) in mm.
+        matrix: (3, 3), from its pixels to (AP, DV, ML) in mm; None if it has no place in the atlas.
         centre: (x, y), the pixel at which positions are compared.
         side: whole, left or right.
         number: Of the section in its series.
     """
 
     path: Path
-    matrix: Matrix
+    matrix: Matrix | None
     centre: tuple[float, float]
     side: str = "whole"
     number: int = 0
@@ -123,6 +124,79 @@ class _PlainSampler(ViewSampler):
         return template
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ParallelSampler(_PlainSampler):
+    """Views of parallel planes, equally far apart, from front to back."""
+
+    def _draw_planes(self, random: "_Random") -> tuple[Tensor, Tensor]:
+        one = super()._draw_planes(_Random(1, random.generator))[0]
+        n = random.n_views
+        flat = one.repeat(n, 1, 1)
+        flat[:, :, 2] = self.volume.centre_mm
+        flat[:, 0, 2] += torch.linspace(-_SERIES_MM, _SERIES_MM, n)
+        return flat, torch.ones(n, dtype=torch.bool)
+
+
+def parallel(atlas: Atlas, path: Path, n: int, folder: Path, seed: int = 99) -> list[Known]:
+    """Return a series of parallel, oblique planes of the Nissl volume, each deformed and damaged by itself."""
+    sampler = _ParallelSampler(
+        volume=_stained(atlas, path),
+        view_px=_VIEW_PX,
+        largest_tilt=8.0,
+        p_turned=0.0,
+        p_half=0.0,
+        p_expression=0.0,
+    )
+    images, planes, _ = sampler(n, torch.Generator().manual_seed(seed))
+    return [
+        _of_view(image[0].numpy(), plane, folder / f"plane_s{10 * number:03d}.png")._replace(
+            number=10 * number
+        )
+        for number, (image, plane) in enumerate(zip(images, planes.double().numpy(), strict=True), start=1)
+    ]
+
+
+def cut_otherwise(atlas: Atlas, axis: str, n: int, folder: Path, seed: int = 55) -> list[Known]:
+    """Return planes of an atlas across another axis: ML (sagittal) or DV (horizontal)."""
+    found = _drawn(ViewSampler, AtlasVolume.of(atlas), n, folder, seed, cut_along=(axis,))
+    return [known._replace(matrix=None) for known in found]
+
+
+def no_sections(sections: Sequence[ListedSection], folder: Path) -> list[Known]:
+    """Return images that show no coronal section of a brain, or only a piece of one."""
+    random = np.random.default_rng(3)
+    y, x = np.mgrid[:400, :600]
+    ellipse = ((x - 300) / 220) ** 2 + ((y - 200) / 150) ** 2 < 1
+    grain = ndimage.gaussian_filter(random.normal(size=ellipse.shape), 6)
+    images = {
+        "noise": random.integers(0, 255, ellipse.shape),
+        "ellipse": np.where(ellipse, 90, _WHITE),
+        "grainy ellipse": np.where(ellipse, 120 + 600 * grain, _WHITE),
+        "box": np.where((abs(x - 300) < 200) & (abs(y - 200) < 120), 60, _WHITE),
+        "stripes": np.where(ellipse, 80 + 60 * (x // 40 % 2), _WHITE),
+        "gradient": x * _WHITE / 600,
+    }
+    images |= {f"part {name}": piece for name, piece in _parts(sections).items()}
+    found = []
+    for name, pixels in images.items():
+        path = folder / f"no {name}.png"
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
+        found.append(Known(path, None, (0.0, 0.0)))
+    return found
+
+
+def _parts(sections: Sequence[ListedSection]) -> dict[str, NDArray[Any]]:
+    """Return the upper half and a quarter of sections: what a scan shows that was cut off."""
+    found = {}
+    for listed in sections[len(sections) // 3 :: 3]:
+        with Image.open(listed.path) as image:
+            pixels = np.asarray(image.convert("L"))
+        height, width = pixels.shape
+        found[f"{listed.identity.image_id} upper half"] = pixels[: height // 2]
+        found[f"{listed.identity.image_id} quarter"] = pixels[: height // 2, : width // 2]
+    return found
+
+
 def synthetic(atlas: Atlas, n: int, folder: Path, seed: int = 1234) -> list[Known]:
     """Return oblique planes of an atlas in synthetic contrast, deformed and damaged as in training."""
     return _drawn(ViewSampler, AtlasVolume.of(atlas), n, folder, seed)
@@ -130,20 +204,37 @@ def synthetic(atlas: Atlas, n: int, folder: Path, seed: int = 1234) -> list[Know
 
 def nissl(atlas: Atlas, path: Path, n: int, folder: Path, seed: int = 4321) -> list[Known]:
     """Return oblique planes of the Nissl volume beside an atlas, deformed and damaged as in training."""
+    return _drawn(_PlainSampler, _stained(atlas, path), n, folder, seed)
+
+
+def _stained(atlas: Atlas, path: Path) -> AtlasVolume:
+    """Return an atlas with the Nissl volume as its template."""
     volume = AtlasVolume.of(atlas)
     with h5py.File(path) as file:
         stain = np.asarray(file["nissl_100um"], np.float32)
     zoom = np.array(volume.labels.shape) / stain.shape
     fine = ndimage.zoom(stain, zoom, order=1, mode="nearest", grid_mode=True)
     fine = np.clip(fine / np.percentile(fine[fine > 0], 99.9), 0, 1)
-    stained = AtlasVolume(
-        torch.from_numpy(fine) * (volume.labels > 0), volume.labels, volume.voxel_mm, volume.first_mm
+    template = torch.from_numpy(fine) * (volume.labels > 0)
+    return AtlasVolume(template, volume.labels, volume.voxel_mm, volume.first_mm)
+
+
+def _drawn(
+    kind: type[ViewSampler],
+    volume: AtlasVolume,
+    n: int,
+    folder: Path,
+    seed: int,
+    cut_along: Sequence[str] = ("AP",),
+) -> list[Known]:
+    sampler = kind(
+        volume=volume,
+        view_px=_VIEW_PX,
+        cut_along=cut_along,
+        largest_tilt=12.0,
+        p_half=0.0,
+        p_expression=0.0,
     )
-    return _drawn(_PlainSampler, stained, n, folder, seed)
-
-
-def _drawn(kind: type[ViewSampler], volume: AtlasVolume, n: int, folder: Path, seed: int) -> list[Known]:
-    sampler = kind(volume=volume, view_px=_VIEW_PX, largest_tilt=12.0, p_half=0.0, p_expression=0.0)
     generator = torch.Generator().manual_seed(seed)
     found: list[Known] = []
     while len(found) < n:

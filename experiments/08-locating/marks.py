@@ -13,11 +13,32 @@ import torch
 from atlalign.atlas.atlas import file_atlas
 from atlalign.atlas.planes import Matrix
 from atlalign.atlas.section_lists import ListedSection, read_list
+from atlalign.atlas.targets import Target
+from atlalign.errors import InputError
+from atlalign.io.files import fingerprint
 from atlalign.localization import Located, Locator, locate, write_located
+from atlalign.localization.fit import Lie
+from atlalign.localization.locator import Looked
+from atlalign.localization.search import peak
 from atlalign.registration.jobs import Job
-from inputs import Known, halved, nissl, pixel_to_mm, real, synthetic, turned
+from inputs import (
+    Known,
+    cut_otherwise,
+    halved,
+    nissl,
+    no_sections,
+    parallel,
+    pixel_to_mm,
+    real,
+    synthetic,
+    turned,
+)
 
 Row = dict[str, Any]
+
+_FAR_UM = 300.0
+_MEASURES = ("error_um", "error_deg", "likeness", "bending_um", "stretch", "proposed_um", "proposed_error_um")
+_MEASURES += ("tilt_deg", "other_um", "elsewhere_um", "alone_um", "placed_um", "side")
 
 
 class Part(NamedTuple):
@@ -34,38 +55,78 @@ class Part(NamedTuple):
     spacing_um: float | None = None
 
 
-def measured(part: Part, locator: Locator, folder: Path) -> list[Row]:
+class RememberingLocator(Locator):
+    """A locator that looks once at each image of the same name, as parts share their images."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.looks: dict[str, Looked | InputError] = {}
+
+    def look(self, job: Job) -> Looked:
+        """Return what an image shows, perhaps as seen before."""
+        key = fingerprint(job.path)
+        if key not in self.looks:
+            try:
+                self.looks[key] = super().look(job)
+            except InputError as error:
+                self.looks[key] = error
+        found = self.looks[key]
+        if isinstance(found, InputError):
+            raise found
+        return found
+
+
+def measured(part: Part, locator: RememberingLocator, folder: Path) -> list[Row]:
     """Return how far each image is located from its place; the anchorings found are written."""
     known = part.draw(folder)
     start = time.process_time()
     jobs = [Job(one.path) for one in known]
     found = locate(jobs, locator, independent=part.independent, section_spacing_um=part.spacing_um)
     seconds = (time.process_time() - start) / len(known)
-    write_located(folder / "located.json", found)
-    return [_row(one, located, seconds) for one, located in zip(known, found, strict=True)]
+    write_located(folder / "located.json", found, Target())
+    return [_row(one, located, locator, seconds) for one, located in zip(known, found, strict=True)]
 
 
-def _row(known: Known, located: Located, seconds: float) -> Row:
-    row: Row = {
-        "number": known.number,
-        "true_um": 1000 * float((known.matrix @ (*known.centre, 1.0))[0]),
-        "flag": located.flag,
-        "reason": located.reason,
-        "side_correct": located.side == known.side,
-        "error_expected_um": located.error_um,
-        "seconds": seconds,
-    }
+def _row(known: Known, located: Located, locator: RememberingLocator, seconds: float) -> Row:
+    measures = {name: getattr(located, name) for name in _MEASURES}
+    row: Row = {"name": known.path.name, "number": known.number, "seconds": seconds, **measures}
+    row |= {"flag": located.flag, "reason": located.reason, "side_correct": located.side == known.side}
+    row |= {"true_um": None, "found_um": None, "error_um_true": None, "angle_deg": None}
+    if known.matrix is not None:
+        row["true_um"] = 1000 * float((known.matrix @ (*known.centre, 1.0))[0])
     if located.anchoring is None:
-        return {**row, "found_um": None, "error_um": None, "angle_deg": None}
+        return row
     matrix = pixel_to_mm(located.anchoring)
-    found_um = 1000 * float((matrix @ (*known.centre, 1.0))[0])
+    row["found_um"] = 1000 * float((matrix @ (*known.centre, 1.0))[0])
+    if known.matrix is None:
+        return row
     cosine = abs(float(_normal(matrix) @ _normal(known.matrix)))
+    off = np.degrees(np.arctan(_slopes(matrix)) - np.arctan(_slopes(known.matrix)))
     return {
         **row,
-        "found_um": found_um,
-        "error_um": abs(found_um - row["true_um"]),
+        "off_um": row["found_um"] - row["true_um"],
+        "off_deg": off.tolist(),
         "angle_deg": float(np.degrees(np.arccos(min(1.0, cosine)))),
+        "likeliest_off_um": _likeliest_um(known, locator),
     }
+
+
+def _likeliest_um(known: Known, locator: RememberingLocator) -> float | None:
+    """Return how far behind the known plane the parallel one is that the section, as it is anchored, is most like."""
+    looked = locator.looks[fingerprint(known.path)]
+    if not known.number or isinstance(looked, InputError) or known.matrix is None:
+        return None
+    search = looked.search
+    lie = search.fitter.straightened(Lie.of(known.matrix, search.frame))
+    lie = search.fitter.straightened(lie)
+    away_mm = np.arange(-0.75, 0.76, 0.15)
+    likeness = search.fitter.likeness(lie, lie.plane + np.outer(away_mm, (1.0, 0.0, 0.0)))
+    return 1000 * peak(away_mm, likeness)
+
+
+def _slopes(matrix: Matrix) -> Matrix:
+    """Return the slopes along ML and DV of a plane of which an image's pixels lie at (AP, DV, ML)."""
+    return np.asarray(np.linalg.solve(matrix[[2, 1]][:, :2].T, matrix[0, :2]))
 
 
 def _normal(matrix: Matrix) -> Matrix:
@@ -75,22 +136,48 @@ def _normal(matrix: Matrix) -> Matrix:
 
 def summary(rows: Sequence[Row]) -> Row:
     """Return the numbers of the marks; sections that fit nowhere count as not located, not as 0."""
-    errors = np.array([row["error_um"] for row in rows if row["error_um"] is not None])
-    angles = np.array([row["angle_deg"] for row in rows if row["angle_deg"] is not None])
-    flagged = np.array([row["flag"] != "pass" for row in rows if row["error_um"] is not None])
-    large = errors > 300
-    return {
+    known = [row for row in rows if row.get("off_um") is not None]
+    errors = np.abs([row["off_um"] for row in known])
+    angles = np.array([row["angle_deg"] for row in known])
+    flags = [row["flag"] for row in rows]
+    found: Row = {
         "sections": len(rows),
-        "located": len(errors),
+        "located": sum(row["found_um"] is not None for row in rows),
         "median_um": _percentile(errors, 50),
         "nine_in_ten_um": _percentile(errors, 90),
         "worst_um": _percentile(errors, 100),
         "median_deg": _percentile(angles, 50),
-        "sides_correct": sum(row["side_correct"] for row in rows),
-        "over_300_um": int(large.sum()),
-        "of_these_flagged": int((large & flagged).sum()),
-        "flagged": int(flagged.sum()),
+        "nine_in_ten_deg": _percentile(angles, 90),
+        "sides_correct": sum(row["side_correct"] for row in known),
+        **{flag: flags.count(flag) for flag in ("pass", "look", "fail")},
+        **_flagged(known),
+        **_within(known),
         "seconds": round(rows[0]["seconds"], 2),
+    }
+    likeliest = [row["off_um"] - row["likeliest_off_um"] for row in known if row.get("likeliest_off_um")]
+    return found | {"median_from_likeliest_um": _percentile(np.abs(likeliest), 50)}
+
+
+def _flagged(known: Sequence[Row]) -> Row:
+    """Return of how many sections that are off the flag says so, and of how many that are not."""
+    far = [row["flag"] for row in known if abs(row["off_um"]) > _FAR_UM]
+    near = [row["flag"] for row in known if abs(row["off_um"]) <= _FAR_UM]
+    name = f"over_{_FAR_UM:.0f}_um"
+    return {
+        name: len(far),
+        f"{name}_pass": far.count("pass"),
+        "others_flagged": len(near) - near.count("pass"),
+    }
+
+
+def _within(known: Sequence[Row]) -> Row:
+    """Return the shares of positions and tilts within one and two of the stated standard deviations."""
+    um = np.array([abs(row["off_um"]) / row["error_um"] for row in known])
+    deg = np.array([np.abs(row["off_deg"]) / row["error_deg"] for row in known])
+    return {
+        f"{kind}_within_{times}": round(float((ratio <= times).mean()), 2) if len(known) else None
+        for kind, ratio in (("um", um), ("deg", deg))
+        for times in (1, 2)
     }
 
 
@@ -119,6 +206,7 @@ def main() -> None:
     parser.add_argument(
         "--expression", type=Path, required=True, help="list of sections of gene expression alone"
     )
+    parser.add_argument("--others", type=Path, nargs="+", help="images of other species")
     parser.add_argument("--locator", type=Path, help="a network; that of the package by default")
     parser.add_argument(
         "--only", choices=("even", "odd"), help="every second section: choices are made on even ones"
@@ -128,7 +216,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     atlas = file_atlas(options.atlas)
-    locator = Locator(atlas, network=options.locator)
+    locator = RememberingLocator(atlas, network=options.locator)
     stained, expression = (
         _half(read_list(path), options.only) for path in (options.sections, options.expression)
     )
@@ -156,6 +244,20 @@ def main() -> None:
         "expression, as a series": Part(expression_series, independent=False),
         "expression, as a series, spacing given": Part(expression_series, False, 25.0),
         "expression, each alone": Part(expression_series),
+        "a series of parallel planes, Nissl": Part(
+            lambda folder: parallel(atlas, options.atlas, 12, folder, 3000 + seed), independent=False
+        ),
+        "parallel planes, Nissl, each alone": Part(
+            lambda folder: parallel(atlas, options.atlas, 12, folder, 3000 + seed)
+        ),
+        "sagittal planes, synthetic contrast": Part(
+            lambda folder: cut_otherwise(atlas, "ML", round(20 * share), folder, 4000 + seed)
+        ),
+        "horizontal planes, synthetic contrast": Part(
+            lambda folder: cut_otherwise(atlas, "DV", round(10 * share), folder, 5000 + seed)
+        ),
+        "no sections, and parts of some": Part(lambda folder: no_sections(stained, folder)),
+        "other species": Part(lambda _: [Known(path, None, (0.0, 0.0)) for path in options.others or ()]),
     }
     options.out.mkdir(parents=True, exist_ok=True)
     results = {}
@@ -165,9 +267,11 @@ def main() -> None:
         folder = options.out / name.replace(", ", "-").replace(" ", "_")
         folder.mkdir(exist_ok=True)
         rows = measured(part, locator, folder)
-        rows.sort(key=lambda row: (row["number"], row["true_um"]))
+        if not rows:
+            continue
+        rows.sort(key=lambda row: (row["number"], row["true_um"] or 0))
         found = summary(rows)
-        if rows[0]["number"]:
+        if rows[0]["number"] and rows[0]["true_um"]:
             found |= from_own_line(rows)
         results[name] = found
         (folder / "rows.json").write_text(json.dumps(rows, indent=1))

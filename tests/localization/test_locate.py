@@ -12,8 +12,9 @@ from PIL import Image
 
 import atlalign.localization.locator as module
 from atlalign.atlas.atlas import phantom_atlas
-from atlalign.atlas.planes import homogeneous
+from atlalign.atlas.planes import Anchoring, homogeneous
 from atlalign.atlas.section_lists import find_list, read_list
+from atlalign.atlas.targets import Target
 from atlalign.cli import main
 from atlalign.errors import InputError
 from atlalign.localization import Located, Locator, locate, write_located
@@ -112,7 +113,38 @@ def test_a_series_has_one_angle_and_equal_steps(series, locator):
     assert steps[0] == pytest.approx(500, abs=30)
 
 
-def test_one_that_is_no_section_is_reported_beside_others(series, locator, tmp_path):
+def test_new_sections_follow_the_ones_that_were_located_before(series, locator):
+    """Kept planes are kept to the number; a new section lies on their line, at their angle, wherever it fits best."""
+    _, begin = series
+    first = locate(begin([3, 6, 9]), locator)
+    jobs = [one.job for one in first]
+    moved = [_moved(one, 100.0) for one in first]  # as a person corrected them
+    progressed = []
+
+    def progress(new):
+        progressed.extend(new)
+        return new
+
+    (new,) = begin([5])
+    again = locate([*jobs, new], locator, known=dict(enumerate(moved)), progress=progress)
+    assert progressed == [new]
+    assert again[:3] == moved
+    assert again[3].tilt_deg == pytest.approx(first[0].tilt_deg, abs=0.01)
+    line = np.polyfit([one.number for one in moved], [_middle_um(one) for one in moved], 1)
+    assert _middle_um(again[3]) == pytest.approx(np.polyval(line, 5), abs=60)
+
+
+def _moved(located: Located, distance_um: float) -> Located:
+    share_to_um = located.anchoring.share_to_um.copy()
+    share_to_um[0, 2] += distance_um
+    return replace(located, anchoring=Anchoring.of_points_um(share_to_um, located.anchoring.size))
+
+
+def _middle_um(located: Located) -> float:
+    return located.anchoring.plane((5700.0, 4000.0)).matrix[0, 2]
+
+
+def test_one_that_is_no_section_is_reported_beside_others(series, locator, atlas, tmp_path):
     _, begin = series
     blank = tmp_path / "brain_s004.png"
     Image.new("L", (90, 70)).save(blank)
@@ -122,7 +154,7 @@ def test_one_that_is_no_section_is_reported_beside_others(series, locator, tmp_p
     assert found[3].anchoring is None
     assert "brain_s004.png" in found[3].reason
     assert found[4].reason == "no such file"
-    table = write_located(tmp_path / "located.json", found)
+    table = write_located(tmp_path / "located.json", found, Target.of(atlas))
     rows = list(csv.DictReader(table.read_text(encoding="utf-8-sig").splitlines()))
     assert [row["flag"] == "fail" for row in rows] == [False, False, False, True, True]
     assert rows[3]["position_um"] == ""
@@ -229,6 +261,8 @@ def test_the_command_writes_anchorings_and_a_table(series, tiny_locator, tmp_pat
     assert "4 of 4 sections located" in capsys.readouterr().out
     content = json.loads(out.read_text())
     assert [entry["nr"] for entry in content["slices"]] == [3, 5, 6, 9]
+    assert (content["target"], content["voxels"]["size_um"][0]) == ("phantom_100um", 100)
+    assert [section.problem for section in read_list(out)] == [""] * 4
     assert out.with_suffix(".csv").exists()
     page = out.with_suffix(".html").read_text()
     assert page.count("data:image/webp") >= 8

@@ -817,6 +817,31 @@ def test_what_has_no_position_is_located(run, sections, tmp_path, monkeypatch):
     assert [s.path.name for s in read_list(tmp_path / "out" / "located.json")] == ["a.png"]
 
 
+def test_what_was_located_is_not_located_again(run, sections, tmp_path, monkeypatch):
+    """A second run keeps the planes, a new section is located beside them, and a changed one anew."""
+    asked: list[tuple[list[str], list[int]]] = []
+
+    def located(jobs, locator, *, known, **_):
+        asked.append(([job.path.name for job in jobs], sorted(known)))
+        place = Anchoring.of_points_um(np.array([[0, 0, 6000.0], [0, 8000, 0], [11400, 0, 0]]), (64, 96))
+        return [
+            known.get(i, Located(job, "", i, side="whole", anchoring=place)) for i, job in enumerate(jobs)
+        ]
+
+    monkeypatch.setattr("atlalign.cli.locate.located_jobs", located)
+    assert run(sections / "a.png")[0] == 0
+    status, printed = run(sections / "a.png")
+    assert (status, "1 of them before" in printed, len(asked)) == (0, True, 1)
+    assert run(sections / "a.png", sections / "b.tif")[0] == 0
+    assert asked[1] == (["a.png", "b.tif"], [0])
+    os.utime(sections / "b.tif", ns=(1, 1))
+    assert run(sections / "a.png", sections / "b.tif", "--overwrite")[0] == 0
+    assert asked[2] == (["a.png", "b.tif"], [0])
+    assert run(sections / "a.png", "--section-spacing-um", "50")[0] == 0
+    assert asked[3] == (["a.png"], [])
+    assert [s.path.name for s in read_list(tmp_path / "out" / "located.json")] == ["a.png", "b.tif"]
+
+
 def test_one_image_takes_its_position_from_the_command(run, sections, tmp_path):
     status, _ = run(sections / "a.png", "--position", "4000", "--pixel-size-um", "80")
     assert status == 0

@@ -1,0 +1,130 @@
+"""Sections that were located before: their planes are kept while nothing changed that they depend on."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atlalign.atlas.planes import Anchoring
+from atlalign.io.files import storable, written_whole
+from atlalign.localization.located import Located
+from atlalign.registration.jobs import Job
+
+RECORD = "located_from.json"
+"""What sections were located from, and where they lay, beside the list of their anchorings."""
+
+ATLAS = "atlas_sha256"
+"""The setting that names the content of the atlas."""
+
+_PLAIN = ("brain", "number", "side", "position_um", "tilt_deg", "error_um", "error_deg", "likeness", "flag")
+_PLAIN += ("reason", "other_um", "elsewhere_um", "alone_um", "placed_um")
+
+
+class Recorded:
+    """The sections that were located into one folder.
+
+    Args:
+        folder: Of the record; it need not exist.
+        settings: Plain data that a plane depends on beside the image: `ATLAS`, and the options of series.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.path = folder / RECORD
+        self.settings = dict(settings)
+        self.entries = _read(self.path)
+
+    def unchanged(self, jobs: Sequence[Job]) -> dict[int, Located]:
+        """Return the sections that lie where they were located before, by their place among the jobs."""
+        found = {place: self._located(job) for place, job in enumerate(jobs)}
+        return {place: located for place, located in found.items() if located is not None}
+
+    def _located(self, job: Job) -> Located | None:
+        entry = self.entries.get(_key(job))
+        try:
+            unchanged = isinstance(entry, Mapping) and entry.get("from") == self._from(job)
+        except OSError:  # no image
+            return None
+        return _of_entry(job, entry) if unchanged else None
+
+    def others(self, jobs: Sequence[Job]) -> list[Located]:
+        """Return the sections in the record that are not among the jobs, and lie in the same atlas."""
+        asked = set(map(_key, jobs))
+        same = self.settings[ATLAS]
+        kept = [entry for key, entry in self.entries.items() if key not in asked and _atlas(entry) == same]
+        found = [_of_entry(Job(Path(str(entry.get("file")))), entry) for entry in kept]
+        return [located for located in found if located is not None]
+
+    def write(self, located: Sequence[Located]) -> None:
+        """Add sections to the record."""
+        for found in located:
+            if found.anchoring is not None:
+                self.entries[_key(found.job)] = {
+                    "file": _file(found.job),
+                    "from": self._from(found.job),
+                    "anchoring": found.anchoring.to_json(),
+                    "size": list(found.anchoring.size),
+                    "located": {name: _plain(getattr(found, name)) for name in _PLAIN},
+                }
+        with written_whole(self.path) as unfinished:
+            text = json.dumps(self.entries, ensure_ascii=False, indent=1)
+            unfinished.write_text(text + "\n", encoding="utf-8")
+
+    def _from(self, job: Job) -> dict[str, Any]:
+        """Return what a section's plane depends on, as plain data."""
+        status = job.path.stat()
+        own = {"bytes": status.st_size, "modified_ns": status.st_mtime_ns, "brain": job.brain}
+        given = {**self.settings, **own, "options": _given(job)}
+        return json.loads(storable(json.dumps(given, ensure_ascii=False, default=str)))  # type: ignore[no-any-return]
+
+
+def _of_entry(job: Job, entry: Any) -> Located | None:
+    """Return the section of an entry; None if it is damaged."""
+    try:
+        height, width = entry["size"]
+        anchoring = Anchoring(np.array(entry["anchoring"], np.float64).reshape(3, 3), (height, width))
+        plain = {name: _from_plain(entry["located"][name]) for name in _PLAIN}
+    except (KeyError, TypeError, ValueError):
+        return None
+    return Located(job=job, anchoring=anchoring, **plain)
+
+
+def _atlas(entry: Any) -> Any:
+    return entry["from"].get(ATLAS) if isinstance(entry, dict) and "from" in entry else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the entries of a record; none if it is missing or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _key(job: Job) -> str:
+    return _file(job) + job._replace(options=_given(job)).part
+
+
+def _file(job: Job) -> str:
+    return storable(str(job.path.absolute()))
+
+
+def _given(job: Job) -> dict[str, Any]:
+    """Return the options that have a value."""
+    return {name: value for name, value in job.options.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON holds it, without numbers that are none."""
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _from_plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_from_plain(part) for part in value)
+    return math.nan if value is None else value
