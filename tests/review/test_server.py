@@ -12,6 +12,7 @@ from atlalign.registration.points import load_without_points
 
 NOTHING = {
     "anchoring": None, "moves_plane": False, "points": [], "areas": [], "verdict": None, "note": "",
+    "hemisphere": None,
 }  # fmt: skip
 
 
@@ -149,7 +150,7 @@ def test_the_atlas_plane_follows_the_settings(ask):
     section = ask("GET", "section?name=b")[1]
     assert section["plane"]["position_um"] == pytest.approx(6000, abs=1)
     wanted = section["plane"] | {"position_um": 6500.0, "tilt_ml_deg": 6.0}
-    anchoring = ask("POST", "plane?name=b", wanted)[1]["anchoring"]
+    anchoring = ask("POST", "plane?name=b", {"plane": wanted, "correction": NOTHING})[1]["anchoring"]
     moved = NOTHING | {"anchoring": anchoring, "moves_plane": True}
     assert ask("POST", "template?name=b", moved)[1] != ask("POST", "template?name=b", NOTHING)[1]
     ask("PUT", f"correction?name=b&revision={section['revision']}", moved)
@@ -162,7 +163,8 @@ def test_planes_between_two_that_a_person_moved(ask):
         wanted = section["plane"] | {
             "position_um": section["plane"]["position_um"] + by, "tilt_dv_deg": tilt,
         }  # fmt: skip
-        anchoring = ask("POST", f"plane?name={name}", wanted)[1]["anchoring"]
+        body = {"plane": wanted, "correction": NOTHING}
+        anchoring = ask("POST", f"plane?name={name}", body)[1]["anchoring"]
         moved = NOTHING | {"anchoring": anchoring, "moves_plane": True}
         assert ask("PUT", f"correction?name={name}&revision={section['revision']}", moved)[0] == 200
 
