@@ -4,6 +4,7 @@ import errno
 import http.client
 import json
 import shutil
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from atlalign.cli import main
+from atlalign.cli.calls import read_calls
+from atlalign.cli.register import _with_call
 from atlalign.cli.review import registrar_of
 from atlalign.registration.corrections import read_correction
 from atlalign.registration.jobs import Job
@@ -339,3 +342,12 @@ def test_a_section_whose_position_was_found_is_registered_again_there(results):
     assert found.anchoring.size == tuple(record["section"]["shape"])
     own = Job(results / "b.png", 5000.0, options={"hemisphere": None})
     assert _with_place(own, anchored) == own
+
+
+def test_how_sections_are_registered_is_known_from_the_first_result_on(results):
+    (results / "calls.json").unlink()
+    options = Namespace(out=results, arguments=["x.png", "--out", "y"])
+    outcomes = _with_call(iter([1, 2]), options)
+    assert next(outcomes) == 1
+    assert [call.arguments for call in read_calls(results)] == [options.arguments]
+    assert list(outcomes) == [2]
