@@ -7,4 +7,13 @@ from atlalign.localization.nearby import Nearby, NearbySearch
 from atlalign.localization.page import write_page
 from atlalign.localization.results import write_located
 
-__all__ = ["SHIPPED_LOCATOR", "Located", "Locator", "Nearby", "NearbySearch", "locate", "write_located", "write_page"]
+__all__ = [
+    "SHIPPED_LOCATOR",
+    "Located",
+    "Locator",
+    "Nearby",
+    "NearbySearch",
+    "locate",
+    "write_located",
+    "write_page",
+]

@@ -19,8 +19,8 @@ from atlalign.registration.batch import register_batch
 from atlalign.registration.corrections import Correction, corrected
 from atlalign.registration.jobs import Job
 from atlalign.registration.recipe import Recipe
+from atlalign.registration.record import read_record
 from atlalign.registration.references import AtlasReferences
-from atlalign.registration.transform import read_record
 
 _log = logging.getLogger(__name__)
 

@@ -18,13 +18,13 @@ from atlalign.io.images import open_channels, read_image, read_labels
 from atlalign.io.views import overview
 from atlalign.plots import brightened
 from atlalign.registration.bands import warp_in_bands
-from atlalign.registration.corrections import Correction
+from atlalign.registration.corrections import CORRECTION, Correction
 from atlalign.registration.grid import Grid
 from atlalign.registration.options import Side
 from atlalign.registration.placed_field import transform_by
 from atlalign.registration.points import honoured, load_without_points
 from atlalign.registration.record import LABELS, REGIONS
-from atlalign.registration.references import atlas_reference
+from atlalign.registration.references import atlas_reference, columns_of
 from atlalign.registration.regions import RegionName, read_regions
 from atlalign.registration.transform import SectionTransform
 from atlalign.review.borders import Lines, borders
@@ -198,18 +198,27 @@ class Scene:
                 self._planes = {key: moved or self._own_plane(side)}
             return self._planes[key]
 
+    @cached_property
+    def _made_with(self) -> Correction:
+        """The half that the results were made with."""
+        applied = self.record.get("settings", {}).get(CORRECTION) or {}
+        return Correction(hemisphere=applied.get("hemisphere"))
+
     def _side(self, correction: Correction) -> Side | None:
         """Return the half of the brain that the section shows; None for a whole section."""
         shown = correction.hemisphere or hemisphere_of(self.record)
         return None if shown == "whole" else shown
 
     def _own_plane(self, side: Side | None) -> AtlasPlane:
-        """Return the plane of the results; without the atlas, as they have it."""
-        atlas = self.atlas(wait=False)
+        """Return the plane of the results, as far as they have it where there is no atlas, or it is not read yet."""
+        atlas = self.atlas(wait=side != self._side(self._made_with))
         if atlas is not None and self.base.plane is not None:
             return _cut(atlas, self.base, side)
         template = brightened(read_image(self.folder / "reference.tif").pixels)
         labels = read_labels(self.folder / LABELS) if (self.folder / LABELS).exists() else None
+        if side is not None:
+            template = template * columns_of(side, template.shape[1])
+            labels = None if labels is None else labels * columns_of(side, labels.shape[1])
         return AtlasPlane(template, labels, _lines(labels, self.base.forward.grid), self.base)
 
     def _moved_plane(self, anchoring: Anchoring | None, side: Side | None) -> AtlasPlane | None:

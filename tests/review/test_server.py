@@ -19,7 +19,7 @@ from atlalign.cli.review import registrar_of
 from atlalign.registration.corrections import read_correction
 from atlalign.registration.jobs import Job
 from atlalign.registration.points import load_without_points
-from atlalign.registration.transform import read_record
+from atlalign.registration.record import read_record
 from atlalign.review.registrar import _with_place
 
 NOTHING = {

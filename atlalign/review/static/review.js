@@ -370,6 +370,7 @@ function drawEdits() {
   const failed = row?.state && !isBusy && row.state !== "done" ? row.state : "";
   one("#state").textContent = !isEditable ? "This folder cannot be written: nothing can be changed."
     : isBusy ? `${row.state} …` : failed || row?.why_not || (isNeeded ? "Not applied yet." : "");
+  drawSaved();
   view.drawOverlay();
 }
 
