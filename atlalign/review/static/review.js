@@ -75,7 +75,7 @@ async function poll() {
     drawEdits();
     const row = rowOf(app.open?.name);
     if (!row) return;
-    if (saves !== app.saves || app.isSaving || app.isUnsaved || held || noteTimer) return;
+    if (saves !== app.saves || app.isSaving || app.isUnsaved || app.opening || held || noteTimer) return;
     if (row.record && row.record !== app.open.record) await reopen(); // registered anew
     else if (row.revision && row.revision !== app.open.revision) await open(row.name); // changed elsewhere
   } catch (error) {
@@ -152,14 +152,20 @@ function goOn() {
 // --- one section ---
 
 async function open(name, before = null) {
-  const asked = (app.asked = {});
-  one("#region").textContent = "loading …";
   saveNote();
+  const asked = (app.asked = app.opening = {});
+  await app.saving;
+  if (asked === app.asked) await load(name, before);
+}
+
+async function load(name, before = null) {
+  const asked = (app.asked = app.opening = {}), { saves } = app;
+  one("#region").textContent = "loading …";
   try {
-    if (name !== app.open?.name) await app.saving;
     const found = await askJson("GET", "section", { name });
     if (asked !== app.asked) return; // another section was chosen meanwhile
     saveNote();
+    if (saves !== app.saves && name === app.open?.name) return void (await load(name, before)); // it was changed meanwhile
     app.open = { ...found, ...remembered(found) };
     one("#note").value = found.correction.note;
     say(found.has_image ? "" : "The section's image is not where it was registered: this shows its registered image. --images FOLDER says where it is.");
@@ -176,6 +182,8 @@ async function open(name, before = null) {
   } catch (error) {
     sayError(error);
   }
+  if (asked !== app.asked) return;
+  app.opening = null;
   if (one("#region").textContent === "loading …") one("#region").textContent = "";
 }
 
@@ -291,7 +299,7 @@ async function notSaved(section, error) {
   sayError(error);
   app.isUnsaved = app.isLost;
   if (app.isLost || section !== app.open) return;
-  await open(section.name);
+  await load(section.name); // not `open`, which waits for all changes to be saved
   say(error.status === 409
     ? "This section was changed elsewhere meanwhile: your last change is undone, and the other one is shown."
     : `Your last change is undone, because it could not be saved: ${error.message}`);
