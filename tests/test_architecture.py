@@ -20,7 +20,8 @@ LAYERS = (
     ("synthesis",),
     ("models",),
     ("training", "registration", "sections"),
-    ("evaluation", "review", "localization"),
+    ("evaluation", "localization"),
+    ("review",),
     ("cli",),
     ("__main__",),
 )

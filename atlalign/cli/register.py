@@ -1,7 +1,7 @@
 """Register sections to an atlas."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from atlalign.io.files import WriteError, fingerprint
 from atlalign.registration.options import Options, ReadingOptions, SeriesOptions
 
 if TYPE_CHECKING:
+    from atlalign.registration.batch import Outcome
     from atlalign.registration.jobs import Job
     from atlalign.registration.quality import Limit
     from atlalign.registration.recipe import Recipe
@@ -138,16 +139,8 @@ def _run(options: argparse.Namespace) -> None:
     workers = min(len(jobs), _workers(options.workers))
     recipe = recipe_of(options)
     jobs = _placed(jobs, recipe, options)
-    try:
-        outcomes = list(
-            track(
-                register_batch(jobs, recipe, options.out, overwrite=options.overwrite, workers=workers),
-                description="registering",
-                total=len(jobs),
-            )
-        )
-    finally:
-        _record_call(options)
+    made = register_batch(jobs, recipe, options.out, overwrite=options.overwrite, workers=workers)
+    outcomes = list(track(_with_call(made, options), description="registering", total=len(jobs)))
     flags = [outcome.row["flag"] for outcome in outcomes if not outcome.error]
     errors = [outcome.error for outcome in outcomes if outcome.error]
     if flags:
@@ -164,13 +157,26 @@ def _run(options: argparse.Namespace) -> None:
         )
 
 
-def _record_call(options: argparse.Namespace) -> None:
-    """Keep how sections were registered beside them; what cannot be written is no reason to fail then."""
+def _with_call(outcomes: "Iterable[Outcome]", options: argparse.Namespace) -> "Iterator[Outcome]":
+    """Yield outcomes, and keep the call beside the first result: sections can then be corrected while others follow."""
+    is_kept = False
+    try:
+        for outcome in outcomes:
+            is_kept = is_kept or _record_call(options)
+            yield outcome
+    finally:
+        _record_call(options)
+
+
+def _record_call(options: argparse.Namespace) -> bool:
+    """Keep how sections were registered beside them, if there are any; an unwritable file is no reason to fail then."""
     from atlalign.registration.record import RECORD
 
-    if any(options.out.glob(f"*/{RECORD}")):
-        with suppress(WriteError):
-            record_call(options.out, options.arguments)
+    if not any(options.out.glob(f"*/{RECORD}")):
+        return False
+    with suppress(WriteError):
+        record_call(options.out, options.arguments)
+    return True
 
 
 def _placed(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) -> "list[Job]":

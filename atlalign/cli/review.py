@@ -14,7 +14,7 @@ from atlalign.errors import InputError
 
 if TYPE_CHECKING:
     from atlalign.registration.recipe import Recipe
-    from atlalign.review.registrar import Registrar
+    from atlalign.review.registrar import Calls, Registrar
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -56,25 +56,60 @@ def _run(options: argparse.Namespace) -> None:
 
 def registrar_of(out: Path, images: Path | None = None) -> "Registrar":
     """Return what registers sections again as they were registered, each by the latest call that has it."""
+    from atlalign.registration.batch import CALLS
+    from atlalign.review.registrar import Calls, Registrar
+
+    loader = cache(_loader)  # each call's recipe is loaded once
+    known: tuple[tuple[int, ...] | None, Calls] = None, Calls()
+
+    def read() -> Calls:
+        """Return the calls up to now; they are read again when `atlalign register` has added one."""
+        nonlocal known
+        state = _state(out / CALLS)
+        if state != known[0]:
+            known = state, _calls(out, images, loader)
+        return known[1]
+
+    return Registrar(out, read)
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file is written; nothing for a missing one."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _calls(
+    out: Path, images: Path | None, loader: "Callable[[str, tuple[str, ...]], Callable[[], Recipe]]"
+) -> "Calls":
+    from atlalign.cli.slides import FOLDER
     from atlalign.io.files import file_name
     from atlalign.registration.jobs import find_jobs
-    from atlalign.review.registrar import Asked, Registrar
+    from atlalign.review.registrar import Asked, Calls
+    from atlalign.sections.listing import LIST
 
     sections: dict[str, Asked] = {}
     problem = ""
+    of_slides = [path for path in (out / FOLDER / LIST,) if path.is_file()]
     for call in read_calls(out):
         try:
             options = with_absolute_paths(_parsed(call.arguments), Path(call.folder))
             listed = options.reference is None
             jobs = find_jobs(
-                options.inputs, images=images or options.images, position_um=options.position, listed=listed
+                options.inputs + (of_slides if options.position is None else []),
+                images=images or options.images,
+                position_um=options.position,
+                listed=listed,
             )
         except InputError as error:
             problem = str(error)
             continue
-        load = _loader(options)
+        load = loader(call.folder, tuple(call.arguments))
         sections |= {file_name(job.name): Asked(job, load) for job in jobs}
-    return Registrar(out, sections, problem or ("" if sections else str(no_calls(out))))
+    return Calls(sections, problem or ("" if sections else str(no_calls(out))))
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
@@ -93,5 +128,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
         ) from error
 
 
-def _loader(options: argparse.Namespace) -> Callable[[], "Recipe"]:
+def _loader(folder: str, arguments: tuple[str, ...]) -> "Callable[[], Recipe]":
+    """Return what loads the recipe of a call."""
+    options = with_absolute_paths(_parsed(list(arguments)), Path(folder))
     return cache(lambda: register.recipe_of(options))

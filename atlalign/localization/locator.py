@@ -13,7 +13,7 @@ from atlalign.localization.fit import Frame
 from atlalign.localization.proposals import Proposal, propose
 from atlalign.localization.search import Found, Search
 from atlalign.localization.views import SeenTissue, seen_tissue
-from atlalign.localization.volume import AtlasVolume
+from atlalign.localization.volume import COLUMNS_PX, AtlasVolume, width_um
 from atlalign.models import load_model
 from atlalign.networks.plane_locator import PlaneLocatorNet
 from atlalign.registration.jobs import Job
@@ -23,7 +23,6 @@ from atlalign.registration.placement import Section, read_section
 
 SHIPPED_LOCATOR = Path(__file__).parents[1] / "weights" / "locator.safetensors"
 """The network that comes with the package."""
-_COLUMNS_PX = 228  # across the atlas: what the shipped registration works at
 _SIZES_DIFFER = 0.15  # of an atlas's length from that of the training
 _SECOND_TRY = (
     1.5  # another turn is tried as well if its expected error is at most so many times that of the best
@@ -59,8 +58,8 @@ class Locator:
                 f"expected a network that locates sections (PlaneLocatorNet), got {type(loaded).__name__}"
             )
         self.network = loaded
-        self.volume = AtlasVolume.of(atlas, voxel_um=_width_um(atlas) / _COLUMNS_PX)
-        self.coarse_mm = 2 * _width_um(atlas) / _COLUMNS_PX / 1000
+        self.volume = AtlasVolume.of(atlas, voxel_um=width_um(atlas) / COLUMNS_PX)
+        self.coarse_mm = 2 * width_um(atlas) / COLUMNS_PX / 1000
         _check_size(self.volume, loaded, atlas.name)
         self.registration = registration if isinstance(registration, nn.Module) else load_model(registration)
 
@@ -79,7 +78,7 @@ class Locator:
         options = Options(**job.options)
         image = open_channels(job.path, scene=options.scene, page=options.page, z=options.z)
         channel = one_channel(image, options.channel, job.path.name)
-        section = read_section(channel, (160, _COLUMNS_PX), background=options.background, name=job.path.name)
+        section = read_section(channel, (160, COLUMNS_PX), background=options.background, name=job.path.name)
         tissue = seen_tissue(section, job.path.name)
         proposals = propose(self.network, self.volume, section, tissue)
         check_is_one(
@@ -103,10 +102,6 @@ class Looked(NamedTuple):
     section: Section
     search: Search
     found: Found
-
-
-def _width_um(atlas: Atlas) -> float:
-    return atlas.pixel_um[0] * atlas.image_shape[1]
 
 
 def _check_size(volume: AtlasVolume, network: PlaneLocatorNet, name: str) -> None:

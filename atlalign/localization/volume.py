@@ -10,6 +10,14 @@ from torch import Tensor
 from atlalign.atlas.atlas import Atlas
 from atlalign.errors import InputError
 
+COLUMNS_PX = 228
+"""Pixels across the atlas at which sections are searched for: the size at which the shipped network registers."""
+
+
+def width_um(atlas: Atlas) -> float:
+    """Return the width of an atlas along ML."""
+    return atlas.pixel_um[0] * atlas.image_shape[1]
+
 
 @dataclass(frozen=True, eq=False)
 class AtlasVolume:

@@ -5,7 +5,7 @@
 - `visualign.json`: the plane and the pairs of points, as a series of VisuAlign with this section alone;
 - `ignored.png`, `ignored.geojson`: tissue to ignore, as an image of which other pixels than 0 are ignored, or as areas
   in pixels of the section's image, as QuPath writes them; both together where both are there;
-- `review.json`: the verdict and a note.
+- `review.json`: the verdict, a note, and which half of the brain the section shows.
 
 `register` reads these files and never writes them: results are replaced as a whole, corrections are not.
 """
@@ -39,6 +39,7 @@ MARKERS, REVIEW = "visualign.json", "review.json"
 IGNORED_IMAGE, IGNORED_SHAPES = "ignored.png", "ignored.geojson"
 
 Verdict = Literal["accepted", "rejected", "unsure"]
+Hemisphere = Literal["whole", "left", "right"]
 
 _MOVES_PLANE, _POINTS_UM = "moves_plane", "points_um"
 _ALLEN = "ABA_Mouse_CCFv3_2017_25um.cutlas"
@@ -55,6 +56,7 @@ class Correction:
         ignored: Tissue that neither pulls nor counts.
         verdict: What the person thinks of the result; None for nothing yet.
         note: In the person's words.
+        hemisphere: Which half of the brain the section shows; None for what the options of `register` say.
     """
 
     anchoring: Anchoring | None = None
@@ -63,10 +65,15 @@ class Correction:
     ignored: Ignored = NOTHING
     verdict: Verdict | None = None
     note: str = ""
+    hemisphere: Hemisphere | None = None
 
     def __post_init__(self) -> None:
-        if self.verdict is not None and self.verdict not in get_args(Verdict):
-            raise unknown_name("verdict", str(self.verdict), get_args(Verdict))
+        for name, value, known in (
+            ("verdict", self.verdict, get_args(Verdict)),
+            ("hemisphere", self.hemisphere, get_args(Hemisphere)),
+        ):
+            if value is not None and value not in known:
+                raise unknown_name(name, str(value), known)
         if self.moves_plane and self.anchoring is None:
             raise InputError("moves_plane: expected the anchoring of the corrected plane, got none")
 
@@ -88,17 +95,23 @@ def corrected(job: Job, correction: Correction) -> Job:
         upright = {**job.options, "place": "anchoring", "mirrored": False, "turn": None}
         position_um = correction.anchoring.position_um
         job = job._replace(position_um=position_um, anchoring=correction.anchoring, options=upright)
+    if correction.hemisphere is not None:
+        side = None if correction.hemisphere == "whole" else correction.hemisphere
+        job = job._replace(options={**job.options, "hemisphere": side})
     points = correction.points if correction.sets_points else job.points
     return job._replace(points=points, ignored=correction.ignored)
 
 
 def changes(job: Job, correction: Correction) -> dict[str, Any] | None:
-    """Return, as plain data, what a person's points, plane and mask change in a result; None for nothing."""
+    """Return, as plain data, what a person's points, plane, mask and half change in a result; None for nothing."""
     points = correction.points if correction.sets_points else job.points
     moved = correction.anchoring.to_json() if correction.moves_plane and correction.anchoring else None
-    if not (moved or len(points) or correction.ignored):
+    if not (moved or len(points) or correction.ignored or correction.hemisphere):
         return None
+    # Results without this key were made before halves could be corrected: they are still whole.
+    half = {} if correction.hemisphere is None else {"hemisphere": correction.hemisphere}
     return {
+        **half,
         "anchoring": moved,
         "points": np.hstack([points.reference_um, points.section]).round(3).tolist(),
         "points_size": None if points.size is None else list(points.size),
@@ -117,9 +130,9 @@ def read_correction(out: Path, section: str) -> Correction:
     """
     folder = correction_folder(out, section)
     anchoring, moves_plane, points = _read_markers(folder / MARKERS)
-    verdict, note = read_review(out, section)
+    verdict, note, hemisphere = read_review(out, section)
     ignored = Ignored(_read_mask(folder / IGNORED_IMAGE), _read_areas(folder / IGNORED_SHAPES))
-    return Correction(anchoring, moves_plane, points, ignored, verdict, note)
+    return Correction(anchoring, moves_plane, points, ignored, verdict, note, hemisphere)
 
 
 def _read_markers(path: Path) -> tuple[Anchoring | None, bool, PointPairs]:
@@ -143,14 +156,15 @@ def _read_markers(path: Path) -> tuple[Anchoring | None, bool, PointPairs]:
 
 
 class Review(NamedTuple):
-    """What a person thinks of a result."""
+    """What a person says of a section."""
 
     verdict: Verdict | None = None
     note: str = ""
+    hemisphere: Hemisphere | None = None
 
 
 def read_review(out: Path, section: str) -> Review:
-    """Return a person's verdict and note; a section without any has neither.
+    """Return a person's verdict, the note, and the half that the section shows; a section without any has none.
 
     Raises:
         InputError: If the file cannot be read, or says something impossible.
@@ -159,14 +173,18 @@ def read_review(out: Path, section: str) -> Review:
     if not path.exists():
         return Review()
     content = _loaded(path)
-    verdict, note = content.get("verdict"), content.get("note", "")
-    if verdict not in (None, *get_args(Verdict)):
-        raise InputError(
-            f"{path}, verdict: expected {', '.join(get_args(Verdict))} or null, found {shown(verdict)}"
-        )
+    note = content.get("note", "")
     if not isinstance(note, str):
         raise InputError(f"{path}, note: expected text, found {shown(note)}")
-    return Review(verdict, note)
+    verdict = _choice(content, "verdict", get_args(Verdict), path)
+    return Review(verdict, note, _choice(content, "hemisphere", get_args(Hemisphere), path))
+
+
+def _choice(content: Mapping[str, Any], name: str, known: Sequence[str], path: Path) -> Any:
+    value = content.get(name)
+    if value not in (None, *known):
+        raise InputError(f"{path}, {name}: expected {', '.join(known)} or null, found {shown(value)}")
+    return value
 
 
 def _size(entry: Mapping[str, Any], path: Path) -> tuple[int, int]:
@@ -270,9 +288,10 @@ def _series(correction: Correction, entry: Mapping[str, Any], size: tuple[int, i
 
 
 def _review(correction: Correction) -> bytes | None:
-    if correction.verdict is None and not correction.note:
+    if correction.verdict is None and not correction.note and correction.hemisphere is None:
         return None
-    return _json({"verdict": correction.verdict, "note": storable(correction.note)})
+    half = {} if correction.hemisphere is None else {"hemisphere": correction.hemisphere}
+    return _json({"verdict": correction.verdict, "note": storable(correction.note), **half})
 
 
 def _shapes(areas: Sequence[Sequence[Points]]) -> bytes | None:

@@ -173,14 +173,15 @@ class Reference(NamedTuple):
         """Return the reference with one half of the image set to 0, and only this `side` kept; None keeps both."""
         if side is None:
             return self
-
-        def kept(width: int) -> NDArray[np.bool_]:
-            place = np.arange(width) - (width - 1) / 2
-            return place <= 0 if side == "left" else place >= 0
-
-        image = self.image * torch.from_numpy(kept(self.grid.shape[1]))
-        labels = None if self.labels is None else self.labels * kept(self.labels.shape[1])
+        image = self.image * torch.from_numpy(columns_of(side, self.grid.shape[1]))
+        labels = None if self.labels is None else self.labels * columns_of(side, self.labels.shape[1])
         return self._replace(image=image, labels=labels)
+
+
+def columns_of(side: Side, width: int) -> NDArray[np.bool_]:
+    """Return which columns of a reference belong to one half of it; the middle one belongs to both."""
+    place = np.arange(width) - (width - 1) / 2
+    return place <= 0 if side == "left" else place >= 0
 
 
 def atlas_reference(atlas: Atlas, plane: Plane, image_shape: tuple[int, int]) -> Reference:

@@ -22,6 +22,7 @@ from atlalign.registration.batch import TABLE
 from atlalign.registration.corrections import (
     CORRECTION,
     Correction,
+    Hemisphere,
     changes,
     correction_folder,
     read_correction,
@@ -236,15 +237,21 @@ _NOTHING = {"verdict": None, "points": 0, "moves_plane": False, "ignores": False
 
 
 def is_applied(record: Mapping[str, Any], correction: Correction) -> bool:
-    """Return whether results were made with the plane, the points and the mask of a correction."""
+    """Return whether results were made with the plane, the points, the mask and the half of a correction."""
     made_with, wanted = (
-        {name: found.get(name) or None for name in ("anchoring", "points", "ignored_sha256")}
+        {name: found.get(name) or None for name in ("anchoring", "points", "ignored_sha256", "hemisphere")}
         for found in (
             record.get("settings", {}).get(CORRECTION) or {},
             changes(Job(Path()), correction) or {},
         )
     )
     return made_with == wanted
+
+
+def hemisphere_of(record: Mapping[str, Any]) -> Hemisphere:
+    """Return what a section shows of the brain by the options that it was registered with, before any correction."""
+    side: Hemisphere = record.get("settings", {}).get("hemisphere") or "whole"
+    return side
 
 
 def result_anchoring(record: Mapping[str, Any]) -> Anchoring | None:
@@ -269,6 +276,7 @@ def to_json(correction: Correction, size: tuple[int, int]) -> dict[str, Any]:
         "areas": [[ring.tolist() for ring in area] for area in correction.ignored.areas],
         "verdict": correction.verdict,
         "note": correction.note,
+        "hemisphere": correction.hemisphere,
     }
 
 
@@ -298,6 +306,7 @@ def from_json(found: Any, size: tuple[int, int]) -> Correction:
             Ignored(None, areas),
             found["verdict"],
             str(found["note"])[:10_000],
+            found["hemisphere"],
         )
     except InputError:
         raise

@@ -67,15 +67,23 @@ class PlaneSettings:
         """Return the settings as plain data."""
         return asdict(self)
 
-    def anchoring(self, former: Anchoring) -> Anchoring:
-        """Return the anchoring with these settings; the image's centre stays where `former` has it in the plane."""
-        _, stretch, _ = _parts(former)
+    def anchoring(self, former: Anchoring, shown: Anchoring | None = None) -> Anchoring:
+        """Return the anchoring with these settings.
+
+        Args:
+            former: The one whose pixels have the size 1.
+            shown: The one from which the image keeps its centre in the plane and its proportions; None for `former`.
+        """
+        shown = shown or former
+        _, before, _ = _parts(former)
+        _, stretch, _ = _parts(shown)
+        size = self.size * np.sqrt(np.linalg.det(before) / np.linalg.det(stretch))
         turn = np.radians(self.turn_deg)
         rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-        um_per_pixel = rotation @ (stretch * self.size) @ np.diag([-1.0 if self.is_flipped else 1.0, 1.0])
+        um_per_pixel = rotation @ (stretch * size) @ np.diag([-1.0 if self.is_flipped else 1.0, 1.0])
         height, width = former.size
         in_plane = um_per_pixel @ np.diag([width, height])  # (ML, DV) of (s, t)
-        centre = (former.share_to_um @ (0.5, 0.5, 1))[[2, 1]]
+        centre = (shown.share_to_um @ (0.5, 0.5, 1))[[2, 1]]
         ml, dv = np.column_stack([in_plane, centre - in_plane @ (0.5, 0.5)])
         tilts = np.tan(np.radians([self.tilt_ml_deg, self.tilt_dv_deg]))
         ap = tilts @ [ml, dv] + np.array([0, 0, self.position_um - tilts @ centre])

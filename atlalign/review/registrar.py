@@ -1,18 +1,25 @@
-"""Registers single sections again, one at a time and in the background, with their corrections."""
+"""Registers and locates single sections again, in the background and with their corrections."""
 
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock, Thread
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from atlalign.atlas.atlas import Atlas
+from atlalign.atlas.planes import Anchoring
 from atlalign.errors import InputError, describe
+from atlalign.localization import Nearby, NearbySearch
 from atlalign.registration.batch import register_batch
+from atlalign.registration.corrections import Correction, corrected
 from atlalign.registration.jobs import Job
 from atlalign.registration.recipe import Recipe
+from atlalign.registration.record import read_record
 from atlalign.registration.references import AtlasReferences
 
 _log = logging.getLogger(__name__)
@@ -30,38 +37,61 @@ class Asked(NamedTuple):
     load: Callable[[], Recipe]
 
 
+@dataclass(frozen=True, eq=False)
+class Calls:
+    """How the sections of a folder were registered.
+
+    Attributes:
+        sections: How, by name.
+        why_not: Why sections that are missing there cannot be registered again.
+    """
+
+    sections: Mapping[str, Asked] = field(default_factory=dict)
+    why_not: str = ""
+
+
 class Registrar:
-    """Registers sections as they were registered before.
+    """Registers sections as they were registered before, and searches for their planes.
 
     Args:
         out: The folder of results.
-        sections: How, by name.
-        why_not: Why sections that are missing there cannot be registered again.
+        read_calls: Returns how they were registered; the same object unless `atlalign register` ran meanwhile.
 
     Attributes:
         states: Of sections that were to be registered again: waiting, at work, done, or an error.
     """
 
-    def __init__(self, out: Path, sections: Mapping[str, Asked], why_not: str = "") -> None:
+    def __init__(self, out: Path, read_calls: Callable[[], Calls]) -> None:
         self.out = out
-        self.sections = sections
-        self.why_not = why_not
         self.states: dict[str, str] = {}
+        self._read_calls = read_calls
+        self._known = Calls()
         self._queue: SimpleQueue[str] = SimpleQueue()
-        self._lock = Lock()
+        self._loading, self._searching = Lock(), Lock()
         self._loaded: set[Callable[[], Recipe]] = set()
+        self._searches: dict[int, NearbySearch] = {}
         Thread(target=self._work, daemon=True).start()
-        Thread(target=self._prepare, daemon=True).start()
+
+    @property
+    def calls(self) -> Calls:
+        """How the sections were registered, by the calls up to now."""
+        found = self._read_calls()
+        if found is not self._known:
+            self._known = found
+            Thread(target=self._prepare, args=(found,), daemon=True).start()
+        return found
 
     def problem(self, name: str) -> str:
         """Return why a section cannot be registered again; empty if it can."""
-        if name in self.sections:
-            return self.sections[name].job.problem
-        return self.why_not or f"{name}: it is none of the images that were registered"
+        calls = self.calls
+        if name in calls.sections:
+            return calls.sections[name].job.problem
+        return calls.why_not or f"{name}: it is none of the images that were registered"
 
     def image(self, name: str) -> Path | None:
         """Return the file of a section's image, if that is known."""
-        return self.sections[name].job.path if name in self.sections else None
+        asked = self.calls.sections.get(name)
+        return None if asked is None else asked.job.path
 
     def atlas(self, name: str, *, wait: bool = True) -> Atlas | None:
         """Return the atlas of a section; None if it lies in none, that cannot be read, or is not read yet.
@@ -70,7 +100,8 @@ class Registrar:
             name: Of the section.
             wait: Read it if that has not happened; otherwise somebody else may be at it.
         """
-        if name not in self.sections or not (wait or self.sections[name].load in self._loaded):
+        asked = self.calls.sections.get(name)
+        if asked is None or not (wait or asked.load in self._loaded):
             return None
         try:
             references = self.recipe(name).references
@@ -85,12 +116,15 @@ class Registrar:
         Raises:
             InputError: If that is not known, or a file of it cannot be read.
         """
-        if name not in self.sections:
+        asked = self.calls.sections.get(name)
+        if asked is None:
             raise InputError(self.problem(name))
-        load = self.sections[name].load
-        with self._lock:
-            recipe = load()
-        self._loaded.add(load)
+        return self._recipe(asked)
+
+    def _recipe(self, asked: Asked) -> Recipe:
+        with self._loading:
+            recipe = asked.load()
+        self._loaded.add(asked.load)
         return recipe
 
     def ask(self, name: str) -> None:
@@ -105,21 +139,54 @@ class Registrar:
             self.states[name] = "waiting"
             self._queue.put(name)
 
-    def _prepare(self) -> None:
+    def locate(self, name: str, correction: Correction) -> Nearby:
+        """Return where a section lies near the plane of a correction; nothing is written.
+
+        Raises:
+            InputError: If it cannot be located.
+        """
+        recipe, atlas = self.recipe(name), self.atlas(name)
+        if atlas is None:
+            raise InputError(f"{name}: expected a section of an atlas, found one of a reference image")
+        job = corrected(self._job(name), correction)
+        with self._searching:
+            search = self._searches.setdefault(id(atlas), NearbySearch(atlas))
+            return search.near(job, recipe.of(job).options)
+
+    def _job(self, name: str) -> Job:
+        """Return the section, with the place that was found for it where its list has none."""
+        return _with_place(self.calls.sections[name].job, read_record(self.out / name))
+
+    def _prepare(self, calls: Calls) -> None:
         """Read what takes seconds before somebody asks for it."""
-        for name in self.sections:
+        for asked in calls.sections.values():
             with suppress(InputError):
-                self.recipe(name)
+                self._recipe(asked)
 
     def _work(self) -> None:
         while True:
             name = self._queue.get()
             self.states[name] = "at work"
             try:
-                outcome = next(register_batch([self.sections[name].job], self.recipe(name), self.out))
+                outcome = next(register_batch([self._job(name)], self.recipe(name), self.out))
                 self.states[name] = outcome.error or "done"
             except InputError as error:
                 self.states[name] = str(error)
             except Exception as error:
                 _log.exception("%s", name)
                 self.states[name] = describe(error)
+
+
+def _with_place(job: Job, record: Mapping[str, Any]) -> Job:
+    """Return a job whose list says no position with the one that its results were made with, as it was found."""
+    settings = record.get("settings", {})
+    if job.position_um is not None or settings.get("position_um") is None:
+        return job
+    anchoring = None
+    if settings.get("anchoring") is not None:
+        height, width = record["section"]["shape"]
+        anchoring = Anchoring(np.array(settings["anchoring"], np.float64).reshape(3, 3), (height, width))
+    half = {"hemisphere": settings.get("hemisphere")}
+    return job._replace(
+        position_um=settings["position_um"], anchoring=anchoring, options={**half, **job.options}
+    )

@@ -18,16 +18,17 @@ from atlalign.io.images import open_channels, read_image, read_labels
 from atlalign.io.views import overview
 from atlalign.plots import brightened
 from atlalign.registration.bands import warp_in_bands
-from atlalign.registration.corrections import Correction
+from atlalign.registration.corrections import CORRECTION, Correction
 from atlalign.registration.grid import Grid
+from atlalign.registration.options import Side
 from atlalign.registration.placed_field import transform_by
 from atlalign.registration.points import honoured, load_without_points
 from atlalign.registration.record import LABELS, REGIONS
-from atlalign.registration.references import atlas_reference
+from atlalign.registration.references import atlas_reference, columns_of
 from atlalign.registration.regions import RegionName, read_regions
 from atlalign.registration.transform import SectionTransform
 from atlalign.review.borders import Lines, borders
-from atlalign.review.folder import result_anchoring
+from atlalign.review.folder import hemisphere_of, result_anchoring
 
 _TEMPLATE_PX = 1000  # the longer side of the template on the section
 _LARGEST = (6000, 6000)  # (h, w): of a larger scan, a smaller level is shown
@@ -179,7 +180,7 @@ class Scene:
     def transform(self, correction: Correction) -> SectionTransform:
         """Return the map between reference and section that a correction gives at once, without the network."""
         pairs = np.hstack([correction.points.reference_um, correction.points.section])
-        key = f"{_plane_key(correction)} {pairs.tobytes().hex()}"
+        key = f"{_plane_key(correction)} {correction.hemisphere} {pairs.tobytes().hex()}"
         with self._lock:
             if key not in self._transforms:
                 plane = self._plane(correction)
@@ -188,32 +189,46 @@ class Scene:
             return self._transforms[key]
 
     def _plane(self, correction: Correction) -> AtlasPlane:
-        is_moved, atlas = bool(_plane_key(correction)), self.atlas(wait=False)
+        is_moved, atlas, side = bool(_plane_key(correction)), self.atlas(wait=False), self._side(correction)
         # The results show the template no finer than the network sees it.
-        key = f"{_plane_key(correction)} {atlas is not None}"
+        key = f"{_plane_key(correction)} {atlas is not None} {side}"
         with self._lock:
             if key not in self._planes:
-                moved = self._moved_plane(correction.anchoring) if is_moved else None
-                self._planes = {key: moved or self._own_plane()}
+                moved = self._moved_plane(correction.anchoring, side) if is_moved else None
+                self._planes = {key: moved or self._own_plane(side)}
             return self._planes[key]
 
-    def _own_plane(self) -> AtlasPlane:
-        """Return the plane of the results."""
-        atlas = self.atlas(wait=False)
+    @cached_property
+    def _made_with(self) -> Correction:
+        """The half that the results were made with."""
+        applied = self.record.get("settings", {}).get(CORRECTION) or {}
+        return Correction(hemisphere=applied.get("hemisphere"))
+
+    def _side(self, correction: Correction) -> Side | None:
+        """Return the half of the brain that the section shows; None for a whole section."""
+        shown = correction.hemisphere or hemisphere_of(self.record)
+        return None if shown == "whole" else shown
+
+    def _own_plane(self, side: Side | None) -> AtlasPlane:
+        """Return the plane of the results, as far as they have it where there is no atlas, or it is not read yet."""
+        atlas = self.atlas(wait=side != self._side(self._made_with))
         if atlas is not None and self.base.plane is not None:
-            return _cut(atlas, self.base)
+            return _cut(atlas, self.base, side)
         template = brightened(read_image(self.folder / "reference.tif").pixels)
         labels = read_labels(self.folder / LABELS) if (self.folder / LABELS).exists() else None
+        if side is not None:
+            template = template * columns_of(side, template.shape[1])
+            labels = None if labels is None else labels * columns_of(side, labels.shape[1])
         return AtlasPlane(template, labels, _lines(labels, self.base.forward.grid), self.base)
 
-    def _moved_plane(self, anchoring: Anchoring | None) -> AtlasPlane | None:
+    def _moved_plane(self, anchoring: Anchoring | None, side: Side | None) -> AtlasPlane | None:
         """Return the plane of another anchoring, with the section on it as the results have it; None without atlas."""
         atlas, former = self.atlas(), result_anchoring(self.record)
         if atlas is None or former is None or anchoring is None:
             return None
         in_section = anchoring.um_to_pixel() @ homogeneous(invert_affine(former.um_to_pixel()))
         moved = _moved(self.base, in_section)
-        return _cut(atlas, replace(moved, plane=anchoring.plane(atlas.origin_um)))
+        return _cut(atlas, replace(moved, plane=anchoring.plane(atlas.origin_um)), side)
 
     @cached_property
     def _regions(self) -> dict[int, RegionName]:
@@ -224,9 +239,9 @@ def _plane_key(correction: Correction) -> str:
     return str(correction.anchoring.to_json()) if correction.moves_plane and correction.anchoring else ""
 
 
-def _cut(atlas: Atlas, transform: SectionTransform) -> AtlasPlane:
+def _cut(atlas: Atlas, transform: SectionTransform, side: Side | None) -> AtlasPlane:
     assert transform.plane is not None
-    reference = atlas_reference(atlas, transform.plane, atlas.image_shape)
+    reference = atlas_reference(atlas, transform.plane, atlas.image_shape).half(side)
     template = (reference.image[0, 0] * 255).round().byte().numpy()
     return AtlasPlane(template, reference.labels, _lines(reference.labels, transform.forward.grid), transform)
 

@@ -1,9 +1,11 @@
 """The server of the review page: on this machine only, for one folder, and for whoever knows its token."""
 
+import errno
 import json
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -21,6 +23,7 @@ from atlalign.review.folder import (
     ReviewFolder,
     as_numbers,
     from_json,
+    hemisphere_of,
     result_anchoring,
     to_json,
 )
@@ -112,6 +115,7 @@ class Review:
             ("POST", "template"): lambda request: self._seen(request, Scene.template, "image/webp"),
             ("POST", "region"): self._region,
             ("POST", "plane"): self._plane,
+            ("POST", "locate"): self._locate,
             ("POST", "stroke"): self._stroke,
             ("POST", "apply"): self._apply,
             ("POST", "spread"): self._spread,
@@ -149,6 +153,7 @@ class Review:
                 "has_image": scene.image is not None and scene.image.is_file(),
                 "former": former.to_json() if former else None,
                 "plane": settings,
+                "hemisphere": hemisphere_of(scene.record),
                 "correction": to_json(saved.correction, scene.base.section.shape),
                 "revision": saved.revision,
                 "record": scene.record.get("sha256", ""),
@@ -170,6 +175,7 @@ class Review:
         )
 
     def _save(self, request: Request) -> Answer:
+        self._check_writable()
         name = request.query.get("name", "")
         height, width = self.folder.record(name)["section"]["shape"]
         correction = from_json(request.body, (height, width))
@@ -185,14 +191,38 @@ class Review:
         return _json({"region": scene.region(correction, request.number("x"), request.number("y"))})
 
     def _plane(self, request: Request) -> Answer:
-        """Answer the anchoring of settings."""
+        """Answer the anchoring of settings; the image keeps its proportions and its centre in the plane."""
         scene = self._scene(request.query.get("name", ""))
         former = result_anchoring(scene.record)
         if former is None or scene.atlas() is None:
             raise InputError(
                 "the plane cannot be moved: the atlas that the section was registered to is not there"
             )
-        return _json({"anchoring": PlaneSettings.from_json(request.body).anchoring(former).to_json()})
+        body = request.body if isinstance(request.body, dict) else {}
+        correction = from_json(body.get("correction"), scene.base.section.shape)
+        shown = correction.anchoring if correction.moves_plane else None
+        settings = PlaneSettings.from_json(body.get("plane"))
+        return _json({"anchoring": settings.anchoring(former, shown).to_json()})
+
+    def _locate(self, request: Request) -> Answer:
+        """Answer where the section lies near the plane that is shown; nothing is saved."""
+        name = request.query.get("name", "")
+        scene = self._scene(name)
+        former = result_anchoring(scene.record)
+        correction = from_json(request.body, scene.base.section.shape)
+        start = correction.anchoring if correction.moves_plane else former
+        if former is None or start is None:
+            raise InputError(f"{name}: expected a section of an atlas, found one of a reference image")
+        found = self.registrar.locate(name, replace(correction, anchoring=start, moves_plane=True))
+        return _json(
+            {
+                "anchoring": found.anchoring.to_json(),
+                "plane": PlaneSettings.of(found.anchoring, former).to_json(),
+                "is_moved": found.likeness > found.likeness_before,
+                "likeness": found.likeness,
+                "likeness_before": found.likeness_before,
+            }
+        )
 
     def _stroke(self, request: Request) -> Answer:
         """Answer the area of a stroke of the brush."""
@@ -203,16 +233,22 @@ class Review:
         return _json({"area": [ring.tolist() for ring in stroke_area(stroke, radius)]})
 
     def _apply(self, request: Request) -> Answer:
+        self._check_writable()
         self.folder.path(request.query.get("name", ""))
         self.registrar.ask(request.query["name"])
         return _json({})
 
     def _spread(self, request: Request) -> Answer:
         """Give the sections between this one and the next ones set by hand planes in between, or copy to neighbours."""
+        self._check_writable()
         changed = spread_plane(
             self.folder, request.query.get("name", ""), int(request.query.get("copies", "0") or 0)
         )
         return _json({"changed": changed})
+
+    def _check_writable(self) -> None:
+        if not self.folder.is_writable:
+            raise WriteError(f"{self.folder.out} is read-only: nothing can be changed", errno.EROFS)
 
     def _scene(self, name: str) -> Scene:
         """Return a section, from memory if its results are still the same."""

@@ -126,6 +126,7 @@ def same(first: Correction, second: Correction) -> bool:
             found.ignored.on(SIZE, SIZE).tolist(),
             found.verdict,
             found.note,
+            found.hemisphere,
         )
         for found in (first, second)
     ]
@@ -140,6 +141,8 @@ def same(first: Correction, second: Correction) -> bool:
         Correction(Anchoring(OBLIQUE, SIZE), moves_plane=True),
         Correction(Anchoring(OBLIQUE, SIZE), points=PAIRS, note="only a note"),
         Correction(points=PAIRS),  # of a reference image
+        Correction(hemisphere="left"),
+        Correction(verdict="unsure", hemisphere="whole"),
         Correction(ignored=Ignored(MASK)),
         Correction(ignored=Ignored(MASK, ((RING, RING / 2), (RING + 100,)))),
     ],
@@ -201,6 +204,7 @@ def test_a_mask_of_another_image_is_refused():
             "verdict: expected accepted, rejected, unsure or null, found 'fine'",
         ),
         ("review.json", '{"verdict": null, "note": 3}', "note: expected text"),
+        ("review.json", '{"hemisphere": "both"}', "hemisphere: expected whole, left, right or null"),
         ("review.json", "{", "cannot be read as JSON"),
         ("visualign.json", '{"slices": []}', "one slice"),
         ("visualign.json", '{"slices": [{"anchoring": [1]}]}', "anchoring: expected nine numbers"),
@@ -431,6 +435,31 @@ def test_a_corrected_plane_takes_the_place_of_the_lists(tmp_path, section, by_ne
     (outcome,) = register_batch(jobs, by_network, out)
     assert outcome.row["position_um"] == jobs[0].position_um + 1000
     assert SectionTransform.load(out / "a").plane.matrix[0, 2] == pytest.approx(jobs[0].position_um + 1000)
+
+
+@pytest.mark.parametrize(("option", "corrected"), [(None, "right"), ("left", "right"), ("left", "whole")])
+def test_a_corrected_half_takes_the_place_of_the_options(tmp_path, section, by_network, option, corrected):
+    out, jobs = tmp_path / "out", listed(section)
+    recipe = replace(by_network, options=Options(hemisphere=option))
+
+    def shows() -> tuple[bool, bool]:
+        """Register, and return whether the result shows the left of the atlas, and the right."""
+        (outcome,) = register_batch(jobs, recipe, out)
+        assert not outcome.error
+        labels = tifffile.imread(out / "a" / "reference_labels.tif")
+        middle = labels.shape[1] // 2
+        return bool(labels[:, : middle - 1].any()), bool(labels[:, middle + 1 :].any())
+
+    assert shows() == (True, option is None)
+    write_correction(out, "a", Correction(hemisphere=corrected), size=SIZE)
+    assert shows() == (corrected == "whole", True)
+    record = read_record(out / "a")
+    assert record["settings"]["hemisphere"] == option  # what the options say stays known
+    assert record["settings"]["correction"]["hemisphere"] == corrected
+    (again,) = register_batch(jobs, recipe, out)
+    assert not again.is_new
+    (out / "corrections" / "a" / "review.json").unlink()
+    assert shows() == (True, option is None)
 
 
 def test_points_removed_in_the_page_stay_removed(tmp_path, section, by_network):

@@ -25,10 +25,10 @@ SERVE = """
 import sys
 from pathlib import Path
 from atlalign.review.folder import ReviewFolder
-from atlalign.review.registrar import Registrar
+from atlalign.review.registrar import Calls, Registrar
 from atlalign.review.server import Review, page_address, review_server
 out = Path(sys.argv[1])
-server = review_server(Review(ReviewFolder(out), Registrar(out, {})))
+server = review_server(Review(ReviewFolder(out), Registrar(out, lambda calls=Calls(): calls)))
 print(page_address(server), flush=True)
 server.serve_forever()
 """

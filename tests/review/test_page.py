@@ -1,11 +1,13 @@
 """The page as a person uses it: with the mouse and the keys, in a browser."""
 
+import errno
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from atlalign.registration.corrections import read_correction
+from atlalign.registration.corrections import Correction, read_correction, write_correction
 from tests.browser import running_browser
 from tests.review.conftest import served
 
@@ -239,6 +241,12 @@ def test_a_folder_that_cannot_be_written_is_only_shown(driver, results, monkeypa
     with served(results) as address:
         page = Page(driver, address)
         assert "cannot be written" in page.run("return document.querySelector('#state').textContent")
+        assert page.run("return document.querySelector('#saved').textContent") == "read-only"
+        enabled = page.run(
+            "const controls = '#edit-pane :is(button, input, select, textarea):enabled';"
+            "return [...document.querySelectorAll(controls)].map((control) => control.id)"
+        )
+        assert set(enabled) == {"brush", "before"}
         page.press("a")
         page.press("b")
         page.drag([150, 150], [220, 150])
@@ -277,3 +285,150 @@ def test_apply_registers_again_and_shows_before_and_after(page, results):
     place_mm = (np.array(reference) - transform.plane.matrix[[2, 1], 2]) / 1000
     assert transform.to_section(place_mm[None])[0] + 0.5 == pytest.approx(end, abs=1)
     assert 'data-title="b"' in (results / "index.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_plane_that_is_found_is_kept_or_taken_back(page, results):
+    page.open("b")
+    page.slide("position_um", 6350)
+    page.wait("review.app.open.correction.moves_plane")
+    page.saved()
+    started = read_correction(results, "b").anchoring.to_json()
+    page.click("#locate")
+    assert page.run("return document.querySelector('#locate').textContent") == "searching …"
+    page.press("o")  # the page answers meanwhile
+    assert not page.run("return review.view.hasOutlines")
+    page.press("o")
+    page.wait("!document.querySelector('#offer').hidden")
+    assert "Likeness" in page.message
+    page.saved()
+    assert read_correction(results, "b").anchoring.position_um == pytest.approx(6000, abs=150)
+    assert page.run("return Number(document.querySelector('#position_um').value)") == pytest.approx(
+        6000, abs=150
+    )
+    page.click("#take-back")
+    page.saved()
+    assert read_correction(results, "b").anchoring.to_json() == pytest.approx(started, abs=1e-3)
+    page.wait(
+        "document.querySelector('#notice').hidden && Math.abs(review.app.open.plane.position_um - 6350) < 1"
+    )
+    page.press("l")
+    page.wait("!document.querySelector('#offer').hidden")
+    page.click("#keep")
+    page.wait("document.querySelector('#notice').hidden && !review.view.before")
+    page.saved()
+    kept = read_correction(results, "b").anchoring
+    page.slide("position_um", 6200)
+    page.wait("review.app.open.correction.anchoring && !review.app.isTurning")
+    page.saved()
+    page.wait(f"review.app.open.correction.anchoring[4] !== {kept.to_json()[4]}")
+    page.saved()
+    moved = read_correction(results, "b").anchoring
+    assert moved.position_um == pytest.approx(6200, abs=1)
+    assert moved.to_json()[3] == pytest.approx(kept.to_json()[3], abs=1e-3)  # the width that was found stays
+
+
+def test_the_half_is_chosen_and_applied(page, results):
+    from atlalign.registration.record import read_record
+
+    page.open("b")
+    page.wait("!review.app.sections[1].why_not")
+    page.run(
+        "const m = document.querySelector('#hemisphere'); m.value = 'left'; m.dispatchEvent(new Event('change'))"
+    )
+    page.saved()
+    assert read_correction(results, "b").hemisphere == "left"
+    page.wait("Math.max(...review.view.lines.section.filter((_, k) => k % 2 === 0)) < 240")
+    page.wait("document.querySelector('#apply').classList.contains('needed')")
+    former = page.run("return review.app.open.record")
+    page.click("#apply")
+    page.wait(f"review.app.open.record !== '{former}' && review.view.lines", 120)
+    assert read_record(results / "b")["settings"]["correction"]["hemisphere"] == "left"
+    page.press("CONTROL", "z")
+    page.saved()
+    assert read_correction(results, "b").hemisphere is None
+
+
+def test_undo_works_after_a_reload_and_after_other_sections(page, driver, address, results):
+    page.open("b")
+    start = page.outline_near([228, 60])
+    page.drag(start, [start[0] + 3, start[1] - 14])
+    page.saved()
+    page = Page(driver, address)
+    page.open("a")
+    page.open("b")
+    assert page.run("return review.app.open.correction.points.length") == 1
+    page.press("CONTROL", "z")
+    page.saved()
+    assert len(read_correction(results, "b").points) == 0
+    page = Page(driver, address)
+    page.open("b")
+    page.press("CONTROL", "SHIFT", "z")
+    page.saved()
+    assert len(read_correction(results, "b").points) == 1
+    elsewhere = replace(read_correction(results, "b"), note="by another program")
+    write_correction(results, "b", elsewhere, size=(320, 456))
+    page.wait("review.app.open.correction.note === 'by another program'")
+    assert page.run("return document.querySelector('#undo').disabled")  # it would undo the other change too
+
+
+def test_a_note_is_saved_although_the_section_is_left_at_once(page, driver, results):
+    page.open("a")
+    driver.find_element("css selector", "#note").send_keys("torn at the left")
+    page.click('#list li[data-name="b"]')
+    page.wait("review.app.open.name === 'b'")
+    page.saved()
+    assert read_correction(results, "a").note == "torn at the left"
+    assert read_correction(results, "b").note == ""
+    driver.find_element("css selector", "#note").send_keys("folded")
+    driver.get("about:blank")
+    time.sleep(0.5)
+    assert read_correction(results, "b").note == "folded"
+
+
+def test_a_change_that_meets_another_ones_is_taken_back_and_said(page, results):
+    page.open("a")
+    page.run("review.app.isUnsaved = true")  # the page does not look at the folder for a while
+    write_correction(results, "a", Correction(verdict="rejected", note="mine"), size=(320, 456))
+    page.press("b")
+    page.drag([150, 150], [220, 150])
+    page.wait("document.querySelector('#message').textContent.includes('changed elsewhere')")
+    page.saved()
+    assert page.run("return [review.app.open.correction.note, review.app.open.correction.areas.length]") == [
+        "mine",
+        0,
+    ]
+    kept = read_correction(results, "a")
+    assert (kept.verdict, kept.note, bool(kept.ignored)) == ("rejected", "mine", False)
+
+
+def test_a_change_that_cannot_be_saved_is_not_pretended(page, results, monkeypatch):
+    page.open("a")
+
+    def refuse(path, *arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", refuse)
+    page.press("b")
+    page.drag([150, 150], [220, 150])
+    page.wait("document.querySelector('#message').textContent.includes('could not be saved')")
+    assert "No space left" in page.message
+    assert page.run("return review.app.open.correction.areas.length") == 0
+    monkeypatch.undo()
+    page.drag([150, 150], [220, 150])
+    page.wait("review.app.open.correction.areas.length === 1")
+    page.saved()
+    assert len(read_correction(results, "a").ignored.areas) == 1
+
+
+def test_a_change_without_an_answer_is_sent_again(page, results):
+    page.open("a")
+    page.run("review.fetch = window.fetch; window.fetch = () => Promise.reject(new TypeError('offline'))")
+    page.press("u")
+    page.wait("document.querySelector('#saved').textContent === 'not saved'")
+    assert "does not answer" in page.message
+    assert read_correction(results, "a").verdict is None
+    page.run("window.fetch = review.fetch")
+    page.wait("document.querySelector('#saved').textContent === 'saved'")
+    assert page.message == ""
+    assert read_correction(results, "a").verdict == "unsure"

@@ -2,7 +2,7 @@
 
 import { Lines, View } from "./view.js";
 
-const POLL_MS = 1500, NOTE_MS = 400, REACH_PX = 12, OVERVIEW_PX = 1024;
+const POLL_MS = 1500, NOTE_MS = 400, REACH_PX = 12, OVERVIEW_PX = 1024, UNDONE_AT_MOST = 50, KEPT_ALIVE = 60000;
 const SETTINGS = ["position_um", "tilt_ml_deg", "tilt_dv_deg", "turn_deg", "size"];
 const SHOWN = {
   position_um: (v) => `${v.toFixed(0)} µm`, tilt_ml_deg: (v) => `${v.toFixed(1)}°`, tilt_dv_deg: (v) => `${v.toFixed(1)}°`,
@@ -14,35 +14,41 @@ const all = (selector) => [...document.querySelectorAll(selector)];
 
 const app = {
   sections: [], isWritable: true,
-  open: null, // the section that is shown: its answer from the server
-  past: [], future: [], // whole corrections
-  tool: "move", saving: Promise.resolve(), isSaving: 0, saves: 0,
-
+  open: null, // the section that is shown: its answer from the server, and its past and future corrections
+  tool: "move", saving: Promise.resolve(), isSaving: 0, saves: 0, isUnsaved: false, isLost: false, locating: "",
 };
 let held = null; // the mouse has this
+let noteTimer = null; // a note is being written
 const view = new View(one("#stage"), picture);
 window.review = { app, view }; // for whoever looks in the console, and for tests
 
 // --- the server ---
 
 async function ask(method, place, query = {}, body = undefined) {
-  const response = await fetch(`${place}?${new URLSearchParams(query)}`, {
-    method, body: body === undefined ? undefined : JSON.stringify(body),
-  });
+  const content = body === undefined ? undefined : JSON.stringify(body);
+  const keepalive = method === "PUT" && content.length < KEPT_ALIVE; // the change is saved although the page is closed
+  const response = await fetch(`${place}?${new URLSearchParams(query)}`, { method, body: content, keepalive });
   if (response.ok) return response;
   const error = new Error((await response.json().catch(() => ({}))).error ?? response.statusText);
   error.status = response.status;
   throw error;
 }
 
+const rowOf = (name) => app.sections.find((row) => row.name === name);
 const askJson = async (...request) => (await ask(...request)).json();
 
 function say(text) {
   one("#message").textContent = text;
-  one("#message").hidden = !text;
+  one("#notice").hidden = !text;
+  one("#offer").hidden = true;
+  app.isError = false;
 }
 
-const sayError = (error) => say(error instanceof TypeError ? "The server does not answer: is `atlalign review` still running?" : error.message);
+function sayError(error) {
+  app.isLost = error instanceof TypeError;
+  say(app.isLost ? "The server does not answer: is `atlalign review` still running?" : error.message);
+  app.isError = true;
+}
 
 async function picture([left, top, right, bottom], width, height) {
   const query = { name: app.open.name, left, top, right, bottom, width, height, channel: one("#channel").value || 0 };
@@ -60,19 +66,28 @@ async function poll() {
   const { saves } = app;
   try {
     const found = await askJson("GET", "sections");
+    if (app.isLost) foundAgain();
     app.isWritable = found.is_writable;
     app.sections = found.sections;
     one("#folder").textContent = found.folder;
     document.title = `Review ${found.folder}`;
     drawList();
     drawEdits();
-    const row = app.sections.find((other) => other.name === app.open?.name);
-    if (!row || saves !== app.saves || app.isSaving || held) return;
+    const row = rowOf(app.open?.name);
+    if (!row) return;
+    if (saves !== app.saves || app.isSaving || app.isUnsaved || app.opening || held || noteTimer) return;
     if (row.record && row.record !== app.open.record) await reopen(); // registered anew
     else if (row.revision && row.revision !== app.open.revision) await open(row.name); // changed elsewhere
   } catch (error) {
     sayError(error);
   }
+}
+
+// The server answers again: what it has missed is sent once more.
+function foundAgain() {
+  app.isLost = false;
+  say("");
+  if (app.isUnsaved) save(current());
 }
 
 function isListed(row) {
@@ -137,22 +152,29 @@ function goOn() {
 // --- one section ---
 
 async function open(name, before = null) {
-  const asked = (app.asked = {});
+  saveNote();
+  const asked = (app.asked = app.opening = {});
+  await app.saving;
+  if (asked === app.asked) await load(name, before);
+}
+
+async function load(name, before = null) {
+  const asked = (app.asked = app.opening = {}), { saves } = app;
   one("#region").textContent = "loading …";
   try {
     const found = await askJson("GET", "section", { name });
     if (asked !== app.asked) return; // another section was chosen meanwhile
-    app.open = found;
-    app.past = [];
-    app.future = [];
+    saveNote();
+    if (saves !== app.saves && name === app.open?.name) return void (await load(name, before)); // it was changed meanwhile
+    app.open = { ...found, ...remembered(found) };
+    one("#note").value = found.correction.note;
     say(found.has_image ? "" : "The section's image is not where it was registered: this shows its registered image. --images FOLDER says where it is.");
     const channels = one("#channel");
     channels.replaceChildren(...Array.from({ length: found.channels }, (_, k) => new Option(k, k)));
     one("#channel-label").hidden = found.channels < 2;
     if (before) view.clear();
     else view.show(found.size);
-    view.before = before;
-    one("#before-label").hidden = !before;
+    showBefore(before);
     drawList();
     one('#list li[aria-current="true"]')?.scrollIntoView({ block: "nearest" });
     drawEdits();
@@ -160,14 +182,18 @@ async function open(name, before = null) {
   } catch (error) {
     sayError(error);
   }
+  if (asked !== app.asked) return;
+  app.opening = null;
   if (one("#region").textContent === "loading …") one("#region").textContent = "";
 }
 
 // Show results that were made anew, and keep the former outlines to compare.
-async function reopen() {
-  const before = view.lines;
-  await open(app.open.name, before);
-  one("#before").checked = true;
+const reopen = () => open(app.open.name, view.lines);
+
+function showBefore(lines) {
+  [view.before, app.before] = [lines, null];
+  one("#before-label").hidden = !lines;
+  one("#before").checked = Boolean(lines);
 }
 
 async function loadOverview() {
@@ -227,13 +253,14 @@ const current = () => app.open.correction;
 
 function change(changes) {
   if (!app.isWritable || !app.open) return;
-  app.past.push(current());
-  app.future = [];
+  app.open.past.push(current());
+  app.open.future = [];
   put({ ...current(), ...changes });
 }
 
 function put(correction) {
-  const isMoved = ["anchoring", "moves_plane", "points"].some((key) => JSON.stringify(correction[key]) !== JSON.stringify(current()[key]));
+  if (!one("#offer").hidden) closeOffer();
+  const isMoved = ["anchoring", "moves_plane", "points", "hemisphere"].some((key) => JSON.stringify(correction[key]) !== JSON.stringify(current()[key]));
   app.open.correction = correction;
   if (view.chosen >= correction.points.length) view.chosen = -1;
   save(correction);
@@ -254,13 +281,11 @@ function save(correction) {
     try {
       const { name, revision } = section;
       section.revision = (await askJson("PUT", "correction", { name, revision }, correction)).revision;
-      if (section === app.open && app.isSaving === 1) say("");
+      app.isUnsaved = false;
+      remember(section);
+      if (app.isError) say("");
     } catch (error) {
-      sayError(error);
-      if (error.status === 409 && section === app.open) {
-        await open(section.name);
-        say("This section was changed elsewhere meanwhile: your last change is undone, and the other one is shown.");
-      }
+      await notSaved(section, error);
     }
     app.isSaving--;
     app.saves++;
@@ -269,34 +294,63 @@ function save(correction) {
   });
 }
 
+// A change that the server refused is taken back; one that it has not got stays, to be sent again.
+async function notSaved(section, error) {
+  sayError(error);
+  app.isUnsaved = app.isLost;
+  if (app.isLost || section !== app.open) return;
+  await load(section.name); // not `open`, which waits for all changes to be saved
+  say(error.status === 409
+    ? "This section was changed elsewhere meanwhile: your last change is undone, and the other one is shown."
+    : `Your last change is undone, because it could not be saved: ${error.message}`);
+}
+
 function drawSaved() {
-  one("#saved").textContent = app.isSaving ? "saving …" : app.open ? "saved" : "";
+  one("#saved").textContent = !app.isWritable ? "read-only" : app.isSaving ? "saving …" : app.isUnsaved ? "not saved" : app.open ? "saved" : "";
 }
 
 function undo() {
-  if (!app.past.length) return;
-  app.future.push(current());
-  put(app.past.pop());
+  const { past, future } = app.open ?? { past: [] };
+  if (!past.length || !app.isWritable) return;
+  future.push(current());
+  put(past.pop());
 }
 
 function redo() {
-  if (!app.future.length) return;
-  app.past.push(current());
-  put(app.future.pop());
+  const { past, future } = app.open ?? { future: [] };
+  if (!future.length || !app.isWritable) return;
+  past.push(current());
+  put(future.pop());
+}
+
+// What can be undone outlives a reload, unless the section is changed elsewhere.
+const memoryOf = (name) => `${location.pathname} ${name}`;
+
+function remember({ name, revision, past, future }) {
+  try {
+    sessionStorage.setItem(memoryOf(name), JSON.stringify({ revision, past: past.slice(-UNDONE_AT_MOST), future }));
+  } catch {
+    sessionStorage.removeItem(memoryOf(name)); // there is no room: it can be undone until the page is left
+  }
+}
+
+function remembered({ name, revision }) {
+  const found = JSON.parse(sessionStorage.getItem(memoryOf(name)) ?? "null");
+  return found?.revision === revision ? { past: found.past, future: found.future } : { past: [], future: [] };
 }
 
 function judge(verdict) {
   if (!app.open || !app.isWritable) return;
   const isTaken = current().verdict === verdict;
   change({ verdict: isTaken ? null : verdict });
-  const row = app.sections.find((other) => other.name === app.open.name);
+  const row = rowOf(app.open.name);
   if (row) row.verdict = isTaken ? null : verdict;
   drawList();
   if (!isTaken) app.saving.then(goOn);
 }
 
 function drawEdits() {
-  const section = app.open, row = app.sections.find((other) => other.name === section?.name);
+  const section = app.open, row = rowOf(section?.name);
   if (!section) return;
   const correction = current(), isEditable = app.isWritable;
   view.points = correction.points;
@@ -307,21 +361,24 @@ function drawEdits() {
     button.setAttribute("aria-pressed", String(button.dataset.verdict === correction.verdict));
     button.disabled = !isEditable;
   }
-  if (document.activeElement !== one("#note")) one("#note").value = correction.note;
+  if (!noteTimer) one("#note").value = correction.note;
   one("#note").disabled = !isEditable;
   drawPlane(isEditable);
   const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
   one("#edits").textContent = `${count(correction.points.length, "point")}, ${count(correction.areas.length, "damaged area")}`;
   one("#delete").disabled = !isEditable || view.chosen < 0;
   one("#clear").disabled = !isEditable || !correction.areas.length;
-  one("#undo").disabled = !isEditable || !app.past.length;
-  one("#redo").disabled = !isEditable || !app.future.length;
+  one("#undo").disabled = !isEditable || !section.past.length;
+  one("#redo").disabled = !isEditable || !section.future.length;
+  one("#hemisphere").value = correction.hemisphere ?? section.hemisphere;
+  one("#hemisphere").disabled = !isEditable;
   const isBusy = ["waiting", "at work"].includes(row?.state), isNeeded = row?.is_applied === false;
   one("#apply").disabled = !isEditable || Boolean(row?.why_not) || isBusy;
   one("#apply").classList.toggle("needed", isNeeded && !isBusy);
   const failed = row?.state && !isBusy && row.state !== "done" ? row.state : "";
   one("#state").textContent = !isEditable ? "This folder cannot be written: nothing can be changed."
     : isBusy ? `${row.state} …` : failed || row?.why_not || (isNeeded ? "Not applied yet." : "");
+  drawSaved();
   view.drawOverlay();
 }
 
@@ -340,7 +397,10 @@ function drawPlane(isEditable) {
     slider.disabled = !isEditable;
     one(`#${name}-value`).textContent = SHOWN[name](plane[name]);
   }
-  for (const id of ["#flip", "#reset-plane", "#spread", "#copy"]) one(id).disabled = !isEditable;
+  for (const id of ["#flip", "#reset-plane", "#spread", "#copy", "#locate"]) one(id).disabled = !isEditable;
+  const isLocating = app.locating === app.open.name;
+  one("#locate").disabled ||= isLocating || Boolean(rowOf(app.open.name)?.why_not);
+  one("#locate").textContent = isLocating ? "searching …" : "locate from here";
   one("#spread").disabled ||= !current().moves_plane;
   one("#copy").disabled ||= !current().moves_plane;
   one("#reset-plane").disabled ||= !current().moves_plane;
@@ -349,7 +409,8 @@ function drawPlane(isEditable) {
 // --- the plane ---
 
 const turn = latest(async ({ plane, isFinal }) => {
-  const section = app.open, { anchoring } = await askJson("POST", "plane", { name: section.name }, plane);
+  const section = app.open;
+  const { anchoring } = await askJson("POST", "plane", { name: section.name }, { plane, correction: current() });
   if (section !== app.open) return;
   section.plane = plane;
   if (isFinal) change({ anchoring, moves_plane: true });
@@ -374,6 +435,48 @@ for (const name of SETTINGS) {
 
 one("#flip").addEventListener("click", () => {
   turn({ plane: { ...app.open.plane, is_flipped: !app.open.plane.is_flipped }, isFinal: true });
+});
+
+// Search near the plane that is shown, and leave it to the person whether to keep what is found.
+async function locate() {
+  const section = app.open, from = section && current();
+  if (!section || one("#locate").disabled || one("#plane").hidden) return;
+  app.locating = section.name;
+  drawEdits();
+  try {
+    const found = await askJson("POST", "locate", { name: section.name }, from);
+    if (section !== app.open || current() !== from) say(`${section.name} was changed or left during the search: the plane that was found is not used.`);
+    else if (found.is_moved) offerPlane(found);
+    else say("No plane nearby is clearly more like this section.");
+  } catch (error) {
+    sayError(error);
+  }
+  app.locating = "";
+  drawEdits();
+}
+
+function offerPlane({ anchoring, plane, likeness, likeness_before: before }) {
+  const former = app.open.plane, lines = view.lines;
+  change({ anchoring, moves_plane: true });
+  app.open.plane = plane;
+  showBefore(lines);
+  const by = Math.round(plane.position_um - former.position_um);
+  say(`Found ${Math.abs(by)} µm further ${by < 0 ? "front" : "back"}, with tilts of ${SHOWN.tilt_ml_deg(plane.tilt_ml_deg)} and `
+    + `${SHOWN.tilt_dv_deg(plane.tilt_dv_deg)}. Likeness: ${before.toFixed(2)} before, ${likeness.toFixed(2)} now.`);
+  one("#offer").hidden = false;
+}
+
+function closeOffer() {
+  say("");
+  showBefore(null);
+  view.drawOverlay();
+}
+
+one("#keep").addEventListener("click", closeOffer);
+one("#take-back").addEventListener("click", () => { undo(); refreshPlane(); });
+one("#locate").addEventListener("click", locate);
+one("#hemisphere").addEventListener("change", ({ target }) => {
+  change({ hemisphere: target.value === app.open.hemisphere ? null : target.value });
 });
 
 one("#reset-plane").addEventListener("click", async () => {
@@ -584,18 +687,24 @@ one("#show").addEventListener("change", drawList);
 for (const menu of all("select")) menu.addEventListener("change", () => menu.blur()); // keys are for the section again
 one("#find").addEventListener("input", drawList);
 
-let noteTimer = null;
-one("#note").addEventListener("input", (event) => {
-  const note = event.target.value, section = app.open;
+one("#note").addEventListener("input", () => {
   clearTimeout(noteTimer);
-  noteTimer = setTimeout(() => { if (section === app.open) change({ note }); }, NOTE_MS);
+  noteTimer = setTimeout(saveNote, NOTE_MS);
 });
+addEventListener("pagehide", saveNote);
+
+function saveNote() {
+  if (!noteTimer) return;
+  clearTimeout(noteTimer);
+  noteTimer = null;
+  change({ note: one("#note").value });
+}
 
 const KEYS = {
   ArrowDown: () => step(1), ArrowUp: () => step(-1), j: () => step(1), k: () => step(-1),
   a: () => judge("accepted"), r: () => judge("rejected"), u: () => judge("unsure"),
   v: () => choose("move"), b: () => choose("brush"), o: () => one("#outlines").click(),
-  t: () => setMode(view.mode === "off" ? "fade" : "off"),
+  l: locate, t: () => setMode(view.mode === "off" ? "fade" : "off"),
   "+": () => view.zoomBy(1.4), "=": () => view.zoomBy(1.4), "-": () => view.zoomBy(1 / 1.4), 0: () => view.fit(),
   Delete: removePoint, Backspace: removePoint,
 };
