@@ -31,7 +31,7 @@ from tests.conftest import write_h5
 from tests.models.keras_writer import KerasWriter
 
 ROOT = Path(__file__).parents[1]
-PAGES = {path: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+PAGES = {path: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
 BLOCKS = [block for text in PAGES.values() for block in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)]
 COMMANDS = [
     shlex.split(line)
@@ -279,7 +279,7 @@ def test_make_commands_exist():
 
 
 def test_validate_command(tmp_path, capsys):
-    assert "`atlalign validate my.h5`" in PAGES[ROOT / "docs" / "own-data.md"]
+    assert "`atlalign validate my.h5`" in PAGES[ROOT / "docs/guides/own-data.md"]
     assert atlalign(["validate", str(write_h5(tmp_path / "my.h5"))]) == 0
 
 
@@ -335,20 +335,15 @@ def test_every_loss_key_is_listed():
     from atlalign.losses import ALL_DVF_LOSSES, ALL_IMAGE_LOSSES, ALL_REGULARITY_LOSSES
 
     for key in {*ALL_DVF_LOSSES, *ALL_IMAGE_LOSSES, *ALL_REGULARITY_LOSSES}:
-        assert f"`{key}`" in PAGES[ROOT / "docs" / "train.md"]
+        assert f"`{key}`" in PAGES[ROOT / "docs/guides/train.md"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_linked_files_exist(page):
     prose = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
-    for target in re.findall(r"\]\(([^)#]+)\)", prose):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", prose):
         assert target.startswith("http") or (page.parent / target).exists(), target
 
 
-def test_every_page_is_linked_from_the_readme():
-    linked = set(re.findall(r"\]\((docs/[^)#]+)\)", PAGES[ROOT / "README.md"]))
-    assert {f"docs/{page.name}" for page in PAGES if page.parent.name == "docs"} == linked
-
-
 def test_the_readme_stays_short():
-    assert len(PAGES[ROOT / "README.md"].splitlines()) <= 150
+    assert len(PAGES[ROOT / "README.md"].splitlines()) <= 130

@@ -1,4 +1,4 @@
-"""Draws the curve of README's section on losses: `python docs/draw.py`."""
+"""Draws the curve of README's section on losses: `python docs/scripts/draw.py`."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 
 from atlalign.losses import VDClipper
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "pictures"
 
 
 def vdclipper() -> None:
