@@ -70,5 +70,5 @@ def test_a_section_is_corrected(counted, monkeypatch):
 def test_networks_are_trained(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    follow(name)
+    follow(name, extra=("trainer.limit_train_batches=2", "trainer.limit_val_batches=1"))
     assert list(tmp_path.glob("runs/**/best.ckpt"))

@@ -43,7 +43,9 @@ def follow(name: str, *, skip: tuple[str, ...] = (), extra: tuple[str, ...] = ()
 def typed(line: str, extra: tuple[str, ...] = ()) -> None:
     """Run a command of the shell; those of atlalign that need no process of their own run in this one."""
     words = shlex.split(line, comments=True)
-    variables = dict(word.split("=", 1) for word in takewhile(lambda word: word.split("=")[0].isupper(), words))
+    variables = dict(
+        word.split("=", 1) for word in takewhile(lambda word: word.split("=")[0].isupper(), words)
+    )
     command, *arguments = words[len(variables) :]
     if command in ("pip", "tensorboard"):
         return
@@ -54,7 +56,9 @@ def typed(line: str, extra: tuple[str, ...] = ()) -> None:
     elif command == "atlalign":
         added = extra if arguments[0] == "train" else ()
         program = [sys.executable, "-m", "atlalign", *arguments, *added]
-        path = os.pathsep.join(filter(None, [variables.pop("PYTHONPATH", ""), str(ROOT), os.environ.get("PYTHONPATH")]))
+        path = os.pathsep.join(
+            filter(None, [variables.pop("PYTHONPATH", ""), str(ROOT), os.environ.get("PYTHONPATH")])
+        )
         environment = {**os.environ, **variables, "PYTHONPATH": path}
         done = subprocess.run(program, capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"

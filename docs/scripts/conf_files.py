@@ -80,13 +80,20 @@ def _comment_from_top(lines: list[str]) -> list[str]:
 def _begins(defaults: Any) -> Iterator[str]:
     for entry in defaults:
         if isinstance(entry, dict):
-            yield from (f"{key.removeprefix('override ').lstrip('/')}={value}" for key, value in entry.items())
+            yield from (
+                f"{key.removeprefix('override ').lstrip('/')}={value}" for key, value in entry.items()
+            )
         elif entry != "_self_":
             yield entry.partition("@")[0]
 
 
 def _keys(
-    node: yaml.MappingNode, lines: list[str], first_line: int, known: dict[str, str], prefix: str = "", parent: str = ""
+    node: yaml.MappingNode,
+    lines: list[str],
+    first_line: int,
+    known: dict[str, str],
+    prefix: str = "",
+    parent: str = "",
 ) -> Iterator[Key]:
     """Yield the keys of a mapping and of those within it.
 
@@ -129,16 +136,23 @@ def _written(node: yaml.Node, lines: list[str]) -> str:
 
 
 def _documented(node: yaml.MappingNode) -> dict[str, str]:
-    """Return what the docstring of the object that a mapping builds says of its arguments; of other packages in brief."""
+    """Return what the docstring of the built object says of its arguments, in brief for other packages."""
     from reference import parameters
 
     targets = [value.value for key, value in node.value if key.value == "_target_"]
     if not targets:
         return {}
     found = parameters(get_object(targets[0]))
-    return found if targets[0].startswith("atlalign.") else {name: _brief(text) for name, text in found.items()}
+    return (
+        found if targets[0].startswith("atlalign.") else {name: _brief(text) for name, text in found.items()}
+    )
 
 
 def _brief(text: str) -> str:
     """Return the first sentence of another package's description."""
-    return re.split(r"(?<=[a-z\])`])(?<!\be\.g)(?<!\bi\.e)\.(?:\s|$)|\n\s*\n|\s*Example:|\s*\.\. ", text)[0].replace("``", "`") + "."
+    return (
+        re.split(r"(?<=[a-z\])`])(?<!\be\.g)(?<!\bi\.e)\.(?:\s|$)|\n\s*\n|\s*Example:|\s*\.\. ", text)[
+            0
+        ].replace("``", "`")
+        + "."
+    )

@@ -1,8 +1,8 @@
 """Draws the gallery: registered sections with the outlines of regions, their flags and reasons.
 
-`python docs/scripts/gallery.py` draws that of the site, from the phantom. Any other sections:
-`python docs/scripts/gallery.py --out runs/gallery FOLDER --atlas atlas_25um.h5`, with any options of `atlalign register`,
-draws `runs/gallery/gallery.jpg`.
+`python docs/scripts/gallery.py` draws that of the site, from the phantom. `python docs/scripts/gallery.py --out
+runs/gallery FOLDER --atlas atlas_25um.h5` registers any other sections, with any options of `atlalign register`, and
+draws `runs/gallery.jpg`.
 """
 
 import argparse
@@ -40,7 +40,9 @@ def draw(folder: Path, path: Path, titles: Mapping[str, str], columns: int = COL
     """
     rows = rows_of(folder)
     height = -(-len(rows) // columns)
-    figure, axes = plt.subplots(height, columns, figsize=(6 * columns, 3.8 * height), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        height, columns, figsize=(6 * columns, 3.8 * height), layout="constrained", squeeze=False
+    )
     for panel in axes.flat:
         panel.axis("off")
     for panel, row in zip(axes.flat, rows, strict=False):
@@ -49,8 +51,14 @@ def draw(folder: Path, path: Path, titles: Mapping[str, str], columns: int = COL
             panel.imshow(Image.open(overlay).convert("RGB"))
         else:
             panel.text(0.5, 0.5, "no result", ha="center", transform=panel.transAxes, color="grey")
-        panel.set_title(f"{titles.get(row['section'], row['section'])}: {row['flag']}", color=COLORS[row["flag"]], loc="left")
-        panel.text(0, -0.02, fill(row["reason"], 76), transform=panel.transAxes, va="top", fontsize=9, color="0.35")
+        panel.set_title(
+            f"{titles.get(row['section'], row['section'])}: {row['flag']}",
+            color=COLORS[row["flag"]],
+            loc="left",
+        )
+        panel.text(
+            0, -0.02, fill(row["reason"], 76), transform=panel.transAxes, va="top", fontsize=9, color="0.35"
+        )
     figure.savefig(path, dpi=80, pil_kwargs={"quality": 88} if path.suffix == ".jpg" else {})
     plt.close(figure)
 
@@ -60,11 +68,26 @@ def of_the_phantom() -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
         titles = write_cases(folder / "cases")
-        atlalign(["register", str(folder / "cases"), "--atlas", "phantom", "--out", str(folder / "out"), "--workers", "1"])
+        atlalign(
+            [
+                "register",
+                str(folder / "cases"),
+                "--atlas",
+                "phantom",
+                "--out",
+                str(folder / "out"),
+                "--workers",
+                "1",
+            ]
+        )
         draw(folder / "out", PICTURES / "gallery.jpg", titles)
         for row in rows_of(folder / "out"):
             print(titles[row["section"]], row["flag"], row["reason"], sep=" | ")
-        for flag, title in (("pass", "immunostain"), ("look", "list 1 mm off"), ("fail", "a handful of cells")):
+        for flag, title in (
+            ("pass", "immunostain"),
+            ("look", "list 1 mm off"),
+            ("fail", "a handful of cells"),
+        ):
             section = next(name for name in titles if titles[name] == title)
             Image.open(folder / "out" / section / "overlay.png").convert("RGB").save(
                 PICTURES / f"quality_{flag}.jpg", quality=88
@@ -73,7 +96,9 @@ def of_the_phantom() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the gallery of the phantom, or register sections and draw theirs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, help="folder of the results of your own sections")
     own, others = parser.parse_known_args(arguments)
     if own.out is None:

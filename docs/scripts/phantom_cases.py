@@ -52,7 +52,9 @@ def section_at(position_um: int) -> Section:
     """Return a section of another animal than the atlas, bent as sections are."""
     animal = phantom_atlas(image_shape=SHAPE, seed=7)
     plain = animal.section(position_um)[0].numpy()
-    bend = DisplacementField.generate(SHAPE, "smooth", seed=position_um, mean_fraction=0, largest_fraction=0.015)
+    bend = DisplacementField.generate(
+        SHAPE, "smooth", seed=position_um, mean_fraction=0, largest_fraction=0.015
+    )
     assert animal.annotation is not None
     labels = animal.annotation[round(position_um / 100)].numpy()
     return Section(bend.warp(plain), bend.warp_annotation(labels), position_um)
@@ -111,7 +113,11 @@ def half(section: Section) -> Section:
 
 def _turned(image: NDArray[np.uint8], degrees: float) -> NDArray[np.uint8]:
     corner = tuple(int(value) for value in image[0, 0])
-    return np.asarray(Image.fromarray(image).rotate(degrees, expand=True, fillcolor=corner, resample=Image.Resampling.BICUBIC))
+    return np.asarray(
+        Image.fromarray(image).rotate(
+            degrees, expand=True, fillcolor=corner, resample=Image.Resampling.BICUBIC
+        )
+    )
 
 
 def _noise(deviation: float) -> Floats:

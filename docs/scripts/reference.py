@@ -31,9 +31,7 @@ def command_line() -> str:
     from atlalign.cli.programs import PROGRAMS
 
     (commands,) = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
-    parts = [
-        _command(name, parser) for name, parser in commands.choices.items() if name not in PROGRAMS
-    ]
+    parts = [_command(name, parser) for name, parser in commands.choices.items() if name not in PROGRAMS]
     parts += [_program(name, str(program.__doc__)) for name, program in PROGRAMS.items()]
     return "\n\n".join(parts)
 
@@ -41,9 +39,7 @@ def command_line() -> str:
 def _command(name: str, parser: argparse.ArgumentParser) -> str:
     os.environ["COLUMNS"] = "100"  # of the usage
     usage = parser.format_usage().removeprefix("usage: ")
-    groups = [
-        table for group in parser._action_groups if (table := _options(parser, group))
-    ]
+    groups = [table for group in parser._action_groups if (table := _options(parser, group))]
     return "\n\n".join(
         [f"## atlalign {name}", _prose(str(parser.description)), f"```text\n{usage}```", *groups]
     )
@@ -53,7 +49,9 @@ def _options(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) ->
     actions = [a for a in group._group_actions if not isinstance(a, argparse._HelpAction)]
     if not actions:
         return ""
-    title = {"positional arguments": "Arguments", "options": "Options"}.get(str(group.title), f"Options: {group.title}")
+    title = {"positional arguments": "Arguments", "options": "Options"}.get(
+        str(group.title), f"Options: {group.title}"
+    )
     expand = parser.formatter_class(parser.prog)._expand_help
     rows = [(_written(action), _default(action), _prose(expand(action))) for action in actions]
     return f"**{title}**\n\n" + table(("option", "default", "meaning"), rows)
@@ -184,7 +182,9 @@ def measures() -> str:
     from atlalign.registration.quality import LIMITS, Quality
 
     fields = parameters(Quality)
-    derived = {name: first_sentence(found) for name, found in vars(Quality).items() if isinstance(found, property)}
+    derived = {
+        name: first_sentence(found) for name, found in vars(Quality).items() if isinstance(found, property)
+    }
     rows = [
         (f"`{name}`", f"{limit.look:g}", f"{limit.fail:g}", _prose((fields | derived)[name]))
         for name, limit in LIMITS.items()
@@ -196,7 +196,9 @@ def quality_columns() -> str:
     """Return all that is measured of a registration."""
     from atlalign.registration.quality import Quality
 
-    return table(("column", "meaning"), [(f"`{name}`", _prose(text)) for name, text in parameters(Quality).items()])
+    return table(
+        ("column", "meaning"), [(f"`{name}`", _prose(text)) for name, text in parameters(Quality).items()]
+    )
 
 
 # --- the Python API ---------------------------------------------------------------------------------------------------

@@ -48,7 +48,9 @@ def counts() -> None:
     """The sections, and the page of all of them."""
     follow("counts")
     images = [np.asarray(Image.open(path)) for path in sorted(Path("my_sections").glob("*.png"))]
-    Image.fromarray(np.hstack(images)[::2, ::2]).quantize(128).save(PICTURES / "counts_sections.png", optimize=True)
+    Image.fromarray(np.hstack(images)[::2, ::2]).quantize(128).save(
+        PICTURES / "counts_sections.png", optimize=True
+    )
     with browser((1200, 1900)) as driver:
         driver.get((Path("registered") / "index.html").absolute().as_uri())
         keep(driver, "counts_index")
@@ -67,10 +69,14 @@ def correct() -> None:
             page.slide("position_um", 7000)
             page.saved()
             page.wait("review.app.open.correction.moves_plane && review.view.lines")
-            page.run("const m = document.querySelector('#mode'); m.value = 'fade'; m.dispatchEvent(new Event('change'))")
+            page.run(
+                "const m = document.querySelector('#mode'); m.value = 'fade'; m.dispatchEvent(new Event('change'))"
+            )
             page.wait("review.view.template || true")
             keep(driver, "correct_plane")
-            page.run("const m = document.querySelector('#mode'); m.value = 'off'; m.dispatchEvent(new Event('change'))")
+            page.run(
+                "const m = document.querySelector('#mode'); m.value = 'off'; m.dispatchEvent(new Event('change'))"
+            )
             former = page.run("return review.app.open.record")
             page.click("#apply")
             page.wait(f"review.app.open.record !== '{former}' && review.view.lines", 300)
@@ -109,7 +115,7 @@ TAKEN: dict[str, Callable[[], None]] = {"counts": counts, "correct": correct, "t
 
 def main() -> None:
     """Take the pictures of some tutorials, or of all."""
-    with mock.patch.object(webbrowser, "open", lambda address: True):
+    with mock.patch.object(webbrowser, "open", return_value=True):
         for name in sys.argv[1:] or TAKEN:
             with TemporaryDirectory() as folder:
                 os.chdir(folder)
