@@ -1,17 +1,20 @@
 """The tutorials work: every file that they show, every command that they name, in their order."""
 
 import csv
+import json
 import time
 import webbrowser
-from dataclasses import replace
+from dataclasses import fields, replace
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from atlalign.cli.review import registrar_of
+from atlalign.registration.quality import Quality
 from atlalign.review.folder import ReviewFolder, result_anchoring
 from atlalign.review.plane_settings import PlaneSettings
+from tests.test_site import described
 from tests.tutorials import follow
 
 
@@ -38,6 +41,16 @@ def test_images_become_counts(counted, monkeypatch):
     flags = {row["section"]: row["flag"] for row in rows("registered/registrations.csv")}
     assert flags.pop("brain_s280") == "look"
     assert list(flags.values()) == ["pass"] * 4
+
+
+def test_the_page_on_files_has_every_column_that_was_written(counted):
+    results = counted / "registered"
+    assert set(rows(str(results / "brain_s240" / "regions.csv"))[0]) == described("regions.csv")
+    assert set(rows(str(counted / "counts.csv"))[0]) == described("counts.csv")
+    added = set(rows(str(counted / "cells_in_atlas.csv"))[0]) - set(rows(str(counted / "cells.csv"))[0])
+    assert added == described("Tables of points")
+    keys = set(json.loads((results / "brain_s240" / "transform.json").read_text()))
+    assert keys == described("transform.json") | {entry.name for entry in fields(Quality)}
 
 
 def test_a_section_is_corrected(counted, monkeypatch):
@@ -72,3 +85,5 @@ def test_networks_are_trained(name, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     follow(name, extra=("trainer.limit_train_batches=2", "trainer.limit_val_batches=1"))
     assert list(tmp_path.glob("runs/**/best.ckpt"))
+    for table in tmp_path.glob("evaluation/metrics.csv"):
+        assert set(rows(str(table))[0]) == described("metrics.csv and summary.csv")
