@@ -88,10 +88,8 @@ def test_every_command_and_option_is_shown(reference):
     for name, parser in commands.items():
         assert f"## atlalign {name}\n" in page
         for action in parser._actions:
-            assert all(f"`{option}" in page for option in action.option_strings[:1] if option != "-h"), (
-                name,
-                action.dest,
-            )
+            flags = [option for option in action.option_strings[:1] if option != "-h"]
+            assert all(f"`{option}" in page for option in flags), (name, action.dest)
 
 
 @pytest.mark.parametrize("term", ["image", "dvf", "regularity"])

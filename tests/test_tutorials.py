@@ -15,7 +15,7 @@ from atlalign.registration.quality import Quality
 from atlalign.review.folder import ReviewFolder, result_anchoring
 from atlalign.review.plane_settings import PlaneSettings
 from tests.test_site import described
-from tests.tutorials import follow
+from tests.tutorials import TUTORIALS, follow
 
 
 def rows(path: str) -> list[dict[str, str]]:
@@ -41,6 +41,24 @@ def test_images_become_counts(counted, monkeypatch):
     flags = {row["section"]: row["flag"] for row in rows("registered/registrations.csv")}
     assert flags.pop("brain_s280") == "look"
     assert list(flags.values()) == ["pass"] * 4
+
+
+def test_the_page_shows_the_counts_that_come(counted):
+    """Within the few points at borders that may fall on either side."""
+    shown = {line[0]: line[2:] for line in shown_rows("counts") if line[0] != "acronym"}
+    found = {row["acronym"]: row for row in rows(str(counted / "counts.csv"))}
+    columns = ("points", "points_with_parts", "area_with_parts_mm2")
+    assert len(shown) >= 4
+    for acronym, cells in shown.items():
+        for cell, column in zip(cells, columns, strict=True):
+            assert float(found[acronym][column]) == pytest.approx(float(cell), rel=0.03, abs=1.5), acronym
+
+
+def shown_rows(name: str) -> list[list[str]]:
+    """Return the cells of the tables on a page."""
+    lines = (TUTORIALS / f"{name}.md").read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return [line for line in cells if set(line[0]) != {"-"}]
 
 
 def test_the_page_on_files_has_every_column_that_was_written(counted):

@@ -55,7 +55,7 @@ def typed(line: str, extra: tuple[str, ...] = ()) -> None:
         assert main(arguments) == 0, line
     elif command == "atlalign":
         added = extra if arguments[0] == "train" else ()
-        program = [sys.executable, "-m", "atlalign", *arguments, *added]
+        program = [sys.executable, "-m", "atlalign", arguments[0], *added, *arguments[1:]]
         path = os.pathsep.join(
             filter(None, [variables.pop("PYTHONPATH", ""), str(ROOT), os.environ.get("PYTHONPATH")])
         )
