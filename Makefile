@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Threads that wait without spinning: little slower alone, several times faster beside other work.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test test-all check format bench bench-gpu clean
+.PHONY: help demo test test-all check format docs bench bench-gpu clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -29,6 +29,10 @@ check: $(VENV)/.installed  ## lint, format and types
 format: $(VENV)/.installed  ## mend lint and format where that can be done by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed  ## the site, without a network: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The site is site/index.html"
 
 bench: $(VENV)/.installed  ## how fast it is, side by side with what it could be: runs/bench.json
 	$(BIN)/python -m benchmarks

@@ -31,8 +31,13 @@ from tests.conftest import write_h5
 from tests.models.keras_writer import KerasWriter
 
 ROOT = Path(__file__).parents[1]
-PAGES = {path: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
-BLOCKS = [block for text in PAGES.values() for block in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)]
+PAGES = {path: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
+BLOCKS = [
+    block
+    for path, text in PAGES.items()
+    if path.parent.name != "tutorials"  # tests/test_tutorials.py follows them
+    for block in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
+]
 COMMANDS = [
     shlex.split(line)
     for line in dict.fromkeys(
@@ -112,12 +117,6 @@ def runnable(in_example_files, tmp_path, monkeypatch):
     for name in ("my.h5", "made.h5"):
         write_h5(tmp_path / name, shape=SHAPE)
     write_atlas(tmp_path / "template_25um.nrrd")
-    (tmp_path / "my_conf" / "model").mkdir(parents=True)
-    (tmp_path / "my_conf" / "model" / "shift.yaml").write_text(
-        next(b for _, b in BLOCKS if "shift.yaml" in b)
-    )
-    (tmp_path / "my_lab.py").write_text(next(b for _, b in BLOCKS if "# my_lab.py" in b))
-    monkeypatch.syspath_prepend(tmp_path)
 
     def runnable(arguments: list[str]) -> list[str]:
         extra = list(TINY)
@@ -143,9 +142,7 @@ def write_atlas(path: Path) -> None:
 
 def kind(command: list[str]) -> tuple[str, ...]:
     """Return what makes a training another kind: its network, data and experiment."""
-    return tuple(
-        sorted(a for a in command if re.match(r"(model|data|experiment|sweep|--config-dir)(=|$)", a))
-    )
+    return tuple(sorted(a for a in command if re.match(r"(model|data|experiment|sweep)(=|$)", a)))
 
 
 RUNNABLE = [c for c in TRAININGS if not {"…", "atlas=allen", *ON_SEVERAL} & set(c)]
@@ -163,9 +160,6 @@ def test_other_training_commands_compose(command, runnable, tmp_path):
 @pytest.mark.parametrize("command", ONE_OF_A_KIND, ids=" ".join)
 def test_training_commands(command, runnable, tmp_path):
     arguments = [a for a in command[command.index("train.py") + 1 :] if a != "-m"]
-    if "--config-dir" in arguments:
-        place = arguments.index("--config-dir")
-        arguments[place : place + 2] = [f"hydra.searchpath=[file://{tmp_path / arguments[place + 1]}]"]
     run = runnable(single_runs(arguments)[0])
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for others in single_runs(arguments)[1:]:
@@ -279,17 +273,22 @@ def test_make_commands_exist():
 
 
 def test_validate_command(tmp_path, capsys):
-    assert "`atlalign validate my.h5`" in PAGES[ROOT / "docs" / "own-data.md"]
+    assert "`atlalign validate my.h5`" in PAGES[ROOT / "docs/guides/own-data.md"]
     assert atlalign(["validate", str(write_h5(tmp_path / "my.h5"))]) == 0
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "atlalign"], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if c[0] == "atlalign" and c[1:] != ["--version"]], ids=" ".join
+)
 def test_atlalign_commands(command, in_example_files, monkeypatch):
     if command[1] == "review":  # it would serve until Ctrl-C
         monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", lambda self: None)
         monkeypatch.setattr(webbrowser, "open", lambda address: True)
-    if command[1] == "locate":  # the locator knows an atlas of the Allen size
-        command = [word if word != "atlas_25um.h5" else "phantom" for word in command]
+    if "my_sections" in command:  # the locator knows an atlas of the Allen size
+        command = [word for word in command if word not in ("--atlas", "atlas_25um.h5")] + [
+            "--atlas",
+            "phantom",
+        ]
     if command[1] == "runs":
         write_run(Path(command[2]) / "0")
     if command[-1] == "all_in_atlas.csv":  # the next command's file
@@ -335,20 +334,15 @@ def test_every_loss_key_is_listed():
     from atlalign.losses import ALL_DVF_LOSSES, ALL_IMAGE_LOSSES, ALL_REGULARITY_LOSSES
 
     for key in {*ALL_DVF_LOSSES, *ALL_IMAGE_LOSSES, *ALL_REGULARITY_LOSSES}:
-        assert f"`{key}`" in PAGES[ROOT / "docs" / "train.md"]
+        assert f"`{key}`" in PAGES[ROOT / "docs/guides/train.md"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_linked_files_exist(page):
     prose = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
-    for target in re.findall(r"\]\(([^)#]+)\)", prose):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", prose):
         assert target.startswith("http") or (page.parent / target).exists(), target
 
 
-def test_every_page_is_linked_from_the_readme():
-    linked = set(re.findall(r"\]\((docs/[^)#]+)\)", PAGES[ROOT / "README.md"]))
-    assert {f"docs/{page.name}" for page in PAGES if page.parent.name == "docs"} == linked
-
-
 def test_the_readme_stays_short():
-    assert len(PAGES[ROOT / "README.md"].splitlines()) <= 150
+    assert len(PAGES[ROOT / "README.md"].splitlines()) <= 130

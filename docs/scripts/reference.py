@@ -1,0 +1,254 @@
+"""The parts of the reference that are made from the code: each public function returns Markdown.
+
+A page asks for a part by a line `<!-- made: NAME ARGUMENT -->`.
+"""
+
+import argparse
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from importlib import import_module
+from inspect import cleandoc, getdoc
+from pathlib import Path
+from typing import Any
+
+import conf_files
+import griffe
+
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
+_DIFFERENCES = ("experiment", "sweep")
+_NO_DEFAULT = (None, False, argparse.SUPPRESS)
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def command_line() -> str:
+    """Return every command of `atlalign` with its arguments and options, as its parser declares them."""
+    from atlalign.cli import _parser
+    from atlalign.cli.programs import PROGRAMS
+
+    (commands,) = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+    parts = [_command(name, parser) for name, parser in commands.choices.items() if name not in PROGRAMS]
+    parts += [_program(name, str(program.__doc__)) for name, program in PROGRAMS.items()]
+    return "\n\n".join(parts)
+
+
+def _command(name: str, parser: argparse.ArgumentParser) -> str:
+    os.environ["COLUMNS"] = "100"  # of the usage
+    usage = parser.format_usage().removeprefix("usage: ")
+    groups = [table for group in parser._action_groups if (table := _options(parser, group))]
+    return "\n\n".join(
+        [f"## atlalign {name}", _prose(str(parser.description)), f"```text\n{usage}```", *groups]
+    )
+
+
+def _options(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) -> str:
+    actions = [a for a in group._group_actions if not isinstance(a, argparse._HelpAction)]
+    if not actions:
+        return ""
+    title = {"positional arguments": "Arguments", "options": "Options"}.get(
+        str(group.title), f"Options: {group.title}"
+    )
+    expand = parser.formatter_class(parser.prog)._expand_help
+    rows = [(_written(action), _default(action), _prose(expand(action))) for action in actions]
+    return f"**{title}**\n\n" + table(("option", "default", "meaning"), rows)
+
+
+def _written(action: argparse.Action) -> str:
+    """Return how an argument is written on the command line."""
+    names = action.metavar if isinstance(action.metavar, tuple) else [action.metavar]
+    value = " ".join(str(name) for name in names if name)
+    if action.choices:
+        value = "|".join(map(str, action.choices))
+    elif not value and action.nargs != 0 and action.option_strings:
+        value = action.dest.upper()
+    more = "…" if action.nargs in ("+", "*") else ""
+    return f"`{' '.join(filter(None, [*action.option_strings[:1], value]))}{more}`"
+
+
+def _default(action: argparse.Action) -> str:
+    if action.required or not action.option_strings:
+        return "required"
+    return "" if action.default in _NO_DEFAULT or action.default == [] else f"`{action.default}`"
+
+
+def _program(name: str, purpose: str) -> str:
+    return (
+        f"## atlalign {name}\n\n{purpose} Takes `KEY=VALUE` and `GROUP=OPTION` instead of options: see "
+        f"[configuration](configuration.md). In a checkout, `python {name}.py` is the same."
+    )
+
+
+# --- the configuration ------------------------------------------------------------------------------------------------
+
+
+def configuration(program: str) -> str:
+    """Return the keys of a program (train, generate or evaluate) outside of the groups."""
+    return _keys(CONF / f"{program}.yaml")
+
+
+def groups() -> str:
+    """Return every option of every group of `conf/`, with its keys."""
+    folders = [path for path in sorted(CONF.iterdir()) if path.is_dir()]
+    parts = [_group(folder.name, folder) for folder in folders if folder.name != "hydra"]
+    return "\n\n".join([*parts, _group("hydra/sweeper", CONF / "hydra" / "sweeper")])
+
+
+def _group(name: str, folder: Path) -> str:
+    return "\n\n".join([f"### {name}", *(_option(name, path) for path in sorted(folder.glob("*.yaml")))])
+
+
+def _option(group: str, path: Path) -> str:
+    read = conf_files.read(path)
+    target = f" It builds `{read.target}`." if read.target else ""
+    if group in _DIFFERENCES:
+        return f"#### {group}={path.stem}\n\n{_shown(read.purpose)}\n\n```yaml\n{_without_top(path)}\n```"
+    begins = f" It begins with {', '.join(f'`{name}`' for name in read.begins)}." if read.begins else ""
+    return f"#### {group}={path.stem}\n\n{_shown(read.purpose)}{begins}{target}\n\n{_keys(path)}"
+
+
+def _without_top(path: Path) -> str:
+    """Return a file without the comment at its top."""
+    return re.sub(r"\A(#.*\n)+", "", path.read_text(encoding="utf-8")).strip()
+
+
+def _keys(path: Path) -> str:
+    rows = [
+        (f"`{key.name}`", f"`{key.default}`" if key.default else "", _shown(key.meaning))
+        for key in conf_files.read(path).keys
+    ]
+    return table(("key", "default", "meaning"), rows) if rows else ""
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+def losses(term: str) -> str:
+    """Return the keys and formulas of a table of losses: image, dvf or regularity."""
+    from atlalign import losses as rooms
+
+    registry = getattr(rooms, f"ALL_{term.upper()}_LOSSES")
+    images = set(rooms.ALL_IMAGE_LOSSES) - {"mae", "mse"}
+    rows = [
+        (f"`{key}`", _shown(_formula(key, registry)))
+        for key in registry
+        if term != "dvf" or key not in images
+    ]
+    return table(("key", "value"), rows)
+
+
+def _formula(key: str, registry: Any) -> str:
+    from atlalign.losses import PerceptualLoss
+
+    if key.startswith("perceptual_loss"):
+        return first_sentence(PerceptualLoss)
+    return _said(registry[key])
+
+
+def _said(loss: Any) -> str:
+    """Return the formula of a loss as its docstring states it, with the values of its parameters."""
+    from atlalign.losses import combine, dvf, image, regularity
+
+    match loss:
+        case combine.FunctionLoss():
+            return _said(loss.function)
+        case combine.Mixer():
+            parts = zip(loss.weights, loss.losses, strict=True)
+            return " + ".join(f"{weight:g} · `{part.extra_repr()}`" for weight, part in parts)
+        case regularity.OfEachField():
+            return f"{_said(loss.loss)} The mean over the field and its inverse."
+        case image.NCC():
+            return f"{first_sentence(image.ncc)} Here `window` is {loss.window}."
+        case dvf.VDClipper():
+            return f"{first_sentence(dvf.vdclip)} Here {loss.extra_repr()}."
+        case dvf.Grad():
+            return first_sentence(dvf.grad)
+    return first_sentence(loss)
+
+
+def first_sentence(documented: Any) -> str:
+    """Return the first sentence of a docstring without its "Return"."""
+    return " ".join(str(getdoc(documented)).split("\n\n")[0].split()).removeprefix("Return ")
+
+
+# --- quality ----------------------------------------------------------------------------------------------------------
+
+
+def measures() -> str:
+    """Return the measures that flag a section, with their limits and meanings."""
+    from atlalign.registration.quality import LIMITS, Quality
+
+    fields = parameters(Quality)
+    derived = {
+        name: first_sentence(found) for name, found in vars(Quality).items() if isinstance(found, property)
+    }
+    rows = [
+        (f"`{name}`", f"{limit.look:g}", f"{limit.fail:g}", _prose((fields | derived)[name]))
+        for name, limit in LIMITS.items()
+    ]
+    return table(("measure", "look above", "fail above", "meaning"), rows)
+
+
+def quality_columns() -> str:
+    """Return all that is measured of a registration."""
+    from atlalign.registration.quality import Quality
+
+    return table(
+        ("column", "meaning"), [(f"`{name}`", _prose(text)) for name, text in parameters(Quality).items()]
+    )
+
+
+# --- the Python API ---------------------------------------------------------------------------------------------------
+
+
+def python(module: str) -> str:
+    """Return the public names of a module, to be filled from their docstrings by mkdocstrings."""
+    public = getattr(import_module(module), "__all__", ())
+    return "\n\n".join(f"::: {module}.{name}" for name in public if not name.startswith("__"))
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def parameters(documented: Any) -> dict[str, str]:
+    """Return the meanings of parameters and attributes by name, from the docstrings of a class or function."""
+    found: dict[str, str] = {}
+    classes = [kind for kind in reversed(getattr(documented, "__mro__", ())) if kind is not object]
+    for owner in (*classes, getattr(documented, "__init__", None), documented):
+        text = cleandoc(getattr(owner, "__doc__", None) or "")
+        for section in griffe.Docstring(text).parse("google", warnings=False):
+            if section.kind.value in ("parameters", "attributes"):
+                found |= {entry.name.lstrip("*"): entry.description for entry in section.value}
+    return found
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    return "\n".join(_lines(header, rows))
+
+
+def _lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield _line(header)
+    yield _line(["---"] * len(header))
+    yield from map(_line, rows)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _prose(text: str) -> str:
+    """Return text that begins with a capital and ends with a full stop."""
+    text = _shown(text)
+    return text[:1].upper() + text[1:] if text else ""
+
+
+def _shown(text: str) -> str:
+    """Return text that ends with a full stop, and whose angle brackets and stars are no markup."""
+    text = " ".join(text.split()).replace("<", "&lt;")
+    text = re.sub(r"(?<![\w`*])\*(?=\w)", r"\\*", text)
+    return text + ("" if not text or text[-1] in ".:;!?" else ".")
