@@ -23,7 +23,6 @@ from atlalign.registration.placement import Section, read_section
 
 _ERROR_MM = 0.8  # of a plane that a person sets by eye
 _STEPS = np.arange(-5.0, 6.0)  # half a millimetre of a mouse's brain
-_DEGREES = np.array([-6.0, -3.0, 0.0, 3.0, 6.0])
 _ROWS_PX = 160
 _CLEARLY = 0.01  # of likeness: a smaller gain is noise
 
@@ -89,7 +88,7 @@ class NearbySearch:
         search = self._search(section, start.on(section.shape), side, name)
         begin = Lie.of(search.proposal.matrix, search.frame)
         lie, curve = search.along(search.fitter.straightened(begin), _STEPS)
-        lie, slopes_error = search.sloped(search.fitter, lie, _DEGREES)
+        lie, slopes_error = search.refined(lie)
         lie = search.settle(search.found(lie, curve, slopes_error)).lie
         before, after = (float(search.finer.likeness(one, one.plane[None])[0]) for one in (begin, lie))
         if after < before + _CLEARLY:

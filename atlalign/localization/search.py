@@ -135,12 +135,16 @@ class Search:
         """Return the best place: along the axis first, then position and slopes together."""
         lie = self.fitter.straightened(Lie.of(self.proposal.matrix, self.frame))
         lie, curve = self.along(lie, _WIDE)
-        lie = self.fitter.straightened(lie)
-        slopes_error = np.zeros(2)
+        lie, slopes_error = self.refined(lie)
+        return self.found(lie, curve, slopes_error)
+
+    def refined(self, lie: Lie) -> tuple[Lie, Floats]:
+        """Return the best place near one, position and slopes together, and the standard deviations of both slopes."""
+        lie, slopes_error = self.fitter.straightened(lie), np.zeros(2)
         for steps, degrees in _ROUNDS:
             lie, slopes_error = self.tuned(lie, steps * self.step_mm, np.tan(np.deg2rad(degrees)))
             lie = self.fitter.straightened(lie)
-        return self.found(lie, curve, slopes_error)
+        return lie, slopes_error
 
     def settle(self, found: Found) -> Found:
         """Return the place with how well the section fits along the axis near it."""
