@@ -1,6 +1,6 @@
-"""The sweepers for grids and for searches with Optuna; Hydra looks for plugins in packages of this name alone.
+"""Sweepers for grids and for Optuna searches; Hydra finds plugins only in packages called hydra_plugins.
 
-Hydra imports it at each start of any of its programs: what is heavy is imported where it is used.
+Hydra imports this module whenever one of its programs starts, so heavy libraries are imported where they are used.
 """
 
 import importlib.util
@@ -24,33 +24,33 @@ _log = logging.getLogger(__name__)
 
 
 class GridSweeper(BasicSweeper):
-    """Hydra's own sweeper over every combination, which checks the keys of a batch of runs before its first one.
+    """Hydra's sweeper over every combination, which also checks the keys of all runs before the first one starts.
 
-    All runs are one batch unless `max_batch_size` says otherwise.
+    All runs form one batch unless `max_batch_size` is set.
     """
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Compose each run and check its keys.
 
         Raises:
-            InputError: If something that a run builds does not take a key.
+            InputError: If an object that a run builds does not accept a key.
         """
         for job in batch:
             _check_job(self, job)
 
 
 class OptunaSweeper(Sweeper):
-    """Lets Optuna choose the runs; each is a trial, named by its number, and any launcher may run it.
+    """Lets Optuna choose the runs; each run is a numbered trial, and any launcher can start it.
 
-    What became of a run is read from its folder, so that a sweep that was stopped goes on where it was: finished
-    trials stay, begun ones go on from their last checkpoint.
+    The result of a run is read from its folder, so that a stopped sweep can resume: finished trials stay, and
+    unfinished ones resume from their last checkpoint.
 
     Args:
-        n_trials: Trials in all, those of earlier calls included.
-        n_jobs: Trials that are launched together.
-        params: What is varied, in Hydra's grammar, by key; the command line adds to it.
-        sampler: An Optuna sampler's configuration, with `_partial_: true`.
-        seed: Decides what is tried.
+        n_trials: Total number of trials, including those of earlier calls.
+        n_jobs: Number of trials launched together.
+        params: Varied values by key, in Hydra's grammar; the command line adds to them.
+        sampler: The configuration of an Optuna sampler, with `_partial_: true`.
+        seed: Random seed of the sampler.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class OptunaSweeper(Sweeper):
         self.launcher: Launcher | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra gives to a sweeper.
+        """Store the objects that Hydra passes to a sweeper.
 
         Raises:
-            InputError: If Optuna is not installed, or a number is none.
+            InputError: If Optuna is not installed, or a number is invalid.
         """
         from hydra.core.plugins import Plugins
 
@@ -91,8 +91,8 @@ class OptunaSweeper(Sweeper):
         """Run trials until there are `n_trials`.
 
         Raises:
-            InputError: If something does not take a key that all trials share, the folder holds another study, another
-                process works on it, or every trial failed.
+            InputError: If an object does not accept a key that all trials share, the folder holds another study,
+                another process works on it, or every trial failed.
         """
         assert self.config is not None
         folder = Path(self.config.hydra.sweep.dir)
@@ -128,7 +128,7 @@ class OptunaSweeper(Sweeper):
         return SweepStudy(folder, space, fixed, sampler=instantiate(self.sampler), seed=self.seed), fixed
 
     def _run(self, study: "SweepStudy", fixed: Sequence[str], numbers: Sequence[int]) -> None:
-        """Launch trials together and take over what became of them."""
+        """Launch trials together and record their results."""
         jobs = {number: _job(fixed, study, number) for number in numbers}
         legal = {
             number: job for number, job in jobs.items() if self._composes(study.folder / str(number), job)
@@ -140,7 +140,7 @@ class OptunaSweeper(Sweeper):
             _log.info(f"trial {number}: {run.status} {run.reason}".rstrip())
 
     def _composes(self, folder: Path, job: Sequence[str]) -> bool:
-        """Check a job before it is launched, where one that cannot be composed would end the sweep."""
+        """Check a job before it is launched; an invalid job inside the launcher would end the sweep."""
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
@@ -164,7 +164,7 @@ class OptunaSweeper(Sweeper):
         except Exception as error:
             # A job that is killed from outside ends the launcher's batch, not the sweep.
             if not any(has_begun(folder / str(number)) for number in jobs):
-                raise InputError(f"the launcher began no run: {describe(error)}") from error
+                raise InputError(f"the launcher started no run: {describe(error)}") from error
             _log.warning(f"trials {', '.join(map(str, jobs))}: {describe(error)}")
             return
         for number, result in zip(jobs, results, strict=True):
@@ -172,7 +172,7 @@ class OptunaSweeper(Sweeper):
 
 
 def _check_job(sweeper: GridSweeper | OptunaSweeper, job: Sequence[str]) -> None:
-    """Compose a run and check that what it builds takes its keys."""
+    """Compose a run and check that the objects that it builds accept their keys."""
     from atlalign.arguments import check_keys
 
     assert sweeper.config is not None
@@ -183,12 +183,12 @@ def _check_job(sweeper: GridSweeper | OptunaSweeper, job: Sequence[str]) -> None
 
 
 def _job(fixed: Sequence[str], study: "SweepStudy", number: int) -> list[str]:
-    """Return the overrides of a trial's run, which goes on where it was begun before."""
+    """Return the overrides of a trial's run, which resumes if it was started before."""
     return ["ckpt_path=auto", *fixed, *study.overrides(number), f"hydra.sweep.subdir={number}"]
 
 
 def _to_go_on(study: "SweepStudy") -> list[int]:
-    """Return the trials that an earlier call left under way, less those that end without a word each time."""
+    """Return the unfinished trials of an earlier call, without those that are killed at the same point each time."""
     from atlalign.training.runs import record_failure
 
     begun = [number for number in study.open_trials() if study.settle(number).status == "unfinished"]
@@ -200,15 +200,15 @@ def _to_go_on(study: "SweepStudy") -> list[int]:
 
 
 def _record_silent_failure(folder: Path, result: JobReturn) -> None:
-    """Record the error of a run that ended before it could do so itself."""
+    """Record the error of a run that ended before it could record the error itself."""
     from atlalign.io.files import LockedError
     from atlalign.training.runs import read_run, record_failure
 
     if result.status == JobStatus.COMPLETED or read_run(folder).status != "unfinished":
         return
     try:
-        _ = result.return_value  # raises what ended the run
-    except LockedError:  # another run is at work in the folder, and has not ended
+        _ = result.return_value  # raises the error that ended the run
+    except LockedError:  # another run works in the folder and has not ended
         return
     except Exception as error:
         record_failure(folder, error)
@@ -216,23 +216,23 @@ def _record_silent_failure(folder: Path, result: JobReturn) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second process from the same sweep."""
+    """Keep a second process from running the same sweep."""
     from atlalign.io.files import LockedError, lock
 
     try:
         with lock(folder / "study"):
             yield
     except LockedError as error:
-        raise LockedError(f"{error.holder} runs the sweep in {folder}: wait for its end") from error
+        raise LockedError(f"{error.holder} runs the sweep in {folder}: wait until it ends") from error
 
 
 def _conclude(study: "SweepStudy") -> None:
     from atlalign.errors import InputError
 
     for number in study.open_trials():
-        _log.warning(f"trial {number} has no result: the same command goes on with it")
+        _log.warning(f"trial {number} has no result: repeat the command to resume it")
     best = study.best()
     if best is None:
-        raise InputError(f"{study.folder}: no trial came to its end; `atlalign runs {study.folder}` says why")
+        raise InputError(f"{study.folder}: no trial finished; `atlalign runs {study.folder}` shows why")
     _log.info(f"best: trial {best.number} with {best.value:.4g}: {' '.join(study.overrides(best.number))}")
-    _log.info(f"atlalign runs {study.folder} shows all of them")
+    _log.info(f"atlalign runs {study.folder} shows all trials")

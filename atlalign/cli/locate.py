@@ -153,7 +153,7 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         raise InputError(f"--out: expected a .json file, got {out}")
     for path in (out, out.with_suffix(".csv"), out.with_suffix(".html")):
         if path.exists() and not overwrite:
-            raise InputError(f"{path} exists already: choose another --out, or --overwrite")
+            raise InputError(f"{path} already exists: choose another --out, or --overwrite")
 
 
 def _with_subfolders(inputs: Sequence[Path]) -> list[Path]:

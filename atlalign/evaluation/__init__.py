@@ -1,1 +1,1 @@
-"""How good a network is: measures of each section beside those of other methods, as tables and one page."""
+"""Evaluation: measures of each section for a network and other methods, as tables and an HTML page."""

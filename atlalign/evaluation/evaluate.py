@@ -1,7 +1,7 @@
 """Evaluation: a trained network beside baselines on annotated sections, as tables, JSON and a report.
 
 Each sample is measured by itself. Means are over sections: samples that show one section (one `image_id`) are averaged
-first, and the confidence intervals come from a bootstrap over sections, since copies of one are not independent.
+first. Confidence intervals come from a bootstrap over sections, since samples of one section are not independent.
 """
 
 import inspect
@@ -61,23 +61,25 @@ _KINDS: Mapping[str, Any] = {
 }
 _SPLITS = ("val", "train", "all")
 _LEAST = {"n_viewers": 0, "n_resamples": 1, "seed": 0}
-_BYTES_A_RESAMPLE = 2**13  # of the draws of some hundred sections
+_BYTES_A_RESAMPLE = 2**13  # of the bootstrap draws over some hundred sections
 _SPLIT_KEYS = ("val_fraction", "train_indexes", "val_indexes", "split_seed")
-# What a checkpoint may have built, by plain arguments; its file is not trusted to name anything else.
+# Atlas functions that a checkpoint may call, with plain arguments; its file is not trusted to name anything else.
 _ATLASES = {
     f"atlalign.atlas.atlas.{make.__name__}": make for make in (phantom_atlas, file_atlas, allen_atlas)
 }
 _ATLAS_FILES = ("path", "annotation_path", "ontology_path")
-_GIVE_ATLAS = "give the atlas that the sections are registered to, atlas=file atlas.path=FILE or atlas=allen"
+_GIVE_ATLAS = (
+    "name the atlas that the sections are registered to with atlas=file atlas.path=FILE or atlas=allen"
+)
 
 
 def evaluate(config: DictConfig) -> Path:
     """Evaluate as `conf/evaluate.yaml` describes and return the folder with tables and report.
 
     Raises:
-        InputError: If something in the configuration, the model or the data is wrong; then nothing is written.
+        InputError: If the configuration, the model or the data are invalid; then nothing is written.
     """
-    # Whatever must be given is asked for here: an object that is built without it would only miss an argument.
+    # Missing values are reported here by their key; later, a constructor would only report a missing argument.
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     check_kinds_of(config, _KINDS)
     check_kind("model.path", config.model.path, str)
@@ -85,7 +87,7 @@ def evaluate(config: DictConfig) -> Path:
     config = _on_an_atlas(_as_trained(config, origin), origin)
     out = Path(config.out).expanduser()
     if out.exists():
-        raise InputError(f"out: {out} exists already: name another folder")
+        raise InputError(f"out: {out} already exists: choose another folder")
     _check_values(config)
     _check_like_training(config, origin)
     baselines = {name: baseline(name) for name in as_list(config.baselines)}
@@ -103,7 +105,7 @@ def evaluate(config: DictConfig) -> Path:
 
 
 def _check_values(config: DictConfig) -> None:
-    """Check what is no argument of anything that is built."""
+    """Check the values that no built object takes as an argument."""
     if config.split not in _SPLITS:
         raise unknown_name("split", config.split, _SPLITS)
     check_numbers(config, _LEAST)
@@ -112,14 +114,14 @@ def _check_values(config: DictConfig) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Trial:
-    """The samples that are measured, and what against.
+    """The measured samples and the truth that they are compared with.
 
     Attributes:
         dataset: All samples of the file.
-        samples: The numbers of those that are measured.
-        levels: What regions are measured by, as for `Regions`; None for no regions.
-        landmarks: Points that are known in both images; None for none.
-        perceptual: The perceptual distance of two images; None to do without.
+        samples: The indexes of the measured samples.
+        levels: The levels at which regions are measured, as for `Regions`; None measures no regions.
+        landmarks: Points known in both images; None if there are none.
+        perceptual: The perceptual distance of two images; None to skip it.
     """
 
     dataset: RegistrationDataset
@@ -134,14 +136,14 @@ class _Trial:
 
     @classmethod
     def of(cls, config: DictConfig) -> "_Trial":
-        """Build what the configuration describes; what is wrong with a file shows here."""
+        """Build the objects that the configuration describes; errors in its files are found here."""
         perceptual = None
         if config.perceptual_weights is not None:
             perceptual = losses.PerceptualLoss(net="alex", backbone_weights=config.perceptual_weights)
         atlas: Atlas = build(config.atlas)
         if config.segmentation and atlas.annotation is None:
             raise InputError(
-                f"atlas '{atlas.name}' holds no annotation: name a file of region ids, or say segmentation=false"
+                f"atlas '{atlas.name}' holds no annotation: name a file of region ids, or set segmentation=false"
             )
         dataset, samples = _read_data(config, atlas)
         landmarks = None
@@ -156,7 +158,7 @@ class _Trial:
         )
 
     def run(self, methods: Mapping[str, Method]) -> list[Row]:
-        """Return what each method reaches on each sample."""
+        """Return the measures of each method on each sample."""
         methods[NETWORK](self.batch(int(self.samples[0])))  # the first call of a network takes longer
         rows = []
         for sample in track(self.samples.tolist(), description="evaluating"):
@@ -174,7 +176,7 @@ class _Trial:
         return complete(default_collate([self.dataset[sample]]))
 
     def views(self, register: Method, rows: Sequence[Row], n: int) -> list[pages.View]:
-        """Return `n` samples, or all if there are fewer, from the network's worst to its best, registered by it."""
+        """Return `n` samples (or all, if there are fewer) from the network's worst to its best, registered by it."""
         errors = {r.sample: r.measures["displacement/distance_px"] for r in rows if r.method == NETWORK}
         ranked = sorted(errors, key=lambda sample: -errors[sample])
         chosen = np.unique(np.linspace(0, len(ranked) - 1, min(n, len(ranked))).round().astype(int))
@@ -225,16 +227,18 @@ class _Trial:
         )
 
 
-# --- what is given ----------------------------------------------------------------------------------------------------
+# --- inputs -----------------------------------------------------------------------------------------------------------
 
 
 def _read_data(config: DictConfig, atlas: Atlas) -> tuple[RegistrationDataset, NDArray[np.int64]]:
-    """Return the checked data set, and the numbers of the samples of the split."""
+    """Return the checked data set, and the indexes of the samples in the split."""
     with open_dict(config.data):
-        config.data.return_inverse = bool(config.data.get("return_inverse"))  # left open, nothing needs it
+        config.data.return_inverse = bool(config.data.get("return_inverse"))  # null: no measure needs it
     datamodule = build(config.data, atlas=atlas)
     if not isinstance(datamodule, RegistrationDataModule):
-        raise InputError("data: expected annotated samples in a file: data=h5 data.path=FILE, or data=demo")
+        raise InputError(
+            "data: expected annotated samples in a file: set data=h5 data.path=FILE, or data=demo"
+        )
     datamodule.prepare_data()
     dataset = RegistrationDataset(datamodule.path, atlas, dark_ground=datamodule.dark_ground)
     if config.split == "all":
@@ -250,13 +254,13 @@ def _read_data(config: DictConfig, atlas: Atlas) -> tuple[RegistrationDataset, N
 
 
 def _as_trained(config: DictConfig, origin: ModelOrigin) -> DictConfig:
-    """Return the configuration with what its data leave open as the network was trained, and say what that is."""
+    """Return the configuration with missing data settings as the network was trained, and print these settings."""
     data = config.data
     found: dict[str, Any] = {}
     if data.image_shape is None:
         if origin.image_shape is None:
             raise InputError(
-                f"{config.model.path} does not tell the size of its images: say data.image_shape=[HEIGHT,WIDTH]"
+                f"{config.model.path} does not record the size of its images: set data.image_shape=[HEIGHT,WIDTH]"
             )
         found["image_shape"] = list(origin.image_shape)
     if "dark_ground" in data and data.dark_ground is None:
@@ -264,33 +268,33 @@ def _as_trained(config: DictConfig, origin: ModelOrigin) -> DictConfig:
         known = trained if isinstance(trained, Mapping) else {}
         found["dark_ground"] = bool(known.get("dark_ground", True))
     for name, value in found.items():
-        print(f"data.{name}={str(value).lower().replace(' ', '')}, to suit {config.model.path}")
+        print(f"data.{name}={str(value).lower().replace(' ', '')}, as recorded in {config.model.path}")
     return cast(DictConfig, OmegaConf.merge(config, {"data": found}))
 
 
 def _on_an_atlas(config: DictConfig, origin: ModelOrigin) -> DictConfig:
-    """Return the configuration with the atlas that the network was trained on where none is given, and say which it is.
+    """Return the configuration with the network's training atlas if none is configured, and print the choice.
 
-    Where the model does not tell, this is the phantom, which only sections of the phantom may meet.
+    If the model does not record its atlas, the phantom is used, which only fits sections of the phantom.
 
     Raises:
-        InputError: If the atlas has gone, or is none of this package's.
+        InputError: If the atlas file is missing, or the atlas does not come from this package.
     """
     if "_target_" in config.atlas:
         return config
     trained = origin.config.get("atlas")
     if isinstance(trained, Mapping):
-        target, of_whom = str(trained.get("_target_")), f"to suit {config.model.path}"
+        target, of_whom = str(trained.get("_target_")), f"as recorded in {config.model.path}"
     else:
         trained, target = {}, "atlalign.atlas.atlas.phantom_atlas"
-        of_whom = f"for {config.model.path} does not tell its atlas"
+        of_whom = f"since {config.model.path} does not record its atlas"
     if target not in _ATLASES:
         raise InputError(f"atlas: {config.model.path} was trained with {target}: {_GIVE_ATLAS}")
     known = _plain_arguments(trained, _ATLASES[target], str(config.model.path))
     gone = [key for key in _ATLAS_FILES if known.get(key) and not Path(known[key]).expanduser().exists()]
     if gone:
         raise InputError(
-            f"atlas: {config.model.path} was trained with {known[gone[0]]}, which is not there: {_GIVE_ATLAS}"
+            f"atlas: {config.model.path} was trained with {known[gone[0]]}, which is missing: {_GIVE_ATLAS}"
         )
     name = target.rpartition(".")[2].removesuffix("_atlas")
     path = f" atlas.path={known['path']}" if "path" in known else ""
@@ -305,7 +309,7 @@ def _on_an_atlas(config: DictConfig, origin: ModelOrigin) -> DictConfig:
 def _plain_arguments(
     trained: Mapping[str, Any], make: Callable[..., Atlas], checkpoint: str
 ) -> dict[str, Any]:
-    """Return a configuration's values of what `make` takes: numbers and words, nothing to be built or resolved."""
+    """Return a configuration's values for the arguments of `make`; only numbers and plain strings are allowed."""
     of_evaluation = ("image_shape", "with_annotation")
     taken = [key for key in inspect.signature(make).parameters if key not in of_evaluation]
     known = {key: trained[key] for key in taken if key in trained}
@@ -316,34 +320,34 @@ def _plain_arguments(
 
 
 def _check_like_training(config: DictConfig, origin: ModelOrigin) -> None:
-    """Raise an InputError where the checkpoint was trained at another size, or on another split of the same data.
+    """Raise an InputError if the checkpoint was trained at another size, or on another split of the same data.
 
-    With another split, samples that trained the network would pass for samples that it never saw.
+    Otherwise, training samples would be mistaken for samples that the network has never seen.
     """
     shape = tuple(config.data.image_shape)
     if origin.image_shape not in (None, shape):
         height, width = origin.image_shape
         raise InputError(
             f"data.image_shape is {shape}, but {config.model.path} was trained at {origin.image_shape}: "
-            f"say data.image_shape=[{height},{width}]"
+            f"set data.image_shape=[{height},{width}]"
         )
     trained = origin.config.get("data")
     data = cast(dict[str, Any], OmegaConf.to_container(config.data, resolve=True))
     if not isinstance(trained, Mapping) or not _same_file(trained, data):
         return
     if config.split == "all":
-        print(f"split=all: samples that {config.model.path} was trained on are among those that are measured")
+        print(f"split=all: the measured samples include the training samples of {config.model.path}")
         return
     for key in _SPLIT_KEYS:
         if key in trained and trained[key] != data[key]:
             raise InputError(
                 f"data.{key} is {data[key]}, but {config.model.path} was trained on these data with {trained[key]}: "
-                f"say data.{key}={trained[key]}, or split=all"
+                f"set data.{key}={trained[key]}, or split=all"
             )
 
 
 def _same_file(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Return whether two configurations of data read the same file, or draw the same demo data."""
+    """Return whether two data configurations read the same file, or draw the same demo data."""
     paths = [Path(data.get("path") or "").expanduser().resolve() for data in (one, other)]
     return one.get("_target_") == other.get("_target_") and paths[0] == paths[1]
 
@@ -356,11 +360,11 @@ def _check_finite(estimate: Estimate, method: str, sample: int) -> None:
             )
 
 
-# --- what is left -----------------------------------------------------------------------------------------------------
+# --- outputs ----------------------------------------------------------------------------------------------------------
 
 
 def _describe(config: DictConfig, trial: _Trial) -> dict[str, Any]:
-    """Return what makes the evaluation repeatable."""
+    """Return a description from which the evaluation can be repeated."""
     return {
         "model": str(config.model.path),
         "data": str(trial.dataset.path),

@@ -1,4 +1,4 @@
-"""Landmarks of a data set: points that are known in both images of a sample, read from a table."""
+"""Landmarks of a data set: points known in both images of a sample, read from a table."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -18,7 +18,7 @@ _COLUMNS = ("reference_x", "reference_y", "moving_x", "moving_y")
 
 
 class Landmarks(NamedTuple):
-    """Points that are known in both images, by the number of a sample or by an image_id.
+    """Points known in both images, by sample index or by image_id.
 
     `points` are (N, 4) each: x and y in the reference, x and y in the moving image, in pixels.
     """
@@ -27,7 +27,7 @@ class Landmarks(NamedTuple):
     points: dict[int, Tensor]
 
     def of(self, sample: int, image_id: int) -> tuple[Tensor, Tensor] | None:
-        """Return the points (1, N, 2) in the reference and in the moving image, None if the sample has none."""
+        """Return the points (1, N, 2) in the reference and in the moving image, or None if the sample has none."""
         found = self.points.get(sample if self.key == "sample" else image_id)
         return None if found is None else (found[None, :, :2], found[None, :, 2:])
 
@@ -38,14 +38,14 @@ def landmarks_of(
     """Return the landmarks of a data set, in pixels of its working size.
 
     Args:
-        path: A table as `read_landmarks` takes it, in pixels of the images as they are in the data set's file.
+        path: A table for `read_landmarks`, in pixels of the images in the data set's file.
         dataset: All samples of the file.
-        samples: The numbers of those that are measured.
-        split: What they are called.
+        samples: The indexes of the measured samples.
+        split: The name of the measured split.
 
     Raises:
-        InputError: If the table is none, names samples that are not there, one image_id for several samples, or none
-            of those that are measured.
+        InputError: If the table is invalid, names samples that do not exist, gives one image_id for several samples, or
+            has landmarks in none of the measured samples.
     """
     landmarks = read_landmarks(path, _scale(dataset))
     ids = np.arange(len(dataset)) if landmarks.key == "sample" else dataset.image_ids.numpy()
@@ -55,31 +55,31 @@ def landmarks_of(
     named = ids[np.isin(ids, list(landmarks.points))]
     if len(np.unique(named)) < len(named):
         raise InputError(
-            "landmarks: an image_id stands for several samples, which are deformed each in its own way: name them by "
-            "the column sample"
+            "landmarks: expected one sample for each image_id, got several with different deformations: identify "
+            "samples in a column sample"
         )
     if not np.isin(ids[samples], named).any():
-        raise InputError(f"landmarks: none of them lies in the samples of split={split}")
+        raise InputError(f"landmarks: expected landmarks in the samples of split={split}, got none")
     return landmarks
 
 
 def _scale(dataset: RegistrationDataset) -> tuple[float, float]:
-    """Return by how much x and y grow from the file's images to the working size."""
+    """Return the factors along x and y from the file's images to the working size."""
     file_shape, shape = schema.summarize(dataset.path).image_shape, dataset.atlas.image_shape
     along_y, along_x = ((new - 1) / (old - 1) for old, new in zip(file_shape, shape, strict=True))
     return along_x, along_y
 
 
 def read_landmarks(path: str | Path, scale: tuple[float, float] = (1.0, 1.0)) -> Landmarks:
-    """Return the landmarks in a table.
+    """Return the landmarks of a table.
 
     Args:
-        path: A CSV file, as `read_table` takes it, with the columns sample or image_id, reference_x, reference_y,
-            moving_x, moving_y.
-        scale: What x and y are multiplied by.
+        path: A CSV file for `read_table`, with the columns sample or image_id, reference_x, reference_y, moving_x,
+            moving_y.
+        scale: The factors that multiply x and y.
 
     Raises:
-        InputError: If the file is no such table, or a value is no number.
+        InputError: If the file is not such a table, or a value is not a number.
     """
     try:
         return _read(Path(path).expanduser(), scale)
@@ -91,7 +91,7 @@ def _read(path: Path, scale: tuple[float, float]) -> Landmarks:
     table = read_table(path)
     key = "image_id" if "image_id" in table.names and "sample" not in table.names else "sample"
     points = defaultdict(list)
-    for line, cells in table.records((key, *_COLUMNS), hint=": image_id may stand for sample"):
+    for line, cells in table.records((key, *_COLUMNS), hint=": image_id may replace sample"):
         where = f"{path}, line {line}"
         values = [float(number(cells[name], f"{where}, {name}")) for name in _COLUMNS]
         points[whole_number(cells[key], f"{where}, {key}")].append(values)

@@ -1,4 +1,4 @@
-"""What is measured of a registration, group by group: regions, images, displacements, landmarks, regularity."""
+"""Measures of a registration by group: regions, images, displacements, landmarks, regularity."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -14,14 +14,14 @@ from atlalign.atlas.ontology import Ontology
 from atlalign.geometry import compose, invert, stays_inside, warp
 
 Measures = dict[str, float]
-"""Values by their names, those of regions by depth as well; NaN where one is not defined."""
+"""Values by name, those of regions also by depth; NaN if a measure is not defined."""
 
 Relabelling = Callable[[NDArray[Any]], NDArray[Any]]
-"""From region ids (N,) to the ids (N,) that they count as."""
+"""Maps region ids (N,) to the ids (N,) that they are counted as."""
 
 
 def levels_of(ontology: Ontology | None) -> dict[str, Relabelling]:
-    """Return what regions count as: themselves, and what they are part of at each depth of the ontology, if any."""
+    """Return the levels of regions: the regions themselves, and their ancestors at each depth of the ontology."""
     levels: dict[str, Relabelling] = {"": lambda ids: ids}
     if ontology is not None:
         for depth in range(1, ontology.depth + 1):
@@ -30,18 +30,18 @@ def levels_of(ontology: Ontology | None) -> dict[str, Relabelling]:
 
 
 class Regions:
-    """The regions of one section, as the true field has them.
+    """The regions of one section according to the true field.
 
-    A field's labels are what becomes of the section's true regions when it registers the section: the reference's
-    labels go to the section by the inverse of the true field, and come back by the field that is judged. Both maps are
-    composed first, so that labels are looked up once. They are compared with those that come back by the true field
-    itself: the truth has Dice 1, whatever of the reference lies outside the section. The judged field need not have an
-    inverse.
+    A field is judged by the labels that the section's true regions have after registration. The reference's labels are
+    mapped to the section by the inverse of the true field, and back by the judged field. Both maps are composed first,
+    so that labels are looked up once. The result is compared with the labels that the true field itself maps back. The
+    truth therefore has Dice 1, even if parts of the reference lie outside the section. The judged field need not have
+    an inverse.
 
     Args:
         labels: The reference's region ids (1, H, W).
         true_dvf: The true field (1, 2, H, W).
-        levels: What regions count as, by what is appended to the names of the measures.
+        levels: The level functions by the suffix of their measures' names.
         pixel_um: The size of a pixel along x and y.
     """
 
@@ -59,13 +59,13 @@ class Regions:
         self._true = self.carried(true_dvf)
 
     def carried(self, dvf: Tensor) -> NDArray[Any]:
-        """Return the labels (H, W) that a field brings back; 0 where it points out of the section."""
+        """Return the labels (H, W) that a field maps back; 0 where it points outside the section."""
         there_and_back = compose(outer=self._true_inverse, inner=dvf)
         labels = warp(self._labels, there_and_back, mode="nearest", padding_mode="border")
         return (labels[0, 0] * stays_inside(dvf)[0]).numpy()
 
     def measures(self, dvf: Tensor) -> Measures:
-        """Return the means over regions, overlaps at each level; NaN where there is none."""
+        """Return the means over regions, with overlaps at each level; NaN if there is no region."""
         labels = self.carried(dvf)
         table = metrics.contingency(self._true, labels)
         values = {"hd95_um": _mean(metrics.hausdorff_95(self._true, labels, pixel=self._pixel_um).values())}
@@ -80,7 +80,7 @@ class Regions:
 def image_measures(true: Tensor, image: Tensor, perceptual: nn.Module | None = None) -> Measures:
     """Return the similarity of two images (1, 1, H, W) in [0, 1].
 
-    `ncc` is the mean squared correlation in windows of 9×9, as the loss `ncc_9` has it.
+    `ncc` is the mean squared correlation in windows of 9×9, as in the loss `ncc_9`.
     """
     values = {
         "mse": losses.mse(true, image),
@@ -96,7 +96,7 @@ def image_measures(true: Tensor, image: Tensor, perceptual: nn.Module | None = N
 
 
 def displacement_measures(true: Tensor, dvf: Tensor, pixel_um: tuple[float, float]) -> Measures:
-    """Return how far a field (1, 2, H, W) is from the true one, and what r² is weighted by."""
+    """Return the errors of a field (1, 2, H, W) against the true one, and the weight of r²."""
     size = true.new_tensor(pixel_um).view(1, 2, 1, 1)
     values = {
         "distance_px": metrics.vector_distance(true, dvf),
@@ -110,7 +110,7 @@ def displacement_measures(true: Tensor, dvf: Tensor, pixel_um: tuple[float, floa
 
 
 def regularity_measures(dvf: Tensor) -> Measures:
-    """Return the share of a field (1, 2, H, W) that folds, and how unevenly it stretches."""
+    """Return the share of a field (1, 2, H, W) that folds, and the spread of its stretching."""
     return {
         "folding": float(metrics.folding_fraction(dvf)),
         "log_jacobian_std": float(metrics.log_jacobian_std(dvf)),

@@ -1,4 +1,4 @@
-"""The registrations that an evaluation compares: a network, and baselines that need no training."""
+"""The registration methods that an evaluation compares: a network, and baselines that need no training."""
 
 import os
 import time
@@ -25,8 +25,8 @@ class Estimate(NamedTuple):
 
     Attributes:
         dvf: (1, 2, H, W) in pixels, on the CPU.
-        inv_dvf: What the method itself takes for the inverse, likewise.
-        seconds: How long finding `dvf` took; None for what is no method of its own.
+        inv_dvf: The method's own inverse of `dvf`, likewise.
+        seconds: Time to compute `dvf`; None for baselines that are not methods, such as the identity.
     """
 
     dvf: Tensor
@@ -39,7 +39,7 @@ Method = Callable[[RegistrationBatch], Estimate]
 
 
 def network_method(network: nn.Module, device: torch.device) -> Method:
-    """Return the method that applies `network`; its inverse is the network's own, or that of the swapped pair."""
+    """Return the method that applies `network`; its inverse is the network's own, or the field of the swapped pair."""
     network = network.to(device).to(memory_format=fastest_memory_format(device)).eval()
 
     def register(batch: RegistrationBatch) -> Estimate:
@@ -57,16 +57,16 @@ def network_method(network: nn.Module, device: torch.device) -> Method:
 def baseline(name: str) -> Method:
     """Return the baseline `name`.
 
-    - identity: does nothing.
-    - affine: the affine map nearest to the true field in the mean square. It looks at the truth: no method that is only
-      affine can come below its mean squared distance.
-    - ants_affine, ants_syn: ANTs' `Affine` and `SyN` with its defaults (mutual information).
-    - ants_syncc: its `SyNCC`, affine by mutual information and SyN by cross-correlation in windows of radius 4, with up
-      to 2100, 1200, 1200 and 20 iterations at 1/4, 1/3, 1/2 and all of the resolution.
-    - elastix: elastix' default affine map and then its default B-spline (mutual information), with knots every 10 px.
+    - identity: no registration.
+    - affine: the affine map nearest to the true field in the mean square. It uses the truth: no affine method can reach
+    a smaller mean squared distance.
+    - ants_affine, ants_syn: ANTs' `Affine` and `SyN` with their defaults (mutual information).
+    - ants_syncc: ANTs' `SyNCC`, an affine map by mutual information and SyN by cross-correlation in windows of radius
+    4, with up to 2100, 1200, 1200 and 20 iterations at 1/4, 1/3, 1/2 and full resolution.
+    - elastix: elastix' default affine map, then its default B-spline (mutual information) with knots every 10 px.
 
     Raises:
-        InputError: If there is none of that name, or it needs ANTs or elastix, which is not installed.
+        InputError: If there is no baseline of this name, or it needs ANTs or elastix, which is not installed.
     """
     if name not in _BASELINES:
         raise unknown_name("baseline", name, _BASELINES)
@@ -90,7 +90,7 @@ def _best_affine(batch: RegistrationBatch) -> Estimate:
 
 
 def fit_affine(dvf: Tensor) -> Tensor:
-    """Return the affine maps (B, 2, 3) that are nearest to the fields (B, 2, H, W) in the mean square, in float64."""
+    """Return the affine maps (B, 2, 3) nearest to the fields (B, 2, H, W) in the mean square, in float64."""
     shape = dvf.shape[-2], dvf.shape[-1]
     grid = identity_grid(shape, torch.float64, dvf.device)
     points = grid.flatten(2).mT.expand(len(dvf), -1, -1)
@@ -103,7 +103,7 @@ def fit_affine(dvf: Tensor) -> Tensor:
 
 def _ants(batch: RegistrationBatch, transform: str) -> Estimate:
     ants = _import_ants()
-    # Its axes are x, y; without spacing and origin its millimetres are pixels.
+    # ANTs' axes are x, y; without spacing and origin its millimetres are pixels.
     fixed, moving = (ants.from_numpy(image[0, 0].numpy().T) for image in (batch.reference, batch.moving))
     with TemporaryDirectory() as folder:
         started = time.perf_counter()
@@ -117,7 +117,7 @@ def _ants(batch: RegistrationBatch, transform: str) -> Estimate:
 
 
 def _composed(ants: Any, image: Any, transforms: list[str], inverted: list[bool], prefix: str) -> Tensor:
-    """Return the field (1, 2, H, W) of a list of ANTs' transforms."""
+    """Return the field (1, 2, H, W) of a list of ANTs transforms."""
     import SimpleITK
 
     path = ants.apply_transforms(image, image, transforms, whichtoinvert=inverted, compose=prefix)
@@ -127,7 +127,7 @@ def _composed(ants: Any, image: Any, transforms: list[str], inverted: list[bool]
 
 def _elastix(batch: RegistrationBatch) -> Estimate:
     itk = _import_itk()
-    # In its arrays the axes are rows, columns; without spacing and origin its millimetres are pixels.
+    # elastix' arrays have the axes rows, columns; without spacing and origin its millimetres are pixels.
     fixed, moving = (
         itk.GetImageFromArray(image[0, 0].contiguous().numpy()) for image in (batch.reference, batch.moving)
     )
@@ -139,7 +139,7 @@ def _elastix(batch: RegistrationBatch) -> Estimate:
         fixed, moving, parameter_object=parameters, log_to_console=False
     )
     seconds = time.perf_counter() - started
-    with TemporaryDirectory() as folder:  # where it leaves a file of the field
+    with TemporaryDirectory() as folder:  # the folder where elastix writes a file of the field
         field = itk.transformix_deformation_field(
             moving, found, log_to_console=False, output_directory=folder
         )
@@ -154,7 +154,7 @@ def _import_ants() -> Any:
         import ants
     except ImportError as error:
         raise InputError(
-            "the baselines of ANTs need antspyx: pip install 'atlalign-torch[baselines]'"
+            "the ANTs baselines need antspyx: pip install 'atlalign-torch[baselines]'"
         ) from error
     return ants
 
@@ -164,8 +164,7 @@ def _import_itk() -> Any:
     try:
         import itk
 
-        # Its modules are read when they are first asked for. Where warnings are errors, those that their types give
-        # end the process.
+        # ITK loads its modules on first use. If warnings are errors, the warnings of its types end the process.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             itk.ParameterObject, itk.elastix_registration_method  # noqa: B018
@@ -177,7 +176,7 @@ def _import_itk() -> Any:
 
 
 def _limit_itk_threads() -> None:
-    # Read when ITK starts, which would otherwise take all processors of the machine: as many as PyTorch was given.
+    # Read when ITK starts, which would otherwise take all processors: use as many threads as PyTorch.
     os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", str(torch.get_num_threads()))
 
 

@@ -1,8 +1,8 @@
-"""What an evaluation leaves: means over sections, tables, and a page that needs nothing else.
+"""The results of an evaluation: means over sections, tables, and a self-contained page.
 
-Means are over sections: samples that show one section (one `image_id`) are averaged first, and the confidence intervals
-come from a bootstrap over sections, since copies of one are not independent. r² is pooled: its mean is weighted by the
-variance of each true field, since a ratio of little to little would otherwise count as much as any other.
+Samples that show one section (one `image_id`) are averaged before the mean over sections. Confidence intervals come
+from a bootstrap over sections, since samples of one section are not independent. r² is pooled: its mean is weighted by
+the variance of each true field; otherwise sections with tiny displacements would count as much as others.
 """
 
 import json
@@ -26,7 +26,7 @@ from atlalign.evaluation.measures import Measures
 from atlalign.io.tables import write_table
 
 NETWORK = "network"
-"""What the evaluated network is called among the methods."""
+"""The name of the evaluated network among the methods."""
 
 METRICS = {
     "displacement/distance_px": "vector distance (px)",
@@ -40,7 +40,7 @@ METRICS = {
     "regions/dice": "Dice of regions",
     "regions/iou": "IoU of regions",
     "regions/hd95_um": "HD95 of regions (µm)",
-    "regions/lost": "share of regions lost or made up",
+    "regions/lost": "share of regions lost or added",
     "reference/mse": "MSE to the reference",
     "reference/mae": "MAE to the reference",
     "reference/psnr": "PSNR to the reference (dB)",
@@ -60,28 +60,28 @@ METRICS = {
     "inverse/consistency_px": "inverse consistency (px)",
     "time/seconds": "time per section (s)",
 }
-"""What is measured, in the order of the tables. The true image is the moving one, warped by the true field."""
+"""The measures in the order of the tables. The true image is the moving image warped by the true field."""
 
 _TITLES = {"affine": "affine (best)"}
-"""What readers see of a method where its name would mislead: this one knows the truth."""
+"""Displayed names of methods; `affine` alone would hide that this one knows the truth."""
 
 ALL = "all"
-"""What all data sets together are called in a summary."""
+"""The name of all data sets together in a summary."""
 
 _WEIGHTED_BY = {"displacement/r2": "displacement/variance_px2"}
-"""The measures whose means are weighted, and by which measure of the same sample."""
+"""Measures with weighted means, and the measure of the same sample that is their weight."""
 
 # Characters of a measure's name on a narrow terminal.
 _NARROW_LABEL = 22
 
 _ABOUT_RESULTS = (
     "Samples that show the same section are averaged before the mean; intervals come from a bootstrap over sections. "
-    "“–” is not measured or not defined. “affine (best)” is the affine map nearest to the true field, which no method "
-    "knows. Dice, IoU and HD95 are means over regions, the background apart."
+    "“–” means not measured or not defined. “affine (best)” is the affine map nearest to the true field, which no real "
+    "method knows. Dice, IoU and HD95 are means over regions without the background."
 )
 _ABOUT_SECTIONS = (
     "Drag over an image, or use the arrow keys, to wipe from one picture to the other; the bar changes all sections at "
-    "once. Outlines are those of the atlas plane: they fit the reference, and should fit the registered image."
+    "once. Outlines come from the atlas plane: they fit the reference, and should fit the registered image."
 )
 
 _HEADLINES = ("displacement/distance_um", "regions/dice")
@@ -89,7 +89,7 @@ _DEPTH = "/depth_"
 
 
 class Row(NamedTuple):
-    """What one method reached on one sample."""
+    """The measures of one method on one sample."""
 
     sample: int
     image_id: int
@@ -115,9 +115,9 @@ class Summary(NamedTuple):
 
 
 def summarize(rows: Sequence[Row], *, n_resamples: int = 2000, seed: int = 0) -> list[Summary]:
-    """Return the mean over sections of each measure of each method, for all rows and for each of several data sets.
+    """Return the mean over sections for each measure and method, for all rows and for each of several data sets.
 
-    A measure that is defined on none of the sections has no summary.
+    A measure that no section defines has no summary.
     """
     by_dataset: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -131,9 +131,9 @@ def summarize(rows: Sequence[Row], *, n_resamples: int = 2000, seed: int = 0) ->
 
 
 def _section_means(rows: Iterable[Row]) -> dict[tuple[str, str], NDArray[np.float64]]:
-    """Return the means of each section by method and measure, without what is not defined.
+    """Return the section means by method and measure, without undefined values.
 
-    They are (sections, 2): of the weighted value, and of the weight.
+    Each is (sections, 2): the weighted value, and the weight.
     """
     pairs: dict[tuple[str, str], dict[int, list[tuple[float, float]]]]
     pairs = defaultdict(lambda: defaultdict(list))
@@ -174,11 +174,11 @@ def write(
     """Write metrics.csv, summary.csv, summary.json and report.html.
 
     Args:
-        folder: Where to; it exists.
-        description: What was evaluated on what, plain data; `model`, `data` and `versions` among it.
-        rows: Each sample and method.
+        folder: An existing folder.
+        description: Plain data on the evaluation, including `model`, `data` and `versions`.
+        rows: The measures of each sample and method.
         summaries: Their means.
-        views: The sections that can be looked at.
+        views: The sections to show.
     """
     _write_rows(folder / "metrics.csv", rows)
     write_table(folder / "summary.csv", Summary._fields, summaries)
@@ -189,10 +189,10 @@ def write(
 
 
 def print_table(summaries: Sequence[Summary]) -> None:
-    """Print the means of all data sets with their intervals, one column a method.
+    """Print the means of all data sets with their intervals, one column per method.
 
-    On a narrow terminal intervals stand below their means. A table that is wider even so, or than what is taken for the
-    width of a file, is not cut.
+    On a narrow terminal intervals stand below their means. A table that is still too wide, or wider than a file's
+    default width, is printed in full.
     """
     console = Console()
     table = _table_of_means(summaries)
@@ -227,7 +227,7 @@ def _write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _nested(summaries: Iterable[Summary]) -> dict[str, Any]:
-    """Return the summaries by data set, method and measure; None for a bound that there is not."""
+    """Return the summaries by data set, method and measure; None replaces a missing bound."""
     tree: dict[str, Any] = {}
     for dataset, method, metric, *bounds, n_sections in summaries:
         numbers = [None if math.isnan(value) else value for value in bounds]
@@ -245,7 +245,7 @@ def _cell(summary: Summary | None, between: str = " ") -> str:
 
 
 def _short(value: float) -> str:
-    """Return a number with three digits that count, or all before the point."""
+    """Return a number with three significant digits, or with all digits before the point."""
     if value == 0 or 100 <= abs(value) < 1e6:
         return f"{value:.0f}"
     return f"{value:#.3g}" if 1e-4 <= abs(value) < 100 else f"{value:.1e}"
@@ -273,7 +273,7 @@ def render(
     summaries: Sequence[Summary],
     views: Sequence[pages.View],
 ) -> str:
-    """Return the page: tables, charts, and a viewer for each section."""
+    """Return the page with tables, charts, and a viewer for each section."""
     details = [table for table in (_depth_table(summaries), *_dataset_tables(summaries)) if table.groups[0]]
     blocks: list[pages.Block] = [
         pages.Facts(_facts(description)),
@@ -285,7 +285,7 @@ def render(
         pages.Charts(dict(_charts(rows, summaries))),
         pages.Heading("Sections"),
         pages.Text(_ABOUT_SECTIONS),
-        pages.Views(views, left="reference", right="registered", order="error, the worst first"),
+        pages.Views(views, left="reference", right="registered", order="error, worst first"),
     ]
     versions = ", ".join(f"{name} {number}" for name, number in description["versions"].items())
     return pages.render_page("Registration, measured", blocks, note=versions)
@@ -300,7 +300,7 @@ def section_view(
         title: Its name.
         caption: A sentence on it.
         images: Images (H, W) in [0, 1] by name, on one grid.
-        labels: Region ids (H, W) of the reference, whose outlines are shown over every image; None for no outlines.
+        labels: Region ids (H, W) of the reference, outlined over every image; None for no outlines.
         values: Numbers by name, by which sections can be sorted.
     """
     height, width = next(iter(images.values())).shape
@@ -319,7 +319,7 @@ def _in_8_bits(image: Tensor) -> NDArray[np.uint8]:
 
 
 def _facts(description: Mapping[str, Any]) -> dict[str, str]:
-    """Return what was evaluated, in words."""
+    """Return a description of the evaluation in words."""
     size = "×".join(map(str, description["image_shape"]))
     x, y = description["pixel_um"]
     numbers = f"{description['n_samples']} samples of {description['n_sections']} sections"
@@ -373,7 +373,7 @@ def _dataset_tables(summaries: Sequence[Summary]) -> Iterator[pages.Table]:
 
 
 def _cells(summaries: Sequence[Summary], dataset: str) -> Callable[[str, str], str]:
-    """Return a function from measure and method to what stands in the table; says where sections are missing."""
+    """Return a function from measure and method to a table cell, which counts the sections if some are missing."""
     found = {(s.metric, s.method): s for s in summaries if s.dataset == dataset}
     most = max(s.n_sections for s in found.values())
 

@@ -36,11 +36,11 @@ def check_free(out: Path) -> None:
     if out.exists():
         _remove_leftovers(out)
         raise InputError(
-            f"out: expected a new file, but {out} exists already: choose another name or remove it"
+            f"out: expected a new file, but {out} already exists: choose another name or delete it"
         )
     if figure_path(out).exists() and not _partial(out).exists():
         raise InputError(
-            f"out: expected a new figure, but {figure_path(out)} exists already: choose another name or remove it"
+            f"out: expected a new figure, but {figure_path(out)} already exists: choose another name or delete it"
         )
 
 

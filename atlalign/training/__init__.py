@@ -1,1 +1,1 @@
-"""training."""
+"""Training: the Lightning modules, callbacks, a run from configuration to result, resuming, and sweeps."""

@@ -1,4 +1,4 @@
-"""What happens beside the training step: what the terminal shows of it, and pictures in TensorBoard."""
+"""Callbacks of a training run: progress and parameter counts on the terminal, pictures in TensorBoard."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ from rich.table import Table
 from atlalign.errors import check_numbers
 from atlalign.plots import Panel, registration_figure
 
-# Characters of a terminal that has room for the bar and the speed.
+# Width in characters from which a terminal has room for the bar and the speed.
 _WIDE = 110
 
 
 class Progress(RichProgressBar):
-    """Shows how far a training is on one line of 80 characters, with a bar where there is room; epochs count from 1."""
+    """Shows the progress on one line of 80 characters, with a bar on wide terminals. Epochs count from 1."""
 
     def configure_columns(self, trainer: pl.Trainer) -> list[ProgressColumn]:
         """Return epoch, bar, batches, time and speed; without bar and speed on a narrow terminal."""
@@ -29,22 +29,22 @@ class Progress(RichProgressBar):
         return [description, batches, time]
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Return the loss of the last step, and those of the last validation."""
+        """Return the loss of the last step and the measures of the last validation."""
         shown = super().get_metrics(trainer, pl_module)
         return {name.removeprefix("train "): value for name, value in shown.items() if name != "train px"}
 
     def _get_train_description(self, current_epoch: int) -> str:
         n_epochs = self.trainer.max_epochs
         limit = f"/{n_epochs}" if n_epochs is not None and n_epochs > 0 else ""
-        # As long as the validation's, so that nothing jumps.
+        # As long as the description of the validation, so that the line does not jump.
         return f"Epoch {current_epoch + 1}{limit}".ljust(len(self.validation_description))
 
 
 class NetworkSummary(ModelSummary):
-    """Prints the parts of the network with the numbers of their parameters before the training.
+    """Prints the parts of the network and their numbers of parameters before training starts.
 
     Args:
-        max_depth: Levels of parts within parts.
+        max_depth: Number of nested levels to show.
     """
 
     def __init__(self, max_depth: int = 1) -> None:
@@ -69,11 +69,11 @@ class RegistrationFigure(pl.Callback):
     """Shows validation sections in TensorBoard: images, overlays, deformed grid, error map.
 
     Args:
-        n_sections: How many sections are shown, the same each time, spread over the validation samples.
-        every_n_epochs: Draw after each so many epochs.
+        n_sections: Number of sections, the same in each epoch, spread over the validation samples.
+        every_n_epochs: Number of epochs between two pictures.
 
     Raises:
-        InputError: If one of them is below 1.
+        InputError: If either number is below 1.
     """
 
     def __init__(self, n_sections: int = 4, every_n_epochs: int = 1) -> None:
@@ -83,7 +83,7 @@ class RegistrationFigure(pl.Callback):
         self.every_n_epochs = every_n_epochs
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw, in the main process, where a TensorBoard logger is there."""
+        """Draw in the main process if the run has a TensorBoard logger."""
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         due = not trainer.sanity_checking and (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if not due or not loggers or not trainer.is_global_zero:
@@ -94,7 +94,7 @@ class RegistrationFigure(pl.Callback):
 
 
 def register_examples(module: pl.LightningModule, datamodule: Any, n_sections: int) -> list[Panel]:
-    """Register validation samples of a `RegistrationDataModule` as `registration_figure` draws them."""
+    """Register `n_sections` validation samples of a `RegistrationDataModule`, as panels for `registration_figure`."""
     batch = datamodule.examples(n_sections)
     device = module.device
     was_training = module.training

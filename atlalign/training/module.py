@@ -1,4 +1,4 @@
-"""The training step of every network: losses, measures, optimiser, and what a checkpoint holds."""
+"""The training step of every network: losses, measures, optimiser, and the contents of a checkpoint."""
 
 import random
 from abc import ABC, abstractmethod
@@ -24,20 +24,20 @@ from atlalign.training.runs import DivergedError
 
 
 class NetworkModule(pl.LightningModule, ABC):
-    """Trains a network; subclasses say what a batch is and what is measured of it.
+    """Trains a network; subclasses define the batch and its measures.
 
     Args:
         network: Any module that `measured` can call.
-        loss: The weighted terms.
-        optimizer: From parameters to an optimiser.
-        scheduler: From the optimiser to a learning-rate schedule, stepped after each epoch.
-        monitor: The metric that picks the best checkpoint, and that a plateau schedule watches.
-        seed: Decides, with step and process, what a network draws at random in training.
-        origin: Plain data kept in each checkpoint: the resolved configuration and the atlas' intensity scale.
+        loss: The weighted loss terms.
+        optimizer: Maps parameters to an optimiser.
+        scheduler: Maps the optimiser to a learning-rate schedule, which steps after each epoch.
+        monitor: The metric that selects the best checkpoint and that a plateau schedule watches.
+        seed: Together with step and process, determines the random numbers that a network draws in training.
+        origin: Plain data stored in each checkpoint: the resolved configuration and the atlas's intensity scale.
     """
 
     distance: str
-    """The measure to minimise, by its name without the split."""
+    """The measure to minimise, named without the split."""
     unit: str
     """Its unit."""
 
@@ -65,11 +65,11 @@ class NetworkModule(pl.LightningModule, ABC):
 
     @property
     def model_origin(self) -> ModelOrigin:
-        """What is known of the network."""
+        """The recorded origin of the network."""
         return origin_of(self.origin)
 
     def save_checkpoint(self, path: Path) -> bool:
-        """Write all that it takes to resume; return False where no trainer has this module."""
+        """Write a checkpoint that training can resume from; return False if no trainer has this module."""
         if self._trainer is None:
             return False
         self._trainer.save_checkpoint(path, weights_only=False)
@@ -81,7 +81,7 @@ class NetworkModule(pl.LightningModule, ABC):
 
     @abstractmethod
     def without(self, batch: Any) -> Tensor:
-        """Return the distance that no network would have given."""
+        """Return the distance before registration."""
 
     @abstractmethod
     def size(self, batch: Any) -> int:
@@ -90,49 +90,49 @@ class NetworkModule(pl.LightningModule, ABC):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the total loss of a batch.
 
-        Of several processes each has its batch and its loss, and steps along the mean of the gradients. For losses
-        that are means over samples that is the gradient of the whole batch; a power of a batch's mean (`vdclip2`) is
-        taken in each process, then averaged.
+        With several processes, each computes the loss of its own batch, and all step along the mean gradient. For
+        losses that are means over samples, this equals the gradient of the whole batch. A power of a batch mean
+        (`vdclip2`) is taken in each process, then averaged.
         """
         total, values = self.measured(batch)
         self._train_means.add(values, self.size(batch))
         self._check_step(values)
-        # What the progress bar shows of each step is not worth waiting for the other processes.
+        # The progress bar of each step is not worth waiting for the other processes.
         self.log_dict(self._shown("train", values), prog_bar=True, logger=False)
         return total
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Measure a batch, and the distance that no network would have given."""
+        """Measure a batch, and its distance before registration."""
         _, values = self.measured(batch)
         self._val_means.add({**values, f"identity/{self.distance}": self.without(batch)}, self.size(batch))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed what networks draw by seed, step and process alone, so that a run that was stopped draws the same."""
+        """Seed the network's draws by seed, step and process alone, so that a resumed run draws the same numbers."""
         step = self.trainer.fit_loop.total_batch_idx
         seed_global_generators(np.random.SeedSequence((self.seed, step, self.global_rank)))
 
     def on_train_epoch_end(self) -> None:
-        """Log the means over the epoch's samples, those of all processes."""
+        """Log the means over the epoch's samples in all processes."""
         self._log_means("train", self._train_means)
         self._train_means = EpochMeans()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means over the samples that validate, those of all processes.
+        """Log the means over the validation samples in all processes.
 
         Raises:
-            InputError: If `monitor` is none of them, in the validation before the first step.
-            DivergedError: If one that must be is not finite.
+            InputError: If no metric is called `monitor`; found by the validation before the first step.
+            DivergedError: If a loss or distance that must be finite is not.
         """
         means = self._log_means("val", self._val_means)
         known = [f"val/{name}" for name in means]
         if self.monitor not in known:
-            raise unknown_name("metric in objective:", self.monitor, known)
+            raise unknown_name("metric for objective:", self.monitor, known)
         self._check_finite({f"val/{name}": mean for name, mean in means.items()})
         self.log_dict(self._shown("val", means), prog_bar=True, logger=False, sync_dist=True, batch_size=1)
         self._val_means = EpochMeans()
 
     def configure_optimizers(self) -> Any:
-        """Build the optimiser and, where there is one, the schedule."""
+        """Build the optimiser and the schedule, if there is one."""
         optimizer = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
         if self.scheduler is None:
             return optimizer
@@ -140,36 +140,36 @@ class NetworkModule(pl.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add architecture and configuration as plain data: the file alone is enough to build the network again."""
+        """Add architecture and configuration as plain data, so that the file alone suffices to rebuild the network."""
         checkpoint["atlalign"] = {"version": __version__, **self.origin}
-        with suppress(InputError):  # else the configuration of the model must do
+        with suppress(InputError):  # without an architecture, the network is rebuilt from the configuration
             checkpoint["atlalign"]["architecture"] = architecture_of(self.network)
         checkpoint["epoch_means"] = self._train_means.state(self.trainer.strategy.reduce)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the means of the epoch.
+        """Restore the epoch's means.
 
         Raises:
-            InputError: If the checkpoint is one of another network.
+            InputError: If the checkpoint belongs to another network.
         """
         expected = {name: weight.shape for name, weight in self.state_dict().items()}
         found = {name: weight.shape for name, weight in checkpoint["state_dict"].items()}
         other = sorted(name for name, _ in expected.items() ^ found.items())
         if other:
             raise InputError(
-                "ckpt_path: expected a checkpoint of the configured network, found other weights: "
+                "ckpt_path: expected a checkpoint of the configured network, got one with other weights: "
                 f"{', '.join(other[:3])}{' …' if len(other) > 3 else ''}"
             )
         self._train_means = EpochMeans(**checkpoint.get("epoch_means", {}))
 
     def _check_step(self, values: Mapping[str, Tensor]) -> None:
-        # To look at each number would make a GPU wait: there, validation finds what has diverged. In half precision a
-        # step that overflows is left out, which is no divergence.
+        # Checking each number would make the CPU wait for a GPU; there, validation detects divergence. In half
+        # precision a step that overflows is skipped, which is not a divergence.
         if self.device.type == "cpu" and self.trainer.precision != "16-mixed":
             self._check_finite({f"train/{name}": value for name, value in values.items()})
 
     def _check_finite(self, values: Mapping[str, Tensor]) -> None:
-        """Raise an error at the first loss or distance, or the monitored metric, that is not finite."""
+        """Raise an error for the first loss, distance or monitored metric that is not finite."""
         for name, value in values.items():
             needed = name.endswith(("loss/total", f"/{self.distance}")) or name == self.monitor
             if needed and not bool(value.isfinite()):
@@ -178,20 +178,20 @@ class NetworkModule(pl.LightningModule, ABC):
     def _divergence(self, name: str, value: float) -> str:
         callback = self.trainer.checkpoint_callback
         best = getattr(callback, "best_model_path", "")
-        left = f"the last good checkpoint is {best}" if best else "there is no checkpoint from before"
+        left = f"the last good checkpoint is {best}" if best else "there is no earlier checkpoint"
         return (
             f"the training diverged: {name} is {value} at step {self.trainer.global_step}; {left}. Lower optimizer.lr, "
-            "or limit the steps with trainer.gradient_clip_val"
+            "or clip gradients with trainer.gradient_clip_val"
         )
 
     def _log_means(self, split: str, epoch: "EpochMeans") -> dict[str, Tensor]:
         means = epoch.means(self.trainer.strategy.reduce)
         named = {f"{split}/{name}": mean for name, mean in means.items()}
-        self.log_dict(named, sync_dist=True, batch_size=1)  # the processes agree already
+        self.log_dict(named, sync_dist=True, batch_size=1)  # the processes already agree
         return means
 
     def _shown(self, split: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the progress bar's two numbers."""
+        """Return the two numbers that the progress bar shows."""
         return {f"{split} loss": values["loss/total"], f"{split} {self.unit}": values[self.distance]}
 
 
@@ -220,7 +220,7 @@ class RegistrationModule(NetworkModule):
         return terms["total"], {**losses, **measures}
 
     def without(self, batch: RegistrationBatch) -> Tensor:
-        """Return the mean distance of the true fields from 0."""
+        """Return the mean length of the true displacements."""
         return metrics.vector_distance(batch.dvf, torch.zeros_like(batch.dvf)).mean()
 
     def size(self, batch: RegistrationBatch) -> int:
@@ -229,13 +229,14 @@ class RegistrationModule(NetworkModule):
 
 
 class EpochMeans:
-    """Means over the samples of an epoch, all processes' together.
+    """Means over the samples of an epoch in all processes.
 
-    Unlike Lightning's, a checkpoint can hold them, and they are right where processes have unequal numbers of samples.
+    Unlike Lightning's means, they can be stored in a checkpoint and are exact if processes have unequal numbers of
+    samples.
 
     Args:
-        n_samples: The samples so far.
-        sums: Of each value the sum over these.
+        n_samples: Number of samples so far.
+        sums: Sum of each value over these samples.
     """
 
     def __init__(self, n_samples: int = 0, sums: Mapping[str, Tensor] | None = None) -> None:
@@ -257,7 +258,7 @@ class EpochMeans:
         }
 
     def state(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """Return the constructor's arguments as plain data, the mean over processes with as many samples."""
+        """Return the constructor's arguments as plain data, averaged over processes."""
         sums = {name: reduce(total.clone()).cpu() for name, total in self.sums.items()}
         return {"n_samples": self.n_samples, "sums": sums}
 

@@ -1,9 +1,9 @@
 """One training job in several processes of this machine.
 
-Lightning would start them by running the script's command line once more, which under a Hydra multirun is that of the
-whole sweep, and would leave its marks in this process' environment for the sweep's next job. Here each job's processes
-are started with the job's own configuration, and are gone when it ends. Where a cluster or torchrun has started the
-processes, none are started here.
+Lightning would start the processes by running the script's command line again. Under a Hydra multirun, that is the
+command line of the whole sweep, and Lightning's environment variables would reach the next job. Here the processes of
+each job start with the job's own configuration and end with it. If a cluster or torchrun has started the processes,
+this module starts none.
 """
 
 import os
@@ -24,16 +24,16 @@ from atlalign.training.runs import DivergedError
 
 
 def is_first_process() -> bool:
-    """Return whether this process is the first, or the only one, of those that a cluster or torchrun has started."""
+    """Return whether this is the first, or the only, process that a cluster or torchrun has started."""
     ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
     return next((rank for rank in ranks if rank is not None), "0") == "0"
 
 
 def owns_folder() -> bool:
-    """Return whether the run of this process holds the lock of its folder.
+    """Return whether this process's run holds the lock of its folder.
 
-    Only the first process locks it. The others know that it did once they are connected to it: where another run is at
-    work in the folder, the first process ends before that.
+    Only the first process takes the lock. The other processes connect to it afterwards: if another run already works in
+    the folder, the first process ends before they connect.
     """
     if is_first_process():
         return True
@@ -43,27 +43,27 @@ def owns_folder() -> bool:
 
 
 def n_processes_to_start(trainer: Any) -> int:
-    """Return how many processes a Lightning trainer would have to start for a run; 0 if it trains in this one."""
+    """Return the number of processes that a Lightning trainer would have to start; 0 if it trains in this process."""
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if environment is None or environment.creates_processes_externally:
         return 0
     if trainer.num_nodes > 1:
         raise InputError(
-            f"trainer.num_nodes={trainer.num_nodes}: processes on several machines are started by SLURM's srun or by "
-            "torchrun, see trainer=cluster"
+            f"trainer.num_nodes={trainer.num_nodes}: start processes on several machines with SLURM's srun or "
+            "torchrun and trainer=cluster"
         )
     return int(trainer.num_devices)
 
 
 def run_in_processes(function: Callable[..., object], arguments: Sequence[Any], n_processes: int) -> None:
-    """Run `function(*arguments)` in new processes, which know from the environment which one each is.
+    """Run `function(*arguments)` in new processes, which find their rank in the environment.
 
-    When this process is asked to stop, by SIGINT or SIGTERM, it hands on a SIGTERM and waits for the others to end; a
-    second SIGINT kills them.
+    When this process receives SIGINT or SIGTERM, it sends SIGTERM to the others and waits until they end; a second
+    SIGINT kills them.
 
     Raises:
-        Exception: What was raised in the first process that failed, without its causes; the others are ended.
-        SystemExit: If one ended the program, such as `atlalign.training.resume.Stopped`.
+        Exception: The error of the first process that failed, without its causes; the other processes are ended.
+        SystemExit: If a process exited, for example with `atlalign.training.resume.Stopped`.
     """
     from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
@@ -101,11 +101,11 @@ def _run(
         function(*arguments)
     except Exception as error:
         content = _pickled(error, f"in process {rank}:\n{traceback.format_exc()}")
-        # A file and no pipe, which would hold up this process until somebody reads; the first to fail is told of.
+        # A file, since a pipe would block this process until somebody reads it. Only the first error is kept.
         with suppress(FileExistsError), error_file.open("xb") as file:
             file.write(content)
         raise SystemExit(1) from error
-    # Threads of the group must not outlive the interpreter: now and then that aborts the process.
+    # Threads of the group must not outlive the interpreter: sometimes that aborts the process.
     from torch import distributed
 
     if distributed.is_initialized():
@@ -113,14 +113,14 @@ def _run(
 
 
 def _pickled(error: Exception, note: str) -> bytes:
-    """Return the error with a note, or where it or its sentence would be lost on the way, one that says the same."""
-    if (told := sentence(error)) and not isinstance(error, DivergedError):
-        error = InputError(told)
+    """Return the pickled error with a note; if pickling damages it, an error with the same message replaces it."""
+    if (message := sentence(error)) and not isinstance(error, DivergedError):
+        error = InputError(message)
     error.add_note(note)
     try:
         content = pickle.dumps(error)
         pickle.loads(content)
-    except Exception:  # a class may answer to being copied with anything
+    except Exception:  # unpickling a user's class may raise anything
         plain = RuntimeError(f"{type(error).__name__}: {error}")
         plain.add_note(note)
         content = pickle.dumps(plain)
@@ -129,7 +129,7 @@ def _pickled(error: Exception, note: str) -> bytes:
 
 @contextmanager
 def _handing_on_signals(processes: Sequence[BaseProcess]) -> Iterator[list[int]]:
-    """Yield the list of the signals that came."""
+    """Forward stop signals to the processes and yield the list of signals received so far."""
     received: list[int] = []
 
     def hand_on(number: int, _: Any) -> None:
@@ -151,7 +151,7 @@ def _handing_on_signals(processes: Sequence[BaseProcess]) -> Iterator[list[int]]
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens at."""
+    """Return a free port of this machine."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -1,4 +1,4 @@
-"""What a run was: its command, code, versions and data, in run.json."""
+"""The record of a run in run.json: its command, code, versions and data."""
 
 import json
 import os
@@ -17,11 +17,11 @@ from atlalign.versions import versions
 
 
 def describe_run() -> dict[str, Any]:
-    """Return what is known of a run before it begins.
+    """Return the record of a run that is about to start.
 
-    `command`, given in `folder`, repeats it; it is None where the run was not started from the command line. `git`
-    holds for the checkouts of the package and of `folder`, as far as they are ones, commit and whether tracked files
-    have changed since.
+    `command`, run in `folder`, repeats the run; it is None if the run was not started from the command line. `git`
+    lists the checkouts of the package and of `folder`, if they are checkouts, with their commit and whether tracked
+    files have changed since.
     """
     folders = {_checkout(path) for path in (Path(atlalign.__file__).parent, Path.cwd())} - {None}
     return {
@@ -37,16 +37,16 @@ def describe_run() -> dict[str, Any]:
 def write_run_record(
     folder: Path, record: Mapping[str, Any], data: Mapping[str, str], *, resumed: bool
 ) -> None:
-    """Write `folder`/run.json: the record with GPUs and hashes of the data; a resumed run adds to that of the first.
+    """Write `folder`/run.json: the record with GPUs and hashes of the data; a resumed run appends its own record.
 
     Args:
         folder: The run's folder.
-        record: As `describe_run` returns it.
-        data: Hashes by what they are of.
-        resumed: Whether the run in this folder goes on.
+        record: The result of `describe_run`.
+        data: Hashes by the name of the data.
+        resumed: Whether this run resumes the run in the folder.
     """
     path = folder / "run.json"
-    # Asking for their names takes memory on a GPU: only a process that trains does.
+    # Querying the names allocates memory on a GPU, so only a process that trains does it.
     content: dict[str, Any] = {**record, "gpus": gpu_names(), "data": dict(data), "resumed": []}
     if resumed and path.exists():
         former = _read_record(path)
@@ -62,23 +62,23 @@ def _read_record(path: Path) -> dict[str, Any]:
         former = json.loads(path.read_text())
     except (ValueError, OSError) as error:
         raise InputError(
-            f"{path}: expected the record of a run, got {describe(error)}: remove the file"
+            f"{path}: expected the record of a run, got {describe(error)}: delete the file"
         ) from error
     match former:
         case {"resumed": [*_]}:
             return dict(former)
-    raise InputError(f"{path}: expected the record of a run with a list `resumed`: remove the file")
+    raise InputError(f"{path}: expected the record of a run with a list `resumed`: delete the file")
 
 
 def gpu_names() -> list[str]:
-    """Return the names of this machine's GPUs; asking for them may occupy the first one."""
+    """Return the names of this machine's GPUs; the query may allocate memory on the first GPU."""
     import torch
 
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
 def _command() -> str | None:
-    """Return the command line of a Hydra job; of one of a multirun, that of this job alone."""
+    """Return the command line of a Hydra job; for a job of a multirun, the command line of that job alone."""
     from hydra.core.hydra_config import HydraConfig
 
     if not HydraConfig.initialized():
@@ -88,7 +88,7 @@ def _command() -> str | None:
     paths = [f"PYTHONPATH={os.environ['PYTHONPATH']}"] if os.environ.get("PYTHONPATH") else []
     name = [] if hydra.job.config_name == "train" else ["--config-name", str(hydra.job.config_name)]
     places = [part for folder in folders for part in ("--config-dir", folder)]
-    # Where a run lies is not part of it, and there lies one already.
+    # The folder is not part of the run, and already holds one.
     overrides = [
         text
         for text in hydra.overrides.task
@@ -107,10 +107,10 @@ def _state(folder: str) -> dict[str, Any]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what git says; None where there is no git, no checkout or no commit."""
+    """Return the output of git; None without git, a checkout or a commit."""
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return None
-    return said.stdout.strip()
+    return result.stdout.strip()

@@ -1,8 +1,9 @@
-"""A run that was stopped, in whatever way, goes on from `last.ckpt` as if it had not been stopped.
+"""Stopping and resuming: a run resumed from `last.ckpt` gives the same result as an uninterrupted one.
 
-What a step draws follows from seed, step and process (`RegistrationModule`, `DeviceDataModule`), so that a checkpoint
-needs weights, optimiser, schedule, callbacks, the epoch's sums, and the place in the epoch. Lightning restarts exactly
-from two kinds of places: between two steps of an epoch, and between two epochs. `LastCheckpoint` saves at these alone.
+The random numbers of a step depend only on seed, step and process (`RegistrationModule`, `DeviceDataModule`). A
+checkpoint therefore needs weights, optimiser, schedule, callbacks, the epoch's sums, and the position in the epoch.
+Lightning restarts exactly from two kinds of positions only: between two steps of an epoch, and between two epochs.
+`LastCheckpoint` saves nowhere else.
 """
 
 import csv
@@ -24,24 +25,24 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from atlalign.errors import check_numbers
 from atlalign.io.files import written_whole
 
-# Ctrl-C, the system's or a cluster's request to stop, and SLURM's warning before the time limit (not on Windows).
+# Ctrl-C, a stop request of the system or cluster, and SLURM's warning before the time limit (not on Windows).
 _STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Stopped(SystemExit):
-    """A run was stopped by a signal, and has saved; ends the program with status 128 + signal."""
+    """A signal stopped the run after it was saved; ends the program with status 128 + signal."""
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `last.ckpt`, and saves before it lets a signal stop the run.
+    """Keeps `last.ckpt`, and saves before a signal stops the run.
 
-    It is written at the start, after each epoch, and between steps when it is due. SIGINT (Ctrl-C), SIGTERM and
-    SIGUSR1 stop the run at the next place to save: after the step, or after the validation that is under way.
+    The file is written at the start, after each epoch, and at intervals between steps. SIGINT (Ctrl-C), SIGTERM and
+    SIGUSR1 stop the run at the next position where it can save: after the step, or after the current validation.
 
     Args:
         dirpath: The folder of `last.ckpt`.
-        every_n_minutes: Save within epochs after so many minutes; None for not.
-        every_n_steps: Save within epochs after so many optimiser steps; None for not.
+        every_n_minutes: Minutes between two saves within an epoch; None saves only after epochs.
+        every_n_steps: Optimiser steps between two saves within an epoch; None saves only after epochs.
     """
 
     def __init__(
@@ -62,51 +63,51 @@ class LastCheckpoint(Checkpoint):
         self._metrics: dict[str, torch.Tensor] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave a run at its end that had stopped early."""
+        """Do not train on if the run had already stopped early."""
         trainer.should_stop = any(
             isinstance(callback, EarlyStopping) and callback.wait_count >= max(1, callback.patience)
             for callback in trainer.callbacks  # type: ignore[attr-defined]
         )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let what goes on be as what has never stopped; from here on signals are waited with."""
-        # Lightning would repeat an epoch's end where max_steps is set, and leave out a plateau schedule's step.
+        """Make a resumed run match an uninterrupted one; from here on, signals wait for the next save."""
+        # Lightning would repeat the end of an epoch if max_steps is set, and skip a step of a plateau schedule.
         loop = trainer.fit_loop
         loop.epoch_loop.restarting = loop.epoch_loop.restarting and _is_within_epoch(trainer)
         loop._restarting = False
         trainer.callback_metrics.update(self._metrics)
         self._saved_at = time.monotonic()
         self._alone = trainer.world_size == 1
-        if trainer.received_sigterm:  # while the run was set up, when Lightning listened
+        if trainer.received_sigterm:  # received during setup, when Lightning handled signals
             self._signal, trainer._signal_connector.received_sigterm = signal.SIGTERM, False
         if threading.current_thread() is threading.main_thread():
-            for number in _STOP_SIGNALS:  # Lightning puts the former handlers back
+            for number in _STOP_SIGNALS:  # Lightning restores the previous handlers
                 signal.signal(number, self._note_signal)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save between two epochs: after validation, schedules and all that belongs to the former."""
+        """Save between two epochs: after the validation and schedules of the previous epoch."""
         self._save(trainer)
         self._stop_if_asked(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save within an epoch, where it is due."""
+        """Save within an epoch when a save is due."""
         if _is_place_to_save(trainer) and _any_process(trainer, self._is_due(trainer)):
             self._save(trainer)
             self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the end."""
+        """Save at the end of the training."""
         self._save(trainer)
         self._stop_if_asked(trainer)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the metrics that callbacks and schedules see, until they are measured anew."""
+        """Add the metrics that callbacks and schedules read until the next validation."""
         checkpoint["callback_metrics"] = {k: v.detach().cpu() for k, v in trainer.callback_metrics.items()}
-        # An epoch that is ready but has not started counts as not begun: Lightning's restart would lose count of it.
+        # An epoch that is ready but has not started counts as not begun; otherwise Lightning's restart would miscount.
         progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
         for counts in (progress["total"], progress["current"]):
             counts["ready"] = counts["started"]
@@ -114,7 +115,7 @@ class LastCheckpoint(Checkpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take these metrics over."""
+        """Restore these metrics."""
         self._metrics = checkpoint.get("callback_metrics", {})
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
@@ -130,7 +131,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
     def _note_signal(self, number: int, frame: Any) -> None:
-        """Remember to stop. A second Ctrl-C stops at once; where more processes train, who started them does so."""
+        """Note the signal; a second Ctrl-C stops at once, unless the starting process kills all processes."""
         if number == signal.SIGINT == self._signal and self._alone:
             raise KeyboardInterrupt
         self._signal = number
@@ -142,25 +143,25 @@ class LastCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             folder = self.path.parent.parent
             print(
-                f"stopped by {signal.Signals(number).name} after step {trainer.global_step}, saved; go on with the "
-                f"same command and hydra.run.dir={folder} ckpt_path=last",
+                f"stopped by {signal.Signals(number).name} after step {trainer.global_step} and saved; resume with "
+                f"the same command and hydra.run.dir={folder} ckpt_path=last",
                 file=sys.stderr,
             )
         raise Stopped(128 + number)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint under a temporary name beside its own, which it gets when it is whole and on the disk.
+    """Writes a checkpoint under a temporary name and renames it when it is complete and on the disk.
 
-    Lightning's own goes through the system's folder for temporary files: from there to another file system it is
-    copied, and a run that is killed meanwhile leaves half a file.
+    Lightning's own writer uses the system's folder for temporary files and copies the file from there to other file
+    systems. A run that is killed during the copy leaves half a file.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Write `checkpoint` to `path`, of which the former content stays until then."""
-        buffer = io.BytesIO()  # torch's own writer says nothing of a full disk
+        """Write `checkpoint` to `path`; until it is complete, `path` keeps its previous content."""
+        buffer = io.BytesIO()  # torch's own writer does not report a full disk
         torch.save(checkpoint, buffer)
         with written_whole(Path(path)) as unfinished:
             unfinished.write_bytes(buffer.getbuffer())
@@ -168,9 +169,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 @pl.utilities.rank_zero_only
 def rewind_log(logger: Any, step: int) -> None:
-    """Let a log in a run's folder go on before optimiser step `step`, without what is logged again from there on.
+    """Remove the entries of a run's log from optimiser step `step` on, which a resumed run logs again.
 
-    Knows CSV and TensorBoard; any other logger is left as it is.
+    Handles CSV and TensorBoard logs; other loggers are left unchanged.
     """
     if isinstance(logger, CSVLogger):
         _rewind_csv(logger, step)
@@ -186,7 +187,7 @@ def _rewind_csv(logger: CSVLogger, step: int) -> None:
         rows: list[dict[str, Any]] = [row for row in csv.DictReader(file) if int(row["step"]) < step]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Experiment logs directory .* exists")
-        logger.experiment.metrics = rows  # Lightning has removed the file by now
+        logger.experiment.metrics = rows  # Lightning has already deleted the file
     logger.save()
 
 
@@ -195,7 +196,7 @@ def _is_within_epoch(trainer: pl.Trainer) -> bool:
 
 
 def _is_place_to_save(trainer: pl.Trainer) -> bool:
-    """Tell whether a batch is done that neither leaves gradients for the next, nor is followed by validation."""
+    """Return whether the finished batch leaves no gradients for the next one and is not followed by validation."""
     loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
     assert fetcher is not None
     return not (loop._should_accumulate() or loop._should_check_val_fx(fetcher) or loop._is_training_done)

@@ -42,7 +42,7 @@ from atlalign.training.runs import (
     write_text,
 )
 
-# What is no argument of anything that is built.
+# Values that no built object takes as an argument.
 _KINDS: Mapping[str, Any] = {
     "seed": int,
     "ckpt_path": str | None,
@@ -53,27 +53,27 @@ _KINDS: Mapping[str, Any] = {
     "channels_last": bool | None,
     "run_dir": str,
 }
-# What a comparison of runs shows of the configuration.
+# The parts of the configuration in which a logger compares runs.
 _COMPARED = ("model", "loss", "augment", "data", "atlas", "optimizer", "scheduler", "seed")
-# What a checkpoint holds the state of.
+# The parts of the configuration whose state a checkpoint contains.
 _OPTIMISATION = ("optimizer", "scheduler", "freeze")
-# Objectives are minimised.
+# Objectives are minimised, so these cannot be objectives.
 _BETTER_LARGER = ("val/correlation",)
-# Batches are float32 images and fields, on which networks of another precision cannot work.
+# Batches are float32 images and fields, so networks of another precision cannot process them.
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
 def train(config: DictConfig) -> float:
     """Train as `conf/train.yaml` describes and return the final value of `config.objective`.
 
-    The run's folder gets config.yaml, run.json (see `atlalign.training.record`), checkpoints, metrics.json and
-    registered.png, or failure.json in place of the last two.
+    The run's folder receives config.yaml, run.json (see `atlalign.training.record`), checkpoints, metrics.json and
+    registered.png. A failed run leaves failure.json instead of the last two.
 
     Raises:
-        InputError: If something in the configuration or the data is wrong, another run is at work in the folder, the
-            training diverges, or `config.require_ratio` is missed.
+        InputError: If the configuration or the data are invalid, another run works in the folder, the training
+            diverges, or `config.require_ratio` is missed.
     """
-    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # names what must be given
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # names each missing value
     check_kinds_of(config, _KINDS)
     folder = Path(config.run_dir)
     if config.ckpt_path == "auto" and has_finished(folder, config):
@@ -84,10 +84,10 @@ def train(config: DictConfig) -> float:
 
 @contextmanager
 def _only_run(folder: Path) -> Iterator[None]:
-    """Keep other runs out of the folder; processes of one run, which a cluster has started, are one.
+    """Keep other runs out of the folder; the processes of one run that a cluster started count as one.
 
     Raises:
-        InputError: If another run is at work there.
+        InputError: If another run works there.
     """
     if not is_first_process():
         yield
@@ -97,12 +97,12 @@ def _only_run(folder: Path) -> Iterator[None]:
             yield
     except LockedError as error:
         raise LockedError(
-            f"run_dir: {error.holder} trains in {folder}: wait for its end, or name another hydra.run.dir"
+            f"run_dir: {error.holder} trains in {folder}: wait until it ends, or choose another hydra.run.dir"
         ) from error
 
 
 def _save_overrides(folder: Path) -> None:
-    """Write to .hydra what Hydra itself would: Hydra does so even where another run is at work in the folder."""
+    """Write Hydra's own files to .hydra; Hydra itself would do so even while another run works in the folder."""
     from hydra.core.hydra_config import HydraConfig
 
     if not HydraConfig.initialized():
@@ -127,7 +127,7 @@ def _train_in(folder: Path, config: DictConfig) -> float:
 
 def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -> float:
     _check_values(config)
-    # The loss goes first: a misspelt key fails before the slow imports and before any data is written.
+    # The loss is built first: a misspelt key fails before the slow imports and before any data is written.
     loss = build(config.loss)
 
     import pytorch_lightning as pl
@@ -154,7 +154,7 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
     with warnings_from_threads():
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
 
-    # The final measure of the best checkpoint is no point of the curves.
+    # The final measure of the best checkpoint is not a point on the curves.
     loggers, trainer.loggers = trainer.loggers, []
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
     validated = trainer.validate(module, datamodule, ckpt_path=best, weights_only=True, verbose=False)[0]
@@ -165,7 +165,7 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
         "seconds": round(time.monotonic() - started, 1),
     }
     if trainer.is_global_zero:
-        begin(folder, config)  # of a run that had nothing left to train
+        begin(folder, config)  # for a run that had nothing left to train
         write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         _log_hyperparameters(loggers, config, metrics)
         if hasattr(datamodule, "examples"):
@@ -176,23 +176,25 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
 
 
 def _check_values(config: DictConfig) -> None:
-    """Check what is no argument of anything that is built."""
+    """Check the values that no built object takes as an argument."""
     check_numbers(config, {"seed": 0})
     if config.require_ratio is not None:
         check_numbers(config, {"require_ratio": 0.0})
     check_booleans(config, "compile", "channels_last")
     if config.objective in _BETTER_LARGER:
         raise InputError(
-            f"objective: expected a metric of which less is better, got {config.objective}; take val/vector_distance"
+            f"objective: expected a metric that improves as it falls, got {config.objective}; use val/vector_distance"
         )
     _check_trainer(config.trainer)
     for key in ("limit_train_batches", "limit_val_batches"):
         if OmegaConf.select(config.trainer, key) == 0:
-            raise InputError(f"trainer.{key}: expected null, a number of batches or a share of them, got 0")
+            raise InputError(
+                f"trainer.{key}: expected null, a number of batches or a fraction of them, got 0"
+            )
 
 
 def _check_trainer(config: DictConfig) -> None:
-    """Check the numbers that Lightning takes as they are."""
+    """Check the numbers that Lightning accepts unchecked."""
     least: dict[str, float] = {
         "accumulate_grad_batches": 1,
         "gradient_clip_val": 0.0,
@@ -214,12 +216,12 @@ def _check_trainer(config: DictConfig) -> None:
 
 
 def as_list(names: str | Sequence[str]) -> Sequence[str]:
-    """Return names, of which one may stand alone."""
+    """Return the names as a list; a single name may be given as a string."""
     return [names] if isinstance(names, str) else names
 
 
 def _build_function(config: DictConfig | None) -> Any:
-    """Build a function with some of its arguments, which tells when it is called what is wrong with these."""
+    """Build a partial function; when called, it reports errors in its configured arguments by their key."""
     function = build(config)
     if config is None or function is None:
         return None
@@ -233,7 +235,7 @@ def _build_function(config: DictConfig | None) -> Any:
 
 def _n_processes_to_start(config: DictConfig) -> int:
     if config.trainer.devices == 1 and config.trainer.strategy == "auto":
-        return 0  # without the import of Lightning
+        return 0  # skips the import of Lightning
     _quieten_lightning()
     return n_processes_to_start(build(config.trainer, logger=False, callbacks=[], enable_checkpointing=False))
 
@@ -260,7 +262,7 @@ def _memory_format(channels_last: bool | None, device: Any) -> Any:
 
 
 def _network_of_same_run(config: DictConfig, checkpoint: str | None) -> Any:
-    """Return the network of a run that goes on, without the model files that it began with; None for other runs."""
+    """Return the network of a run being resumed, without reading its initial model files; None for other runs."""
     from atlalign.models import load_model, read_origin
 
     if checkpoint is None:
@@ -269,13 +271,13 @@ def _network_of_same_run(config: DictConfig, checkpoint: str | None) -> Any:
     _check_optimizer(config, former, checkpoint)
     if former.get("model") != OmegaConf.to_container(config.model, resolve=True):
         return None
-    with suppress(InputError):  # a network from outside of the package is built as the configuration says
+    with suppress(InputError):  # a network from outside the package is built from the configuration
         return load_model(checkpoint)
     return None
 
 
 def _check_optimizer(config: DictConfig, former: Mapping[str, Any], checkpoint: str) -> None:
-    """Check that a run that goes on optimises as before: its checkpoint's state holds, whatever the settings say."""
+    """Check that a resumed run optimises as before: the checkpoint's state overrides the settings."""
     tree = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     known = [key for key in _OPTIMISATION if key in former]
     before, now = (flatten({key: of[key] for key in known}) for of in (former, tree))
@@ -283,13 +285,13 @@ def _check_optimizer(config: DictConfig, former: Mapping[str, Any], checkpoint: 
     if changed:
         expected, got = (", ".join(str(of.get(key, "nothing")) for key in changed) for of in (before, now))
         raise InputError(
-            f"{', '.join(changed)}: expected {expected}, as in the checkpoint to go on from, got {got}; go on with the "
-            f"same, or begin another run with its weights: model=pretrained model.path={checkpoint}"
+            f"{', '.join(changed)}: expected {expected}, as in the checkpoint to resume from, got {got}; keep the "
+            f"former values, or start another run from its weights: model=pretrained model.path={checkpoint}"
         )
 
 
 def _freeze(network: Any, parts: Sequence[str]) -> None:
-    """Keep the weights of the parts as they are."""
+    """Freeze the weights of the parts."""
     known = dict(network.named_modules())
     for part in parts:
         if part not in known:
@@ -297,11 +299,11 @@ def _freeze(network: Any, parts: Sequence[str]) -> None:
             raise unknown_name("part of the network in freeze:", part, parts_known)
         known[part].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise InputError(f"freeze: expected something to be left to train, got {list(parts)}")
+        raise InputError(f"freeze: expected at least one part to remain trainable, got {list(parts)}")
 
 
 def _build_datamodule(config: DictConfig, network: Any) -> Any:
-    """Build the data; where nothing is said, inverse fields are given to networks that predict them."""
+    """Build the data; unless configured, inverse fields are loaded if the network predicts them."""
     objects = {"atlas": build(config.atlas), "augment": build(config.augment)}
     if OmegaConf.select(config.data, "return_inverse", default=False) is None:
         objects["return_inverse"] = bool(getattr(network, "compute_inv", False))
@@ -335,7 +337,7 @@ def _build_logger(config: DictConfig | None) -> Any:
 
 
 def _build_callbacks(group: DictConfig | None) -> list[Any]:
-    """Build the callbacks that are not switched off with null."""
+    """Build the callbacks; null switches a callback off."""
     for name, node in cast(dict[str, Any], group or {}).items():
         if not isinstance(node, DictConfig | None):
             raise InputError(
@@ -351,7 +353,7 @@ def _checkpoint_to_resume(ckpt_path: str | None, folder: Path) -> str | None:
     if ckpt_path is None:
         if last.exists():
             raise InputError(
-                f"{folder} holds a run already: go on with ckpt_path=last, or name another run_dir"
+                f"{folder} already holds a run: resume it with ckpt_path=last, or choose another run_dir"
             )
         return None
     path = last if ckpt_path == "last" else Path(ckpt_path)
@@ -359,20 +361,20 @@ def _checkpoint_to_resume(ckpt_path: str | None, folder: Path) -> str | None:
         raise InputError(f"ckpt_path: there is no checkpoint {path}")
     if not _holds_training(path):
         raise InputError(
-            f"ckpt_path: {path} holds a network, but no training to go on with; model=pretrained "
-            f"model.path={path} begins with its weights"
+            f"ckpt_path: {path} holds a network but no training state to resume; start from its weights with "
+            f"model=pretrained model.path={path}"
         )
     return str(path)
 
 
 def _holds_training(path: Path) -> bool:
-    """Return whether a model file holds the state of a training, as checkpoints do."""
+    """Return whether a model file holds a training state, as checkpoints do."""
     import torch
 
     from atlalign.models import read_origin
 
-    read_origin(path)  # says what is wrong with a file that is none
-    with suppress(Exception):  # of other formats than torch's
+    read_origin(path)  # reports what is wrong with a file that is no model
+    with suppress(Exception):  # other formats than torch's hold no training
         return "optimizer_states" in torch.load(path, map_location="meta", weights_only=True)
     return False
 
@@ -388,27 +390,27 @@ def _rewind_logs(loggers: Iterable[Any], checkpoint: str) -> None:
 
 
 def _quieten_lightning() -> None:
-    """Keep its advertisements and its own deprecations out of the user's terminal; warnings still come."""
+    """Hide Lightning's advertisements and internal deprecation warnings; other warnings still appear."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="pytorch_lightning")
-    # The sampler knows its place.
+    # The sampler restores its own position.
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
 
 
 def _begin(
     config: DictConfig, record: dict[str, Any], checkpoint: str | None, trainer: Any, module: Any
 ) -> None:
-    """Write what the run is, now that all that could be wrong with it has been found."""
+    """Write the run's record, now that every possible error of the configuration has been found."""
     if not trainer.is_global_zero:
         return
     folder = Path(config.run_dir)
     begin(folder, config)
-    goes_on = checkpoint is not None and folder.resolve() in Path(checkpoint).resolve().parents
-    write_run_record(folder, record, trainer.datamodule.fingerprints(), resumed=goes_on)
+    resumed = checkpoint is not None and folder.resolve() in Path(checkpoint).resolve().parents
+    write_run_record(folder, record, trainer.datamodule.fingerprints(), resumed=resumed)
 
 
 def _log_hyperparameters(loggers: list[Any], config: DictConfig, metrics: dict[str, float]) -> None:
-    """Put the run's choices beside its final metrics, where the logger can compare runs."""
+    """Log the run's choices with its final metrics, where the logger can compare runs."""
     from pytorch_lightning.loggers import TensorBoardLogger
 
     tree = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
@@ -418,7 +420,7 @@ def _log_hyperparameters(loggers: list[Any], config: DictConfig, metrics: dict[s
             logger.log_hyperparams(parameters, {f"final/{name}": value for name, value in metrics.items()})
             logger.finalize("success")
         if getattr(logger, "log_dir", None):
-            # Lightning writes it without what is in config.yaml.
+            # Lightning writes the file, but config.yaml already holds its contents.
             (Path(logger.log_dir) / "hparams.yaml").unlink(missing_ok=True)
 
 
@@ -428,7 +430,7 @@ def _draw_result(module: Any, datamodule: Any, path: Path) -> None:
     from atlalign.plots import registration_figure
     from atlalign.training.callbacks import register_examples
 
-    # Lightning has brought the network to the CPU, for which it would be compiled anew.
+    # Lightning has moved the network to the CPU, where it would be compiled again.
     with torch.compiler.set_stance("force_eager"):
         panels = register_examples(module.cpu(), datamodule, n_sections=4)
     registration_figure(panels).savefig(path)
@@ -451,7 +453,7 @@ def _require(metrics: dict[str, float], require_ratio: float | None, distance: s
     ratio = metrics[f"val/{distance}"] / metrics[f"val/identity/{distance}"]
     if require_ratio is not None and not ratio <= require_ratio:
         raise InputError(
-            f"require_ratio: expected an error of at most {require_ratio:.2f} times that of doing nothing, "
+            f"require_ratio: expected an error of at most {require_ratio:.2f} times the error before registration, "
             f"got {ratio:.2f}"
         )
 

@@ -1,4 +1,4 @@
-"""What training runs leave in their folders, and the table that compares them."""
+"""The files that training runs leave in their folders, and the table that compares runs."""
 
 import json
 import math
@@ -27,35 +27,35 @@ from atlalign.io.tables import write_table
 Value = str | int | float | bool
 
 _DISTANCE, _BASELINE = "val/vector_distance", "val/identity/vector_distance"
-# The error as a part of that of doing nothing.
+# The error divided by the error before registration.
 _RATIO = "val/ratio"
-# Characters of a choice that a terminal shows.
+# Characters of a setting that a terminal shows.
 _WIDEST_CHOICE = 30
-# What the table shows after the metric that it is sorted by; the CSV file has all.
+# Metrics that the table shows after the one that it is sorted by; the CSV file has all metrics.
 _SHOWN_METRICS = (_DISTANCE, "val/folding_fraction", "val/correlation", "epochs", "seconds")
-# Where a run lies, and how it was watched, says nothing of what it computes.
+# Settings that do not change the result: the location of a run and the way it was watched.
 _INCIDENTAL = ("run_dir", "ckpt_path", "callbacks.pruning")
 
 
-class Pruned(Exception):  # noqa: N818 - a run that others have overtaken is no error
-    """A run was stopped early because others did better at the same point."""
+class Pruned(Exception):  # noqa: N818 - a run that others have overtaken is not an error
+    """A run was stopped early because other runs did better at the same point."""
 
 
 class DivergedError(InputError):
-    """A training diverged: a loss or a measure is no finite number any more."""
+    """A training diverged: a loss or a measure is no longer finite."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run as its folder tells it.
+    """One run, as recorded in its folder.
 
     Args:
-        folder: Where it lies.
-        status: `finished`, `failed`, `pruned` or `unfinished` (under way, or killed).
-        reason: Why it ended early, in one line.
-        config: Its configuration by dotted keys; empty where it never came so far.
-        metrics: Final metrics by name; of a run that ended before these only its `seconds`, where known.
-        diverged: Whether it failed because the training diverged.
+        folder: The run's folder.
+        status: `finished`, `failed`, `pruned` or `unfinished` (still running, or killed).
+        reason: Why the run ended early, in one line.
+        config: Its configuration by dotted keys; empty if the run ended before writing it.
+        metrics: Final metrics by name; for a run that ended early only its `seconds`, if known.
+        diverged: Whether the run failed because the training diverged.
     """
 
     folder: Path
@@ -68,14 +68,14 @@ class Run:
 
 @dataclass(frozen=True)
 class RunTable:
-    """Runs side by side, the best first.
+    """Runs side by side, best first.
 
     Args:
-        runs: In the order of the table.
-        names: A short name for each.
+        runs: The runs in the order of the table.
+        names: A short name for each run.
         keys: The configuration keys in which the runs differ.
-        metric: What the table is sorted by.
-        note: Why it is sorted by something else than the objective; empty where it is not.
+        metric: The metric that the table is sorted by.
+        note: Why the table is not sorted by the objective; empty if it is.
     """
 
     runs: list[Run]
@@ -89,14 +89,14 @@ class RunTable:
 def recorded_failure(
     folder: Path, config: DictConfig, owns: Callable[[], bool] = lambda: True
 ) -> Iterator[None]:
-    """If the run inside fails, leave its configuration and the reason in `folder`.
+    """If the enclosed run fails, write its configuration and the reason to `folder`.
 
-    A run that had finished there stays as it is if the new attempt fails before it has begun to train.
+    A finished run in the folder stays unchanged if the new attempt fails before it starts to train.
 
     Args:
         folder: The run's folder.
         config: The run's configuration.
-        owns: Whether this process may write to the folder; asked before the run and after its failure.
+        owns: Returns whether this process may write to the folder; called before the run and after a failure.
     """
     started = time.monotonic()
     finished = _time_of(folder / "metrics.json")
@@ -111,20 +111,20 @@ def recorded_failure(
             raise
         record_failure(folder, error, seconds=round(time.monotonic() - started, 1))
         if not (folder / "config.yaml").exists():
-            with suppress(OmegaConfBaseException):  # this may be what ended it
+            with suppress(OmegaConfBaseException):  # the configuration itself may be the error
                 write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
         raise
 
 
 def begin(folder: Path, config: DictConfig) -> None:
-    """Write the run's configuration, and remove what an earlier attempt left as its end."""
+    """Write the run's configuration, and delete the result of an earlier attempt."""
     write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     for name in ("failure.json", "metrics.json"):
         (folder / name).unlink(missing_ok=True)
 
 
 def record_failure(folder: Path, error: BaseException, **metrics: float) -> None:
-    """Write to `folder`/failure.json that the run there ended with `error`."""
+    """Write to `folder`/failure.json that its run ended with `error`."""
     status, reason = ("pruned", str(error)) if isinstance(error, Pruned) else ("failed", describe(error))
     content: dict[str, Any] = {"status": status, "reason": reason, "metrics": metrics}
     if isinstance(error, DivergedError):
@@ -133,10 +133,10 @@ def record_failure(folder: Path, error: BaseException, **metrics: float) -> None
 
 
 def read_run(folder: Path) -> Run:
-    """Read what a run left in `folder`.
+    """Read the run in `folder`.
 
     Raises:
-        InputError: If a file there is damaged.
+        InputError: If one of its files is damaged.
     """
     config, failure, metrics = folder / "config.yaml", folder / "failure.json", folder / "metrics.json"
     measured = _metrics(metrics, _read_json(metrics)) if metrics.exists() else {}
@@ -148,11 +148,11 @@ def read_run(folder: Path) -> Run:
         case {"status": ("failed" | "pruned") as status, "reason": str(reason), "metrics": dict(before)}:
             measured = {**_metrics(failure, before), **measured}
             return Run(folder, status, reason, known, measured, diverged=end.get("diverged") is True)
-    raise _damaged(failure, "how a run ended (status, reason, metrics)", end)
+    raise _damaged(failure, "the end of a run (status, reason, metrics)", end)
 
 
 def _metrics(path: Path, content: Mapping[str, Any]) -> dict[str, float]:
-    """Return a mapping of names to numbers as it is."""
+    """Return a mapping of names to numbers after checking it."""
     for name, value in content.items():
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise _damaged(path, f"a number for {name}", value)
@@ -162,7 +162,7 @@ def _metrics(path: Path, content: Mapping[str, Any]) -> dict[str, float]:
 def _damaged(path: Path, expected: str, found: Any) -> InputError:
     shown = shorten(repr(found), 100)
     return InputError(
-        f"{path}: expected {expected}, got {shown}: remove the file, and run the command with ckpt_path=auto"
+        f"{path}: expected {expected}, got {shown}: delete the file, and run the command with ckpt_path=auto"
     )
 
 
@@ -172,17 +172,17 @@ def has_begun(folder: Path) -> bool:
 
 
 def has_finished(folder: Path, config: DictConfig) -> bool:
-    """Return whether `folder` holds a run of this very configuration that came to its end."""
+    """Return whether `folder` holds a finished run with exactly this configuration."""
     written = folder / "config.yaml"
     same = written.exists() and written.read_text() == OmegaConf.to_yaml(config, resolve=True)
     return same and read_run(folder).status == "finished"
 
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:
-    """Read every run in `folders` and below.
+    """Read every run in `folders` and their subfolders.
 
     Raises:
-        InputError: If a folder is missing, or none of them holds a run.
+        InputError: If a folder is missing, or no run is found.
     """
     found: set[Path] = set()
     for folder in folders:
@@ -191,18 +191,19 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
         for mark in ("config.yaml", "failure.json", ".hydra"):
             found |= {path.parent for path in folder.rglob(mark) if path.parent.name != ".hydra"}
     if not found:
-        raise InputError(f"{', '.join(map(str, folders))}: no run there (a run's folder has a config.yaml)")
+        raise InputError(f"{', '.join(map(str, folders))}: found no run (a run's folder has a config.yaml)")
     return [read_run(folder) for folder in sorted(found, key=_natural_order)]
 
 
 def compare(runs: Sequence[Run], metric: str | None = None, *, descending: bool = False) -> RunTable:
-    """Sort runs by a metric; those without it come last.
+    """Sort runs by a metric; runs without it come last.
 
     Args:
-        runs: In any order.
-        metric: A final metric, or `val/ratio`, the mean vector distance divided by that of doing nothing. None is the
-            runs' objective; of that distance, pixels of which are not the same in images of several sizes, the ratio.
-        descending: The largest first.
+        runs: The runs in any order.
+        metric: A final metric, or `val/ratio`, the mean vector distance divided by the distance before registration.
+            None stands for the runs' objective. If that is the vector distance and image sizes differ, so that pixels
+            are not comparable, None stands for `val/ratio`.
+        descending: Put the largest value first.
 
     Raises:
         InputError: If runs have metrics, but none has this one.
@@ -211,7 +212,9 @@ def compare(runs: Sequence[Run], metric: str | None = None, *, descending: bool 
     objective = _objective(runs)
     if metric is None and objective == _DISTANCE and _sizes_differ(runs):
         objective = _RATIO
-        note = f"image sizes differ, and so do their pixels: sorted by {_RATIO}, {_DISTANCE} / {_BASELINE}"
+        note = (
+            f"image sizes differ, so pixels are not comparable: sorted by {_RATIO}, {_DISTANCE} / {_BASELINE}"
+        )
     metric = metric or objective
     known = {name for run in runs for name in run.metrics}
     if any(run.status == "finished" for run in runs) and metric not in known:
@@ -241,14 +244,14 @@ def header(table: RunTable) -> list[str]:
 
 
 def rows(table: RunTable) -> Iterator[list[str]]:
-    """Return the table's cells, row by row, as text."""
+    """Yield the table's rows as text."""
     for name, run in zip(table.names, table.runs, strict=True):
         choices = [_short(run.config.get(key, "")) for key in table.keys]
         yield [name, run.status, *choices, *(_short(run.metrics.get(m, "")) for m in _shown_metrics(table))]
 
 
 def reasons(table: RunTable) -> list[str]:
-    """Return a line for each run that says why it ended early, and before them why the order is as it is."""
+    """Return one line on why each run ended early, after a line on the order of the table."""
     named = zip(table.names, table.runs, strict=True)
     return [table.note] * bool(table.note) + [
         f"{name} {run.status}: {run.reason}" for name, run in named if run.reason
@@ -256,10 +259,10 @@ def reasons(table: RunTable) -> list[str]:
 
 
 def rich_table(table: RunTable, width: int) -> Table:
-    """Return the table for a terminal of so many characters: the files have every key and whole values.
+    """Return the table for a terminal of `width` characters; the files have every key and whole values.
 
-    Where what is built differs, keys that not all runs have say no more. Of the others the widest are left out until
-    the table fits.
+    If runs build different objects, keys that only some runs have are left out. Then the widest columns are left out
+    until the table fits.
     """
     keys = [key for key in table.keys if not _belongs_to_differing(key, table)]
     shown = _narrow_table(replace(table, keys=keys), len(table.keys) - len(keys))
@@ -270,14 +273,14 @@ def rich_table(table: RunTable, width: int) -> Table:
 
 
 def markdown(table: RunTable) -> str:
-    """Return the table in Markdown, and below it why runs ended early."""
+    """Return the table in Markdown, followed by the reasons why runs ended early."""
     lines = [header(table), ["---"] * len(header(table)), *rows(table)]
     text = "".join(f"| {' | '.join(_escape_markdown(cell) for cell in line)} |\n" for line in lines)
     return text + "".join(f"\n- {reason}" for reason in reasons(table)) + "\n" * bool(reasons(table))
 
 
 def flatten(tree: Any, separator: str = ".", prefix: str = "") -> dict[str, Value]:
-    """Return a configuration's values by paths like data.batch_size, and what each group builds by its name."""
+    """Return a configuration's values by dotted keys such as data.batch_size; a group's own key names its object."""
     if not isinstance(tree, Mapping):
         return {prefix: tree if isinstance(tree, str | int | float | bool) else str(tree)}
     flat: dict[str, Value] = {}
@@ -290,10 +293,10 @@ def flatten(tree: Any, separator: str = ".", prefix: str = "") -> dict[str, Valu
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a result of which no reader ever sees half.
+    """Write a text file atomically.
 
     Raises:
-        InputError: If the system does not let the file be written.
+        InputError: If the file cannot be written.
     """
     with written_whole(path) as unfinished:
         unfinished.write_text(text)
@@ -316,7 +319,7 @@ def _table_width(shown: Table) -> int:
 
 
 def _broken(name: str) -> str:
-    """Return a long name broken behind its groups."""
+    """Return a long name with line breaks after its groups."""
     return re.sub(r"(?<=[/.])", "\n", name)
 
 
@@ -331,7 +334,7 @@ def _column_width(key: str, table: RunTable) -> int:
 
 
 def _belongs_to_differing(key: str, table: RunTable) -> bool:
-    """Return whether a key is one of several things that are built in one place, and no key of all of them."""
+    """Return whether a key belongs to only some of the objects that runs build in the same place."""
     parents = {key[:place] for place, letter in enumerate(key) if letter == "."}
     return bool(parents & set(table.keys)) and not all(key in run.config for run in table.runs if run.config)
 
@@ -359,7 +362,7 @@ def _objective(runs: Sequence[Run]) -> str:
 
 
 def _differing_keys(runs: Sequence[Run]) -> list[str]:
-    """Return the keys whose values differ; of keys that always agree with each other, the shortest."""
+    """Return the keys whose values differ; of several keys that always vary together, the shortest."""
     configs = [run.config for run in runs if run.config]
     columns: dict[tuple[str, ...], str] = {}
     for key in sorted({key for config in configs for key in config}, key=lambda key: (key.count("."), key)):
@@ -370,7 +373,7 @@ def _differing_keys(runs: Sequence[Run]) -> list[str]:
 
 
 def _short_names(runs: Sequence[Run]) -> list[str]:
-    """Return the parts of the runs' paths below the folder that all of them share."""
+    """Return the runs' paths relative to their common folder."""
     paths = [run.folder.absolute() for run in runs]
     shared = 0
     while all(len(p.parts) > shared + 1 for p in paths) and len({p.parts[: shared + 1] for p in paths}) == 1:
@@ -406,7 +409,7 @@ def _draw(table: RunTable, path: Path) -> None:
 
 
 def _doing_nothing(run: Run, metric: str) -> float | None:
-    """Return the metric of doing nothing, where it is known."""
+    """Return the metric before registration, if known."""
     return {_DISTANCE: run.metrics.get(_BASELINE), _RATIO: 1.0}.get(metric)
 
 
@@ -419,7 +422,7 @@ def _escape_markdown(cell: str) -> str:
 
 
 def _read_config(path: Path) -> dict[str, Value]:
-    """Return a run's resolved configuration; paths into the run's own folder read `${run_dir}`."""
+    """Return a run's resolved configuration; in paths, `${run_dir}` replaces the run's own folder."""
     import yaml
 
     try:
@@ -438,11 +441,11 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}: expected JSON, got {describe(error)}: remove the file, and the same command with ckpt_path=auto "
-            "runs again"
+            f"{path}: expected JSON, got {describe(error)}: delete the file, and repeat the command with "
+            "ckpt_path=auto"
         ) from error
     if not isinstance(content, dict):
-        raise _damaged(path, "names with values", content)
+        raise _damaged(path, "a JSON object", content)
     return content
 
 

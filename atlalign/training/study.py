@@ -1,4 +1,4 @@
-"""A search with Optuna over training runs: the study, a file beside the runs, and the end of runs that fall behind."""
+"""An Optuna search over training runs: the study, its file beside the runs, and pruning of runs that fall behind."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -32,14 +32,14 @@ class SweepStudy:
     """An Optuna study whose trials are the runs `folder`/0, `folder`/1, …; the objective is minimised.
 
     Args:
-        folder: The sweep's folder; the study is its file study.journal, made where there is none.
-        space: What is varied.
-        fixed: What all trials share, as overrides; a study is continued with the same alone.
-        sampler: From a seed to what chooses the trials.
-        seed: With the trials so far it decides the next one, whether the sweep was interrupted or not.
+        folder: The sweep's folder; the study is stored in its file study.journal, created if missing.
+        space: The varied keys and their distributions.
+        fixed: The overrides that all trials share; a study can only be resumed with the same ones.
+        sampler: Maps a seed to an Optuna sampler.
+        seed: Together with the trials so far, determines the next trial, even after an interruption.
 
     Raises:
-        InputError: If the study in the folder is one of other trials.
+        InputError: If the study in the folder has other trials.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class SweepStudy:
         self._check_identity({"fixed": sorted(fixed), "space": {k: str(v) for k, v in sorted(space.items())}})
 
     def __len__(self) -> int:
-        """Return the number of trials so far, whatever became of them."""
+        """Return the number of trials so far, in any state."""
         return len(self.study.get_trials(deepcopy=False))
 
     def ask(self) -> int:
@@ -70,15 +70,15 @@ class SweepStudy:
         return self.study.ask(self.space).number
 
     def overrides(self, number: int) -> list[str]:
-        """Return what the trial's run is given beside the fixed overrides."""
+        """Return the trial's own overrides, without the fixed ones."""
         return [f"{key}={value}" for key, value in self._trial(number).params.items()]
 
     def open_trials(self) -> list[int]:
-        """Return the numbers of trials that were begun and have no result."""
+        """Return the numbers of started trials without a result."""
         return [t.number for t in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])]
 
     def settle(self, number: int) -> Run:
-        """Take over what the trial's run left in its folder; a run without an end leaves its trial open.
+        """Report the result of the trial's run to the study; an unfinished run leaves its trial open.
 
         Raises:
             InputError: If a file in the folder is damaged.
@@ -95,7 +95,7 @@ class SweepStudy:
         return run
 
     def is_stuck(self, number: int) -> bool:
-        """Return whether the trial's run was begun again before, and has come no further since."""
+        """Return whether the trial's run was restarted before and has made no progress since."""
         if not has_begun(self.folder / str(number)):
             return False
         checkpoint = self.folder / str(number) / "checkpoints" / "last.ckpt"
@@ -106,7 +106,7 @@ class SweepStudy:
         return bool(before == progress)
 
     def best(self) -> FrozenTrial | None:
-        """Return the best of the trials that ran to their end."""
+        """Return the best of the completed trials."""
         complete = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         return min(complete, key=lambda trial: trial.values[0], default=None)
 
@@ -119,20 +119,20 @@ class SweepStudy:
             self.study.set_user_attr("identity", identity)
         elif known != identity:
             raise InputError(
-                f"{self.folder} holds a study of other trials: expected {known}, got {identity}. "
-                "Give the command that began it, or another hydra.sweep.dir"
+                f"{self.folder} holds a study of other trials: expected {known}, got {identity}; "
+                "repeat the command that started it, or choose another hydra.sweep.dir"
             )
 
 
 class Pruning(pl.Callback):
-    """Tells the study how a trial's run does after each epoch, and ends the run where the pruner says so.
+    """Reports a trial's run to the study after each epoch, and ends the run if the pruner decides so.
 
-    A run that is no open trial, such as one that is repeated outside of its sweep, is left alone.
+    A run that is not an open trial, such as one repeated outside of its sweep, is left alone.
 
     Args:
         run_dir: The run's folder, named by the trial's number, in the sweep's folder.
-        monitor: The metric that is minimised.
-        pruner: What decides.
+        monitor: The metric to minimise.
+        pruner: The Optuna pruner.
     """
 
     def __init__(self, run_dir: str, monitor: str, pruner: BasePruner) -> None:
@@ -142,15 +142,15 @@ class Pruning(pl.Callback):
         self._trial: Trial | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find the trial, in the main process."""
+        """Find the trial in the main process."""
         if stage == "fit" and trainer.is_global_zero:
             self._trial = _open_trial(self.run_dir, self.pruner)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report, and end the run in all processes alike; the last epoch counts in any case.
+        """Report the metric, and end a pruned run in all processes; a run that reaches its last epoch is never pruned.
 
         Raises:
-            Pruned: If the pruner gives the trial up.
+            Pruned: If the pruner ends the trial.
         """
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
@@ -163,21 +163,21 @@ class Pruning(pl.Callback):
         if self._trial is None:
             return False
         reported = self._trial.study.get_trials(deepcopy=False)[self._trial.number].intermediate_values
-        if epoch not in reported:  # a run that goes on from a checkpoint comes by again
+        if epoch not in reported:  # a run resumed from a checkpoint repeats the epoch
             self._trial.report(value, epoch)
         return self._trial.should_prune()
 
 
 def search_space(overrides: Sequence[Override]) -> dict[str, BaseDistribution]:
-    """Return what Optuna draws from, by key, for each override that gives more than one value.
+    """Return Optuna's distributions by key, one for each override with several values.
 
     Raises:
-        InputError: If there is none, or Optuna cannot draw from one.
+        InputError: If no override has several values, or Optuna cannot draw from one.
     """
     space = {o.get_key_element(): _distribution(o) for o in overrides if o.is_sweep_override()}
     if not space:
         raise InputError(
-            "hydra/sweeper=optuna: expected something to vary, such as 'optimizer.lr=interval(1e-4,1e-2)', got nothing"
+            "hydra/sweeper=optuna: expected a key to vary, such as 'optimizer.lr=interval(1e-4,1e-2)', got none"
         )
     return space
 

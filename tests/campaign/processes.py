@@ -169,7 +169,7 @@ def kill_and_resume(
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     status, printed = finish(start(program, folder))
-    if status and "exists already" not in printed:  # the kill came after the end
+    if status and "already exists" not in printed:  # the kill came after the end
         return TRACEBACK, printed[-2000:]
     return compare(program, folder, whole)
 
@@ -202,7 +202,7 @@ def without_space(program: Program, folder: Path, whole: dict[str, object], shar
         shutil.rmtree(kept, ignore_errors=True)
         shutil.copytree(folder, kept)
     status, printed = finish(start(program, kept))
-    if status and "exists already" not in printed:
+    if status and "already exists" not in printed:
         return TRACEBACK, printed[-2000:]
     return compare(program, kept, whole)
 

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import math
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
@@ -224,9 +225,7 @@ def test_a_run_on_demo_data_is_evaluated_on_its_own_validation_sections(folder):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         train(compose("train", ["model=global", *demo, *quiet]))
         checkpoint = "model.path=run/checkpoints/best.ckpt"
-        with pytest.raises(
-            InputError, match=r"data.split_seed is 0, .* with 3: say data.split_seed=3, or split=all"
-        ):
+        with pytest.raises(InputError, match=r"data\.split_seed is 0, .* with 3: .*data\.split_seed=3"):
             evaluate(compose("evaluate", [checkpoint, "out=out", *demo]))
         out = evaluate(compose("evaluate", [checkpoint, "out=out", *demo, "data.split_seed=3"]))
     trained = json.loads(Path("run/metrics.json").read_text())["val/vector_distance"]
@@ -238,10 +237,8 @@ def test_what_is_left_open_is_as_the_network_was_trained(folder, capsys):
     open_ = ["data.image_shape=null", "split=all", "segmentation=false", "baselines=[]"]
     out = evaluate(configured("model.path=identity.pt", *open_))
     assert json.loads((out / "summary.json").read_text())["image_shape"] == list(SHAPE)
-    assert "data.image_shape=[32,48], to suit identity.pt" in capsys.readouterr().out
-    with pytest.raises(
-        InputError, match=r"perfect.pt does not tell the size .*: say data.image_shape=\[HEIGHT,WIDTH\]"
-    ):
+    assert re.search(r"^data\.image_shape=\[32,48\].*identity\.pt", capsys.readouterr().out, re.MULTILINE)
+    with pytest.raises(InputError, match=r"perfect\.pt .*data\.image_shape=\[HEIGHT,WIDTH\]"):
         evaluate(configured("model.path=perfect.pt", ALLOW, "out=other", *open_))
 
 
@@ -277,12 +274,12 @@ def test_without_regions_an_atlas_needs_no_annotation(folder):
         (["model.path=other.pt"], "expected a model file"),
         (["model.path=my.h5"], "my.h5: expected a model file"),
         (["model.path=perfect.pt"], "Shift"),
-        (["model.path=identity.pt", "data.image_shape=[64,96]"], "say data.image_shape=[32,48]"),
+        (["model.path=identity.pt", "data.image_shape=[64,96]"], "set data.image_shape=[32,48]"),
         (["model.path=identity.pt", "data.path=none.h5"], "none.h5"),
         (["model.path=identity.pt", "data.path=???"], "full_key: data.path"),
         (["model.path=???"], "full_key: model.path"),
         (["model.path=identity.pt", "data.path=identity.pt"], "not an h5 file"),
-        (["model.path=identity.pt", "out=landmarks.csv"], "landmarks.csv exists already"),
+        (["model.path=identity.pt", "out=landmarks.csv"], "landmarks.csv already exists"),
         (["model.path=identity.pt", "split=test"], "There are: all, train, val"),
         (["model.path=identity.pt", "baselines=[identity,afine]"], "Did you mean affine"),
         (["model.path=identity.pt", "landmarks=none.csv"], "landmarks: none.csv: cannot be read"),
@@ -327,7 +324,7 @@ def test_an_atlas_without_annotation_says_so(folder):
     [
         (
             "",
-            "landmarks: bad.csv: expected the columns sample, .* found none: image_id may stand for sample$",
+            "landmarks: bad.csv: expected the columns sample, .* found none: image_id ",
         ),
         (
             "sample,reference_x,reference_y,moving_x\n",
@@ -347,10 +344,10 @@ def test_an_atlas_without_annotation_says_so(folder):
             "line 2, moving_y: expected a number, found 'nan'",
         ),
         ("sample,reference_x,reference_y,moving_x,moving_y\n99,1,2,3,4\n", "my.h5 has no sample 99"),
-        ("image_id,reference_x,reference_y,moving_x,moving_y\n1000,1,2,3,4\n", "stands for several samples"),
+        ("image_id,reference_x,reference_y,moving_x,moving_y\n1000,1,2,3,4\n", "landmarks: .*image_id"),
         (
             "sample,reference_x,reference_y,moving_x,moving_y\n",
-            "none of them lies in the samples of split=val",
+            "landmarks: .*split=val",
         ),
     ],
 )
@@ -386,7 +383,7 @@ def test_the_atlas_is_that_of_the_training_where_none_is_given(folder, capsys):
     assert content["atlas"] == "atlas"
     assert content["config"]["atlas"] == {**FROM_FILE, "image_shape": list(SHAPE), "with_annotation": True}
     assert content["summary"]["all"]["network"]["regions/dice"]["n_sections"] > 0
-    assert "atlas=file atlas.path=atlas.h5, to suit known.pt" in capsys.readouterr().out
+    assert re.search(r"^atlas=file atlas\.path=atlas\.h5, .*known\.pt", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_what_is_given_of_an_atlas_goes_before_what_the_model_tells(folder):
@@ -406,14 +403,14 @@ def test_an_atlas_that_is_given_goes_before(folder):
 @pytest.mark.parametrize(
     ("atlas", "message"),
     [
-        ({**FROM_FILE, "path": "gone.h5"}, "was trained with gone.h5, which is not there: give the atlas"),
-        ({**FROM_FILE, "ontology_path": "gone.csv"}, "was trained with gone.csv, which is not there"),
-        ({"_target_": "os.mkdir", "path": "atlas.h5"}, "was trained with os.mkdir: give the atlas"),
+        ({**FROM_FILE, "path": "gone.h5"}, "^atlas: .* gone.h5.*atlas.path=FILE"),
+        ({**FROM_FILE, "ontology_path": "gone.csv"}, "^atlas: .* gone.csv"),
+        ({"_target_": "os.mkdir", "path": "atlas.h5"}, "^atlas: .* os.mkdir"),
         (
             {**FROM_FILE, "axes": {"_target_": "os.mkdir", "path": "out"}},
-            "has no plain value for axes: give the atlas",
+            "^atlas: .* axes",
         ),
-        ({**FROM_FILE, "template": "${oc.env:HOME}"}, "has no plain value for template"),
+        ({**FROM_FILE, "template": "${oc.env:HOME}"}, "^atlas: .* template"),
         (None, "my.h5: expected sections of the phantom"),
     ],
 )
@@ -437,17 +434,15 @@ def test_sections_of_the_phantom_are_measured_against_it(folder):
 def test_samples_that_trained_are_not_measured_in_silence(folder, capsys):
     data = {"_target_": "atlalign.data.datamodule.RegistrationDataModule", "path": str(folder / "my.h5")}
     save_model(Shift(*SHIFT), "known.pt", origin=ModelOrigin(image_shape=SHAPE, config={"data": data}))
-    told = "split=all: samples that known.pt was trained on are among those that are measured"
+    warning = re.compile(r"split=all: .*training samples of known\.pt")
     for split in ("all", "val"):
         evaluate(configured("model.path=known.pt", ALLOW, f"split={split}", f"out={split}", "baselines=[]"))
-        assert (told in capsys.readouterr().out) == (split == "all")
+        assert bool(warning.search(capsys.readouterr().out)) == (split == "all")
 
 
 def test_a_network_trained_at_another_size_is_refused(folder):
     save_model(Shift(*SHIFT), "small.pt", origin=ModelOrigin(image_shape=(64, 96)))
-    with pytest.raises(
-        InputError, match=r"small.pt was trained at \(64, 96\): say data.image_shape=\[64,96\]"
-    ):
+    with pytest.raises(InputError, match=r"small\.pt .*\(64, 96\): .*data\.image_shape=\[64,96\]"):
         evaluate(configured("model.path=small.pt", ALLOW))
 
 

@@ -545,7 +545,7 @@ def test_a_run_that_waited_for_another_does_not_replace_its_file(tmp_path, monke
     monkeypatch.setattr(
         module, "_build_recipe", lambda config: (out.write_bytes(b"made by another"), build_recipe(config))[1]
     )
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         generate(from_atlas(out))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"out.h5": b"made by another"}
 
@@ -890,12 +890,12 @@ def test_parts_beside_their_finished_file_go_with_the_next_call_and_others_stay(
         with pytest.raises(KeyboardInterrupt):
             generate(from_atlas(out))
     shutil.copytree(partial, tmp_path / "copy")
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         generate(from_atlas(out))
     assert not partial.exists()
     (tmp_path / "copy").rename(partial)
     write_h5(out)
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         generate(from_atlas(out))
     assert partial.exists()
 
@@ -904,7 +904,7 @@ def test_what_exists_is_not_overwritten(tmp_path):
     out = tmp_path / "a.h5"
     for path in (out, figure_path(out)):
         path.write_text("mine")
-        with pytest.raises(InputError, match="exists already"):
+        with pytest.raises(InputError, match="already exists"):
             generate(from_atlas(out))
         assert path.read_text() == "mine"
         path.unlink()

@@ -120,7 +120,7 @@ def test_a_part_that_is_frozen_stays(configure, files, tmp_path):
     ("freeze", "words"),
     [
         ("[golbal_net]", "Did you mean global_net"),
-        ("[global_net,local_net]", "something to be left to train"),
+        ("[global_net,local_net]", "freeze: expected"),
     ],
 )
 def test_what_cannot_be_frozen(freeze, words, configure, files, tmp_path):

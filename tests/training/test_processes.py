@@ -66,7 +66,7 @@ def test_a_power_of_a_batch_mean_is_taken_in_each_process_as_in_accumulation(con
 
 @pytest.mark.slow
 def test_a_mistake_in_the_processes_is_told_as_in_one(configure, tmp_path):
-    with pytest.raises(InputError, match=r"require_ratio: expected an error of at most 0.01 times"):
+    with pytest.raises(InputError, match=r"require_ratio: .*at most 0\.01 times"):
         train(configure(*TWO, "require_ratio=0.01"))
     assert "require_ratio" in json.loads((tmp_path / "run" / "failure.json").read_text())["reason"]
 
@@ -181,7 +181,5 @@ def test_a_cluster_s_environment_says_how_many(configure, monkeypatch, environme
 
 
 def test_several_machines_need_a_launcher(configure):
-    with pytest.raises(
-        InputError, match="num_nodes=2: processes on several machines are started by SLURM's srun or by"
-    ):
+    with pytest.raises(InputError, match=r"num_nodes=2: .*trainer=cluster"):
         train(configure(*TWO, "trainer.num_nodes=2"))

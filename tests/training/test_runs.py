@@ -75,7 +75,7 @@ def test_among_several_sizes_the_best_is_far_better_than_nothing(tmp_path, capsy
     assert table.runs[0].metrics["val/ratio"] == 0.25
     assert compare(find_runs([tmp_path]), DISTANCE).names == ["0", "1"]
     assert atlalign(["runs", str(tmp_path)]) == 0
-    assert "image sizes differ, and so do their pixels: sorted by val/ratio" in capsys.readouterr().out
+    assert "sorted by val/ratio" in capsys.readouterr().out
     assert "sorted by val/ratio" in (tmp_path / "runs.md").read_text()
     assert compare(find_runs([tmp_path / "0"])).note == ""
 
@@ -184,25 +184,25 @@ def test_mistakes_are_answered(sweep, tmp_path, capsys):
     assert "there is no folder" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert atlalign(["runs", str(tmp_path / "empty")]) == 1
-    assert "no run there" in capsys.readouterr().err
+    assert f"{tmp_path / 'empty'}: " in capsys.readouterr().err
     (sweep / "0" / "metrics.json").write_text("{")
     assert atlalign(["runs", str(sweep)]) == 1
     shown = capsys.readouterr().err
     assert "metrics.json: expected JSON" in shown
-    assert "remove the file, and the same command with ckpt_path=auto runs again" in shown
+    assert "ckpt_path=auto" in shown
 
 
 @pytest.mark.parametrize(
     ("name", "content", "key"),
     [
-        ("metrics.json", "[]", "names with values"),
+        ("metrics.json", "[]", "a JSON object"),
         ("metrics.json", '{"seconds": "a"}', "a number for seconds"),
         ("metrics.json", "{", "JSON"),
         ("metrics.json", "[" * 100_000, "JSON"),
-        ("failure.json", "[]", "names with values"),
-        ("failure.json", "{}", "how a run ended"),
-        ("failure.json", '{"status": 5, "reason": "x", "metrics": {}}', "how a run ended"),
-        ("failure.json", '{"status": "failed", "reason": "x", "metrics": []}', "how a run ended"),
+        ("failure.json", "[]", "a JSON object"),
+        ("failure.json", "{}", "the end of a run"),
+        ("failure.json", '{"status": 5, "reason": "x", "metrics": {}}', "the end of a run"),
+        ("failure.json", '{"status": "failed", "reason": "x", "metrics": []}', "the end of a run"),
         ("config.yaml", "run_dir: [", "the configuration of a run"),
         ("config.yaml", "- 5", "the configuration of a run"),
     ],

@@ -100,7 +100,7 @@ def test_a_resumed_run_ends_like_the_run_left_alone(configure, tmp_path):
 
 def test_a_run_does_not_overwrite_another(configure):
     train(configure())
-    with pytest.raises(InputError, match="holds a run already: go on with ckpt_path=last"):
+    with pytest.raises(InputError, match=r"run: .*ckpt_path=last"):
         train(configure())
 
 
@@ -204,9 +204,7 @@ def test_gradient_clipping_clips(configure, tmp_path):
 
 
 def test_a_required_improvement_that_is_missed_fails(configure):
-    with pytest.raises(
-        InputError, match=r"expected an error of at most 0.01 times that of doing nothing, got"
-    ):
+    with pytest.raises(InputError, match=r"require_ratio: .*at most 0\.01 times .*got \d"):
         train(configure("require_ratio=0.01"))
 
 
@@ -218,7 +216,7 @@ def test_what_must_be_given_is_named(configure):
 
 
 def test_an_unknown_objective_says_what_exists_before_it_trains(configure, tmp_path):
-    with pytest.raises(InputError, match=r"objective: 'val/dice'. There are: .*val/vector_distance"):
+    with pytest.raises(InputError, match=r"objective: 'val/dice'\. .*val/vector_distance"):
         train(configure("objective=val/dice"))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -230,7 +228,7 @@ def test_an_unknown_objective_says_what_exists_before_it_trains(configure, tmp_p
         (["scheduler=plateau", "scheduler.factor=2"], "scheduler: .*Factor should be < 1.0"),
         (["seed=-1"], "seed: expected at least 0, got -1"),
         (["require_ratio=abc"], "require_ratio: expected a number, got abc"),
-        (["objective=val/correlation"], "objective: expected a metric of which less is better, got val/correlation"),
+        (["objective=val/correlation"], "objective: expected .*got val/correlation"),
         (["compile=maybe"], "compile: expected true or false, got maybe"),
         (["channels_last=auto"], "channels_last: expected true or false, got auto"),
         (["trainer.max_epochs=-3"], "trainer: .*max_epochs.* You passed in -3"),
@@ -258,7 +256,7 @@ def test_an_unknown_objective_says_what_exists_before_it_trains(configure, tmp_p
         (["model.velocity_steps=2.5"], "model.velocity_steps: expected a whole number, got 2.5"),
         (["model.start_filters=[0]"], r"start_filters\[0\]: expected at least 1, got 0"),
         (["loss.weights={image:0,dvf:0,inv_dvf:0}"], "loss.weights: expected one above 0 among image, dvf, inv_dvf"),
-        (["freeze=global_net"], "unknown part of the network in freeze: 'global_net'. There are: down, end"),
+        (["freeze=global_net"], "freeze: 'global_net'. There are: down, end"),
         (["trainer.precision=bf16-true"], "trainer.precision: expected one of 32-true, 16-mixed, bf16-mixed, got"),
         (["data.batch_size=abc"], "data.batch_size: expected a whole number, got abc"),
         (["data.num_workers=-1"], "data.num_workers: expected at least 0, got -1"),
@@ -295,17 +293,13 @@ def test_a_gpu_that_is_not_there(configure):
 def test_a_checkpoint_of_another_network_or_optimiser(configure, tmp_path):
     train(configure(run_dir=tmp_path / "other"))
     checkpoint = f"ckpt_path={tmp_path / 'other' / 'checkpoints' / 'last.ckpt'}"
-    with pytest.raises(
-        InputError, match=r"ckpt_path: expected .* the configured network, .*: network.end.0.bias"
-    ):
+    with pytest.raises(InputError, match=r"ckpt_path: expected .*: network\.end\.0\.bias"):
         train(configure(checkpoint, "model.end_filters=[5]"))
     with pytest.raises(
         InputError, match=r"^optimizer, optimizer.alpha, .*: expected RMSprop, 0.9, .* got Adam, nothing"
     ):
         train(configure(checkpoint, "optimizer=adam"))
-    with pytest.raises(
-        InputError, match=r"freeze: expected \[\], as in the checkpoint to go on from, got \['start'\]"
-    ):
+    with pytest.raises(InputError, match=r"freeze: expected \[\], .*got \['start'\]"):
         train(configure(checkpoint, "freeze=[start]"))
 
 
@@ -313,9 +307,9 @@ def test_a_checkpoint_of_another_network_or_optimiser(configure, tmp_path):
     ("first", "then", "words"),
     [
         (["scheduler=cosine"], ["scheduler=cosine", "trainer.max_epochs=8"],
-         r"scheduler.T_max: expected 1, as in the checkpoint to go on from, got 8; .* model.path=\S+last.ckpt$"),
-        ([], ["optimizer.lr=1e-6"], r"optimizer.lr: expected 0.001, as in .* got 1e-06; go on with the same"),
-        (["scheduler=cosine"], [], r"scheduler, .*T_max: expected CosineAnnealingLR, .*, 1, as in .* got nothing"),
+         r"scheduler.T_max: expected 1, .*got 8; .* model.path=\S+last.ckpt$"),
+        ([], ["optimizer.lr=1e-6"], r"optimizer.lr: expected 0.001, .*got 1e-06; "),
+        (["scheduler=cosine"], [], r"scheduler, .*T_max: expected CosineAnnealingLR, .*, 1, .*got nothing"),
     ],
     ids=["cosine", "rate", "none"],
 )  # fmt: skip
@@ -397,9 +391,7 @@ def test_the_final_picture_is_drawn_without_a_compiler(configure, monkeypatch):
 
 @pytest.mark.parametrize("lr", ["1e30", "inf"])
 def test_a_training_that_diverges_fails_and_says_where(configure, tmp_path, lr):
-    with pytest.raises(
-        DivergedError, match=r"the training diverged: (train|val)/\S+ is \S+ at step \d+; there is no"
-    ):
+    with pytest.raises(DivergedError, match=r"diverged: (train|val)/\S+ is \S+ at step \d+; .*optimizer\.lr"):
         train(configure(f"optimizer.lr={lr}"))
     run = read_run(tmp_path / "run")
     assert (run.status, run.diverged) == ("failed", True)
@@ -413,9 +405,7 @@ def test_what_only_validation_sees_names_the_last_good_checkpoint(configure, tmp
     state = torch.load(checkpoint, weights_only=True)
     state["optimizer_states"][0]["param_groups"][0]["lr"] = 1e30
     torch.save(state, checkpoint)
-    with pytest.raises(
-        DivergedError, match=r"val/\S+ is nan at step \d+; the last good checkpoint is \S+best.ckpt"
-    ):
+    with pytest.raises(DivergedError, match=r"val/\S+ is nan at step \d+; .* \S+best\.ckpt"):
         train(configure("ckpt_path=last", "trainer.max_epochs=3"))
 
 
@@ -462,7 +452,7 @@ def test_the_overrides_in_a_folder_are_those_of_the_run_that_trained_there(confi
         started = OmegaConf.create(OmegaConf.to_container(started))
         started.hydra.overrides.task = ["seed=6"]
         HydraConfig.instance().cfg = started
-        with pytest.raises(InputError, match="holds a run already"):
+        with pytest.raises(InputError, match=r"ckpt_path=last"):
             train(configure("seed=6"))
         assert "seed=5" in (folder / ".hydra" / "overrides.yaml").read_text()
     finally:
