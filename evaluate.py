@@ -1,4 +1,4 @@
-"""Evaluate a trained network: `python evaluate.py --help` lists what can be set."""
+"""Evaluate a trained network: `python evaluate.py --help` lists all settings."""
 
 from atlalign.cli.programs import evaluate
 

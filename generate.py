@@ -1,4 +1,4 @@
-"""Generate training data: `python generate.py --help` lists what can be set."""
+"""Generate training data: `python generate.py --help` lists all settings."""
 
 from atlalign.cli.programs import generate
 

@@ -1,4 +1,4 @@
-"""Train a registration network: `python train.py --help` lists what can be set."""
+"""Train a registration network: `python train.py --help` lists all settings."""
 
 from atlalign.cli.programs import train
 

@@ -1,4 +1,4 @@
-"""Builds the objects of a configuration, after a check that its keys and values suit their arguments."""
+"""Builds the objects of a configuration, after checking that its keys and values suit their arguments."""
 
 import inspect
 import math
@@ -24,7 +24,7 @@ _WORDS = {
     Path: "a path",
     NoneType: "null",
 }
-_LARGEST = 2**63 - 1  # the largest number that arrays and files hold
+_LARGEST = 2**63 - 1  # the largest number that arrays and files can hold
 
 _ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -33,7 +33,7 @@ def build(config: DictConfig | None, **objects: Any) -> Any:
     """Build the `_target_` of `config` with plain arguments and `objects`; None if the configuration is empty.
 
     Raises:
-        InputError: If the target does not take these arguments.
+        InputError: If the target does not accept these arguments.
     """
     if not config:
         return None
@@ -54,7 +54,7 @@ def _full_names(config: DictConfig) -> Iterator[None]:
         yield
     except Exception as error:
         mistake = error.__cause__ if isinstance(error.__cause__, InputError) else error
-        # Hydra appends the place of the object that it was building.
+        # Hydra appends the path of the object that it was building.
         place = re.search(r"^full_key: (.+)$", str(error), re.MULTILINE)
         name = place[1] if place else config._get_full_key(None)
         node = OmegaConf.select(config._get_root(), name)
@@ -64,7 +64,7 @@ def _full_names(config: DictConfig) -> Iterator[None]:
 
 
 def check_arguments(config: DictConfig, choices: Mapping[str, Any], given: Collection[str] = ()) -> None:
-    """Check that the targets in `config`, parts included, take its keys, and that the values have the declared types.
+    """Check that the targets in `config`, including nested ones, accept its keys and declare the types of its values.
 
     Args:
         config: The node with the target.
@@ -72,14 +72,14 @@ def check_arguments(config: DictConfig, choices: Mapping[str, Any], given: Colle
         given: Names of arguments that replace those of the configuration.
 
     Raises:
-        InputError: At the first key or value that is wrong.
+        InputError: At the first invalid key or value.
     """
     check_keys(config, choices)
     _check_kinds(config, given)
 
 
 def check_keys(config: DictConfig, choices: Mapping[str, Any]) -> None:
-    """Check that every target in `config` takes its keys.
+    """Check that every target in `config` accepts its keys.
 
     Nothing is resolved, so the configuration of a future run can be checked.
 
@@ -113,12 +113,12 @@ def _unknown(config: DictConfig, key: str, known: Iterable[str], choices: Mappin
 
 
 def _node(config: DictConfig, key: str) -> Any:
-    """Return a node without resolving it; None if there is none."""
+    """Return a node without resolving it; None if it does not exist."""
     return config._get_node(key, validate_access=False)
 
 
 def _parameters(found: Any) -> set[str] | None:
-    """Return the names of the arguments of a function or class; None if it takes, or may take, any name."""
+    """Return the argument names of a function or class; None if it accepts, or may accept, any name."""
     names: set[str] = set()
     for function in _functions(found):
         try:
@@ -133,7 +133,7 @@ def _parameters(found: Any) -> set[str] | None:
 
 
 def _functions(found: Any) -> Iterator[Any]:
-    """Yield the functions that take the arguments: for a class its `__init__`, then those of its parents."""
+    """Yield the functions that take the arguments: a class's `__init__`, then those of its parents."""
     if isinstance(found, type):
         yield from filter(None, (vars(cls).get("__init__") for cls in found.__mro__))
     elif found is not None:
@@ -141,9 +141,9 @@ def _functions(found: Any) -> Iterator[Any]:
 
 
 def _check_kinds(config: DictConfig, given: Collection[str] = ()) -> None:
-    """Check that arguments have the declared types, such as numbers or lists of them, parts included.
+    """Check that arguments, including nested ones, have the declared types, such as numbers or lists of numbers.
 
-    Otherwise a wrong word would fail in the middle of a run, or count as true.
+    Otherwise an invalid word would fail in the middle of a run, or count as true.
     """
     declared = _declared_arguments(config.get("_target_"))
     for key, value in config.items():
@@ -156,7 +156,7 @@ def _check_kinds(config: DictConfig, given: Collection[str] = ()) -> None:
 
 
 def check_kinds_of(config: DictConfig, kinds: Mapping[str, Any]) -> None:
-    """Check settings that are not arguments of any target with `check_kind`."""
+    """Check settings that are not arguments of any target, with `check_kind`."""
     for name, kind in kinds.items():
         check_kind(name, config[name], kind)
 
@@ -165,7 +165,7 @@ def check_kind(name: str, value: Any, declared: Any) -> None:
     """Check that a setting has the declared type: plain data, lists of it, or null.
 
     Raises:
-        InputError: If it has not. NaN is not a number, and whole numbers have at most 63 bits.
+        InputError: If it does not. NaN is not a number, and whole numbers have at most 63 bits.
     """
     plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     if not _fits(plain, declared):
@@ -230,7 +230,7 @@ def _declared_arguments(target: str | None) -> dict[str, Any]:
     """Return the annotations of the arguments of a function, or of a class and its parents."""
     declared: dict[str, Any] = {}
     for function in reversed([*_functions(_found(target))]):
-        # Names that are imported for type checkers only do not resolve.
+        # Names imported only for type checkers do not resolve.
         with suppress(NameError, TypeError, AttributeError):
             declared |= get_type_hints(function)
     return declared

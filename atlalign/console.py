@@ -1,11 +1,11 @@
-"""Lines on the terminal, without the control characters that the names of users' files may hold."""
+"""Output on the terminal, without the control characters that names of users' files may contain."""
 
 import logging
 import sys
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Print a text through `printable`, in characters that the terminal or file can show.
+    """Print a text through `printable`, in characters that the terminal or file can represent.
 
     Args:
         text: One or more lines.
@@ -17,7 +17,7 @@ def say(text: str, *, error: bool = False) -> None:
 
 
 def printable(text: str) -> str:
-    """Return a text with escapes for unprintable characters other than line breaks; names may move the cursor."""
+    """Return a text with escapes for unprintable characters other than line breaks, which could move the cursor."""
     return "".join(
         character if character.isprintable() or character == "\n" else _escape(character)
         for character in text

@@ -1,4 +1,4 @@
-"""Options that a dataclass declares once: its fields give type, default and help, and say which a list may set."""
+"""Options declared once in a dataclass, for Python, the command line and lists of sections."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -11,10 +11,10 @@ class Option:
     """The declaration of an option beyond its type and default, as in `turn: Annotated[float, Option("…")] = 0.0`.
 
     Attributes:
-        help: The text that --help shows.
+        help: The text in --help.
         metavar: The placeholder for the value in --help.
         is_column: Whether a list may set the option for each section.
-        kind: Reads the value from text, where the type alone does not say how.
+        kind: Reads the value from text; needed if the type alone does not determine how.
     """
 
     help: str
@@ -30,8 +30,8 @@ class Declaration:
     Attributes:
         name: The Python argument, the key in a record, and the column of a list.
         kind: bool, int, float or str, or another function that reads the value.
-        default: The value where none is given.
-        choices: All permitted values; empty if any is.
+        default: The default value.
+        choices: All permitted values; empty if any value is permitted.
         option: Its help, placeholder, and whether it is a column.
     """
 
@@ -48,7 +48,7 @@ class Declaration:
 
 
 def number_or_name(text: str) -> int | str:
-    """Return a whole number where the text is one, or the text."""
+    """Return the whole number that the text denotes, or otherwise the text itself."""
     return int(text) if text.strip().removeprefix("-").isdecimal() else text
 
 
@@ -58,7 +58,7 @@ def flag(name: str) -> str:
 
 
 def declarations(options: type) -> list[Declaration]:
-    """Return the options that a dataclass declares, in their order; other fields are left out."""
+    """Return the options that a dataclass declares, in order; other fields are ignored."""
     hints = get_type_hints(options, include_extras=True)
     return [
         _declaration(entry.name, entry.default, *get_args(hints[entry.name])[:2])

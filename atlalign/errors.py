@@ -1,4 +1,4 @@
-"""Errors that a user may cause: one clear sentence in place of a traceback."""
+"""Errors of the user, reported as one clear sentence instead of a traceback."""
 
 import errno
 import math
@@ -15,7 +15,7 @@ from typing import Any
 
 from atlalign.console import say
 
-# The packages that bring Hydra's optional launchers.
+# The packages that provide Hydra's optional launchers.
 _LAUNCHERS = {
     "hydra/launcher/joblib": "atlalign-torch[cluster]",
     "hydra/launcher/submitit_local": "atlalign-torch[cluster]",
@@ -24,12 +24,12 @@ _LAUNCHERS = {
 }
 
 MOST_PROCESSES = 1024
-"""The largest number of processes that a setting may ask for: more than any machine has cores, few enough to start."""
+"""The largest number of processes that a setting may request: more than any machine has cores, few enough to start."""
 
 LARGEST_BYTES = 2**33
 """The largest size of an array in memory: twice the Allen atlas at 10 µm, with 32 bits per voxel."""
 
-# Refusals of the system for lack of space, permission or a folder, whatever the program does.
+# Errors by which the system refuses access for lack of space, permission or a folder.
 _SYSTEM_ERRORS = {
     getattr(errno, name)
     for name in (
@@ -49,14 +49,14 @@ _SYSTEM_ERRORS = {
 }
 
 OF_FIELD, OF_NETWORK = 8, 256
-"""Bytes per pixel: a displacement field has two float32; a network holds at least 64 channels of its images' size."""
+"""Bytes per pixel: a displacement field has two float32; a network holds at least 64 channels at image size."""
 
 # Lightning's error by name, because importing Lightning takes seconds.
 _LIGHTNINGS = "MisconfigurationException"
 
 
 class InputError(ValueError):
-    """A user's mistake; the message says what was expected, what came and where."""
+    """A user's mistake; the message says what was expected, what was found and where."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
@@ -90,7 +90,7 @@ def check_finite_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -
     """
     check_numbers(given, least)
     for name in least:
-        if abs(given[name]) == math.inf:  # unlike math.isfinite, this takes whole numbers of any size
+        if abs(given[name]) == math.inf:  # unlike math.isfinite, this accepts whole numbers of any size
             raise InputError(f"{name}: expected a finite number, got {given[name]}")
 
 
@@ -107,7 +107,7 @@ def check_range(values: Sequence[float], *, name: str, lowest: float, highest: f
 
 
 def check_probabilities(where: str, **probabilities: float) -> None:
-    """Raise an InputError unless all are numbers in [0, 1]."""
+    """Raise an InputError unless all values are numbers in [0, 1]."""
     number: Any = Real
     for name, p in probabilities.items():
         if not isinstance(p, number) or not 0 <= p <= 1:
@@ -174,7 +174,7 @@ def check_booleans(given: Mapping[str, Any], *names: str) -> None:
 
 @contextmanager
 def mistakes_in(name: str) -> Iterator[None]:
-    """Turn any error inside into an `InputError` about the setting `name`, unless it has a sentence already."""
+    """Turn any error inside into an `InputError` about the setting `name`, unless the error already has a sentence."""
     try:
         yield
     except Exception as error:
@@ -199,9 +199,9 @@ def reason_of(error: BaseException) -> str:
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Print the sentence of a user's mistake and exit with 1, or with 130 on Ctrl-C; other errors show their traceback.
+    """Print a user's mistake as one sentence and exit with 1, or with 130 on Ctrl-C; other errors show their traceback.
 
-    This is for scripts under `hydra.main`, whose own report hides the sentence in a traceback. With HYDRA_FULL_ERROR=1
+    This serves scripts under `hydra.main`, whose own report hides the sentence in a traceback. With HYDRA_FULL_ERROR=1
     in the environment, every error shows its traceback.
     """
     wanted = os.environ.get("HYDRA_FULL_ERROR", "0")
@@ -225,21 +225,21 @@ def readable_errors() -> Iterator[None]:
 
 @contextmanager
 def quiet_pipe() -> Iterator[None]:
-    """End the program silently when nobody reads its output any more, as in `… --help | head -1`."""
+    """End the program silently when its output is no longer read, as in `… --help | head -1`."""
     try:
         try:
             yield
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Otherwise the interpreter would flush the rest when it exits, and fail again.
+        # Otherwise the interpreter would flush the remaining output on exit and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)
 
 
 @contextmanager
 def warnings_from_threads() -> Iterator[None]:
-    """Show what the system refuses to a library's thread, such as a logger's, as one line and not as a traceback."""
+    """Show system errors in a library's thread, such as a logger's, as one line instead of a traceback."""
     former = threading.excepthook
 
     def show(failure: threading.ExceptHookArgs) -> None:
@@ -259,14 +259,14 @@ def warnings_from_threads() -> Iterator[None]:
 def _last_words(error: Exception) -> str | None:
     """Return the sentence of an error that ends the program.
 
-    Here a missing file or folder is a mistake, too: Hydra fails so where it cannot create the folder of a run.
+    Here a missing file or folder also counts as a mistake: this is Hydra's error if it cannot create a run's folder.
     """
     missing = next((cause for cause in _chain(error) if isinstance(cause, FileNotFoundError)), None)
     return sentence(error) or (system_refusal(missing) if missing else None)
 
 
 def sentence(error: BaseException) -> str | None:
-    """Return the sentence for the user, from the first known mistake in the chain of causes; None if there is none."""
+    """Return the sentence for the user from the first known mistake in the chain of causes; None if there is none."""
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
@@ -280,7 +280,7 @@ def sentence(error: BaseException) -> str | None:
             return f"{group}={name} is not installed: pip install '{_LAUNCHERS[cause.missing_cfg_file]}'"
         if str(cause).startswith("Config group override must be a string or a list"):
             return (
-                "a group: expected the name of one of its options, such as augment=none or logger=none, got null or a "
+                "expected the name of an option for each group, such as augment=none or logger=none, got null or a "
                 "number; --help lists the options, and callbacks.NAME=null switches one callback off"
             )
     parts = [str(c).strip() for c in causes if isinstance(c, HydraException | OmegaConfBaseException)]
@@ -299,19 +299,19 @@ def sentence(error: BaseException) -> str | None:
 
 
 def system_refusal(error: OSError, path: Path | None = None, *, action: str = "used") -> str:
-    """Return which file or folder cannot be used, and why.
+    """Return a message on which file or folder cannot be used, and why.
 
     Args:
         error: The system's error.
         path: The file or folder; None for the one that the error names.
-        action: What cannot be done with it, such as "written".
+        action: The action that failed, such as "written".
     """
     place = path or (Path(error.filename) if error.filename else None)
     reason = str(error.strerror or error)
     if isinstance(error, FileExistsError | NotADirectoryError) and place and not place.parent.is_dir():
         reason = f"{place.parent} is not a folder"
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
-        reason += ": make room there, or name another place"
+        reason += ": free some space there, or choose another place"
     return f"{place} cannot be {action}: {reason}" if place else reason
 
 

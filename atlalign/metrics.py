@@ -20,7 +20,7 @@ from atlalign.geometry import compose, jacobian_determinant, stays_inside, warp_
 
 def vector_distance(true: Tensor, predicted: Tensor) -> Tensor:
     """Return the mean Euclidean distance in pixels between two fields (B, 2, H, W)."""
-    # A norm over dim 1 would take a hundred times as long on a CPU.
+    # A norm over dim 1 would be a hundred times as slow on a CPU.
     return (true - predicted).square().sum(dim=1).sqrt().mean(dim=(1, 2))
 
 
@@ -166,7 +166,7 @@ class Overlap(NamedTuple):
         region: The ids.
         dice: Twice the shared area over the sum of both areas.
         iou: The shared area over the area of the union.
-        in_both: Whether the region occurs in both images; where it does not, `dice` and `iou` are 0.
+        in_both: Whether the region occurs in both images; otherwise `dice` and `iou` are 0.
     """
 
     region: NDArray[Any]
@@ -205,7 +205,7 @@ def overlap(table: Contingency) -> Overlap:
 def hausdorff_95(
     true: NDArray[Any], predicted: NDArray[Any], *, pixel: tuple[float, float] = (1.0, 1.0)
 ) -> dict[int, float]:
-    """Return the 95 % Hausdorff distance of each region but the background 0 that occurs in both label images (H, W).
+    """Return the 95 % Hausdorff distance of each region that occurs in both label images (H, W), without background 0.
 
     It is the 95th percentile of the distances from each pixel of one outline to the other outline, and the larger of
     both directions.

@@ -72,10 +72,7 @@ def test_the_grid_of_a_large_slide_can_have_a_field_though_no_network_can_hold_i
 def test_a_refusal_of_the_system_names_the_place_and_the_reason(tmp_path):
     (tmp_path / "file").write_text("")
     full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a.h5"))
-    assert (
-        system_refusal(full)
-        == f"{tmp_path / 'a.h5'} cannot be used: No space left on device: make room there, or name another place"
-    )
+    assert system_refusal(full).startswith(f"{tmp_path / 'a.h5'} cannot be used: No space left on device: ")
     assert system_refusal(full, tmp_path / "b.h5", action="written").startswith(
         f"{tmp_path / 'b.h5'} cannot be written: "
     )
@@ -100,7 +97,7 @@ def test_only_a_full_disk_asks_for_room(number, is_full):
     said = sentence(OSError(number, os.strerror(number), "a.csv"))
     assert said is not None
     assert said.startswith("a.csv cannot be used: ")
-    assert ("room" in said) == is_full
+    assert ("another place" in said) == is_full
 
 
 def test_a_thread_that_the_disk_refuses_gives_one_line(capsys):

@@ -1,4 +1,4 @@
-"""The command line `atlalign`: one module a command; heavy imports happen in the command that needs them."""
+"""The command line `atlalign`: one module per command; heavy imports happen in the command that needs them."""
 
 import argparse
 import sys

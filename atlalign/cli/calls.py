@@ -1,4 +1,4 @@
-"""How a folder of results was made: the calls of `atlalign register`, kept beside the results."""
+"""The calls of `atlalign register` that made a folder of results, stored beside the results."""
 
 import json
 from argparse import Namespace
@@ -23,7 +23,7 @@ class Call(NamedTuple):
 
     Attributes:
         folder: The working directory.
-        arguments: What followed `register`.
+        arguments: The arguments after `register`.
     """
 
     folder: str
@@ -31,10 +31,10 @@ class Call(NamedTuple):
 
 
 def record_call(out: Path, arguments: Sequence[str]) -> None:
-    """Add a call, from the current directory, to those of a folder of results; the latest stands last.
+    """Append a call, made in the current directory, to the calls of a folder of results.
 
     Raises:
-        InputError: If it cannot be written.
+        InputError: If the file cannot be written.
     """
     call = Call(storable(str(Path.cwd())), [storable(argument) for argument in arguments])
     calls = [*(former for former in read_calls(out) if former != call), call]
@@ -53,10 +53,10 @@ def read_calls(out: Path) -> list[Call]:
 
 
 def with_absolute_paths(options: Namespace, folder: Path) -> Namespace:
-    """Return options whose relative paths lead to the same files from any directory.
+    """Return options in which relative paths have become absolute, so that they work from any directory.
 
     Args:
-        options: As the command line gave them.
+        options: The options from the command line.
         folder: The directory that relative paths start from.
     """
 
@@ -74,6 +74,6 @@ def with_absolute_paths(options: Namespace, folder: Path) -> Namespace:
 def no_calls(out: Path) -> InputError:
     """Return the error for a folder whose sections cannot be registered again."""
     return InputError(
-        f"{out}: expected {_path(out).name}, which says how `atlalign register` made the results: "
+        f"{out}: expected {_path(out).name}, the record of how `atlalign register` made the results: "
         "run `atlalign register` again with the same options and --out"
     )

@@ -18,7 +18,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         metavar="TABLE",
         nargs="+",
         type=Path,
-        help="a table that `atlalign transform … --to reference` wrote",
+        help="a table written by `atlalign transform … --to reference`",
     )
     command.add_argument(
         "--with",

@@ -1,4 +1,4 @@
-"""The flags of a command, from the dataclass that declares its options."""
+"""Command-line flags, generated from the dataclass that declares a command's options."""
 
 import argparse
 from typing import Any
@@ -13,7 +13,7 @@ def add_flags(group: argparse._ActionsContainer, options: type) -> None:
 
 
 def flag_values(options: type, namespace: argparse.Namespace) -> dict[str, Any]:
-    """Return the values of the dataclass's flags, by the names of its fields."""
+    """Return the values of a dataclass's flags by field name."""
     return {declared.name: getattr(namespace, declared.name) for declared in declarations(options)}
 
 

@@ -1,4 +1,4 @@
-"""Convert a network that the Keras package saved."""
+"""Convert a network saved by the Keras package."""
 
 import argparse
 
@@ -9,8 +9,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     """Add the subcommand `import-keras`."""
     command = commands.add_parser(
         "import-keras",
-        help="convert a network that the Keras package saved",
-        description="Convert a network that the Keras package's save_model wrote. TensorFlow is not needed.",
+        help="convert a network saved by the Keras package",
+        description="Convert a network saved by the Keras package's save_model. TensorFlow is not needed.",
     )
     command.add_argument("path", metavar="PATH", help="an .h5 file, or a folder with a .json and an .h5 file")
     command.add_argument("--out", metavar="PATH", required=True, help="the model file to write")

@@ -24,7 +24,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command = commands.add_parser(
         "locate",
         help="find the plane of the atlas that each section shows",
-        description="Find, from images alone, the plane that each section shows: its position, both tilts, rotation, "
+        description="Find the plane that each section shows from images alone: its position, both tilts, rotation, "
         "scale and shift, and whether it is whole or one half. The sections of a brain are located together: they have "
         "one cutting angle and lie in the order of their numbers. A whole section that is mirrored, left to right, "
         "cannot be told from its image.",
@@ -93,7 +93,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _named(found: "Located") -> str:
-    """Return why a section has no place, beginning with its name."""
+    """Return the reason why a section could not be located, preceded by its name."""
     name = found.job.path.name
     return found.reason if found.reason.startswith(name) else f"{name}: {found.reason}"
 
@@ -106,7 +106,7 @@ def located_jobs(
     section_spacing_um: float | None,
     known: "Mapping[int, Located] | None" = None,
 ) -> "list[Located]":
-    """Return where sections lie, and show the progress meanwhile.
+    """Return located sections, and show the progress.
 
     Args:
         jobs: The images.
@@ -157,7 +157,7 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
 
 
 def _with_subfolders(inputs: Sequence[Path]) -> list[Path]:
-    """Return the inputs with the subfolders of images in place of the folders that hold them."""
+    """Return the inputs with each folder replaced by its subfolders of images, if it has any."""
     from atlalign.io.files import is_folder
     from atlalign.io.images import IMAGE_ENDINGS
     from atlalign.io.named_files import is_visible

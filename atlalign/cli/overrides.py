@@ -8,11 +8,11 @@ from typing import Any
 from atlalign.errors import InputError
 
 _OVERRIDE = re.compile(r"(?P<key>[+~]{0,2}[\w@./:-]+)=(?P<value>.+)", re.DOTALL)
-# Hydra's own syntax: quotes, lists, mappings, interpolations and functions. A faulty one is not a path.
+# Hydra's own syntax: quotes, lists, mappings, interpolations and functions. A malformed one is not a path.
 _GRAMMAR = re.compile(r"""["'\[{$]|\w+\(""")
 _MULTIRUN = ("-m", "--multirun")
 _RENAMED = {"checkpoint": "model.path"}
-"""Keys of earlier versions, which no program has any more, and their names now."""
+"""Renamed keys of earlier versions and their current names."""
 
 
 def quoted_overrides(arguments: Sequence[str]) -> list[str]:
@@ -22,7 +22,7 @@ def quoted_overrides(arguments: Sequence[str]) -> list[str]:
     In a multirun, each value of a list such as `a.h5,b (1).h5` is quoted separately; otherwise a path may hold commas.
 
     Raises:
-        InputError: If an override has a key of an earlier version, or is invalid and quotes would not mend it.
+        InputError: If an override has a key of an earlier version, or is invalid in a way that quotes cannot fix.
     """
     multirun = any(flag in arguments for flag in _MULTIRUN)
     return [_quoted(argument, multirun=multirun) for argument in arguments]
@@ -34,7 +34,7 @@ def _quoted(argument: str, *, multirun: bool) -> str:
         return argument
     key, value = match["key"], match["value"]
     if key.lstrip("+~") in _RENAMED:
-        raise InputError(f"{key}: this key has a new name: give {_RENAMED[key.lstrip('+~')]}={value}")
+        raise InputError(f"{key}: this key was renamed: use {_RENAMED[key.lstrip('+~')]}={value}")
     parsed = _parsed(argument)
     if parsed is not None and not _is_path_with_commas(value, parsed, multirun=multirun):
         return argument

@@ -12,7 +12,7 @@ from atlalign.cli.overrides import quoted_overrides
 from atlalign.errors import quiet_pipe, readable_errors
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig  # slow to import, for commands that do without
+    from omegaconf import DictConfig  # slow to import and needed by few commands
 
 
 def train() -> None:
@@ -35,7 +35,7 @@ PROGRAMS: dict[str, Callable[[], None]] = {"train": train, "generate": generate,
 
 def run_program(name: str, arguments: Sequence[str]) -> int:
     """Run one of `PROGRAMS` with Hydra's arguments and return its exit status."""
-    sys.argv = [f"atlalign {name}", *arguments]  # Hydra takes its arguments from nowhere else
+    sys.argv = [f"atlalign {name}", *arguments]  # Hydra reads its arguments only from here
     PROGRAMS[name]()
     return 0
 
@@ -51,7 +51,7 @@ def _run(name: str, task: Callable[["DictConfig"], Any]) -> None:
     with quiet_pipe(), readable_errors():
         import hydra
 
-        sys.argv[1:] = quoted_overrides(sys.argv[1:])  # Hydra takes its arguments from nowhere else
+        sys.argv[1:] = quoted_overrides(sys.argv[1:])  # Hydra reads its arguments only from here
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)(task)()
 
 

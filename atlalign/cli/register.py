@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from atlalign.registration.recipe import Recipe
 
 LOCATED = "located.json"
-"""The anchorings of sections whose position was found; beside it stands the table of all."""
+"""The anchorings of located sections; a table of all located sections is written beside it."""
 
 _NO_NAMES = (
     "regions have no names: run again with `--ontology CSV --overwrite`, where CSV is a table such as the Allen "

@@ -1,4 +1,4 @@
-"""Look at registered sections on a local page, and correct them."""
+"""Check registered sections on a local page, and correct them."""
 
 import argparse
 import webbrowser
@@ -21,7 +21,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     """Add the subcommand `review`."""
     command = commands.add_parser(
         "review",
-        help="look at registered sections, and correct them",
+        help="check registered sections, and correct them",
         description="Open a page in the browser that shows the registered sections of a folder, to accept, reject or "
         "correct them. The page is served on this computer only. Over SSH, forward the port: "
         "ssh -L PORT:localhost:PORT HOST.",
@@ -30,10 +30,15 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "folder", metavar="FOLDER", type=Path, help="folder of results of `atlalign register`"
     )
     command.add_argument(
-        "--images", metavar="FOLDER", type=Path, help="folder of the images, if they have moved since"
+        "--images",
+        metavar="FOLDER",
+        type=Path,
+        help="folder of the images, if they were moved after registration",
     )
     command.add_argument("--port", type=int, default=0, help="port of the page (default: a free one)")
-    command.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
+    command.add_argument(
+        "--no-browser", action="store_true", help="print the address without opening a browser"
+    )
     command.set_defaults(run=_run)
 
 
@@ -45,7 +50,7 @@ def _run(options: argparse.Namespace) -> None:
     server = review_server(Review(folder, registrar_of(options.folder, options.images)), options.port)
     address = page_address(server)
     say(f"review {options.folder} at {address}")
-    say("Ctrl-C ends it; every change is saved at once")
+    say("press Ctrl-C to stop; every change is saved immediately")
     if not options.no_browser:
         webbrowser.open(address)
     try:
@@ -113,10 +118,10 @@ def _calls(
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
-    """Return the options of a call.
+    """Parse the arguments of a call.
 
     Raises:
-        InputError: If this version does not know them.
+        InputError: If this version does not support them.
     """
     parser = argparse.ArgumentParser(exit_on_error=False)
     register.add(parser.add_subparsers())
@@ -124,7 +129,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
         return parser.parse_args(["register", *arguments])
     except (argparse.ArgumentError, SystemExit) as error:
         raise InputError(
-            f"this version of atlalign does not know the call `register {' '.join(arguments)}`"
+            f"this version of atlalign does not support the call `register {' '.join(arguments)}`"
         ) from error
 
 

@@ -12,7 +12,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command = commands.add_parser(
         "runs",
         help="compare the training runs of a sweep",
-        description="Print a table of all training runs below some folders, and write it as .md, .csv and .png.",
+        description="Print a table of all training runs in some folders, and write it as .md, .csv and .png.",
     )
     command.add_argument(
         "folders",

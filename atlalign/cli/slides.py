@@ -12,18 +12,18 @@ from atlalign.registration.options import Options
 from atlalign.sections.options import SectionsOptions
 
 FOLDER = "slides"
-"""The folder of separated sections, in that of the results."""
+"""The subfolder of the results for the separated sections."""
 
 
 def with_sections(inputs: Sequence[Path], out: Path, options: Options) -> list[Path]:
-    """Return the inputs with the list of their sections in place of slides that show several.
+    """Return the inputs, with each slide that shows several sections replaced by the list of its sections.
 
     Only files of slide scanners are separated, and only if no scene or page of them is chosen.
 
     Args:
-        inputs: The images, lists and folders that the user names.
+        inputs: The user's images, lists and folders.
         out: The folder of results.
-        options: Of the registration.
+        options: The options of the registration.
     """
     from atlalign.localization.upright import upright_turns
     from atlalign.sections.listing import LIST
@@ -48,7 +48,7 @@ def with_sections(inputs: Sequence[Path], out: Path, options: Options) -> list[P
 
 
 def _shows_several(slide: Path, options: SectionsOptions) -> bool:
-    """Return whether a slide shows several sections; not where it cannot be read, as its registration will say."""
+    """Return whether a slide shows several sections; False if it cannot be read, which its registration will report."""
     from atlalign.sections.separate import count_sections
 
     with suppress(InputError):

@@ -29,7 +29,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         metavar="FOLDER",
         type=Path,
         required=True,
-        help="the section's folder that `atlalign register` wrote; for a table whose column `section` names several "
+        help="the section's folder from `atlalign register`; for a table whose column `section` names several "
         "such folders, their parent folder",
     )
     command.add_argument(

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: they load nothing, work from disk, and all look and behave alike."""
+"""Self-contained HTML pages: they load no other files, open from disk, and share one look and one set of controls."""
 
 from atlalign.pages.contact_sheet import INDEX, write_index
 from atlalign.pages.page import (

@@ -1,4 +1,4 @@
-"""`index.html` beside the sections' folders: all of them on one page, from the results on disk."""
+"""The page of all sections, `index.html` beside the sections' folders, made from the results on disk."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -15,11 +15,11 @@ INDEX = "index.html"
 
 _ABOUT = (
     "Drag over a section, or use the arrow keys, to wipe from the template to the section; the bar changes all "
-    "sections at once. Outlines are those of the atlas. Titles lead to overlay.png, where they lie on the section."
+    "sections at once. Outlines come from the atlas. Titles link to overlay.png, which draws them on the section."
 )
 _ABOUT_SERIES = (
-    "A brain changes smoothly from section to section. A shaded bar marks a section where areas jump and jump back: "
-    "it may lie on a wrong plane, be torn, or be registered badly."
+    "A brain changes smoothly from section to section. A shaded bar marks a section whose areas differ from both "
+    "neighbours: it may lie on a wrong plane, be torn, or be registered badly."
 )
 _NO_SORTING = (
     "section",
@@ -39,7 +39,7 @@ def write_index(out: Path, rows: Iterable[Mapping[str, Any]], plot: str = "") ->
 
     Args:
         out: The folder of results.
-        rows: Those of its table.
+        rows: The rows of its table.
         plot: The series from front to back, as an <svg> element.
     """
     views = [_view(out, row) for row in rows]
@@ -57,7 +57,7 @@ def write_index(out: Path, rows: Iterable[Mapping[str, Any]], plot: str = "") ->
 
 
 def _view(out: Path, row: Mapping[str, Any]) -> View:
-    """Return one section; one that could not be registered has no pictures."""
+    """Return one section; a section that could not be registered has no pictures."""
     name = row["section"]
     preview = Preview((1, 1), {}, "")
     with suppress(InputError, OSError):

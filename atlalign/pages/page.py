@@ -1,4 +1,4 @@
-"""A page as a list of blocks, such as tables, charts and sections to look at; one template renders them all."""
+"""A page as a list of blocks, such as tables, charts and views of sections; one template renders them all."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,10 +50,10 @@ class Table:
     """A table of numbers.
 
     Attributes:
-        caption: What it shows.
+        caption: Its title.
         columns: The headings of all columns but the first.
-        groups: Rows, with a line below each group.
-        is_folded: Whether it opens on a click.
+        groups: Groups of rows, separated by lines.
+        is_folded: Whether the table is folded until clicked.
     """
 
     caption: str
@@ -68,7 +68,7 @@ class Charts:
     """Charts side by side.
 
     Attributes:
-        charts: Each as an <svg> element, by title; see `plots.figure_svg`. They are trusted, and not escaped.
+        charts: Titles and <svg> elements; see `plots.figure_svg`. The elements are trusted and not escaped.
     """
 
     charts: Mapping[str, str]
@@ -82,17 +82,17 @@ class Charts:
 
 @dataclass(frozen=True)
 class View:
-    """A section to look at: pictures on one grid, two of which can be compared.
+    """A view of a section: pictures on one grid, two of which can be compared.
 
     Attributes:
         title: Its name.
         caption: A sentence on it.
-        images: Data URIs of its pictures by name; none if there is nothing to show. See `picture_uri`.
+        images: Data URIs of its pictures by name; empty if there is nothing to show. See `picture_uri`.
         shape: The (H, W) of the outlines' grid.
         outlines: Lines over every picture, as an SVG path on that grid; see `outline_path`.
         flag: pass, look, fail, or nothing.
         values: Numbers by name, by which views can be sorted.
-        link: The address that the title leads to.
+        link: The address that the title links to.
     """
 
     title: str
@@ -107,13 +107,13 @@ class View:
 
 @dataclass(frozen=True)
 class Views:
-    """Sections to look at, with one bar of controls for all of them.
+    """Views of sections, with one bar of controls for all of them.
 
     Attributes:
-        views: In the order that the page begins with.
+        views: The views in their initial order.
         left: The picture that is first at the left.
         right: The picture that is first at the right.
-        order: The name of that order.
+        order: The name of the initial order.
     """
 
     views: Sequence[View]
@@ -134,7 +134,7 @@ class Views:
 
     @property
     def flags(self) -> dict[str, int]:
-        """How many views have each flag, the worst first."""
+        """Return the number of views with each flag, worst first."""
         of_views = [view.flag for view in self.views]
         return {flag: of_views.count(flag) for flag in ("fail", "look", "pass") if flag in of_views}
 
@@ -146,8 +146,8 @@ def render_page(title: str, blocks: Sequence[Block], *, note: str = "") -> str:
     """Return a page as HTML.
 
     Args:
-        title: Its heading, and the title of the window.
-        blocks: From top to bottom.
+        title: The page's heading and window title.
+        blocks: The blocks from top to bottom.
         note: A line at the end, such as versions.
 
     Example:

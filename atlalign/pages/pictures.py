@@ -1,4 +1,4 @@
-"""Pictures and outlines as text that a page holds."""
+"""Pictures and outlines as text to embed in a page."""
 
 from base64 import b64encode
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 _QUALITY = 80
-_EFFORT = 4  # of 6: more takes twice the time for a few per cent
+_EFFORT = 4  # of 6; higher values take twice the time and save a few per cent
 
 
 def picture_uri(pixels: NDArray[np.uint8]) -> str:
@@ -23,7 +23,7 @@ def picture_uri(pixels: NDArray[np.uint8]) -> str:
 def outline_path(labels: NDArray[Any]) -> str:
     """Return the lines between pixels of different labels (H, W) as an SVG path; the first pixel ends at (1, 1).
 
-    Its moves are relative, which halves its length: a page may hold hundreds.
+    Relative moves halve the path's length, which matters on pages with hundreds of outlines.
     """
     lines = [(start, line + 1, length, 0) for line, start, length in _runs(labels[1:] != labels[:-1])]
     lines += [
@@ -38,7 +38,7 @@ def outline_path(labels: NDArray[Any]) -> str:
 
 
 def _runs(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:
-    """Yield row, first column and length of each run of true pixels in a row."""
+    """Yield the row, first column and length of each run of true pixels in a row."""
     steps = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))))
     rows, starts = np.nonzero(steps == 1)
     _, ends = np.nonzero(steps == -1)

@@ -1,4 +1,4 @@
-"""The look of a registered section at a glance: small pictures and outlines, kept in a file beside its results."""
+"""The preview of a registered section: small pictures and outlines, in a file beside its results."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from atlalign.errors import InputError
 
 PREVIEW, TEMPLATE, SECTION = "preview.json", "template", "section"
-"""The file of a preview, and the names of its pictures."""
+"""The file name of a preview, and the names of its pictures."""
 
 
 class Preview(NamedTuple):
@@ -15,7 +15,7 @@ class Preview(NamedTuple):
 
     Attributes:
         shape: The grid's (H, W).
-        images: Data URIs by name: `TEMPLATE`, and `SECTION` as it is registered.
+        images: Data URIs by name: `TEMPLATE`, and `SECTION` for the registered section.
         outlines: The borders of the reference's regions, as an SVG path on that grid.
     """
 
@@ -24,12 +24,12 @@ class Preview(NamedTuple):
     outlines: str
 
     def write(self, folder: Path) -> None:
-        """Write the preview into a section's folder."""
+        """Write the preview to a section's folder."""
         (folder / PREVIEW).write_text(json.dumps(self._asdict()) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> "Preview":
-        """Read what `write` wrote.
+        """Read a preview.
 
         Raises:
             InputError: If it is missing or damaged.
@@ -40,4 +40,4 @@ class Preview(NamedTuple):
             images = {str(name): str(uri) for name, uri in found["images"].items()}
             return cls((int(height), int(width)), images, str(found["outlines"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{folder / PREVIEW}: expected a preview, cannot read it ({error})") from error
+            raise InputError(f"{folder / PREVIEW}: expected a preview, got {error}") from error

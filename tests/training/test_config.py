@@ -95,7 +95,7 @@ def test_groups_are_those_that_are_promised():
         ("model=unet", "global"),
         (
             "augment=null",
-            "expected the name of one of its options, such as augment=none or logger=none, got null",
+            "augment=none or logger=none, got null",
         ),
         ("callbacks=null", "callbacks.NAME=null switches one callback off"),
     ],
