@@ -1,1 +1,1 @@
-"""What is timed, against what, side by side in one run: `python -m benchmarks`."""
+"""Benchmarks of speed and memory, each beside a reference in the same run: `python -m benchmarks`."""

@@ -1,4 +1,4 @@
-"""Measures the rows of the table: `python -m benchmarks [ROW …]`; benchmarks/README.md says what they mean."""
+"""Measures the rows of the table: `python -m benchmarks [ROW …]`; benchmarks/README.md explains the rows."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ from benchmarks.measure import (
 
 
 class Row(NamedTuple):
-    """One line of the table: how to measure it, and what is wanted."""
+    """One row of the table: the measurement, its reference and its target."""
 
     what: str
     against: str
@@ -42,9 +42,9 @@ _STATED = Wanted("", 0.0, "×")
 _PEAK = "its multiply-adds at the rate of a matrix product"
 
 ROWS: dict[str, Row] = {
-    "warp": Row("warp, there and back, batch 8", "bare grid_sample", _at_most(1.25), networks.warping),
+    "warp": Row("warp, forward and backward, batch 8", "bare grid_sample", _at_most(1.25), networks.warping),
     "compose": Row(
-        "compose, there and back, batch 8", "bare grid_sample", _at_most(1.25), networks.composing
+        "compose, forward and backward, batch 8", "bare grid_sample", _at_most(1.25), networks.composing
     ),
     "step": Row("local training step, batch 4", _PEAK, _at_least(0.5), networks.training_step),
     "inference": Row("local inference, batch 1", _PEAK, _at_least(0.85), networks.inference),
@@ -88,7 +88,7 @@ GPU_ROWS: dict[str, Row] = {
 
 
 def measured(row: Row, size: Size) -> dict[str, Any]:
-    """Return as plain data what a row found, or why it could not be measured."""
+    """Return a row's result as plain data, or the reason why it could not be measured."""
     known: dict[str, Any] = {"what": row.what, "against": row.against, "wanted": str(row.wanted)}
     found: list[Measured] = []
     try:
@@ -109,7 +109,7 @@ def measured(row: Row, size: Size) -> dict[str, Any]:
 
 
 def table(results: dict[str, dict[str, Any]]) -> Table:
-    """Return the table of what was found."""
+    """Return the results as a table."""
     drawn = Table(title="benchmarks", title_justify="left")
     for column in ("row", "what", "against", "found", "wanted", "met?", ""):
         drawn.add_column(column, justify="right" if column in ("found", "wanted") else "left")
@@ -127,13 +127,13 @@ def main() -> None:
     parser.add_argument(
         "rows", metavar="ROW", nargs="*", help=f"of {', '.join(known)} (default: all of a CPU)"
     )
-    parser.add_argument("--gpu", action="store_true", help="the rows of a GPU")
-    parser.add_argument("--repeats", type=int, default=Size.repeats, help="turns of each row")
+    parser.add_argument("--gpu", action="store_true", help="measure the GPU rows")
+    parser.add_argument("--repeats", type=int, default=Size.repeats, help="number of turns per row")
     parser.add_argument("--out", type=Path, default=Path("runs/bench.json"), help="the JSON file to write")
     options = parser.parse_args()
     unknown = sorted(set(options.rows) - set(known))
     if unknown:
-        parser.error(f"unknown rows {', '.join(unknown)}; there are {', '.join(known)}")
+        parser.error(f"unknown rows {', '.join(unknown)}; known rows are {', '.join(known)}")
     console = Console(width=None if Console().is_terminal else 160)
     machine = describe_machine()
     results = {}

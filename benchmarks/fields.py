@@ -1,4 +1,4 @@
-"""Rows of fields: their inverse, generated samples and samples drawn while training, against how it was done before."""
+"""Rows for fields: inverses, generated samples and samples drawn while training, beside the earlier scipy methods."""
 
 from typing import Any
 
@@ -34,11 +34,11 @@ from benchmarks.networks import smooth_fields, stepper
 Array = NDArray[Any]
 
 
-# --- how it was done before, with scipy -------------------------------------------------------------------------------
+# --- earlier methods, with scipy --------------------------------------------------------------------------------------
 
 
 def scattered_inverse(dvf: Array, every: int = 8) -> Array:
-    """Return the inverse of a field (2, H, W) from every eighth displaced pixel; not-a-number outside of their hull."""
+    """Return the inverse of a field (2, H, W) from every eighth displaced pixel; NaN outside of their hull."""
     y, x = np.mgrid[: dvf.shape[1], : dvf.shape[2]]
     points = np.stack([x + dvf[0], y + dvf[1]], axis=-1).reshape(-1, 2)[::every]
     components = [LinearNDInterpolator(points, -component.ravel()[::every])(x, y) for component in dvf]
@@ -70,10 +70,10 @@ def scipy_anchor(dvf: Array) -> Array:
 
 
 def scipy_sample(moving: Array, dvf: Array, generator: torch.Generator) -> tuple[Array, Array, Array]:
-    """Return an image with both of its fields, made of an annotated sample as the predecessor made it.
+    """Return an image with both of its fields, made from an annotated sample as the predecessor did.
 
-    The field to the registered image is inverted (only its finite part is used), composed with an edge stretching and
-    anchored; the result is inverted once more.
+    The field to the registered image is inverted (only the finite part is used), composed with an edge stretching and
+    anchored. The result is inverted again.
     """
     shape = (moving.shape[0], moving.shape[1])
     points, displacements = draw_control_points(1, shape, radius_max=60, generator=generator)
@@ -89,7 +89,7 @@ def scipy_sample(moving: Array, dvf: Array, generator: torch.Generator) -> tuple
 
 
 def kinds_of_fields(shape: tuple[int, int]) -> Tensor:
-    """Return fields (5, 2, H, W) of the kinds that registration and augmentation meet, up to 30 px large."""
+    """Return fields (5, 2, H, W) of the kinds that occur in registration and augmentation, up to 30 px large."""
     generator = torch.Generator().manual_seed(1)
     scale = shape[1] / 456
     large = Affine(mean_fraction=0.02, largest_fraction=30 / 456)
@@ -100,7 +100,7 @@ def kinds_of_fields(shape: tuple[int, int]) -> Tensor:
 
 
 def inverting(size: Size) -> Measured:
-    """Compare the inverses of five kinds of fields; the remark has the residuals of both ways."""
+    """Compare the inverses of five kinds of fields; the remark gives the residuals of both methods."""
     dvf = kinds_of_fields(size.shape)
     arrays = dvf.numpy()
     before = torch.from_numpy(np.stack([scattered_inverse(array) for array in arrays]))
@@ -109,7 +109,7 @@ def inverting(size: Size) -> Measured:
 
 
 def _residuals(dvf: Tensor, inverse: Tensor, other: Tensor) -> str:
-    """Return the mean |v(q) + dvf(q + v(q))| of two inverses, over the q that both know and send inside."""
+    """Return the mean |v(q) + dvf(q + v(q))| of two inverses, over all q that both define and map inside the image."""
     height, width = dvf.shape[-2:]
     target = identity_grid((height, width), dvf.dtype, dvf.device) + inverse
     limit = torch.tensor([width - 1, height - 1]).view(1, 2, 1, 1)
@@ -119,7 +119,7 @@ def _residuals(dvf: Tensor, inverse: Tensor, other: Tensor) -> str:
 
 
 def generating(size: Size) -> Measured:
-    """Compare samples that generate.py makes of an annotated one, every check included, on one thread as it does."""
+    """Compare samples that generate.py makes from an annotated one, with all checks, on one thread as in use."""
     with scratch() as folder:
         path = data_module(folder, size).path
         recipe = Recipe(
@@ -146,7 +146,7 @@ def generating(size: Size) -> Measured:
 
 
 def online(size: Size) -> Measured:
-    """Compare batches that are drawn while training, of the slowest kind, with a step on such a batch."""
+    """Compare batches drawn while training, of the slowest kind, with a training step on such a batch."""
     module = online_module(size, batch_size=4)
     batches = iter(module.train_dataloader())
 

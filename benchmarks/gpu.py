@@ -1,4 +1,4 @@
-"""Rows of a GPU: the local training step in bfloat16, compiled, channels last."""
+"""Rows for a GPU: the local training step in bfloat16, compiled, channels last."""
 
 from dataclasses import replace
 
@@ -13,15 +13,16 @@ from benchmarks.networks import Layer, local_layers, random_batch, stepper
 
 _BATCH = 32
 _COPIED = 2**30
-_STEPS = 40  # workers read ahead: what they have ready at first says nothing
+_STEPS = 40  # Workers read ahead, so the first steps find batches ready and are not representative.
 _BATCHES = 8  # in an epoch
 _DEVICE, _TRAINED_ON = "cuda", "gpu"
 
 
 def against_copy(size: Size) -> Measured:
-    """Return how many times as long a step takes as its bytes at the rate at which the card copies.
+    """Return a step's time divided by the time that the card needs to copy as many bytes.
 
-    Each convolution reads its input and writes its output, forward and for either gradient, two bytes a number.
+    Each convolution reads its input and writes its output, in the forward pass and for both gradients, with two bytes a
+    number.
     """
     _check_device()
     network = _fast_network()
@@ -41,7 +42,7 @@ def against_copy(size: Size) -> Measured:
 
 
 def against_eager(size: Size) -> Measured:
-    """Return the step's share of the time of one in float32, neither compiled nor channels last."""
+    """Return a step's time divided by that of the step in float32, neither compiled nor channels last."""
     _check_device()
     batch = random_batch(_BATCH, size.shape, _DEVICE)
     turns = in_turns(

@@ -1,7 +1,7 @@
 """Registers a scan of 40,000 × 60,000 px, timed beside its network: `python -m benchmarks.large_slide FOLDER`, twice.
 
-The scan shows a section of the built-in atlas in colour, as a pyramid of JPEG tiles like those of a slide scanner.
-The first call writes it, which takes a minute or two; each further call registers it.
+The scan shows a section of the built-in atlas in colour, as a pyramid of JPEG tiles like those of a slide scanner. The
+first call writes the scan, which takes a minute or two; each further call registers it.
 """
 
 import argparse
@@ -28,7 +28,7 @@ WIDTH_UM = 12_000.0
 
 
 def write_scan(path: Path) -> None:
-    """Write the scan: each level has a quarter of the former's width and height."""
+    """Write the scan; each level has a quarter of the previous level's width and height."""
     small = _section()
     with tifffile.TiffWriter(path, bigtiff=True) as file:
         for level in range(LEVELS):
@@ -59,9 +59,9 @@ def _section() -> NDArray[np.uint8]:
 
 
 def _tiles(small: NDArray[np.uint8], shape: tuple[int, ...]) -> Iterator[bytes]:
-    """Yield compressed tiles of the enlarged section, with one of four grains."""
+    """Yield compressed tiles of the enlarged section, with one of four noise patterns."""
     grains = np.random.default_rng(0).integers(0, 12, (4, TILE, TILE, 1), dtype=np.uint8)
-    encoded: dict[bytes, bytes] = {}  # most tiles show an even ground
+    encoded: dict[bytes, bytes] = {}  # most tiles show an even background
     lefts = range(0, shape[1], TILE)
     for number, (top, left) in enumerate((top, left) for top in range(0, shape[0], TILE) for left in lefts):
         rows, columns = (
@@ -77,8 +77,8 @@ def _tiles(small: NDArray[np.uint8], shape: tuple[int, ...]) -> Iterator[bytes]:
 
 
 def seconds_of_network(arguments: list[str]) -> tuple[float, float]:
-    """Run `atlalign`, and return how long the network ran, and for how many seconds processors worked on it."""
-    starts: list[tuple[float, float]] = []  # of the modules that are running, the outermost first
+    """Run `atlalign` and return the network's wall time and the CPU time during it."""
+    starts: list[tuple[float, float]] = []  # the modules that are running, outermost first
     spent: list[tuple[float, float]] = []
 
     def begin(module: Any, given: Any) -> None:
@@ -101,10 +101,10 @@ def seconds_of_network(arguments: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Write the scan where it is missing, register it, and print the time and the peak memory."""
+    """Write the scan if it is missing; otherwise register it, and print the time and the peak memory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="for the scan (about 0.7 GB) and the results")
-    parser.add_argument("--output-um", default="10", help="as `atlalign register` has it")
+    parser.add_argument("--output-um", default="10", help="as in `atlalign register`")
     options = parser.parse_args()
     scan, out = options.folder / "scan.tif", options.folder / f"out-{options.output_um}"
     if not scan.exists():
@@ -122,8 +122,8 @@ def main() -> None:
     total, work = time.perf_counter() - start, time.process_time() - worked
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"{total - network:.1f} s beyond the network's {network:.1f} s; processors worked {work - of_network:.1f} s "
-        f"beyond the network's {of_network:.1f} s; peak memory {peak:.2f} GiB"
+        f"wall time {total - network:.1f} s without the network's {network:.1f} s; CPU time {work - of_network:.1f} s "
+        f"without the network's {of_network:.1f} s; peak memory {peak:.2f} GiB"
     )
 
 

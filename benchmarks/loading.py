@@ -1,4 +1,4 @@
-"""Rows of data loading: from the h5 file to the batch, and whether training ever waits for it."""
+"""Rows for data loading: from the h5 file to the batch, and whether training ever waits for data."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ Augment = Callable[[np.ndarray], np.ndarray]
 
 
 def data_module(folder: Path, size: Size, **options: Any) -> RegistrationDataModule:
-    """Return a data module on a new file of `size.samples` samples that train, and 4 that validate."""
+    """Return a data module on a new file of `size.samples` training samples and 4 validation samples."""
     atlas = phantom_atlas(image_shape=size.shape, spacing_um=1100.0, with_annotation=False)
     path = folder / "data.h5"
     if not path.exists():
@@ -52,8 +52,8 @@ def data_module(folder: Path, size: Size, **options: Any) -> RegistrationDataMod
 def reading(size: Size) -> Measured:
     """Compare an epoch of batches, as float32, with h5py's reading of the same samples as float32.
 
-    What is done for whole batches on the training device, above all the warping to the registered image, is part of
-    neither; the remark says what it adds on this CPU.
+    Work on whole batches on the training device, above all warping to the registered image, is part of neither. The
+    remark gives its time on this CPU.
     """
     with scratch() as folder:
         module = data_module(folder, size)
@@ -61,7 +61,7 @@ def reading(size: Size) -> Measured:
 
 
 def augmenting(size: Size) -> Measured:
-    """Compare the same with augmented moving images; h5py's are given to albumentations as well."""
+    """Compare the same with augmented moving images; albumentations also augments h5py's images."""
     augment = augmenter_1()
     with scratch() as folder:
         module = data_module(folder, size, augment={"moving": augmenter_1()})
@@ -84,12 +84,12 @@ def _against_h5py(module: RegistrationDataModule, other: Callable[[], None], siz
 
 
 def _floats(moving: torch.Tensor, dvf: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return images and fields as numbers that can be computed with."""
+    """Return images and fields as floats."""
     return (moving.float() / 255 if moving.dtype == torch.uint8 else moving), dvf.float()
 
 
 def _read(module: RegistrationDataModule, augment: Augment | None = None) -> None:
-    """Read the samples that train, in a random order, as float32: images in [0, 1] and fields in pixels."""
+    """Read the training samples in random order as float32: images in [0, 1] and fields in pixels."""
     with h5py.File(module.path, "r") as file:
         images, fields = file["img"], file["deltas_xy"]
         for sample in np.random.default_rng(0).permutation(module.train_split):
@@ -103,7 +103,7 @@ def _read(module: RegistrationDataModule, augment: Augment | None = None) -> Non
 
 
 class _OneBatch(pl.LightningDataModule):
-    """Gives one batch, ready on the device, again and again."""
+    """Yields one batch, ready on the device, again and again."""
 
     def __init__(self, batch: Any, n: int) -> None:
         super().__init__()
@@ -114,24 +114,24 @@ class _OneBatch(pl.LightningDataModule):
         return torch.utils.data.DataLoader(self.batches, batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> Any:
-        """Return as many."""
+        """Return the same batches."""
         return self.train_dataloader()
 
 
 class _Clock(pl.Callback):
-    """Times the steps after the first one, which also warms up; a device is waited for at both ends alone."""
+    """Times the steps after the first one, which warms up; the device is synchronised only before and after."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Note the time."""
+        """Record the time."""
         if trainer.global_step in (1, trainer.max_steps):
             finish_device()
             self.ends.append(perf_counter())
 
     def seconds_per_step(self, steps: int) -> float:
-        """Return the mean over so many."""
+        """Return the mean time of this many steps."""
         first, last = self.ends
         return (last - first) / steps
 

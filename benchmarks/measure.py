@@ -1,4 +1,4 @@
-"""How rows are measured: two things in turns in one run, so that a busy machine slows both down alike."""
+"""Paired measurements: two things are timed alternately in one run, so that a busy machine slows both down equally."""
 
 import os
 import platform
@@ -20,19 +20,19 @@ _FEWEST_TURNS = 3
 
 @dataclass(frozen=True)
 class Size:
-    """How large and how often; the tests of the benchmarks take less of everything.
+    """The size of a benchmark; the tests of the benchmarks use smaller values.
 
     Attributes:
         shape: (H, W) of images and fields.
-        repeats: Turns of each row …
-        patience_s: … or as many, but at least three, as it can begin within this time.
-        block_s: What takes less is repeated within a turn until it takes about so long.
-        matrix: Rows of the square matrices whose product tells what the machine can do.
-        samples: In the h5 file.
-        sections: To register.
-        section_shape: (H, W) of these.
-        steps: Training steps in a turn: the fewer, the less the load changes within it.
-        planes: Of the whole atlas.
+        repeats: Number of turns of each row.
+        patience_s: Time after which no turn starts, except the first three.
+        block_s: A faster call is repeated within a turn until it takes about this long.
+        matrix: Rows of the square matrices whose product measures the machine's peak rate.
+        samples: Number of samples in the h5 file.
+        sections: Number of sections to register.
+        section_shape: (H, W) of these sections.
+        steps: Training steps in a turn; with fewer steps, the load changes less within a turn.
+        planes: Number of planes of the whole atlas.
     """
 
     shape: tuple[int, int] = (320, 456)
@@ -48,7 +48,7 @@ class Size:
 
 
 class Turns(NamedTuple):
-    """What each turn found, in seconds (or bytes), for what is measured and for what it is compared with."""
+    """The result of each turn in seconds (or bytes), for the measured call and its reference."""
 
     ours: list[float]
     other: list[float]
@@ -67,7 +67,7 @@ class Turns(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a row found: the number that is wanted to be small or large, what it comes from, and a remark."""
+    """The result of a row: its number, the turns that it comes from, and a remark."""
 
     value: float
     turns: Turns
@@ -75,18 +75,18 @@ class Measured(NamedTuple):
 
 
 class NotMeasuredError(Exception):
-    """The machine lacks what a row needs; the message says what."""
+    """The machine lacks something that a row needs; the message names it."""
 
 
 class Wanted(NamedTuple):
-    """The bound of a row's number; None where the number is only stated."""
+    """The target of a row's number, or no target if the number is only reported."""
 
     sign: Literal["≤", "≥", ""]
     bound: float
     unit: str
 
     def is_met_by(self, value: float) -> bool | None:
-        """Return whether `value` is within the bound; None where there is no bound."""
+        """Return whether `value` meets the target; None if there is no target."""
         if not self.sign:
             return None
         return value <= self.bound if self.sign == "≤" else value >= self.bound
@@ -95,31 +95,31 @@ class Wanted(NamedTuple):
         return f"{self.sign} {self.shown(self.bound)}" if self.sign else "stated"
 
     def shown(self, value: float) -> str:
-        """Return a number as tables show it."""
+        """Return a number as shown in tables."""
         return f"{100 * value:.3g} %" if self.unit == "%" else f"{value:.2f} {self.unit}"
 
 
 def in_turns(ours: Work, other: Work, size: Size, *, block_s: float | None = None) -> Turns:
-    """Run both alternately and return the seconds that a call took in each turn.
+    """Run both calls alternately and return the seconds per call in each turn.
 
     Args:
-        ours: What is measured.
-        other: What it is compared with.
-        size: How often.
-        block_s: In place of the size's own; 0 for one call a turn.
+        ours: The measured call.
+        other: The reference call.
+        size: The number of turns.
+        block_s: Overrides the size's `block_s`; 0 for one call per turn.
     """
     works = (ours, other)
     calls = [_calls(work, size.block_s if block_s is None else block_s) for work in works]
     turns = Turns([], [])
     for turn in turn_numbers(size):
-        # Each is the first one in half of the turns.
+        # Each call is the first in half of the turns.
         for which in (0, 1) if turn % 2 else (1, 0):
             turns[which].append(seconds(works[which], calls[which]) / calls[which])
     return turns
 
 
 def turn_numbers(size: Size) -> Iterator[int]:
-    """Yield the number of each turn, until there were enough or time is up."""
+    """Yield the number of each turn until there are enough turns or the time is over."""
     start = perf_counter()
     for turn in range(size.repeats):
         if turn >= _FEWEST_TURNS and perf_counter() - start > size.patience_s:
@@ -128,12 +128,12 @@ def turn_numbers(size: Size) -> Iterator[int]:
 
 
 def _calls(work: Work, block_s: float) -> int:
-    seconds(work)  # first calls allocate, import and choose algorithms
+    seconds(work)  # the first calls allocate, import and choose algorithms
     return max(1, round(block_s / seconds(work))) if block_s else 1
 
 
 def seconds(work: Work, calls: int = 1) -> float:
-    """Return how long so many calls take."""
+    """Return the time of this many calls."""
     finish_device()
     start = perf_counter()
     for _ in range(calls):
@@ -143,20 +143,20 @@ def seconds(work: Work, calls: int = 1) -> float:
 
 
 def finish_device() -> None:
-    """Wait until a GPU has done what it was asked for; there need not be one."""
+    """Wait until a GPU, if there is one, has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Yield a folder that is gone afterwards."""
+    """Yield a temporary folder."""
     with TemporaryDirectory(prefix="atlalign-bench-") as folder:
         yield Path(folder)
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return, as plain data, where and with what versions this runs; nothing of it names a person or a folder."""
+    """Return the machine and versions as plain data, without names of persons or folders."""
     from atlalign.training.record import describe_run, gpu_names
 
     run = describe_run()
@@ -174,7 +174,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def load() -> float | None:
-    """Return how many processes ran or waited on average over the last minute, where the system tells."""
+    """Return the mean number of processes that ran or waited in the last minute, if the system reports it."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 

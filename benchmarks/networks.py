@@ -1,4 +1,4 @@
-"""Rows of geometry and networks: how near they are to what the machine can do."""
+"""Rows for geometry and networks: their speed relative to the machine's peak rate."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from benchmarks.measure import Measured, Size, Turns, Work, in_turns
 
 
 def smooth_fields(n: int, shape: tuple[int, int], largest_px: float) -> Tensor:
-    """Return smooth fields (n, 2, H, W) of about this largest displacement."""
+    """Return smooth fields (n, 2, H, W) of about the given largest displacement."""
     velocity = draw_velocity(n, shape, generator=torch.Generator().manual_seed(0))
     return integrate(velocity * largest_px / velocity.norm(dim=1).amax())
 
@@ -25,14 +25,14 @@ def smooth_fields(n: int, shape: tuple[int, int], largest_px: float) -> Tensor:
 
 
 def warping(size: Size) -> Measured:
-    """Compare `warp` of images by fields that need a gradient, as in training."""
+    """Compare `warp` of images by fields that need a gradient, as in training, with bare `grid_sample`."""
     return _against_grid_sample(
         size, lambda image, dvf: warp(image, dvf), torch.rand(8, 1, *size.shape), "zeros"
     )
 
 
 def composing(size: Size) -> Measured:
-    """Compare `compose` of two fields that both need a gradient."""
+    """Compare `compose` of two fields that both need a gradient with bare `grid_sample`."""
     outer = smooth_fields(8, size.shape, 8).flip(-1).requires_grad_()
     return _against_grid_sample(size, compose, outer, "border")
 
@@ -66,7 +66,7 @@ def _back_and_forth(
 
 
 class Layer(NamedTuple):
-    """A convolution as the architecture names it, whatever computes it: channels, side of its kernel, output pixels."""
+    """A convolution of the architecture, independent of its implementation: channels, kernel side, output pixels."""
 
     in_channels: int
     out_channels: int
@@ -75,7 +75,7 @@ class Layer(NamedTuple):
 
     @property
     def multiply_adds(self) -> int:
-        """Of one sample."""
+        """Multiply-adds for one sample."""
         return self.in_channels * self.out_channels * self.kernel**2 * self.pixels
 
 
@@ -100,7 +100,7 @@ def local_layers(hyperparameters: dict[str, Any], shape: tuple[int, int]) -> lis
 
 
 def _predicted(side: int, multiple: int) -> int:
-    """Return the side of what is predicted: at most 8 px are cropped, or it is padded."""
+    """Return the side of the predicted field: at most 8 px are cropped, or the image is padded."""
     cropped, excess = side - side % multiple, side % multiple
     return cropped if excess <= 8 and cropped else cropped + multiple
 
@@ -112,12 +112,12 @@ def _chain(channels: int, filters: Sequence[int], pixels: int) -> Iterator[Layer
 
 
 def forward_multiply_adds(layers: Sequence[Layer]) -> int:
-    """Return those of a forward pass of one sample."""
+    """Return the multiply-adds of a forward pass of one sample."""
     return sum(layer.multiply_adds for layer in layers)
 
 
 def step_multiply_adds(layers: Sequence[Layer]) -> int:
-    """Return those of a training step of one sample: output, gradient of weights, gradient of input.
+    """Return the multiply-adds of a training step of one sample: output, gradient of weights, gradient of input.
 
     The images need no gradient.
     """
@@ -125,7 +125,7 @@ def step_multiply_adds(layers: Sequence[Layer]) -> int:
 
 
 def random_batch(n: int, shape: tuple[int, int], device: str = "cpu") -> RegistrationBatch:
-    """Return a batch to train on whose values do not matter."""
+    """Return a random training batch, whose values do not matter."""
     image, dvf = torch.rand(n, 1, *shape, device=device), smooth_fields(n, shape, 15).to(device)
     ids = torch.zeros(n, dtype=torch.int64)
     return RegistrationBatch(image, image, warp(image, dvf), dvf, dvf, ids, ids, ids)
@@ -169,7 +169,7 @@ def inference(size: Size) -> Measured:
 
 
 def _against_product(work: Work, multiply_adds: int, size: Size) -> Measured:
-    """Return which share of the rate of a large float32 matrix product the work reaches."""
+    """Return the achieved share of the rate of a large float32 matrix product."""
     left, right = torch.rand(2, size.matrix, size.matrix)
     turns = in_turns(work, lambda: left @ right, size)
     of_product = size.matrix**3

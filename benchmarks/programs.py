@@ -1,4 +1,4 @@
-"""Rows of whole programs: `atlalign register`, how long programs take to start, and how much memory training takes."""
+"""Rows for whole programs: `atlalign register`, start-up times, and the memory of training."""
 
 import contextlib
 import io
@@ -40,12 +40,12 @@ _ROOT = Path(__file__).parent.parent
 
 
 def registering(size: Size) -> Measured:
-    """Compare a batch of sections, images to folders of results, with the passes of the network that ships, alone."""
+    """Compare a batch of sections, from images to folders of results, with the passes of the shipped network alone."""
     return _against_network([], size)
 
 
 def registering_large(size: Size) -> Measured:
-    """Compare the same, by a local network that takes images four times as large."""
+    """Compare the same for a local network with images four times as large."""
     with scratch() as folder:
         return _against_network(["--model", str(_save_network(folder / "local.pt", size))], size)
 
@@ -59,9 +59,7 @@ def _against_network(options: list[str], size: Size) -> Measured:
             with _watched() as passes:
                 turns.ours.append(seconds(lambda: _run_cli(command)))  # noqa: B023
             if not passes:
-                raise RuntimeError(
-                    f"atlalign {' '.join(command)} ran no network: there is nothing to compare it with"
-                )
+                raise RuntimeError(f"atlalign {' '.join(command)} ran no network, so there is no reference")
             with torch.inference_mode():
                 turns.other.append(seconds(lambda: [network(*pair) for network, *pair in passes]))
     networks = {id(network) for network, *_ in passes}
@@ -72,19 +70,19 @@ def _against_network(options: list[str], size: Size) -> Measured:
 def _run_cli(arguments: list[str]) -> None:
     status = atlalign(arguments)
     if status:
-        raise RuntimeError(f"atlalign {' '.join(arguments)} ended with status {status}")
+        raise RuntimeError(f"atlalign {' '.join(arguments)} exited with status {status}")
 
 
 def _save_network(path: Path, size: Size) -> Path:
     network = LocalUNet()
     with torch.no_grad():
-        # Displacements of a trained network's size, or there would be no inverse.
+        # Displacements as large as those of a trained network, because otherwise there would be no inverse.
         network.to_dvf.weight.mul_(0.01)
     return models.save_model(network, path, origin=models.ModelOrigin(image_shape=size.shape))
 
 
 def _sections(folder: Path, size: Size) -> list[str]:
-    """Return what `atlalign register` is to register, and to what: real sections where the environment has them."""
+    """Return the sections and their reference: real ones if the environment has them."""
     real = os.environ.get("ATLALIGN_TEST_DATA")
     if real:
         return [f"{real}/sections", "--atlas", f"{real}/allen_ccf_25um.h5"]
@@ -109,9 +107,9 @@ def write_sections(folder: Path, size: Size) -> None:
 
 @contextlib.contextmanager
 def _watched() -> Iterator[list[tuple[Any, ...]]]:
-    """Collect each pass of a network with its images; print nothing.
+    """Collect each pass of a network with its images, and silence the output.
 
-    PyTorch reports the passes, so that no name of the package is watched that may move.
+    PyTorch itself reports the passes, so no name inside the package, which may change, is patched.
     """
     passes: list[tuple[Any, ...]] = []
     running: list[nn.Module] = []
@@ -121,7 +119,7 @@ def _watched() -> Iterator[list[tuple[Any, ...]]]:
 
     def leave(module: nn.Module, images: tuple[Any, ...], output: Any) -> None:
         running.pop()
-        if not running and isinstance(output, Registration):  # parts of a network give one, too
+        if not running and isinstance(output, Registration):  # nested parts of a network also report passes
             passes.append((module, *images))
 
     hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
@@ -133,11 +131,12 @@ def _watched() -> Iterator[list[tuple[Any, ...]]]:
                 hook.remove()
 
 
-# --- how long programs take to start ----------------------------------------------------------------------------------
+# --- start-up
+# ----------------------------------------------------------------------------------------------------------
 
 
 def starting_cli(size: Size) -> Measured:
-    """Compare `atlalign --help` with an interpreter that does nothing."""
+    """Compare `atlalign --help` with a bare interpreter."""
     script = Path(sys.executable).with_name("atlalign")
     return _longer([sys.executable, str(script), "--help"], [sys.executable, "-c", ""], size)
 
@@ -166,13 +165,13 @@ print([int(line.split()[1]) for line in open("/proc/self/status") if line.starts
 
 
 def memory(size: Size) -> Measured:
-    """Compare the largest memory of a training run, its two workers included, with what it cannot do without.
+    """Compare the peak memory of a training run, including its two workers, with the memory that it cannot avoid.
 
-    That is the resident size after the imports, the atlas, and what a step keeps for its gradients. Memory that
-    processes share is counted once.
+    That is the resident size after the imports, the atlas, and the tensors that a step keeps for its gradients. Memory
+    shared by processes is counted once.
     """
     if not Path("/proc/self/smaps_rollup").exists():
-        raise NotMeasuredError("needs Linux, where /proc tells what processes share")
+        raise NotMeasuredError("needs Linux, where /proc reports shared memory")
     with scratch() as folder:
         data = data_module(folder, size)
         volume = np.random.default_rng(0).integers(256, size=(size.planes, *size.shape), dtype=np.uint8)
@@ -202,7 +201,7 @@ def kept_bytes(size: Size) -> int:
     alive: list[torch.Tensor] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        alive.append(tensor)  # or another one could get its address
+        alive.append(tensor)  # kept alive, because another tensor could get its address
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
@@ -213,7 +212,7 @@ def kept_bytes(size: Size) -> int:
 
 
 def _peak_bytes(command: Sequence[str]) -> int:
-    """Run a command and return the largest memory that it and its processes took together."""
+    """Run a command and return the peak memory of all its processes together."""
     peak = 0
     with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         while process.poll() is None:
@@ -226,7 +225,7 @@ def _peak_bytes(command: Sequence[str]) -> int:
 
 
 def _family(pid: int) -> list[int]:
-    """Return a process and all that it has started."""
+    """Return a process and all its descendants."""
     try:
         children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:  # it has ended
@@ -235,7 +234,7 @@ def _family(pid: int) -> list[int]:
 
 
 def _proportional_bytes(pid: int) -> int:
-    """Return the memory of a process, what several share divided among them."""
+    """Return the memory of a process, with shared memory divided among the processes that share it."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:  # it has ended

@@ -1,7 +1,7 @@
-"""Times and sizes of ways to store a generated data set: `python -m benchmarks.storage my.h5`.
+"""Times and sizes of several ways to store a generated data set: `python -m benchmarks.storage my.h5`.
 
-A sample is the image, the field and its inverse; the samples are those of the file, copied into files stored otherwise.
-Reading is at random, one sample at a time, as training does; the file is in the system's cache then.
+A sample is the image, the field and its inverse. The samples of the file are copied into files with other storage
+settings. Reading is random, one sample at a time, as in training, with the file in the system's cache.
 """
 
 import argparse
@@ -53,8 +53,8 @@ def read(path: Path, order: NDArray[np.intp]) -> float:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="a data set, of generate.py for example")
-    parser.add_argument("--samples", type=int, default=32, help="how many of it")
+    parser.add_argument("file", type=Path, help="a data set, for example from generate.py")
+    parser.add_argument("--samples", type=int, default=32, help="number of samples to use")
     arguments = parser.parse_args()
     with h5py.File(arguments.file, "r") as file:
         arrays = {name: file[name][: arguments.samples] for name in _NAMES}

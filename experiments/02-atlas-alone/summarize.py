@@ -1,4 +1,4 @@
-"""Print the table and draw the picture of this experiment from a folder that `atlalign register` wrote."""
+"""Print the table and draw the picture of this experiment from the results of `atlalign register`."""
 
 import csv
 import sys

@@ -1,7 +1,7 @@
-"""What the networks of a sweep reach on its validation samples, beyond the metrics that runs log.
+"""Measures of a sweep's networks on its validation samples, beyond the metrics that runs log.
 
-python over_seeds.py ATLAS.h5 ALEXNET.pth FOLDER…: a Markdown table with one row for each choice of the sweep. Its
-seeds are averaged; the least and the largest stand behind each mean. FOLDER is a sweep's, or that of a run.
+python over_seeds.py ATLAS.h5 ALEXNET.pth FOLDER…: a Markdown table with one row for each choice of the sweep. It shows
+the mean over seeds, with the smallest and largest value in brackets. FOLDER is the folder of a sweep or a run.
 """
 
 import sys
@@ -28,7 +28,7 @@ Measures = dict[str, float]
 
 
 class Nothing(nn.Module):
-    """The network that leaves each image where it is."""
+    """The network that leaves each image unchanged."""
 
     def forward(self, reference: Tensor, moving: Tensor) -> Registration:
         """Register `moving` (1, 1, H, W) to itself."""

@@ -1,6 +1,6 @@
-"""One data set, and nested subsets of it that train; the planes that validate are the same for all.
+"""One data set with nested training subsets; all subsets share the same validation planes.
 
-python subsets.py ATLAS.h5 FOLDER: writes data.h5, val.npy and for each number of samples its .npy.
+python subsets.py ATLAS.h5 FOLDER: writes data.h5, val.npy and an .npy file for each number of samples.
 """
 
 import sys
@@ -26,14 +26,14 @@ def main(atlas_path: str, out: str) -> None:
     write_demo(path, atlas, n_sections=len(planes), fields_per_section=FIELDS_PER_PLANE)
     with h5py.File(path) as file:
         plane = file["image_id"][:]
-    # Blocks of neighbours validate, and no plane within 100 µm of them trains.
+    # Validation uses blocks of neighbouring planes, and no training plane lies within 100 µm of them.
     train, val = hold_out(planes, val_fraction=0.2, n_blocks=4, margin=4, seed=0)
     order = np.random.default_rng(0).permutation(len(plane))
     pool = order[np.isin(plane[order], train)]
     np.save(folder / "val.npy", order[np.isin(plane[order], val)][:N_VAL])
     for size in SIZES:
         if size > len(pool):
-            raise SystemExit(f"{size} samples are wanted, {len(pool)} are there")
+            raise SystemExit(f"expected {size} samples, found {len(pool)}")
         np.save(folder / f"{size}.npy", pool[:size])
 
 

@@ -1,4 +1,4 @@
-"""Registrations of real and of synthetic sections side by side: classical methods, and ours.
+"""Registrations of real and synthetic sections side by side: classical methods, and ours.
 
 The parts are: (a) real sections and the same under a known warp: do the two registrations agree with it? (b) The real
 sections as they are. (c) Planes of the atlas in synthetic contrasts under known fields. (d) Planes of a stained volume
@@ -31,13 +31,13 @@ _NEEDED = {"d": "--stain", "e": "--expression", "f": "--other"}
 
 
 def grids(setting: Setting, options: argparse.Namespace, model: Path) -> str:
-    """Return a sentence on the sizes at which methods work, for what stands below it."""
+    """Return a sentence on the image sizes that the methods use, for the head of the tables."""
     (height, width), shape = setting.size, read_origin(model).image_shape
-    own = "" if shape is None else f" Our network sees {shape[0]}×{shape[1]} px of them."
+    own = "" if shape is None else f" Our network sees them at {shape[0]}×{shape[1]} px."
     threads = "1 thread" if options.threads == 1 else f"{options.threads} threads"
     return (
-        f"Images of {height}×{width} px for all methods, which all measures are taken at.{own} Refinement takes "
-        f"{options.steps} steps. Times are medians on {threads}.\n\n"
+        f"Images have {height}×{width} px for all methods, and all measures are taken at this size.{own} "
+        f"Refinement takes {options.steps} steps. Times are medians on {threads}.\n\n"
     )
 
 
@@ -46,7 +46,7 @@ def compare(options: argparse.Namespace) -> None:
     if atlas.annotation is None:
         raise InputError(f"{options.atlas}: expected an atlas with an annotation, found none")
     if min(options.only, options.planes, options.threads, *options.size) < 1:
-        raise InputError("expected --only, --planes, --threads and --size of at least 1")
+        raise InputError("expected --only, --planes, --threads and --size to be at least 1")
     sections = spread(read_list(options.sections), options.only)
     setting = Setting(
         atlas,

@@ -1,4 +1,4 @@
-"""The methods that are compared, by name, and their fields, which are kept in a folder."""
+"""The compared methods by name, and their fields, which are stored in a folder."""
 
 import hashlib
 import time
@@ -48,12 +48,12 @@ Method = Callable[[Pair], Found]
 
 
 def placing(method: str) -> Placing:
-    """Return how a method's sections are placed: one stands for what is given without an anchoring."""
+    """Return the placement of sections for a method: `identity` shows them without their anchoring."""
     return "stretch" if method == "identity" else "auto"
 
 
 def nothing(pair: Pair) -> Found:
-    """Leave a section where it lies."""
+    """Leave a section where it is."""
     return Found(torch.zeros(1, 2, *pair.reference.grid.shape), 0.0)
 
 
@@ -74,11 +74,11 @@ def classical(name: str) -> Method:
 def ours(model: Path, refine: int, smoothness: float) -> Method:
     """Return what `atlalign register` does with a section, at the size of the model's own images.
 
-    The time is that of all of `register`: the network both ways, the field, its inverse and the measures of quality.
+    The time covers all of `register`: the network in both directions, the field, its inverse and the quality measures.
     """
     shape = read_origin(model).image_shape
     if shape is None:
-        raise InputError(f"{model} does not tell the size of its images")
+        raise InputError(f"{model} does not record its image size")
     network = load_model(model).to(memory_format=fastest_memory_format(torch.device("cpu")))
 
     def run(pair: Pair) -> Found:
@@ -118,13 +118,13 @@ def make_methods(names: Sequence[str], model: Path, steps: int) -> dict[str, Met
 
 
 class Kept:
-    """Methods whose fields are kept in a folder, by the images and what else they were made from.
+    """Methods whose fields are stored in a folder, keyed by the images and their other inputs.
 
     Args:
         methods: By name.
-        folder: For the fields.
-        made_with: What a method's fields depend on besides the images.
-        again: Methods whose former fields are not to be taken.
+        folder: The folder of the fields.
+        made_with: Inputs of a method's fields besides the images.
+        again: Methods whose stored fields are not reused.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Kept:
         self._made: set[Path] = set()
 
     def __call__(self, name: str, pair: Pair) -> Found:
-        """Return what a method finds, or has found."""
+        """Return a method's field, stored or computed."""
         path = self._path(name, pair)
         if not path.exists() or (name in self.again and path not in self._made):
             found = self.methods[name](pair)

@@ -36,8 +36,8 @@ class Pair(NamedTuple):
     """Two images on one grid.
 
     Attributes:
-        name: Of the section, and what has been done to it.
-        reference: The plane of the atlas, (1, 1, H, W) among others.
+        name: The section, and how it was changed.
+        reference: The plane of the atlas; its image is (1, 1, H, W).
         moving: The placed section (1, 1, H, W), bright on dark.
         reference_at: Returns the reference at another size (H, W).
     """
@@ -49,7 +49,7 @@ class Pair(NamedTuple):
 
 
 def real_pair(atlas: Atlas, listed: ListedSection, size: tuple[int, int], by: Placing = "auto") -> Pair:
-    """Return a section as it lies on its plane."""
+    """Return a section on its plane."""
     anchoring, origin_um = listed.anchoring, atlas.origin_um
     plane = (
         Plane.at(listed.identity.position_um, origin_um) if anchoring is None else anchoring.plane(origin_um)
@@ -62,7 +62,7 @@ def real_pair(atlas: Atlas, listed: ListedSection, size: tuple[int, int], by: Pl
 
 
 def known_warp(size: tuple[int, int], seed: int) -> Tensor:
-    """Return a smooth field (1, 2, H, W) without folds, of 10 px in the mean at a width of 456 px."""
+    """Return a smooth field (1, 2, H, W) without folds, with a mean displacement of 10 px at a width of 456 px."""
     return smooth_field(
         1, size, mean_fraction=_MEAN_WARP, largest_fraction=_MEAN_WARP, spacing=_WARP_SPACING,
         generator=torch.Generator().manual_seed(seed),
@@ -177,8 +177,8 @@ def other_pair(folder: Path, width: int, pixel_um: float = 39.0) -> Pair:
 
 
 def labels_of(reference: Reference) -> NDArray[Any]:
-    """Return the region ids (H, W) on the grid of the reference's image: those of the nearest pixels."""
-    assert reference.labels is not None  # `main` sees to that
+    """Return the region ids (H, W) on the grid of the reference's image, taken from the nearest pixels."""
+    assert reference.labels is not None  # checked in `main`
     sizes = zip(reference.labels.shape, reference.grid.shape, strict=True)
     rows, columns = (np.linspace(0, old - 1, new).round().astype(int) for old, new in sizes)
     labels: NDArray[Any] = reference.labels[rows[:, None], columns]
@@ -186,6 +186,6 @@ def labels_of(reference: Reference) -> NDArray[Any]:
 
 
 def spread(sections: Sequence[ListedSection], n: int) -> list[ListedSection]:
-    """Return n sections, spread evenly over all."""
+    """Return n sections, spread evenly over all of them."""
     places = np.linspace(0, len(sections) - 1, min(n, len(sections))).round().astype(int)
     return [sections[place] for place in places.tolist()]

@@ -42,11 +42,10 @@ Row = dict[str, Any]
 
 
 def disagreement(plain: Tensor, warped: Tensor, known: Tensor) -> Tensor:
-    """Return by how much (1, 2, H, W) two registrations disagree about one section.
+    """Return the disagreement (1, 2, H, W) of two registrations of one section.
 
-    `plain` registers the section I, `warped` registers J(p) = I(p + known(p)). What the latter shows at q is
-    J(q + warped(q)) = I(q + compose(known, warped)(q)), so that perfect registrations have compose(known, warped) =
-    plain.
+    `plain` registers the section I, `warped` registers J(p) = I(p + known(p)). At q the latter shows J(q + warped(q)) =
+    I(q + compose(known, warped)(q)). Perfect registrations therefore have compose(known, warped) = plain.
     """
     return compose(outer=known, inner=warped) - plain
 
@@ -58,10 +57,10 @@ def mean_um(dvf: Tensor, reference: Reference, where: Tensor | None = None) -> f
 
 
 def tissue_of(section: Tensor) -> NDArray[np.bool_]:
-    """Return where (H, W) a placed section (1, 1, H, W) shows tissue.
+    """Return the mask (H, W) of a placed section's (1, 1, H, W) tissue.
 
-    That is what is brighter than the ground, 0, by a twentieth of the range, without specks of less than 3×3 px, and
-    what lies within: ventricles and white matter that took no stain count as tissue, as they do in the atlas.
+    Tissue is brighter than the background, 0, by a twentieth of the range; specks of less than 3×3 px are removed.
+    Enclosed pixels are included: ventricles and unstained white matter count as tissue, as in the atlas.
     """
     bright = ndimage.binary_opening(section[0, 0].numpy() > _ABOVE_GROUND, np.ones((3, 3), bool))
     filled: NDArray[np.bool_] = ndimage.binary_fill_holes(bright)
@@ -86,7 +85,7 @@ def field_measures(found: Found) -> Row:
 
 
 class Setting(NamedTuple):
-    """What the parts are made from.
+    """The inputs of all parts.
 
     Attributes:
         atlas: At its own resolution.
@@ -147,7 +146,7 @@ def _under_known_warps(
 
 
 def as_they_are(setting: Setting, names: Sequence[str], find: Kept) -> Iterator[Row]:
-    """Part (b): yield, for each section and method, how well the registered section fits the atlas."""
+    """Part (b): yield, for each section and method, the fit of the registered section to the atlas."""
     for listed in setting.sections:
         ways = {placing(name) for name in names}
         pairs = {by: real_pair(setting.atlas, listed, setting.size, by) for by in ways}
@@ -230,7 +229,7 @@ PARTS: Mapping[str, tuple[str, Callable[[Setting, Sequence[str], Kept], Iterator
 
 
 def measured(setting: Setting, parts: Sequence[str], find: Kept) -> dict[str, list[Row]]:
-    """Return the rows of each part; what is not anchored is measured in part (b) alone."""
+    """Return the rows of each part; sections without anchoring are measured in part (b) only."""
     results: dict[str, list[Row]] = {}
     with Progress() as progress:
         for part in sorted(parts):

@@ -1,4 +1,4 @@
-"""What the comparison leaves: rows, tables, marks that are met or not, and pictures."""
+"""The results of the comparison: rows, tables, targets and pictures."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,7 +59,7 @@ def tables(results: Mapping[str, Sequence[Row]]) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown whose columns line up, the first to the left, the others to the right."""
+    """Return a Markdown table with aligned columns, the first one to the left, the others to the right."""
     widths = [max(3, *(len(row[i]) for row in (header, *rows))) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -76,12 +76,12 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def column(rows: Sequence[Row], method: str, key: str) -> NDArray[np.float64]:
-    """Return the values of one method, by section; NaN where there is none."""
+    """Return the values of one method by section; NaN if there is none."""
     return np.array([row.get(key, math.nan) for row in rows if row["method"] == method], np.float64)
 
 
 def n_above(rows: Sequence[Row], method: str, key: str) -> int:
-    """Return for how many sections a method is above SyN."""
+    """Return the number of sections in which a method exceeds SyN."""
     return int((column(rows, method, key) > column(rows, YARDSTICK, key)).sum())
 
 
@@ -192,7 +192,7 @@ def table_f(rows: Sequence[Row]) -> str:
 
 
 class Mark(NamedTuple):
-    """What is wanted, what was measured, and whether that is met; None if it was not measured."""
+    """A target, its measured value, and whether it is met; None if it was not measured."""
 
     what: str
     wanted: str
@@ -201,7 +201,7 @@ class Mark(NamedTuple):
 
 
 def marks(results: Mapping[str, Sequence[Row]]) -> list[Mark]:
-    """Return how each of our methods does beside what is wanted."""
+    """Return the targets of each of our methods, with the measured values."""
     return [mark for name in ("ours", "ours_refined") for mark in _marks_of(name, results)]
 
 
@@ -249,7 +249,7 @@ def table_of_marks(found: Sequence[Mark]) -> str:
 
 
 def draw_errors(rows: Sequence[Row], path: Path) -> None:
-    """Draw the mean error of each section, a column a method."""
+    """Draw the mean error of each section, one column per method."""
     from matplotlib.figure import Figure
 
     methods = methods_in(rows)
@@ -268,7 +268,7 @@ def draw_errors(rows: Sequence[Row], path: Path) -> None:
 
 
 def draw_sections(setting: Setting, names: Sequence[str], find: Kept, path: Path) -> None:
-    """Draw some of the sections, a row each, with the atlas's outlines as each method puts them."""
+    """Draw some of the sections, one row each, with the atlas's outlines from each method."""
     from PIL import Image, ImageDraw
 
     sections = spread(setting.sections, _SHOWN_SECTIONS)

@@ -1,4 +1,4 @@
-"""Make the network that ships of a run of experiment=real_sections: two passes, each looking at mirrored images too.
+"""Make the shipped network from a run of experiment=real_sections: two passes, each on the mirrored images as well.
 
 python experiments/07-real-sections/ship.py runs/real_sections/checkpoints/best.ckpt --out real_sections.safetensors
 """
@@ -13,7 +13,7 @@ from atlalign.networks import CoarseToFineNet, CorrelationPyramidNet
 
 
 def ship(trained: Path, out: Path) -> None:
-    """Write the network of a checkpoint or model file as it is applied: weights and origin stay what they are."""
+    """Write the network of a checkpoint or model file in its shipped form; weights and origin stay unchanged."""
     network = load_model(trained)
     if not isinstance(network, CorrelationPyramidNet):
         raise InputError(f"{trained}: expected a CorrelationPyramidNet, found a {type(network).__name__}")

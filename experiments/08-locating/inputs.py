@@ -1,4 +1,4 @@
-"""The images of the marks: real sections as they are, halved or turned, and oblique planes whose place is known."""
+"""Test images for locating: real sections as they are, halved or turned, and oblique planes with known positions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ _SERIES_MM = 4.5  # how far a series of planes reaches from the middle of the at
 
 
 class Known(NamedTuple):
-    """An image whose place is known.
+    """An image with a known plane.
 
     Attributes:
         path: The image.
         matrix: (3, 3), from its pixels to (AP, DV, ML) in mm; None if it has no place in the atlas.
         centre: (x, y), the pixel at which positions are compared.
         side: whole, left or right.
-        number: Of the section in its series.
+        number: The section's number in its series.
     """
 
     path: Path
@@ -52,7 +52,7 @@ def pixel_to_mm(anchoring: Anchoring) -> Matrix:
 
 
 def real(sections: Sequence[ListedSection], folder: Path) -> Iterator[Known]:
-    """Yield real sections under names that say nothing but their numbers, in shuffled order."""
+    """Yield real sections in shuffled order, under names that contain only their numbers."""
     for listed in shuffled(sections):
         with Image.open(listed.path) as image:
             yield _written(image.convert("RGB"), folder, listed, 0.0)
@@ -88,7 +88,7 @@ def shuffled(sections: Sequence[ListedSection]) -> list[ListedSection]:
 
 
 def _matrix(listed: ListedSection, size: tuple[int, ...]) -> Matrix:
-    """Return where an image lies, counted as not mirrored: from the image alone that cannot be told."""
+    """Return an image's plane as if not mirrored, because mirroring cannot be seen in the image alone."""
     assert listed.anchoring is not None
     matrix = pixel_to_mm(listed.anchoring.on((size[0], size[1])))
     if np.linalg.det(matrix[[2, 1]][:, :2]) < 0:
@@ -97,7 +97,7 @@ def _matrix(listed: ListedSection, size: tuple[int, ...]) -> Matrix:
 
 
 def _written(image: Image.Image, folder: Path, listed: ListedSection, degrees: float) -> Known:
-    """Write an image, turned about its centre, and return it with its place."""
+    """Write an image, turned about its centre, and return it with its plane."""
     matrix = _matrix(listed, image.size[::-1])
     ground = _WHITE if np.median(np.asarray(image)[0]) > 127 else 0
     new = image.rotate(degrees, Image.Resampling.BILINEAR, expand=True, fillcolor=(ground,) * 3)
@@ -245,7 +245,7 @@ def _drawn(
 
 
 def _of_view(image: NDArray[np.float32], plane: Matrix, path: Path) -> Known:
-    """Write a view with a margin, and return it with its place."""
+    """Write a view with a margin, and return it with its plane."""
     Image.fromarray((np.pad(image, _MARGIN_PX) * 255).round().astype(np.uint8)).save(path)
     middle, scale = (_VIEW_PX - 1) / 2 + _MARGIN_PX, (_VIEW_PX - 1) / 2
     to_view = invert_affine(np.array([[scale, 0, middle], [0, scale, middle]]))

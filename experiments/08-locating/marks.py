@@ -1,4 +1,4 @@
-"""Measure `atlalign locate` on images whose place is known; see README.md."""
+"""Measure `atlalign locate` on images with known planes; see README.md."""
 
 import argparse
 import json
@@ -42,12 +42,12 @@ _MEASURES += ("tilt_deg", "other_um", "elsewhere_um", "alone_um", "placed_um", "
 
 
 class Part(NamedTuple):
-    """What is measured.
+    """One part of the measurement.
 
     Attributes:
-        draw: Writes images into a folder and returns their places.
-        independent: Whether each is located alone.
-        spacing_um: Between section numbers, if the series is told.
+        draw: Writes images into a folder and returns their planes.
+        independent: Whether each image is located alone.
+        spacing_um: Distance between section numbers, if it is given.
     """
 
     draw: Callable[[Path], Sequence[Known]]
@@ -186,7 +186,7 @@ def _percentile(values: np.ndarray, percent: float) -> float | None:
 
 
 def from_own_line(rows: Sequence[Row]) -> Row:
-    """Return how far positions lie from their own best line over section numbers, and the spacing found."""
+    """Return the deviations of positions from their own regression line over section numbers, and the spacing found."""
     from scipy.stats import theilslopes
 
     known = [(row["number"], row["found_um"]) for row in rows if row["found_um"] is not None]

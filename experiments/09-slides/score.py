@@ -1,4 +1,4 @@
-"""Finds the sections on synthetic slides: which are found once, split, merged or missed, their order and their turn."""
+"""Finds the sections on synthetic slides, and checks number, order and turn against the truth."""
 
 import argparse
 import time
@@ -21,12 +21,12 @@ _UNCLEAR = ("not turned", "which end")
 
 
 class Score(NamedTuple):
-    """What became of the sections of one slide.
+    """The result for the sections of one slide.
 
     Attributes:
-        once: Sections of which one that was found has most.
-        split: Sections that lie in several.
-        merged: Sections that were found with parts of several, but not the close pair.
+        once: Sections of which exactly one found section covers most.
+        split: Sections that were found in several parts.
+        merged: Sections that were found together with others, except for the close pair.
         missed: Sections that were not found.
         extra: Found where there is none.
         close_merged: The close pair was found as one section.
@@ -84,7 +84,7 @@ def score(slide: Slide, order: str, turning: Turning) -> Score:
 
 
 def _shares(mask: NDArray[np.bool_], truth: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Return the share of each section that lies in a mask."""
+    """Return the share of each section inside a mask."""
     sizes = np.bincount(truth.ravel())[1:]
     return np.bincount(truth[mask], minlength=len(sizes) + 1)[1:] / sizes
 

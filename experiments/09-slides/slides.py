@@ -12,26 +12,26 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 PIXEL_UM = 25.0
-_SECTION_UM = 12.5  # of a pixel in the images of sections
-_CLEAR = 0.97  # brighter than this is ground in these images
+_SECTION_UM = 12.5  # of a pixel in the section images
+_CLEAR = 0.97  # brighter pixels are background in these images
 _ORDERS = ("rows", "columns", "serpentine")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a slide looks like.
+    """The properties of a slide.
 
     Attributes:
         count: Number of sections.
-        fluorescent: Bright tissue on a dark ground with haze.
+        fluorescent: Bright tissue on a dark background with haze.
         hemispheres: Each section is two halves, up to 1 mm apart.
         torn: Number of sections torn in two, 0.3 to 0.7 mm apart.
         close: Two neighbours are 0.1 mm apart.
         touching: Two neighbours overlap a little.
         dust: Number of specks.
-        label: A paper label with text lies at the left.
+        label: Add a paper label with text at the left.
         bubbles: Number of outlines of bubbles.
-        coverslip: The edges of a coverslip are seen.
+        coverslip: Show the edges of a coverslip.
         turns: The largest turn of a section in degrees.
         order: rows, columns or serpentine.
     """
@@ -55,9 +55,9 @@ class Slide(NamedTuple):
 
     Attributes:
         image: (h, w, 3) uint8.
-        truth: (h, w), 0 for what is no section, else the place of the section in the order, from 1.
-        turns: The counter-clockwise turn of each that makes it upright, in degrees.
-        close: The places of two sections that nearly touch or overlap; empty if none do.
+        truth: (h, w), each section's place in the order, from 1; 0 outside of sections.
+        turns: The counter-clockwise turns in degrees that make the sections upright.
+        close: The places of two sections that nearly touch or overlap; empty if there are none.
     """
 
     image: NDArray[np.uint8]
@@ -67,7 +67,7 @@ class Slide(NamedTuple):
 
 
 def sections(parity: int) -> list[NDArray[np.float32]]:
-    """Return every second of the real sections as (h, w, 3), the share of light that is missing, at `PIXEL_UM`."""
+    """Return every second real section as (h, w, 3), the fraction of absorbed light, at `PIXEL_UM`."""
     folder = Path(os.environ["ATLALIGN_TEST_DATA"]) / "sections"
     names = [entry["filename"] for entry in json.loads((folder / "sections.json").read_text())["slices"]]
     return [_section(folder / name) for name in sorted(names)[parity::2]]
@@ -108,7 +108,7 @@ def _padded(section: NDArray[np.float32], by: int) -> NDArray[np.float32]:
 
 
 def _halved(section: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
-    """Return the section cut at its midline, its halves apart."""
+    """Return the section cut at its midline, with its halves apart."""
     section = _padded(section, 40)
     middle = round(np.nonzero(_tissue(section))[1].mean())
     return _apart(section, np.arange(section.shape[1])[None, :] < middle, (1.0, 0.0), random, (0.2, 1.0))
@@ -183,7 +183,7 @@ class _Canvas:
         self.close = close
 
     def _places(self) -> list[tuple[int, int]]:
-        """Return row and column of each section in the order of the slide."""
+        """Return the row and column of each section in the order of the slide."""
         if self.recipe.order == "columns":
             found = [(row, column) for column in range(self.columns) for row in range(self.rows)]
         else:
@@ -201,7 +201,7 @@ class _Canvas:
             for b, second in enumerate(places, 1)
             if first[0] == second[0] and second[1] == first[1] + 1
         ]
-        # The second of the pair must be put after the first.
+        # The second section of the pair must be drawn after the first.
         pairs = [(a, b) for a, b in pairs if a < b]
         return pairs[self.random.integers(len(pairs))] if pairs else ()
 
@@ -216,7 +216,7 @@ class _Canvas:
         self.truth[area][mask] = number
 
     def _moved(self, mask: NDArray[np.bool_], top: int, left: int, before: NDArray[np.bool_]) -> int:
-        """Return the left edge at which a piece nearly touches another, or overlaps it a little."""
+        """Return the left edge at which a piece nearly touches another, or slightly overlaps it."""
         wanted = -3 if self.recipe.touching else 4
         gaps = []
         for row in np.flatnonzero(mask.any(axis=1)):
@@ -243,7 +243,7 @@ class _Canvas:
         return 1 + a * x + b * y + c * x * x
 
     def _with_dirt(self, image: NDArray[Any]) -> NDArray[Any]:
-        """Draw label, bubbles, coverslip and dust, each outside of the sections."""
+        """Draw label, bubbles, coverslip and dust, all outside of the sections."""
         drawn = Image.fromarray((image.clip(0, 1) * 255).astype(np.uint8))
         pen = ImageDraw.Draw(drawn)
         height, width = self.truth.shape
@@ -278,7 +278,7 @@ class _Canvas:
 
 
 def recipes(seed: int) -> Recipe:
-    """Return the recipe of one of the twelve slides: 4 to 12 sections, every third one fluorescent."""
+    """Return the recipe of one of the twelve slides: 4 to 12 sections, every third slide fluorescent."""
     which = seed // 2 % 12
     return Recipe(
         count=4 + which % 9,
