@@ -1,1 +1,1 @@
-"""Formats without domain: images, tables, and files that are there whole or not at all."""
+"""File formats, independent of brains and atlases: images, tables, volumes, and files that are written atomically."""

@@ -1,4 +1,4 @@
-"""Reads the names and colours of the channels from the metadata of various programs in a TIFF file."""
+"""Reads the names and colours of channels from the TIFF metadata of various programs."""
 
 import struct
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ Color = tuple[int, int, int]
 
 
 def tiff_channels(file: Any, page: Any, path: Path, image: int | None, count: int) -> tuple[Channel, ...]:
-    """Return the channels of an image, without a name and colour where the file does not give them.
+    """Return the channels of an image; names and colours that the file lacks stay empty.
 
     Args:
         file: The `TiffFile`.
         page: The first page of the image.
         path: The path of the file.
         image: The number of the image in the file.
-        count: How many channels it has.
+        count: The number of channels.
     """
     for source in (_ome, _imagej, _qptiff):
         found = source(file, page, path, image) if image is not None else []
@@ -30,7 +30,7 @@ def tiff_channels(file: Any, page: Any, path: Path, image: int | None, count: in
 
 
 def ome_color(value: str | None) -> Color | None:
-    """Return the colour that OME stores as one signed number of 32 bits: red, green, blue and opacity."""
+    """Return the colour that OME stores as one signed 32-bit number: red, green, blue and opacity."""
     try:
         red, green, blue, _ = struct.pack(">i", int(value or ""))
     except (ValueError, struct.error):
@@ -41,7 +41,7 @@ def ome_color(value: str | None) -> Color | None:
 def _ome(file: Any, page: Any, path: Path, image: int | None) -> list[Channel]:
     try:
         pixels = ome_pixels(file, page, path, image)
-    except ValueError:  # the reader of pixel sizes says so
+    except ValueError:  # the reader of pixel sizes reports it
         return []
     channels = [] if pixels is None else pixels.findall("{*}Channel")
     return [Channel(channel.get("Name", ""), ome_color(channel.get("Color"))) for channel in channels]
@@ -65,7 +65,7 @@ def _brightest(table: Any) -> Color:
 
 
 def _qptiff(file: Any, page: Any, path: Path, image: int | None) -> list[Channel]:
-    """Return the channels of PerkinElmer and Akoya, of which each page describes its own."""
+    """Return the channels of a PerkinElmer or Akoya file, in which each page describes its own channel."""
     if not file.is_qpi or image is None:
         return []
     return [_of_page(str(plane.description)) for plane in file.series[image].pages]
@@ -89,7 +89,7 @@ def _color(numbers: Sequence[str]) -> Color | None:
 
 
 def czi_colors(metadata: str) -> list[Color | None]:
-    """Return the colours of the channels of a CZI file, in the order of the channels; none if it gives none."""
+    """Return the channel colours of a CZI file, in the order of the channels; empty if it has none."""
     try:
         root = ElementTree.fromstring(metadata)
     except ElementTree.ParseError:

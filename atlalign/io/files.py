@@ -1,4 +1,4 @@
-"""Files and folders that are there whole, or not at all; locks that hold among processes and machines."""
+"""Atomic files and folders, and locks that hold across processes and machines."""
 
 import errno
 import hashlib
@@ -23,16 +23,16 @@ IMAGE_FOLDER = ".zarr"
 """What the names of folders end in that are one image, and count as files."""
 
 _UNFINISHED = ".unfinished"
-_ABANDONED_S = 24 * 3600  # nothing that is being written goes without a change for a day
-_LEASE_S = 60  # a machine that has not renewed its claim for so long has lost it
+_ABANDONED_S = 24 * 3600  # nothing that is being written stays unchanged for a day
+_LEASE_S = 60  # a machine that has not renewed its lease for this long has lost it
 _NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
-_LONGEST_NAME = 200  # bytes; file systems take 255, and temporary names and locks need some of them
+_LONGEST_NAME = 200  # bytes; file systems allow 255, and temporary names and locks need some of them
 
 _log = logging.getLogger(__name__)
 
 
 class WriteError(InputError, OSError):
-    """A file or folder cannot be written; the message says why, and `errno` says it to programs."""
+    """A file or folder cannot be written; the message says why, and `errno` gives programs the reason."""
 
 
 class LockedError(InputError):
@@ -50,14 +50,14 @@ class LockedError(InputError):
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary name, whose file replaces `path` at the end; nothing is left on errors.
+    """Yield a temporary name, whose file replaces `path` at the end; errors leave nothing behind.
 
-    The name has the same ending in lower case, because some writers choose the format by it.
-    The data is on the disk before the file gets its name: after a crash of the machine the file is old or new, never
-    empty. If the block writes no file, as in all but one of several training processes, nothing happens.
+    The name has the same ending in lower case, because some writers choose the format by it. The data is on the disk
+    before the file gets its name: after a crash of the machine the file is old or new, never empty. If the block writes
+    no file, as in all but one of several training processes, nothing happens.
 
     Raises:
-        WriteError: If the system refuses, for lack of space or of rights.
+        WriteError: If the system refuses, for lack of space or permission.
     """
     with _temporary(path) as unfinished:
         yield unfinished
@@ -66,7 +66,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def give_name(unfinished: Path, path: Path) -> None:
-    """Let a finished file replace `path`, once its content is on the disk."""
+    """Replace `path` with a finished file, after its content has reached the disk."""
     _sync(unfinished)
     unfinished.replace(path)
     _sync(path.parent)
@@ -74,14 +74,14 @@ def give_name(unfinished: Path, path: Path) -> None:
 
 @contextmanager
 def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder, which becomes `path` at the end; nothing is left on errors.
+    """Yield a temporary folder, which becomes `path` at the end; errors leave nothing behind.
 
     Args:
         path: The folder.
-        replace: Remove the file or folder that has this name then.
+        replace: Delete a file or folder that has this name at the end.
 
     Raises:
-        WriteError: If the system refuses, for lack of space or of rights, or because the name is taken.
+        WriteError: If the system refuses, for lack of space or permission, or because the name is taken.
     """
     with _temporary(path) as unfinished, _temporary(path) as former:
         unfinished.mkdir()
@@ -96,10 +96,10 @@ def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]
 
 @contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`, which is removed at the end with all that is in it.
+    """Yield a temporary folder beside `path`, which is deleted at the end with all its contents.
 
     Raises:
-        WriteError: If the system refuses, for lack of space or of rights.
+        WriteError: If the system refuses, for lack of space or permission.
     """
     with _temporary(path) as folder:
         folder.mkdir()
@@ -108,7 +108,7 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` that no other process has; whatever bears it in the end is removed."""
+    """Yield a unique name beside `path`; a file or folder that still has this name at the end is deleted."""
     owner = f"{_machine()}-{os.getpid()}-{uuid4().hex[:8]}"
     unfinished = path.with_name(f"{_UNFINISHED}-{owner}-{path.name.lower()[-24:]}")
     try:
@@ -134,9 +134,9 @@ def _refusal(path: Path, error: OSError) -> WriteError:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file is on the disk, or the names in a folder are."""
+    """Wait until a file, or the list of names in a folder, is on the disk."""
     if path.is_dir():
-        with suppress(OSError):  # Windows and some network file systems cannot
+        with suppress(OSError):  # Windows and some network file systems cannot do this
             _fsync(path, os.O_RDONLY)
     else:
         _fsync(path, os.O_RDWR)
@@ -160,7 +160,7 @@ def _remove(path: Path) -> None:
 
 @cache
 def _remove_leftovers(folder: Path) -> None:
-    """Remove, once in the life of this process, the temporary files and folders that killed processes left."""
+    """Delete the temporary files and folders of killed processes, once per process."""
     for path in folder.glob(f"{_UNFINISHED}-*-*-*"):
         with suppress(OSError, ValueError):
             _, machine, process, _ = path.name.split("-", 3)
@@ -170,8 +170,8 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _is_running(process: int) -> bool:
-    """Return whether a process of this machine runs, or may."""
-    if os.name == "posix":  # elsewhere the question would end it
+    """Return whether a process of this machine runs, or may run."""
+    if os.name == "posix":  # on other systems, this call would end the process
         with suppress(PermissionError):
             try:
                 os.kill(process, 0)
@@ -182,16 +182,16 @@ def _is_running(process: int) -> bool:
 
 @cache
 def _machine() -> str:
-    """Return a short name for where the numbers of processes are those that this process knows."""
+    """Return a short name for the space in which this process's process numbers are valid."""
     namespace = Path("/proc/self/ns/pid")  # containers may share the name of a machine
     number = namespace.stat().st_ino if namespace.exists() else 0
     return hashlib.sha256(f"{socket.gethostname()} {number}".encode(errors="replace")).hexdigest()[:8]
 
 
 def file_name(text: str) -> str:
-    """Return a name for a file or folder that any file system takes, and that does not hide it.
+    """Return a name for a file or folder that is valid on any file system and not hidden.
 
-    A long name is cut, and ends in digits that depend on all of it.
+    A long name is cut, and ends in digits that depend on the whole name.
     """
     name = storable(text)
     name = f"%2E{name[1:]}" if name.startswith(".") else name or "%"
@@ -202,9 +202,9 @@ def file_name(text: str) -> str:
 
 
 def storable(text: str) -> str:
-    """Return a file's name as text that any file can hold.
+    """Return a file's name as text that any file can store.
 
-    A byte that is no text, as names from other systems have them, becomes `%` and its two hexadecimal digits.
+    A byte that is not valid text, as in names from other systems, becomes `%` and two hexadecimal digits.
     """
     return "".join(_digits(letter) if "\ud800" <= letter <= "\udfff" else letter for letter in text)
 
@@ -215,15 +215,15 @@ def _digits(surrogate: str) -> str:
 
 
 def itk_name(path: Path) -> str:
-    """Return a file's name as ITK takes it: at one that is no text it would end the process.
+    """Return a file's name for ITK, which would end the process at a name that is not valid text.
 
     Raises:
-        InputError: If the name is no text.
+        InputError: If the name is not valid text.
     """
     name = storable(str(path))
     if name != str(path):
         raise InputError(
-            f"{name}: expected a name that is text, found bytes that are none (shown after %): rename it"
+            f"{name}: expected a name of valid text, found other bytes (shown after %): rename the file"
         )
     return name
 
@@ -233,15 +233,15 @@ def itk_name(path: Path) -> str:
 
 @contextmanager
 def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Keep all other processes that ask for the same lock out, whatever machine they run on.
+    """Keep out all other processes that request the same lock, on any machine.
 
-    Two means work together. A lock of the operating system ends with its process, even a killed one. A lease beside it
-    names the holder and is renewed while it lives: it also holds where machines do not see each other's locks, as on
-    some network file systems. Of a process that died on another machine, the lease ends after a minute.
+    Two mechanisms work together. A lock of the operating system ends with its process, even if that is killed. A lease
+    beside it names the holder, who renews it while alive. The lease also holds where machines cannot see each other's
+    locks, as on some network file systems. The lease of a process that died on another machine ends after a minute.
 
     Args:
         path: The file or folder to lock; the lock is `.NAME.lock` beside it. It need not exist.
-        wait: Wait for the holder, rather than raise an error.
+        wait: Wait for the holder instead of raising an error.
 
     Raises:
         LockedError: If another process holds the lock.
@@ -253,9 +253,9 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
     with ExitStack() as held:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            own.touch()  # where the system refuses this, FileLock would wait as for another holder
+            own.touch()  # if the system refuses this, FileLock would wait as for another holder
             _hold_system_lock(held, own, wait=wait)
-            # Whoever has a lease now is dead, or on a machine whose locks are not seen here.
+            # The holder of a remaining lease is dead, or on a machine whose locks are not visible here.
             lease.acquire(timeout=-1 if wait else 1.25 * _LEASE_S)
         except Timeout as error:
             raise _locked(path, lease) from error
@@ -266,7 +266,7 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def _hold_system_lock(held: ExitStack, path: Path, *, wait: bool) -> None:
-    """Hold a lock of the operating system until `held` ends, where the file system has locks."""
+    """Hold a lock of the operating system until `held` ends, if the file system supports locks."""
     system = FileLock(path, fallback_to_soft=False)
     try:
         system.acquire(timeout=-1 if wait else 0)
@@ -279,7 +279,7 @@ def _hold_system_lock(held: ExitStack, path: Path, *, wait: bool) -> None:
 
 
 def _release(system: BaseFileLock) -> None:
-    # The file goes before the lock does, or it might be the next holder's.
+    # Delete the file before releasing the lock; afterwards it might belong to the next holder.
     with suppress(OSError):
         Path(system.lock_file).unlink()
     system.release()
@@ -288,7 +288,7 @@ def _release(system: BaseFileLock) -> None:
 def _locked(path: Path, lease: SoftFileLease) -> LockedError:
     owner = lease.owner
     holder = f"process {owner.pid} on {owner.hostname.partition('?')[0]}" if owner else LockedError.holder
-    error = LockedError(f"{path}: {holder} is at work on it: wait for its end")
+    error = LockedError(f"{path}: {holder} is working on it: wait until it ends")
     error.holder = holder
     return error
 
@@ -335,7 +335,7 @@ def fingerprint(path: Path) -> str:
 
 
 def fingerprint_of(*values: Any) -> str:
-    """Return the SHA-256 of arrays, their types and shapes included, and of plain data."""
+    """Return the SHA-256 of arrays, including their types and shapes, and of plain data."""
     total = hashlib.sha256()
     for value in values:
         if isinstance(value, np.ndarray):

@@ -1,7 +1,7 @@
-"""Datasets in h5 files: only values that lie in the file itself are read.
+"""Datasets in h5 files: only values stored in the file itself are read.
 
 A link, external storage or a virtual dataset can name any file of the machine. The values would then depend on files
-that nobody chose, and could change without the h5 file changing.
+that the user did not choose, and could change without the h5 file changing.
 """
 
 import h5py
@@ -17,7 +17,7 @@ def find_dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
     No other file is opened.
 
     Raises:
-        InputError: If its values lie in another file, or may do so.
+        InputError: If its values are, or may be, stored in another file.
     """
     found = _followed(file, name)
     if not isinstance(found, h5py.Dataset):
@@ -29,7 +29,7 @@ def find_dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
 
 
 def _followed(file: h5py.File, name: str) -> h5py.HLObject | None:
-    """Return the object of a name, each link on the way having been looked at before it is followed."""
+    """Return the object of a name, checking each link on the way before following it."""
     place: h5py.HLObject = file
     parts, links = name.split("/"), 0
     while parts:

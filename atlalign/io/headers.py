@@ -1,8 +1,8 @@
 """Headers of volumes: the size of the voxels, and the directions of the axes.
 
-Three formats leave the unit open or are often written with the wrong one: NRRD, MetaImage, and NIfTI in mm. The Allen
-Institute's own NRRD files say 25 for 25 µm, others say 0.025. A size without a reliable unit is therefore in µm from 5
-on, and in mm below: voxels of 5 mm or of less than 5 µm are no atlas of a brain.
+Three formats do not define the unit, or often hold a wrong one: NRRD, MetaImage, and NIfTI in mm. The Allen Institute's
+own NRRD files say 25 for 25 µm, others say 0.025. A size without a reliable unit therefore counts as µm from 5 on, and
+as mm below: voxels of 5 mm, or of less than 5 µm, do not occur in brain atlases.
 """
 
 import json
@@ -22,7 +22,7 @@ from atlalign.io.pixel_sizes import ome_lengths, parse_length, tagged_size
 _log = logging.getLogger(__name__)
 
 VoxelSize = tuple[float, float, float]
-"""Of one voxel along the three axes of its file, in µm."""
+"""The size of one voxel along the three axes of its file, in µm."""
 
 _LEAST_WITHOUT_UNIT_UM = 5.0
 _PLAUSIBLE_UM = (0.1, 5000.0)
@@ -32,11 +32,12 @@ _H5_ATTRIBUTES = ("spacing_um", "element_size_um")
 
 
 class Header(NamedTuple):
-    """What a file says of its voxels.
+    """A file's information about its voxels.
 
     Attributes:
-        spacing_um: Along the file's own axes; None if the file does not say it.
-        direction: (3, 3), column j the direction of axis j in (left, posterior, superior); None if there is none.
+        spacing_um: Along the file's own axes; None if the file lacks it.
+        direction: (3, 3), column j is the direction of axis j in (left, posterior, superior); None if the file lacks
+            it.
     """
 
     spacing_um: VoxelSize | None = None
@@ -44,10 +45,10 @@ class Header(NamedTuple):
 
 
 def itk_header(path: Path, reader: Any) -> Header:
-    """Return the header of a .nrrd, .nii or .mha file of which a SimpleITK reader has read the information."""
+    """Return the header of a .nrrd, .nii or .mha file whose information a SimpleITK reader has read."""
     sizes = tuple(reader.GetSpacing())
     direction = np.reshape(reader.GetDirection(), (3, 3)).astype(np.float64)
-    if sizes == (1.0, 1.0, 1.0):  # what is written where nothing is known
+    if sizes == (1.0, 1.0, 1.0):  # SimpleITK's value for an unknown size
         return Header(None, direction)
     size = _if_readable(path, lambda: _in_um(sizes, _reliable_unit_um(path, reader)))
     return Header(size, direction)
@@ -71,7 +72,7 @@ def h5_header(path: Path, dataset: Any) -> Header:
 
 
 def brainglobe_header(path: Path) -> Header | None:
-    """Return what BrainGlobe's metadata.json says of the images in its folder; None if there is none beside a file.
+    """Return BrainGlobe's metadata.json beside an image as a header; None if there is none.
 
     Its orientation names the corner of the first voxel: asr is anterior, superior, right.
 
@@ -129,7 +130,7 @@ def shown_um(sizes: Iterable[float]) -> str:
 
 
 def _in_um(sizes: Iterable[float], unit_um: float | None) -> VoxelSize:
-    """Return sizes in µm, by the rule of this module where there is no reliable unit."""
+    """Return sizes in µm, by this module's rule if there is no reliable unit."""
     given = list(sizes)
     if unit_um is None:
         unit_um = 1.0 if min(given) >= _LEAST_WITHOUT_UNIT_UM else 1e3
@@ -141,17 +142,17 @@ def _in_um(sizes: Iterable[float], unit_um: float | None) -> VoxelSize:
 
 
 def _if_readable(path: Path, read: Callable[[], VoxelSize | None]) -> VoxelSize | None:
-    """Return a size in a plausible range; None where it cannot be read, which is logged."""
+    """Return a size in a plausible range; None if it cannot be read, which is logged."""
     try:
         sizes = read()
     except ValueError as error:
-        _log.warning("%s: its header does not give the size of its voxels: %s", path, error)
+        _log.warning("%s: the header does not give the voxel size: %s", path, error)
         return None
     return None if sizes is None else _checked(path, sizes)
 
 
 def _reliable_unit_um(path: Path, reader: Any) -> float | None:
-    """Return how many µm a unit of the reader's spacing is; None if the file does not say it, or says mm."""
+    """Return the length in µm of the unit of the reader's spacing; None if the unit is missing, or is mm."""
     if path.suffix.lower() == ".nrrd":
         unit = _nrrd_unit_um(path)
         return None if unit == _MM else unit
@@ -160,7 +161,7 @@ def _reliable_unit_um(path: Path, reader: Any) -> float | None:
 
 
 def _nrrd_unit_um(path: Path) -> float | None:
-    """Return the unit of a NRRD header, which ITK does not pass on."""
+    """Return the unit of an NRRD header, which ITK does not return."""
     with path.open("rb") as file:
         lines = file.read(_NRRD_HEADER_BYTES).split(b"\n\n")[0].decode("latin-1").splitlines()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
@@ -185,11 +186,11 @@ def _imagej_sizes(file: Any, series: Any) -> VoxelSize | None:
 
 
 def _all_or_none(sizes: Sequence[float | None] | None) -> VoxelSize | None:
-    """Return three sizes, which are rounded to the digits that a file's fractions have."""
+    """Return three sizes, rounded to the digits that fractions in files have; None unless all three are known."""
     known = [float(f"{size:.6g}") for size in sizes or () if size is not None]
     return (known[0], known[1], known[2]) if len(known) == 3 else None
 
 
 def agree(one: VoxelSize, other: VoxelSize) -> bool:
-    """Return whether two voxel sizes are the same but for rounding."""
+    """Return whether two voxel sizes are equal up to rounding."""
     return all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(one, other, strict=True))

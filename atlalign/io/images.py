@@ -30,12 +30,12 @@ UNREAD_ENDINGS = (
     *(".nd2", ".lif", ".oib", ".oif", ".oir", ".ims", ".mrxs"),
     *(".gif", ".heic", ".psd", ".pdf"),
 )
-"""File name endings of image formats that are not read."""
+"""File name endings of unsupported image formats."""
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """The weights of red, green and blue in grey, by ITU-R BT.601."""
 
-_STRIP_PX = 2**22  # the number of pixels that are converted to grey at once
+_STRIP_PX = 2**22  # number of pixels converted to grey at once
 
 
 class ImageFile(NamedTuple):
@@ -43,7 +43,7 @@ class ImageFile(NamedTuple):
 
     Attributes:
         pixels: (h, w) in grey, or (h, w, 3) in colour, in the file's own data type.
-        pixel_um: The size of a pixel; None if the file does not say it.
+        pixel_um: The pixel size; None if the file lacks it.
     """
 
     pixels: NDArray[Any]
@@ -51,7 +51,7 @@ class ImageFile(NamedTuple):
 
     @property
     def scene(self) -> Scene:
-        """The same as a scene in memory."""
+        """The image as a scene in memory."""
         return array_scene(self.pixels, is_color=self.pixels.ndim == 3, pixel_um=self.pixel_um)
 
 
@@ -82,7 +82,7 @@ def open_image(
 
     The image is turned upright by its EXIF or TIFF orientation, and opacity is dropped. The pixel size comes from the
     metadata, or from the resolution in TIFF, PNG, JPEG or BMP if it is plausible for a microscope (at most 30 µm; 72 to
-    600 dpi are defaults of programs). Of several points in time the first is taken, with a warning.
+    600 dpi are defaults of programs). From several points in time the first is read, with a warning.
 
     Args:
         path: The file.
@@ -201,7 +201,7 @@ def _open_channels(
 
 
 def one_channel(opened: Scene, channel: int | str | None, name: str) -> Scene:
-    """Return a scene with one channel, chosen by its number or name; None for the only one.
+    """Return a scene with one channel, chosen by its number or name; None selects the only channel.
 
     Raises:
         InputError: If there is no such channel, or there are several to choose from.

@@ -1,18 +1,18 @@
-"""Finds damage inside JPEG data, which decoders of images pass over."""
+"""Finds damage inside JPEG data, which image decoders ignore."""
 
 from collections.abc import Iterable
 
 from atlalign.errors import InputError
 
 _DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG file", "Inconsistent progression sequence")
-"""How libjpeg's warnings about lost or changed bits begin; it decodes such data nevertheless."""
+"""Beginnings of libjpeg's warnings about lost or changed bits, after which it still decodes the data."""
 
 
 def check_jpeg(content: bytes) -> None:
     """Check that libjpeg decodes JPEG data without a warning about damage.
 
     Pillow and imagecodecs do not report these warnings. A changed bit that leaves a valid stream, such as another
-    brightness of a block, cannot be detected. Data that libjpeg cannot decode at all is left to the decoder proper.
+    brightness of a block, cannot be detected. Data that libjpeg cannot decode at all is left to the image decoder.
 
     Raises:
         InputError: If the data is damaged.
@@ -21,7 +21,7 @@ def check_jpeg(content: bytes) -> None:
 
     try:
         _, _, colours, _ = decode_jpeg_header(content)
-        # All bits are read at any scale, and the smallest scale takes the least time.
+        # All bits are read at any scale, and the smallest scale is the fastest.
         wanted = "CMYK" if colours in ("CMYK", "YCCK") else "GRAY"
         decode_jpeg(content, wanted, min_height=1, min_width=1, strict=True)
     except ValueError as error:

@@ -16,7 +16,7 @@ from atlalign.io.images import IMAGE_ENDINGS
 from atlalign.io.tables import shown
 
 _LONGEST_NAME = 255  # bytes, in the file systems of all common systems
-_ZOOMABLE = ".dzip"  # WebAlign's own copy of an image, whose ending it drops
+_ZOOMABLE = ".dzip"  # WebAlign's own copy of an image, which lacks its ending
 
 
 class NamedFile(NamedTuple):
@@ -121,7 +121,7 @@ class _Search:
         return path if is_file(path) else None
 
     def _of_another_ending(self, spellings: Sequence[str], name: str, *, accept: bool) -> NamedFile:
-        """Return why the file was not found, or if `accept` the only image that differs just in its ending."""
+        """Return why the file was not found, or if `accept` the only image that differs only in its ending."""
         expected = self.folder / (_parts(name)[-1] if _is_absolute(name) else _slashed(name))
         near = sorted(
             path
@@ -136,7 +136,7 @@ class _Search:
             missing += f", nor {shown(name)}"
         if near:
             there = ", ".join(path.name for path in near)
-            missing += f"; {there} is there: if it is the same image, name it in the list"
+            missing += f", but {there} exists: if it is the same image, use its name in the list"
         return NamedFile(expected, missing=missing)
 
 
@@ -189,7 +189,7 @@ def _images_in(folder: Path) -> Iterator[Path]:
 def _paths_in(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
-    except OSError:  # as where it is none
+    except OSError:  # treated as if there were none
         return []
 
 

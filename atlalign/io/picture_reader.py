@@ -30,11 +30,11 @@ _OTHERS = {
 
 
 def picture_scene(path: Path, *, labels: bool = False) -> Scene:
-    """Return an image that Pillow or SimpleITK reads; its format is recognised by its content, not by its name.
+    """Return the image that Pillow or SimpleITK reads; its format is recognised by its content, not by its name.
 
     Args:
         path: The file.
-        labels: The numbers in the file are meant, not the colours or intensities that they stand for.
+        labels: Return the numbers in the file instead of the colours or intensities that they stand for.
 
     Raises:
         InputError: If it is not an image, ends early, or is too large.
@@ -68,7 +68,7 @@ def _opener(start: bytes) -> Callable[[Any], Any] | None:
 def _decoded(
     opened: Callable[[Any], Any], path: Path, *, labels: bool
 ) -> tuple[NDArray[Any], PixelSize | None]:
-    """Return the pixels (h, w) or (h, w, c), upright and without opacity, and the size of one."""
+    """Return the pixels (h, w) or (h, w, c), upright and without opacity, and the pixel size."""
     content = path.read_bytes()
     with opened(BytesIO(content)) as image:
         check_size(path.name, (image.height, image.width), _COPIES * _bytes_each(image))
@@ -87,13 +87,13 @@ def _decoded(
 
 
 def _bytes_each(image: Any) -> int:
-    """Return the largest number of bytes per pixel; each of several channels may have 16 bits."""
+    """Return the largest number of bytes per pixel; channels of a multichannel image may have 16 bits."""
     channels = len(image.getbands())
     return 2 * channels if channels > 1 else {"I": 4, "F": 4, "I;16": 2, "I;16B": 2}.get(image.mode, 1)
 
 
 def _of_16_bits(image: Any, content: bytes) -> NDArray[Any] | None:
-    """Return the pixels of an image of several 16-bit channels, which Pillow would reduce to 8; None for others."""
+    """Return the pixels of an image with several 16-bit channels, which Pillow would reduce to 8 bits, or None."""
     from imagecodecs import jpeg2k_decode, png_decode
 
     if len(image.getbands()) == 1:

@@ -1,4 +1,4 @@
-"""Reads the size of a pixel from the metadata of various programs in a TIFF file."""
+"""Reads the pixel size from the TIFF metadata of various programs."""
 
 import html
 import re
@@ -12,7 +12,7 @@ from atlalign.io.pixels import PixelSize, log
 _LARGEST_TAGGED_UM = 30.0
 """A resolution in pixels per cm or inch that implies larger pixels is usually meant for a printer."""
 
-_SMALLEST_UM = 0.02  # no light microscope resolves less
+_SMALLEST_UM = 0.02  # no light microscope has smaller pixels
 
 SOFTWARE = "atlalign"
 """The Software tag of this package's files, whose resolutions are always valid."""
@@ -87,8 +87,8 @@ def _number(value: str) -> float:
 def density_pixel_size(dpi: tuple[float, float] | None) -> PixelSize | None:
     """Return the size of a pixel from the density of a PNG, JPEG or BMP, in pixels per inch along x and y.
 
-    Most programs write a default for screens or printers, of 72 to 600 per inch. Only what can be a microscope's or a
-    slide scanner's counts, as in TIFF.
+    Most programs write a default for screens or printers, of 72 to 600 per inch. As in TIFF, only values plausible for
+    a microscope or slide scanner count.
     """
     if dpi is None or not all(0 < float(density) < float("inf") for density in dpi):
         return None
@@ -140,10 +140,10 @@ def _ome(file: Any, page: Any, path: Path, image: int | None) -> _Said | None:
 
 
 def ome_lengths(file: Any, page: Any, path: Path, image: int | None, axes: str) -> list[float | None] | None:
-    """Return what OME metadata say of a pixel's size along some axes, in µm; None without any about this image.
+    """Return OME's pixel size along some axes, in µm; None if there is no metadata on this image.
 
     Raises:
-        ValueError: If they cannot be read.
+        ValueError: If the metadata cannot be read.
     """
     pixels = ome_pixels(file, page, path, image)
     if pixels is None:
@@ -153,12 +153,12 @@ def ome_lengths(file: Any, page: Any, path: Path, image: int | None, axes: str) 
 
 
 def ome_pixels(file: Any, page: Any, path: Path, image: int | None) -> ElementTree.Element | None:
-    """Return what OME metadata say of an image's pixels; None without any about this image.
+    """Return OME's metadata on an image's pixels; None if there is none.
 
-    The metadata may lie in a file beside the image.
+    The metadata may be in a file beside the image.
 
     Raises:
-        ValueError: If they cannot be read.
+        ValueError: If it cannot be read.
     """
     description = str(file.pages.first.description or "")
     if "<OME" not in description and "<ome:OME" not in description:
@@ -170,7 +170,7 @@ def ome_pixels(file: Any, page: Any, path: Path, image: int | None) -> ElementTr
         beside = path.parent / Path(name).name
         if not name or not beside.is_file():
             raise ValueError(
-                f"the file with the metadata, {name or 'without a name'}, is not beside the image"
+                f"the file with the metadata, {name or 'without a name'}, is missing beside the image"
             )
         root = _xml(beside.read_text(encoding="utf-8", errors="replace"))
     return _ome_pixels(root, page, path, image)
@@ -180,13 +180,13 @@ def _xml(text: str) -> ElementTree.Element:
     try:
         return ElementTree.fromstring(text.strip().strip("\0"))
     except ElementTree.ParseError as error:
-        raise ValueError(f"the OME metadata are damaged: {error}") from error
+        raise ValueError(f"the OME metadata is damaged: {error}") from error
 
 
 def _ome_pixels(
     root: ElementTree.Element, page: Any, path: Path, image: int | None
 ) -> ElementTree.Element | None:
-    """Return the Pixels element of the image that was read, found by the file's name, the position or the size."""
+    """Return the Pixels element of the image, found by the file's name, the position or the size."""
     found = list(root.iterfind("{*}Image/{*}Pixels"))
     named = [
         pixels
@@ -212,7 +212,7 @@ def _aperio(file: Any, page: Any, path: Path, image: int | None) -> _Said | None
 
 
 def _philips(file: Any, page: Any, path: Path, image: int | None) -> _Said | None:
-    """Return the pixel spacing in mm that Philips' scanners describe as DICOM does: y, x; the finest is the slide's."""
+    """Return the pixel spacing y, x in mm from Philips' DICOM-like description; the finest is the slide's."""
     if not file.is_philips:
         return None
     found = _SPACING.findall(html.unescape(str(file.pages.first.description or "")))
@@ -239,7 +239,7 @@ def _stk(file: Any, page: Any, path: Path, image: int | None) -> _Said | None:
 
 
 def _metaseries(file: Any, page: Any, path: Path, image: int | None) -> _Said | None:
-    """Return what MetaXpress and newer versions of MetaMorph say."""
+    """Return the pixel size from MetaXpress and newer versions of MetaMorph."""
     said = (file.metaseries_metadata or {}).get("PlaneInfo", {}) if file.is_metaseries else {}
     if not said.get("spatial-calibration-state"):
         return None
@@ -249,7 +249,7 @@ def _metaseries(file: Any, page: Any, path: Path, image: int | None) -> _Said | 
 
 
 def tagged_size(file: Any, page: Any) -> PixelSize | None:
-    """Return the size of a pixel from the tags of its resolution: with ImageJ's unit, or per cm or inch."""
+    """Return the pixel size from the resolution tags, in ImageJ's unit, or per cm or inch."""
     if "XResolution" not in page.tags or "YResolution" not in page.tags:
         return None
     imagej = file.imagej_metadata or {}
@@ -260,12 +260,12 @@ def tagged_size(file: Any, page: Any) -> PixelSize | None:
     x, y = (_per_pixel(page.tags.valueof(f"{axis}Resolution"), units[axis]) for axis in "XY")
     if x is None or y is None:
         return None
-    # ImageJ's own unit is meant, but not the inches of a printer, nor what other programs left in the tag.
+    # ImageJ's own unit counts, but not inches, which are meant for printers, nor values left by other programs.
     is_meant = (unit == said and _MICRONS[_plain(unit)] != _INCH) or page.software == SOFTWARE
     return (x, y) if is_meant or max(x, y) <= _LARGEST_TAGGED_UM else None
 
 
 def _per_pixel(resolution: Any, unit: str) -> float | None:
-    """Return the length of a pixel in µm, given the number of pixels per unit as a fraction."""
+    """Return the pixel length in µm, given the number of pixels per unit as a fraction."""
     counted, by = resolution if isinstance(resolution, tuple) else (resolution, 1)
     return parse_length(str(by / counted), unit) if counted else None

@@ -1,8 +1,8 @@
-"""Slides: image files of every kind, opened without their pixels, and read part by part at any level of a pyramid.
+"""Slides: image files of every kind, opened without their pixels, and read in parts at any level of a pyramid.
 
-A *slide* is a file. It holds one or several *scenes*: images that share no pixels, such as the areas that a scanner was
-told to scan. A scene has *levels* (itself and smaller copies), *channels*, and planes of a z-stack. Everything is seen
-upright, as viewers show it, and without opacity.
+A *slide* is a file. It holds one or several *scenes*: images without common pixels, such as the areas that a scanner
+was set to scan. A scene has *levels* (itself and smaller copies), *channels*, and planes of a z-stack. All pixels are
+returned upright, as viewers show them, and without opacity.
 """
 
 import logging
@@ -24,16 +24,16 @@ Shape = tuple[int, int]
 """(h, w) in pixels."""
 
 Focus = int | Literal["max", "best"]
-"""Of a z-stack: one plane, the brightest value at each pixel, or the sharpest plane."""
+"""The choice from a z-stack: one plane, the brightest value at each pixel, or the sharpest plane."""
 
-_SHARPNESS_PX = 2**22  # the sharpest plane is found at a level of at least this size, where there is one
+_SHARPNESS_PX = 2**22  # the sharpest plane is determined at a level of at least this size, if there is one
 
 
 class Channel(NamedTuple):
-    """What one channel shows.
+    """The meaning of a channel.
 
     Attributes:
-        name: As the file has it; empty if it has none.
+        name: The name in the file; empty if there is none.
         color: Red, green and blue, 0 to 255, in which viewers show it; None if the file does not say.
     """
 
@@ -58,12 +58,12 @@ class Scene:
     """One image of a slide.
 
     Attributes:
-        name: As the file has it; empty if it has none.
-        levels: The (h, w) of the image and of its smaller copies, the largest first.
-        channels: What each channel shows. A colour image has one channel, which is in colour.
+        name: The name in the file; empty if there is none.
+        levels: The (h, w) of the image and of its smaller copies, largest first.
+        channels: The meaning of each channel. A colour image has one channel, which is in colour.
         is_color: Whether each channel is an image in red, green and blue.
         dtype: The data type of the pixels.
-        pixel_um: The size of a pixel of level 0; None if the file does not say it.
+        pixel_um: The pixel size at level 0; None if the file lacks it.
         z_count: The number of planes of a z-stack.
         t_count: The number of points in time, of which the first is read.
         block: Reads a block: (h, w), or (h, w, 3) in colour.
@@ -88,25 +88,25 @@ class Scene:
 
     @property
     def pixels(self) -> NDArray[Any]:
-        """All pixels of the first channel and plane, (h, w) or in colour (h, w, 3), read anew each time."""
+        """All pixels of the first channel and plane, (h, w) or in colour (h, w, 3), read anew on each access."""
         return self.read()
 
     def scale(self, level: int) -> tuple[float, float]:
-        """Return how many pixels of the image one pixel of a level covers, along x and y.
+        """Return the number of image pixels that one pixel of a level covers along x and y.
 
-        The outer edges at the left and the top are the same: pixel k of the level lies at `scale·(k + ½) − ½`. Most
-        programs halve and drop or add a last row, so a whole number is taken where it explains the level's size.
+        The outer edges at the left and the top coincide: pixel k of the level lies at `scale·(k + ½) − ½`. Most
+        programs halve images and drop or add a last row, so a whole number is used if it explains the level's size.
         """
         (height, width), (rows, columns) = self.shape, self.levels[level]
         return _ratio(width, columns), _ratio(height, rows)
 
     def level_of(self, pixels: int) -> int:
-        """Return the smallest level with at least this many pixels; the image itself if it has fewer."""
+        """Return the smallest level with at least `least` pixels; the image itself if it has fewer."""
         large = [k for k, (height, width) in enumerate(self.levels) if height * width >= pixels]
         return max(large, default=0)
 
     def level_at(self, scale: float) -> int:
-        """Return the smallest level of which a pixel covers at most `scale` pixels of the image along x and y."""
+        """Return the smallest level whose pixels cover at most `scale` pixels of the image along x and y."""
         return max((k for k in range(len(self.levels)) if max(self.scale(k)) <= scale), default=0)
 
     def read(
@@ -121,9 +121,9 @@ class Scene:
         """Return pixels of one plane, (h, w) or in colour (h, w, 3); only the tiles that show them are read.
 
         Args:
-            level: The level, of which 0 is the image.
-            rows: From and to which row of the level, as in an array.
-            columns: From and to which column.
+            level: The level; 0 is the image itself.
+            rows: First row and end, as in an array slice.
+            columns: First column and end.
             channel: The channel, from 0.
             z: The plane of a z-stack, from 0.
 
@@ -138,7 +138,7 @@ class Scene:
         return self.block(Block(level, top, max(top, bottom), left, max(left, right), channel, z))
 
     def of_channel(self, channel: int | str) -> "Scene":
-        """Return the scene with one channel only, chosen by its number or its name; of a colour image, one colour.
+        """Return the scene with one channel only, chosen by number or name; in a colour image, one of its colours.
 
         Raises:
             InputError: If there is no such channel.
@@ -159,13 +159,13 @@ class Scene:
         )
 
     def each_channel(self) -> list["Scene"]:
-        """Return a scene for each channel; a colour image is one."""
+        """Return one scene per channel; a colour image is one."""
         if len(self.channels) == 1:
             return [self]
         return [self.of_channel(number) for number in range(len(self.channels))]
 
     def in_focus(self, z: Focus | str) -> "Scene":
-        """Return the scene with one plane for its z-stack.
+        """Return the scene with its z-stack reduced to one plane.
 
         Raises:
             InputError: If there is no such plane.
@@ -173,7 +173,7 @@ class Scene:
         if z == "max":
             return replace(self, z_count=1, block=self._brightest)
         if isinstance(z, str) and z != "best" and not z.strip().isdecimal():
-            raise InputError(f"expected for the plane of a z-stack (--z) a number, max or best, got '{z}'")
+            raise InputError(f"expected a number, max or best for the plane of a z-stack (--z), got '{z}'")
         number = self._sharpest() if z == "best" else int(z)
         check_index("plane (--z)", number, self.z_count)
         return replace(self, z_count=1, block=lambda block: self.block(block._replace(z=number)))
@@ -185,7 +185,7 @@ class Scene:
         return brightest
 
     def _sharpest(self) -> int:
-        """Return the plane whose neighbouring pixels differ most, relative to their brightness, in all channels."""
+        """Return the plane with the largest differences between neighbouring pixels, relative to its brightness."""
         level, channels = self.level_of(_SHARPNESS_PX), range(len(self.channels))
 
         def sharpness(z: int) -> float:
@@ -222,7 +222,7 @@ class Slide(NamedTuple):
         if len(self.scenes) > 1:
             _log.warning(
                 "%s: read scene %d, the largest of %d (%s); choose another with --scene, or separate the sections "
-                "of all with `atlalign sections`",
+                "of all scenes with `atlalign sections`",
                 self.path.name,
                 self.scenes.index(largest),
                 len(self.scenes),
@@ -234,7 +234,7 @@ class Slide(NamedTuple):
 def array_scene(
     array: NDArray[Any], *, is_color: bool, pixel_um: PixelSize | None = None, name: str = ""
 ) -> Scene:
-    """Return the scene of an image in memory, (h, w) or (h, w, channels), in colour by its first three."""
+    """Return the scene of an image in memory, (h, w) or (h, w, channels); the first three may be its colours."""
     planes = array if array.ndim == 3 else array[..., None]
 
     def block(part: Block) -> NDArray[Any]:
@@ -256,7 +256,7 @@ def _listed(scenes: Sequence[Scene]) -> str:
 
 
 def _chosen(what: str, chosen: int | str, names: Sequence[str]) -> int:
-    """Return the number of a channel or scene, given as a number or by its name, whatever its case.
+    """Return the number of a channel or scene, given as a number or by its name in any letter case.
 
     Raises:
         InputError: If there is none, or several have this name.
@@ -279,6 +279,6 @@ def _chosen(what: str, chosen: int | str, names: Sequence[str]) -> int:
 
 
 def _ratio(size: int, small: int) -> float:
-    """Return how many pixels one pixel of a smaller copy covers."""
+    """Return the number of pixels that one pixel of a smaller copy covers."""
     whole = round(size / small)
     return float(whole) if small in (size // whole, -(-size // whole)) else size / small

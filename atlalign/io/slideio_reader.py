@@ -24,7 +24,7 @@ _OF_COLOR = re.compile(r"(?P<channel>.*):[123]")  # slideio's names for red, gre
 
 
 def slideio_driver(path: Path, start: bytes) -> str | None:
-    """Return slideio's name for the format of a file with these first bytes; None if it is none of its formats."""
+    """Return slideio's name for the format of a file with these first bytes; None for other formats."""
     if start.startswith(b"ZISRAWFILE"):
         return "CZI"
     if start[128:132] == b"DICM":
@@ -54,7 +54,7 @@ def slideio_scenes(path: Path, driver: str) -> list[Scene]:
 
 @contextmanager
 def _plain_errors(driver: str) -> Iterator[None]:
-    """Turn slideio's errors, which name lines of its source, into a sentence."""
+    """Turn slideio's errors, which quote lines of its source, into a sentence."""
     try:
         yield
     except RuntimeError as error:
@@ -64,9 +64,7 @@ def _plain_errors(driver: str) -> Iterator[None]:
                 "file, such as Zstandard: save it with another compression, or export it as OME-TIFF"
             ) from error
         reason = re.sub(r"^.*?\.(cpp|hpp):\d+:\s*", "", str(error))
-        raise InputError(
-            f"a damaged {driver} file, or one of a kind that slideio cannot read ({reason})"
-        ) from error
+        raise InputError(f"a damaged {driver} file, or a kind that slideio cannot read ({reason})") from error
 
 
 def _scene(scene: Any, colors: Sequence[Color | None], driver: str) -> Scene:
@@ -103,7 +101,7 @@ def _scene(scene: Any, colors: Sequence[Color | None], driver: str) -> Scene:
 
 
 def _are_colors(names: Sequence[str]) -> bool:
-    """Return whether three channels are red, green and blue: unnamed, so called, or parts of one channel."""
+    """Return whether three channels are red, green and blue: unnamed, named so, or parts of one channel."""
     parts = [_OF_COLOR.fullmatch(name) for name in names]
     is_one = all(parts) and len({part["channel"] for part in parts if part}) == 1
     called = [name.casefold() for name in names]

@@ -1,4 +1,4 @@
-"""Opens image files of every kind: one way from a file to its pixels."""
+"""Opens image files of every kind: the one way from a file to its pixels."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,8 +27,8 @@ _START_BYTES = 132
 def open_slide(path: str | Path, *, page: int | None = None, labels: bool = False) -> Slide:
     """Open an image file; its format is recognised by its content, not by its name.
 
-    Pixels are read later, when and where they are asked for. Only pictures (PNG, JPEG and the like) are decoded at
-    once. Nothing needs to be closed.
+    Pixels are read later, when and where they are needed. Only pictures (PNG, JPEG and the like) are decoded
+    immediately. Nothing needs to be closed.
 
     Args:
         path: A TIFF file or one of its variants (OME-TIFF, SVS, NDPI, SCN, QPTIFF), a picture, a format that SimpleITK

@@ -29,10 +29,10 @@ _DECIMAL_COMMA = re.compile(r"([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)", re.ASCII)
 _POINT_GROUPS = re.compile(r"[+-]?\d{1,3}(\.\d{3})+", re.ASCII)
 _COMMA_GROUPS = re.compile(r"[+-]?\d{1,3}(,\d{3})+", re.ASCII)
 
-# A spreadsheet may take these, their full-width forms included, for the start of a formula.
+# A spreadsheet may interpret these, including their full-width forms, as the start of a formula.
 _FORMULA = re.compile(r"'*(\s*[=+\-@＝＋－＠]|[\t\r])")
 _SIGNED_NUMBER = re.compile(rf"[+-](inf|nan)|{_NUMBER.pattern}", re.ASCII)
-# Control characters but tab and line feed, and bytes of file names that are no text.
+# Control characters except tab and line feed, and bytes of file names that are not valid text.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _SUSPECT = re.compile(
     rf"^(?!(?:{_SIGNED_NUMBER.pattern})$)(?:{_FORMULA.pattern})|{_CONTROL.pattern}", re.MULTILINE
@@ -80,7 +80,7 @@ class Table(NamedTuple):
         """Return the cells of one column.
 
         Raises:
-            InputError: As `records` does.
+            InputError: As in `records`.
         """
         self._check([name], hint)
         place = self.names.index(name)
@@ -90,7 +90,7 @@ class Table(NamedTuple):
         """Return columns (N, k) of numbers; NaN for an empty cell and for NaN, NA, null and none.
 
         Raises:
-            InputError: As `records` and `number` do.
+            InputError: As in `records` and `number`.
         """
         self._check(columns)
         values = [
@@ -156,7 +156,7 @@ def read_text(path: Path) -> str:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[TextIO]:
-    """Open a text file whose line ends stay as they are."""
+    """Open a text file without changing its line ends."""
     try:
         with path.open("rb") as content:
             encoding = "utf-16" if content.read(2) in _UTF_16 else "utf-8-sig"
@@ -173,7 +173,7 @@ def read_table(path: Path) -> Table:
     """Return a whole table; see `read_parts` for the accepted dialects.
 
     Raises:
-        InputError: As `read_parts` does, or if the table names a column twice.
+        InputError: As in `read_parts`, or if the table names a column twice.
     """
     parts = list(read_parts(path))
     table = parts[0]._replace(
@@ -192,8 +192,8 @@ def read_parts(path: Path, *, n_rows: int = _PART_ROWS) -> Iterator[Table]:
 
     Cells are separated by the mark in Excel's line `sep=`; without that line, by the comma, semicolon or tab that
     yields most columns in the header. Blank lines, empty rows at the end and comments are skipped. A comment begins
-    with #, and stands above the header or has fewer cells than it. If semicolons or tabs separate cells, decimal commas
-    become points. The escapes of `write_table` are undone.
+    with #, and stands above the header or has fewer cells than the header. If semicolons or tabs separate cells,
+    decimal commas become points. The escapes of `write_table` are undone.
 
     Raises:
         InputError: If the file cannot be read, or a row has another length than the header.
@@ -234,7 +234,7 @@ def _find_header(file: TextIO) -> tuple[int, str, str]:
 
 
 def _is_comment_above(line: str) -> bool:
-    # # alone may be the name of a column.
+    # alone may be the name of a column.
     text = line.strip()
     return text.startswith(_COMMENT) and text[1:2] not in ("", *_SEPARATORS)
 
@@ -294,7 +294,7 @@ def _with_points(
         if not with_comma:
             continue
         has_points = any(_POINT_GROUPS.fullmatch(cell) for cell in cells)
-        # Spreadsheets write semicolons because the comma is their decimal mark; a tab says nothing.
+        # Semicolons imply that the comma is the spreadsheet's decimal mark; tabs do not.
         if has_points or (separator != ";" and all(_COMMA_GROUPS.fullmatch(cell) for cell in with_comma)):
             unclear.add(_name(name))
             continue
@@ -349,7 +349,7 @@ def whole_number(value: Any, where: str) -> int:
 
 
 def shown(value: Any) -> str:
-    """Return a value as error messages show it."""
+    """Return a value as shown in error messages."""
     if value in (None, ""):
         return "none"
     if isinstance(value, list | dict):
@@ -361,10 +361,10 @@ def shown(value: Any) -> str:
 
 
 def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    r"""Write a table as CSV in UTF-8 with commas, whole or not at all.
+    r"""Write a table atomically as CSV in UTF-8 with commas.
 
-    Fractional numbers get six significant digits; None and NaN become empty cells. Text that a spreadsheet could run
-    as a formula, because it begins with =, +, -, @ or a tab, gets an apostrophe in front. So does text with control
+    Fractional numbers get six significant digits; None and NaN become empty cells. Text that a spreadsheet could run as
+    a formula, because it begins with =, +, -, @ or a tab, gets an apostrophe in front. So does text with control
     characters, which are escaped as `\x1b`. `read_table` and `read_parts` undo both.
 
     Args:
@@ -383,7 +383,7 @@ def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]
 
 def _cells(row: Iterable[Any]) -> list[str]:
     cells = [value if isinstance(value, str) else _text(value) for value in row]
-    # One search for a row, which seldom finds anything, takes a tenth of one for each cell.
+    # One search per row, which seldom finds anything, takes a tenth of the time of one search per cell.
     return list(map(_harmless, cells)) if _SUSPECT.search("\n".join(cells)) else cells
 
 

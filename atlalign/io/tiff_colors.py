@@ -22,13 +22,13 @@ _Convert = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 class Samples(NamedTuple):
-    """What the samples of a page become.
+    """The conversion of a page's samples.
 
     Attributes:
-        channels: The number of values per pixel afterwards.
+        channels: The number of values per pixel after conversion.
         is_color: Whether the first three of them are red, green and blue.
         dtype: Their type.
-        convert: Takes any part of the page, (h, w) or (h, w, samples), to (h, w) or (h, w, channels).
+        convert: Converts any part of the page, (h, w) or (h, w, samples), to (h, w) or (h, w, channels).
         is_local: Whether a part can be converted without the rest of the page.
     """
 
@@ -45,10 +45,10 @@ def kind_of(page: Any) -> str:
 
 
 def samples_of(page: Any, *, labels: bool) -> Samples:
-    """Return what the samples of a page become: intensities or colours, or with `labels` the numbers in the file.
+    """Return the conversion of a page's samples to intensities or colours, or with `labels` to the numbers in the file.
 
     Raises:
-        InputError: If its colour space is not read.
+        InputError: If its colour space is not supported.
     """
     kind, dtype = kind_of(page), page.dtype
     opacities = sum(sample in _OPACITIES for sample in page.extrasamples)
@@ -58,7 +58,9 @@ def samples_of(page: Any, *, labels: bool) -> Samples:
         stored = _stored_type(dtype)
         return Samples(count, False, stored, lambda array: opaque(array).astype(stored, copy=False))
     if kind in _UNREAD:
-        raise InputError(f"expected grey or RGB, found {kind}, which is not read: convert the image to RGB")
+        raise InputError(
+            f"expected grey or RGB, found {kind}, which is not supported: convert the image to RGB"
+        )
     if kind == "PALETTE" and count == 1 and page.colormap is not None:
         return Samples(3, True, np.dtype(np.uint8), lambda array: _coloured(opaque(array), page.colormap))
     if count > 1:
@@ -75,7 +77,7 @@ def samples_of(page: Any, *, labels: bool) -> Samples:
 
 
 def _several(page: Any, kind: str, count: int, opaque: _Convert) -> Samples:
-    """Return what several samples become: RGB, where they are colours in another space."""
+    """Return the conversion of several samples, to RGB if they are colours in another space."""
     is_ycbcr = kind == "YCBCR" and page.compression not in DECODED_TO_RGB
     if (is_ycbcr or page.compression == _APERIO_YCBCR) and count == 3:
         from_ycbcr = _from_ycbcr(page)

@@ -27,19 +27,19 @@ TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """The first bytes of TIFF files; the last two are BigTIFF."""
 
 _SIDE_IMAGE = re.compile(r"(slide )?(label|macro|thumbnail|map|overview)( image)?", re.IGNORECASE)
-"""The name of a picture that a scanner takes of the whole slide or its label."""
+"""The name of a scanner's picture of the whole slide or its label."""
 
 _Planes = NDArray[Any]
-"""(channels, z): a `Plane` each, or None where the file lacks it."""
+"""(channels, z): a `Plane` each, or None if the file lacks it."""
 
 
 def tiff_scenes(path: Path, *, page: int | None = None, labels: bool = False) -> list[Scene]:
-    """Return the images of a TIFF file; its pictures of a slide's label and the like only if there is nothing else.
+    """Return the images of a TIFF file; a scanner's pictures of label and slide only if there is nothing else.
 
     Args:
         path: The file.
         page: Only this page, from 0.
-        labels: The numbers in the file are meant, not the colours or intensities that they stand for.
+        labels: Return the numbers in the file instead of the colours or intensities that they stand for.
 
     Raises:
         InputError: If there is no image or page, or the file ends early.
@@ -55,14 +55,14 @@ def tiff_scenes(path: Path, *, page: int | None = None, labels: bool = False) ->
 
 
 def _may_be_ndpi(path: Path) -> bool:
-    """Return whether a file named .ndpi can be one of Hamamatsu's, whose offsets have 64 bits."""
+    """Return whether a file named .ndpi can be a Hamamatsu file, whose offsets have 64 bits."""
     with path.open("rb") as file:
         first_page = int.from_bytes(file.read(12)[4:], "little")
     return path.suffix.lower() == ".ndpi" and first_page < path.stat().st_size
 
 
 def _check_chain(file: Any) -> None:
-    """Raise an error if the file announces more pages than it contains."""
+    """Raise an error if the file declares more pages than it contains."""
     if not len(file.pages):
         raise InputError("the file ends early: it has no page")
     if file.is_ndpi or file.is_lsm:  # their offsets may exceed 32 bits
@@ -75,7 +75,7 @@ def _check_chain(file: Any) -> None:
         raise InputError("the file ends early: a page is missing")
 
 
-# --- which pages ------------------------------------------------------------------------------------------------------
+# --- choice of pages --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +84,8 @@ class _Image:
 
     Attributes:
         levels: Its planes and those of its smaller copies.
-        name: As the file has it.
-        number: Which image of the file it is; None for a page that is not of an image's full size.
+        name: The name in the file.
+        number: The index of the image in the file; None for a page that does not show an image at full size.
         has_channel_pages: Whether each channel has pages of its own.
         has_samples_as_channels: Whether the samples of a pixel are channels, even if the page calls them colours.
         t_count: The number of points in time.
@@ -100,7 +100,7 @@ class _Image:
 
     @cached_property
     def keyframe(self) -> Any:
-        """The page that describes all of them."""
+        """The page that describes all planes."""
         return next(plane for plane in self.levels[0].flat if plane is not None).keyframe
 
 
@@ -138,10 +138,10 @@ def _image(file: Any, series: Any) -> _Image:
 
 
 def _levels(series: Any) -> Iterator[Any]:
-    """Yield an image and those of its smaller copies that have all of its planes."""
+    """Yield an image, and its smaller copies that have all of its planes."""
     axes, shape, _ = _stack_axes(series)
     for number, level in enumerate(series.levels):
-        # tifffile takes any image of half the size for a copy, also where the file does not call it one.
+        # tifffile counts any image of half the size as a copy, even if the file does not call it one.
         is_copy = (
             number == 0 or series.kind != "generic" or level.keyframe.is_reduced or level.keyframe.is_subifd
         )
@@ -154,7 +154,7 @@ def _levels(series: Any) -> Iterator[Any]:
 
 
 def _planes(series: Any, axes: str) -> _Planes:
-    """Return the planes of a series, one a channel and z, at the first point in time."""
+    """Return the planes of a series, one per channel and z, at the first point in time."""
     shape = _stack_axes(series)[1]
     numbers = np.arange(math.prod(shape)).reshape(shape)
     for axis in "TZC":
@@ -178,7 +178,7 @@ def _plane(series: Any, number: int) -> Plane | None:
 
 
 def _stack_axes(series: Any) -> tuple[str, tuple[int, ...], str]:
-    """Return the axes along which the pages of a series lie, their lengths, and the series' name of the sample axis."""
+    """Return the axes along which the pages of a series are stacked, their lengths, and the name of its sample axis."""
     axes, shape = series.get_axes(squeeze=True), series.get_shape(squeeze=True)
     of_page = series.keyframe.axes
     count = len(axes) - len(of_page)
@@ -189,7 +189,7 @@ def _stack_axes(series: Any) -> tuple[str, tuple[int, ...], str]:
 
 
 def _page(file: Any, number: int) -> _Image:
-    """Return one page of the file; if it is a plane of an image, its smaller copies belong to it."""
+    """Return one page of the file, with its smaller copies if it is a plane of an image."""
     largest = max(file.series, key=_area)
     _, shape, samples = _stack_axes(largest)
     if largest.is_truncated and len(file.pages) == 1:
@@ -197,7 +197,7 @@ def _page(file: Any, number: int) -> _Image:
         return _Image((_one(_plane(largest, number)),), number=file.series.index(largest))
     check_index("page (--page)", number, len(file.pages))
     page = file.pages[number].aspage()
-    # Only OME gives a pixel size for each image; in other formats it is that of the largest.
+    # Only OME gives a pixel size for each image; in other formats the pixel size belongs to the largest image.
     is_measured = file.is_ome or page.shape == largest.keyframe.shape
     for image, series in enumerate(file.series):
         for place, other in enumerate(series):
@@ -266,7 +266,7 @@ class _Reader:
                 self._plane(level, channel, z)
 
     def block(self, block: Block) -> NDArray[Any]:
-        """Return the pixels of a block, as `Scene.read` has them."""
+        """Return the pixels of a block, as in `Scene.read`."""
         channel = block.channel if self._image.has_channel_pages else 0
         plane = self._plane(block.level, channel, block.z)
         shape = self.shapes[block.level]
@@ -295,7 +295,7 @@ class _Reader:
 
 
 def _stored(block: Block, shape: Shape, orientation: int) -> tuple[int, int, int, int]:
-    """Return top, bottom, left and right of a block as the file stores it, given the upright (h, w)."""
+    """Return top, bottom, left and right of a block in the file's own orientation, given the upright (h, w)."""
     (height, width), (_, top, bottom, left, right, *_) = shape, block
     if orientation in (3, 4, 7, 8):
         top, bottom = height - bottom, height - top

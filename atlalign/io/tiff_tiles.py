@@ -1,4 +1,4 @@
-"""Parts of a TIFF page: only the tiles or strips that show them are read and decoded, each once while it is kept."""
+"""Parts of a TIFF page: only the tiles or strips that show them are read, and decoded tiles are cached."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from atlalign.io.tiff_colors import DECODED_TO_RGB
 _KEPT_BYTES = 2**27  # of decoded tiles: a row of 512 px tiles across the widest scans
 _WHOLE_PX = 2**24  # pages of at most this size are read at once
 _APERIO_YCBCR = 33003
-_JPEG_OF_TILES = 7  # with a header of the whole page no tile is a JPEG of its own
+_JPEG_OF_TILES = 7  # with a header of the whole page, a tile is not a complete JPEG
 _JPEG = (6, 7, 34892, 33007)
 
 _Pixels = NDArray[Any]
@@ -28,7 +28,7 @@ class Plane(NamedTuple):
 
     Attributes:
         page: tifffile's page or frame.
-        behind: How many planes behind the page this one lies; 0 is the page itself.
+        behind: The number of planes between the page and this plane; 0 is the page itself.
     """
 
     page: Any
@@ -36,23 +36,23 @@ class Plane(NamedTuple):
 
     @property
     def keyframe(self) -> Any:
-        """The page that describes it."""
+        """The page that describes the plane."""
         return self.page.keyframe
 
     @property
     def key(self) -> tuple[int, int]:
-        """What tells it from all other planes: its file, and where in it the plane begins."""
+        """A key that distinguishes the plane from all others: its file, and its offset in the file."""
         return id(self.page.parent), int(self.offsets[0])
 
     @property
     def offsets(self) -> Sequence[int]:
-        """Where its tiles or strips begin."""
+        """The offsets of its tiles or strips."""
         stored: Sequence[int] = self.page.dataoffsets
         return stored if not self.behind else (self.page.dataoffsets[0] + self.behind * self.keyframe.nbytes,)
 
     @property
     def byte_counts(self) -> Sequence[int]:
-        """How long its tiles or strips are."""
+        """The lengths of its tiles or strips."""
         stored: Sequence[int] = self.page.databytecounts
         return (self.keyframe.nbytes,) if self.behind else stored
 
@@ -64,7 +64,7 @@ def check_plane(plane: Plane | None) -> None:
         InputError: If it is.
     """
     if plane is None:
-        raise InputError("a plane is missing: it may be in another file that is not beside this one")
+        raise InputError("a plane is missing: it may be in another file, which is not beside this one")
     if not plane.offsets:
         raise InputError("the file ends early: a page has no pixels")
     end = plane.page.parent.filehandle.size
@@ -75,7 +75,7 @@ def check_plane(plane: Plane | None) -> None:
 
 
 class TileReader:
-    """Reads parts of planes; the tiles used last are kept."""
+    """Reads parts of planes; the most recently used tiles are cached."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[int, ...], _Pixels] = OrderedDict()
@@ -119,7 +119,7 @@ class TileReader:
         return block if "S" in page.axes else block[..., 0]
 
     def _tiles(self, plane: Plane, numbers: list[int]) -> Iterator[_Pixels]:
-        """Yield decoded tiles (h, w, samples), many at a time where there are many."""
+        """Yield decoded tiles (h, w, samples), several in parallel if there are many."""
         page = plane.keyframe
         with _open(plane):
             page.init_decode()
@@ -128,7 +128,9 @@ class TileReader:
                 yield from (self._tile(plane, number) for number in numbers)
                 return
             with ThreadPoolExecutor(at_once) as pool:
-                for start in range(0, len(numbers), 8 * at_once):  # no more in memory than are needed soon
+                for start in range(
+                    0, len(numbers), 8 * at_once
+                ):  # keeps no more tiles in memory than needed soon
                     yield from pool.map(
                         lambda number: self._tile(plane, number), numbers[start : start + 8 * at_once]
                     )
@@ -152,7 +154,7 @@ class TileReader:
 
 
 def _paste(block: _Pixels, tile: _Pixels, top: int, left: int) -> None:
-    """Copy the part of a tile that lies within a block, given where in the block the tile begins."""
+    """Copy the part of a tile that lies within a block, given the tile's position relative to the block."""
     y, x = max(0, top), max(0, left)
     bottom, right = min(len(block), top + len(tile)), min(block.shape[1], left + tile.shape[1])
     block[y:bottom, x:right] = tile[y - top : bottom - top, x - left : right - left]
@@ -165,7 +167,7 @@ def _tile_shape(page: Any) -> tuple[int, int]:
 
 
 def _decoded(plane: Plane, number: int, reading: Lock) -> _Pixels:
-    """Return one tile or strip (h, w, samples); a page without such a tile shows nothing there."""
+    """Return one tile or strip (h, w, samples); a tile that the file leaves out is empty."""
     page, file = plane.keyframe, plane.page.parent.filehandle
     count, content = plane.byte_counts[number], None
     if count:
@@ -183,7 +185,7 @@ def _decoded(plane: Plane, number: int, reading: Lock) -> _Pixels:
 
 
 def _whole(plane: Plane) -> _Pixels:
-    """Return all of a plane."""
+    """Return all pixels of a plane."""
     page = plane.keyframe
     with _open(plane):
         if _is_packed(page):
@@ -195,7 +197,7 @@ def _whole(plane: Plane) -> _Pixels:
 
 
 def _contents(plane: Plane) -> Iterator[bytes]:
-    """Yield the encoded strips or tiles of a plane; a sparse one lacks some of them."""
+    """Yield the encoded strips or tiles of a plane; a sparse plane lacks some of them."""
     file = plane.page.parent.filehandle
     for offset, count in zip(plane.offsets, plane.byte_counts, strict=True):
         if count:
@@ -204,7 +206,7 @@ def _contents(plane: Plane) -> Iterator[bytes]:
 
 
 def _mapped(plane: Plane) -> _Pixels:
-    """Return a plane that the file stores as it is in memory; what is looked at of it is read."""
+    """Return a memory map of an uncompressed plane, of which only the accessed parts are read."""
     page, file = plane.keyframe, plane.page.parent.filehandle
     with _open(plane):
         kind = plane.page.parent.byteorder + page.dtype.char
@@ -214,7 +216,7 @@ def _mapped(plane: Plane) -> _Pixels:
 
 @contextmanager
 def _open(plane: Plane) -> Iterator[None]:
-    """Open the files of a plane and of the page that describes it for as long as the plane is read."""
+    """Open the files of a plane and of the page that describes it while the plane is read."""
     with ExitStack() as opened:
         for page in (plane.page, plane.keyframe):
             file = page.parent.filehandle
@@ -235,7 +237,7 @@ def _unpacked(plane: Plane) -> _Pixels:
 
     page, file = plane.keyframe, plane.page.parent.filehandle
     if page.is_tiled or page.dtype != np.uint8 or page.predictor != 1:
-        raise InputError("YCbCr in tiles with shared chroma is not read: convert the image to RGB")
+        raise InputError("YCbCr in tiles with shared chroma is not supported: convert the image to RGB")
     across, down = page.subsampling or (2, 2)
     rows = []
     for offset, count in zip(plane.offsets, plane.byte_counts, strict=True):

@@ -17,13 +17,13 @@ from atlalign.io.pixels import PixelSize
 from atlalign.io.scenes import Channel
 
 LARGEST_FLAT_PX = 2048
-"""The longest side of an image that is written without smaller copies; viewers open it at once."""
+"""The longest side of an image that is written without smaller copies; viewers open such an image at once."""
 
 TILE_PX = 256
 NOT_OME = ("int64", "uint64", "float16")
-"""Data types that OME-TIFF does not have."""
+"""Data types that OME-TIFF does not support."""
 
-_ENCODERS = 4  # tiles are compressed so many at a time
+_ENCODERS = 4  # this many tiles are compressed at a time
 
 _Bands = Iterable[NDArray[Any]]
 
@@ -40,17 +40,17 @@ def write_tiff(
 ) -> None:
     """Write an image band by band, with lossless compression and its pixel size.
 
-    An image with several channels or a named one is written as OME-TIFF, and one with a side of more than
-    `LARGEST_FLAT_PX` as a tiled OME-TIFF pyramid, in which each level has half of the former's size.
+    An image with several channels or a named one is written as OME-TIFF. An image with a side of more than
+    `LARGEST_FLAT_PX` becomes a tiled OME-TIFF pyramid, in which each level has half the size of the previous one.
 
     Args:
-        path: The file; a BigTIFF if it may exceed 4 GB. While a pyramid is written, its levels lie beside it.
+        path: The file; a BigTIFF if it may exceed 4 GB. While a pyramid is written, its levels are stored beside it.
         bands: Consecutive rows, one channel after the other. All bands have the same height; the last may be lower.
         shape: (h, w) or (h, w, 3).
         dtype: The data type of the bands.
-        pixel_um: The size of a pixel.
-        channels: What each image (h, w) shows; a colour image is one channel.
-        labels: The pixels are labels: smaller copies take every second one, and not means.
+        pixel_um: The pixel size.
+        channels: The meaning of each image (h, w); a colour image is one channel.
+        labels: The pixels are labels: smaller copies take every second pixel instead of means.
     """
     import tifffile
 
@@ -101,7 +101,7 @@ def _write_pyramid(
     *,
     labels: bool,
 ) -> None:
-    """Write an image (channels, h, w, …) and its smaller copies, whose pixels lie in files meanwhile."""
+    """Write an image (channels, h, w, …) and its smaller copies, whose pixels are kept in temporary files."""
     shapes = _level_shapes(shape)
     x, y = pixel_um
     with scratch_folder(path) as folder:
@@ -123,7 +123,7 @@ def _write_pyramid(
 
 
 def _stored(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
-    """Yield the bands of a file of pixels (channels, h, w, …), and remove it."""
+    """Yield the bands of a file of pixels (channels, h, w, …), and delete the file."""
     count, height, *row = shape
     with path.open("rb") as file:
         for _ in range(count):
@@ -134,7 +134,7 @@ def _stored(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterato
 
 
 def _level_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Return the shapes (channels, h, w, …) of a pyramid; each level is half of the former, rounded up."""
+    """Return the shapes (channels, h, w, …) of a pyramid; each level is half of the previous one, rounded up."""
     shapes = [shape]
     while max(shapes[-1][1:3]) > LARGEST_FLAT_PX // 4:
         count, height, width, *rest = shapes[-1]
@@ -143,7 +143,7 @@ def _level_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def _rows(bands: _Bands, height: int) -> Iterator[NDArray[Any]]:
-    """Yield bands as high as a tile, or to the end of an image of this height, whatever the height of those given."""
+    """Yield bands of a tile's height, or up to the end of an image of this height, from bands of any height."""
     waiting: list[NDArray[Any]] = []
     top = held = 0
     for band in bands:
@@ -163,7 +163,7 @@ def _halved_into(
     if smaller is None:
         yield from bands
         return
-    with smaller.open("wb", buffering=0) as file:  # TiffWriter may not ask for the end
+    with smaller.open("wb", buffering=0) as file:  # TiffWriter may not read to the end
         for band in bands:
             file.write((band[::2, ::2] if labels else _half(band)).tobytes())
             yield band
@@ -182,7 +182,7 @@ def _half(band: NDArray[Any]) -> NDArray[Any]:
 
 
 def _tiles(bands: Iterable[NDArray[Any]]) -> Iterator[bytes]:
-    """Yield the compressed tiles of bands, row by row; those at the lower and right edges are filled up with 0."""
+    """Yield the compressed tiles of bands, row by row; tiles at the lower and right edges are padded with 0."""
     with ThreadPoolExecutor(_ENCODERS) as pool:
         for band in bands:
             lefts = range(0, band.shape[1], TILE_PX)
@@ -216,7 +216,7 @@ def _ome_metadata(shape: tuple[int, ...], pixel_um: PixelSize, channels: Sequenc
 
 
 def _channel_metadata(channels: Sequence[Channel]) -> dict[str, Any]:
-    """Return names and colours as OME has them; nothing where no channel has either."""
+    """Return names and colours in OME's form; empty if no channel has either."""
     said: dict[str, Any] = {}
     if any(channel.name for channel in channels):
         said["Name"] = [channel.name for channel in channels]
@@ -226,5 +226,5 @@ def _channel_metadata(channels: Sequence[Channel]) -> dict[str, Any]:
 
 
 def _ome_color(color: tuple[int, int, int]) -> int:
-    """Return red, green, blue and full opacity as one signed number of 32 bits."""
+    """Return red, green, blue and full opacity as one signed 32-bit number."""
     return int(struct.unpack(">i", bytes((*color, 255)))[0])

@@ -1,4 +1,4 @@
-"""A scene at the resolution that some work needs, read from the smallest level that has it, in parts if it is large."""
+"""A scene at the resolution that a task needs: read from the smallest sufficient level, in parts if it is large."""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -11,19 +11,19 @@ _IN_MEMORY_PX = 2**26
 """Levels of at most this size are read at once; larger ones are averaged or read band by band."""
 
 _BAND_PX = 2**23
-_ROUNDING = 1e-4  # pixel sizes in files have as few digits
+_ROUNDING = 1e-4  # pixel sizes in files have only this many digits
 
 
 class Pixels(Protocol):
-    """An image (h, w) or (h, w, 3) of which parts can be taken: an array, or one that is read from a file."""
+    """An image (h, w) or (h, w, 3) that can be sliced: an array, or one that is read from a file."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As an array has it."""
+        """The shape, as of an array."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """As an array has it."""
+        """The dtype, as of an array."""
 
     def __getitem__(self, part: tuple[slice, slice], /) -> NDArray[Any]:
         """Return the pixels of some rows and columns."""
@@ -37,12 +37,12 @@ class Overview(NamedTuple):
 
 
 class View(NamedTuple):
-    """A scene of one channel, seen at another resolution.
+    """A scene of one channel at another resolution.
 
     Attributes:
         pixels: (h, w) or (h, w, 3).
-        scale: How many pixels of the scene one of these covers, along x and y. The outer edges at the left and the top
-            are the same: pixel k lies at `scale·(k + ½) − ½`.
+        scale: The number of scene pixels that one of these pixels covers along x and y. The outer edges at the left and
+            the top coincide: pixel k lies at `scale·(k + ½) − ½`.
     """
 
     pixels: Pixels
@@ -50,7 +50,7 @@ class View(NamedTuple):
 
 
 class _Averaged:
-    """The means of blocks of `factor`² pixels of one level, read when they are asked for."""
+    """The means of blocks of `factor`² pixels of one level, read on access."""
 
     def __init__(self, scene: Scene, level: int, factor: int) -> None:
         self._scene, self._level, self._factor = scene, level, factor
@@ -78,11 +78,11 @@ class _Averaged:
 
 
 def overview(scene: Scene, least: Shape) -> Overview:
-    """Return a scene in memory, not much larger than needed where it is a large one.
+    """Return a scene in memory, for a large scene at not much more than the required size.
 
     Args:
         scene: One channel.
-        least: The (h, w) that the result has at least, unless the scene is smaller.
+        least: The minimum (h, w) of the result, unless the scene is smaller.
     """
     fitting = [k for k, shape in enumerate(scene.levels) if shape[0] >= least[0] and shape[1] >= least[1]]
     level = max(fitting, default=0)
@@ -95,9 +95,9 @@ def overview(scene: Scene, least: Shape) -> Overview:
 
 
 def at_scale(scene: Scene, scale: float) -> View:
-    """Return a scene whose pixels cover at most `scale` pixels of it, and more than half as many unless it is small.
+    """Return a scene whose pixels cover at most `scale` pixels, and more than half as many unless it is small.
 
-    Large ones are read when and where they are asked for.
+    Large scenes are read on access.
     """
     scale *= 1 + _ROUNDING
     level = scene.level_at(scale)

@@ -463,7 +463,7 @@ class TestPixelSizeOfFiles:
             (ome("wide"), "wide"),
             (ome("1", "furlong"), "furlong"),
             (ome("2", axes="X"), "only one of width and height"),
-            (ome("2")[:-9], "OME metadata are damaged"),
+            (ome("2")[:-9], "OME metadata is damaged"),
             ("Aperio Image Library|MPP = unknown|", "unknown"),
         ],
     )
