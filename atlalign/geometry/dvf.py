@@ -21,7 +21,7 @@ Constant = Callable[[tuple[int, int], torch.dtype, torch.device], Tensor]
 
 
 def _cached(make: Constant) -> Constant:
-    """Return `make` with a cache, which is off while a program is exported: its tensors must not outlive the export."""
+    """Return `make` with a cache, which is disabled during export: the program's tensors must not outlive it."""
     remembered = lru_cache(maxsize=16)(make)
 
     @wraps(make)

@@ -11,7 +11,9 @@ from atlalign.errors import InputError
 from atlalign.geometry.dvf import identity_grid, sample, warp_points
 
 _TOLERANCE_PX = 0.01
-_STEEPEST = 0.4  # px per px of one step: no step folds, and so their composition does not
+_STEEPEST = (
+    0.4  # px per px of one step: such a step does not fold, and neither does a composition of such steps
+)
 _STEPS_AT_MOST = 30
 _SPACING_PX = 2.0  # between the nodes at which a step is computed
 _RIDGE = 1e-9
@@ -20,17 +22,17 @@ _EDGE = 1e-9  # points on the edge of two triangles are in both
 
 
 def move_points(dvf: Tensor, points: Tensor, targets: Tensor, *, reach_px: float) -> Tensor:
-    """Return the field that takes each point to its target; farther than the reach from all points it is `dvf`.
+    """Return the field that maps each point to its target; farther than the reach from all points it equals `dvf`.
 
     Small steps, each too flat to fold, are composed with the field. A step interpolates the remaining displacements
     with the product over both axes of Wendland's kernel (1 − r)³ (3r + 1), r in units of the reach (Wendland,
-    *Piecewise polynomial, positive definite and compactly supported radial functions*, 1995). Points that no such steps
-    bring to their targets, because they cross, get there in a last step that folds.
+    *Piecewise polynomial, positive definite and compactly supported radial functions*, 1995). Points that cross each
+    other cannot reach their targets in such steps; they get there in a last step that folds.
 
     Args:
         dvf: (1, 2, H, W) in pixels.
         points: (N, 2) as (x, y) in pixels of the reference grid, on the grid.
-        targets: (N, 2) as (x, y), where they lie in the moving image.
+        targets: (N, 2) as (x, y), their positions in the moving image.
         reach_px: The distance from a point along x and y at which its effect ends.
 
     Raises:
@@ -55,10 +57,10 @@ def move_points(dvf: Tensor, points: Tensor, targets: Tensor, *, reach_px: float
 
 
 def _step(at: Tensor, displacements: Tensor, where: Tensor, reach_px: float) -> Tensor:
-    """Return the displacements (1, 2, H, W) of a step, or of the share of it that is flat enough, at places `where`.
+    """Return the displacements (1, 2, H, W) of a step at the places `where`, scaled down until the step is flat enough.
 
     Args:
-        at: (N, 2), where the displacements (N, 2) are known.
+        at: (N, 2), the points at which the displacements are known.
         displacements: (N, 2).
         where: (1, 2, H, W), places in the same pixels.
         reach_px: The support of the kernel.
@@ -74,7 +76,7 @@ def _step(at: Tensor, displacements: Tensor, where: Tensor, reach_px: float) -> 
 
 
 def _interpolated(points: Tensor, displacements: Tensor, nodes: Tensor, reach_px: float) -> Tensor:
-    """Return displacements (1, 2, h, w) at nodes, whose x depends on the column and y on the row alone."""
+    """Return displacements (1, 2, h, w) at nodes whose x depends only on the column and whose y only on the row."""
     ridge = _RIDGE * torch.eye(len(points), dtype=points.dtype, device=points.device)
     along_x, along_y = (_kernel((own[:, None] - own) / reach_px) for own in points.T)
     weights = torch.linalg.solve(along_x * along_y + ridge, displacements)
@@ -89,7 +91,7 @@ def _kernel(distance: Tensor) -> Tensor:
 
 
 def check_targets(points: Tensor, targets: Tensor, *, of: str, to: str) -> None:
-    """Raise an InputError where one point (N, 2) has two targets (N, 2), in pixels of images called `of` and `to`."""
+    """Raise an InputError if one point (N, 2) has two targets (N, 2), in pixels of images called `of` and `to`."""
     apart, targets_apart = (torch.cdist(both.double(), both.double()) for both in (points, targets))
     for first, second in torch.nonzero((apart < _SAME_PX) & (targets_apart > apart + _SAME_PX)).tolist():
         raise InputError(
@@ -100,11 +102,11 @@ def check_targets(points: Tensor, targets: Tensor, *, of: str, to: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class TriangleMap:
-    """A map that is linear on triangles, and the identity beyond them.
+    """A map that is linear on triangles, and the identity outside of them.
 
     Attributes:
         corners: (T, 3, 2), the corners of the triangles.
-        mapped: (T, 3, 2), where they are mapped to.
+        mapped: (T, 3, 2), the mapped corners.
     """
 
     corners: NDArray[np.float64]
@@ -120,16 +122,16 @@ class TriangleMap:
 
     @property
     def is_folded(self) -> NDArray[np.bool_]:
-        """Which triangles (T,) the map turns over, or makes a line."""
+        """Mask (T,) of the triangles that the map turns over or flattens to a line."""
         return _double_area(self.corners) * _double_area(self.mapped) <= 0
 
     def inverse(self) -> "TriangleMap":
-        """Return the inverse; where the map folds, that of the triangles that are not turned over."""
+        """Return the inverse; where the map folds, the inverse of the triangles that are not turned over."""
         kept = ~self.is_folded
         return TriangleMap(self.mapped[kept], self.corners[kept])
 
     def __call__(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return where points (N, 2) are mapped to."""
+        """Return the mapped points (N, 2)."""
         order = np.argsort(points[:, 1])
         sorted_points = points[order].T.copy()  # (2, N): sums along a short last axis take four times as long
         result = sorted_points.copy()

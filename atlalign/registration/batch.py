@@ -1,7 +1,7 @@
-"""Many sections registered in one go: each section's folder of results, and the table of all.
+"""Batches of sections: each section's folder of results, and the table of all sections.
 
-A section's folder is there whole or not at all, so that a batch that was stopped resumes where it stopped. Several
-processes may share a folder of results: each section is locked while one of them works on it.
+A section's folder is written atomically, so that a stopped batch resumes where it stopped. Several processes may share
+a folder of results: each section is locked while one of them works on it.
 """
 
 import errno
@@ -62,11 +62,11 @@ from atlalign.registration.register import register_section
 from atlalign.registration.section_files import SECTION_FILES, write_section_files
 
 TABLE, VISUALIGN, LOG, CALLS = "registrations.csv", "visualign.json", "errors.log", "calls.json"
-"""What stands beside the sections' folders: the log holds the tracebacks of unexpected errors, the last one how
-`atlalign register` was called."""
+"""Files beside the sections' folders: the table, VisuAlign's file, the log of tracebacks, and the
+calls of `atlalign register`."""
 
 _RESULTS = {FORWARD, INVERSE, RECORD, WITHOUT_POINTS, *SECTION_FILES}
-_WORTHLESS = {".DS_Store", "Thumbs.db"}  # what file managers leave behind
+_WORTHLESS = {".DS_Store", "Thumbs.db"}  # files of file managers
 
 _FLAGS = (*(entry.name for entry in fields(Options)), "image_shape")
 _SAID = {
@@ -78,9 +78,9 @@ _SAID = {
     "model_sha256": "model",
     "reference_sha256": "reference",
 }
-"""What settings are called where they are made."""
+"""Names of settings as the user knows them."""
 
-# Every section would meet the same; other refusals may be of one section alone.
+# These errors would affect every section; other system errors may affect one section alone.
 _NOTHING_CAN_BE_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 _log = logging.getLogger(__name__)
@@ -90,11 +90,11 @@ _OF_SERIES = ((series.SERIES, ",".join(series.COLUMNS[:3])), (series.SERIES_PLOT
 
 
 class Outcome(NamedTuple):
-    """What became of one section.
+    """The outcome of one section.
 
     Attributes:
         row: Its row of the table.
-        is_new: Whether the work was done now, not before.
+        is_new: Whether the section was registered by this call, not an earlier one.
         error: Why there is no result, or nothing.
     """
 
@@ -106,7 +106,7 @@ class Outcome(NamedTuple):
 def register_batch(
     jobs: Sequence[Job], recipe: Recipe, out: str | Path, *, overwrite: bool = False, workers: int = 1
 ) -> Iterator[Outcome]:
-    """Register sections and yield, in their order, what became of each; finished sections are left alone.
+    """Register sections and yield their outcomes in order; finished sections are not repeated.
 
     If a section cannot be registered, for whatever reason, its outcome says why, and the next one follows. Sections on
     which another process is at work come last, when it has finished or died. The tables show all sections in `out`,
@@ -116,8 +116,8 @@ def register_batch(
         jobs: The sections to register.
         recipe: The reference, the network and the options.
         out: The folder of results.
-        overwrite: Replace results that were made in another way.
-        workers: The number of sections worked on at a time, each with its share of torch's threads.
+        overwrite: Replace results that were made with other settings.
+        workers: The number of sections processed at a time, each with its share of torch's threads.
 
     Raises:
         InputError: If nothing can be written, as on a full disk.
@@ -147,7 +147,7 @@ def _check_writable(out: Path) -> None:
 
 
 def _check_tables(out: Path) -> None:
-    """Raise an error where a file of the user's own would be replaced, or one that VisuAlign has saved."""
+    """Raise an error if a file of the user, or one saved by VisuAlign, would be replaced."""
     for name, words in (
         (TABLE, ",".join(_COLUMNS[:2])),
         (VISUALIGN, '"aligner": "atlalign '),
@@ -158,14 +158,15 @@ def _check_tables(out: Path) -> None:
         path = out / name
         if path.exists() and not (path.is_file() and words.encode() in path.read_bytes()[:_HEAD_BYTES]):
             raise InputError(
-                f"{path} is not as `atlalign register` wrote it: move it away, or choose another --out"
+                f"{path} was not written by `atlalign register`, or has changed since: move it away, or choose "
+                "another --out"
             )
 
 
 def _settled_first(
     outcomes: Iterable[tuple[Job, Outcome | None]],
 ) -> Iterator[tuple[Job, Outcome | None]]:
-    """Yield in their order; from the first section on that another process works on, only when all are tried."""
+    """Yield outcomes in order, but wait at the first section that another process works on until all were tried."""
     late: list[tuple[Job, Outcome | None]] = []
     for job, outcome in outcomes:
         if late or outcome is None:
@@ -180,12 +181,12 @@ def _settled_first(
 
 @contextmanager
 def _at_once(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """Yield a `map` whose calls are made by so many threads, among which torch's are divided.
+    """Yield a `map` that runs its calls in this many threads, which share torch's threads.
 
-    Half of a section's work has one thread only, which is why this is faster than all threads for each section in turn.
-    When something fails, calls that have not begun never will, and those that have are waited for.
+    Half of a section's work uses one thread only, so this is faster than all threads on one section at a time. After an
+    error, calls that have not started are cancelled, and running calls are awaited.
     """
-    # The BLAS of scipy would solve each small system of a triangulation with all threads, six times as slowly.
+    # scipy's BLAS would solve each small system of a triangulation with all threads, six times as slowly.
     with threadpool_limits(1, user_api="blas"):
         if workers == 1:
             yield map
@@ -202,7 +203,7 @@ def _at_once(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
 
 
 def _outcome(job: Job, recipe: Recipe, out: Path, *, overwrite: bool, wait: bool = False) -> Outcome | None:
-    """Return what became of one section; None if another process is at work on it, unless told to wait for that."""
+    """Return the outcome of one section; None if another process is working on it and `wait` is false."""
     try:
         return _registered(job, recipe, out, overwrite=overwrite, wait=wait)
     except LockedError:
@@ -220,7 +221,7 @@ def _outcome(job: Job, recipe: Recipe, out: Path, *, overwrite: bool, wait: bool
 
 
 def _registered(job: Job, recipe: Recipe, out: Path, *, overwrite: bool, wait: bool) -> Outcome:
-    """Return the outcome of one section, found or made; all that may go wrong with it is raised."""
+    """Return the outcome of one section, from earlier results or a new registration; all its errors are raised."""
     _check_job(job)
     name, recipe = file_name(job.name), recipe.of(job)
     folder = out / name
@@ -251,7 +252,9 @@ def _check_job(job: Job) -> None:
         raise InputError(job.problem)
     beside = (TABLE, VISUALIGN, LOG, CALLS, FAILURES, INDEX, CORRECTIONS, series.SERIES, series.SERIES_PLOT)
     if file_name(job.name) in beside:
-        raise InputError(f"its results would have the name of {job.name}: rename the image")
+        raise InputError(
+            f"the folder of its results would be called {job.name}, which is reserved: rename the image"
+        )
     if not is_file(job.path):
         what = "expected an image, found a folder of this name" if is_folder(job.path) else "no such file"
         raise InputError(f"{what} in {job.path.parent}")
@@ -265,7 +268,7 @@ def _failed(out: Path, job: Job, error: str) -> Outcome:
 
 
 def _write_traceback(path: Path, job: Job, error: Exception) -> None:
-    """Append what a report of the error needs; a log that cannot be written stops nothing."""
+    """Append the traceback and the details of an error to the log; if that fails, the batch continues."""
     head = f"{datetime.now().astimezone().isoformat(timespec='seconds')} atlalign {__version__}: {job.path}"
     text = "\n".join([head, *traceback.format_exception(error), ""])
     with suppress(OSError), path.open("a", encoding="utf-8") as log:
@@ -273,7 +276,7 @@ def _write_traceback(path: Path, job: Job, error: Exception) -> None:
 
 
 def _settings(job: Job, recipe: Recipe) -> dict[str, Any]:
-    """Return, as plain data and by name, what tells one result from another; all but the limits, which judge it."""
+    """Return, by name and as plain data, all settings that determine the result; the limits only judge it."""
     status = job.path.stat()
     of_image = {"file": job.path.name, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
     where = {
@@ -286,17 +289,17 @@ def _settings(job: Job, recipe: Recipe) -> dict[str, Any]:
 
 
 def _correction_settings(job: Job, correction: Correction) -> dict[str, Any]:
-    """Return what a person corrected, as one setting; none if nothing that changes the result."""
+    """Return the corrections as one setting; empty if they do not change the result."""
     found = changes(job, correction)
     return {} if found is None else {CORRECTION: found}
 
 
 def _former_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
-    """Return the record of the same work done before; None where it is to be done, as where a file is damaged."""
+    """Return the record of an identical earlier registration; None if there is no intact one."""
     if not folder.exists():
         return None
     former = _former_settings(folder)
-    # An option that did not exist then had its default, which is None.
+    # An option that did not exist at the time had its default, which is None.
     changed = {name for name in former | dict(settings) if former.get(name) != settings.get(name)}
     if former and not changed:
         with suppress(InputError):
@@ -307,17 +310,17 @@ def _former_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool
     if overwrite or not former or changed <= {CORRECTION}:
         _check_replaceable(folder)
         return None
-    said = sorted({_SAID.get(name, name) for name in changed})
+    names = sorted({_SAID.get(name, name) for name in changed})
     raise InputError(
-        f"{folder} holds results made with another {', '.join(said)}: choose another --out, or --overwrite"
+        f"{folder} holds results made with another {', '.join(names)}: choose another --out, or --overwrite"
     )
 
 
 def _former_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings of the results in a folder; none if their record is damaged.
+    """Return the settings of the results in a folder; empty if their record is damaged.
 
     Raises:
-        InputError: If there is something else in the folder.
+        InputError: If the folder contains other files.
     """
     if not (folder / RECORD).exists():
         _check_replaceable(folder)
@@ -329,7 +332,7 @@ def _former_settings(folder: Path) -> dict[str, Any]:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Raise an error where more than a former result would be lost."""
+    """Raise an error if more than earlier results would be lost."""
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file"}
     foreign = found - (_RESULTS if RECORD in found else set()) - _WORTHLESS
     if foreign:
@@ -368,18 +371,18 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
                 own = Anchoring(job.anchoring.vectors, transform.section.shape)
                 record["visualign"]["markers"] = job.points.as_markers(
                     own
-                )  # exact: they are all that was done
+                )  # exact, because the markers are the whole registration
         if found.registered.without_points is not None:
             found.registered.without_points.forward.write(unfinished / WITHOUT_POINTS)
         record["seconds"] = round(time.perf_counter() - start, 2)
         transform.save(unfinished, record)
         if folder.exists():
-            _check_replaceable(folder)  # much may have happened since it was looked at
+            _check_replaceable(folder)  # the folder may have changed since the first check
     return record
 
 
 def _measures(quality: Quality) -> dict[str, Any]:
-    """Return the measures as plain data; None for those that are no numbers, which JSON cannot hold."""
+    """Return the measures as plain data; None replaces NaN, which JSON cannot store."""
     return {name: None if value != value else value for name, value in asdict(quality).items()}
 
 
@@ -436,7 +439,7 @@ def _write_tables(out: Path) -> None:
 
 
 def _records(folders: Iterable[Path]) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
-    """Return the records of whole results by the names of their folders, and rows for the damaged ones."""
+    """Return the records of complete results by folder name, and table rows for the damaged ones."""
     whole, damaged = {}, []
     for folder in folders:
         try:
@@ -448,7 +451,7 @@ def _records(folders: Iterable[Path]) -> tuple[dict[str, dict[str, Any]], list[d
 
 
 def _numbered(slices: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return entries of VisuAlign by their numbers, or numbered anew: without a list each call begins at 1."""
+    """Return VisuAlign's entries by number; duplicate numbers are replaced, since calls without a list count from 1."""
     if len({entry["nr"] for entry in slices}) == len(slices):
         return sorted(slices, key=lambda entry: int(entry["nr"]))
     return [{**entry, "nr": number} for number, entry in enumerate(slices, start=1)]
@@ -474,7 +477,7 @@ def _row(out: Path, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _review(out: Path, name: str) -> dict[str, Any]:
-    """Return a person's verdict on a section, and the note."""
+    """Return the user's verdict on a section, and the note."""
     try:
         return read_review(out, name)._asdict()
     except InputError as error:

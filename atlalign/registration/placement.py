@@ -22,12 +22,13 @@ from atlalign.registration.jobs import Job
 from atlalign.registration.options import Options, Placing
 from atlalign.registration.references import Reference, bright_tissue, in_words
 
-# The section is shrunk to at least so many times the network's resolution before it is sampled.
+# The section is shrunk to at least this many times the network's resolution before it is sampled.
 _OVERSAMPLING = 2
-# How much of the reference's area an image may show: a wrong unit is off by more, and asks for a huge registered image.
+# The ratio of the image's area to the reference's. A wrong unit exceeds these bounds and would produce a huge
+# registered image.
 _LEAST_SHARE, _LARGEST_SHARE = 0.01, 100.0
 _LARGEST_ASPECT = 10.0
-# Pixels, and the share of a Gaussian that must lie on visible ones.
+# In pixels, and the share of a Gaussian that must lie on visible pixels.
 _SIGMAS, _ENOUGH = (2, 4, 8, 16, 32, 64, 128), 0.15
 
 
@@ -35,11 +36,12 @@ _SIGMAS, _ENOUGH = (2, 4, 8, 16, 32, 64, 128), 0.15
 
 
 class Section(NamedTuple):
-    """An image ready to be placed.
+    """A section's image, ready for placement.
 
     Attributes:
         grey: (h', w') in [0, 1], bright tissue on a ground of 0.
-        scale: How many pixels of the image one of `grey` covers, along x and y: pixel k lies at `scale·(k + ½) − ½`.
+        scale: The number of image pixels that one pixel of `grey` covers, along x and y: pixel k lies at `scale·(k + ½)
+            − ½`.
         shape: The image's (h, w).
         pixel_um: The pixel size of the image, if known.
         background: The brightness of the slide in the image.
@@ -71,11 +73,11 @@ def read_section(
     """Return an image in grey, with bright tissue on a ground of 0.
 
     Args:
-        image: In grey or colour; of a pyramid, the smallest level that serves is read.
-        image_shape: The network's (H, W): much more is not kept.
+        image: In grey or colour; from a pyramid, the smallest sufficient level is read.
+        image_shape: The network's (H, W), which limits the resolution that is kept.
         background: Brightness of the slide; auto detects it.
         name: For messages.
-        ignored: Tissue that is replaced by what lies around it.
+        ignored: Tissue to replace by its surroundings.
 
     Raises:
         InputError: If the image shows nothing.
@@ -93,7 +95,7 @@ def read_section(
 
 
 def _from_around(grey: Tensor, hidden: Tensor) -> Tensor:
-    """Return an image (h, w) with hidden parts as bright as what lies around them: a hole would pull its rim.
+    """Return an image (h, w) with hidden parts filled from their surroundings; a hole would attract its rim.
 
     Each hidden pixel takes the mean of the visible ones under the narrowest Gaussian that reaches enough of them.
     """
@@ -113,7 +115,7 @@ def _from_around(grey: Tensor, hidden: Tensor) -> Tensor:
 
 
 def unread_section(image: Scene, image_shape: tuple[int, int]) -> Section:
-    """Return an image in grey between its darkest and its brightest pixel, whatever it shows."""
+    """Return an image in grey, scaled from its darkest to its brightest pixel, whatever it shows."""
     view, factor = _view(image, image_shape)
     grey = shrink_to_grey(view.pixels, factor)
     grey = (grey - grey.min()) / (grey.max() - grey.min()).clamp(min=1e-6)
@@ -121,7 +123,7 @@ def unread_section(image: Scene, image_shape: tuple[int, int]) -> Section:
 
 
 def _view(scene: Scene, image_shape: tuple[int, int]) -> tuple[Overview, int]:
-    """Return the image at a level that serves the network's (H, W), and the factor by which to shrink that."""
+    """Return the image at a sufficient level for the network's (H, W), and the factor by which to shrink that level."""
     view = overview(scene, (_OVERSAMPLING * image_shape[0], _OVERSAMPLING * image_shape[1]))
     height, width = view.pixels.shape[:2]
     return view, max(1, min(height // image_shape[0], width // image_shape[1]) // _OVERSAMPLING)
@@ -139,11 +141,11 @@ class Placement(NamedTuple):
     """The position of a section on its reference before the network moves it.
 
     Attributes:
-        matrix: (2, 3), which takes pixels of the reference grid to pixels of the section's image.
-        pixel_um: The size of the section's pixels.
+        matrix: (2, 3), maps pixels of the reference grid to pixels of the section's image.
+        pixel_um: The section's pixel size.
         pixel_size_from: The source of the pixel size: file, user, or the kind of placement that implies it.
         placed_by: anchoring, scale, fit or stretch.
-        turn: How far the image was turned, counter-clockwise in degrees; beyond what an anchoring does.
+        turn: The turn of the image, counter-clockwise in degrees, beyond the turn in an anchoring.
     """
 
     matrix: Matrix
@@ -167,18 +169,19 @@ def place(
 
     Args:
         section: The image.
-        reference: What it will be registered to.
-        by: anchoring: where the anchoring puts it; scale: at the size that its pixels have, the centres of tissue on
-            one another; fit: the same at the size at which both tissues spread as far; stretch: corner on corner;
-            auto: the first of these that is possible.
-        anchoring: Of the image, or of a smaller or larger scan of it.
-        pixel_size_um: The size of the section's pixels; None takes the file's word.
-        mirrored: The image shows the right of the reference at its left; an atlas has the left of the brain there.
+        reference: The reference.
+        by: anchoring: as the anchoring defines; scale: at the scale given by the pixel size, with the centres of tissue
+            aligned; fit: the same, at the scale at which both tissues have the same extent; stretch: corner to corner;
+            auto: the first of anchoring, scale and fit that is possible.
+        anchoring: The anchoring of the image, or of a smaller or larger scan of it.
+        pixel_size_um: The section's pixel size; None means the value in the file.
+        mirrored: The image shows the right side of the reference at its left; in an atlas, the left of the brain is
+            left.
         turn: The counter-clockwise turn in degrees that makes the image upright.
 
     Raises:
-        InputError: If what `by` needs is not there, the image shows no tissue, its pixels cannot have their size, or it
-            has other proportions than the image that was anchored.
+        InputError: If `by` needs information that is missing, the image shows no tissue, its pixel size is implausible,
+            or its proportions differ from those of the anchored image.
     """
     known = section.pixel_um if pixel_size_um is None else (pixel_size_um, pixel_size_um)
     if known is not None:
@@ -217,7 +220,7 @@ def place_job(section: Section, reference: Reference, job: Job, options: Options
 def turned(placement: Placement, reference: Reference, degrees: float) -> Placement:
     """Return the placement of the section turned counter-clockwise about the centre of the reference's tissue.
 
-    The section turns as it lies in its image: of a mirrored one, the opposite way on the reference.
+    The turn is counter-clockwise in the section's own image; on the reference, a mirrored section turns the other way.
     """
     is_mirrored = np.linalg.det(placement.matrix[:, :2]) < 0
     about = _about_tissue(placement, reference, _clockwise(-degrees if is_mirrored else degrees))
@@ -239,21 +242,21 @@ def _about_tissue(placement: Placement, reference: Reference, of_um: Matrix) -> 
 
 
 def _clockwise(degrees: float) -> Matrix:
-    """Return the matrix (2, 2) that turns points (x, y) clockwise, as y points down."""
+    """Return the matrix (2, 2) that turns points (x, y) clockwise, with y pointing down."""
     cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     return np.array([[cosine, -sine], [sine, cosine]])
 
 
 def _check_size(pixel_um: PixelSize, shape: tuple[int, int], reference: Grid, source: str) -> None:
-    """Raise an error unless an image (h, w) with such pixels, which `source` gives, can lie on the reference."""
+    """Raise an error unless the size of an image (h, w) with this pixel size, from `source`, suits the reference."""
     share = (
         math.prod(shape) * math.prod(pixel_um) / math.prod(reference.shape) / math.prod(reference.pixel_um)
     )
     plausible = min(pixel_um) > 0 and max(pixel_um) <= _LARGEST_ASPECT * min(pixel_um)
     if not (plausible and _LEAST_SHARE <= share <= _LARGEST_SHARE):
         raise InputError(
-            f"expected pixels of a size at which the image shows {_LEAST_SHARE:g} to {_LARGEST_SHARE:g} times the "
-            f"reference's area, no side {_LARGEST_ASPECT:g} times the other ({source}), got {in_words(pixel_um)}"
+            f"expected a pixel size ({source}) at which the image covers {_LEAST_SHARE:g} to {_LARGEST_SHARE:g} times "
+            f"the reference's area, with no side over {_LARGEST_ASPECT:g} times the other, got {in_words(pixel_um)}"
         )
 
 
@@ -266,13 +269,13 @@ def _anchored(section: Section, reference: Reference, anchoring: Anchoring | Non
 
 
 def _turned(shape: tuple[int, int], mirrored: bool, turn: float) -> Matrix:
-    """Return the map (2, 3) from pixels of the upright image to those of the image (h, w), turned by n · 90°."""
+    """Return the map (2, 3) from pixels of the upright image to pixels of the image (h, w), turned by n · 90°."""
     if turn % 90:
         raise InputError(f"--turn: expected a multiple of 90° with --place stretch, got {turn:g}")
     matrix = homogeneous(np.eye(2, 3))
     height, width = shape
     for _ in range(round(turn / 90) % 4):
-        # Pixel (x, y) of the turned image is what was at (w − 1 − y, x).
+        # Pixel (x, y) of the turned image comes from (w − 1 − y, x).
         matrix = matrix @ np.array([[0, -1, width - 1], [1, 0, 0], [0, 0, 1.0]])
         height, width = width, height
     if mirrored:
@@ -281,14 +284,14 @@ def _turned(shape: tuple[int, int], mirrored: bool, turn: float) -> Matrix:
 
 
 def _stretched(shape: tuple[int, int], onto: tuple[int, int], turned: Matrix) -> Matrix:
-    """Return the placement, corner on corner, of a section whose upright image `turned` takes to the image."""
+    """Return the placement, corner to corner, of a section; `turned` maps its upright image to the image."""
     height, width = shape if turned[0, 0] else shape[::-1]
     scale = np.array([width - 1, height - 1]) / (np.array(onto[::-1]) - 1)
     return turned @ homogeneous(np.column_stack([np.diag(scale), (0, 0)]))
 
 
 def _size_um(section: Section, reference: Reference, by: Placing, pixel_um: PixelSize | None) -> PixelSize:
-    """Return the size of the section's pixels: the known one, or that at which both tissues spread as far."""
+    """Return the section's pixel size: the known one, or the size at which both tissues have the same extent."""
     if by == "fit":
         _, spread = _moments(bright_tissue(section.grey), np.array(section.scale))
         _, spread_um = _moments(reference.tissue, np.array(reference.grid.pixel_um))
@@ -296,7 +299,7 @@ def _size_um(section: Section, reference: Reference, by: Placing, pixel_um: Pixe
         return size, size
     if pixel_um is None:
         raise InputError(
-            "--place scale: expected the size of the section's pixels, which the file does not say"
+            "--place scale: expected the section's pixel size, but the file has none: set --pixel-size-um"
         )
     return pixel_um
 
@@ -304,7 +307,7 @@ def _size_um(section: Section, reference: Reference, by: Placing, pixel_um: Pixe
 def _centred(
     section: Section, reference: Reference, pixel_um: PixelSize, mirrored: bool, turn: float
 ) -> Matrix:
-    """Return the placement with the centres of tissue on one another."""
+    """Return the placement with the centres of both tissues aligned."""
     centre, _ = _moments(bright_tissue(section.grey), np.ones(2))
     centre = apply_affine(invert_affine(section.to_grey), centre[None])[0]
     reference_centre, _ = _moments(reference.tissue, np.ones(2))
@@ -314,7 +317,7 @@ def _centred(
 
 
 def _moments(mask: Tensor, pixel: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Return the centre (x, y) of a mask in pixels, and how far it spreads: the geometric mean of both axes'."""
+    """Return the centre (x, y) of a mask in pixels, and its extent, the geometric mean of both axes' spread."""
     y, x = torch.nonzero(mask, as_tuple=True)
     if len(x) < 3:
         raise InputError("expected tissue, found none")
@@ -324,19 +327,19 @@ def _moments(mask: Tensor, pixel: NDArray[np.float64]) -> tuple[NDArray[np.float
 
 
 def _implied_pixel_um(matrix: Matrix, grid: Grid) -> PixelSize:
-    """Return the size of the section's pixels, where the reference's are known."""
+    """Return the section's pixel size that follows from the reference's."""
     to_um = np.diag(grid.pixel_um) @ np.linalg.inv(matrix[:, :2])
     x, y = np.linalg.norm(to_um, axis=0)
     return float(x), float(y)
 
 
 def antialiased(section: Section, placement: Placement) -> Section:
-    """Return a section without the detail that is lost where it is placed; other places of its scale need no more."""
+    """Return a section without the detail that its placement loses; other places at the same scale need no more."""
     return section._replace(grey=_antialiased(section.grey, _pixels_per_pixel(section, placement)))
 
 
 def placed_image(section: Section, placement: Placement, shape: tuple[int, int]) -> Tensor:
-    """Return the section (1, 1, H, W) as it lies on the reference; beyond its border there is ground."""
+    """Return the section (1, 1, H, W) placed on the reference; beyond its border there is background."""
     return sampled_image(antialiased(section, placement), placement, shape)
 
 
@@ -349,7 +352,7 @@ def sampled_image(section: Section, placement: Placement, shape: tuple[int, int]
 
 
 def placed_ignored(section: Section, placement: Placement, shape: tuple[int, int]) -> Tensor | None:
-    """Return the ignored tissue (1, 1, H, W) as it lies on the reference: above 0 where there is any; None without."""
+    """Return the ignored tissue (1, 1, H, W) on the reference, above 0 where there is any; None if there is none."""
     if section.ignored is None:
         return None
     return sampled_image(section._replace(grey=section.ignored), placement, shape)
@@ -365,7 +368,7 @@ def _pixels_per_pixel(section: Section, placement: Placement) -> float:
 
 
 def _antialiased(image: Tensor, factor: float) -> Tensor:
-    """Return an image (h, w) without what is lost when only each `factor`-th pixel is looked at."""
+    """Return an image (h, w) without the detail that is lost when only each `factor`-th pixel is sampled."""
     if factor <= 1:
         return image
     from scipy.ndimage import gaussian_filter
