@@ -644,7 +644,7 @@ def test_an_image_of_another_ending_is_named_and_not_taken(tmp_path):
         (tmp_path / name).touch()
     (section,) = read_list(write(tmp_path / "l.json", entry(UPRIGHT, filename="C:\\x\\a.png")))
     assert section.path == tmp_path / "a.png"
-    assert section.missing.startswith(f"no such file in {tmp_path}, nor 'C:\\x\\a.png'; a.tif is there")
+    assert section.missing.startswith(f"no such file in {tmp_path}, nor 'C:\\x\\a.png', but a.tif exists")
 
 
 def test_images_may_lie_in_another_folder_than_their_list(tmp_path):
