@@ -1,16 +1,16 @@
-"""The ground of an image: which of its pixels show no tissue, and how bright the slide is at each.
+"""The background of an image: which pixels show no tissue, and how bright the slide is at each pixel.
 
-*Ground* is what surrounds the tissue: the slide in bright field, haze or a camera's offset in fluorescence. It is found
-on a thumbnail, from the image alone, in four steps:
+The *ground* of an image is the background around the tissue: the slide in bright field, haze or a camera's offset in
+fluorescence. It is found on a thumbnail, from the image alone, in four steps:
 
-1. Anything that no microscope saw is left out: a frame, or the corners of a turned canvas. Such a *void* is a piece of
+1. Areas that no microscope saw are excluded: a frame, or the corners of a turned canvas. Such a *void* is a piece of
    one value at the image's border, with straight edges and an even ground beyond them.
-2. Along the rim of the rest, the ground is the quadratic surface that most pixels agree with. Tissue that touches
-   the rim does not agree. The surface follows vignetting and uneven light; an even ground is a constant. Where nearly
-   all of the rim is ground, the surface may be of fourth order.
-3. The ground is bright where the tissue is darker than this surface, and dark where it is brighter. How bright the
-   ground itself is does not matter.
-4. Of a section with solid tissue, two kinds of things are *foreign*, and left out as well: small spots and pieces that
+2. Along the remaining rim, the ground is the quadratic surface that most pixels agree with. Tissue that touches the
+   rim does not agree. The surface follows vignetting and uneven light; an even ground is a constant. If nearly all of
+   the rim is ground, the surface may be of fourth order.
+3. The ground is bright if the tissue is darker than this surface, and dark if it is brighter. The brightness of the
+   ground itself does not matter.
+4. In a section with solid tissue, two kinds of objects are *foreign* and excluded as well: small spots and pieces that
    are much brighter than this tissue (dust, paper labels), and thin pieces apart from it (outlines of bubbles).
 """
 
@@ -28,35 +28,33 @@ from atlalign.io.pixels import Background, Floats, Mask
 _THUMBNAIL_PX = 256  # its longer side is at most this long
 RIM_PX = 3  # of the thumbnail
 _BLURRED_PX = 2  # of the thumbnail: the edge of a void is a mixture
-_STRAIGHT = (
-    0.6  # 1 for the outline of a rectangle; at most 0.45 was seen for outlines that are not all straight
-)
+_STRAIGHT = 0.6  # 1 for the outline of a rectangle; others reached at most 0.45
 _LARGEST_VOID = 0.65  # of the area; around an image turned by 45° it is 0.5
-_SOLID_SHARE = 0.02  # of the longer side: tissue that a square of this side fits into is solid
-_MUCH_BRIGHTER = 2.5  # times the brightest solid tissue; at most 2.0 was seen of cell layers that are thin
+_SOLID_SHARE = 0.02  # of the longer side: tissue that contains a square of this side is solid
+_MUCH_BRIGHTER = 2.5  # times the brightest solid tissue; thin cell layers reached at most 2.0
 _NEARLY_ALL = 0.95  # of the rim
-WHITE_PERCENTILE = 99.9  # the percentile of tissue that becomes 1: above are hot pixels and dust
-# Differences of intensity, as shares of the thumbnail's range.
+WHITE_PERCENTILE = 99.9  # the percentile of tissue that becomes 1: hot pixels and dust are brighter
+# Differences of intensity, as fractions of the thumbnail's range.
 _SAME = 0.01  # pixels of a void differ by less
 _TEXTURE = 0.03  # ground varies by less from pixel to pixel
-_OFF_GROUND = 0.05  # what differs by more from the ground is tissue
+_OFF_GROUND = 0.05  # pixels that differ by more from the ground are tissue
 _EVEN = 0.02  # a ground that varies by less along the rim is a constant
 _FIT_SCALES = (0.3, 0.15, 0.08, 0.04, 0.02, 0.02, 0.02)  # of the weights, from step to step
 
 
 class Ground(NamedTuple):
-    """The ground of an image (h, w).
+    """Ground of an image (h, w).
 
     Attributes:
         coefficients: (6,) or (15,), of the first terms in `_POWERS`, with x and y from -1 to 1 between the outermost
             pixels' centres.
         level: The median of the ground along the rim.
         is_bright: Tissue is darker than the ground.
-        clarity: 1 if all of the rim shows ground, and all that is off it is on one side; 0 if the user denies it.
+        clarity: 1 if the whole rim shows ground and tissue differs from it in one direction; 0 if overridden.
         has_tissue: Something differs from the ground.
         seen: (h', w'), the pixels of the thumbnail that show ground.
         void: (h', w'), the pixels of the thumbnail that show nothing.
-        foreign: (h', w'), the pixels of the thumbnail that show dust and the like.
+        foreign: (h', w'), the pixels of the thumbnail that show dust and similar objects.
         factor: Each pixel of the thumbnail is the mean of `factor`² pixels of the image.
     """
 
@@ -72,11 +70,11 @@ class Ground(NamedTuple):
 
     @property
     def is_nothing(self) -> bool:
-        """Whether the image shows bright tissue on a ground of 0 already."""
+        """Whether the image already shows bright tissue on a ground of 0."""
         return not (self.is_bright or self.coefficients.any() or self.void.any())
 
     def surface(self, shape: tuple[int, int]) -> Tensor:
-        """Return how bright the ground is at each pixel (h, w) of the image."""
+        """Return the brightness of the ground at each pixel (h, w) of the image."""
         if not self.coefficients[1:].any():
             return torch.full(shape, float(self.coefficients[0]))
         of_powers = torch.zeros(5, 5)
@@ -86,7 +84,7 @@ class Ground(NamedTuple):
         return y @ of_powers @ x.T
 
     def in_full(self, mask: Mask, shape: tuple[int, int]) -> Tensor:
-        """Return a mask of the thumbnail as one (h, w) of the image."""
+        """Return a mask of the thumbnail as a mask (h, w) of the image."""
         rows, columns = (
             np.minimum(np.arange(size) // self.factor, thumbnail_size - 1)
             for size, thumbnail_size in zip(shape, mask.shape, strict=True)
@@ -95,12 +93,12 @@ class Ground(NamedTuple):
 
 
 def find_ground(image: Tensor, background: Background = "auto") -> Ground:
-    """Return the ground of an image (h, w) in grey, in whatever units.
+    """Return the ground of a grey image (h, w), in any units.
 
     Args:
         image: The section on its slide.
-        background: bright or dark overrides what is detected. If the rim shows the opposite, the rim is not ground,
-            and the brightest or darkest pixels of the image are.
+        background: bright or dark overrides detection. If the rim shows the opposite, the rim is not ground, and the
+            brightest or darkest pixels of the image are.
     """
     thumbnail, factor = _thumbnail(image)
     scale = _range(thumbnail)
@@ -141,7 +139,7 @@ def thumbnail_factor(shape: Sequence[int]) -> int:
 
 
 def _range(image: Floats) -> float:
-    """Return the range of an image's intensities without outliers, where there is any."""
+    """Return the range of an image's intensities without outliers, if it has any range."""
     low, high = np.percentile(image, [0.5, 99.5])
     return float(high - low) or float(np.ptp(image)) or 1.0
 
@@ -158,7 +156,7 @@ def _grown(mask: Mask, by_px: int) -> Mask:
 
 
 def _find_void(image: Floats, scale: float) -> Mask:
-    """Return which pixels show nothing, with those at the edge of such pieces, which show a mixture."""
+    """Return the mask of pixels that show nothing, including the mixed pixels at their edges."""
     void = np.zeros(image.shape, dtype=bool)
     for value in _frequent_at_border(image, scale):
         piece = _at_border(np.abs(image - value) <= _SAME * scale)
@@ -189,12 +187,12 @@ def _at_border(mask: Mask) -> Mask:
 
 
 def _straightness(mask: Mask) -> float:
-    """Return 1 if a mask's outline has two directions at right angles to each other, 0 if it has all alike."""
+    """Return 1 if a mask's outline has two perpendicular directions, 0 if all directions are equally frequent."""
     along_y, along_x = np.gradient(ndimage.gaussian_filter(mask.astype(float), 2, mode="nearest"))
     normals = along_x + 1j * along_y
     lengths = np.abs(normals)
     sloping = lengths > 1e-6
-    # The fourth power takes directions that differ by 90° to the same one.
+    # The fourth power maps directions that differ by 90° to the same one.
     turned = normals[sloping] ** 4 / lengths[sloping] ** 3
     return float(np.abs(turned.sum()) / max(float(lengths.sum()), 1e-6))
 
@@ -215,10 +213,12 @@ def _is_beside_ground(piece: Mask, value: float, image: Floats, scale: float) ->
 
 
 def _foreign(strength: Floats, off_ground: Mask) -> Mask:
-    """Return what of the pixels off the ground is no tissue; nothing where tissue is not solid, as of scattered cells.
+    """Return the mask of foreign objects among the pixels off the ground; empty if tissue is not solid.
+
+    Scattered cells are an example of such tissue.
 
     Args:
-        strength: (h, w), how far off the ground each pixel is.
+        strength: (h, w), each pixel's difference from the ground.
         off_ground: (h, w).
     """
     side_px = max(2, round(_SOLID_SHARE * max(strength.shape)))
@@ -250,9 +250,10 @@ def _terms(shape: tuple[int, ...], count: int) -> Floats:
 
 
 def _fit(image: Floats, rim: Mask, valid: Mask, scale: float) -> Floats:
-    """Return the coefficients of the surface that most of the rim agrees with, and that tissue lies on one side of.
+    """Return the coefficients of the surface that most of the rim agrees with, with tissue on one side only.
 
-    Tissue that fills most of the rim is a surface that many agree with, but ground and other tissue lie on both sides.
+    If tissue fills most of the rim, many pixels agree on the tissue's surface, but ground and other tissue lie on both
+    sides of it.
     """
     terms = _terms(image.shape, _QUADRATIC)
     of_rim, values = terms[rim], image[rim]
@@ -274,9 +275,9 @@ def _fit(image: Floats, rim: Mask, valid: Mask, scale: float) -> Floats:
 
 
 def _uneven(image: Floats, coefficients: Floats, rim: Mask, valid: Mask, scale: float) -> Floats:
-    """Return the fit to all ground of the image, which the rim alone gives away only roughly.
+    """Return the fit to all ground of the image, which the rim alone determines only roughly.
 
-    It is of fourth order if nearly all of the rim agrees with it, and clearly more than with the quadratic one.
+    It is of fourth order if nearly all of the rim agrees with it, and clearly more than with the quadratic fit.
     """
     quadratic = _refit(image, _terms(image.shape, _QUADRATIC), coefficients, valid, scale)
     terms = _terms(image.shape, _QUARTIC)
@@ -300,7 +301,7 @@ def _refit(image: Floats, terms: Floats, coefficients: Floats, valid: Mask, scal
 
 
 def _robust(terms: Floats, values: Floats, scale: float, start: Floats, widths: tuple[float, ...]) -> Floats:
-    """Return the fit to the values that lie near it: each step looks less far (Geman & McClure's weights)."""
+    """Return the fit to the values near it; each step reduces the reach (Geman & McClure's weights)."""
     coefficients = start
     for width in widths:
         weights: Floats = 1 / (1 + ((values - terms @ coefficients) / (width * scale)) ** 2)
@@ -314,6 +315,6 @@ def _least_squares(terms: NDArray[Any], values: NDArray[Any]) -> Floats:
 
 
 def _one_sidedness(residual: Floats) -> float:
-    """Return 1 if all that is off the ground is brighter, -1 if all is darker, 0 if both are alike."""
+    """Return 1 if everything off the ground is brighter, -1 if everything is darker, 0 if both are equally strong."""
     off = residual[np.abs(residual) > _OFF_GROUND]
     return float(off.sum() / max(float(np.abs(off).sum()), 1e-6))

@@ -1,4 +1,4 @@
-"""Intensities of a section: the slide taken off, so that bright tissue lies on a ground of 0."""
+"""Intensities of a section: the slide is removed, so that bright tissue lies on a background of 0."""
 
 from typing import Any, NamedTuple
 
@@ -11,19 +11,17 @@ from atlalign.io.ground import RIM_PX, WHITE_PERCENTILE, Ground, find_ground, th
 from atlalign.io.images import LUMA, shrink_to_grey
 from atlalign.io.pixels import Background, Mask
 
-_DARKEST_COLOR = 0.1  # of the brightest channel of a slide: a channel without light would be all noise
-_NOISE = 4.0  # standard deviations of the ground's noise: less is no tissue
-_CLEAR = (
-    0.5  # at least 0.7 was seen of sections that touch two borders, at most 0.33 of those that fill the image
-)
+_DARKEST_COLOR = 0.1  # of the brightest channel of a slide: a channel without light would be pure noise
+_NOISE = 4.0  # standard deviations of the ground's noise: smaller differences are not tissue
+_CLEAR = 0.5  # sections at two borders reached at least 0.7, those that fill the image at most 0.33
 
 
 class Tissue(NamedTuple):
-    """A section as bright tissue on a ground of 0.
+    """A section as bright tissue on a background of 0.
 
     Attributes:
         image: (h, w) in [0, 1].
-        background: What the ground was before: bright or dark.
+        background: The original background: bright or dark.
     """
 
     image: Tensor
@@ -33,16 +31,16 @@ class Tissue(NamedTuple):
 def tissue_of(
     pixels: NDArray[Any], *, factor: int = 1, background: Background = "auto", name: str = "section"
 ) -> Tissue:
-    """Return the section in an image, whatever the depth, exposure and colour of the image and its slide.
+    """Return the section in an image, for any depth, exposure and colour of the image and its slide.
 
     Args:
         pixels: (h, w) or (h, w, 3).
-        factor: As `shrink_to_grey` has it.
+        factor: As in `shrink_to_grey`.
         background: Brightness of the slide; auto detects it.
         name: For messages.
 
     Raises:
-        InputError: If the image shows nothing but ground, or too little ground to detect what it is.
+        InputError: If the image shows only background, or too little background to detect its brightness.
     """
     grey = shrink_to_grey(pixels, factor, _white_balance(pixels, background))
     if float(grey.max() - grey.min()) == 0:
@@ -50,17 +48,17 @@ def tissue_of(
     ground = find_ground(grey, background)
     tissue = _without(grey, ground)
     if not tissue.image.any():
-        raise InputError(f"{name}: expected a section, found an even ground and nothing on it")
+        raise InputError(f"{name}: expected a section, found nothing but background")
     if background == "auto" and ground.clarity < _CLEAR:
         raise InputError(
-            f"{name}: expected bare ground along the image's border, found tissue along most of it: crop the image "
-            "less, or say whether the ground is bright or dark (--background)"
+            f"{name}: expected background along the image's border, found tissue along most of it: crop the image "
+            "less, or set --background to bright or dark"
         )
     return tissue
 
 
 def on_dark_ground(grey: Tensor, background: Background = "auto") -> Tissue:
-    """Return the section in an image (h, w) in grey, in whatever units; all 0 if there is none.
+    """Return the section in a grey image (h, w), in any units; all 0 if there is none.
 
     The 99.9th percentile of its tissue becomes 1.
     """
@@ -73,7 +71,7 @@ def _without(grey: Tensor, ground: Ground) -> Tissue:
 
 
 def _white_balance(pixels: NDArray[Any], background: Background) -> NDArray[np.float32]:
-    """Return the weights of channels in grey that make a bright slide colourless; of a dark one those of `LUMA`."""
+    """Return the channel weights that make a bright slide colourless in grey; for a dark slide, those of `LUMA`."""
     if pixels.ndim == 2:
         return LUMA
     small, ground = _small_with_ground(pixels, background)
@@ -91,7 +89,7 @@ def slide_color(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 def hide(pixels: NDArray[Any], mask: Mask, background: Background = "auto") -> NDArray[Any]:
-    """Return an image with the slide's colour in place of masked pixels, whatever these show.
+    """Return an image with masked pixels replaced by the slide's colour.
 
     Args:
         pixels: (h, w) or (h, w, 3).
@@ -126,8 +124,8 @@ def _color(small: NDArray[Any], ground: Ground) -> NDArray[Any]:
 def without_ground(image: Tensor, ground: Ground) -> Tensor:
     """Return an image (h, w) as bright tissue on a ground of 0, in no particular unit.
 
-    Of a bright ground that is the share of its light that is missing, of a dark one the light that is added. The
-    ground's noise, whose mean would be haze, is taken off as well.
+    On a bright ground, the value is the fraction of missing light; on a dark one, the added light. The ground's noise,
+    whose mean would look like haze, is subtracted as well.
     """
     shape = (int(image.shape[0]), int(image.shape[1]))
     surface = ground.surface(shape)
@@ -139,7 +137,7 @@ def without_ground(image: Tensor, ground: Ground) -> Tensor:
 
 
 def to_unit_range(image: Tensor, name: str = "image") -> Tensor:
-    """Return an image (h, w) in [0, 1]: the 99.9th percentile of what is above 0 becomes 1.
+    """Return an image (h, w) in [0, 1]: the 99.9th percentile of the values above 0 becomes 1.
 
     Raises:
         InputError: If no intensity is above 0.

@@ -1,4 +1,4 @@
-"""What the readers of image files have in common."""
+"""Definitions shared by the readers of image files."""
 
 import logging
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from atlalign.errors import InputError
 log = logging.getLogger("atlalign.io.images")
 
 PixelSize = tuple[float, float]
-"""Of one pixel along x and y, in µm."""
+"""The size of one pixel along x and y, in µm."""
 Background = Literal["auto", "bright", "dark"]
-"""The empty slide; auto detects it."""
+"""The brightness of the empty slide; auto detects it."""
 Mask = NDArray[np.bool_]
 """Which pixels (h, w) of an image."""
 Floats = NDArray[np.float64]
@@ -34,7 +34,7 @@ def check_index(what: str, index: int, count: int) -> None:
 
 
 def upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Return an image (h, w, …) as viewers show it, by the orientation 1 to 8 of EXIF and TIFF; others leave it."""
+    """Return an image (h, w, …) as viewers show it, by its EXIF or TIFF orientation; only 1 to 8 have an effect."""
     if orientation in (5, 6, 7, 8):
         array = array.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
