@@ -1,1 +1,1 @@
-"""What an atlas is, and where a section lies in one."""
+"""Atlases, and the position of a section in one."""

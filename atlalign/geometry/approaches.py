@@ -1,4 +1,4 @@
-"""Fields of named kinds, from the numbers and arrays that a user gives."""
+"""Fields of named kinds, made from a user's numbers and arrays."""
 
 import inspect
 from collections.abc import Callable, Mapping

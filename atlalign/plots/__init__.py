@@ -1,4 +1,4 @@
-"""Everything that is drawn: registrations, fields, runs, evaluations and slides."""
+"""All drawing: registrations, fields, runs, evaluations and slides."""
 
 from atlalign.plots.charts import (
     Course,

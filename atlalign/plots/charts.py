@@ -1,4 +1,4 @@
-"""Values of methods and series of sections, as charts on pages."""
+"""Charts for pages: values of methods, and series of sections."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ def level_figure(
 
 
 class Course(NamedTuple):
-    """A quantity along an axis: its name, its colour such as #bfdae3 or "", and its values."""
+    """A quantity along an axis.
+
+    Its name, its colour such as #bfdae3 (or ""), and its values.
+    """
 
     name: str
     color: str
@@ -69,7 +72,7 @@ class Course(NamedTuple):
 def series_figure(
     positions_mm: Sequence[float], areas_mm2: Sequence[Course], marked_mm: Sequence[float]
 ) -> Figure:
-    """Draw the areas of regions along the axis of the brain; vertical bars mark the sections to look at."""
+    """Draw the areas of regions along the axis of the brain; vertical bars mark the sections to check."""
     figure, axes = empty_chart(height=3.6)
     for position in marked_mm:
         axes.axvline(position, color=_MARK_COLOR, linewidth=5, alpha=0.35, zorder=0)
@@ -86,7 +89,7 @@ def series_figure(
 def located_figure(
     sections: Mapping[str, Sequence[tuple[float, float]]], placed: Sequence[tuple[float, float]]
 ) -> Figure:
-    """Draw positions in mm over section numbers: points of sections by kind, and the line on which they are placed."""
+    """Draw positions in mm over section numbers: the sections by kind, and the line on which they are placed."""
     figure, axes = empty_chart(height=2.8)
     number, position = zip(*sorted(placed), strict=True)
     axes.plot(number, position, "-", color=PAGE_COLOR, linewidth=1, label="as placed")
@@ -100,7 +103,7 @@ def located_figure(
 
 
 def curve_figure(position_mm: Sequence[float], likeness: Sequence[float], placed_mm: float) -> Figure:
-    """Draw how like the planes along the axis a section is, and where it is placed."""
+    """Draw a section's likeness to the planes along the axis, and its position."""
     figure, axes = empty_chart(height=1.6)
     axes.plot(position_mm, likeness, "-", color=method_colors(["likeness"])[0])
     axes.axvline(placed_mm, color=PAGE_COLOR, linewidth=1, linestyle="--")

@@ -1,4 +1,4 @@
-"""One displacement field."""
+"""Plots of one displacement field."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GRID_LINES = 16
 
 
 def draw_grid(axes: Axes, dvf: Tensor, n_lines: int = _GRID_LINES) -> None:
-    """Draw where a regular grid of the reference lies in the moving image; dvf (2, H, W) in pixels."""
+    """Draw the positions of a regular grid of the reference in the moving image; dvf (2, H, W) in pixels."""
     from matplotlib.collections import LineCollection
 
     height, width = dvf.shape[-2:]
@@ -33,7 +33,7 @@ def draw_grid(axes: Axes, dvf: Tensor, n_lines: int = _GRID_LINES) -> None:
 
 
 def field_grid_figure(dvf: Tensor) -> Figure:
-    """Draw where a regular grid of the reference lies in the moving image; dvf (2, H, W) in pixels."""
+    """Draw the positions of a regular grid of the reference in the moving image; dvf (2, H, W) in pixels."""
     figure, axes = _field_axes(dvf, "deformed grid")
     draw_grid(axes, dvf)
     return figure

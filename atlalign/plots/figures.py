@@ -1,4 +1,4 @@
-"""Empty figures, the look of charts, and figures as files. Matplotlib, slow to import, is imported where it draws."""
+"""Empty figures, the style of charts, and figures as files. The slow import of matplotlib happens only on drawing."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def draw_legend(axes: Axes, columns: int = 3) -> None:
 
 
 def method_colors(values: Sized) -> list[str]:
-    """Return a colour for each of the values; after the last, the first comes again."""
+    """Return a colour for each of the values; the colours repeat after the last."""
     return [METHOD_COLORS[number % len(METHOD_COLORS)] for number in range(len(values))]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of pixels, which need no matplotlib."""
+"""Pictures made of pixels, without matplotlib."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def section_overlay(
 ) -> NDArray[np.uint8]:
     """Return a picture (h, w, 3) for checking a registered section.
 
-    At its left is the section with the outlines of its regions. At its right `overlay` shows the reference and the
+    On the left is the section with the outlines of its regions. On the right `overlay` shows the reference and the
     section, as placed above and as registered below.
 
     Args:
@@ -67,7 +67,7 @@ def thumbnail(pixels: NDArray[Any], height: int) -> NDArray[np.uint8]:
 
 
 def brightened(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return an image in 8 bits; one that is dark or has more bits is scaled to its brightest pixels."""
+    """Return an image in 8 bits; a dark image, or one with more bits, is scaled to its brightest pixels."""
     white = float(np.percentile(pixels, 99.9))
     if pixels.dtype == np.uint8 and white >= 128:
         return pixels
@@ -83,13 +83,13 @@ def _scaled(image: NDArray[np.uint8], height: int) -> NDArray[np.uint8]:
     """Return an image (h, w, 3) with another height, corners aligned."""
     width = round(image.shape[1] * height / image.shape[0])
     planar = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    # Not `resize_images`: its wide Gaussian takes ten times as long, which a picture to look at does not need.
+    # Unlike `resize_images`, whose wide Gaussian takes ten times as long and is unnecessary for viewing.
     scaled = F.interpolate(planar, (height, width), mode="bilinear", align_corners=True, antialias=True)
     return np.asarray(scaled[0].permute(1, 2, 0))
 
 
 def _outlines(labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return where (h, w) a label differs from the one to its right or below."""
+    """Return the mask (h, w) of pixels whose label differs from the one to the right or below."""
     lines = np.zeros(labels.shape, np.bool_)
     lines[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     lines[:-1] |= labels[:-1] != labels[1:]

@@ -1,4 +1,4 @@
-"""Runs of training, beside each other."""
+"""Training runs side by side."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ def runs_figure(
     axes.set_yticks(range(len(labels)), [shorten(label, 90) for label in labels], fontsize=8)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.grid(axis="x", linewidth=0.3)
-    axes.set_xlabel(f"{metric} (grey: doing nothing)" if any(baselines) else metric)
+    axes.set_xlabel(f"{metric} (grey: no registration)" if any(baselines) else metric)
     return figure

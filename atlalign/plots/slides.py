@@ -1,4 +1,4 @@
-"""Sections that were found on a slide."""
+"""Sections found on a slide."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Outlined(NamedTuple):
     Attributes:
         label: Its number.
         outline: Polygons (N, 2) as (x, y) in pixels of the slide.
-        matrix: (2, 3), which takes pixels of its own image to those of the slide.
+        matrix: (2, 3), maps pixels of its own image to pixels of the slide.
         shape: (h, w) of its own image.
         note: A remark.
         left_out: Why it has no image; empty if it has one.
@@ -42,11 +42,11 @@ def sections_figure(
     is_color: bool,
     title: str,
 ) -> Figure:
-    """Draw a slide with its sections outlined and numbered, and below it each section as its own image shows it.
+    """Draw a slide with its sections outlined and numbered, and below it each section's own image.
 
     Args:
         view: (h, w, c), a small copy of the slide.
-        scale: Pixels of the slide for each of the view along x and y; the axes are in pixels of the slide.
+        scale: The number of slide pixels per pixel of the view along x and y; the axes are in pixels of the slide.
         sections: In the order of their list.
         is_color: The channels are red, green and blue.
         title: The name of the slide.
@@ -110,7 +110,7 @@ def _draw_slide(
 
 
 def _displayed(view: NDArray[np.float32], *, is_color: bool) -> NDArray[np.float32]:
-    """Return a view as RGB (h, w, 3) in [0, 1]; channels that are no colours are averaged at equal range."""
+    """Return a view as RGB (h, w, 3) in [0, 1]; channels that are not colours are averaged at equal range."""
     low, high = np.percentile(view, [0.1, 99.9], axis=None if is_color else (0, 1))
     unit = np.clip((view - low) / np.maximum(high - low, 1e-9), 0, 1)
     shown: NDArray[np.float32] = (
@@ -122,7 +122,7 @@ def _displayed(view: NDArray[np.float32], *, is_color: bool) -> NDArray[np.float
 def _own_image(
     image: NDArray[np.float32], scale: NDArray[np.float64], section: Outlined
 ) -> NDArray[np.float32]:
-    """Return a section (h, w, 3), small, as its own image shows it."""
+    """Return a section's own image (h, w, 3), reduced."""
     height, width = section.shape
     step = max(1.0, max(height, width) / 200)
     x, y = np.meshgrid(np.arange(0, width, step), np.arange(0, height, step))

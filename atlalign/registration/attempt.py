@@ -1,4 +1,4 @@
-"""The network's registration of a section as it is placed, before anything is refined or decided."""
+"""The network's registration of a placed section, before refinement and comparison."""
 
 from typing import NamedTuple
 
@@ -16,12 +16,12 @@ class Attempt(NamedTuple):
     """A placed section, and the network's registration of it.
 
     Attributes:
-        placement: Its place on the reference.
-        placed: (1, 1, H, W), the section there.
+        placement: Its placement on the reference.
+        placed: (1, 1, H, W), the placed section.
         dvf: (1, 2, H, W), the network's field.
-        registered: (1, 1, H, W), the section under that field.
-        seen: The reference without what lies on ignored tissue of the section: all that is measured.
-        likeness: Of the registered section to the reference.
+        registered: (1, 1, H, W), the section warped by that field.
+        seen: The reference without the parts that fall on ignored tissue; measures use this image.
+        likeness: The likeness of the registered section to the reference.
     """
 
     placement: Placement
@@ -34,7 +34,7 @@ class Attempt(NamedTuple):
 
 @torch.inference_mode()
 def attempt(network: nn.Module, reference: Reference, section: Section, placement: Placement) -> Attempt:
-    """Return the network's registration of a section as it is placed.
+    """Return the network's registration of a placed section.
 
     Raises:
         InputError: If the network fails, or its field is not finite.
@@ -49,7 +49,7 @@ def attempt(network: nn.Module, reference: Reference, section: Section, placemen
 def compared(
     reference: Reference, placed: Tensor, ignored: Tensor | None, dvf: Tensor
 ) -> tuple[Tensor, Reference]:
-    """Return the section under a field, and the reference, both with nothing where tissue is ignored."""
+    """Return the warped section, and the reference, both set to 0 where tissue is ignored."""
     registered = warp(placed, dvf)
     if ignored is None:
         return registered, reference

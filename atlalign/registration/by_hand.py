@@ -1,4 +1,4 @@
-"""A section that no network registers: its anchoring and its points put it in place."""
+"""Registration without a network: the anchoring and the points place the section."""
 
 from dataclasses import MISSING, fields, replace
 
@@ -28,14 +28,14 @@ _UNMEASURED = {entry.name: torch.nan for entry in fields(Quality) if entry.defau
 def placed_by_hand(
     job: Job, image: Scene, channel: Scene, reference: Reference, options: Options
 ) -> RegisteredSection:
-    """Return a section that lies where its anchoring and its points put it, whatever it shows."""
+    """Return a section placed by its anchoring and its points alone."""
     if options.place in ("scale", "fit") or (job.anchoring is None and options.place != "stretch"):
         raise InputError(
-            f"{job.path.name}: expected a section with an anchoring, or --place stretch, where no network "
-            "registers it (--model none): scale and fit look for tissue"
+            f"{job.path.name}: expected an anchoring or --place stretch with --model none, because --place scale and "
+            "fit need visible tissue"
         )
     if options.refine:
-        raise InputError("--refine: expected a network to refine the result of, found --model none")
+        raise InputError("--refine: expected a network, whose result is refined, found --model none")
     section = unread_section(channel, reference.grid.shape)
     placement = place_job(section, reference, job, options)
     output_um = output_pixel_um(options.output_um, section, reference, placement, job.path.name)

@@ -1,6 +1,6 @@
-"""What a person corrected in a section, as plain files beside its results.
+"""A user's corrections of a section, as plain files beside its results.
 
-`corrections/SECTION/` in the folder of results holds, each only where there is something to say,
+`corrections/SECTION/` in the folder of results holds up to four files, each only if it has content:
 
 - `visualign.json`: the plane and the pairs of points, as a series of VisuAlign with this section alone;
 - `ignored.png`, `ignored.geojson`: tissue to ignore, as an image of which other pixels than 0 are ignored, or as areas
@@ -32,7 +32,7 @@ from atlalign.registration.points import PointPairs
 from atlalign.registration.record import read_record
 
 CORRECTION = "correction"
-"""The setting among those of a result that says what a person corrected."""
+"""The setting of a result that describes the user's corrections."""
 CORRECTIONS = "corrections"
 """The folder of all sections' corrections, in the folder of results."""
 MARKERS, REVIEW = "visualign.json", "review.json"
@@ -47,7 +47,7 @@ _ALLEN = "ABA_Mouse_CCFv3_2017_25um.cutlas"
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """What a person corrected in a section.
+    """The user's corrections of a section.
 
     Attributes:
         anchoring: The plane that the points are kept with; None where the reference is an image.
@@ -79,19 +79,19 @@ class Correction:
 
     @property
     def sets_points(self) -> bool:
-        """Whether these points, even none, take the place of those that a list has for the section."""
+        """Whether these points, even if there are none, replace those of the section's list."""
         return self.anchoring is not None or bool(len(self.points))
 
 
 def correction_folder(out: Path, section: str) -> Path:
-    """Return the folder of a section's corrections, by the name of the section's folder of results."""
+    """Return the folder of a section's corrections, given the name of the section's folder of results."""
     return out / CORRECTIONS / file_name(section)
 
 
 def corrected(job: Job, correction: Correction) -> Job:
-    """Return a job as a person corrected it; the points of a list remain where the person set none."""
+    """Return a job with the user's corrections; the points of a list remain unless the user has set points."""
     if correction.moves_plane and correction.anchoring is not None:
-        # The anchoring defines the orientation, whatever else said how the section lies.
+        # The anchoring defines the orientation and overrides all other settings of it.
         upright = {**job.options, "place": "anchoring", "mirrored": False, "turn": None}
         position_um = correction.anchoring.position_um
         job = job._replace(position_um=position_um, anchoring=correction.anchoring, options=upright)
@@ -123,10 +123,10 @@ def changes(job: Job, correction: Correction) -> dict[str, Any] | None:
 
 
 def read_correction(out: Path, section: str) -> Correction:
-    """Return what was corrected in a section; a section without corrections has an empty one.
+    """Return the corrections of a section; they are empty for a section without corrections.
 
     Raises:
-        InputError: If a file cannot be read, or says something impossible.
+        InputError: If a file cannot be read, or has invalid content.
     """
     folder = correction_folder(out, section)
     anchoring, moves_plane, points = _read_markers(folder / MARKERS)
@@ -167,7 +167,7 @@ def read_review(out: Path, section: str) -> Review:
     """Return a person's verdict, the note, and the half that the section shows; a section without any has none.
 
     Raises:
-        InputError: If the file cannot be read, or says something impossible.
+        InputError: If the file cannot be read, or has invalid content.
     """
     path = correction_folder(out, section) / REVIEW
     if not path.exists():
@@ -188,7 +188,7 @@ def _choice(content: Mapping[str, Any], name: str, known: Sequence[str], path: P
 
 
 def _size(entry: Mapping[str, Any], path: Path) -> tuple[int, int]:
-    """Return the (h, w) of the image that an entry is about."""
+    """Return the (h, w) of the image that an entry refers to."""
     height, width = (whole_number(entry.get(name), f"{path}, {name}") for name in ("height", "width"))
     return height, width
 
@@ -217,10 +217,10 @@ def _loaded(path: Path) -> dict[str, Any]:
 
 
 def shown_correction(out: Path, section: str) -> Correction:
-    """Return the correction of a registered section for a person to go on with.
+    """Return the correction of a registered section for further editing.
 
-    Where the person set no points yet, they are those of the result: of VisuAlign's markers in a list. The anchoring is
-    that of the result where the person did not move the plane.
+    If the user has not set points yet, they are the points of the result, such as VisuAlign's markers in a list. The
+    anchoring is that of the result unless the user has moved the plane.
 
     Raises:
         InputError: If the section has no results, or a file cannot be read.
@@ -248,14 +248,14 @@ def write_correction(
     filename: str = "",
     number: int = 1,
 ) -> None:
-    """Write what was corrected in a section, each file whole or not at all, in place of what was there.
+    """Write the corrections of a section, each file atomically, in place of the previous ones.
 
-    Files whose content stays the same are not touched, and files with nothing to say are removed.
+    Unchanged files are not touched, and files without content are deleted.
 
     Args:
         out: The folder of results.
         section: The name of the section's folder.
-        correction: All of it.
+        correction: All corrections.
         size: (H, W) of the section's image.
         filename: The image's name.
         number: The section's number in its series.
@@ -273,7 +273,7 @@ def write_correction(
 
 
 def _series(correction: Correction, entry: Mapping[str, Any], size: tuple[int, int]) -> bytes | None:
-    """Return VisuAlign's file; of a registration to an image, what stands for it."""
+    """Return VisuAlign's file; for a registration to an image, a file of the same form."""
     points = correction.points
     if correction.anchoring is None:
         pairs = np.hstack([points.reference_um, points.on(size).section]).tolist()

@@ -57,7 +57,7 @@ class Displacement:
 
     @classmethod
     def read(cls, path: Path) -> "Displacement":
-        """Read what `write` wrote.
+        """Read a displacement written by `write`.
 
         Raises:
             InputError: If the file is missing or damaged, or is not a displacement field with its origin at 0.
@@ -81,7 +81,7 @@ class Displacement:
             or np.abs(np.subtract(image.GetDirection(), (1, 0, 0, 1))).max() > 0
         ):
             raise InputError(
-                f"{path}: expected a field that atlalign wrote, with its origin at 0 and no rotation"
+                f"{path}: expected a field written by atlalign, with its origin at 0 and no rotation"
             )
         mm = torch.from_numpy(
             np.moveaxis(SimpleITK.GetArrayFromImage(image).astype(np.float32), -1, 0).copy()

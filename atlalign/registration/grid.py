@@ -30,11 +30,11 @@ class Grid(NamedTuple):
         return (points_mm - self.origin_mm) / (np.array(self.pixel_um) / 1000)
 
     def scaled(self, scale: tuple[float, float], shape: tuple[int, int]) -> "Grid":
-        """Return the grid of larger pixels whose outer edges at the left and the top are the same.
+        """Return the grid of larger pixels whose left and top outer edges coincide with this grid's.
 
         Args:
-            scale: How many pixels one of these covers, along x and y.
-            shape: How many there are.
+            scale: The number of this grid's pixels that one of the new pixels covers, along x and y.
+            shape: The shape of the new grid.
         """
         x, y = (size * by for size, by in zip(self.pixel_um, scale, strict=True))
         left, top = (

@@ -1,4 +1,4 @@
-"""Tissue that a person marked to be ignored."""
+"""Tissue that the user has marked to be ignored."""
 
 from typing import NamedTuple
 
@@ -10,16 +10,16 @@ from atlalign.errors import InputError
 from atlalign.io.files import fingerprint_of
 
 IGNORED = "ignored.tif"
-"""The mask of ignored tissue among the results of a section, as its labels and areas leave it out."""
+"""The results' mask of ignored tissue, which the labels and areas leave out."""
 
 
 class Ignored(NamedTuple):
-    """Tissue that neither pulls nor counts.
+    """Tissue to ignore: it affects neither the registration nor the measures.
 
     Attributes:
-        mask: (h, w), an image of the whole section at any resolution; None for none.
+        mask: (h, w), an image of the whole section at any resolution; None if there is none.
         areas: Polygons, each an outline and its holes, (N, 2) as (x, y) in pixels of the section's image, from the
-            corner of the first one.
+            corner of the first pixel.
     """
 
     mask: NDArray[np.bool_] | None = None
@@ -29,14 +29,14 @@ class Ignored(NamedTuple):
         return bool(self.areas) or (self.mask is not None and bool(self.mask.any()))
 
     def on(self, shape: tuple[int, int], size: tuple[int, int]) -> NDArray[np.bool_]:
-        """Return where tissue is ignored, as a mask of `shape` (h, w) of the whole section.
+        """Return a mask of the ignored tissue, of `shape` (h, w), for the whole section.
 
         Args:
-            shape: Of the mask.
+            shape: (h, w) of the mask.
             size: (H, W) of the section's image.
 
         Raises:
-            InputError: If the mask has other proportions than the section's image.
+            InputError: If the mask and the section's image differ in proportions.
         """
         _check_proportions(self.mask, size)
         from PIL import Image, ImageDraw
@@ -52,7 +52,7 @@ class Ignored(NamedTuple):
         return found
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of all of it."""
+        """Return the SHA-256 of mask and areas."""
         return fingerprint_of(self.mask, *(ring for area in self.areas for ring in area))
 
 
@@ -77,4 +77,4 @@ def _nearest(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool
 
 
 NOTHING = Ignored()
-"""No tissue is ignored."""
+"""No ignored tissue."""

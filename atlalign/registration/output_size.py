@@ -1,4 +1,4 @@
-"""How large the pixels of written images are."""
+"""The pixel size of written images."""
 
 import math
 
@@ -11,17 +11,17 @@ from atlalign.registration.placement import (
 from atlalign.registration.references import Reference
 
 LARGEST_DEFAULT_PX = 2**27
-"""Of larger images, outputs have larger pixels unless the user chooses."""
-_LARGEST_PX = 10**11  # more is a mistake, whatever the disk holds
+"""Larger images are written with larger pixels unless the user sets a pixel size."""
+_LARGEST_PX = 10**11  # more pixels are a mistake, even if the disk could hold them
 
 
 def output_pixel_um(
     wanted: float | None, section: Section, reference: Reference, placement: Placement, name: str
 ) -> float | None:
-    """Return the pixel size of the images to write; None for that of the section's image.
+    """Return the pixel size of the images to write; None means that of the section's image.
 
     Raises:
-        InputError: If they would be too large.
+        InputError: If the images would be too large.
     """
     own_um = min(*placement.pixel_um, *reference.grid.pixel_um)
     largest = max(math.prod(section.shape), math.prod(reference.grid.finer(own_um).shape))

@@ -1,4 +1,4 @@
-"""The transform that a placement and a field make up, and the field of a transform."""
+"""The transform that a placement and a field form together, and the field of a transform."""
 
 from collections.abc import Callable
 
@@ -20,10 +20,10 @@ def transform_of(
 
     Args:
         dvf: (1, 2, H, W), in pixels of the reference's grid.
-        matrix: (2, 3), from these pixels to those of the section.
+        matrix: (2, 3), maps these pixels to pixels of the section.
         reference: The field's grid.
         section: The pixels of the section's image.
-        plane: The place of the reference in the atlas.
+        plane: The reference's plane in the atlas.
     """
     field = dvf.double()
     inverse = invert(field)
@@ -35,7 +35,7 @@ def transform_of(
         placed = apply_affine(invert_affine(matrix), section.to_pixels(points_mm))
         return reference.to_mm(_warped(placed, inverse))
 
-    # As fine as the field's grid: more would only repeat what is between its pixels.
+    # At the field's resolution: a finer grid would only repeat its interpolation.
     coarse = section.finer(max(min(reference.pixel_um), *section.pixel_um))
     return transform_by(to_section, to_reference, reference, coarse, section, plane)
 
@@ -48,22 +48,22 @@ def transform_by(
     section: Grid,
     plane: Plane | None,
 ) -> SectionTransform:
-    """Return the transform by functions that take points in mm of one frame to mm of the other.
+    """Return the transform given by functions that map points in mm from one frame to the other.
 
     Args:
         to_section: The forward map.
         to_reference: The inverse map.
-        reference: The grid on which the forward map is kept.
-        coarse: The grid on which the inverse map is kept, in the section's frame.
+        reference: The grid on which the forward map is stored.
+        coarse: The grid on which the inverse map is stored, in the section's frame.
         section: The pixels of the section's image.
-        plane: The place of the reference in the atlas.
+        plane: The reference's plane in the atlas.
     """
     forward, inverse = _displacement(reference, to_section), _displacement(coarse, to_reference)
     return SectionTransform(forward, inverse, section, plane)
 
 
 def field_of(transform: SectionTransform, matrix: Matrix) -> Tensor:
-    """Return the field (1, 2, H, W), float64 in pixels, that makes up a transform with an affine map, as above."""
+    """Return the field (1, 2, H, W), float64 in pixels, that forms a transform together with an affine map."""
     grid = transform.forward.grid
     pixels = pixels_of(grid)
     placed = apply_affine(invert_affine(matrix), transform.to_section(grid.to_mm(pixels)))

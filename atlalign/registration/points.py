@@ -1,4 +1,4 @@
-"""Pairs of points that a person set, and the transform that honours them."""
+"""Pairs of points set by the user, and the transform that passes through them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,21 +15,21 @@ from atlalign.registration.placed_field import affine_of, field_of, pixels_of, t
 from atlalign.registration.transform import SectionTransform
 
 REACH = 0.25
-"""How far a point's effect reaches, as a share of the reference's width."""
+"""The distance at which a point's effect ends, as a fraction of the reference's width."""
 
 WITHOUT_POINTS = "without_points.nii.gz"
-"""The forward field before points were honoured, in the folder of a section with points."""
+"""The forward field before it was adjusted to points, in the folder of a section with points."""
 
 _CORNERS = np.array([[-0.1, -0.1], [1.1, -0.1], [-0.1, 1.1], [1.1, 1.1]])
 
 
 @dataclass(frozen=True, eq=False)
 class PointPairs:
-    """Places in the reference, and the places in the section that show them.
+    """Points in the reference, and the corresponding points in the section.
 
     Attributes:
-        reference_um: (N, 2), (ML, DV) in µm in the atlas; of a reference image, (x, y) in µm from its first pixel.
-        section: (N, 2) as (x, y) in pixels of the section's image, from the centre of the first one.
+        reference_um: (N, 2), (ML, DV) in µm in the atlas; for a reference image, (x, y) in µm from its first pixel.
+        section: (N, 2) as (x, y) in pixels of the section's image, from the centre of the first pixel.
         size: (h, w) of the image that has these pixels, such as a thumbnail; None for the section's own.
     """
 
@@ -46,7 +46,7 @@ class PointPairs:
         return len(self.section)
 
     def reference_mm(self, plane: Plane | None) -> Points:
-        """Return the places in the reference's frame, in mm."""
+        """Return the reference points in the reference's frame, in mm."""
         return (self.reference_um - _origin_um(plane)) / 1000
 
     @classmethod
@@ -56,12 +56,12 @@ class PointPairs:
 
     @classmethod
     def of_markers(cls, markers: Sequence[Sequence[float]], anchoring: Anchoring) -> "PointPairs":
-        """Return VisuAlign's markers as pairs of points, those of the section in pixels of the anchored image.
+        """Return VisuAlign's markers as pairs of points, with section points in pixels of the anchored image.
 
         Args:
             markers: (x, y) on the overlay of the atlas, then (x, y) in the image, in pixels from the corner of the
-                first one.
-            anchoring: The one of the image, whose size the markers share.
+                first pixel.
+            anchoring: The anchoring of the image, whose size also applies to the markers.
         """
         numbers = np.array(markers, np.float64).reshape(-1, 4) - 0.5
         return cls(
@@ -79,7 +79,7 @@ class PointPairs:
         return markers
 
     def on(self, size: tuple[int, int]) -> "PointPairs":
-        """Return the pairs in pixels of another scan (H, W) of all that the image shows."""
+        """Return the pairs in pixels of another scan (H, W) of the whole image."""
         if self.size in (None, size):
             return self
         factor = np.array(size[::-1]) / np.array(self.size)[::-1]
@@ -91,9 +91,9 @@ def _origin_um(plane: Plane | None) -> Points:
 
 
 def load_without_points(folder: Path) -> SectionTransform:
-    """Return a section's transform as it was before its points were honoured, to honour others.
+    """Return a section's transform without its points, so that other points can be applied.
 
-    Its inverse is that of the result: `honoured` makes it anew where there are points.
+    Its inverse is that of the result; `honoured` computes a new inverse if there are points.
 
     Raises:
         InputError: If the folder holds no transform, or a damaged one.
@@ -104,7 +104,7 @@ def load_without_points(folder: Path) -> SectionTransform:
 
 
 def honoured(base: SectionTransform, pairs: PointPairs, *, by_network: bool) -> SectionTransform:
-    """Return a transform that honours pairs of points: smoothly on a network's field, else as VisuAlign does."""
+    """Return a transform through pairs of points: smoothly on a network's field, otherwise as in VisuAlign."""
     if not len(pairs):
         return base
     pairs = pairs.on(base.section.shape)
@@ -112,14 +112,14 @@ def honoured(base: SectionTransform, pairs: PointPairs, *, by_network: bool) -> 
 
 
 def with_points(base: SectionTransform, pairs: PointPairs) -> SectionTransform:
-    """Return a transform that takes each pair's place in the reference to the one in the section.
+    """Return a transform that maps each pair's reference point to its section point.
 
     Args:
-        base: A transform, such as the network's. Farther than `REACH` from all points it stays as it is.
-        pairs: Those whose place lies outside of the reference have no effect.
+        base: A transform, such as the network's. Farther than `REACH` from all points it stays unchanged.
+        pairs: The pairs; those whose reference point lies outside the reference have no effect.
 
     Raises:
-        InputError: If one place in the reference has two places in the section.
+        InputError: If one reference point has two section points.
     """
     grid, matrix = base.forward.grid, affine_of(base)
     points = grid.to_pixels(pairs.reference_mm(base.plane))
@@ -135,17 +135,17 @@ def with_points(base: SectionTransform, pairs: PointPairs) -> SectionTransform:
 
 
 def with_markers(base: SectionTransform, pairs: PointPairs) -> SectionTransform:
-    """Return a transform that honours the pairs as VisuAlign does.
+    """Return a transform that passes through the pairs as in VisuAlign.
 
     VisuAlign interpolates linearly on the Delaunay triangles of the section's points and of four fixed corners, 10 %
-    beyond those of the image. Where triangles are turned over, the section shows a place of the reference twice.
+    outside the image. Where triangles are turned over, the section shows a place of the reference twice.
 
     Args:
         base: The transform of an anchoring alone, which is affine.
         pairs: The markers.
 
     Raises:
-        InputError: If one place in the section has two places in the reference.
+        InputError: If one section point has two reference points.
     """
     grid, matrix = base.forward.grid, affine_of(base)
     height, width = base.section.shape
@@ -165,10 +165,10 @@ def with_markers(base: SectionTransform, pairs: PointPairs) -> SectionTransform:
 
 
 def folded_share(transform: SectionTransform, matrix: Matrix) -> float:
-    """Return the share of the section that shows places of the reference turned over.
+    """Return the fraction of the section that shows the reference turned over.
 
     Args:
-        transform: Whose inverse is looked at: of folded triangles `with_markers` keeps only that.
+        transform: The transform; only its inverse is used, because `with_markers` stores folded triangles only there.
         matrix: (2, 3), the affine part of the transform, from pixels of the reference's grid to the section's.
     """
     grid = transform.inverse.grid

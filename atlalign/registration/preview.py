@@ -24,7 +24,7 @@ def preview_of(
     """Return the preview of a section.
 
     Args:
-        transform: Of the section.
+        transform: The section's transform.
         pixels: The section (h, w) or (h, w, 3).
         template: The reference in 8 bits, of any size that covers its frame; the page scales it.
         labels: The reference's labels, of any size that covers its frame.
@@ -41,7 +41,7 @@ def _grid_of(transform: SectionTransform) -> Grid:
 
 
 def _registered(transform: SectionTransform, pixels: NDArray[Any], grid: Grid) -> NDArray[np.uint8]:
-    """Return the registered section on a coarse grid, from a section that is no finer."""
+    """Return the section registered on a coarse grid, after reducing it to that resolution."""
     finest = max(min(transform.section.pixel_um), min(grid.pixel_um))
     small = plots.thumbnail(pixels, transform.section.finer(finest).shape[0])
     source = transform.section.with_shape((small.shape[0], small.shape[1]))

@@ -49,7 +49,7 @@ def _no_record(folder: Path, error: Exception) -> str:
         return f"{folder / RECORD}: expected the record of a section, cannot read this file ({error}): {REGISTER_AGAIN}"
     if any(folder.glob(f"*/{RECORD}")):
         return f"{folder}: expected the folder of one section, found a folder that holds several"
-    return f"{folder}: expected a section's folder that `atlalign register` wrote, found no {RECORD} in it"
+    return f"{folder}: expected a section's folder from `atlalign register`, found no {RECORD} in it"
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
@@ -92,7 +92,7 @@ def check_file(folder: Path, record: Mapping[str, Any], name: str) -> None:
 
 
 def file_state(path: Path) -> dict[str, Any]:
-    """Return the size, time and checksum of a file, as a record holds them."""
+    """Return the size, time and checksum of a file, as stored in a record."""
     status = path.stat()
     return {"bytes": status.st_size, "modified_ns": status.st_mtime_ns, "sha256": fingerprint(path)}
 

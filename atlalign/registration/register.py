@@ -1,7 +1,7 @@
-"""One section registered: from its file to the map between it and its reference.
+"""Registration of one section: from its file to the map between it and its reference.
 
 Two maps make up the result. The *placement* is affine and brings the section to the network's size; the network's field
-does the rest. Both together interpolate the image once.
+does the rest. The image is interpolated once, by both maps together.
 """
 
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     network, references, options = recipe.network, recipe.references, recipe.options
     name = job.path.name
     image = open_channels(job.path, scene=options.scene, page=options.page, z=options.z)
-    image.check()  # before work that a missing part of the file would spoil
+    image.check()  # before any work that a missing part of the file would waste
     reference = references.of(job, options.hemisphere)
     module = network.module
     channel = one_channel(image, options.channel, name)
@@ -91,11 +91,11 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
         for other in turns
         if _is_apart(other.placement, kept.placement)
     ]
-    if options.hemisphere is not None:  # of a whole brain both sides look alike
+    if options.hemisphere is not None:  # in a whole brain both sides look alike
         turned_otherwise += _mirrored(module, reference, section, kept.placement)
 
     def on_planes(distances_um: Sequence[float]) -> list[OtherPlane]:
-        """Return how like planes at distances from its own the section is."""
+        """Return the section's likeness to planes at these distances from its own."""
         planes = references.nearby(job, options.hemisphere, distances_um)
         return [
             OtherPlane(distance, attempt(module, plane, section, kept.placement).likeness)
@@ -117,7 +117,7 @@ def _likely(section: Section, reference: Reference, placement: Placement) -> lis
 
 
 def _further(placement: Placement, than: Placement) -> float:
-    """Return the turn from one placement to another in degrees."""
+    """Return the turn between two placements in degrees."""
     return (placement.turn - than.turn + 180) % 360 - 180
 
 
@@ -147,15 +147,15 @@ def register(
 
     Args:
         network: Takes (reference, moving) and returns a `Registration`; it runs on the device of its weights.
-        reference: At the network's size.
+        reference: The reference at the network's size.
         section: The image.
-        placement: Its place on the reference.
-        refine: Number of optimisation steps that follow; see `refine.refine`.
+        placement: Its placement on the reference.
+        refine: Number of subsequent optimisation steps; see `refine.refine`.
         refine_smoothness: Their `smoothness`.
-        points: Places in the reference and in the section that belong together.
+        points: Pairs of corresponding points in the reference and the section.
 
     Raises:
-        InputError: If the network fails, as on images of another size or for lack of memory, or its field is not
+        InputError: If the network fails, for example on another image size or for lack of memory, or its field is not
             finite.
     """
     found = attempt(network, reference, section, placement)
@@ -173,7 +173,7 @@ def _completed(
     refine_smoothness: float,
     points: PointPairs,
 ) -> Registered:
-    """Return the registration that an attempt leads to: refined, through its points, and measured."""
+    """Return the final registration of an attempt: refined, adjusted to its points, and measured."""
     back = network_field(network, found.placed, reference.image)
     # Inverse consistency is a property of the network, not of the refinement.
     there_and_back = torch.where(stays_inside(found.dvf)[:, None], compose(back, found.dvf), torch.nan)

@@ -1,4 +1,4 @@
-"""A registered section: what comes out of `register`, and measures of its final field."""
+"""A registered section: the result of `register`, and measures of its final field."""
 
 from typing import Any, NamedTuple
 
@@ -15,14 +15,14 @@ from atlalign.registration.transform import SectionTransform
 
 
 class RegisteredSection(NamedTuple):
-    """A section from its file to its registration.
+    """A section with its images, placement and registration.
 
     Attributes:
-        image: The image with all of its channels, of which more can be read.
-        channel: The channel that is registered.
+        image: The image with all of its channels, from which more can be read.
+        channel: The registered channel.
         section: That channel as the network sees it.
-        reference: The image that it is registered to.
-        placement: Its place on the reference before the network.
+        reference: The reference.
+        placement: The placement on the reference before the network.
         registered: The map, both images and the quality.
     """
 
@@ -40,9 +40,9 @@ class Registered(NamedTuple):
     Attributes:
         transform: The map between the section's image and the reference.
         placed: (1, 1, H, W), the section before the network.
-        registered: (1, 1, H, W).
-        quality: How well the registration went.
-        without_points: The transform before it honoured points that a person set; None without points.
+        registered: (1, 1, H, W), the section after the network.
+        quality: The measures of its quality.
+        without_points: The transform before it was adjusted to the user's points; None without points.
     """
 
     transform: SectionTransform
@@ -53,7 +53,7 @@ class Registered(NamedTuple):
 
 
 def displacement_measures(dvf: Tensor, reference: Reference) -> dict[str, Any]:
-    """Return those measures of `Quality` that are lengths of the final field."""
+    """Return the measures of `Quality` that are lengths of the final field."""
     displacement = lengths_um(dvf, reference.grid)[reference.tissue]
     return {
         "displacement_mean_um": float(displacement.mean()),
@@ -64,7 +64,7 @@ def displacement_measures(dvf: Tensor, reference: Reference) -> dict[str, Any]:
 def section_transform(
     dvf: Tensor, placement: Placement, section: Section, reference: Reference
 ) -> SectionTransform:
-    """Return the map that a field at the reference's size stands for, between the reference and the section's image."""
+    """Return the map between the reference and the section's image that a field at the reference's size represents."""
     image = Grid(section.shape, placement.pixel_um)
     return transform_of(dvf, placement.matrix, reference.grid, image, reference.plane)
 

@@ -33,7 +33,7 @@ SECTION_FILES = {_IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY, PREVIEW, LABELS, R
 def write_section_files(
     folder: Path, found: RegisteredSection, ontology: Ontology | None, ignored: Ignored = NOTHING
 ) -> None:
-    """Write `SECTION_FILES`: labels only where the reference has them, and `IGNORED` only where tissue is ignored.
+    """Write `SECTION_FILES`: labels only if the reference has them, and `IGNORED` only if tissue is ignored.
 
     Ignored tissue has no label and no area.
     """
@@ -66,7 +66,7 @@ def _write_registered(path: Path, image: Scene, transform: SectionTransform) -> 
 
 
 def _registered(channel: Scene, transform: SectionTransform) -> Iterator[NDArray[Any]]:
-    """Yield one channel of the registered image in bands, from pixels no smaller than those of the result need."""
+    """Yield one channel of the registered image in bands, from a level with at least the resolution of the result."""
     view = at_scale(channel, min(transform.reference.pixel_um) / max(transform.section.pixel_um))
     fill = slide_color(overview(channel, _OVERVIEW).pixels)
     return transform.register(view.pixels, scale=view.scale, fill=fill)
@@ -111,7 +111,7 @@ def _write(
 
 
 def _write_overlay(path: Path, found: RegisteredSection) -> None:
-    """Write the picture for checking, from the section at a size that is at least the picture's."""
+    """Write the picture for checking, from the section at a sufficient resolution."""
     labels, result = found.reference.labels, found.registered
 
     def labels_of(shape: tuple[int, int]) -> NDArray[Any] | None:

@@ -1,7 +1,7 @@
 """A series of sections: areas of large regions along the axis, and sections that do not fit their neighbours.
 
-A brain changes smoothly from section to section. Where the areas of regions jump and jump back, a section most likely
-lies on a wrong plane, is torn, or is registered badly.
+A brain changes smoothly from section to section. A section whose areas differ from both neighbours most likely lies on
+a wrong plane, is torn, or is registered badly.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,12 @@ from atlalign.plots import Course, figure_svg, series_figure
 from atlalign.registration.record import REGIONS
 
 SERIES, SERIES_PLOT = "series.csv", "series.svg"
-"""The table and the plot of a series, in the folder of results."""
+"""The files of a series in the folder of results: its table and its plot."""
 COLUMNS = ("section", "position_um", "area_mm2", "jump", "is_jump", "region", "expected_mm2", "found_mm2")
-"""The columns of the table: for each section, the region whose area is furthest from that between the neighbours."""
+"""The columns of the table: for each section, the region whose area differs most from its neighbours' areas."""
 
 LEAST = 5
-"""Fewer sections are no series."""
+"""The least number of sections that form a series."""
 
 _SHOWN = 10  # regions
 _JUMP, _TIMES_USUAL = 0.06, 2.0
@@ -37,14 +37,14 @@ class SectionAreas(NamedTuple):
 
 
 class Jump(NamedTuple):
-    """How far a section is from what its neighbours let expect.
+    """The difference between a section and the areas expected from its neighbours.
 
     Attributes:
-        share: The areas that are missing and that are too much, as a share of the area expected.
+        share: The missing and the excess areas, as a fraction of the expected area.
         region: The id of the region that differs most.
-        expected_mm2: Its area by the neighbours.
+        expected_mm2: Its area according to the neighbours.
         found_mm2: Its area in the section.
-        is_jump: Whether this is much, in itself and for the series.
+        is_jump: Whether the difference is large, in itself and for the series.
     """
 
     share: float
@@ -55,13 +55,13 @@ class Jump(NamedTuple):
 
 
 def write_series(out: Path, records: Mapping[str, Mapping[str, Any]]) -> str:
-    """Write the table and the plot of all sections of an atlas in a folder of results, if they are a series.
+    """Write the table and the plot of all sections of an atlas in a folder of results, if they form a series.
 
-    Returns the plot as an <svg> element; nothing for too few sections.
+    Returns the plot as an <svg> element, or an empty string for too few sections.
 
     Args:
         out: The folder.
-        records: What is kept with the sections' transforms, by the names of their folders.
+        records: The records of the sections' transforms by folder name.
     """
     placed = {
         name: record
@@ -100,11 +100,11 @@ def write_series(out: Path, records: Mapping[str, Mapping[str, Any]]) -> str:
 def large_regions(series: Sequence[SectionAreas], parents: Mapping[int, int]) -> list[int]:
     """Return the ids of some large regions that do not overlap, the largest in the series first.
 
-    They are found from the root down: the largest one is replaced by its parts, until there are enough.
+    The search starts at the root: the largest region is replaced by its parts until there are enough regions.
 
     Args:
         series: The sections.
-        parents: The region that each is part of, 0 for none; without any, regions are taken as they are.
+        parents: The parent of each region, 0 for none; if empty, regions are used as they are.
     """
     totals: dict[int, float] = {}
     for section in series:
@@ -118,17 +118,17 @@ def large_regions(series: Sequence[SectionAreas], parents: Mapping[int, int]) ->
         largest = divisible[0]
         own = [part for part in parts.get(largest, ()) if totals[part] > 0]
         if sum(totals[part] for part in own) < 0.5 * totals[largest]:
-            whole.add(largest)  # most of it has no parts that are known
+            whole.add(largest)  # most of it has no known parts
             continue
         chosen = sorted([*(i for i in chosen if i != largest), *own], key=lambda i: -totals[i])
     return chosen[:_SHOWN]
 
 
 def jumps(series: Sequence[SectionAreas], regions: Sequence[int]) -> list[Jump | None]:
-    """Return how far each section is from its neighbours; None where it has none on one side.
+    """Return each section's difference from its neighbours; None if a side has no neighbour.
 
     Expected areas lie on the cubic through two neighbours on each side, or else on the line through one on each. A
-    section jumps if it is far from them for the series, and its neighbours are not further from theirs.
+    section is a jump if its difference is large for the series, and larger than its neighbours' differences.
     """
     positions = np.array([section.position_um for section in series])
     areas = np.array([[section.areas.get(region, 0.0) for region in regions] for section in series])
@@ -166,7 +166,7 @@ def _jump(
 def _interpolated(
     position: float, positions: NDArray[np.float64], areas: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return areas on the polynomial through those (N, R) at N positions; none is below 0."""
+    """Return areas at positions on the polynomial through the areas (N, R) at N positions; none is below 0."""
     others = [np.delete(positions, i) for i in range(len(positions))]
     weights = [np.prod((position - own) / (at - own)) for at, own in zip(positions, others, strict=True)]
     return np.asarray((np.array(weights) @ areas).clip(min=0))

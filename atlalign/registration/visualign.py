@@ -61,7 +61,7 @@ def visualign_slice(
     pixels, points_mm = _pairs(transform, tissue)
     if anchoring is None:
         anchoring = _fitted(pixels, points_mm, transform.plane, transform.section.shape, filename)
-    anchoring = Anchoring(anchoring.vectors, transform.section.shape)  # a list may be of a smaller scan
+    anchoring = Anchoring(anchoring.vectors, transform.section.shape)  # a list may refer to a smaller scan
     ml_dv_um = transform.plane.to_atlas(points_mm)[:, [2, 1]]
     chosen = _needed(pixels, ml_dv_um, anchoring)
     overlay = apply_affine(anchoring.um_to_pixel(), _least_squares(pixels, ml_dv_um, chosen, anchoring))
@@ -107,7 +107,7 @@ def _pairs(transform: SectionTransform, tissue: NDArray[np.bool_] | None) -> tup
 
 
 def _with_rim(tissue: NDArray[np.bool_], rim_px: int) -> NDArray[np.bool_]:
-    """Return tissue that is wider by some pixels: else triangles at its edge would draw its outside into it."""
+    """Return tissue that is a few pixels wider; otherwise triangles at its edge would extend outside into it."""
     from scipy.ndimage import binary_dilation
 
     return np.asarray(binary_dilation(tissue, iterations=rim_px)) if rim_px else tissue
@@ -150,9 +150,9 @@ def _needed(pixels: Points, ml_dv_um: Points, anchoring: Anchoring) -> NDArray[n
 def _least_squares(
     pixels: Points, ml_dv_um: Points, chosen: NDArray[np.intp], anchoring: Anchoring
 ) -> Points:
-    """Return the places (M, 2) of the chosen pairs with which VisuAlign comes closest to all of the pairs.
+    """Return the positions (M, 2) of the chosen pairs at which VisuAlign's error over all pairs is smallest.
 
-    Through the pairs themselves, triangles would cut all curves on the same side, and regions would gain or lose area.
+    Triangles through the pairs themselves would cut all curves on the same side, so that regions gain or lose area.
     """
     from scipy.sparse import csr_array, eye_array, vstack
     from scipy.sparse.linalg import lsqr
@@ -172,14 +172,14 @@ def _least_squares(
     fixed, free = matrix[:, : len(corners)], matrix[:, len(corners) :]
     start = ml_dv_um[chosen]
     left = ml_dv_um - fixed @ corners_um - free @ start
-    # Marks on which few pairs depend stay near their pair.
+    # Markers that few pairs depend on stay near their own pair.
     system = vstack([free, _PULL * eye_array(len(chosen))])
     moves = [lsqr(system, np.concatenate([along, np.zeros(len(chosen))]))[0] for along in left.T]
     return start + np.stack(moves, axis=1)
 
 
 def _fixed_corners(anchoring: Anchoring) -> tuple[Points, Points]:
-    """Return the four points beyond the image that VisuAlign keeps, in pixels and as (ML, DV) in µm."""
+    """Return the four points outside the image that VisuAlign keeps fixed, in pixels and as (ML, DV) in µm."""
     height, width = anchoring.size
     corners = _CORNERS * (width, height) - 0.5
     return corners, apply_affine(invert_affine(anchoring.um_to_pixel()), corners)

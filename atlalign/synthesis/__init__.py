@@ -1,1 +1,1 @@
-"""What makes training samples from an atlas or from sections."""
+"""Synthesis of training samples from an atlas or from sections."""

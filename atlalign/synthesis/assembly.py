@@ -1,4 +1,4 @@
-"""From finished parts to one file, with a figure of samples beside it."""
+"""Assembly of finished parts into one file, with a figure of samples beside it."""
 
 import errno
 import json
@@ -73,7 +73,7 @@ def publish(recipe: Recipe, partial: Path, out: Path, request: dict[str, Any], a
 
 
 def figure_path(out: Path) -> Path:
-    """Return where the figure of samples lies."""
+    """Return the path of the figure of samples."""
     return out.with_suffix(".png")
 
 

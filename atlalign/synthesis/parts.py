@@ -1,4 +1,4 @@
-"""The parts of a data set: all samples of one original, made by workers, each part written whole or not at all."""
+"""The parts of a data set: all samples of one original, made by workers, each part written atomically."""
 
 import logging
 import multiprocessing
@@ -30,7 +30,7 @@ _COUNTED = ("numbers", "rejected")  # attributes of a part
 
 
 def make_part(recipe: Recipe, original: int, partial: Path) -> None:
-    """Write all samples of an original as one small data set, which appears complete or not at all."""
+    """Write all samples of an original as one small data set, atomically."""
     first = original * recipe.per_original
     numbers = range(first, first + recipe.per_original)
     made = {number: make_sample(recipe, original, number) for number in numbers}
@@ -50,12 +50,12 @@ def make_part(recipe: Recipe, original: int, partial: Path) -> None:
 
 
 def part_path(partial: Path, original: int) -> Path:
-    """Return where the part of an original lies."""
+    """Return the path of an original's part."""
     return partial / f"part-{original:06d}.h5"
 
 
 def write_parts(recipe: Recipe, partial: Path, workers: int) -> None:
-    """Make the parts that are missing or damaged, and show the progress."""
+    """Write the missing or damaged parts, and show the progress."""
     n_originals = len(recipe.source)
     missing = [original for original in range(n_originals) if not _is_whole(part_path(partial, original))]
     parts = _made(recipe, partial, missing, workers)
@@ -65,7 +65,7 @@ def write_parts(recipe: Recipe, partial: Path, workers: int) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Return whether a part of an earlier run is there and can be used; a damaged one is removed, to be made again."""
+    """Return whether an earlier run has left a usable part; a damaged part is deleted, so that it is made again."""
     if not path.exists():
         return False
     try:
@@ -74,7 +74,7 @@ def _is_whole(path: Path) -> bool:
     except Exception:  # a damaged file may raise anything
         is_same = False
     if not is_same:
-        _log.warning("%s is damaged, and is made again", path)
+        _log.warning("%s is damaged and will be made again", path)
         path.unlink()
     return is_same
 

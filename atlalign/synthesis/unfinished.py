@@ -1,4 +1,4 @@
-"""The folder of an unfinished data set: which command writes it, and what may go wrong meanwhile."""
+"""The folder of an unfinished data set: the command that writes it, and the errors that may interrupt it."""
 
 import errno
 import json
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class UnfinishedError(InputError):
-    """Something stopped the work; the same command resumes it."""
+    """An error stopped the work; the same command resumes it."""
 
 
 def check_free(out: Path) -> None:
@@ -45,7 +45,7 @@ def check_free(out: Path) -> None:
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Remove the parts of a finished file, which a run that was stopped just before its end left behind."""
+    """Delete the parts of a finished file, left by a run that was stopped just before its end."""
     with suppress(OSError, KeyError, ValueError), h5py.File(out, "r") as file:
         started = json.loads((_partial(out) / "request.json").read_text())
         if started["config"] == json.loads(file.attrs["config"]):
@@ -101,13 +101,13 @@ def open_partial(out: Path, request: dict[str, Any], files: list[Path]) -> Path:
         raise InputError(f"out: {error}") from error
     except ValueError as error:
         raise InputError(
-            f"out: expected the note of an earlier run, found {note} damaged: remove {partial}"
+            f"out: expected the note of an earlier run, found {note} damaged: delete {partial}"
         ) from error
     if started != json.loads(json.dumps(asked)):
         different = ", ".join(_differences(started, asked))
         raise InputError(
             f"out: {partial} is the unfinished file of another command ({different} differ): repeat that command, "
-            "choose another name, or remove the folder"
+            "choose another name, or delete the folder"
         )
     return partial
 
@@ -133,7 +133,7 @@ def _differences(one: Any, other: Any, name: str = "") -> list[str]:
 
 @contextmanager
 def sentences_about(out: Path) -> Iterator[None]:
-    """Turn failures of the machine into sentences."""
+    """Turn errors of the system into sentences."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A kind of random field: its parameters are drawn once, and may be applied again."""
+"""A kind of random field: its parameters are drawn once and can be applied repeatedly."""
 
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ class RandomField(ABC):
 
 
 class InvertibleField(RandomField):
-    """A kind of random field whose inverse is known too."""
+    """A kind of random field with a known inverse."""
 
     def after(self, before: Tensor, drawn: Any) -> Tensor:
         """Return the composition."""

@@ -1,4 +1,4 @@
-"""How large random displacements are: a mean and a largest one, as fractions of the width."""
+"""Sizes of random displacements: a mean and a largest one, as fractions of the width."""
 
 from collections.abc import Sequence
 

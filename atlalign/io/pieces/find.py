@@ -1,4 +1,4 @@
-"""The sections in an image of a slide: the four steps one after the other."""
+"""Finds the sections in an image of a slide by the four steps in order."""
 
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -14,27 +14,27 @@ from atlalign.io.pieces.tissue import refined, seems_solid, tissue_strength
 from atlalign.io.pixels import Background
 
 WORKING_UM = 40.0
-"""The size of the pixels on which pieces are found."""
+"""The pixel size at which pieces are found."""
 _ASSUMED_MM = 40.0  # the longer side of an image without a pixel size
-_LARGEST_MM = 400.0  # of an image's longer side; else its pixel size is wrong
-_LEAST_PX = 32  # of an image's shorter side: a smaller copy shows nothing
+_LARGEST_MM = 400.0  # the longer side of an image; if it exceeds this, the pixel size is wrong
+_LEAST_PX = 32  # the shorter side of an image; a smaller copy shows nothing
 _LARGEST_PX = 3000
-_LINE_UM = 75.0  # half the width of a line that is no tissue
+_LINE_UM = 75.0  # half the width of a line that is not tissue
 _ATTACHED_MM = 0.4  # from a section to small pieces of it
-# Several sections in an image that should show one.
-_WHOLE = 0.3  # of the largest area: less may be a part of it
-_SHORT = 0.85  # a shorter front is one between two sections
+# Thresholds for several sections in an image that should show one.
+_WHOLE = 0.3  # of the largest area: a smaller piece may be a part of it
+_SHORT = 0.85  # a shorter front separates two sections
 
 
 class Found(NamedTuple):
     """Sections on a slide.
 
     Attributes:
-        labels: (h, w), 0 where there is no section, and the number of the section from 1 elsewhere.
-        left_out: Pieces that are no sections, the largest first.
-        strength: (h, w), how far each pixel differs from the slide; 1 is the least that counts as tissue.
-        unit_mm: The size of a pixel of the labels; assumed if the image's is not known.
-        is_solid: Most of the tissue is seen, not only scattered cells or thin layers of it.
+        labels: (h, w), the number of the section from 1, and 0 outside of sections.
+        left_out: Rejected pieces, largest first.
+        strength: (h, w), each pixel's difference from the slide; 1 is the least that counts as tissue.
+        unit_mm: The pixel size of the labels; assumed if the image's is unknown.
+        is_solid: Most of the tissue is visible, not only scattered cells or thin layers of it.
     """
 
     labels: NDArray[np.int32]
@@ -45,7 +45,7 @@ class Found(NamedTuple):
 
     @property
     def number(self) -> int:
-        """How many sections there are."""
+        """The number of sections."""
         return int(self.labels.max(initial=0))
 
 
@@ -61,7 +61,7 @@ def find_sections(
     Args:
         image: (h, w), or (h, w, c).
         is_color: The channels are red, green and blue.
-        pixel_um: The size of a pixel; None if it is not known.
+        pixel_um: The pixel size; None if it is unknown.
         background: Brightness of the slide; auto detects it.
     """
     unit_mm, factor = _scale(image.shape, pixel_um)
@@ -87,14 +87,14 @@ def find_sections(
 
 
 def several_sections(image: NDArray[Any], *, is_color: bool, pixel_um: float | None = None) -> int:
-    """Return how many sections an image clearly shows; 1 where its pieces may be the parts of one.
+    """Return the number of sections that an image clearly shows; 1 if its pieces may be parts of one section.
 
-    Parts of one section face each other along a long front, however far apart they are.
+    Parts of one section face each other along a long front, at any distance.
 
     Args:
         image: (h, w), or (h, w, c).
         is_color: The channels are red, green and blue.
-        pixel_um: The size of a pixel; None if it is not known.
+        pixel_um: The pixel size; None if it is unknown.
     """
     found = find_sections(image, is_color=is_color, pixel_um=pixel_um)
     if not found.is_solid:
@@ -106,7 +106,7 @@ def several_sections(image: NDArray[Any], *, is_color: bool, pixel_um: float | N
 
 
 def _scale(shape: tuple[int, ...], pixel_um: float | None) -> tuple[float, float]:
-    """Return the size of the pixels to work on in mm, and how many of the image's they are."""
+    """Return the working pixel size in mm, and the number of image pixels along its side."""
     longer = max(shape[:2])
     if pixel_um is None or longer * pixel_um / 1000 > _LARGEST_MM:
         pixel_um = 1000 * _ASSUMED_MM / longer

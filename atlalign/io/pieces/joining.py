@@ -1,4 +1,4 @@
-"""Step 4: pieces that are parts of one section."""
+"""Step 4: join the pieces that are parts of one section."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +9,8 @@ from atlalign.io.pieces.piece import Piece
 from atlalign.io.pieces.rejects import LeftOut
 from atlalign.io.pixels import Floats, Mask
 
-# Lengths are shares of the root of the smaller area, gaps of the geometric mean of both roots.
-_NEAR = 0.2  # this much further away than the gap still faces
+# Lengths are fractions of the root of the smaller area, gaps of the geometric mean of both roots.
+_NEAR = 0.2  # points this much farther away than the gap still face each other
 _REACH = 0.3
 _FRONT, _FRONT_PER_GAP = 0.6, 1.5  # two parts of a section that is no larger than others
 _LARGER = 1.25  # times the median area of large pieces
@@ -19,7 +19,7 @@ _LARGE = 0.4  # of the largest piece
 
 
 def front_length(one: Piece, other: Piece) -> float:
-    """Return the length along which two pieces face each other, however far apart, over the smaller area's root."""
+    """Return the length along which two pieces face each other, at any distance, over the root of the smaller area."""
     small, large = sorted((one, other), key=lambda piece: piece.area)
     distances = np.asarray(KDTree(large.rim).query(small.rim)[0])
     root = float(np.sqrt(small.area))
@@ -27,7 +27,7 @@ def front_length(one: Piece, other: Piece) -> float:
 
 
 def joined(pieces: list[Piece]) -> list[list[Piece]]:
-    """Return the pieces in groups, each of one section."""
+    """Return the pieces in groups, one group per section."""
     groups = [[place] for place in range(len(pieces))]
     rims = [piece.rim for piece in pieces]
     trees = [KDTree(rim) for rim in rims]
@@ -51,7 +51,7 @@ def _reach(area: float, other: float) -> float:
 def _best_pair(
     groups: list[list[int]], areas: list[float], far: list[list[Floats]]
 ) -> tuple[int, int] | None:
-    """Return the places of the two groups, in ascending order, that most clearly belong to one section."""
+    """Return the indexes of the two groups, in ascending order, that most clearly belong to one section."""
     usual = float(np.median([area for area in areas if area >= _LARGE * max(areas)])) if areas else 0.0
     scores = {
         (one, other): _belonging(groups[one], groups[other], areas, far, usual)
@@ -65,7 +65,7 @@ def _best_pair(
 def _belonging(
     one: list[int], other: list[int], areas: list[float], far: list[list[Floats]], usual: float
 ) -> float:
-    """Return by how much the front along which two groups face each other is longer than expected of two sections."""
+    """Return the excess of the front along which two groups face each other over that expected between two sections."""
     small, large = sorted((one, other), key=lambda group: sum(areas[place] for place in group))
     sizes = [sum(areas[place] for place in group) for group in (small, large)]
     distances = np.concatenate([np.min([far[place][to] for to in large], axis=0) for place in small])
@@ -83,7 +83,7 @@ def _belonging(
 
 
 def attached(numbered: NDArray[np.int32], pieces: list[Piece], reach: float) -> list[LeftOut]:
-    """Give small pieces the number of a section nearby; return the others."""
+    """Assign small pieces to a section nearby, and return the remaining ones."""
     if not pieces:
         return []
     far, nearest = ndimage.distance_transform_edt(numbered == 0, return_indices=True)
@@ -100,7 +100,7 @@ def attached(numbered: NDArray[np.int32], pieces: list[Piece], reach: float) -> 
 
 
 def grow(numbered: NDArray[np.int32], tissue: Mask, by_px: int) -> None:
-    """Give tissue that an opening has taken off a section back to it."""
+    """Return to each section the tissue that an opening has removed from it."""
     far, nearest = ndimage.distance_transform_edt(numbered == 0, return_indices=True)
     near = (far <= by_px) & tissue
     numbered[near] = numbered[tuple(nearest)][near]

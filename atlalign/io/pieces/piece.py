@@ -1,4 +1,4 @@
-"""A connected piece of tissue, and step 2: pieces with a narrow neck are cut there."""
+"""A connected piece of tissue, and step 2: cut pieces at narrow necks."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from atlalign.io.pixels import Floats, Mask
 
-_HOLES = 0.5  # more of a piece than this is not filled: the outline of a bubble stays one
+_HOLES = 0.5  # holes larger than this fraction of a piece stay open, so that the outline of a bubble stays an outline
 # Step 2: necks.
 _NECK = 0.42  # of the width of the narrower part
 _PART = 0.12  # of the piece's area: a smaller part is not cut off
@@ -50,7 +50,7 @@ def piece_of(mask: Mask, box: tuple[slice, slice]) -> Piece:
 
 
 def cut_at_necks(piece: Piece) -> list[Piece]:
-    """Return the parts of a piece between which it is narrow, or the piece itself."""
+    """Return the parts of a piece on both sides of a narrow neck, or the piece itself."""
     inside = ndimage.distance_transform_edt(np.pad(piece.mask, 1))[1:-1, 1:-1]
     for radius in np.arange(1.0, _NECK * piece.width / 2, 2.0):
         found, count = ndimage.label(inside > radius)
@@ -68,7 +68,7 @@ def cut_at_necks(piece: Piece) -> list[Piece]:
 
 
 def _divided(parts: NDArray[np.int32], large: Iterable[int]) -> list[Mask]:
-    """Return a mask for each large part; small ones go to the nearest."""
+    """Return a mask for each large part; small parts go to the nearest one."""
     kept = np.where(np.isin(parts, list(large)), parts, 0)
     nearest = ndimage.distance_transform_edt(kept == 0, return_distances=False, return_indices=True)
     assigned = np.where(parts > 0, kept[tuple(nearest)], 0)

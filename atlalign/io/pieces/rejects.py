@@ -1,4 +1,4 @@
-"""Step 3: pieces that are no sections."""
+"""Step 3: reject pieces that are not sections."""
 
 from typing import Literal, NamedTuple
 
@@ -10,22 +10,22 @@ from atlalign.io.pieces.piece import Piece
 from atlalign.io.pixels import Mask
 
 Reason = Literal["small", "thin", "rectangular"]
-# Step 3: what is left out. A main piece makes a section; others only belong to one.
+# Step 3: rejected pieces. A main piece makes a section; other pieces only belong to one.
 _LEAST_MM2, _LEAST_WIDTH_MM = 0.8, 0.6
 _LEAST_SHARE = 0.02  # of the largest piece's area
 _LEAST_THICKNESS = 0.3  # width over the root of the area; a disc has 1.13
-_LEAST_THICKNESS_IF_SMALL, _SMALL = 0.45, 0.25  # small: as a share of the largest piece's area
+_LEAST_THICKNESS_IF_SMALL, _SMALL = 0.45, 0.25  # small: as a fraction of the largest piece's area
 _RECTANGULAR = 0.93  # of the smallest rectangle around it
 _SPECK_MM2 = 0.02
 
 
 class LeftOut(NamedTuple):
-    """A piece that is no section.
+    """A rejected piece.
 
     Attributes:
-        reason: Why not.
+        reason: Why it is not a section.
         mask: (h, w) of its box.
-        box: Where that lies in the labels.
+        box: The position of the box in the labels.
     """
 
     reason: Reason
@@ -34,7 +34,7 @@ class LeftOut(NamedTuple):
 
 
 def sorted_out(pieces: list[Piece], unit_mm: float) -> tuple[list[Piece], list[LeftOut]]:
-    """Return the pieces that may be tissue, and the others; specks are in neither."""
+    """Return the pieces that may be tissue, and the rejected ones; specks are in neither list."""
     kept, left_out = [], []
     for piece in pieces:
         reason = _reason(piece, unit_mm)
@@ -46,7 +46,7 @@ def sorted_out(pieces: list[Piece], unit_mm: float) -> tuple[list[Piece], list[L
 
 
 def _reason(piece: Piece, unit_mm: float) -> Reason | None:
-    """Return why a piece of some size cannot be tissue."""
+    """Return why a piece of sufficient size cannot be tissue."""
     if piece.area * unit_mm**2 < _LEAST_MM2:
         return None
     if piece.width < _LEAST_THICKNESS * piece.area**0.5:
@@ -55,7 +55,7 @@ def _reason(piece: Piece, unit_mm: float) -> Reason | None:
 
 
 def _rectangularity(mask: Mask) -> float:
-    """Return the share of the smallest rectangle around a mask that it covers."""
+    """Return the fraction of the smallest rectangle around a mask that the mask covers."""
     points = np.argwhere(mask ^ ndimage.binary_erosion(mask)).astype(float)
     hull = points[ConvexHull(points).vertices]
     angles = np.deg2rad(np.arange(0, 90, 2))
@@ -65,7 +65,7 @@ def _rectangularity(mask: Mask) -> float:
 
 
 def is_main(piece: Piece, pieces: list[Piece], unit_mm: float) -> bool:
-    """Return whether a piece may be a section; letters and lines of a pen are thinner than a small one."""
+    """Return whether a piece may be a section; handwriting is thinner than a small section."""
     largest = max(other.area for other in pieces)
     if piece.area < max(_LEAST_MM2 / unit_mm**2, _LEAST_SHARE * largest):
         return False

@@ -1,4 +1,4 @@
-"""Step 1: tissue is what differs from the ground, without lines and haze."""
+"""Step 1: find tissue, which differs from the ground, without lines and haze."""
 
 import numpy as np
 import torch
@@ -9,23 +9,23 @@ from atlalign.io.ground import Ground, find_ground
 from atlalign.io.images import LUMA
 from atlalign.io.pixels import Background, Floats, Mask
 
-# Shares of differences from the ground.
+# Fractions of differences from the ground.
 _NOISE = 5.0  # standard deviations
 _OF_RANGE, _OF_TYPICAL = 0.03, 0.15
-_OF_OWN = (0.3, 0.35)  # one for each time that pieces are found anew
-_SOLID = 0.8  # of the tissue is wider than two lines; else only cells or layers of it are seen
+_OF_OWN = (0.3, 0.35)  # one for each repetition of the search for pieces
+_SOLID = 0.8  # of the tissue is wider than two lines; otherwise only cells or layers are visible
 _SAME_GROUND = (
     0.1  # of the range: the most frequent brightness differs by less from the ground along the border
 )
 _FIT_WIDTHS = (0.08, 0.04, 0.02, 0.02, 0.02)  # of the range, from step to step
-_FIT_STEP = 4  # of so many pixels, one takes part
+_FIT_STEP = 4  # one of this many pixels is used
 
 
 def tissue_strength(image: NDArray[np.float32], background: Background, *, is_color: bool) -> Floats:
-    """Return how far (h, w) each pixel differs from the ground, with 1 for the least that counts as tissue."""
+    """Return each pixel's difference (h, w) from the ground, where 1 is the least that counts as tissue."""
     if is_color:
         ground = find_ground(torch.from_numpy(image @ LUMA), background)
-        # One channel at least is dark where any stain is, or bright where any dye is.
+        # At least one channel is dark wherever there is stain, or bright wherever there is dye.
         image = image.min(axis=2, keepdims=True) if ground.is_bright else image.max(axis=2, keepdims=True)
         background = "bright" if ground.is_bright else "dark"
     of_channels = [_channel_strength(channel, background) for channel in np.moveaxis(image, 2, 0)]
@@ -52,10 +52,10 @@ def _channel_strength(channel: NDArray[np.float32], background: Background) -> F
 
 
 def _surface(channel: NDArray[np.float32], ground: Ground) -> Floats:
-    """Return how bright (h, w) the slide is at each pixel.
+    """Return the brightness (h, w) of the slide at each pixel.
 
-    A label may lie along much of the image's border, from which `find_ground` knows the ground. The most frequent
-    brightness is that of the slide, and the surface is fitted again to the pixels near it.
+    A label may cover much of the image's border, where `find_ground` looks for the ground. The most frequent brightness
+    is that of the slide, and the surface is fitted again to the pixels near it.
     """
     known = ground.surface((channel.shape[0], channel.shape[1])).double().numpy()
     low, high = np.percentile(channel, [0.5, 99.5])
@@ -87,7 +87,7 @@ def seems_solid(tissue: Mask, radius: int) -> bool:
 
 
 def refined(strength: Floats, tissue: Mask, radius: int) -> NDArray[np.int32]:
-    """Return pieces (h, w) of tissue without lines, and without what is much fainter than most of the piece."""
+    """Return pieces (h, w) of tissue without lines, and without areas that are much fainter than most of the piece."""
     for share in _OF_OWN:
         labels = _opened(tissue, radius)
         typical = np.asarray(ndimage.median(strength, labels, np.arange(labels.max() + 1)))
