@@ -1,4 +1,4 @@
-"""Localization: which plane of the atlas a section shows."""
+"""Localization: finding the plane of the atlas that a section shows."""
 
 from atlalign.localization.located import Located
 from atlalign.localization.locating import locate

@@ -1,4 +1,4 @@
-"""The sections of one brain, each on its own of parallel planes, in the order of their numbers."""
+"""Localization of the sections of one brain: parallel planes in the order of the section numbers."""
 
 import math
 from collections.abc import Sequence

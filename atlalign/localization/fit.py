@@ -1,4 +1,4 @@
-"""How well a section fits planes of the atlas: its likeness to each of them, once registered to it."""
+"""The fit of a section to planes of the atlas: its likeness to each plane after registration to it."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,12 +27,12 @@ _IN_PLANE = {0: (1, 2), 1: (0, 2), 2: (1, 0)}  # the axes along rows and columns
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Images of planes across one axis of the atlas; their rows and columns run along the other two.
+    """Images of planes across one axis of the atlas, with rows and columns along the other two.
 
     Attributes:
         volume: The atlas.
         across: The axis: 0 (AP), 1 (DV) or 2 (ML).
-        pixel_mm: The size of a pixel.
+        pixel_mm: The pixel size.
     """
 
     volume: AtlasVolume
@@ -59,7 +59,7 @@ class Frame:
         return Frame(self.volume, self.across, self.pixel_mm / 2)
 
     def shown(self, side: str) -> Tensor:
-        """Return where (H, W) a section of one side, or a whole one, shows the atlas."""
+        """Return the mask (H, W) in which a section of one side, or a whole one, shows the atlas."""
         down, right = self.ticks
         ticks = {self.axes[0]: down[:, None], self.axes[1]: right}
         shape = (len(down), len(right))
@@ -96,11 +96,11 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Lie:
-    """How an image lies in a frame.
+    """The position of an image in a frame.
 
     Attributes:
-        plane: (3,), as `Frame.templates` has it.
-        to_pixel: (2, 3), from (right, down) in mm to pixels of the image.
+        plane: (3,), as in `Frame.templates`.
+        to_pixel: (2, 3), maps (right, down) in mm to pixels of the image.
     """
 
     plane: NDArray[np.float64]
@@ -108,7 +108,7 @@ class Lie:
 
     @classmethod
     def of(cls, matrix: Matrix, frame: Frame) -> "Lie":
-        """Return how an image lies whose pixels a matrix (3, 3) takes to (AP, DV, ML) in mm."""
+        """Return the position of an image, given the map (3, 3) from its pixels to (AP, DV, ML) in mm."""
         down, right = frame.axes
         to_mm = matrix[[right, down]]
         across = matrix[frame.across]
@@ -118,7 +118,7 @@ class Lie:
         return cls(np.array([position, slopes[1], slopes[0]]), invert_affine(to_mm))
 
     def matrix(self, frame: Frame) -> Matrix:
-        """Return the matrix (3, 3) from pixels of the image to (AP, DV, ML) in mm."""
+        """Return the map (3, 3) from pixels of the image to (AP, DV, ML) in mm."""
         down, right = frame.axes
         to_mm = invert_affine(self.to_pixel)
         middle = frame.volume.centre_mm.double().numpy()
@@ -130,7 +130,7 @@ class Lie:
         return found
 
     def on(self, plane: NDArray[np.float64]) -> "Lie":
-        """Return how the image lies on another plane."""
+        """Return the position of the image on another plane."""
         return replace(self, plane=plane)
 
 
@@ -138,10 +138,10 @@ class Fitter:
     """Registers a section to planes.
 
     Args:
-        network: Of the registration.
+        network: The registration network.
         frame: The images of planes.
         section: The section.
-        side: What it shows: whole, left or right.
+        side: The part that it shows: whole, left or right.
     """
 
     def __init__(self, network: nn.Module, frame: Frame, section: Section, side: str) -> None:
@@ -152,7 +152,7 @@ class Fitter:
 
     @torch.inference_mode()
     def likeness(self, lie: Lie, planes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return how like each of planes (N, 3) the section is, once registered to it."""
+        """Return the section's likeness to each of planes (N, 3) after registration."""
         placed = self._placed(lie)
         return np.concatenate(
             [self._likeness(placed, part) for part in np.array_split(planes, -(-len(planes) // _AT_ONCE))]
@@ -178,7 +178,7 @@ class Fitter:
 
     @torch.inference_mode()
     def pictures(self, lie: Lie) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Return the plane of the atlas, and the section as it lies there, each (H, W) in 8 bits."""
+        """Return the plane of the atlas, and the section placed on it, each (H, W) in 8 bits."""
         images = self.frame.templates(lie.plane[None])[0, 0] * self.shown, self._placed(lie)[0, 0]
         plane, section = ((image.clamp(0, 1) * 255).round().byte().numpy() for image in images)
         return plane, section
@@ -190,7 +190,7 @@ class Fitter:
         return np.array([[scale, 0, -float(right[0]) * scale], [0, scale, -float(down[0]) * scale]])
 
     def _placed(self, lie: Lie) -> Tensor:
-        """Return the section (1, 1, H, W) as it lies in the frame."""
+        """Return the section (1, 1, H, W) placed in the frame."""
         down, right = self.frame.ticks
         y, x = torch.meshgrid(down, right, indexing="ij")
         to_grey = self.section.to_grey @ homogeneous(lie.to_pixel)

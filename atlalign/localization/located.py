@@ -1,4 +1,4 @@
-"""Where a section lies, with what a person should look at."""
+"""A located section, with reasons to check it."""
 
 import math
 from dataclasses import dataclass, replace
@@ -14,17 +14,19 @@ from atlalign.localization.search import Curve
 from atlalign.registration.jobs import Job
 
 _UNSURE_MM = 0.3
-_LITTLE_LIKE = 0.5  # of solid sections in their places, only those at the ends of the brain are less like
+_LITTLE_LIKE = (
+    0.5  # only solid sections at the ends of the brain have a smaller likeness to their correct planes
+)
 APART_MM = 0.4
 
 
 @dataclass(frozen=True, eq=False)
 class Located:
-    """Where a section lies.
+    """A located section.
 
     Attributes:
         job: The image.
-        brain: Which brain it is of: what its list says, or its folder.
+        brain: The brain, from the list or the name of the folder.
         number: Its number in the series.
         side: whole, left or right.
         anchoring: Of the image; None where it fits nowhere.
@@ -38,7 +40,7 @@ class Located:
         proposed_um: The position that the network proposed at the tissue's centre.
         proposed_error_um: The error that the network expected of its proposal.
         flag: pass, look or fail.
-        reason: Why it is not pass.
+        reason: Why the flag is not pass.
         other_um: Another position that fits about as well, if there is one.
         elsewhere_um: Where it fits by itself, if that is not its place in the series.
         curve: How well it fits along the axis, by itself.
@@ -71,7 +73,7 @@ class Located:
     pictures: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None
 
     def placed_job(self) -> Job:
-        """Return the image with its place, or the reason why it has none."""
+        """Return the image with its plane, or with the reason why it has none."""
         if self.anchoring is None:
             return self.job._replace(problem=self.reason)
         half = {} if self.side == "whole" else {"hemisphere": self.side}
@@ -83,7 +85,7 @@ class Located:
 
 
 def on_plane(start: Located, looked: Looked, lie: Lie) -> Located:
-    """Return a section with the plane on which it lies."""
+    """Return a section with its plane."""
     frame = looked.search.frame
     matrix = lie.matrix(frame)
     height, width = looked.section.shape
@@ -112,14 +114,14 @@ def on_plane(start: Located, looked: Looked, lie: Lie) -> Located:
 
 
 def anchoring_of(matrix: Matrix, shape: tuple[int, int]) -> Anchoring:
-    """Return the anchoring of an image (h, w) whose pixels a matrix (3, 3) takes to (AP, DV, ML) in mm."""
+    """Return the anchoring of an image (h, w), given the map (3, 3) from its pixels to (AP, DV, ML) in mm."""
     height, width = shape
     share_to_pixel = np.array([[width, 0, -0.5], [0, height, -0.5], [0, 0, 1.0]])
     return Anchoring.of_points_um(1000 * matrix @ share_to_pixel, shape)
 
 
 def judged(located: Located) -> Located:
-    """Return a section with what there is to look at."""
+    """Return a section with its flag and the reasons to check it."""
     reasons = [located.reason] if located.reason else []
     if not math.isnan(located.elsewhere_um):
         reasons.append(

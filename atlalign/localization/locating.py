@@ -1,4 +1,4 @@
-"""From images alone to the plane of each: one section at a time, or the sections of a brain together."""
+"""Localization of sections from images alone: one section at a time, or the sections of a brain together."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from atlalign.localization.search import second_place
 from atlalign.localization.series import numbers_of
 from atlalign.registration.jobs import Job
 
-_NOWHERE_MM = 2.0  # the error that a network expects of images that are no sections
+_NOWHERE_MM = 2.0  # the error that the network expects for images that show no section
 _AS_WELL = 1.5  # logarithm of the odds
 _LEAST_SERIES = 3
 
@@ -26,10 +26,10 @@ def locate(
     known: Mapping[int, Located] | None = None,
     progress: Callable[[Iterable[Job]], Iterable[Job]] = iter,
 ) -> list[Located]:
-    """Return where sections lie, those of one brain together.
+    """Return located sections; the sections of one brain are located together.
 
     Args:
-        jobs: The images, with the brain of each where there are several.
+        jobs: The images, with their brain if there are several.
         locator: The atlas and the networks.
         independent: Locate each section alone.
         section_spacing_um: The distance between sections whose numbers differ by 1, if known.

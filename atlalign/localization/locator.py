@@ -1,4 +1,4 @@
-"""An atlas with the networks that locate sections in it: a look at one section by itself."""
+"""An atlas with the networks that locate sections in it, and the first pass over a single section."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -27,19 +27,19 @@ _SIZES_DIFFER = 0.15  # of an atlas's length from that of the training
 _SECOND_TRY = (
     1.5  # another turn is tried as well if its expected error is at most so many times that of the best
 )
-# Two pieces are two sections if the network expects at most these errors of both.
+# Two pieces are two sections if the network expects at most these errors for both.
 _HALF_AS_LARGE = 0.5
 _SURE_MM = 1.0
-_SURER = 0.5  # times the error that it expects of both together
+_SURER = 0.5  # times the error that it expects for both together
 
 
 class Locator:
     """Locates sections in an atlas.
 
     Args:
-        atlas: With region ids.
-        network: That proposes planes; None for the one that comes with the package.
-        registration: That registers sections to planes; None for the one that comes with the package.
+        atlas: The atlas with region ids.
+        network: The network that proposes planes; None for the one that comes with the package.
+        registration: The network that registers sections to planes; None for the one that comes with the package.
 
     Raises:
         InputError: If the atlas has no region ids, or another size than the network was trained for.
@@ -64,11 +64,11 @@ class Locator:
         self.registration = registration if isinstance(registration, nn.Module) else load_model(registration)
 
     def frame(self, across: int) -> Frame:
-        """Return the coarse images of planes across an axis."""
+        """Return coarse images of the planes across an axis."""
         return Frame(self.volume, across, self.coarse_mm)
 
     def look(self, job: Job) -> "Looked":
-        """Return what an image shows, and the best place by itself at wide steps.
+        """Return the tissue in an image, and the best plane for this section alone, found in large steps.
 
         Raises:
             InputError: If the image cannot be read, or does not show one section.
@@ -97,7 +97,7 @@ class Locator:
 
 
 class Looked(NamedTuple):
-    """A section that was looked at by itself."""
+    """The first pass over a section."""
 
     section: Section
     search: Search
@@ -105,7 +105,7 @@ class Looked(NamedTuple):
 
 
 def _check_size(volume: AtlasVolume, network: PlaneLocatorNet, name: str) -> None:
-    """Raise an error where an atlas has another size than that of the network's training."""
+    """Raise an error if an atlas's size differs from that of the network's training."""
     size = [far - first for far, first in zip(volume.extent_mm, volume.first_mm.tolist(), strict=True)]
     if max(abs(own / known - 1) for own, known in zip(size, network.extent_mm, strict=True)) > _SIZES_DIFFER:
         found, known = (

@@ -1,4 +1,4 @@
-"""One page of located sections: each beside its plane, how well it fits along the axis, and the series."""
+"""The page of located sections: each beside its plane, with its fit along the axis, and the series."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _ABOUT = (
 
 
 def write_page(path: str | Path, located: Sequence[Located]) -> None:
-    """Write the page, which needs no other file."""
+    """Write the page as a self-contained file."""
     blocks: list[Block] = [Text(_ABOUT)]
     brains = dict.fromkeys(found.brain for found in located)
     series = {brain: _series([found for found in located if found.brain == brain]) for brain in brains}
@@ -27,14 +27,14 @@ def write_page(path: str | Path, located: Sequence[Located]) -> None:
         blocks += [Heading("Positions over section numbers"), Charts(shown)]
     blocks.append(Views([_view(found) for found in located], left=_ATLAS, right=_SECTION))
     curves = {_title(found): _curve(found) for found in located if found.curve is not None}
-    blocks += [Heading("Likeness to the planes along the axis, each section by itself"), Charts(curves)]
+    blocks += [Heading("Likeness to the planes along the axis, for each section alone"), Charts(curves)]
     title = f"{len(located)} located section{'s' * (len(located) != 1)}"
     with written_whole(Path(path)) as unfinished:
         unfinished.write_text(render_page(title, blocks, note=f"atlalign {__version__}"), encoding="utf-8")
 
 
 def _series(located: Sequence[Located]) -> str:
-    """Return the chart of a brain's positions; nothing for fewer than two sections."""
+    """Return the chart of a brain's positions; empty for fewer than two sections."""
     placed = [(found.number, found.placed_um / 1000) for found in located if not math.isnan(found.placed_um)]
     if len(placed) < 2:
         return ""

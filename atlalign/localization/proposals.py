@@ -1,4 +1,4 @@
-"""Where a section may lie, as the network sees it from several sides."""
+"""Proposed planes of a section, from the network's answers to several views of it."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ from atlalign.networks.plane_locator import PlaneLocatorNet
 from atlalign.registration.placement import Section
 
 _FIRST_TURNS = tuple(range(0, 360, 45))
-_APART_DEG = 60.0  # answers that differ by more in the plane are different answers
-# Turn and size of the last views; the first three come before.
+_APART_DEG = 60.0  # answers whose planes differ by more are different answers
+# Turn and size of the last views, which follow the first three.
 _LAST_VIEWS = (
     (0.0, 1.0), (-12.0, 0.95), (12.0, 1.05), (-6.0, 1.1), (6.0, 0.9), (9.0, 1.0), (-9.0, 1.0), (0.0, 0.87), (0.0, 1.13)
 )  # fmt: skip
@@ -23,12 +23,12 @@ _SCAN_PX = 96
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """A plane that a section may show.
+    """A proposed plane of a section.
 
     Attributes:
-        matrix: (3, 3), from (x, y, 1) in pixels of the image to (AP, DV, ML) in mm.
+        matrix: (3, 3), maps (x, y, 1) in pixels of the image to (AP, DV, ML) in mm.
         side: Whether it shows a whole section or one half: one of `SIDES`.
-        error_mm: The error that the network expects, with the spread of its answers.
+        error_mm: The network's expected error, combined with the spread of its answers.
     """
 
     matrix: Matrix
@@ -40,7 +40,7 @@ class Proposal:
 def propose(
     network: PlaneLocatorNet, volume: AtlasVolume, section: Section, tissue: SeenTissue
 ) -> list[Proposal]:
-    """Return where a section may lie, the likeliest first: at most two ways that differ by their turn in the image."""
+    """Return the proposed planes, the likeliest first: at most two, which differ in their turn in the image."""
     turns = [view_matrix(tissue.centre, tissue.rms, turn) for turn in _FIRST_TURNS]
     first = answers_to(network, section, turns)
     best = min(first, key=lambda answer: answer.error_mm)
@@ -52,7 +52,7 @@ def propose(
 def _settled(
     network: PlaneLocatorNet, volume: AtlasVolume, section: Section, tissue: SeenTissue, first: Proposal
 ) -> Proposal:
-    """Return the answer to upright views that are centred as the atlas is at the place proposed so far."""
+    """Return the answer to upright views that are centred like the atlas at the previous proposal."""
     proposal = first
     for views in (_LAST_VIEWS[:3], _LAST_VIEWS):
         frame = _upright_view(volume, proposal, tissue)
@@ -82,7 +82,7 @@ def answers_to(network: PlaneLocatorNet, section: Section, matrices: list[Matrix
 
 
 def _turn(matrix: Matrix, other: Matrix) -> float:
-    """Return by how many degrees the image's rows point elsewhere in one answer than in another."""
+    """Return the angle in degrees between the image's rows in two answers."""
     first, second = matrix[:, 0], other[:, 0]
     lengths = float(np.linalg.norm(first)) * float(np.linalg.norm(second))
     cosine = first @ second / max(lengths, 1e-9)
@@ -90,10 +90,10 @@ def _turn(matrix: Matrix, other: Matrix) -> float:
 
 
 def upright_frame(matrix: Matrix) -> Matrix:
-    """Return the directions (3, 2) on a plane along which a view is upright: to the right, and down.
+    """Return the directions (3, 2), right and down, of an upright view on a plane.
 
-    They are the atlas's own axes, projected onto the plane: of a coronal plane ML and DV, of a horizontal one ML and
-    AP, of a sagittal one AP and DV.
+    They are the atlas's own axes projected onto the plane: ML and DV for a coronal plane, ML and AP for a horizontal
+    one, AP and DV for a sagittal one.
     """
     normal = np.cross(matrix[:, 0], matrix[:, 1])
     normal = normal / np.linalg.norm(normal)
@@ -106,7 +106,7 @@ def upright_frame(matrix: Matrix) -> Matrix:
 
 
 def _upright_view(volume: AtlasVolume, proposal: Proposal, tissue: SeenTissue) -> Matrix:
-    """Return the map (2, 3) of the view that is upright, and as the atlas has its tissue on the proposed plane."""
+    """Return the map (2, 3) of the view that is upright and shows tissue as the atlas does on the proposed plane."""
     frame = upright_frame(proposal.matrix)
     origin = proposal.matrix @ (*tissue.centre, 1.0)
     centre, rms = _tissue_on_plane(volume, proposal.side, origin, frame)
@@ -118,7 +118,7 @@ def _upright_view(volume: AtlasVolume, proposal: Proposal, tissue: SeenTissue) -
 
 
 def _tissue_on_plane(volume: AtlasVolume, side: str, origin: Matrix, frame: Matrix) -> tuple[Matrix, float]:
-    """Return centre and root mean square distance of the atlas's tissue on a plane, in mm of its frame."""
+    """Return the centre of the atlas's tissue on a plane and its root mean square radius, in mm of the frame."""
     reach = 0.7 * max(volume.extent_mm)
     ticks = torch.linspace(-reach, reach, _SCAN_PX)
     y, x = torch.meshgrid(ticks, ticks, indexing="ij")

@@ -1,4 +1,4 @@
-"""The files of located sections: an anchoring for QuickNII, VisuAlign and `atlalign register`, and a table."""
+"""The files of located sections: anchorings for QuickNII, VisuAlign and `atlalign register`, and a table."""
 
 import json
 import math

@@ -1,7 +1,7 @@
-"""Views of sections that nobody cut: oblique planes of the atlas in synthetic contrast, deformed and damaged.
+"""Simulated views of sections: oblique planes of the atlas in synthetic contrast, deformed and damaged.
 
-A view is a square image, centred at the tissue and scaled by it: neither the size of the pixels nor the place of the
-section in its image is needed. A section may lie at any angle. Views come in batches.
+A view is a square image, centred on the tissue and scaled by its extent, so that neither the pixel size nor the place
+of the section in its image is needed. A section may have any angle. Views are made in batches.
 """
 
 import math
@@ -20,19 +20,19 @@ from atlalign.synthesis.contrast import apply_contrast, draw_contrast
 from atlalign.synthesis.damage import draw_damage, missing
 
 SIDES = ("whole", "left", "right")
-"""What a section may show, by the index of the network's answer."""
+"""The parts of the brain that a section may show, by the index of the network's answer."""
 
 # The direction across a cut, down the image and along its rows, for the upright section.
 _FRAMES = {"AP": (0, 1, 2), "DV": (1, 0, 2), "ML": (2, 1, 0)}
 _ML = 2
 _SCAN_PX = 64  # of the grid on which the tissue of a plane is found
 _LEAST_PX = 60  # of tissue on this grid
-_MARGIN_MM = 0.3  # nearer to the ends, planes show next to nothing
+_MARGIN_MM = 0.3  # nearer to the ends, planes show almost no tissue
 _SMALL_TILT = 5.0
 
 
 class Views(NamedTuple):
-    """A batch of views with the planes that they show, as `PlaneLocatorNet` says them."""
+    """A batch of views with the planes that they show, in the form of `PlaneLocatorNet`."""
 
     images: Tensor  # (B, 1, view_px, view_px) in [0, 1], on a ground of 0
     planes: Tensor  # (B, 3, 3) in mm
@@ -47,8 +47,8 @@ class ViewSampler:
         volume: The atlas.
         view_px: Height and width of a view.
         cut_along: The axes across which sections are cut: AP (coronal), DV (horizontal), ML (sagittal).
-        largest_tilt: In degrees about each of the two other axes; half of the sections keep below 5.
-        p_turned: The probability of any angle in the plane; others are upright within 25°.
+        largest_tilt: Largest tilt in degrees about each of the two other axes; half of the sections stay below 5.
+        p_turned: The probability of any angle in the plane; other sections are upright within 25°.
         p_half: The probability of a left or right half.
         p_expression: The probability of cells alone, bright on black.
         distortion: The standard deviation of stretch and shear.
@@ -78,7 +78,7 @@ class ViewSampler:
             raise InputError("data.cut_along: expected at least one axis, got none")
 
     def __call__(self, n_views: int, generator: torch.Generator | None = None) -> Views:
-        """Return up to `n_views` views; planes without tissue are left out."""
+        """Return up to `n_views` views; planes without tissue are skipped."""
         random = _Random(n_views, generator)
         flat, across_ml = self._draw_planes(random)
         halved = (random.uniform() < self.p_half) & across_ml
@@ -94,12 +94,12 @@ class ViewSampler:
     def coloured(
         self, template: Tensor, labels: Tensor, expression: Tensor, generator: torch.Generator | None
     ) -> Tensor:
-        """Return the images of sections, stained or as cells alone, in the tone of all views."""
+        """Return the images of sections, stained or as cells alone, in the common tone of views."""
         contrast = draw_contrast(
             labels, p_bright=0.0, n_groups=(4, 256), bias=(0.0, 0.5), generator=generator
         )
         images = apply_contrast(template, labels, contrast)
-        # As the ground of a section's image becomes 0.
+        # As in real images, the background becomes 0.
         images = (images - contrast.intensity[:, :1, None, None]).clamp(min=0)
         if expression.any():
             images[expression] = _cells(labels[expression], generator)
@@ -122,7 +122,7 @@ class ViewSampler:
     def _draw_view(
         self, flat: Tensor, sides: Tensor, expression: Tensor, random: "_Random"
     ) -> tuple[Tensor, Tensor]:
-        """Return the affine maps (B, 3, 3) from views to planes, and whether there is tissue to see."""
+        """Return the affine maps (B, 3, 3) from views to planes, and a mask of those with tissue."""
         reach = float((self.volume.voxel_mm * torch.tensor(self.volume.labels.shape)).amax()) / 2
         grid = _grid(_SCAN_PX) * reach
         points = torch.einsum("bij,hwj->bhwi", flat, _homogeneous(grid))
@@ -136,7 +136,7 @@ class ViewSampler:
         angle = torch.where(turned, math.pi, 25 * math.pi / 180) * (2 * random.uniform() - 1)
         turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(-1, 2, 2)
         stretch = torch.eye(2) + self.distortion * random.normal(2, 2).clamp(-2, 2)
-        # The moments of a section's tissue are uncertain, the more so where little of it is seen.
+        # The moments of a section's tissue are uncertain, especially if little of it is visible.
         doubt = torch.where(expression, 2.0, 1.0)[:, None]
         size = HALF_VIEW * rms * (0.12 * doubt * random.normal(1).clamp(-2, 2)).exp()
         within = torch.zeros(len(flat), 3, 3)
@@ -180,9 +180,9 @@ class _Random:
 
 
 def _cells(labels: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Return cells (B, 1, H, W), whose density varies with the region by orders of magnitude, on black.
+    """Return cells (B, 1, H, W) on black, whose density varies between regions by orders of magnitude.
 
-    Borders of regions and of the brain may be lined with cells, as many layers are that no atlas has.
+    Borders of regions and of the brain may be lined with cells, like many cell layers that atlases do not contain.
     """
     n_views = len(labels)
 
@@ -210,7 +210,7 @@ def _cells(labels: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _borders(labels: Tensor, widen: int) -> Tensor:
-    """Return whether a pixel's neighbour on the right or below has another label."""
+    """Return the mask of pixels whose neighbour on the right or below has another label."""
     found = torch.zeros_like(labels, dtype=torch.bool)
     found[..., :-1] |= labels[..., :-1] != labels[..., 1:]
     found[..., :-1, :] |= labels[..., :-1, :] != labels[..., 1:, :]

@@ -1,6 +1,6 @@
 """From a proposal to the plane on which a section fits best: position, then position and both slopes together.
 
-Steps are in hundred-and-thirty-seconds of the brain's length, a tenth of a millimetre in a mouse.
+Steps are measured in 1/132 of the brain's length, a tenth of a millimetre in a mouse.
 """
 
 from dataclasses import dataclass, replace
@@ -36,12 +36,12 @@ _PRIOR_SLOPE = 0.1  # the standard deviation of proposed slopes
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """How well a section fits along the axis, in units in which a difference of 1 means odds of e.
+    """A section's fit along the axis, in units in which a difference of 1 corresponds to odds of e.
 
     Attributes:
         position_mm: Ascending positions of the tissue's centre along the axis.
-        odds: Logarithms; what the network expects counts as well.
-        likeness: To the planes there, registered.
+        odds: Logarithms of the odds, which include the network's proposal.
+        likeness: The likeness to the planes at these positions, after registration.
     """
 
     position_mm: Floats
@@ -49,7 +49,7 @@ class Curve:
     likeness: Floats
 
     def at(self, position_mm: Floats | float) -> Floats:
-        """Return the logarithm of the odds at positions, relative to the best one; beyond the ends the worst."""
+        """Return the logarithm of the odds at positions, relative to the best one; beyond the ends, the worst."""
         relative = self.odds - self.odds.max()
         worst = float(relative.min())
         found: Floats = np.interp(position_mm, self.position_mm, relative, left=worst, right=worst)
@@ -57,12 +57,12 @@ class Curve:
 
     @property
     def best_mm(self) -> float:
-        """The position that fits best, between the sampled ones."""
+        """The best-fitting position, interpolated between the sampled ones."""
         return peak(self.position_mm, self.odds)
 
     @property
     def error_mm(self) -> float:
-        """The standard deviation of the position by these odds."""
+        """The standard deviation of the position under these odds."""
         fine = np.linspace(self.position_mm[0], self.position_mm[-1], 400)
         weight = np.exp(self.at(fine))
         mean = (fine * weight).sum() / weight.sum()
@@ -73,7 +73,7 @@ class Curve:
         return replace(self, position_mm=self.position_mm + distance_mm)
 
     def merged(self, other: "Curve") -> "Curve":
-        """Return both curves as one; where both have a position, `other` counts."""
+        """Return both curves as one; at common positions, `other` is used."""
         kept = ~np.isclose(self.position_mm[:, None], other.position_mm, atol=1e-6).any(axis=1)
         parts = [
             np.concatenate([getattr(self, name)[kept], getattr(other, name)])
@@ -85,15 +85,16 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """The best place of one section.
+    """The best plane of one section.
 
     Attributes:
-        lie: Where.
-        side: What it shows: one of `SIDES`.
-        pivot: (right, down) in mm: the centre of its tissue, about which slopes turn and where positions are counted.
-        curve: How well it fits along the axis.
+        lie: The position of the image.
+        side: The part of the brain that it shows: one of `SIDES`.
+        pivot: (right, down) in mm: the centre of its tissue, about which slopes turn and at which positions are
+            measured.
+        curve: The fit along the axis.
         slopes_error: The standard deviations of both slopes.
-        proposal: What the search began with.
+        proposal: The start of the search.
     """
 
     lie: Lie
@@ -105,19 +106,19 @@ class Found:
 
     @property
     def likeness(self) -> float:
-        """The likeness at the best place."""
+        """The likeness at the best plane."""
         return float(np.interp(self.curve.best_mm, self.curve.position_mm, self.curve.likeness))
 
 
 class Search:
-    """Finds where one section lies.
+    """Finds the plane of one section.
 
     Args:
-        network: Of the registration.
-        frame: The images of planes, coarse ones.
+        network: The registration network.
+        frame: Coarse images of planes.
         section: The section.
-        tissue: Where it shows tissue.
-        proposal: Where the search begins.
+        tissue: The section's tissue.
+        proposal: The start of the search.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class Search:
         return replace(found, curve=found.curve.merged(curve))
 
     def along(self, lie: Lie, steps: Floats, fitter: Fitter | None = None) -> tuple[Lie, Curve]:
-        """Return the best place along the axis, and how well the section fits there and elsewhere."""
+        """Return the best plane along the axis, and the fit of all planes along it."""
         fitter = fitter or self.fitter
         pivot = self.pivot(lie)
         planes = lie.plane + np.outer(steps * self.step_mm, (1.0, 0.0, 0.0))
@@ -186,11 +187,11 @@ class Search:
         return np.concatenate([position, places[..., 1:]], axis=-1)
 
     def found(self, lie: Lie, curve: Curve, slopes_error: Floats) -> Found:
-        """Return the place with what is known of it."""
+        """Return a plane together with its curve and errors."""
         return Found(lie, self.proposal.side, self.pivot(lie), curve, slopes_error, self.proposal)
 
     def pivot(self, lie: Lie) -> Floats:
-        """Return (right, down) in mm of the centre of the tissue."""
+        """Return the centre of the tissue as (right, down) in mm."""
         pivot: Floats = apply_affine(invert_affine(lie.to_pixel), self.tissue.centre[None])[0]
         return pivot
 
@@ -200,7 +201,7 @@ class Search:
         return height
 
     def arms(self, pivot: Floats) -> Floats:
-        """Return how far the centre of the tissue is from the middle of the volume, down and right."""
+        """Return the distance of the tissue's centre from the middle of the volume, down and right."""
         middle = self.frame.volume.centre_mm.double().numpy()[[self.frame.across, *self.frame.axes]]
         arms: Floats = pivot[::-1] - middle[1:]
         return arms
@@ -212,7 +213,7 @@ class Search:
 
 
 def peak(x: Floats, y: Floats) -> float:
-    """Return where sampled values are largest, on the parabola through the largest and its neighbours."""
+    """Return the position of the maximum of sampled values, on the parabola through the largest and its neighbours."""
     place = int(np.argmax(y))
     if place in (0, len(x) - 1):
         return float(x[place])
@@ -223,7 +224,7 @@ def peak(x: Floats, y: Floats) -> float:
 
 
 def second_place(curve: Curve, apart_mm: float, odds: float) -> float | None:
-    """Return another position that fits about as well: a peak at least so far away, less likely by at most `odds`."""
+    """Return another position that fits about as well: a peak at least this far away, less likely by at most `odds`."""
     inner = np.r_[-np.inf, curve.odds, -np.inf]
     is_peak = (inner[1:-1] >= inner[:-2]) & (inner[1:-1] >= inner[2:])
     far = np.abs(curve.position_mm - curve.best_mm) >= apart_mm

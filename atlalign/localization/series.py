@@ -1,4 +1,4 @@
-"""The sections of one brain together: one cutting angle, and positions in the order of their numbers."""
+"""The sections of one brain as a series: one cutting angle, and positions in the order of their numbers."""
 
 import re
 from collections import Counter
@@ -15,16 +15,16 @@ from atlalign.localization.search import Curve
 
 Floats = NDArray[np.float64]
 
-_FLOOR = -6.0  # logarithm of the odds of a section that lies elsewhere than its series says
-_OUTSIDE = -3.0  # less likely ones do not fit the series
-_LEAST_ERROR_MM = 0.1  # an error that neighbours share does not average out: 85 µm on planes of a real stain
+_FLOOR = -6.0  # logarithm of the odds that a section lies elsewhere than its series predicts
+_OUTSIDE = -3.0  # sections with lower odds do not fit the series
+_LEAST_ERROR_MM = 0.1  # an error common to neighbours does not average out: 85 µm on planes of a real stain
 _MOST_PAIRS = 2000
 _STEPS = 400  # positions along the axis, for sections of which only the order is known
 _NUMBER = re.compile(r"_s(\d+)(?!.*_s\d)|(\d+)\D*$", re.IGNORECASE)
 
 
 def section_number(path: Path) -> int | None:
-    """Return the number in a file's name: after the last `_s`, or else the last one of all; None without any."""
+    """Return the number in a file's name: the one after the last `_s`, otherwise the last number; None without any."""
     name = path.name.removesuffix(path.suffix).removesuffix(".ome")
     found = _NUMBER.search(name)
     return None if found is None else int(found.group(1) or found.group(2))
@@ -53,14 +53,14 @@ def numbers_of(paths: Sequence[Path], listed: Sequence[int | None] = ()) -> list
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """Where the sections of a series lie.
+    """The positions of the sections of a series.
 
     Attributes:
-        position_mm: Along the axis, (N,).
+        position_mm: Positions along the axis, (N,).
         error_mm: Standard errors, (N,).
-        fits: Whether each section by itself agrees, (N,).
-        spacing_mm: Between sections whose numbers differ by 1, negative in a series from back to front; None where only
-            their order counts.
+        fits: Whether each section's own position agrees, (N,).
+        spacing_mm: Distance between sections whose numbers differ by 1, negative for a series from back to front; None
+            if only the order is used.
     """
 
     position_mm: Floats
@@ -70,14 +70,14 @@ class Series:
 
 
 def on_a_line(curves: Sequence[Curve], numbers: Sequence[float], spacing_mm: float | None = None) -> Series:
-    """Return the positions that lie on a line over section numbers and fit all sections best.
+    """Return the positions on a line over section numbers that fit all sections best.
 
-    Sections that lie far from all lines count little: each has the odds of an outlier at the least.
+    Sections far from all lines count little: each has at least the odds of an outlier.
 
     Args:
-        curves: How well each section fits along the axis.
+        curves: Each section's fit along the axis.
         numbers: Section numbers, all different.
-        spacing_mm: The distance of sections whose numbers differ by 1, if known; a series may run either way.
+        spacing_mm: The distance of sections whose numbers differ by 1, if known; a series may run in either direction.
     """
     number = np.asarray(numbers, np.float64)
     centred = number - number.mean()
@@ -90,7 +90,7 @@ def on_a_line(curves: Sequence[Curve], numbers: Sequence[float], spacing_mm: flo
 
 
 def in_order(curves: Sequence[Curve]) -> Series:
-    """Return the positions in ascending or descending order that fit all sections best."""
+    """Return the ascending or descending positions that fit all sections best."""
     low = min(float(curve.position_mm[0]) for curve in curves)
     high = max(float(curve.position_mm[-1]) for curve in curves)
     grid = np.linspace(low, high, _STEPS)
@@ -110,7 +110,7 @@ def common(values: Floats, errors: Floats) -> float:
 
 
 def _lines(number: Floats, best: Floats, spacing_mm: float | None) -> list[tuple[float, float]]:
-    """Return lines (offset, slope) through the best positions of sections: through pairs of them, or of known slope."""
+    """Return lines (offset, slope) through the best positions of pairs of sections, or of known slope."""
     if spacing_mm is not None:
         return [
             (float(x - slope * n), slope)
@@ -133,7 +133,7 @@ def _agreement(curves: Sequence[Curve], position: Floats) -> float:
 def _improved(
     curves: Sequence[Curve], number: Floats, start: tuple[float, float], *, is_free: bool
 ) -> tuple[float, float]:
-    """Return the line near `start` that agrees best."""
+    """Return the best-fitting line near `start`."""
     from scipy.optimize import minimize
 
     reach = max(float(np.abs(number).max()), 1e-9)
@@ -150,8 +150,8 @@ def _improved(
 
 
 def _line_errors(number: Floats, best: Floats, position: Floats) -> Floats:
-    """Return the standard errors of a line's positions, from how far sections by themselves lie beside it."""
-    freedom = max(len(number) - 2, 1)  # a line follows two of the sections
+    """Return the standard errors of positions on a line, from the distances of the sections' own positions to it."""
+    freedom = max(len(number) - 2, 1)  # two sections determine a line
     spread = 1.48 * float(np.median(np.abs(best - position))) * np.sqrt(len(number) / freedom)
     leverage = 1 / len(number) + np.square(number) / max(float(np.square(number).sum()), 1e-9)
     errors: Floats = np.maximum(spread * np.sqrt(leverage), _LEAST_ERROR_MM)
@@ -163,7 +163,7 @@ def _fitting(curves: Sequence[Curve], position: Floats) -> NDArray[np.bool_]:
 
 
 def _ascending(table: Floats) -> tuple[float, NDArray[np.intp]]:
-    """Return the largest sum of one value a row of a table (N, P), in places that never descend, and the places."""
+    """Return the largest sum of one value per row of a table (N, P) in ascending columns, and these columns."""
     totals = np.zeros(table.shape[1])
     chosen = np.zeros(table.shape, np.intp)
     for row, values in enumerate(table):

@@ -1,4 +1,4 @@
-"""The training of the network that locates sections: its data, drawn from an atlas alone, and its loss."""
+"""Training of the network that locates sections: its data, drawn from an atlas alone, and its loss."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +23,7 @@ _VALIDATION_SEED = 2**31
 
 
 class PlaneLoss(nn.Module):
-    """The distance of planes from the true ones, and what else the network says of a view.
+    """The distance of planes from the true ones, and the losses of the network's other outputs.
 
     Args:
         side: Weight of the cross-entropy of whole, left and right.
@@ -84,17 +84,17 @@ class ViewDataModule(pl.LightningDataModule):
     """Batches of views of an atlas, new ones in each epoch; no section is needed.
 
     Args:
-        atlas: With region ids.
+        atlas: The atlas with region ids.
         image_shape: The size at which the atlas was loaded; null keeps its own.
         voxel_um: The atlas is reduced to about this resolution.
-        view_px: Height and width of a view, as the network has it.
-        batch_size: Views a step.
+        view_px: Height and width of the network's views.
+        batch_size: Views per step.
         samples_per_epoch: Training views in an epoch.
         n_val: Validation views, the same in each epoch.
-        num_workers: Processes that draw views; None is none.
-        seed: Decides what is drawn.
-        augment: Of registration; must be None.
-        cut_along: This and what follows: as `ViewSampler` has it.
+        num_workers: Number of processes that draw views; None means 0.
+        seed: Random seed of the views.
+        augment: An option of registration; must be None here.
+        cut_along: This and all further options: as in `ViewSampler`.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class ViewDataModule(pl.LightningDataModule):
             )
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the batches of the epoch that comes."""
+        """Return the batches of the next epoch."""
         epoch = self.trainer.current_epoch if self.trainer else 0
         return self._loader("train", self.seed, epoch, shuffle=True)
 
@@ -161,7 +161,7 @@ class ViewDataModule(pl.LightningDataModule):
         return self._loader("val", _VALIDATION_SEED, 0, shuffle=False)
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the SHA-256 of the volume that views come from."""
+        """Return the SHA-256 of the volume from which views are made."""
         volume = self.sampler.volume
         return {
             "atlas": fingerprint_of(volume.template.numpy(), volume.labels.numpy(), volume.voxel_mm.tolist())
@@ -187,7 +187,7 @@ class ViewDataModule(pl.LightningDataModule):
 
 
 class _ViewBatches(Dataset[Views]):
-    """Batches of views; the key's seed decides what one holds."""
+    """Batches of views, determined by the key's seed."""
 
     def __init__(self, sampler: ViewSampler, batch_size: int, n_batches: int) -> None:
         self.sampler = sampler

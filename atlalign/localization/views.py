@@ -1,4 +1,4 @@
-"""Square views of a section, centred at its tissue and scaled by it, as the network sees them."""
+"""Square views of a section for the network, centred on its tissue and scaled by the tissue's extent."""
 
 import math
 from dataclasses import dataclass, replace
@@ -20,18 +20,18 @@ HALF_VIEW = 1.9
 
 _BRIGHT_SHARE = 0.995
 _MEAN_TISSUE = 0.4
-_EMPTY = 0.02  # darker pixels are ground
+_EMPTY = 0.02  # darker pixels are background
 _GAMMA = (0.25, 1.5)
 _MASK_PX = 256  # the longer side of the image on which tissue is found
-_BLUR_PX = 2.0  # cells join to tissue
-_LEAST_PIECE = 0.03  # of the largest piece of tissue: smaller ones are dirt
+_BLUR_PX = 2.0  # cells join to form tissue
+_LEAST_PIECE = 0.03  # of the largest piece of tissue: smaller pieces are dirt
 _LEAST_PX = 30  # of tissue on this image
 
 
 def even_tone(views: Tensor) -> Tensor:
-    """Return views (B, 1, H, W) of bright tissue on a ground of 0, stretched to [0, 1] with a mean of tissue near 0.4.
+    """Return views (B, 1, H, W) of bright tissue on a background of 0, stretched to [0, 1] with a tissue mean near 0.4.
 
-    Faint cells on black then look much like a dark stain.
+    After this, faint cells on black look much like a dark stain.
     """
     flat = views.flatten(1)
     white = torch.quantile(flat[:, ::3], _BRIGHT_SHARE, dim=1, keepdim=True).clamp(min=1e-3)
@@ -44,13 +44,13 @@ def even_tone(views: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class SeenTissue:
-    """Where an image shows tissue.
+    """The tissue of an image.
 
     Attributes:
         centre: (x, y) in pixels of the section's image.
-        rms: The root mean square distance from it.
-        area: In pixels of a thumbnail.
-        pieces: Its pieces, the largest first.
+        rms: The root mean square distance from the centre.
+        area: The area in pixels of a thumbnail.
+        pieces: Its pieces, largest first.
     """
 
     centre: Points
@@ -60,10 +60,10 @@ class SeenTissue:
 
 
 def seen_tissue(section: Section, name: str = "section") -> SeenTissue:
-    """Return where a section's image shows tissue.
+    """Return the tissue of a section's image.
 
     Raises:
-        InputError: If it shows none.
+        InputError: If it shows no tissue.
     """
     factor = max(1, round(max(section.grey.shape) / _MASK_PX))
     small = torch.nn.functional.avg_pool2d(section.grey[None], factor)[0].numpy()
@@ -71,7 +71,7 @@ def seen_tissue(section: Section, name: str = "section") -> SeenTissue:
     to_pixel = invert_affine(section.to_grey) @ homogeneous(to_grey)
     pieces = _pieces(_bright(ndimage.gaussian_filter(small, _BLUR_PX)))
     if sum(map(np.count_nonzero, pieces)) < _LEAST_PX:
-        raise InputError(f"{name}: expected a section, found next to no tissue")
+        raise InputError(f"{name}: expected a section, found almost no tissue")
     each = tuple(_moments(piece, to_pixel) for piece in pieces)
     return replace(_moments(np.any(pieces, axis=0), to_pixel), pieces=each)
 
@@ -84,7 +84,7 @@ def _moments(mask: NDArray[np.bool_], to_pixel: Matrix) -> SeenTissue:
 
 
 def _bright(image: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return which pixels are bright, by Otsu's threshold."""
+    """Return the mask of bright pixels, by Otsu's threshold."""
     import SimpleITK
 
     otsu: Any = SimpleITK.OtsuThreshold
@@ -93,7 +93,7 @@ def _bright(image: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def _pieces(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
-    """Return the pieces of a mask, the largest first, without dirt."""
+    """Return the pieces of a mask without dirt, largest first."""
     pieces, _ = ndimage.label(mask)
     areas = np.bincount(pieces.ravel())[1:]
     order = np.argsort(-areas)
@@ -111,11 +111,11 @@ def view_matrix(centre: Points, rms: float, degrees: float) -> Matrix:
 
 
 def cut_views(section: Section, matrices: list[Matrix], view_px: int) -> Tensor:
-    """Return views (N, 1, view_px, view_px) of a section in an even tone; beyond its image there is ground.
+    """Return views (N, 1, view_px, view_px) of a section in an even tone; beyond its image there is background.
 
     Args:
         section: The section.
-        matrices: From each view's (x, y) in [-1, 1]² to pixels of the image.
+        matrices: The maps from each view's (x, y) in [-1, 1]² to pixels of the image.
         view_px: Height and width of the views.
     """
     ticks = torch.linspace(-1, 1, view_px)
@@ -132,7 +132,7 @@ def cut_views(section: Section, matrices: list[Matrix], view_px: int) -> Tensor:
 
 
 def antialiased(image: Tensor, step: float) -> Tensor:
-    """Return an image (h, w) without the detail that is lost where each `step`-th pixel is taken."""
+    """Return an image (h, w) without the detail that is lost when only each `step`-th pixel is sampled."""
     if step <= 1:
         return image
     return torch.from_numpy(ndimage.gaussian_filter(image.numpy(), (step - 1) / 2, mode="nearest"))
