@@ -1,10 +1,10 @@
-"""The axes of an atlas file: which way each one runs, by the user's word, the header's, or the look of the brain.
+"""The axes of an atlas file: the direction of each, from the user, the header, or the look of the brain.
 
 An axis is named by where it starts and ends: AP runs from anterior to posterior, VD from ventral to dorsal, RL from
 right to left; ML is another name of LR. A file's axes are three such names in the file's order.
 
-A header's axes are not always true. The Allen Institute's own NRRD files lie as AP,DV,ML, and say
-left-posterior-superior with an identity matrix, as do files whose writers did not know the axes. A header is trusted
+A header's axes are not always true. The Allen Institute's own NRRD files are stored as AP,DV,ML, but their headers say
+left-posterior-superior with an identity matrix. So do files whose writers did not know the axes. A header is trusted
 alone only if its matrix exchanges axes, which nobody writes by default; otherwise the look of the brain decides.
 """
 
@@ -25,7 +25,7 @@ Axes = tuple[str, str, str]
 """Names of the directions of a file's axes, in its order."""
 
 DEFAULT: Axes = ("AP", "DV", "LR")
-"""The order of `Atlas`, and of a file that says nothing."""
+"""The order in `Atlas`, and in a file without information."""
 
 _PLACES = {"AP": (0, 1), "PA": (0, -1), "DV": (1, 1), "VD": (1, -1), "LR": (2, 1), "RL": (2, -1)}
 _TOWARDS = {"L": "RL", "R": "LR", "A": "PA", "P": "AP", "S": "VD", "I": "DV"}
@@ -126,10 +126,10 @@ def reordered(values: tuple[float, float, float], axes: Axes) -> tuple[float, fl
 
 
 def brain_likeness(volume: NDArray[np.float32]) -> Mapping[Axes, float]:
-    """Return how well a volume agrees with a mouse brain by what its axes may be; nothing if with none.
+    """Return the agreement of a volume with a mouse brain for each possible set of axes; empty if there is none.
 
-    The measure is the correlation with the phantom after both were fitted into one box. It does not tell left from
-    right, and says nothing of half a brain, or of a part along AP.
+    The measure is the correlation with the phantom after both were fitted into one box. It cannot distinguish left from
+    right, and does not work for half a brain, or for a part along AP.
     """
     if min(volume.shape) < 8 or not volume.max() > volume.min():
         return {}
@@ -142,7 +142,7 @@ def brain_likeness(volume: NDArray[np.float32]) -> Mapping[Axes, float]:
 
 
 def brain_length(volume: NDArray[np.float32]) -> float:
-    """Return the share of the first axis that a brain takes up."""
+    """Return the fraction of the first axis that the brain occupies."""
     box = _box(volume)[0]
     return float(box.stop - box.start) / len(volume)
 
@@ -154,13 +154,13 @@ def _phantom() -> NDArray[np.float32]:
 
 
 def _fitted(volume: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return what is in the box of a brain, averaged onto a grid of one size."""
+    """Return the content of the brain's box, averaged onto a grid of one size."""
     inside = torch.from_numpy(np.ascontiguousarray(volume[_box(volume)]))[None, None]
     return np.asarray(F.interpolate(inside, _COMPARED, mode="area")[0, 0])
 
 
 def _box(volume: NDArray[np.float32]) -> tuple[slice, slice, slice]:
-    """Return the planes of each axis that show more than specks of tissue."""
+    """Return, along each axis, the range of planes that show more than specks of tissue."""
     tissue = volume > 0.1 * np.percentile(volume, 99)
     ends = []
     for others in ((1, 2), (0, 2), (0, 1)):

@@ -1,4 +1,4 @@
-"""Region ids: whole numbers from 0 on, 0 for no region, kept exactly from the atlas to the tables."""
+"""Region ids: whole numbers from 0 on, where 0 is no region, kept exactly from the atlas to the tables."""
 
 import logging
 from typing import Any
@@ -13,14 +13,14 @@ _LARGEST = 2**63 - 1
 
 
 def checked_ids(values: NDArray[Any], source: str) -> NDArray[Any]:
-    """Return ids as integers, also where they are stored as whole numbers in a floating-point type.
+    """Return ids as integers, even if they are stored as whole numbers in a floating-point type.
 
     Args:
-        values: Of any shape.
+        values: Ids of any shape.
         source: For messages.
 
     Raises:
-        InputError: If a value is no id, or floating-point numbers are too large to be exact.
+        InputError: If a value is not an id, or floating-point numbers are too large to be exact.
     """
     kind = values.dtype.kind
     if kind not in "uif":
@@ -46,5 +46,5 @@ def checked_ids(values: NDArray[Any], source: str) -> NDArray[Any]:
 
 
 def stored_type(ids: NDArray[Any]) -> np.dtype[Any]:
-    """Return the type that files keep ids in: uint32, which most programs read, or uint64 where that is too small."""
+    """Return the type in which files store ids: uint32, which most programs read, or uint64 for larger ids."""
     return np.dtype(np.uint32 if not ids.size or ids.max() < 2**32 else np.uint64)

@@ -163,13 +163,16 @@ def _check_target(path: Path, target: Any, resolution: Any = None) -> None:
 
 
 def _warn_of_own_markers(path: Path, series: Mapping[str, Any]) -> None:
-    """Say that a former result binds the next one; VisuAlign removes the name of the aligner where it saves a file."""
+    """Warn that markers from an earlier registration bind the next one.
+
+    VisuAlign removes the name of the aligner when it saves a file.
+    """
     slices = series.get("slices")
     marked = sum(isinstance(entry, Mapping) and bool(entry.get("markers")) for entry in slices or ())
     if marked and str(series.get("aligner")).startswith("atlalign"):
         _log.warning(
-            "%s: the markers of %d sections, which a former registration wrote, count as a person's: remove them to "
-            "register these sections anew",
+            "%s: markers from an earlier registration (in %d sections) are used like markers of the user: "
+            "delete them to register these sections anew",
             path,
             marked,
         )

@@ -33,7 +33,7 @@ class _Array(Protocol):
 
 @dataclass(frozen=True)
 class Volume:
-    """Planes (P, H, W) that may still lie in a file; `source` names them in messages."""
+    """Planes (P, H, W) that may still be in a file; `source` names them in messages."""
 
     array: _Array
     source: str
@@ -55,7 +55,7 @@ class Volume:
             yield planes, self._read(planes)
 
     def thumbnail(self) -> NDArray[np.float32]:
-        """Return every n-th voxel, about 64 along each axis; what is not finite becomes 0."""
+        """Return every n-th voxel, about 64 along each axis; non-finite values become 0."""
         along, *steps = (max(1, size // _THUMBNAIL) for size in self.array.shape)
         planes = [
             self._read(slice(plane, plane + 1))[:, :: steps[0], :: steps[1]]
@@ -74,12 +74,12 @@ class Volume:
 
 
 class VolumeFile(NamedTuple):
-    """A volume as it lies in its file.
+    """A volume as stored in its file.
 
     Attributes:
         array: In the file's own order of axes.
         source: Names it in messages.
-        header: What the file says of its voxels.
+        header: The file's information on its voxels.
     """
 
     array: _Array
@@ -91,8 +91,8 @@ def open_volume(path: Path, dataset: str, files: ExitStack) -> VolumeFile:
     """Return the volume in a file; `files` closes it.
 
     The axes have the order of the header in .nrrd, .nii and .mha, which ITK's arrays have reversed; pages, rows,
-    columns in .tif; the array's order in .h5 and .npy. BrainGlobe's metadata.json beside a file that has no header of
-    its own speaks for it.
+    columns in .tif; the array's order in .h5 and .npy. For a file without a header of its own, BrainGlobe's
+    metadata.json beside it is used.
 
     Raises:
         InputError: If the file cannot be read, is too large, or holds no volume.
@@ -126,7 +126,7 @@ def _read_h5(path: Path, dataset: str, files: ExitStack) -> tuple[_Array, Header
 
 
 def has_dataset(path: Path, dataset: str) -> bool:
-    """Return whether a file is h5 and names this dataset, wherever it may lie."""
+    """Return whether a file is an h5 file with a dataset of this name, even if its values are in another file."""
     if _READERS.get(path.suffix.lower()) is not _read_h5:
         return False
     with h5py.File(path, "r") as file:
@@ -169,7 +169,7 @@ def _read_itk(path: Path, dataset: str, files: ExitStack, *, format_: str) -> tu
 
 
 def _check_length(path: Path, least: int) -> None:
-    """Check that a NIfTI file is whole: ITK takes what a truncated one lacks for zeros."""
+    """Check that a NIfTI file is complete: ITK reads the missing part of a truncated file as zeros."""
     length = path.stat().st_size
     if path.suffix.lower() == ".gz":
         with GzipFile(path) as file:

@@ -136,7 +136,7 @@ class _Search:
             missing += f", nor {shown(name)}"
         if near:
             there = ", ".join(path.name for path in near)
-            missing += f", but {there} exists: if it is the same image, use its name in the list"
+            missing += f"; found {there} instead: if it is the same image, use its name in the list"
         return NamedFile(expected, missing=missing)
 
 

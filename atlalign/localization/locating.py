@@ -143,7 +143,7 @@ def _alone(section: NewSection) -> Located:
 
 def _nowhere(start: Located, looked: Looked) -> Located:
     reason = (
-        f"it fits nowhere: the error to expect is {1000 * looked.found.proposal.error_mm:.0f} µm; is this one section "
-        "of this species, cut as the network knows it?"
+        f"it fits no plane (expected error {1000 * looked.found.proposal.error_mm:.0f} µm): check that the image shows "
+        "one section of this species, cut in a direction that the network supports"
     )
     return replace(start, flag="fail", reason=reason, curve=looked.found.curve)

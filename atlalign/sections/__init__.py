@@ -1,1 +1,1 @@
-"""Sections of a slide: found, put in order, turned upright, and written one by one."""
+"""Sections of a slide: found, put in order, turned upright, and written as single images."""

@@ -16,7 +16,7 @@ from atlalign.io.tiff_writer import write_tiff
 from atlalign.sections.outlines import Outline, filled
 from atlalign.sections.section import Frame
 
-_BAND_PX, _TILE_PX = 512, 1024  # of the image: rows that are made at once, and columns
+_BAND_PX, _TILE_PX = 512, 1024  # of the image: rows and columns that are computed at once
 
 
 def write_section(
@@ -27,15 +27,15 @@ def write_section(
     ground: NDArray[Any],
     pixel_um: PixelSize,
 ) -> None:
-    """Write the image of a section with all channels, whole or not at all.
+    """Write the image of a section with all channels, atomically.
 
     Args:
         path: The file.
-        scene: Of the slide; of a z-stack, one plane.
+        scene: The scene of the slide; of a z-stack, one plane.
         frame: The pixels of the image.
         others: The outlines of other sections, which are painted over.
-        ground: The value or colour of the slide in each channel, which is painted there and beyond the slide's border.
-        pixel_um: The size of the slide's pixels.
+        ground: The value or colour of the slide in each channel, used for painting over and beyond the slide's border.
+        pixel_um: The slide's pixel size.
     """
     outlines = [tuple(frame.to_image(ring) for ring in outline) for outline in others]
     bands = (

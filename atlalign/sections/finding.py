@@ -161,5 +161,5 @@ def nothing_found(slide: str, left_out: Sequence[Section]) -> InputError:
     said = ", ".join(f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons))
     found = f"found only pieces that are none ({said})" if said else "found none"
     return InputError(
-        f"{slide}: expected sections of about 1 mm² or more, {found}: is the pixel size right (--pixel-size-um)?"
+        f"{slide}: expected sections of about 1 mm² or more, {found}: check the pixel size (--pixel-size-um)"
     )

@@ -27,10 +27,10 @@ _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
 
 class Row(NamedTuple):
-    """What a row of the list says.
+    """One row of the list.
 
     Attributes:
-        section: As it was.
+        section: The section before the changes.
         where: The line of the list.
         keep: The section is to have an image.
         turned: The turn from the slide to the image, counter-clockwise in degrees; None if it stays as it is.
@@ -90,10 +90,10 @@ def _note(section: Section) -> str:
 
 
 def read_rows(folder: Path, sections: Sequence[Section]) -> list[Row]:
-    """Return what the list says of the sections as they are.
+    """Return the rows of the list for the existing sections.
 
     Raises:
-        InputError: If the list cannot be read, or a row cannot be understood.
+        InputError: If the list cannot be read, or a row is invalid.
     """
     known = {section.filename: section for section in sections}
     table = read_table(folder / LIST)
@@ -138,7 +138,7 @@ def _yes_or_no(cell: str, where: str, if_empty: bool) -> bool:
 
 
 def _label(text: str) -> str:
-    """Return the label of a section that is named by it, by its number, or by its file."""
+    """Return the label of the section that a cell names by its label, its number, or its file."""
     return Section(text.lower(), "", 0, ()).label if "_s" in text.lower() else text.lower().lstrip("s0")
 
 

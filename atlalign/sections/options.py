@@ -1,4 +1,4 @@
-"""The options of separating slides, declared once for Python and for `atlalign sections`."""
+"""The options for separating slides, declared once for Python and for `atlalign sections`."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -16,7 +16,7 @@ Upright = Literal["brain", "symmetry", "no"]
 
 @dataclass(frozen=True)
 class SectionsOptions:
-    """How sections are found and written."""
+    """The options for finding and writing sections."""
 
     order: Annotated[
         Order,

@@ -10,12 +10,12 @@ from atlalign.sections.outlines import Outline, bounds
 
 _Floats = NDArray[np.float64]
 _TILTS = np.tan(np.deg2rad(np.arange(-8, 9)))
-_PER_ROW, _PER_TILT = 0.15, 0.5  # more rows, and more tilted ones, need a better fit
-_SAME_ROW = 0.6  # of the usual height: centres that differ by less lie in one row
+_PER_ROW, _PER_TILT = 0.15, 0.5  # more rows, or more tilted rows, need a better fit
+_SAME_ROW = 0.6  # of the usual height: centres that differ by less are in one row
 
 
 def in_order(outlines: Sequence[Outline], order: Order = "rows") -> list[int]:
-    """Return the places of sections, first to last."""
+    """Return the indexes of sections, first to last."""
     if not outlines:
         return []
     boxes = np.array([bounds(outline) for outline in outlines])
@@ -31,7 +31,7 @@ def in_order(outlines: Sequence[Outline], order: Order = "rows") -> list[int]:
 
 
 def _tilted_rows(along: _Floats, across: _Floats, size: float) -> list[list[int]]:
-    """Return the places of sections row by row; the rows may be tilted a little, like the slide."""
+    """Return the indexes of sections row by row; the rows may be slightly tilted, like the slide."""
 
     def cost(rows: list[list[int]], tilted: _Floats, tilt: float) -> float:
         spread = sum(float(np.square(tilted[row] - tilted[row].mean()).sum()) for row in rows)
@@ -46,7 +46,7 @@ def _tilted_rows(along: _Floats, across: _Floats, size: float) -> list[list[int]
 
 
 def _rows(across: _Floats, reach: float) -> list[list[int]]:
-    """Return the places of values, those near each other in one row, in ascending order."""
+    """Return the indexes of values, grouped into rows of nearby values, in ascending order."""
     rows: list[list[int]] = []
     for place in np.argsort(across).tolist():
         if rows and across[place] - float(np.mean([across[other] for other in rows[-1]])) <= reach:

@@ -24,8 +24,8 @@ def outline_of(mask: NDArray[np.bool_], scale: NDArray[np.float64], *, margin_px
 
     Args:
         mask: (h, w).
-        scale: Pixels of the image for each pixel of the mask, along x and y.
-        margin_px: The outline lies this many pixels of the mask further out.
+        scale: The number of image pixels per pixel of the mask, along x and y.
+        margin_px: The distance of the outline outside the mask, in pixels of the mask.
     """
     from contourpy import contour_generator
 
@@ -38,7 +38,7 @@ def outline_of(mask: NDArray[np.bool_], scale: NDArray[np.float64], *, margin_px
 
 
 def _is_outer(ring: Ring) -> bool:
-    """Return whether a ring goes around tissue, not around a hole: contourpy draws these the other way round."""
+    """Return whether a ring encloses tissue rather than a hole; contourpy draws holes in the other direction."""
     return _signed_area(ring) > 0
 
 
@@ -48,7 +48,7 @@ def _signed_area(ring: Ring) -> float:
 
 
 def _simplified(ring: Ring) -> Ring:
-    """Return a closed ring without the corners that lie nearly on the line between their neighbours."""
+    """Return a closed ring without the corners that nearly lie on the line between their neighbours."""
     ring = ring[:-1] if np.array_equal(ring[0], ring[-1]) else ring
     if len(ring) <= 2 * _LEAST_CORNERS:
         return ring
@@ -78,7 +78,7 @@ def _thinned(line: Ring) -> Ring:
 
 
 def filled(outline: Sequence[Ring], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return where (h, w) an outline in pixels has its inside."""
+    """Return the mask (h, w) of the inside of an outline in pixels."""
     image = Image.new("L", (shape[1], shape[0]))
     pen = ImageDraw.Draw(image)
     for ring in outline:

@@ -1,4 +1,4 @@
-"""A section of a slide: where it lies there, and how its own image is turned."""
+"""A section of a slide: its outline there, and the orientation of its own image."""
 
 import math
 from collections.abc import Mapping
@@ -15,18 +15,18 @@ class Section(NamedTuple):
     """A section of a slide.
 
     Attributes:
-        filename: Of its image.
+        filename: The name of its image.
         slide: The name of the slide's file.
         scene: The scene of the slide, from 0.
         outline: In pixels of the scene.
-        turn: How far its image is turned from the slide, counter-clockwise in degrees.
+        turn: The turn of its image relative to the slide, counter-clockwise in degrees.
         flipped: Its image is also mirrored, left to right, after the turn.
         kept: It has an image, and is registered.
         left_out: Why it is taken for no section, such as small; empty for sections.
         needs_turn: Which way is up is still to be found.
         note: Remarks for the user.
         cells: The other cells of its row in the list.
-        is_written: Its image shows what this says.
+        is_written: Whether its image is up to date.
     """
 
     filename: str
@@ -48,7 +48,7 @@ class Section(NamedTuple):
         return self.filename.removesuffix(ENDING).rpartition("_s")[2].lstrip("0")
 
     def turned(self, degrees: float, *, mirrored: bool = False) -> "Section":
-        """Return the section whose image is turned further, counter-clockwise, and then mirrored."""
+        """Return the section with its image turned further, counter-clockwise, and then mirrored."""
         turn = self.turn - degrees if self.flipped else self.turn + degrees
         turn = (turn + 180) % 360 - 180
         if turn == self.turn and not mirrored:
@@ -57,7 +57,7 @@ class Section(NamedTuple):
 
 
 ENDING = ".ome.tif"
-"""What the names of images of sections end in."""
+"""The ending of the names of section images."""
 
 
 def section_name(slide: str, number: str) -> str:
@@ -65,7 +65,7 @@ def section_name(slide: str, number: str) -> str:
 
     Args:
         slide: The name of the slide without its ending.
-        number: With or without letters behind, which tell the parts of a section from each other.
+        number: The number, followed by letters that distinguish the parts of a section, if any.
     """
     digits = number.rstrip("abcdefghijklmnopqrstuvwxyz")
     return f"{slide}_s{int(digits):03d}{number[len(digits) :]}{ENDING}"
@@ -76,8 +76,8 @@ class Frame(NamedTuple):
 
     Attributes:
         shape: (h, w).
-        matrix: (2, 3), which takes pixels (x, y) of the image to those of the slide.
-        is_exact: Each pixel of the image is one of the slide's.
+        matrix: (2, 3), maps pixels (x, y) of the image to pixels of the slide.
+        is_exact: Each pixel of the image is a pixel of the slide.
     """
 
     shape: Shape
@@ -91,9 +91,9 @@ class Frame(NamedTuple):
 
 
 def frame_of(section: Section, margin_px: float) -> Frame:
-    """Return the pixels of the image of a section, with a margin around its outline.
+    """Return the pixels of a section's image, with a margin around its outline.
 
-    Pixels are those of the slide, and without interpolation if the turn is a multiple of 90°.
+    The pixel size is that of the slide; turns by multiples of 90° need no interpolation.
     """
     angle = math.radians(section.turn)
     cosine, sine = math.cos(angle), math.sin(angle)

@@ -1,4 +1,4 @@
-"""Separates the sections of slides: finds them, or applies the changes that a person made in their list."""
+"""Separates the sections of slides: finds them, or applies the user's changes to their list."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,14 +23,14 @@ from atlalign.sections.small_copy import SmallCopy, ground_color, small_copy
 from atlalign.sections.upright import FindTurn
 
 SHEET_ENDING = "_sections.png"
-"""What the names of contact sheets end in."""
+"""The ending of the names of contact sheets."""
 
 _MARGIN_UM = 300.0
 _DEFAULTS = SectionsOptions()
 
 
 class Separated(NamedTuple):
-    """What was made of some slides.
+    """The result of separating slides.
 
     Attributes:
         sections: All sections of the folder that have an image, in the order of its list.
@@ -65,7 +65,7 @@ def separate(
 ) -> Separated:
     """Write the sections of slides as single images, with their list and a contact sheet for each slide.
 
-    If the folder has a list already, the changes that it asks for are made, and only sections that change are written.
+    If the folder already has a list, its requested changes are made, and only changed sections are written.
 
     Args:
         slides: The files.
@@ -75,7 +75,7 @@ def separate(
         progress: Called with the name of each image before it is written.
 
     Raises:
-        InputError: If the list asks for something impossible, or the folder cannot be written.
+        InputError: If the list requests an impossible change, or the folder cannot be written.
     """
     with lock(out):
         memory, applied = _known(out, options)
@@ -84,7 +84,7 @@ def separate(
 
 
 def count_sections(slide: Path, options: SectionsOptions = _DEFAULTS) -> int:
-    """Return how many sections a slide shows; 0 if it cannot be told, because its pixel size is not known.
+    """Return the number of sections on a slide; 0 if it is unknown, because the pixel size is unknown.
 
     Raises:
         InputError: If the file cannot be read.
@@ -106,7 +106,7 @@ def count_sections(slide: Path, options: SectionsOptions = _DEFAULTS) -> int:
 
 
 def _known(out: Path, options: SectionsOptions) -> tuple[Memory, str]:
-    """Return what is known of a folder after the changes that its list asks for, and the list's SHA-256."""
+    """Return the state of a folder after the changes that its list requests, and the list's SHA-256."""
     listing = out / LIST
     memory = None if options.overwrite else read_memory(out)
     if not listing.is_file():
@@ -118,13 +118,13 @@ def _known(out: Path, options: SectionsOptions) -> tuple[Memory, str]:
             f"{listing} exists, but not {MEMORY} beside it: choose another --out, or add --overwrite"
         )
     applied = fingerprint(listing)
-    if memory.applied == applied:  # a run was interrupted after it had read this list
+    if memory.applied == applied:  # a run was interrupted after reading this list
         return memory, applied
     return memory._replace(sections=edited(read_rows(out, memory.sections))), applied
 
 
 class _Folder:
-    """A folder of sections while it is brought up to date."""
+    """A folder of sections that is being updated."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class _Folder:
         return Separated([section for section in self.sections if section.kept], self.written, self.errors)
 
     def _check_given(self, slides: Sequence[Path]) -> None:
-        """Check that slides differ in name, and that those with changes are given."""
+        """Check that slides differ in name, and that the slides with changes are given."""
         names = [path.name for path in slides]
         twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
         if twice is not None:
@@ -162,8 +162,8 @@ class _Folder:
         changed = {section.slide for section in self.sections if not self._is_up_to_date(section)}
         if changed - set(names):
             raise InputError(
-                f"{self.out / LIST}: sections of {min(changed - set(names))} are to be written again: name "
-                "this slide, too"
+                f"{self.out / LIST}: expected {min(changed - set(names))} among the slides, because the list changes "
+                "its sections: add this slide to the command"
             )
 
     def _is_up_to_date(self, section: Section) -> bool:
@@ -177,8 +177,8 @@ class _Folder:
             self.slides[path.name] = mark
         elif self.slides[path.name] != mark:
             raise InputError(
-                f"{path.name}: is not the slide of this name whose sections lie in {self.out}: choose another --out, "
-                "or add --overwrite"
+                f"{path.name}: expected the slide whose sections are in {self.out}, found another slide of this name: "
+                "choose another --out, or add --overwrite"
             )
         self._turn(path, scans)
         self._remember(applied=self.applied)
@@ -197,7 +197,7 @@ class _Folder:
         pixel_um = scene.pixel_um if given is None else (given, given)
         if pixel_um is None:
             raise InputError(
-                f"{path.name}: expected the size of its pixels, which the file does not say: give it (--pixel-size-um)"
+                f"{path.name}: expected a pixel size, found none in the file: set --pixel-size-um"
             )
         if scene.z_count > 1 and self.options.z is None:
             raise InputError(
@@ -239,7 +239,7 @@ class _Folder:
         return View(scan.copy, scan.mean_um, self.options.background)
 
     def _stem(self, path: Path) -> str:
-        """Return the beginning of the names of a slide's images, which no other slide has."""
+        """Return the beginning of the names of a slide's images, which is unique to the slide."""
         stem = file_name(path.name.removesuffix(path.suffix).removesuffix(".ome"))
         taken = {section.filename.rpartition("_s")[0] for section in self.sections}
         return stem if stem not in taken else file_name(path.name.replace(".", "_"))

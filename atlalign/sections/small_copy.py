@@ -12,9 +12,9 @@ from atlalign.io.scenes import Scene
 from atlalign.io.views import at_scale
 from atlalign.sections.outlines import Outline, bounds, filled
 
-_LEAST_PX = 64  # a copy of a small scene has as many at least, along the shorter side
-_AROUND_PX = 12  # of the copy: as far around the box of a section
-_BESIDE_PX = 3  # what lies nearer to an outline is not taken for the slide
+_LEAST_PX = 64  # a copy of a small scene has at least as many pixels along the shorter side
+_AROUND_PX = 12  # of the copy: the margin around the box of a section
+_BESIDE_PX = 3  # pixels closer to an outline are not used as background
 
 
 class SmallCopy(NamedTuple):
@@ -23,7 +23,7 @@ class SmallCopy(NamedTuple):
     Attributes:
         pixels: (h, w, c), or (h, w, 3) in colour.
         is_color: The channels are red, green and blue.
-        scale: Pixels of the scene for each of these along x and y.
+        scale: The number of scene pixels per pixel of the copy along x and y.
     """
 
     pixels: NDArray[np.float32]
@@ -31,7 +31,7 @@ class SmallCopy(NamedTuple):
     scale: NDArray[np.float64]
 
     def from_scene(self, outline: Outline) -> Outline:
-        """Return an outline in pixels of the scene in those of the copy."""
+        """Convert an outline from pixels of the scene to pixels of the copy."""
         return tuple((ring + 0.5) / self.scale - 0.5 for ring in outline)
 
 
@@ -45,14 +45,14 @@ def small_copy(scene: Scene, pixel_um: float) -> SmallCopy:
 
 
 def ground_color(copy: SmallCopy, outlines: Iterable[Outline], around: Outline) -> NDArray[Any]:
-    """Return the usual value of the slide around a section: (channels,), or (1, 3) in colour.
+    """Return the typical value of the slide around a section: (channels,), or (1, 3) in colour.
 
     Slides are seldom lit evenly, so the value elsewhere may look like tissue.
 
     Args:
         copy: The slide.
-        outlines: Of all sections on it.
-        around: Of the section.
+        outlines: The outlines of all sections on it.
+        around: The outline of the section.
     """
     shape = (copy.pixels.shape[0], copy.pixels.shape[1])
     taken = np.zeros(shape, bool)

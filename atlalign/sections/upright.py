@@ -22,9 +22,9 @@ _NOT_TURNED = "not turned: no clear midline"
 
 _ANGLES = 720  # around the circle
 _RADII = 48
-_CLEAR = 0.08  # the best axis is this much better than any other
-_APART = 15.0  # degrees: axes nearer than this are one
-_SYMMETRIC = 0.5  # of 1: less is no symmetry
+_CLEAR = 0.08  # a clear axis is better than any other by this much
+_APART = 15.0  # degrees: axes closer than this count as one
+_SYMMETRIC = 0.5  # of 1: a smaller value is not symmetry
 
 
 def find_turn(
@@ -52,12 +52,12 @@ def without_turn(note: str) -> str:
 
 
 class Midline(NamedTuple):
-    """Where a section's plane of symmetry lies.
+    """A section's plane of symmetry.
 
     Attributes:
         turn: The counter-clockwise turn in degrees, −90 to 90, that makes the midline vertical.
         symmetry: The likeness of both halves at it: 1 for mirror images.
-        is_clear: No other axis is nearly as good.
+        is_clear: Whether no other axis is nearly as good.
     """
 
     turn: float
@@ -69,8 +69,8 @@ def find_midline(strength: NDArray[Any], mask: NDArray[np.bool_]) -> Midline:
     """Return the midline of a section.
 
     Args:
-        strength: (h, w), the section as bright tissue on a dark ground.
-        mask: (h, w), where it is.
+        strength: (h, w), the section as bright tissue on a dark background.
+        mask: (h, w), the section's pixels.
     """
     around = _polar(_contrast(strength, mask), mask)
     likeness = _mirror_likeness(around)
@@ -86,7 +86,7 @@ def find_midline(strength: NDArray[Any], mask: NDArray[np.bool_]) -> Midline:
 
 
 def _contrast(strength: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the section with its inside and its outline of equal weight."""
+    """Return the section with equal weights of its inside and its outline."""
     inside = strength[mask].astype(float)
     low, high = np.percentile(inside, [2, 98])
     scaled = np.clip((strength - low) / max(high - low, 1e-9), 0, 1)
@@ -107,9 +107,10 @@ def _polar(image: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.fl
 
 
 def _mirror_likeness(around: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return how much an image correlates with its mirror image at each axis, in steps of half an angle.
+    """Return the correlation of an image with its mirror image at each axis, in steps of half an angle.
 
-    At an axis θ, the pixel at the angle φ has its counterpart at 2θ − φ: all of these sums are one convolution.
+    At an axis θ, the pixel at the angle φ has its counterpart at 2θ − φ, so a single convolution computes all these
+    sums.
     """
     weights = np.sqrt(np.arange(len(around)) + 0.5)[:, None]  # of the area at each radius
     centred = (around - around.mean(axis=1, keepdims=True)) * weights

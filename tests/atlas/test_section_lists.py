@@ -134,7 +134,7 @@ def test_markers_that_a_registration_wrote_are_announced(tmp_path, caplog):
     """They bind the next registration to the former one."""
     marked = {**entry(UPRIGHT), "markers": [[1, 2, 3, 4]]}
     read_list(write(tmp_path / "list.json", marked, aligner="atlalign 0.1.0"))
-    assert "the markers of 1 sections" in caplog.text
+    assert "markers from an earlier registration (in 1 sections)" in caplog.text
 
 
 def test_a_table_holds_positions(tmp_path):
@@ -449,7 +449,7 @@ def test_a_zoomable_copy_stands_for_the_one_image_of_its_name(tmp_path):
     (tmp_path / "l.waln").write_text(json.dumps({"sections": entries}))
     a, b, c, d = read_list(tmp_path / "l.waln")
     assert (a.path.name, a.missing, c.path.name, c.missing) == ("a.png", "", "c.tif", "")
-    assert "b.png, b.tif is there" in b.missing
+    assert "; found b.png, b.tif instead" in b.missing
     assert d.missing == f"no such file in {tmp_path}"
 
 
@@ -644,7 +644,7 @@ def test_an_image_of_another_ending_is_named_and_not_taken(tmp_path):
         (tmp_path / name).touch()
     (section,) = read_list(write(tmp_path / "l.json", entry(UPRIGHT, filename="C:\\x\\a.png")))
     assert section.path == tmp_path / "a.png"
-    assert section.missing.startswith(f"no such file in {tmp_path}, nor 'C:\\x\\a.png', but a.tif exists")
+    assert section.missing.startswith(f"no such file in {tmp_path}, nor 'C:\\x\\a.png'; found a.tif instead")
 
 
 def test_images_may_lie_in_another_folder_than_their_list(tmp_path):

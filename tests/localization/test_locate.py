@@ -207,7 +207,7 @@ def test_what_fits_nowhere_has_no_place(series, locator, monkeypatch):
     monkeypatch.setattr(module, "propose", lambda *_: [Proposal(known[3][1], "whole", 5.0)])
     (found,) = locate(jobs, locator)
     assert (found.flag, found.anchoring) == ("fail", None)
-    assert "nowhere" in found.reason
+    assert "it fits no plane" in found.reason
     assert found.placed_job().problem == found.reason
 
 

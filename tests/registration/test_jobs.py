@@ -186,7 +186,7 @@ def test_a_missing_image_fails_alone_beside_a_reference_of_ones_own_too(tmp_path
     listing = write_slices(tmp_path / "l.json", "a.png", "b.png", anchoring=None)
     a, b = find_jobs([listing], listed=True)
     # What has no anchoring is located.
-    assert (a.problem, a.position_um, b.problem.partition(",")[0]) == (
+    assert (a.problem, a.position_um, b.problem.partition(";")[0]) == (
         "",
         None,
         f"no such file in {tmp_path}",
