@@ -1,1 +1,1 @@
-"""A local page on which a person looks at registered sections and corrects them."""
+"""A local page on which the user checks registered sections and corrects them."""

@@ -1,4 +1,4 @@
-"""The borders between labels as smooth lines that can be bent."""
+"""The borders between labels as smooth lines that can be deformed."""
 
 from typing import NamedTuple
 
@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from atlalign.atlas.planes import Points
 
-_HALF_WINDOW = 2  # corners on either side that a point is averaged with: the stairs of pixels are shorter
-_STEP = 2  # of all points, so many lie between those that are kept
+_HALF_WINDOW = 2  # corners on either side that a point is averaged with: steps of the pixel grid are shorter
+_STEP = 2  # of all points, this many lie between those that are kept
 
 
 class Lines(NamedTuple):
@@ -24,7 +24,7 @@ class Lines(NamedTuple):
 
 
 def borders(labels: NDArray[np.integer]) -> Lines:
-    """Return the borders between labels (H, W), in their pixels, each from one junction to the next."""
+    """Return the borders between labels (H, W), in pixels, each from one junction to the next."""
     lines = [_smooth(np.array(line, np.float64) - 0.5) for line in _traced(labels)]
     if not lines:
         return Lines(np.zeros(0, np.int32), np.zeros((0, 2)))
@@ -32,7 +32,7 @@ def borders(labels: NDArray[np.integer]) -> Lines:
 
 
 def _traced(labels: NDArray[np.integer]) -> list[list[tuple[int, int]]]:
-    """Return the corners (x, y) of pixels that each border passes; a closed one ends where it starts."""
+    """Return the pixel corners (x, y) along each border; a closed border ends where it starts."""
     neighbours = _graph(labels)
     lines: list[list[tuple[int, int]]] = []
 
@@ -55,7 +55,7 @@ def _traced(labels: NDArray[np.integer]) -> list[list[tuple[int, int]]]:
 
 
 def _graph(labels: NDArray[np.integer]) -> dict[tuple[int, int], set[tuple[int, int]]]:
-    """Return which corners of pixels are joined by an edge between two labels."""
+    """Return the graph of pixel corners that are joined by an edge between two labels."""
     y, x = np.nonzero(labels[1:] != labels[:-1])
     rows = [((a, b), (a + 1, b)) for a, b in zip(x.tolist(), (y + 1).tolist(), strict=True)]
     y, x = np.nonzero(labels[:, 1:] != labels[:, :-1])
@@ -68,7 +68,7 @@ def _graph(labels: NDArray[np.integer]) -> dict[tuple[int, int], set[tuple[int, 
 
 
 def _smooth(line: Points) -> Points:
-    """Return a line without the stairs of pixels; the ends of an open one stay, so that lines still meet."""
+    """Return a line without the steps of the pixel grid; the ends of an open line stay, so that lines still meet."""
     is_closed = len(line) > 2 and bool((line[0] == line[-1]).all())
     n = len(line)
     if is_closed:

@@ -1,4 +1,4 @@
-"""Strokes of a round brush as areas."""
+"""Areas of strokes of a round brush."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ from atlalign.atlas.planes import Points
 
 _PIXELS_PER_RADIUS = 24
 _LONGEST_PX = 4000
-_SHRINK = 4  # averages make the edge smooth
+_SHRINK = 4  # averaging makes the edge smooth
 
 
 def stroke_area(stroke: Points, radius: float) -> tuple[Points, ...]:
-    """Return the outline and the holes of a stroke; a point is a disc.
+    """Return the outline and the holes of a stroke; a single point is a disc.
 
     Args:
-        stroke: (N, 2), where the middle of the brush went.
-        radius: Of the brush.
+        stroke: (N, 2), the path of the brush's centre.
+        radius: The radius of the brush.
     """
     from contourpy import FillType, contour_generator
 
@@ -27,7 +27,7 @@ def stroke_area(stroke: Points, radius: float) -> tuple[Points, ...]:
     picture = Image.new("L", (int(width), int(height)))
     draw = ImageDraw.Draw(picture)
     points = ((stroke - first) * scale).tolist()
-    thick = radius * scale - 0.5  # an ellipse of Pillow covers the pixels on its edge
+    thick = radius * scale - 0.5  # Pillow's ellipse includes the pixels on its edge
     draw.line([(x, y) for x, y in points], fill=255, width=round(2 * thick + 1))
     for x, y in points:
         draw.ellipse((x - thick, y - thick, x + thick, y + thick), fill=255)

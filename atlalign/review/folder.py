@@ -1,4 +1,4 @@
-"""A folder of results as a person reviews it: its sections, and their corrections on disk."""
+"""A folder of results under review: its sections, and their corrections on disk."""
 
 import hashlib
 import json
@@ -38,11 +38,11 @@ _AREAS_AT_MOST = 10_000
 
 
 class ConflictError(InputError):
-    """Somebody else has changed a correction meanwhile."""
+    """Another process has changed a correction meanwhile."""
 
 
 class Saved(NamedTuple):
-    """A correction as it is on disk, and what tells this state from others."""
+    """A correction as stored on disk, and a key that identifies this state."""
 
     correction: Correction
     revision: str
@@ -52,10 +52,10 @@ class ReviewFolder:
     """The folder of results.
 
     Args:
-        out: As `register` wrote it.
+        out: A folder written by `register`.
 
     Raises:
-        InputError: If there are no results in it.
+        InputError: If it has no results.
     """
 
     def __init__(self, out: Path) -> None:
@@ -65,11 +65,11 @@ class ReviewFolder:
         self._lock = Lock()
         if not self.names():
             raise InputError(
-                f"{out}: expected a folder of results that `atlalign register` wrote, found no section in it"
+                f"{out}: expected a folder of results from `atlalign register`, found no section in it"
             )
 
     def names(self) -> list[str]:
-        """Return the names of all sections with results, in order; folders that lead elsewhere do not count."""
+        """Return the names of all sections with results, in order; links to other folders are skipped."""
         found = (path.parent.name for path in self.out.glob(f"[!.]*/{RECORD}"))
         return sorted(name for name in found if self._is_section(name))
 
@@ -92,7 +92,7 @@ class ReviewFolder:
             return False
 
     def record(self, name: str) -> dict[str, Any]:
-        """Return what is kept with a section's transform; it is read again when it has changed.
+        """Return the record of a section's transform, read again if it has changed.
 
         Raises:
             InputError: If it cannot be read.
@@ -120,14 +120,14 @@ class ReviewFolder:
     # --- the list -----------------------------------------------------------------------------------------------------
 
     def sections(self) -> list[dict[str, Any]]:
-        """Return all sections with flag, reason and verdict, as plain data; failed ones without results as well."""
+        """Return all sections, including failed ones, with flag, reason and verdict as plain data."""
         names = self.names()
         rows = [self._row(name) for name in names]
         rows += [row for row in self._failed() if row["name"] not in set(names)]
         return sorted(rows, key=lambda row: row["name"])
 
     def _row(self, name: str) -> dict[str, Any]:
-        """Return a section of the list, from memory if none of its files has changed."""
+        """Return a section of the list, cached until one of its files changes."""
         files = [self.out / name / RECORD, *self._correction_files(name)]
         state = []
         for file in files:
@@ -178,23 +178,23 @@ class ReviewFolder:
         """Return the correction of a section.
 
         Raises:
-            InputError: If a file of it cannot be read.
+            InputError: If one of its files cannot be read.
         """
         self._check_inside(name)
         return Saved(shown_correction(self.out, name), self.revision(name))
 
     def revision(self, name: str) -> str:
-        """Return what tells the state of a section's correction on disk from others."""
+        """Return a key that identifies the state of a section's correction on disk."""
         total = hashlib.sha256()
         for path in self._correction_files(name):
             total.update(f"{path.name}\0".encode() + path.read_bytes())
         return total.hexdigest()[:16]
 
     def _check_inside(self, name: str) -> None:
-        """Raise an error unless a name is that of a section whose corrections lie in the folder as well."""
+        """Raise an error unless a name is that of a section whose corrections are also in the folder."""
         self.path(name)
         if not correction_folder(self.out, name).resolve().is_relative_to(self.out.resolve()):
-            raise InputError(f"{name}: expected corrections in {self.out}, found a link that leads elsewhere")
+            raise InputError(f"{name}: expected corrections in {self.out}, found a link to another folder")
 
     def _correction_files(self, name: str) -> list[Path]:
         folder = correction_folder(self.out, name)
@@ -202,15 +202,15 @@ class ReviewFolder:
         return sorted(path for path in found if not path.name.startswith("."))
 
     def save(self, name: str, correction: Correction, revision: str) -> str:
-        """Write a correction, and return its revision; the painted mask on disk stays as it is.
+        """Write a correction, and return its revision; the painted mask on disk stays unchanged.
 
         Args:
-            name: Of the section.
-            correction: All of it but the mask.
-            revision: That of the state which was changed.
+            name: The section's name.
+            correction: The whole correction without the mask.
+            revision: The revision that was edited.
 
         Raises:
-            ConflictError: If the state on disk is another one.
+            ConflictError: If the revision on disk is another one.
             InputError: If it cannot be written.
         """
         self._check_inside(name)
@@ -218,7 +218,7 @@ class ReviewFolder:
         height, width = record["section"]["shape"]
         with self._lock, lock(correction_folder(self.out, name), wait=True):
             if self.revision(name) != revision:
-                raise ConflictError(f"{name}: it was changed elsewhere meanwhile")
+                raise ConflictError(f"{name}: the correction was changed elsewhere in the meantime")
             mask = read_correction(self.out, name).ignored.mask
             whole = replace(correction, ignored=Ignored(mask, correction.ignored.areas))
             entry = record.get("visualign") or {}
@@ -255,7 +255,7 @@ def hemisphere_of(record: Mapping[str, Any]) -> Hemisphere:
 
 
 def result_anchoring(record: Mapping[str, Any]) -> Anchoring | None:
-    """Return the anchoring that results lie by; None where the reference is no plane of an atlas."""
+    """Return the anchoring that the results correspond to; None if the reference is not a plane of an atlas."""
     entry = record.get("visualign")
     if not entry:
         return None
@@ -267,7 +267,7 @@ def result_anchoring(record: Mapping[str, Any]) -> Anchoring | None:
 
 
 def to_json(correction: Correction, size: tuple[int, int]) -> dict[str, Any]:
-    """Return a correction as the page has it, in pixels of an image (H, W)."""
+    """Return a correction in the page's form, in pixels of an image (H, W)."""
     points = np.hstack([correction.points.reference_um, correction.points.on(size).section])
     return {
         "anchoring": correction.anchoring.to_json() if correction.anchoring else None,
@@ -281,14 +281,14 @@ def to_json(correction: Correction, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def from_json(found: Any, size: tuple[int, int]) -> Correction:
-    """Return what `to_json` returned.
+    """Return the correction that `to_json` has converted.
 
     Args:
-        found: From the page.
+        found: The page's data.
         size: (H, W) of the section's image.
 
     Raises:
-        InputError: If it is no correction.
+        InputError: If it is not a correction.
     """
     try:
         anchoring = None

@@ -1,4 +1,4 @@
-"""A section's plane as a person turns its knobs: position, tilts, turn, size and side, instead of three vectors."""
+"""A section's plane as settings for the user: position, tilts, turn, size and side, instead of three vectors."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,15 +13,15 @@ _STEEPEST_DEG = 45.0
 
 @dataclass(frozen=True)
 class PlaneSettings:
-    """A plane, and how the section's image lies in it.
+    """A plane, and the position of the section's image in it.
 
     Attributes:
         position_um: AP of the image's centre.
         tilt_ml_deg: The angle by which the plane falls back towards the right.
         tilt_dv_deg: The angle by which the plane falls back towards the bottom.
         turn_deg: The clockwise turn of the image in the plane.
-        size: The size of the image's pixels, as a multiple of the former one.
-        is_flipped: The image shows the right of the atlas at its left.
+        size: The pixel size of the image, as a multiple of the former one.
+        is_flipped: Whether the image shows the right of the atlas at its left.
     """
 
     position_um: float
@@ -33,7 +33,7 @@ class PlaneSettings:
 
     @classmethod
     def of(cls, anchoring: Anchoring, former: Anchoring | None = None) -> "PlaneSettings":
-        """Return the settings of an anchoring; `former` is the one whose pixels have the size 1."""
+        """Return the settings of an anchoring; `former` is the anchoring whose pixels have the size 1."""
         rotation, stretch, is_flipped = _parts(anchoring)
         _, before, _ = _parts(former or anchoring)
         per_ml, per_dv = anchoring.tilt
@@ -48,10 +48,10 @@ class PlaneSettings:
 
     @classmethod
     def from_json(cls, found: Any) -> "PlaneSettings":
-        """Return what `to_json` returned.
+        """Return the settings that `to_json` has converted.
 
         Raises:
-            InputError: If something is missing, no number, or too steep.
+            InputError: If a value is missing, not a number, or too steep.
         """
         names = ("position_um", "tilt_ml_deg", "tilt_dv_deg", "turn_deg", "size")
         if not isinstance(found, dict) or not {*names, "is_flipped"} <= set(found):
@@ -91,7 +91,7 @@ class PlaneSettings:
 
 
 def _parts(anchoring: Anchoring) -> tuple[Matrix, Matrix, bool]:
-    """Return the rotation and the stretch (2, 2) of µm per pixel, after the image is flipped if it is."""
+    """Return the rotation and the stretch (2, 2) of µm per pixel, after an optional flip of the image."""
     height, width = anchoring.size
     um_per_pixel = anchoring.share_to_um[[2, 1], :2] / (width, height)
     is_flipped = bool(np.linalg.det(um_per_pixel) < 0)

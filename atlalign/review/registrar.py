@@ -26,11 +26,11 @@ _log = logging.getLogger(__name__)
 
 
 class Asked(NamedTuple):
-    """How a section was registered.
+    """The original registration of a section.
 
     Attributes:
         job: The section.
-        load: Returns the recipe; it takes seconds when it is first called.
+        load: Returns the recipe; the first call takes seconds.
     """
 
     job: Job
@@ -58,7 +58,7 @@ class Registrar:
         read_calls: Returns how they were registered; the same object unless `atlalign register` ran meanwhile.
 
     Attributes:
-        states: Of sections that were to be registered again: waiting, at work, done, or an error.
+        states: The states of requested registrations: waiting, at work, done, or an error.
     """
 
     def __init__(self, out: Path, read_calls: Callable[[], Calls]) -> None:
@@ -94,11 +94,11 @@ class Registrar:
         return None if asked is None else asked.job.path
 
     def atlas(self, name: str, *, wait: bool = True) -> Atlas | None:
-        """Return the atlas of a section; None if it lies in none, that cannot be read, or is not read yet.
+        """Return the atlas of a section; None if it has none, or the atlas cannot be read or is not loaded yet.
 
         Args:
-            name: Of the section.
-            wait: Read it if that has not happened; otherwise somebody else may be at it.
+            name: The section's name.
+            wait: Load the atlas if necessary; otherwise another thread may be loading it.
         """
         asked = self.calls.sections.get(name)
         if asked is None or not (wait or asked.load in self._loaded):
@@ -111,10 +111,10 @@ class Registrar:
         return references.atlas if isinstance(references, AtlasReferences) else None
 
     def recipe(self, name: str) -> Recipe:
-        """Return how a section is registered.
+        """Return the recipe of a section.
 
         Raises:
-            InputError: If that is not known, or a file of it cannot be read.
+            InputError: If it is unknown, or one of its files cannot be read.
         """
         asked = self.calls.sections.get(name)
         if asked is None:
@@ -128,10 +128,10 @@ class Registrar:
         return recipe
 
     def ask(self, name: str) -> None:
-        """Let a section be registered again when its turn comes.
+        """Request a new registration of a section, which waits for its turn.
 
         Raises:
-            InputError: If it cannot be.
+            InputError: If the section cannot be registered again.
         """
         if problem := self.problem(name):
             raise InputError(problem)

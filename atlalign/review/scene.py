@@ -1,4 +1,4 @@
-"""What a person sees of one section: its image at any zoom, and the atlas on it under any correction."""
+"""The view of one section: its image at any zoom, and the atlas on it under any correction."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,18 +32,20 @@ from atlalign.review.folder import hemisphere_of, result_anchoring
 
 _TEMPLATE_PX = 1000  # the longer side of the template on the section
 _LARGEST = (6000, 6000)  # (h, w): of a larger scan, a smaller level is shown
-_STAND_IN_PX = 2000  # that of the image that is made from the results where the section's own is missing
+_STAND_IN_PX = (
+    2000  # the longer side of the image made from the results if the section's own image is missing
+)
 _LEAST_PX = 256  # the longer side of the smallest level of an image
 
 
 class AtlasPlane(NamedTuple):
-    """What the reference shows, without any section.
+    """The content of the reference, independent of any section.
 
     Attributes:
         template: (h, w) in 8 bits.
         labels: (h', w') with the same outermost pixels, or None.
         lines: The borders of its labels, in mm of the reference's frame.
-        transform: Between it and the section, without points.
+        transform: Between the reference and the section, without points.
     """
 
     template: NDArray[np.uint8]
@@ -53,14 +55,14 @@ class AtlasPlane(NamedTuple):
 
 
 class Scene:
-    """One section.
+    """The view of one section.
 
     Args:
-        folder: Of its results.
-        record: What is kept with these.
+        folder: The folder of its results.
+        record: The record of the results.
         image: The file of the section's image; None if it is unknown.
-        atlas: Returns the atlas, or None if it is not there; with `wait=False` also if it is not there yet.
-        by_network: Whether a network registered it; otherwise points are honoured as VisuAlign does.
+        atlas: Returns the atlas, or None if there is none; with `wait=False` also if it is not loaded yet.
+        by_network: Whether a network registered the section; otherwise points act as in VisuAlign.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class Scene:
 
     @property
     def channels(self) -> list[list[NDArray[np.uint8]]]:
-        """The levels of each channel, each half as large as the one before; of a colour image there is one channel."""
+        """The levels of each channel, each half as large as the previous one; a colour image has one channel."""
         with self._lock:
             return self._channels
 
@@ -115,18 +117,18 @@ class Scene:
         """Return a part of the section as JPEG.
 
         Args:
-            channel: From 0.
+            channel: The channel, from 0.
             box: Left, top, right and bottom edges, in pixels of the section's image from its corner.
             size: (w, h) of the picture.
         """
         levels = self.channels[min(channel, len(self.channels) - 1)]
         height, width = self.base.section.shape
-        wanted = (box[2] - box[0]) / size[0]  # pixels of the image for one of the picture
+        wanted = (box[2] - box[0]) / size[0]  # image pixels per pixel of the picture
         shares = [width / level.shape[1] for level in levels]
         number = max((n for n, share in enumerate(shares) if share <= max(wanted, shares[0])), default=0)
         level = levels[number]
         scale = np.array([level.shape[1] / width, level.shape[0] / height] * 2)
-        # Pillow clips nothing: what lies beyond the image must be none of the box.
+        # Pillow does not clip, so areas outside the image must not be part of the box.
         left, top, right, bottom = np.array(box) * scale
         first = np.floor([left, top]).astype(int).clip(0)
         last = np.minimum(np.ceil([right, bottom]).astype(int), level.shape[1::-1])
@@ -137,9 +139,10 @@ class Scene:
     # --- the atlas ----------------------------------------------------------------------------------------------------
 
     def outlines(self, correction: Correction) -> bytes:
-        """Return the borders of regions: how many lines and points, the points of each line, then places as float32.
+        """Return the borders of regions: the numbers of lines and points, the points of each line, then positions as
+        float32.
 
-        The places are those of all points in the reference, (ML, DV) in µm as `PointPairs` has them, then those in the
+        First come the positions of all points in the reference, (ML, DV) in µm as in `PointPairs`, then those in the
         section, in pixels of its image.
         """
         plane, transform = self._plane(correction), self.transform(correction)
@@ -152,7 +155,7 @@ class Scene:
         return numbers.tobytes() + plane.lines.counts.tobytes() + places.tobytes()
 
     def template(self, correction: Correction) -> bytes:
-        """Return the reference as it lies on the section, as WebP of the whole section."""
+        """Return the reference placed on the section, as WebP of the whole section."""
         plane, transform = self._plane(correction), self.transform(correction)
         source = transform.forward.grid.with_shape((plane.template.shape[0], plane.template.shape[1]))
         target = _at_most(transform.section, _TEMPLATE_PX)
@@ -160,7 +163,7 @@ class Scene:
         return _encoded(Image.fromarray(warped), "webp", quality=80, method=1)
 
     def region(self, correction: Correction, x: float, y: float) -> str:
-        """Return the name of the region at a pixel of the section; nothing outside of all regions."""
+        """Return the name of the region at a pixel of the section; empty outside of all regions."""
         plane, transform = self._plane(correction), self.transform(correction)
         if plane.labels is None:
             return ""
@@ -178,7 +181,7 @@ class Scene:
         return f"{found.acronym}: {found.name}" if found.acronym else found.name
 
     def transform(self, correction: Correction) -> SectionTransform:
-        """Return the map between reference and section that a correction gives at once, without the network."""
+        """Return the map between reference and section under a correction, computed immediately without the network."""
         pairs = np.hstack([correction.points.reference_um, correction.points.section])
         key = f"{_plane_key(correction)} {correction.hemisphere} {pairs.tobytes().hex()}"
         with self._lock:
@@ -270,7 +273,7 @@ def _moved(base: SectionTransform, in_section: Matrix) -> SectionTransform:
 
 
 def _at_most(grid: Grid, longest_px: int) -> Grid:
-    """Return the grid with at most so many pixels along its longer side."""
+    """Return the grid with at most this many pixels along its longer side."""
     scale = min(1.0, longest_px / max(grid.shape))
     return grid.with_shape((max(2, round(grid.shape[0] * scale)), max(2, round(grid.shape[1] * scale))))
 

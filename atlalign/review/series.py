@@ -1,4 +1,4 @@
-"""Planes of neighbouring sections from one or two that a person has set."""
+"""Planes of neighbouring sections, derived from one or two planes set by the user."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +14,14 @@ from atlalign.review.plane_settings import PlaneSettings
 
 @dataclass(frozen=True)
 class _Shift:
-    """By how much a person has moved a section's plane."""
+    """The shift of a section's plane by the user."""
 
     position_um: float
     tilt_ml_deg: float
     tilt_dv_deg: float
 
     def of(self, settings: PlaneSettings) -> PlaneSettings:
-        """Return settings moved as much."""
+        """Return settings shifted by the same amount."""
         return replace(
             settings,
             position_um=settings.position_um + self.position_um,
@@ -30,7 +30,7 @@ class _Shift:
         )
 
     def between(self, other: "_Shift", share: float) -> "_Shift":
-        """Return the shift at a share of the way to another."""
+        """Return the shift at a fraction of the way to another shift."""
         return _Shift(
             *(
                 (1 - share) * own + share * of_other
@@ -44,10 +44,10 @@ class _Shift:
 
 
 def spread_plane(folder: ReviewFolder, name: str, copies: int = 0) -> list[str]:
-    """Move the planes of sections near one whose plane a person has moved, and return their names.
+    """Move the planes of sections near a section whose plane the user has moved, and return their names.
 
-    Sections between it and the next one moved by a person, on either side, are moved by shares of both. Where there is
-    no such section, `copies` neighbours are moved as much as this one.
+    Sections between it and the next one moved by the user, on either side, are moved by an interpolated shift. If there
+    is no such section, `copies` neighbours are moved by the same shift.
 
     Raises:
         InputError: If the section's plane has not been moved.
@@ -69,7 +69,7 @@ def spread_plane(folder: ReviewFolder, name: str, copies: int = 0) -> list[str]:
 def _moves(
     side: Sequence[str], own: _Shift, shifts: dict[str, _Shift | None], copies: int
 ) -> list[tuple[str, _Shift]]:
-    """Return the sections of one side, from near to far, that are to be moved, and by how much."""
+    """Return the sections to move on one side, from near to far, with their shifts."""
     end = next((number for number, other in enumerate(side) if shifts[other] is not None), None)
     if end is None:
         return [(other, own) for other in side[:copies]]
@@ -79,7 +79,7 @@ def _moves(
 
 
 def _in_order(folder: ReviewFolder) -> list[str]:
-    """Return the names of sections in planes of an atlas from front to back."""
+    """Return the names of sections on planes of an atlas, from front to back."""
     found = []
     for name in folder.names():
         anchoring = result_anchoring(folder.record(name))
@@ -89,7 +89,7 @@ def _in_order(folder: ReviewFolder) -> list[str]:
 
 
 def _shift(folder: ReviewFolder, name: str) -> _Shift | None:
-    """Return by how much a person has moved a plane; None for not at all."""
+    """Return the user's shift of a plane; None if it has not been moved."""
     correction = folder.load(name).correction
     if not correction.moves_plane or correction.anchoring is None:
         return None

@@ -1,4 +1,4 @@
-"""The server of the review page: on this machine only, for one folder, and for whoever knows its token."""
+"""The server of the review page: on this machine only, for one folder, and only for requests with its token."""
 
 import errno
 import json
@@ -34,7 +34,7 @@ from atlalign.review.series import spread_plane
 
 _LOCAL = {"127.0.0.1", "localhost", "[::1]"}
 _LARGEST_BODY = 20 * 2**20
-_SCENES_AT_MOST = 3  # in memory, each with its image
+_SCENES_AT_MOST = 3  # cached, each with its image
 _LARGEST_PICTURE_PX = 4096
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -58,7 +58,7 @@ _log = logging.getLogger(__name__)
 
 
 class Request(NamedTuple):
-    """A request that may be answered.
+    """A valid request.
 
     Attributes:
         query: Its parameters.
@@ -72,7 +72,7 @@ class Request(NamedTuple):
         """Return a parameter that is a number.
 
         Raises:
-            InputError: If it is none.
+            InputError: If it is not a number.
         """
         try:
             value = float(self.query[name])
@@ -84,7 +84,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a request is answered."""
+    """The answer to a request."""
 
     content: bytes
     kind: str
@@ -92,7 +92,7 @@ class Answer(NamedTuple):
 
 
 class Review:
-    """What the page asks for.
+    """Answers the requests of the page.
 
     Args:
         folder: The results.
@@ -225,7 +225,7 @@ class Review:
         )
 
     def _stroke(self, request: Request) -> Answer:
-        """Answer the area of a stroke of the brush."""
+        """Return the area of a brush stroke."""
         radius = request.number("radius")
         if not radius > 0:
             raise InputError(f"radius: expected more than 0, got {radius:g}")
@@ -251,7 +251,7 @@ class Review:
             raise WriteError(f"{self.folder.out} is read-only: nothing can be changed", errno.EROFS)
 
     def _scene(self, name: str) -> Scene:
-        """Return a section, from memory if its results are still the same."""
+        """Return a section's view, cached until its results change."""
         record = self.folder.record(name)
         key = name, str(record.get("sha256"))
         with self._lock:
@@ -274,8 +274,8 @@ def review_server(review: Review, port: int = 0) -> ThreadingHTTPServer:
     """Return a server on the loopback interface; its page is at `page_address`.
 
     Args:
-        review: What it serves.
-        port: 0 for a free one.
+        review: Answers the requests.
+        port: The port; 0 for a free one.
 
     Raises:
         InputError: If the port is taken.
@@ -337,7 +337,7 @@ class _Handler(BaseHTTPRequestHandler):
             return _refused("expected a page of this server", 403)
         _, token, *rest = (address.path + "/").split("/", 2)
         if not compare_digest(token.encode(errors="replace"), self.token.encode()):
-            return _refused("expected the address that `atlalign review` printed", 403)
+            return _refused("expected the address printed by `atlalign review`", 403)
         place = rest[0].rstrip("/") if rest else ""
         if self.command == "GET" and place in _STATIC:
             name, kind = _STATIC[place]
@@ -366,7 +366,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(length)
 
     def _is_local(self) -> bool:
-        """Return whether the request came to this machine by name, and from a page of this server."""
+        """Return whether the request came from this machine, and from a page of this server."""
         host = self.headers.get("Host", "")
         name = host.rpartition(":")[0] or host
         origin = self.headers.get("Origin")
@@ -374,7 +374,7 @@ class _Handler(BaseHTTPRequestHandler):
         return name in _LOCAL and origin in (None, f"http://{host}") and site in ("none", "same-origin")
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Say nothing: a person at work has no use for lines of requests."""
+        """Log nothing: lines of requests are of no use to the user."""
 
 
 def _refused(reason: str, status: int) -> Answer:
