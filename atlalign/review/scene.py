@@ -139,8 +139,7 @@ class Scene:
     # --- the atlas ----------------------------------------------------------------------------------------------------
 
     def outlines(self, correction: Correction) -> bytes:
-        """Return the borders of regions: the numbers of lines and points, the points of each line, then positions as
-        float32.
+        """Return the borders of regions: the numbers of lines and points, points per line, then positions as float32.
 
         First come the positions of all points in the reference, (ML, DV) in µm as in `PointPairs`, then those in the
         section, in pixels of its image.
