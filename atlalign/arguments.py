@@ -156,7 +156,7 @@ def _check_kinds(config: DictConfig, given: Collection[str] = ()) -> None:
 
 
 def check_kinds_of(config: DictConfig, kinds: Mapping[str, Any]) -> None:
-    """Check settings that are not arguments of any target, with `check_kind`."""
+    """Check settings that are not passed to any object, with `check_kind`."""
     for name, kind in kinds.items():
         check_kind(name, config[name], kind)
 

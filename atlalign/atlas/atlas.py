@@ -292,14 +292,14 @@ def _check_header(ids: VolumeFile, sizes: VoxelSize, axes: Axes | None) -> None:
     said, direction = ids.header
     if said is not None and not agree(said, sizes):
         raise InputError(
-            f"{ids.source}: expected the template's voxels of {shown_um(sizes)}, found {shown_um(said)} in the header"
+            f"{ids.source}: expected voxels of {shown_um(sizes)}, found {shown_um(said)} in the header, unlike the template"
         )
     if axes is None or direction is None or np.allclose(np.abs(direction), np.eye(3), atol=0.02):
         return
     if (found := header_axes(direction, ids.source)) != axes:
         raise InputError(
             f"{ids.source}: expected the template's axes {','.join(axes)}, found {','.join(found)} in the header: if "
-            "both are oriented the same, give their axes (--axes)"
+            "both files have the same orientation, set their axes (--axes)"
         )
 
 

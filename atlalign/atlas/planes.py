@@ -152,7 +152,7 @@ class Anchoring:
         rounding = 1.5 / min(*size, *self.size)
         if abs(height / own_height * own_width / width - 1) > rounding:
             raise InputError(
-                f"expected the proportions of the image that was anchored, {own_height}×{own_width} px, found "
+                f"expected the proportions of the anchored image, {own_height}×{own_width} px, found "
                 f"{height}×{width} px"
             )
         return Anchoring(self.vectors, size)

@@ -172,7 +172,7 @@ def _warn_of_own_markers(path: Path, series: Mapping[str, Any]) -> None:
     if marked and str(series.get("aligner")).startswith("atlalign"):
         _log.warning(
             "%s: markers from an earlier registration (in %d sections) are used like markers of the user: "
-            "delete them to register these sections anew",
+            "delete them to register these sections without markers",
             path,
             marked,
         )

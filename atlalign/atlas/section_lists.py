@@ -192,7 +192,7 @@ def _warn_of_contradictions(path: Path) -> None:
         other = path.with_suffix(ending)
         if other == path or not other.is_file() or not _looks_like_a_list(other, _start(other)):
             continue
-        with suppress(InputError):  # a file that nobody named need not be readable
+        with suppress(InputError):  # a file that the user did not name need not be readable
             differing = _differing(path, other)
             if differing:
                 _log.warning(
@@ -340,7 +340,7 @@ def read_markers(found: Any, where: str = "markers") -> tuple[tuple[float, ...],
         InputError: If it is something else, or a number is not finite.
     """
     if not isinstance(found, list | None):
-        raise InputError(f"{where}: expected a list of four numbers each, found {shown(found)}")
+        raise InputError(f"{where}: expected a list of markers with four numbers each, found {shown(found)}")
     for place, marker in enumerate(found or ()):
         if not isinstance(marker, list) or len(marker) != 4:
             raise InputError(f"{where}[{place}]: expected four numbers (x, y, x, y), found {_length(marker)}")

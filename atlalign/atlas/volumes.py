@@ -156,7 +156,7 @@ def _read_itk(path: Path, dataset: str, files: ExitStack, *, format_: str) -> tu
     sitk: Any = SimpleITK
     reader = sitk.ImageFileReader()
     reader.SetFileName(itk_name(path))
-    reader.SetImageIO(format_)  # whatever else the file may be
+    reader.SetImageIO(format_)  # other formats are not tried
     reader.ReadImageInformation()
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
     if len(size) != 3 or components != 1:

@@ -58,7 +58,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         metavar="FILE",
         type=Path,
         help="a model file, model folder or checkpoint (default: the network that comes with the package); none places "
-        "sections by their anchorings and corrections alone, whatever they show",
+        "sections by their anchorings and corrections alone",
     )
     command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results")
     _add_reference_options(command)

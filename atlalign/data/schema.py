@@ -274,7 +274,7 @@ def _array_problems(name: str, array: h5py.Dataset) -> list[str]:
 
 
 def _size_problems(name: str, array: h5py.Dataset) -> Iterator[str]:
-    """Yield where an array is too large to be meant: in a sample, or by far larger than what the file holds of it."""
+    """Yield a problem if an array is implausibly large, per sample or compared with its bytes in the file."""
     in_memory = array.shape[1:] if array.ndim > 1 else array.shape
     try:
         check_size(name, in_memory, array.dtype.itemsize)

@@ -105,7 +105,7 @@ def evaluate(config: DictConfig) -> Path:
 
 
 def _check_values(config: DictConfig) -> None:
-    """Check the values that no built object takes as an argument."""
+    """Check the settings that are not passed to any object, which would check them itself."""
     if config.split not in _SPLITS:
         raise unknown_name("split", config.split, _SPLITS)
     check_numbers(config, _LEAST)

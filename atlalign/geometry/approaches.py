@@ -160,7 +160,7 @@ def _called(
             raise unknown_name(f"parameter of {name}", option, has.kwonlyargs)
     needed = [key for key in has.kwonlyargs if key not in options and key not in (has.kwonlydefaults or {})]
     if needed:
-        raise InputError(f"{name}: expected the parameters {', '.join(needed)}, got none of that name")
+        raise InputError(f"{name}: expected the parameters {', '.join(needed)}, which are missing")
     return makers[name](*given, **options)
 
 

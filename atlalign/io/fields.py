@@ -91,8 +91,8 @@ def _read_itk(path: Path) -> NDArray[Any]:
         raise InputError(f"{path}: expected an ITK image, cannot read it ({reason})") from error
     if image.GetDimension() != 2 or image.GetNumberOfComponentsPerPixel() != 2:
         raise InputError(
-            f"{path}: expected a 2D image of 2 components, found {image.GetDimension()}D"
-            f" of {image.GetNumberOfComponentsPerPixel()}"
+            f"{path}: expected a 2D image with 2 components, found {image.GetDimension()}D"
+            f" with {image.GetNumberOfComponentsPerPixel()}"
         )
     to_length = np.reshape(image.GetDirection(), (2, 2)) * np.asarray(image.GetSpacing())
     return SimpleITK.GetArrayFromImage(image) @ np.linalg.inv(to_length).T

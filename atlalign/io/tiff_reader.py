@@ -242,7 +242,7 @@ def _scene(file: Any, path: Path, image: _Image, *, labels: bool) -> Scene:
 
 
 class _Reader:
-    """Reads parts of an image upright."""
+    """Reads parts of an image, turned upright."""
 
     def __init__(self, image: _Image, samples: Samples, is_color: bool, orientation: int) -> None:
         self._image, self._samples = image, samples

@@ -44,7 +44,7 @@ class AtlasVolume:
         """
         if atlas.annotation is None:
             raise InputError(
-                f"atlas '{atlas.name}': expected region ids, found none: sections are located by regions"
+                f"atlas '{atlas.name}': expected region ids, found none: use an atlas with an annotation"
             )
         size_um = (atlas.spacing_um, atlas.pixel_um[1], atlas.pixel_um[0])
         first_um = (0.0, atlas.origin_um[1] - size_um[1] / 2, atlas.origin_um[0] - size_um[2] / 2)

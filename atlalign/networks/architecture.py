@@ -95,7 +95,7 @@ def _network_class(target: Any, allow: Collection[str]) -> Callable[..., nn.Modu
         return _NETWORKS[target]
     if target not in allow:
         raise unknown_name(
-            "network, and not among those that `allow` names:", str(target), [*_NETWORKS, *allow]
+            "network (own classes must be named in `allow`)", str(target), [*_NETWORKS, *allow]
         )
     module, _, name = str(target).rpartition(".")
     return cast(Callable[..., nn.Module], getattr(import_module(module), name))

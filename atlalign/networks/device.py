@@ -8,7 +8,7 @@ _KINDS = ("cpu", "cuda", "mps", "xpu")
 
 
 def chosen_device(name: str) -> torch.device:
-    """Return the device of this name; `auto` is the first CUDA GPU, or the CPU where there is none.
+    """Return the device of this name; `auto` is the first CUDA GPU, or the CPU if there is none.
 
     Raises:
         InputError: If this machine has no such device.

@@ -1,4 +1,4 @@
-"""Empty figures, the style of charts, and figures as files. The slow import of matplotlib happens only on drawing."""
+"""Empty figures, the style of charts, and figures as files. Matplotlib loads slowly, so it is imported on first use."""
 
 from __future__ import annotations
 

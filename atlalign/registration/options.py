@@ -96,7 +96,7 @@ class Options(ReadingOptions):
         float | None,
         Option(
             "pixel size in µm of the registered image and of the labels (default: that of the section's image, or for "
-            "scans of more than 134 megapixels the size at which there are so many)",
+            "scans of more than 134 megapixels the size that gives 134 megapixels)",
             "UM",
         ),
     ] = None

@@ -115,7 +115,7 @@ def _from_around(grey: Tensor, hidden: Tensor) -> Tensor:
 
 
 def unread_section(image: Scene, image_shape: tuple[int, int]) -> Section:
-    """Return an image in grey, scaled from its darkest to its brightest pixel, whatever it shows."""
+    """Return an image in grey, scaled from its darkest to its brightest pixel, without looking for tissue."""
     view, factor = _view(image, image_shape)
     grey = shrink_to_grey(view.pixels, factor)
     grey = (grey - grey.min()) / (grey.max() - grey.min()).clamp(min=1e-6)

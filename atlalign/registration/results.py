@@ -102,7 +102,7 @@ class Results:
 
     @cached_property
     def ignored(self) -> NDArray[np.bool_] | None:
-        """Which pixels of the section a person marked to be ignored; None for none.
+        """The mask of section pixels that the user has marked to be ignored; None if there is none.
 
         Raises:
             InputError: If their file is missing, or changed.

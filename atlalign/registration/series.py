@@ -190,7 +190,7 @@ def _parents(tables: Any) -> dict[int, int]:
 
 
 def _names(tables: Any) -> dict[int, tuple[str, str]]:
-    """Return the acronyms, or else the ids, and the colours of regions."""
+    """Return the acronyms of regions (ids where these are missing), and their colours."""
     return {
         int(cells["id"]): (cells["acronym"] or cells["id"], cells["color"])
         for table in tables

@@ -149,7 +149,7 @@ class SectionTransform:
 
     @classmethod
     def load(cls, folder: str | Path) -> "SectionTransform":
-        """Read what `save` wrote.
+        """Read a transform written by `save`.
 
         Raises:
             InputError: If the folder holds no transform, or the transform is damaged.

@@ -1,4 +1,4 @@
-"""Areas of strokes of a round brush."""
+"""Areas that the user paints with a round brush."""
 
 from typing import Any
 

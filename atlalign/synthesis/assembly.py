@@ -28,7 +28,7 @@ _SAMPLES_SHOWN = 6
 
 
 class Counts(NamedTuple):
-    """The number of samples wanted and kept, and of rejected draws by reason."""
+    """The numbers of requested and kept samples, and of rejected draws by reason."""
 
     wanted: int
     kept: int

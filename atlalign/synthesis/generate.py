@@ -75,7 +75,7 @@ def generate(config: "DictConfig") -> Path:
 
 
 def _check_values(config: "DictConfig") -> None:
-    """Check the settings that are not arguments of any target."""
+    """Check the settings that are not passed to any object, which would check them itself."""
     check_kinds_of(config, _KINDS)
     check_numbers(config, _LEAST)
     check_processes("workers", config.workers)

@@ -87,9 +87,9 @@ def deform(
     `compose(start.dvf, inverse)`. Image and `deltas_xy` both come from the inverse field as stored.
 
     Raises:
-        RejectedError: If a field is not finite or folds in `max_corrupted_pixels` pixels. If a composition of the two
-            is further than 0.1 px from the identity, where both points are inside and no field folds nearby. If `img`
-            warped by `deltas_xy` differs from R by more than `max_difference` in the mean.
+        RejectedError: If a field is not finite or folds in `max_corrupted_pixels` pixels; if a composition of both
+            fields is more than 0.1 px off the identity at points inside the image and away from folds; or if `img`
+            warped by `deltas_xy` differs from R by more than `max_difference` on average.
     """
     inverse = inverse.half().float()
     inverse_folds = _folds(inverse, max_corrupted_pixels)

@@ -42,7 +42,7 @@ from atlalign.training.runs import (
     write_text,
 )
 
-# Values that no built object takes as an argument.
+# Settings that are not passed to any object.
 _KINDS: Mapping[str, Any] = {
     "seed": int,
     "ckpt_path": str | None,
@@ -176,7 +176,7 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
 
 
 def _check_values(config: DictConfig) -> None:
-    """Check the values that no built object takes as an argument."""
+    """Check the settings that are not passed to any object, which would check them itself."""
     check_numbers(config, {"seed": 0})
     if config.require_ratio is not None:
         check_numbers(config, {"require_ratio": 0.0})
@@ -373,7 +373,7 @@ def _holds_training(path: Path) -> bool:
 
     from atlalign.models import read_origin
 
-    read_origin(path)  # reports what is wrong with a file that is no model
+    read_origin(path)  # reports what is wrong with a file that is not a model
     with suppress(Exception):  # other formats than torch's hold no training
         return "optimizer_states" in torch.load(path, map_location="meta", weights_only=True)
     return False

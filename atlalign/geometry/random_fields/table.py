@@ -16,7 +16,7 @@ from atlalign.geometry.random_fields.stretching import EdgeStretching, Stretchin
 
 
 class Mix(RandomField):
-    """One of several kinds, drawn anew for each batch.
+    """One of several kinds, chosen at random for each batch.
 
     Args:
         parts: The kinds by name.

@@ -127,7 +127,7 @@ function drawItem(item, row) {
   title.textContent = row.name;
   mark.className = `mark ${row.verdict ?? ""}`;
   mark.textContent = `${row.is_applied === false ? "✎ " : ""}${MARKS[row.verdict] ?? ""}`;
-  mark.title = row.is_applied === false ? "has changes that are not applied" : (row.verdict ?? "");
+  mark.title = row.is_applied === false ? "has changes that have not been applied" : (row.verdict ?? "");
   why.textContent = ["waiting", "at work"].includes(row.state) ? `${row.state} …` : row.reason;
   why.title = row.reason ?? "";
   why.hidden = !why.textContent;
@@ -376,7 +376,7 @@ function drawEdits() {
   one("#apply").disabled = !isEditable || Boolean(row?.why_not) || isBusy;
   one("#apply").classList.toggle("needed", isNeeded && !isBusy);
   const failed = row?.state && !isBusy && row.state !== "done" ? row.state : "";
-  one("#state").textContent = !isEditable ? "This folder cannot be written: nothing can be changed."
+  one("#state").textContent = !isEditable ? "This folder is read-only, so nothing can be changed."
     : isBusy ? `${row.state} …` : failed || row?.why_not || (isNeeded ? "Not applied yet." : "");
   drawSaved();
   view.drawOverlay();
@@ -497,7 +497,7 @@ async function spread(copies) {
   await app.saving;
   try {
     const { changed } = await askJson("POST", "spread", { name: app.open.name, copies });
-    say(changed.length ? `Moved as well: ${changed.join(", ")}. Apply each to register it again.` : "There is no section in between: set the plane of another one first.");
+    say(changed.length ? `Also moved: ${changed.join(", ")}. Press Apply on each to register it again.` : "There is no section in between. Set the plane of another section first.");
     await poll();
   } catch (error) {
     sayError(error);
