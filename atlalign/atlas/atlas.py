@@ -292,7 +292,7 @@ def _check_header(ids: VolumeFile, sizes: VoxelSize, axes: Axes | None) -> None:
     said, direction = ids.header
     if said is not None and not agree(said, sizes):
         raise InputError(
-            f"{ids.source}: expected voxels of {shown_um(sizes)}, found {shown_um(said)} in the header, unlike the template"
+            f"{ids.source}: expected voxels of {shown_um(sizes)} as in the template, found {shown_um(said)}"
         )
     if axes is None or direction is None or np.allclose(np.abs(direction), np.eye(3), atol=0.02):
         return
