@@ -1,4 +1,4 @@
-"""The versions of Python and of the packages that numbers depend on."""
+"""The versions of Python and of the packages that numerical results depend on."""
 
 import platform
 from collections.abc import Sequence

@@ -359,7 +359,7 @@ def open_atlas(
         axes: Only for a file.
 
     Raises:
-        InputError: If the atlas cannot be loaded, or phantom or allen comes with an argument that is only for a file.
+        InputError: If the atlas cannot be loaded, or phantom or allen is combined with an argument for files only.
     """
     of_file = (annotation, ontology, spacing_um, axes)
     if atlas in (PHANTOM, "allen") and any(value is not None for value in of_file):

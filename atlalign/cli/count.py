@@ -27,8 +27,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         nargs="+",
         type=Path,
         required=True,
-        help="the folders that `atlalign register` wrote for all sections in which points were searched, or a "
-        "folder of these; sections without points count towards the area",
+        help="the folders from `atlalign register` of all sections that were searched for points, or a folder of "
+        "these; sections without points count towards the area",
     )
     command.add_argument("--out", metavar="FILE", type=Path, required=True, help="the CSV file to write")
     command.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")

@@ -24,10 +24,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command = commands.add_parser(
         "locate",
         help="find the plane of the atlas that each section shows",
-        description="Find the plane that each section shows from images alone: its position, both tilts, rotation, "
-        "scale and shift, and whether it is whole or one half. The sections of a brain are located together: they have "
-        "one cutting angle and lie in the order of their numbers. A whole section that is mirrored, left to right, "
-        "cannot be told from its image.",
+        description="Find the atlas plane of each section from images alone: its position, both tilts, rotation, scale "
+        "and shift, and whether it shows the whole brain or one half. The sections of a brain are located together: "
+        "they have one cutting angle and lie in the order of their numbers. Left-right mirroring of a whole section "
+        "cannot be detected.",
     )
     command.add_argument(
         "inputs",
@@ -35,8 +35,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         nargs="+",
         type=Path,
         help="an image, a folder of images, or a list of sections with a column filename (and brain, if there are "
-        "several); the images of each subfolder are one brain. Section numbers are read from names, such as _s012, or "
-        "the last number; without them the order counts",
+        "several); the images of each subfolder are one brain. The section number is the number after _s in a file's "
+        "name, such as _s012, otherwise the last number; without numbers, the order of the images is used",
     )
     command.add_argument(
         "--out",

@@ -31,7 +31,7 @@ class ImageAugmenter:
             seed: A number ≥ 0 that decides all randomness. The two augmenters of a pair need two seeds.
 
         Raises:
-            InputError: If the augmenter returns another shape, no floats, or non-finite values.
+            InputError: If the augmenter returns another shape, another type than floats, or non-finite values.
         """
         augmented = self.augment(image, seed)
         if not isinstance(augmented, np.ndarray) or augmented.dtype.kind != "f":
@@ -53,7 +53,7 @@ class BatchAugmenter(nn.Module):
         """Return `images` (B, 1, H, W) in [0, 1] augmented, as float32.
 
         Raises:
-            InputError: If the module returns another shape, no floats, or non-finite values.
+            InputError: If the module returns another shape, another type than floats, or non-finite values.
         """
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             augmented = self.module(images.float())

@@ -254,8 +254,8 @@ class RegistrationDataModule(DeviceDataModule):
         schema.check_once(self.path, self.atlas.extent_um)
         if self.atlas.name == PHANTOM != schema.atlas_of(self.path):
             raise InputError(
-                f"{self.path}: expected sections of the phantom, a drawn brain: name the atlas that your sections are "
-                "registered to, with atlas=allen or atlas=file atlas.path=FILE"
+                f"{self.path}: expected sections of the phantom, a synthetic brain: name the atlas that your sections "
+                "are registered to, with atlas=allen or atlas=file atlas.path=FILE"
             )
 
     def setup(self, stage: str | None = None) -> None:

@@ -179,7 +179,9 @@ def resize(dvf: Tensor, shape: tuple[int, int]) -> Tensor:
     """
     check_dvf(dvf)
     if min(*dvf.shape[-2:], *shape) < 2:
-        raise ValueError(f"resize: grids of at least 2×2, got {tuple(dvf.shape[-2:])} to {tuple(shape)}")
+        raise ValueError(
+            f"resize: expected grids of at least 2×2, got {tuple(dvf.shape[-2:])} to {tuple(shape)}"
+        )
     if tuple(dvf.shape[-2:]) == tuple(shape):
         return dvf
     field = precise(dvf)

@@ -309,7 +309,7 @@ class RegistrationLoss(nn.Module):
         with_truth = [name for name, term in terms.items() if term is not None and name != "regularity"]
         if not any(self.weights[name] for name in with_truth):
             raise InputError(
-                f"loss.weights: expected one above 0 among {', '.join(with_truth)}, got 0 for all"
+                f"loss.weights: expected at least one above 0 among {', '.join(with_truth)}, got 0 for all"
             )
         backbones = shared_backbones(backbone_weights)
         self.terms = nn.ModuleDict(

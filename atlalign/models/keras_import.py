@@ -73,7 +73,7 @@ def import_keras(path: str | Path) -> nn.Module:
         else:
             if "model_config" not in file.attrs:
                 raise InputError(
-                    f"{path} holds no architecture: give the folder that holds the .json and the .h5 file"
+                    f"{path} holds no architecture: use the folder that holds the .json and the .h5 file"
                 )
             architecture, weights = file.attrs["model_config"], file["model_weights"]
         return _build(_layers(_decoded(architecture)), weights)

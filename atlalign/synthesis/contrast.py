@@ -136,7 +136,7 @@ def apply_contrast(template: Tensor, labels: Tensor, contrast: Contrast) -> Tens
     Args:
         template: (B, 1, H, W) in [0, 1].
         labels: Region ids, integers (B, 1, H, W); 0 is the background.
-        contrast: As `draw_contrast` returns it for B sections.
+        contrast: The result of `draw_contrast` for B sections.
     """
     group = _groups(labels, contrast)
     regions = _look_up(contrast.intensity, group)

@@ -165,7 +165,7 @@ class AtlasSource:
         n_sections: Number of sections.
         contrast: Options of `atlalign.synthesis.contrast.draw_contrast`; None keeps the template's contrast.
         damage: Options of `atlalign.synthesis.damage.draw_damage`; None keeps sections intact.
-        position_error_um: Largest distance between the written position and the section's, uniform in both directions,
+        position_error_um: Largest distance between recorded and true position of a section, uniform in both directions,
             to simulate inaccurate anchorings.
         seed: Seed of the positions.
 

@@ -101,7 +101,7 @@ def open_partial(out: Path, request: dict[str, Any], files: list[Path]) -> Path:
         raise InputError(f"out: {error}") from error
     except ValueError as error:
         raise InputError(
-            f"out: expected the note of an earlier run, found {note} damaged: delete {partial}"
+            f"out: expected the settings of an earlier run in {note}, found a damaged file: delete {partial}"
         ) from error
     if started != json.loads(json.dumps(asked)):
         different = ", ".join(_differences(started, asked))
@@ -142,7 +142,7 @@ def sentences_about(out: Path) -> Iterator[None]:
         raise UnfinishedError(f"{out}: {what}: fix this and repeat the command to resume") from error
     except BrokenProcessPool as error:
         raise UnfinishedError(
-            f"{out}: a worker was killed, perhaps for its memory: repeat the command to resume"
+            f"{out}: a worker was killed, perhaps for lack of memory: repeat the command to resume"
         ) from error
     except RuntimeError as error:
         # HDF5 cannot close a file that it could not write, and this error hides the first one.

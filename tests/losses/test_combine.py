@@ -227,7 +227,7 @@ def test_wrong_terms_and_weights_are_refused():
         RegistrationLoss(regularity="grad")
     with pytest.raises(InputError, match=r"unknown regularity loss 'gradicn'\. Did you mean gradicon"):
         RegistrationLoss(dvf="mse", regularity="gradicn")
-    with pytest.raises(InputError, match=r"loss\.weights: expected one above 0 among dvf, got 0 for all"):
+    with pytest.raises(InputError, match=r"loss\.weights: expected .* among dvf, got 0"):
         RegistrationLoss(dvf="mse", regularity="grad", weights={"dvf": 0})
     without_inverse = RegistrationLoss(dvf="mse", inv_dvf="mse", weights={"dvf": 0})
     with pytest.raises(InputError, match=r"loss\.inv_dvf is the only term with a truth"):

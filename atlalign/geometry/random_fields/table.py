@@ -30,7 +30,7 @@ class Mix(RandomField):
         check_finite_numbers(named, dict.fromkeys(named, 0.0))
         values = [float(weights[name]) for name in parts]
         if sum(values) == 0:
-            raise InputError(f"weights: expected one above 0, got {values}")
+            raise InputError(f"weights: expected at least one above 0, got {values}")
         self._parts = list(parts.values())
         self._weights = torch.tensor(values)
 
