@@ -367,7 +367,7 @@ def test_an_inverse_of_a_folding_field_warns_with_the_share():
     x = np.zeros((20, 60))
     x[:, 20:31] = np.linspace(10, -10, 11)
     folding = DisplacementField(x, np.zeros_like(x))
-    with pytest.warns(UserWarning, match=r"the field folds: 1\d\.\d\d% of the pixels have no inverse"):
+    with pytest.warns(UserWarning, match=r"folds: 1\d\.\d\d%"):
         inverse = folding.pseudo_inverse()
     mask = folding.inverse_mask(inverse)
     assert not mask[:, 22:29].any()
@@ -377,7 +377,7 @@ def test_an_inverse_of_a_folding_field_warns_with_the_share():
 def test_the_smallest_fold_is_warned_of():
     x = np.zeros((40, 100))
     x[10, 20:25] = [3, 1.5, 0, -1.5, -3]
-    with pytest.warns(UserWarning, match=r"the field folds: 0\.\d\d% of the pixels have no inverse"):
+    with pytest.warns(UserWarning, match=r"folds: 0\.\d\d%"):
         DisplacementField(x, np.zeros_like(x)).pseudo_inverse()
 
 

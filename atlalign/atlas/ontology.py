@@ -103,7 +103,7 @@ def read_ontology(path: str | Path) -> Ontology:
     rows = table.records(("id", "acronym", name))
     regions = [_region(cells, name, f"{path}, line {line}") for line, cells in rows]
     if not regions:
-        raise InputError(f"{path}: expected regions below the names of columns, found none")
+        raise InputError(f"{path}: expected regions below the column names, found none")
     try:
         return Ontology(regions)
     except InputError as error:

@@ -577,7 +577,7 @@ def test_wrong_batches_are_refused(module, message):
 
 @pytest.mark.parametrize("wrong", [{"p": 0.99}, "augmenter_1", 0.5])
 def test_what_is_no_augmenter_is_refused(wrong):
-    with pytest.raises(InputError, match="augment: expected null or a callable on images, got"):
+    with pytest.raises(InputError, match="augment: expected null or a callable"):
         as_augmenter(wrong)
 
 

@@ -308,7 +308,7 @@ def test_samples_that_are_drawn_while_training_are_no_file(folder):
     small = ["data.image_shape=[32,48]", "atlas=phantom", "atlas.spacing_um=1100"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("evaluate", ["model.path=identity.pt", "out=out", "data=online", *small])
-    with pytest.raises(InputError, match="expected annotated samples in a file"):
+    with pytest.raises(InputError, match=r"^data: expected annotated samples"):
         evaluate(config)
 
 

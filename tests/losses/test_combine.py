@@ -195,9 +195,7 @@ def test_inverse_term_is_skipped_where_the_network_gives_none():
     assert set(loss(registration(inverse=False), registration())) == {"dvf", "total"}
     with pytest.raises(InputError, match=r"data\.return_inverse=true"):
         loss(registration(), registration(inverse=False))
-    with pytest.raises(
-        InputError, match=r"loss\.inv_dvf is the only term with a truth.*model\.compute_inv=true"
-    ):
+    with pytest.raises(InputError, match=r"^loss: .*loss\.inv_dvf.*model\.compute_inv=true"):
         RegistrationLoss(inv_dvf="mse")(registration(inverse=False), registration())
 
 
@@ -212,11 +210,9 @@ def test_regularity_is_a_term_of_the_prediction_alone():
     torch.testing.assert_close(mixed, (values["regularity"] + grad) / 2)
     own = RegistrationLoss(dvf="mse", regularity=lambda dvf, inv_dvf: inv_dvf.sum())
     torch.testing.assert_close(own(output, batch)["regularity"], output.inv_dvf.sum())
-    with pytest.raises(InputError, match=r"the only term with a truth.*model\.compute_inv=true"):
+    with pytest.raises(InputError, match=r"^loss: .*model\.compute_inv=true"):
         RegistrationLoss(inv_dvf="mse", regularity="grad")(registration(inverse=False), batch)
-    with pytest.raises(
-        InputError, match=r"gradicon needs a network with an inverse.*model\.compute_inv=true"
-    ):
+    with pytest.raises(InputError, match=r"^loss\.regularity: gradicon.*model\.compute_inv=true"):
         RegistrationLoss(dvf="mse", regularity="gradicon")(registration(inverse=False), batch)
 
 
@@ -230,12 +226,12 @@ def test_wrong_terms_and_weights_are_refused():
     with pytest.raises(InputError, match=r"loss\.weights: expected .* among dvf, got 0"):
         RegistrationLoss(dvf="mse", regularity="grad", weights={"dvf": 0})
     without_inverse = RegistrationLoss(dvf="mse", inv_dvf="mse", weights={"dvf": 0})
-    with pytest.raises(InputError, match=r"loss\.inv_dvf is the only term with a truth"):
+    with pytest.raises(InputError, match=r"^loss: .*loss\.inv_dvf"):
         without_inverse(registration(inverse=False), registration())
     with pytest.raises(InputError, match=r"unknown term in loss\.weights 'inverse'.*dvf, image, inv_dvf"):
         RegistrationLoss(dvf="mse", weights={"inverse": 1})
     for weight in (-0.1, float("nan"), float("inf"), "much"):
-        with pytest.raises(InputError, match=r"loss\.weights\.dvf: expected a finite number of at least 0"):
+        with pytest.raises(InputError, match=r"loss\.weights\.dvf: expected a finite number"):
             RegistrationLoss(dvf="mse", weights={"dvf": weight})
     with pytest.raises(InputError, match="unknown image loss 'vdclip2'"):
         RegistrationLoss(image="vdclip2")

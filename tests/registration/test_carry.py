@@ -342,7 +342,7 @@ def test_points_of_several_sections_each_go_by_their_own(transform, tmp_path, ca
         str(tmp_path / "b.csv"),
     ]
     assert main(again) == 1
-    assert "line 6, section: expected the name of a section's folder" in capsys.readouterr().err
+    assert "line 6, section: expected the name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("by", [("ap_um", "dv_um", "ml_um"), ("x_reference", "y_reference")])

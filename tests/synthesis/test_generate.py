@@ -604,7 +604,7 @@ def test_an_image_that_does_not_come_back_is_rejected():
     """White noise under half a pixel is blurred, and blurred again on its way back."""
     noise = torch.rand(1, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
     half = torch.full((1, 2, *SHAPE), 0.5)
-    with pytest.raises(RejectedError, match="the registered image does not come back"):
+    with pytest.raises(RejectedError, match="registered image"):
         deform(Start.registered(noise), half, max_difference=0.1)
     assert deform(Start.registered(blobs()), half, max_difference=0.1)
 
