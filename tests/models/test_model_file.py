@@ -496,7 +496,7 @@ def test_an_inverse_of_the_pair_that_is_not_swapped_is_refused(tmp_path):
     writer = KerasWriter()
     writer.add_local(keras_local(1, compute_inv=True), naming="Lambda")
     layer_of(writer, "shared")["inbound_nodes"] = [[["reg_mov", 0, 0, {}]]]
-    with pytest.raises(InputError, match="layer 'shared': expected .*found reg_mov"):
+    with pytest.raises(InputError, match=r"layer 'shared': expected .*found reg_mov"):
         import_keras(writer.folder(tmp_path / "net"))
 
 
