@@ -54,9 +54,6 @@ _PARTS: tuple[tuple[str, str, dict[int, str]], ...] = (
 )
 _ROOT_ID = 100  # the parts have the numbers that follow
 
-VENTRICLES = (11, 12, 18, 23)
-"""The labels of the cavities, which are dark in the template."""
-
 _Curve = tuple[float, ...] | float
 Layer = tuple[float, int, float]
 
