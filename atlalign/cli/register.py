@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlalign.atlas.options import AtlasOptions
 from atlalign.cli.calls import record_call
-from atlalign.cli.flags import add_flags, flag_values, given_values
+from atlalign.cli.flags import add_flags, add_image_shape, add_images, flag_values, given_values
 from atlalign.console import say
 from atlalign.declarations import flag
 from atlalign.errors import InputError, unknown_name
@@ -47,12 +47,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "from WebAlign or WebWarp; .csv, .tsv or .txt with columns filename and p, the position in µm); a folder of "
         "images, perhaps with one list. Positions that are not known are found",
     )
-    command.add_argument(
-        "--images",
-        metavar="FOLDER",
-        type=Path,
-        help="folder of the images that lists name (default: the folder of each list)",
-    )
+    add_images(command)
     command.add_argument(
         "--model",
         metavar="FILE",
@@ -78,13 +73,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="change the limits from which a quality measure flags a section `look` and `fail`; may be repeated; also "
         "applies to sections that are already registered",
     )
-    command.add_argument(
-        "--image-shape",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="size of the network's input in pixels (default: the size used in training)",
-    )
+    add_image_shape(command)
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: %(default)s)")
     command.add_argument(
         "--overwrite", action="store_true", help="replace results that were made with other settings"
