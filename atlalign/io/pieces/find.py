@@ -33,12 +33,14 @@ class Found(NamedTuple):
         labels: (h, w), 0 where there is no section, and the number of the section from 1 elsewhere.
         left_out: Pieces that are no sections, the largest first.
         strength: (h, w), how far each pixel differs from the slide; 1 is the least that counts as tissue.
+        unit_mm: The size of a pixel of the labels; assumed if the image's is not known.
         is_solid: Most of the tissue is seen, not only scattered cells or thin layers of it.
     """
 
     labels: NDArray[np.int32]
     left_out: list[LeftOut]
     strength: NDArray[np.float64]
+    unit_mm: float
     is_solid: bool
 
     @property
@@ -87,7 +89,7 @@ def find_sections(
     left_out += attached(numbered, small_ones, _ATTACHED_MM / unit_mm)
     grow(numbered, tissue, 2 * radius)
     left_out.sort(key=lambda piece: -int(piece.mask.sum()))
-    return Found(numbered, left_out, strength, is_solid)
+    return Found(numbered, left_out, strength, unit_mm, is_solid)
 
 
 def several_sections(image: NDArray[Any], *, is_color: bool, pixel_um: float | None = None) -> int:
