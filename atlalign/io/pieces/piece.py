@@ -10,7 +10,6 @@ from scipy import ndimage
 from atlalign.io.pixels import Floats, Mask
 
 _HOLES = 0.5  # more of a piece than this is not filled: the outline of a bubble stays one
-# Step 2: necks.
 _NECK = 0.42  # of the width of the narrower part
 _PART = 0.12  # of the piece's area: a smaller part is not cut off
 
