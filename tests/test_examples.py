@@ -22,6 +22,7 @@ CALLED_FIRST = {
     *("GlobalAffineNet", "LocalUNet", "save_model", "load_model", "merge_global_local"),
     *("ncc", "NCC", "vector_distance", "VDClipper", "Mixer", "LossRegistry", "DVF2IMG", "PerceptualLoss"),
     *("DisplacementField", "generate", "save", "find_jobs", "atlas_recipe", "SectionTransform", "locate"),
+    *("phantom_atlas", "separate", "find_sections", "PlaneSettings"),
 }
 
 

@@ -159,6 +159,11 @@ def phantom_atlas(
 
     Raises:
         InputError: If an argument is out of range.
+
+    Example:
+        >>> atlas = phantom_atlas(image_shape=(40, 57), spacing_um=600)
+        >>> atlas.section(6000).shape, sorted(atlas.labels(300).unique().tolist())
+        (torch.Size([1, 40, 57]), [0, 1, 2])
     """
     shape = checked_shape("image_shape", image_shape)
     extent_um = EXTENT_MM[0] * 1000

@@ -103,8 +103,7 @@ def _vary(shape: Shape, rng: np.random.Generator) -> NDArray[np.float64]:
 
     The rows are ap, x, y, both radii **squared**, which makes the ends round instead of pointed, and the tilt.
     """
-    columns = (shape.ap, shape.x, shape.y, shape.radius_x, shape.radius_y, shape.tilt)
-    curves = np.array(np.broadcast_arrays(*columns))
+    curves = shape.curves.copy()
     paired = curves[1] > 0
     shift_ap, shift_x, shift_y = rng.normal(0, 0.03, 3)
     curves[0] += shift_ap

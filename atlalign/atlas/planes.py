@@ -15,6 +15,8 @@ from atlalign.errors import InputError
 
 Points = NDArray[np.float64]
 """Points, one a row: (N, 2) or (N, 3)."""
+Point = NDArray[np.float64]
+"""One point or vector: (2,) or (3,)."""
 Matrix = NDArray[np.float64]
 """A linear map (2, 2) or an affine one: (2, 3), or (3, 3) with homogeneous coordinates."""
 

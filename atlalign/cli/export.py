@@ -2,6 +2,7 @@
 
 import argparse
 
+from atlalign.cli.flags import add_image_shape
 from atlalign.console import say
 from atlalign.errors import InputError
 
@@ -20,13 +21,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         required=True,
         help="the file to write: .onnx (needs the extra `export`) or .pt2 (torch.export)",
     )
-    command.add_argument(
-        "--image-shape",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="size of the input images in pixels (default: the size used in training)",
-    )
+    add_image_shape(command)
     command.set_defaults(run=_run)
 
 

@@ -1,6 +1,7 @@
 """Command-line flags, generated from the dataclass that declares a command's options."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from atlalign.declarations import Declaration, declarations
@@ -15,6 +16,27 @@ def add_flags(group: argparse._ActionsContainer, options: type) -> None:
 def flag_values(options: type, namespace: argparse.Namespace) -> dict[str, Any]:
     """Return the values of a dataclass's flags by field name."""
     return {declared.name: getattr(namespace, declared.name) for declared in declarations(options)}
+
+
+def add_image_shape(command: argparse._ActionsContainer) -> None:
+    """Add the size of the images that a network sees."""
+    command.add_argument(
+        "--image-shape",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="size of the network's input in pixels (default: the size used in training)",
+    )
+
+
+def add_images(command: argparse._ActionsContainer) -> None:
+    """Add the folder of images that lists name."""
+    command.add_argument(
+        "--images",
+        metavar="FOLDER",
+        type=Path,
+        help="folder of the images that lists name (default: the folder of each list)",
+    )
 
 
 def given_values(options: type, namespace: argparse.Namespace) -> dict[str, Any]:

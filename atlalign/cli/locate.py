@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atlalign.atlas.options import AtlasOptions
-from atlalign.cli.flags import add_flags, flag_values, given_values
+from atlalign.cli.flags import add_flags, add_images, flag_values, given_values
 from atlalign.console import say
 from atlalign.errors import InputError
 from atlalign.registration.options import ReadingOptions, SeriesOptions
@@ -46,12 +46,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="the file of anchorings to write, which QuickNII, VisuAlign and `atlalign register` open; the table with "
         "errors and flags and a page to look at (.html) are written beside it",
     )
-    command.add_argument(
-        "--images",
-        metavar="FOLDER",
-        type=Path,
-        help="folder of the images that lists name (default: that of each list)",
-    )
+    add_images(command)
     add_flags(command, AtlasOptions)
     command.add_argument(
         "--locator",

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from atlalign.atlas.options import AtlasOptions
 from atlalign.cli.calls import record_call
-from atlalign.cli.flags import add_flags, flag_values, given_values
+from atlalign.cli.flags import add_flags, add_image_shape, add_images, flag_values, given_values
 from atlalign.console import say
 from atlalign.declarations import flag
 from atlalign.errors import InputError, unknown_name
 from atlalign.io.files import WriteError, fingerprint
-from atlalign.registration.options import Options, ReadingOptions, SeriesOptions
+from atlalign.registration.options import Options, ReadingOptions, ReferenceImageOptions, SeriesOptions
 
 if TYPE_CHECKING:
     from atlalign.registration.batch import Outcome
@@ -47,12 +47,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "from WebAlign or WebWarp; .csv, .tsv or .txt with columns filename and p, the position in µm); a folder of "
         "images, perhaps with one list. Positions that are not known are found",
     )
-    command.add_argument(
-        "--images",
-        metavar="FOLDER",
-        type=Path,
-        help="folder of the images that lists name (default: the folder of each list)",
-    )
+    add_images(command)
     command.add_argument(
         "--model",
         metavar="FILE",
@@ -78,13 +73,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="change the limits from which a quality measure flags a section `look` and `fail`; may be repeated; also "
         "applies to sections that are already registered",
     )
-    command.add_argument(
-        "--image-shape",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="size of the network's input in pixels (default: the size used in training)",
-    )
+    add_image_shape(command)
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: %(default)s)")
     command.add_argument(
         "--overwrite", action="store_true", help="replace results that were made with other settings"
@@ -102,22 +91,13 @@ def _add_reference_options(command: argparse.ArgumentParser) -> None:
         "structure_id_path and color_hex_triplet, such as the Allen Institute's structure_tree_safe_2017.csv",
     )
     group.add_argument(
-        "--position",
+        "--position-um",
         type=float,
         metavar="UM",
         help="position of the images in µm from the front of the atlas; bregma is at about 5400 in the Allen atlas "
         "(default: found, see `atlalign locate`)",
     )
-    group.add_argument("--reference", metavar="IMAGE", help="register to this image instead of an atlas")
-    group.add_argument(
-        "--reference-labels", metavar="IMAGE", help="label image with the region ids of the reference image"
-    )
-    group.add_argument(
-        "--reference-pixel-um",
-        type=float,
-        metavar="UM",
-        help="pixel size of the reference image in µm; overrides its metadata",
-    )
+    add_flags(group, ReferenceImageOptions)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -128,7 +108,7 @@ def _run(options: argparse.Namespace) -> None:
     from atlalign.registration.jobs import find_jobs, find_lists
     from atlalign.registration.record import REGIONS
 
-    what: dict[str, Any] = {"position_um": options.position, "listed": options.reference is None}
+    what: dict[str, Any] = {"position_um": options.position_um, "listed": options.reference is None}
     options.inputs = with_sections(options.inputs, options.out, Options(**flag_values(Options, options)))
     for path in find_lists(options.inputs, **what):
         if path.absolute() in {(options.out / name).absolute() for name in (TABLE, VISUALIGN)}:
@@ -244,16 +224,14 @@ def recipe_of(options: argparse.Namespace) -> "Recipe":
         "device": options.device,
         "options": Options(**flag_values(Options, options), limits=_limits(options.limit)),
     }
-    atlas = given_values(AtlasOptions, options)
-    if options.reference is not None:
-        for name in (*atlas, *(("position",) if options.position is not None else ())):
-            raise InputError(f"{flag(name)} cannot be combined with --reference")
-        of_image = {"labels": options.reference_labels, "pixel_um": options.reference_pixel_um}
-        return image_recipe(options.reference, **of_image, **common)
-    for name in ("reference_labels", "reference_pixel_um"):
-        if getattr(options, name) is not None:
-            raise InputError(f"{flag(name)} needs --reference")
-    return atlas_recipe(**atlas, **common)
+    atlas, image = given_values(AtlasOptions, options), given_values(ReferenceImageOptions, options)
+    if not image:
+        return atlas_recipe(**atlas, **common)
+    if "reference" not in image:
+        raise InputError(f"{flag(next(iter(image)))} needs --reference")
+    for name in (*atlas, *(["position_um"] if options.position_um is not None else [])):
+        raise InputError(f"{flag(name)} cannot be combined with --reference")
+    return image_recipe(**image, **common)
 
 
 def _limits(texts: Sequence[str]) -> "dict[str, Limit]":

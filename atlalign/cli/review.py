@@ -104,9 +104,9 @@ def _calls(
             options = with_absolute_paths(_parsed(call.arguments), Path(call.folder))
             listed = options.reference is None
             jobs = find_jobs(
-                options.inputs + (of_slides if options.position is None else []),
+                options.inputs + (of_slides if options.position_um is None else []),
                 images=images or options.images,
-                position_um=options.position,
+                position_um=options.position_um,
                 listed=listed,
             )
         except InputError as error:

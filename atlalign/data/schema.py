@@ -156,11 +156,8 @@ def validate(path: str | Path, extent_um: float | None = None) -> FileSummary:
     Raises:
         InputError: If the file is invalid; the message lists every problem, one per line.
     """
-    problems = structure_problems(path)
-    if not problems:
-        extent_um = extent_of(path) if extent_um is None else _checked_extent("extent_um", extent_um)
-        problems = list(_read_errors_as_problems(path, extent_um))
-    if problems:
+    extent_um = _extent_in(path, extent_um)
+    if problems := list(_read_errors_as_problems(path, extent_um)):
         raise invalid_file(path, problems)
     for doubt in doubts(path):
         log.warning("%s: %s", path, doubt)
@@ -168,24 +165,20 @@ def validate(path: str | Path, extent_um: float | None = None) -> FileSummary:
 
 
 def check_once(path: str | Path, extent_um: float | None = None) -> FileSummary:
-    """Check the structure, and also the contents unless the file, by its size and time, passed before.
-
-    Args:
-        path: The h5 file.
-        extent_um: Positions `p` must lie in [0, extent_um]; None is `extent_of` the file.
-
-    Raises:
-        InputError: If the file is invalid; the message lists every problem, one per line.
-    """
-    problems = structure_problems(path)
-    if problems:
-        raise invalid_file(path, problems)
-    extent_um = extent_of(path) if extent_um is None else extent_um
+    """Do the same as `validate`, but check the contents only if the file, by its size and time, did not pass before."""
+    extent_um = _extent_in(path, extent_um)
     marker = _passed_marker(Path(path), extent_um)
     if not marker.exists():
         validate(path, extent_um)
         _leave(marker, path)
     return summarize(path)
+
+
+def _extent_in(path: str | Path, extent_um: float | None) -> float:
+    """Return the extent of positions, after a check of the file's structure."""
+    if problems := structure_problems(path):
+        raise invalid_file(path, problems)
+    return extent_of(path) if extent_um is None else _checked_extent("extent_um", extent_um)
 
 
 def invalid_file(path: str | Path, problems: list[str]) -> InputError:

@@ -37,11 +37,7 @@ from atlalign.geometry.random_fields import (
     edges,
     smooth_field,
 )
-from atlalign.geometry.scattered import (
-    anchor,
-    interpolate_griddata,
-    interpolate_rbf,
-)
+from atlalign.geometry.scattered import anchor, interpolate_griddata, interpolate_rbf
 
 __all__ = [
     "RANDOM_FIELDS",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from atlalign.atlas.planes import Matrix, homogeneous, invert_affine
+from atlalign.atlas.planes import Matrix, Point, homogeneous, invert_affine
 from atlalign.localization.samples import SIDES
 from atlalign.localization.views import HALF_VIEW, SeenTissue, cut_views, view_matrix
 from atlalign.localization.volume import AtlasVolume
@@ -117,7 +117,7 @@ def _upright_view(volume: AtlasVolume, proposal: Proposal, tissue: SeenTissue) -
     return np.asarray(invert_affine(to_mm) @ homogeneous(view))
 
 
-def _tissue_on_plane(volume: AtlasVolume, side: str, origin: Matrix, frame: Matrix) -> tuple[Matrix, float]:
+def _tissue_on_plane(volume: AtlasVolume, side: str, origin: Point, frame: Matrix) -> tuple[Point, float]:
     """Return the centre of the atlas's tissue on a plane and its root mean square radius, in mm of the frame."""
     reach = 0.7 * max(volume.extent_mm)
     ticks = torch.linspace(-reach, reach, _SCAN_PX)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from atlalign.atlas.planes import Matrix, Points, apply_affine, homogeneous, invert_affine
+from atlalign.atlas.planes import Matrix, Point, apply_affine, homogeneous, invert_affine
 from atlalign.errors import InputError
 from atlalign.geometry import sample
 from atlalign.registration.placement import Section
@@ -53,7 +53,7 @@ class SeenTissue:
         pieces: Its pieces, largest first.
     """
 
-    centre: Points
+    centre: Point
     rms: float
     area: int
     pieces: tuple["SeenTissue", ...] = ()
@@ -100,7 +100,7 @@ def _pieces(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
     return [pieces == place + 1 for place in order if areas[place] >= _LEAST_PIECE * areas.max()]
 
 
-def view_matrix(centre: Points, rms: float, degrees: float) -> Matrix:
+def view_matrix(centre: Point, rms: float, degrees: float) -> Matrix:
     """Return the map (2, 3) from a view's (x, y) in [-1, 1]² to pixels of the image.
 
     The view is turned by `degrees`: its rows run that much clockwise from those of the image.

@@ -26,16 +26,6 @@ from atlalign.io.files import written_whole
 from atlalign.networks import GlobalAffineNet, MergedNet
 from atlalign.networks.architecture import architecture_of, construct
 
-__all__ = [
-    "SHIPPED_MODEL",
-    "ModelOrigin",
-    "common_origin",
-    "load_model",
-    "merge_global_local",
-    "read_origin",
-    "save_model",
-]
-
 SHIPPED_MODEL = Path(__file__).parents[1] / "weights" / "real_sections.safetensors"
 """The network that comes with the package; README.md in the same folder describes it."""
 
@@ -73,7 +63,9 @@ class Training(Protocol):
     network: nn.Module
 
     @property
-    def model_origin(self) -> ModelOrigin: ...
+    def model_origin(self) -> ModelOrigin:
+        """What is known of the network."""
+        ...
 
     def save_checkpoint(self, path: Path) -> bool:
         """Write a checkpoint, or return False if there is no training to resume."""

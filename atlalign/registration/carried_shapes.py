@@ -51,7 +51,7 @@ def _move_document(content: Any, results: Results, options: TransformOptions, so
         if to_reference:
             results.check_near(results.to_section(pixels), pixels + 0.5, source)
         else:
-            _check_on_reference(pixels, reference, source)
+            _check_on_reference(pixels, reference)
 
     edge = results.longest_edge if to_reference else longest_edge(results.transform.forward, reference)
     try:
@@ -69,7 +69,7 @@ def _move_document(content: Any, results: Results, options: TransformOptions, so
     )
 
 
-def _check_on_reference(pixels: Points, grid: Grid, source: Path) -> None:
+def _check_on_reference(pixels: Points, grid: Grid) -> None:
     for x, y in pixels[is_far_outside(pixels, grid)][:1] + 0.5:
         height, width = grid.shape
         raise InputError(

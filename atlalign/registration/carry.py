@@ -35,8 +35,6 @@ from atlalign.registration.results import reference_frame, section_frame
 from atlalign.registration.transform import SectionTransform
 from atlalign.registration.transform_options import TransformOptions
 
-__all__ = ["TransformOptions", "transform_file"]
-
 _SHAPES = (".geojson", ".json")
 _TABLES = (".csv", ".tsv", ".txt")
 _SMALL = (512, 512)  # enough of an image to see the colour of its slide

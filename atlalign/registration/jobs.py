@@ -103,7 +103,7 @@ def find_jobs(
         ('section', 6000)
     """
     if position_um is not None:
-        check_is_um(position_um, "--position")
+        check_is_um(position_um, "--position-um")
     if images is not None and not is_folder(Path(images)):
         raise InputError(
             f"--images: expected the folder of the images that a list names, found no folder {images}"
@@ -146,7 +146,7 @@ def _list_of(path: Path, position_um: float | None, *, listed: bool) -> Path | N
     if path.suffix.lower() not in LIST_ENDINGS:
         return None
     if position_um is not None:
-        raise InputError(f"{path}: expected no --position beside a list of sections, which has its own")
+        raise InputError(f"{path}: expected no --position-um beside a list of sections, which has its own")
     return path
 
 

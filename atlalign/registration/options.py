@@ -132,3 +132,16 @@ class SeriesOptions:
         float | None,
         Option("distance between sections whose numbers differ by 1 (default: the one that fits best)", "UM"),
     ] = None
+
+
+@dataclass(frozen=True)
+class ReferenceImageOptions:
+    """An image in place of an atlas; these are arguments of `image_recipe`."""
+
+    reference: Annotated[str | None, Option("register to this image instead of an atlas", "IMAGE")] = None
+    reference_labels: Annotated[
+        str | None, Option("label image with the region ids of the reference image", "IMAGE")
+    ] = None
+    reference_pixel_um: Annotated[
+        float | None, Option("pixel size of the reference image in µm; overrides its metadata", "UM")
+    ] = None

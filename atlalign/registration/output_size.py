@@ -4,10 +4,7 @@ import math
 
 from atlalign.errors import InputError
 from atlalign.io.pixels import log
-from atlalign.registration.placement import (
-    Placement,
-    Section,
-)
+from atlalign.registration.placement import Placement, Section
 from atlalign.registration.references import Reference
 
 LARGEST_DEFAULT_PX = 2**27

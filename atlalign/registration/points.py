@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from atlalign.atlas.planes import Anchoring, Matrix, Plane, Points, apply_affine, invert_affine
+from atlalign.atlas.planes import Anchoring, Matrix, Plane, Point, Points, apply_affine, invert_affine
 from atlalign.geometry import jacobian_determinant
 from atlalign.geometry.landmarks import TriangleMap, check_targets, move_points
 from atlalign.registration.displacement import Displacement
@@ -50,11 +50,6 @@ class PointPairs:
         return (self.reference_um - _origin_um(plane)) / 1000
 
     @classmethod
-    def of_mm(cls, reference_mm: Points, section: Points, plane: Plane | None) -> "PointPairs":
-        """Return pairs of points (N, 2) of the reference's frame, in mm, and of the section, in pixels."""
-        return cls(reference_mm * 1000 + _origin_um(plane), section)
-
-    @classmethod
     def of_markers(cls, markers: Sequence[Sequence[float]], anchoring: Anchoring) -> "PointPairs":
         """Return VisuAlign's markers as pairs of points, with section points in pixels of the anchored image.
 
@@ -86,7 +81,7 @@ class PointPairs:
         return PointPairs(self.reference_um, (self.section + 0.5) * factor - 0.5, size)
 
 
-def _origin_um(plane: Plane | None) -> Points:
+def _origin_um(plane: Plane | None) -> Point:
     return np.zeros(2) if plane is None else plane.matrix[[2, 1], 2]
 
 

@@ -99,8 +99,8 @@ def atlas_recipe(
 def image_recipe(
     reference: str | Path,
     *,
-    labels: str | Path | None = None,
-    pixel_um: float | None = None,
+    reference_labels: str | Path | None = None,
+    reference_pixel_um: float | None = None,
     ontology: str | Path | None = None,
     options: Options | None = None,
     model: str | Path | None = None,
@@ -111,8 +111,8 @@ def image_recipe(
 
     Args:
         reference: The image.
-        labels: Label image with its region ids.
-        pixel_um: Its pixel size; None means the value in the file.
+        reference_labels: Label image with its region ids.
+        reference_pixel_um: Its pixel size; None means the value in the file.
         ontology: Table of region names.
         options: How sections are read, placed, refined and judged.
         model: A model file, a model folder or a checkpoint; None means the network that comes with the package, "none"
@@ -126,9 +126,11 @@ def image_recipe(
     network = TrainedNetwork.load(model, image_shape=image_shape, device=device)
     opened = image_reference(
         read_image(reference),
-        None if labels is None else checked_ids(read_labels(labels), str(labels)),
+        None
+        if reference_labels is None
+        else checked_ids(read_labels(reference_labels), str(reference_labels)),
         network.image_shape,
-        pixel_um=pixel_um,
+        pixel_um=reference_pixel_um,
         name=str(reference),
     )
     names = None if ontology is None else read_ontology(ontology)

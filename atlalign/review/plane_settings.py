@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from atlalign.atlas.planes import GRID, GRID_UM, Anchoring, Matrix
+from atlalign.atlas.planes import GRID, GRID_UM, Anchoring, Matrix, Point
 from atlalign.errors import InputError, check_finite_numbers
 
 _STEEPEST_DEG = 45.0
@@ -22,6 +22,13 @@ class PlaneSettings:
         turn_deg: The clockwise turn of the image in the plane.
         size: The pixel size of the image, as a multiple of the former one.
         is_flipped: Whether the image shows the right of the atlas at its left.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> anchoring = Anchoring(np.array([[0.0, 300, 320], [456, 0, 0], [0, 0, -320]]), size=(320, 456))
+        >>> tilted = replace(PlaneSettings.of(anchoring), tilt_dv_deg=5.0)
+        >>> round(tilted.anchoring(anchoring).tilt[1], 4)  # the tangent of 5°
+        0.0875
     """
 
     position_um: float
@@ -100,7 +107,7 @@ def _parts(anchoring: Anchoring) -> tuple[Matrix, Matrix, bool]:
     return left @ right, right.T @ np.diag(scales) @ right, is_flipped
 
 
-def _vectors(ap: Matrix, dv: Matrix, ml: Matrix) -> Matrix:
+def _vectors(ap: Point, dv: Point, ml: Point) -> Matrix:
     """Return o, u, v from AP, DV and ML in µm, each by (s, t, 1)."""
     last = np.array([0.0, 0.0, 1.0])
     x, y, z = ml / GRID_UM, GRID[0] * last - ap / GRID_UM, GRID[1] * last - dv / GRID_UM

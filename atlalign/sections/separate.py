@@ -76,6 +76,15 @@ def separate(
 
     Raises:
         InputError: If the list requests an impossible change, or the folder cannot be written.
+
+    Example:
+        >>> from PIL import Image
+        >>> y, x = np.mgrid[:150, :300]
+        >>> two_discs = np.where(np.hypot(y - 75, x % 150 - 75) < 45, 90, 240)
+        >>> Image.fromarray(two_discs.astype(np.uint8)).save("slide.png")
+        >>> found = separate([Path("slide.png")], Path("sections"), SectionsOptions(pixel_size_um=80))
+        >>> [section.filename for section in found.sections]
+        ['slide_s001.ome.tif', 'slide_s002.ome.tif']
     """
     with lock(out):
         memory, applied = _known(out, options)

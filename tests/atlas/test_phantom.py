@@ -5,10 +5,12 @@ import pytest
 
 from atlalign.atlas import phantom
 from atlalign.atlas.phantom import phantom_volume
-from atlalign.atlas.phantom_anatomy import PHANTOM_REGIONS, VENTRICLES
+from atlalign.atlas.phantom_anatomy import PHANTOM_REGIONS
 from atlalign.errors import InputError
 
 SHAPE = (66, 80, 114)
+
+VENTRICLES = (11, 12, 18, 23)  # their labels; they are dark in the template
 
 
 @pytest.fixture(scope="module")

@@ -1008,7 +1008,7 @@ def test_other_limits_judge_what_was_registered_before(run, sections, tmp_path):
         (["--place", "scale"], "--place scale: expected"),
         (["--channel", "5"], "a.png: expected a channel in 0 … 2, got 5"),
         (["--turn", "400"], "turn: expected -360° to 360°, got 400"),
-        (["--reference", "no.png"], "--position cannot be combined with --reference"),
+        (["--reference", "no.png"], "--position-um cannot be combined with --reference"),
         (["--spacing-um", "10"], "atlas 'phantom' has its own annotation, ontology, spacing and axes"),
         (["--axes", "AP,DV,ML"], "atlas 'phantom' has its own annotation, ontology, spacing and axes"),
     ],
@@ -1164,7 +1164,7 @@ def test_a_section_is_registered_in_python_as_by_the_command(run, model, section
     assert np.array_equal(here.to_atlas(point), here.plane.to_atlas(here.to_reference(point)))
     with pytest.raises(InputError, match=r"a\.png: expected the position"):
         register_section(Job(sections / "a.png"), recipe)
-    own = image_recipe(sections / "b.tif", pixel_um=80, model=model, image_shape=SHAPE)
+    own = image_recipe(sections / "b.tif", reference_pixel_um=80, model=model, image_shape=SHAPE)
     with pytest.raises(InputError, match="expected a registration to an atlas"):
         register_section(jobs[0], own).registered.transform.to_atlas(point)
 

@@ -47,7 +47,7 @@ def test_files_folders_and_lists_give_jobs(sections):
 
 
 def test_what_gives_no_jobs_is_said(sections, tmp_path):
-    with pytest.raises(InputError, match="expected no --position beside a list"):
+    with pytest.raises(InputError, match="expected no --position-um beside a list"):
         find_jobs([sections / "list.csv"], position_um=700)
     with pytest.raises(InputError, match="found none in"):
         find_jobs([tmp_path])
@@ -73,7 +73,7 @@ def test_a_file_of_any_ending_may_be_an_image(tmp_path, name):
 
 def test_a_position_in_mm_is_told(sections):
     with pytest.raises(
-        InputError, match=r"^--position: expected a position in µm .*, got 6\.7: is that mm\?"
+        InputError, match=r"^--position-um: expected a position in µm .*, got 6\.7: is that mm\?"
     ):
         find_jobs([sections / "a.png"], position_um=6.7)
     (sections / "list.csv").write_text("filename,p\na.png,7.2\n")

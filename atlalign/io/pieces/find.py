@@ -63,6 +63,12 @@ def find_sections(
         is_color: The channels are red, green and blue.
         pixel_um: The pixel size; None if it is unknown.
         background: Brightness of the slide; auto detects it.
+
+    Example:
+        >>> y, x = np.mgrid[:300, :600]
+        >>> two_discs = np.where(np.hypot(y - 150, x % 300 - 150) < 90, 90, 240)
+        >>> find_sections(two_discs, is_color=False, pixel_um=40).number
+        2
     """
     unit_mm, factor = _scale(image.shape, pixel_um)
     small = _shrunk(image, factor)

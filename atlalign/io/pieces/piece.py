@@ -10,7 +10,6 @@ from scipy import ndimage
 from atlalign.io.pixels import Floats, Mask
 
 _HOLES = 0.5  # holes larger than this fraction of a piece stay open, so that the outline of a bubble stays an outline
-# Step 2: necks.
 _NECK = 0.42  # of the width of the narrower part
 _PART = 0.12  # of the piece's area: a smaller part is not cut off
 

@@ -10,7 +10,7 @@ from atlalign.io.pieces.piece import Piece
 from atlalign.io.pixels import Mask
 
 Reason = Literal["small", "thin", "rectangular"]
-# Step 3: rejected pieces. A main piece makes a section; other pieces only belong to one.
+# A main piece makes a section; other pieces only belong to one.
 _LEAST_MM2, _LEAST_WIDTH_MM = 0.8, 0.6
 _LEAST_SHARE = 0.02  # of the largest piece's area
 _LEAST_THICKNESS = 0.3  # width over the root of the area; a disc has 1.13
