@@ -36,36 +36,44 @@ def reference() -> Reference:
 
 
 class Sees(nn.Module):
-    """Undoes the views as `expected_error` makes them, but for a shift."""
+    """Registers each view so that the section, seen without it, is registered by one field (1, 2, H, W)."""
 
-    def __init__(self, shift_px: tuple[float, float]) -> None:
+    def __init__(self, dvf: torch.Tensor) -> None:
         super().__init__()
-        self.shift = torch.tensor(shift_px).view(1, 2, 1, 1)
+        self.dvf = dvf
 
     def forward(self, reference: torch.Tensor, moving: torch.Tensor) -> Registration:
         matrices = _about_the_centre(SHAPE)
         full = torch.cat([matrices, torch.tensor([[[0.0, 0.0, 1.0]]]).expand(len(matrices), 1, 3)], dim=1)
         undone = affine_to_dvf(torch.linalg.inv(full)[:, :2], SHAPE)
-        return Registration(registered=moving, dvf=compose(undone, self.shift.expand(len(moving), 2, *SHAPE)))
+        return Registration(registered=moving, dvf=compose(undone, self.dvf.expand(len(moving), -1, -1, -1)))
 
 
-def disagreements(reference, shift_px, return_um=0.0):
-    dvf = torch.zeros(1, 2, *SHAPE)
-    return disagreements_um(Sees(shift_px), reference, reference.image, dvf, torch.full(SHAPE, return_um))
+def shift(x_px: float, y_px: float) -> torch.Tensor:
+    return torch.tensor([x_px, y_px]).view(1, 2, 1, 1).expand(1, 2, *SHAPE)
+
+
+def disagreements(reference, seen, dvf, return_um=0.0):
+    return disagreements_um(Sees(seen), reference, reference.image, dvf, torch.full(SHAPE, return_um))
 
 
 def test_a_network_that_registers_every_view_alike_does_not_disagree(reference):
-    views_um, return_um = disagreements(reference, (0.0, 0.0))
+    y, x = torch.meshgrid(*(torch.arange(size) / 1.0 for size in SHAPE), indexing="ij")
+    sheared = torch.stack([0.3 * (y - 20), 0.2 * (x - 28)])[None]
+    views_um, return_um = disagreements(reference, sheared, sheared)
     inside = reference.tissue.numpy()
-    assert views_um[inside] == pytest.approx(0, abs=0.01)
+    assert np.median(views_um[inside]) < 10  # the border holds points that the shear takes beyond it
+    assert np.median(disagreements(reference, 0.9 * sheared, sheared)[0][inside]) > 30
     assert return_um[inside] == pytest.approx(0)
 
 
 def test_disagreement_is_the_distance_between_views_in_um(reference):
-    views_um, return_um = disagreements(reference, (3.0, -4.0), return_um=70.0)
+    views_um, return_um = disagreements(reference, shift(3.0, -4.0), shift(0.0, 0.0), return_um=70.0)
     x_um, y_um = reference.grid.pixel_um
     inside = reference.tissue.numpy()
-    assert views_um[inside] == pytest.approx(float(np.hypot(3 * x_um, 4 * y_um)), rel=0.01)  # the border holds
+    assert views_um[inside] == pytest.approx(
+        float(np.hypot(3 * x_um, 4 * y_um)), rel=0.01
+    )  # the border holds
     assert return_um[inside] == pytest.approx(70, rel=1e-4)  # smoothing knows tissue only
 
 
@@ -74,7 +82,7 @@ def test_what_is_not_known_is_filled_from_around(reference):
     rows, columns = torch.nonzero(reference.tissue, as_tuple=True)
     return_um[rows[50], columns[50]] = torch.nan
     dvf = torch.zeros(1, 2, *SHAPE)
-    _, smooth = disagreements_um(Sees((0.0, 0.0)), reference, reference.image, dvf, return_um)
+    _, smooth = disagreements_um(Sees(shift(0.0, 0.0)), reference, reference.image, dvf, return_um)
     assert smooth[rows[50], columns[50]] == pytest.approx(70, rel=1e-4)
 
 
@@ -85,7 +93,7 @@ def test_the_calibration_is_a_product_of_powers(reference):
     assert Calibration(-9.0, 0.5, 0.25).error_um(np.array([45.0]), np.array([75.0])) == 0
     x_um, _ = reference.grid.pixel_um
     dvf, back = torch.zeros(1, 2, *SHAPE), torch.full(SHAPE, 75.0)
-    error_um = expected_error_um(Sees((2.0, 0.0)), calibration, reference, reference.image, dvf, back)
+    error_um = expected_error_um(Sees(shift(2.0, 0.0)), calibration, reference, reference.image, dvf, back)
     inside = reference.tissue.numpy()
     known = calibration.error_um(np.array([2 * x_um]), np.array([75.0]))
     assert error_um[inside] == pytest.approx(float(known[0]), rel=0.01)
