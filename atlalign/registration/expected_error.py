@@ -48,12 +48,13 @@ class Calibration(NamedTuple):
 
 
 SHIPPED: Mapping[str, Calibration] = {
-    "338aaffca39857b4826416c121b8b8c01f39ae4c3c002957d674bd15fa04fa38": Calibration(0.57, 0.57, 0.23),
+    "338aaffca39857b4826416c121b8b8c01f39ae4c3c002957d674bd15fa04fa38": Calibration(constant=0.567, of_views=0.572, of_return=0.227),
 }
 """The calibration of the network that comes with the package, by the SHA-256 of its file.
 
-Fitted on the even sections of parts (a), (c) and (d) by
-`python experiments/07-real-sections/expected_error.py --data $ATLALIGN_TEST_DATA`. Other networks have none.
+Fitted on the even sections of parts (a), (c) and (d) by `python experiments/07-real-sections/expected_error.py
+--atlas $ATLALIGN_TEST_DATA/allen_ccf_25um.h5 --sections $ATLALIGN_TEST_DATA/sections/sections.json`. Other networks
+have none.
 """
 
 
