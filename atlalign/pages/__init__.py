@@ -14,9 +14,10 @@ from atlalign.pages.page import (
     render_page,
 )
 from atlalign.pages.pictures import outline_path, picture_uri
-from atlalign.pages.preview import PREVIEW, SECTION, TEMPLATE, Preview
+from atlalign.pages.preview import EXPECTED_ERROR, PREVIEW, SECTION, TEMPLATE, Preview
 
 __all__ = [
+    "EXPECTED_ERROR",
     "INDEX",
     "PREVIEW",
     "SECTION",

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from atlalign.errors import InputError
 
-PREVIEW, TEMPLATE, SECTION = "preview.json", "template", "section"
+PREVIEW, TEMPLATE, SECTION, EXPECTED_ERROR = "preview.json", "template", "section", "expected error"
 """The file name of a preview, and the names of its pictures."""
 
 
@@ -15,7 +15,7 @@ class Preview(NamedTuple):
 
     Attributes:
         shape: The grid's (H, W).
-        images: Data URIs by name: `TEMPLATE`, and `SECTION` for the registered section.
+        images: Data URIs by name: `TEMPLATE`, `SECTION` for the registered section, and `EXPECTED_ERROR` if known.
         outlines: The borders of the reference's regions, as an SVG path on that grid.
     """
 

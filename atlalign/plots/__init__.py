@@ -16,7 +16,7 @@ from atlalign.plots.fields import (
     field_jacobian_figure,
 )
 from atlalign.plots.figures import figure_svg, save_figure
-from atlalign.plots.pictures import brightened, overlay, png, section_overlay, thumbnail
+from atlalign.plots.pictures import brightened, error_map, overlay, png, section_overlay, thumbnail
 from atlalign.plots.registrations import Panel, registration_figure
 from atlalign.plots.runs import runs_figure
 from atlalign.plots.slides import Outlined, sections_figure
@@ -29,6 +29,7 @@ __all__ = [
     "curve_figure",
     "distribution_figure",
     "draw_grid",
+    "error_map",
     "field_displacement_figure",
     "field_grid_figure",
     "field_jacobian_figure",

@@ -13,6 +13,8 @@ from torch import Tensor
 
 _SECTION_OVERLAY_PX = 640  # its height
 _OUTLINE = np.array([255, 200, 0], np.uint8)
+_ERRORS_UM = (0.0, 50.0, 100.0, 200.0)
+_ERROR_COLORS = ((40, 60, 160), (60, 180, 90), (250, 220, 60), (220, 40, 30))
 
 
 def overlay(reference: Tensor, other: Tensor) -> NDArray[np.float32]:
@@ -47,6 +49,23 @@ def section_overlay(
     if labels is not None:
         left[_outlines(labels)] = _OUTLINE
     return np.ascontiguousarray(np.concatenate([left, right], axis=1))
+
+
+def error_map(error_um: NDArray[np.float32], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return errors (H, W) in µm as colours over an image (H, W): blue, green at 50, yellow at 100, red from 200 on.
+
+    Where the error is NaN, the image is shown as it is.
+    """
+    known = np.isfinite(error_um)
+    colors = [
+        np.interp(np.nan_to_num(error_um), _ERRORS_UM, channel) for channel in np.transpose(_ERROR_COLORS)
+    ]
+    brightness = (1 + image[..., None] / 255) / 2
+    return (
+        np.where(known[..., None], np.stack(colors, axis=-1) * brightness, image[..., None])
+        .round()
+        .astype(np.uint8)
+    )
 
 
 def png(picture: NDArray[np.uint8]) -> bytes:

@@ -48,5 +48,5 @@ def placed_by_hand(
     quality = Quality(**{**_UNMEASURED, **measured})
     without_points = base if len(job.points) else None
     transform = replace(transform, output_um=output_um)
-    registered = Registered(transform, placed, warp(placed, dvf), quality, without_points)
+    registered = Registered(transform, placed, warp(placed, dvf), quality, without_points=without_points)
     return RegisteredSection(image, channel, section, reference, placement, registered)

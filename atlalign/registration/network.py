@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from atlalign.io.files import fingerprint
 from atlalign.models import SHIPPED_MODEL, load_model, read_origin
 from atlalign.networks.device import chosen_device
 from atlalign.networks.memory_format import fastest_memory_format
+from atlalign.registration.expected_error import SHIPPED, Calibration, one_sided
 
 NONE = "none"
 """The name of no model: sections lie where anchorings and corrections put them."""
@@ -25,11 +27,18 @@ class TrainedNetwork:
         module: Takes (reference, moving) and returns a `Registration`; None for no network.
         image_shape: The (H, W) of its input, or of the grid of fields made without one.
         origin: Plain data that identifies the network.
+        calibration: Turns its disagreements into an error; None if they were never compared with errors.
     """
 
     module: nn.Module | None
     image_shape: tuple[int, int]
     origin: Mapping[str, Any]
+    calibration: Calibration | None = None
+
+    @cached_property
+    def one_sided(self) -> nn.Module | None:
+        """The network in half the time, for second opinions."""
+        return None if self.module is None else one_sided(self.module)
 
     @classmethod
     def load(
@@ -62,5 +71,8 @@ class TrainedNetwork:
             return cls(None, shape, {"model": NONE, "model_sha256": None, "image_shape": list(shape)})
         where = chosen_device(device)
         module = load_model(path).to(where).to(memory_format=fastest_memory_format(where))
-        origin = {"model": path.name, "model_sha256": fingerprint(path), "image_shape": list(shape)}
-        return cls(module, shape, origin)
+        weights = fingerprint(path)
+        origin = {"model": path.name, "model_sha256": weights, "image_shape": list(shape)}
+        # A calibration holds at the size of the training.
+        calibration = None if image_shape else SHIPPED.get(weights)
+        return cls(module, shape, origin, calibration)

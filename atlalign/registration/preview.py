@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from atlalign import plots
 from atlalign.io.intensity import slide_color
-from atlalign.pages import SECTION, TEMPLATE, Preview, outline_path, picture_uri
+from atlalign.pages import EXPECTED_ERROR, SECTION, TEMPLATE, Preview, outline_path, picture_uri
 from atlalign.registration.bands import warp_in_bands
 from atlalign.registration.grid import Grid
 from atlalign.registration.transform import SectionTransform
@@ -20,6 +20,7 @@ def preview_of(
     pixels: NDArray[Any],
     template: NDArray[np.uint8],
     labels: NDArray[Any] | None,
+    error_um: NDArray[np.float32] | None = None,
 ) -> Preview:
     """Return the preview of a section.
 
@@ -28,9 +29,12 @@ def preview_of(
         pixels: The section (h, w) or (h, w, 3).
         template: The reference in 8 bits, of any size that covers its frame; the page scales it.
         labels: The reference's labels, of any size that covers its frame.
+        error_um: The error to expect, as the template lies; None if it is not known.
     """
     grid = _grid_of(transform)
     images = {TEMPLATE: picture_uri(template), SECTION: picture_uri(_registered(transform, pixels, grid))}
+    if error_um is not None:
+        images[EXPECTED_ERROR] = picture_uri(plots.error_map(error_um, template))
     return Preview(grid.shape, images, "" if labels is None else outline_path(_nearest(labels, grid.shape)))
 
 

@@ -1,5 +1,6 @@
 """How well a registration went: its measures, their limits, and the flag that follows from both."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -66,6 +67,8 @@ class Quality:
         plane_offset_um: The distance to the plane where the likeness peaks, positive towards the back; 0 if no other
             plane was tried.
         folding_by_points: The share of the plane on which the field folds only because of points that a person set.
+        expected_error_um: The median over tissue of the error to expect of the network's field; NaN for a network
+            without a calibration. Errors that the network makes however it sees the section do not show.
     """
 
     displacement_mean_um: float
@@ -87,6 +90,7 @@ class Quality:
     elsewhere_um: float = 0.0
     plane_offset_um: float = 0.0
     folding_by_points: float = 0.0
+    expected_error_um: float = math.nan
 
     def compared(self, turns: Iterable[Alternative], planes: Sequence[OtherPlane]) -> "Quality":
         """Return the measures with the likeliest of other turns and of other planes."""

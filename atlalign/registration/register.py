@@ -7,7 +7,9 @@ does the rest. The image is interpolated once, by both maps together.
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from atlalign.geometry import compose, jacobian_determinant, stays_inside, warp
@@ -15,8 +17,10 @@ from atlalign.io.images import one_channel, open_channels
 from atlalign.metrics import mutual_information
 from atlalign.registration.attempt import Attempt, attempt, compared, network_field
 from atlalign.registration.by_hand import placed_by_hand
+from atlalign.registration.expected_error import expected_error_um
 from atlalign.registration.jobs import Job
 from atlalign.registration.measures import affine_part, cover
+from atlalign.registration.network import TrainedNetwork
 from atlalign.registration.one_section import check_is_one
 from atlalign.registration.output_size import output_pixel_um
 from atlalign.registration.placed_field import field_of
@@ -106,8 +110,21 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     if registered.quality.compared((), planes).better_elsewhere > _DOUBT:
         planes += on_planes(FARTHER_UM)
     quality = registered.quality.compared(turned_otherwise, planes)
-    registered = registered._replace(transform=transform, quality=quality)
+    error_um = _expected_error_um(network, kept, reference, registered)
+    if error_um is not None:
+        quality = replace(quality, expected_error_um=float(np.nanmedian(error_um)))
+    registered = registered._replace(transform=transform, quality=quality, expected_error_um=error_um)
     return RegisteredSection(image, channel, section, reference, kept.placement, registered)
+
+
+def _expected_error_um(
+    network: TrainedNetwork, kept: Attempt, reference: Reference, registered: Registered
+) -> NDArray[np.float32] | None:
+    """Return the error to expect of the network's field, before refinement and points; None without a calibration."""
+    if network.calibration is None or network.one_sided is None or registered.return_um is None:
+        return None
+    fields = (kept.placed, kept.dvf, registered.return_um)
+    return expected_error_um(network.one_sided, network.calibration, reference, *fields)
 
 
 def _likely(section: Section, reference: Reference, placement: Placement) -> list[Placement]:
@@ -177,6 +194,7 @@ def _completed(
     back = network_field(network, found.placed, reference.image)
     # Inverse consistency is a property of the network, not of the refinement.
     there_and_back = torch.where(stays_inside(found.dvf)[:, None], compose(back, found.dvf), torch.nan)
+    return_um = lengths_um(there_and_back, reference.grid)
     ignored = placed_ignored(section, found.placement, reference.grid.shape)
     dvf = found.dvf
     if refine:
@@ -193,7 +211,7 @@ def _completed(
     quality = Quality(
         **displacement_measures(dvf, seen),
         folding=_folding(dvf),
-        inverse_consistency_um=float(lengths_um(there_and_back, reference.grid)[seen.tissue].nanmean()),
+        inverse_consistency_um=float(return_um[seen.tissue].nanmean()),
         similarity_before=float(mutual_information(seen.image, placed)),
         similarity_after=float(mutual_information(seen.image, registered)),
         **affine_part(found.dvf, found.seen)._asdict(),
@@ -202,7 +220,7 @@ def _completed(
         folding_by_points=max(0.0, _folding(dvf) - folding),
     )
     return Registered(
-        transform, found.placed, warp(found.placed, dvf), quality, base if len(points) else None
+        transform, found.placed, warp(found.placed, dvf), quality, return_um, base if len(points) else None
     )
 
 

@@ -2,7 +2,9 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from atlalign.io.scenes import Scene
@@ -42,14 +44,20 @@ class Registered(NamedTuple):
         placed: (1, 1, H, W), the section before the network.
         registered: (1, 1, H, W), the section after the network.
         quality: The measures of its quality.
+        return_um: (H, W), the distance between a point of the reference and the place that it returns to when the
+            network also registers the reference to the section; NaN beyond the image. None without a network.
         without_points: The transform before it was adjusted to the user's points; None without points.
+        expected_error_um: (H, W), NaN outside of tissue; None for a network without a calibration. See
+            `expected_error.expected_error_um`.
     """
 
     transform: SectionTransform
     placed: Tensor
     registered: Tensor
     quality: Quality
+    return_um: Tensor | None = None
     without_points: SectionTransform | None = None
+    expected_error_um: NDArray[np.float32] | None = None
 
 
 def displacement_measures(dvf: Tensor, reference: Reference) -> dict[str, Any]:

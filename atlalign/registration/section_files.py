@@ -27,20 +27,31 @@ from atlalign.registration.transform import SectionTransform
 
 _IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY = "registered.tif", "labels.tif", "reference.tif", "overlay.png"
 _OVERVIEW = (1280, 1280)  # enough for the overlay and the colour of the slide
-SECTION_FILES = {_IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY, PREVIEW, LABELS, REGIONS, IGNORED}
+_ERROR = "expected_error.tif"
+SECTION_FILES = {_IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY, _ERROR, PREVIEW, LABELS, REGIONS, IGNORED}
 
 
 def write_section_files(
     folder: Path, found: RegisteredSection, ontology: Ontology | None, ignored: Ignored = NOTHING
 ) -> None:
-    """Write `SECTION_FILES`: labels only if the reference has them, and `IGNORED` only if tissue is ignored.
+    """Write `SECTION_FILES`.
 
-    Ignored tissue has no label and no area.
+    Labels and the expected error are written only if they are known, `IGNORED` only if tissue is ignored. Ignored
+    tissue has no label and no area.
     """
     transform, image, reference = found.registered.transform, found.image, found.reference
     _write_registered(folder / _IMAGE, image, transform)
     grey = (reference.image[0, 0] * 255).round().byte().numpy()
     _write(folder / _REFERENCE, [grey], grey.shape, grey.dtype, reference.grid)
+    error_um = found.registered.expected_error_um
+    if error_um is not None:
+        write_tiff(
+            folder / _ERROR,
+            [error_um],
+            shape=error_um.shape,
+            dtype=error_um.dtype,
+            pixel_um=reference.grid.pixel_um,
+        )
     mask = None
     if ignored:
         grid = transform.in_section
@@ -49,7 +60,8 @@ def write_section_files(
     if reference.labels is not None:
         _write_labels(folder, reference.labels, transform, ontology, mask)
     _write_overlay(folder / _OVERLAY, found)
-    preview_of(transform, overview(found.channel, _OVERVIEW).pixels, grey, reference.labels).write(folder)
+    pixels = overview(found.channel, _OVERVIEW).pixels
+    preview_of(transform, pixels, grey, reference.labels, error_um).write(folder)
 
 
 def _write_registered(path: Path, image: Scene, transform: SectionTransform) -> None:

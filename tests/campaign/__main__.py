@@ -14,7 +14,7 @@ DISTURBED = ("killed", "two at once", "no space")
 
 
 def main() -> None:
-    """Count verdicts, and print what is bad; the full form writes the counts to RESULTS.md."""
+    """Count verdicts, and print what is bad; the full form keeps the counts so far in RESULTS.md."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__)
     parser.add_argument(
         "--full", action="store_true", help="all of it, about half an hour; writes RESULTS.md"
@@ -31,18 +31,17 @@ def main() -> None:
         counts[kind, verdict] += 1
         if verdict in (*inputs.BAD, inputs.IN_LOG):
             print(f"\n{kind}: {verdict}\n{said}", flush=True)
+        if options.full:
+            RESULTS.write_text(f"{head(n_inputs, n_runs, options.seed)}\n{table(counts)}", encoding="utf-8")
 
-    cases = list(inputs.cases(n_inputs, options.seed))
-    inputs.run(cases, lambda case, answer: report(case.kind, answer.verdict, f"{case}\n{answer.said}"))
     with TemporaryDirectory() as folder:
         for name in ("register", "generate", "train"):
             for how in DISTURBED:
                 place = Path(folder) / f"{name} {how}".replace(" ", "_")
                 processes.disturb(name, how, n_runs, place, report, options.seed)
-    text = table(counts)
-    print(text)
-    if options.full:
-        RESULTS.write_text(f"{head(n_inputs, n_runs, options.seed)}\n{text}", encoding="utf-8")
+    cases = list(inputs.cases(n_inputs, options.seed))
+    inputs.run(cases, lambda case, answer: report(case.kind, answer.verdict, f"{case}\n{answer.said}"))
+    print(table(counts))
 
 
 def head(n_inputs: int, n_runs: int, seed: int) -> str:

@@ -99,7 +99,9 @@ def _of_register(folder: Path) -> dict[str, object]:
 
 
 def _is_result(path: Path) -> bool:
-    return path.is_file() and path.name not in ("transform.json", "registrations.csv")
+    """Return whether a file is the same in any folder and at any time; the page shows what other files hold."""
+    varying = ("transform.json", "registrations.csv", "calls.json", "index.html")
+    return path.is_file() and path.name not in varying
 
 
 def _of_generate(folder: Path) -> dict[str, object]:
