@@ -4,9 +4,10 @@ import { Lines, View } from "./view.js";
 
 const POLL_MS = 1500, NOTE_MS = 400, REACH_PX = 12, OVERVIEW_PX = 1024, UNDONE_AT_MOST = 50, KEPT_ALIVE = 60000;
 const SETTINGS = ["position_um", "tilt_ml_deg", "tilt_dv_deg", "turn_deg", "size"];
+const degrees = (v) => `${(Math.round(10 * v) / 10 || 0).toFixed(1).replace("-", "−")}°`;
 const SHOWN = {
-  position_um: (v) => `${v.toFixed(0)} µm`, tilt_ml_deg: (v) => `${v.toFixed(1)}°`, tilt_dv_deg: (v) => `${v.toFixed(1)}°`,
-  turn_deg: (v) => `${v.toFixed(1)}°`, size: (v) => `${(100 * v).toFixed(0)} %`,
+  position_um: (v) => `${v.toFixed(0)} µm`, tilt_ml_deg: degrees, tilt_dv_deg: degrees, turn_deg: degrees,
+  size: (v) => `${(100 * v).toFixed(0)} %`,
 };
 const MARKS = { accepted: "✓", rejected: "✗", unsure: "?" };
 const one = (selector) => document.querySelector(selector);
@@ -461,8 +462,9 @@ function offerPlane({ anchoring, plane, likeness, likeness_before: before }) {
   app.open.plane = plane;
   showBefore(lines);
   const by = Math.round(plane.position_um - former.position_um);
-  say(`Found ${Math.abs(by)} µm further ${by < 0 ? "front" : "back"}, with tilts of ${SHOWN.tilt_ml_deg(plane.tilt_ml_deg)} and `
-    + `${SHOWN.tilt_dv_deg(plane.tilt_dv_deg)}. Likeness: ${before.toFixed(2)} before, ${likeness.toFixed(2)} now.`);
+  const where = by ? `${Math.abs(by)} µm ${by < 0 ? "in front of" : "behind"} yours` : "at the same position";
+  say(`Found a plane ${where}, tilted by ${degrees(plane.tilt_ml_deg)} and ${degrees(plane.tilt_dv_deg)}. `
+    + `Likeness: ${before.toFixed(2)} before, ${likeness.toFixed(2)} now. Apply registers the section there.`);
   one("#offer").hidden = false;
 }
 
