@@ -114,8 +114,14 @@ function drawList() {
 function newItem() {
   const item = document.createElement("li");
   for (const name of ["dot", "title", "mark", "why"]) item.append(Object.assign(document.createElement("span"), { className: name }));
-  item.addEventListener("click", () => open(item.dataset.name));
+  item.addEventListener("click", () => choose(item.dataset.name));
   return item;
+}
+
+function choose(name) {
+  const row = rowOf(name);
+  if (row.opens) open(name);
+  else say(`${name} cannot be shown: ${row.reason}`);
 }
 
 function drawItem(item, row) {
@@ -632,7 +638,7 @@ overlay.addEventListener("contextmenu", (event) => event.preventDefault());
 
 // --- controls ---
 
-function choose(tool) {
+function take(tool) {
   app.tool = tool;
   for (const button of all(".tool")) button.setAttribute("aria-pressed", String(button.dataset.tool === tool));
   view.near = -1;
@@ -656,7 +662,7 @@ async function apply() {
   }
 }
 
-for (const button of all(".tool")) button.addEventListener("click", () => choose(button.dataset.tool));
+for (const button of all(".tool")) button.addEventListener("click", () => take(button.dataset.tool));
 for (const button of all(".verdict")) button.addEventListener("click", () => judge(button.dataset.verdict));
 one("#mode").addEventListener("change", (event) => setMode(event.target.value));
 one("#blend").addEventListener("input", (event) => {
@@ -705,7 +711,7 @@ function saveNote() {
 const KEYS = {
   ArrowDown: () => step(1), ArrowUp: () => step(-1), j: () => step(1), k: () => step(-1),
   a: () => judge("accepted"), r: () => judge("rejected"), u: () => judge("unsure"),
-  v: () => choose("move"), b: () => choose("brush"), o: () => one("#outlines").click(),
+  v: () => take("move"), b: () => take("brush"), o: () => one("#outlines").click(),
   l: locate, t: () => setMode(view.mode === "off" ? "fade" : "off"),
   "+": () => view.zoomBy(1.4), "=": () => view.zoomBy(1.4), "-": () => view.zoomBy(1 / 1.4), 0: () => view.fit(),
   Delete: removePoint, Backspace: removePoint,
