@@ -326,7 +326,7 @@ def test_odd_markers_act_as_in_visualign(blank, phantom, anchoring, markers):
     y, x = np.mgrid[: SIZE[0] : 7, : SIZE[1] : 7]
     pixels = np.stack([x.ravel(), y.ravel()], axis=1).astype(float)
     expected = seen_by_visualign((pixels + 0.5) / 2, anchoring, markers)
-    o, u, v = 25 * anchoring / [[1], [SIZE[1] / 2], [SIZE[0] / 2]]
+    _, u, v = 25 * anchoring / [[1], [SIZE[1] / 2], [SIZE[0] / 2]]
     pixel_um = min(np.linalg.norm(u), np.linalg.norm(v))  # of the list's image
     distance_um = np.linalg.norm(transform.to_atlas(pixels) - expected, axis=1)
     assert np.quantile(distance_um, 0.98) < pixel_um
