@@ -366,6 +366,7 @@ def _register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str
                 job.number,
                 anchoring=job.anchoring,
                 tissue=found.reference.tissue.numpy(),
+                labels=found.reference.labels,
             )
             if recipe.network.module is None and job.anchoring is not None:
                 own = Anchoring(job.anchoring.vectors, transform.section.shape)

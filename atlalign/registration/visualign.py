@@ -12,6 +12,7 @@ from atlalign import __version__
 from atlalign.atlas.planes import Anchoring, Plane, Points, apply_affine, invert_affine
 from atlalign.errors import InputError
 from atlalign.io.files import written_whole
+from atlalign.registration.region_growth import region_growth
 from atlalign.registration.transform import SectionTransform
 
 MARKER_ERROR_UM = 25.0
@@ -22,13 +23,10 @@ MARKERS_AT_MOST = 400
 _TARGET = "ABA_Mouse_CCFv3_2017_25um.cutlas"
 _PULL = 0.3  # of a marker to the pair that it was chosen for, relative to that of each pair on its triangles
 _RIM_UM = 100.0
-_CANDIDATES = 128  # along the longer side of the section
+_CANDIDATES = 256  # along the longer side of the section
+_LEAST_PAIRS = 60  # in regions whose areas are kept
+_AREA_UM = 1e5  # the error of one pair that counts as much as an error of all of a region's area
 _CORNERS = np.array([[-0.1, -0.1], [1.1, -0.1], [-0.1, 1.1], [1.1, 1.1]])
-
-# --- areas of regions -------------------------------------------------------------------------------------------------
-
-
-# --- VisuAlign and QuickNII -------------------------------------------------------------------------------------------
 
 
 def visualign_slice(
@@ -38,6 +36,7 @@ def visualign_slice(
     *,
     anchoring: Anchoring | None = None,
     tissue: NDArray[np.bool_] | None = None,
+    labels: NDArray[Any] | None = None,
 ) -> dict[str, Any]:
     """Return a section's entry in VisuAlign's JSON: a linear anchoring, and markers for the remaining deformation.
 
@@ -45,6 +44,7 @@ def visualign_slice(
     the image, from the corner of its first pixel. VisuAlign interpolates linearly in the Delaunay triangles of all
     (x′, y′) and four fixed points outside the image's corners. Markers are added where the error is largest, until it
     is at most `MARKER_ERROR_UM` everywhere or there are `MARKERS_AT_MOST` markers. QuickNII uses the anchoring alone.
+    So few markers follow the deformation roughly, but all large regions keep their areas.
 
     Args:
         transform: The map of a section that is registered to the Allen atlas.
@@ -52,6 +52,7 @@ def visualign_slice(
         number: The section's number in its series.
         anchoring: The section's own anchoring in the reference plane; None fits an anchoring to the transform.
         tissue: A mask (h, w) of the reference, at any resolution; markers lie inside it. None means everywhere.
+        labels: Region ids (h, w) of the reference, at any resolution.
 
     Raises:
         InputError: If the reference is not a plane of an atlas, or does not overlap the section.
@@ -64,7 +65,9 @@ def visualign_slice(
     anchoring = Anchoring(anchoring.vectors, transform.section.shape)  # a list may refer to a smaller scan
     ml_dv_um = transform.plane.to_atlas(points_mm)[:, [2, 1]]
     chosen = _needed(pixels, ml_dv_um, anchoring)
-    overlay = apply_affine(anchoring.um_to_pixel(), _least_squares(pixels, ml_dv_um, chosen, anchoring))
+    growth = [] if labels is None else _growth_per_um(labels, points_mm, transform, anchoring)
+    places_um = _least_squares(pixels, ml_dv_um, chosen, anchoring, growth)
+    overlay = apply_affine(anchoring.um_to_pixel(), places_um)
     markers = np.hstack([overlay, pixels[chosen]]) + 0.5
     height, width = transform.section.shape
     return {
@@ -147,15 +150,29 @@ def _needed(pixels: Points, ml_dv_um: Points, anchoring: Anchoring) -> NDArray[n
     return chosen
 
 
+def _growth_per_um(
+    labels: NDArray[Any], points_mm: Points, transform: SectionTransform, anchoring: Anchoring
+) -> list[Points]:
+    """Return for each large region (N, 2): the share by which it grows for each µm that each pair moves."""
+    grid = transform.forward.grid.with_shape(_shape(labels))
+    um_per_pixel = abs(np.linalg.det(anchoring.um_to_pixel()[:, :2])) ** -0.5
+    spacing_um = max(transform.section.shape) / _CANDIDATES * um_per_pixel
+    at, spacing_px = grid.to_pixels(points_mm), spacing_um / min(grid.pixel_um)
+    return [found / grid.pixel_um for found in region_growth(labels, at, spacing_px, _LEAST_PAIRS)]
+
+
 def _least_squares(
-    pixels: Points, ml_dv_um: Points, chosen: NDArray[np.intp], anchoring: Anchoring
+    pixels: Points,
+    ml_dv_um: Points,
+    chosen: NDArray[np.intp],
+    anchoring: Anchoring,
+    growth: Sequence[Points],
 ) -> Points:
-    """Return the positions (M, 2) of the chosen pairs at which VisuAlign's error over all pairs is smallest.
+    """Return the positions (M, 2) of the chosen pairs at which VisuAlign's error over all pairs and areas is smallest.
 
     Triangles through the pairs themselves would cut all curves on the same side, so that regions gain or lose area.
     """
-    from scipy.sparse import csr_array, eye_array, vstack
-    from scipy.sparse.linalg import lsqr
+    from scipy.sparse import csr_array
     from scipy.spatial import Delaunay
 
     if not len(chosen):
@@ -173,9 +190,15 @@ def _least_squares(
     start = ml_dv_um[chosen]
     left = ml_dv_um - fixed @ corners_um - free @ start
     # Markers that few pairs depend on stay near their own pair.
-    system = vstack([free, _PULL * eye_array(len(chosen))])
-    moves = [lsqr(system, np.concatenate([along, np.zeros(len(chosen))]))[0] for along in left.T]
-    return start + np.stack(moves, axis=1)
+    normal = (free.T @ free).toarray() + _PULL**2 * np.eye(len(chosen))
+    of_regions = _AREA_UM * np.array([(free.T @ region).T.ravel() for region in growth]).reshape(
+        -1, 2 * len(chosen)
+    )
+    areas = _AREA_UM * np.array([(region * left).sum() for region in growth])
+    both = np.kron(np.eye(2), normal) + of_regions.T @ of_regions  # of ML, then of DV
+    wanted = (free.T @ left).T.ravel() + of_regions.T @ areas
+    moves: Points = np.linalg.solve(both, wanted).reshape(2, -1).T
+    return start + moves
 
 
 def _fixed_corners(anchoring: Anchoring) -> tuple[Points, Points]:

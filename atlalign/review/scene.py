@@ -190,6 +190,22 @@ class Scene:
                 self._transforms = {key: transform}
             return self._transforms[key]
 
+    def before_network(self, found: Anchoring) -> Anchoring:
+        """Return the anchoring that the network's registration of the results would bring to another one.
+
+        All anchorings that a person sets are such ones: the affine part of the registration comes on top of them.
+        """
+        former, lines = result_anchoring(self.record), self._plane(Correction()).lines
+        if former is None or self.base.plane is None or len(lines.points) < 3:
+            return found
+        um = self.base.plane.to_atlas(lines.points)[:, [2, 1]]
+        design = np.column_stack([um, np.ones(len(um))])
+        fitted = np.linalg.lstsq(design, self.base.to_section(lines.points))[0].T
+        registered = np.asarray(fitted, np.float64)
+        from_registered = homogeneous(invert_affine(registered)) @ homogeneous(former.um_to_pixel())
+        um_to_pixel = found.um_to_pixel() @ from_registered
+        return Anchoring.of_plane(found.plane((0.0, 0.0)), invert_affine(um_to_pixel) / 1000, found.size)
+
     def _plane(self, correction: Correction) -> AtlasPlane:
         is_moved, atlas, side = bool(_plane_key(correction)), self.atlas(wait=False), self._side(correction)
         # The results show the template no finer than the network sees it.

@@ -214,10 +214,11 @@ class Review:
         if former is None or start is None:
             raise InputError(f"{name}: expected a section of an atlas, found one of a reference image")
         found = self.registrar.locate(name, replace(correction, anchoring=start, moves_plane=True))
+        anchoring = scene.before_network(found.anchoring)
         return _json(
             {
-                "anchoring": found.anchoring.to_json(),
-                "plane": PlaneSettings.of(found.anchoring, former).to_json(),
+                "anchoring": anchoring.to_json(),
+                "plane": PlaneSettings.of(anchoring, former).to_json(),
                 "is_moved": found.likeness > found.likeness_before,
                 "likeness": found.likeness,
                 "likeness_before": found.likeness_before,

@@ -291,6 +291,48 @@ def test_without_a_network_markers_act_as_in_visualign(tmp_path, blank, phantom,
     assert row(tmp_path / "out")["flag"] == "pass"
 
 
+def _turned(anchoring: np.ndarray) -> np.ndarray:
+    """Return the anchoring of an image that lies on its side."""
+    o, u, v = anchoring
+    return np.array([o + u, v, -u])
+
+
+_DRAWN = drawn_markers(8, 2.5)
+_BESIDE = np.array([[-6.0, 50, -4, 48], [75, 108, 77, 106], [158, -7, 156, -8]])  # of an image of 150×100 px
+_FAR = np.array([[-40.0, 40, -36, 42], [190, 60, 187, 62]])  # beyond VisuAlign's corners
+_ON_A_LINE = np.array([[41.0, 52, 40, 50], [73, 51, 75, 50], [111, 48, 110, 50], [30, 20, 30, 20]])
+
+
+@pytest.mark.parametrize(
+    "anchoring",
+    [OBLIQUE, OBLIQUE * [[1], [-1], [1]] + [OBLIQUE[1], [0] * 3, [0] * 3], _turned(OBLIQUE)],
+    ids=["oblique", "mirrored", "on its side"],
+)
+@pytest.mark.parametrize(
+    "markers",
+    [
+        np.vstack([_DRAWN, _BESIDE]),
+        np.vstack([_DRAWN, _FAR]),
+        np.vstack([_DRAWN, _DRAWN[:2]]),
+        _ON_A_LINE,
+        _ON_A_LINE[:3],
+        _DRAWN[:1],
+    ],
+    ids=["beside the image", "far beside it", "set twice", "three on a line", "all on a line", "one"],
+)
+def test_odd_markers_act_as_in_visualign(blank, phantom, anchoring, markers):
+    (job,) = listed(blank, anchoring, markers.tolist())
+    transform = register_section(job, phantom).registered.transform
+    y, x = np.mgrid[: SIZE[0] : 7, : SIZE[1] : 7]
+    pixels = np.stack([x.ravel(), y.ravel()], axis=1).astype(float)
+    expected = seen_by_visualign((pixels + 0.5) / 2, anchoring, markers)
+    _, u, v = 25 * anchoring / [[1], [SIZE[1] / 2], [SIZE[0] / 2]]
+    pixel_um = min(np.linalg.norm(u), np.linalg.norm(v))  # of the list's image
+    distance_um = np.linalg.norm(transform.to_atlas(pixels) - expected, axis=1)
+    assert np.quantile(distance_um, 0.98) < pixel_um
+    assert distance_um.mean() < 0.1 * pixel_um
+
+
 def test_without_a_network_a_section_needs_a_place(blank, phantom, tmp_path):
     job = Job(blank / "a.tif", 6000.0)
     (outcome,) = register_batch([job], phantom, tmp_path / "out")

@@ -19,6 +19,7 @@ from atlalign.geometry import smooth_field
 from atlalign.registration.displacement import Displacement
 from atlalign.registration.grid import Grid
 from atlalign.registration.record import FORWARD, INVERSE
+from atlalign.registration.region_growth import region_growth
 from atlalign.registration.regions import RegionAreas, read_regions, write_regions
 from atlalign.registration.transform import SectionTransform
 from atlalign.registration.visualign import MARKER_ERROR_UM, MARKERS_AT_MOST, visualign_slice, write_visualign
@@ -308,6 +309,37 @@ def test_pynutil_finds_the_areas_of_our_table(degrees, mirrored):
     theirs = areas_by_pynutil(entry, volume)
     assert {i: theirs[i] for i in areas.pixels} == pytest.approx(dict(areas.pixels), rel=0.01)
     assert areas_by_pynutil({**entry, "markers": []}, volume) != pytest.approx(theirs, rel=0.01)
+
+
+def test_few_markers_keep_the_areas_of_regions(monkeypatch):
+    """25 markers cannot follow the field, but regions are as large in VisuAlign as in our table."""
+    monkeypatch.setattr("atlalign.registration.visualign.MARKERS_AT_MOST", 25)
+    transform = affine_and_field(turned(15, mirrored=True), 0.6)
+    labels = brain().T[::-1]
+    volume = np.broadcast_to(brain()[:, None], (456, 528, 320))
+    areas = RegionAreas(SECTION.pixel_um)
+    list(areas.counted(transform.label(labels)))
+
+    def errors(**known) -> np.ndarray:
+        entry = visualign_slice(transform, "a.png", 7, tissue=labels > 0, **known)
+        theirs = areas_by_pynutil(entry, volume)
+        return np.array([abs(theirs[i] / pixels - 1) for i, pixels in areas.pixels.items()])
+
+    assert errors().max() > 0.012
+    assert errors(labels=labels).max() < 0.006
+
+
+def test_a_region_grows_by_the_points_that_cross_its_border():
+    """Of points 4 pixels apart, 20 lie on each column: a quarter of them crosses a straight border for each pixel."""
+    labels = np.where(np.arange(100) < 60, 7, 9) * np.ones((80, 1), int)
+    y, x = np.mgrid[2:80:4, 2:100:4]
+    at = np.stack([x.ravel(), y.ravel()], axis=1).astype(float)
+    left, right = region_growth(labels, at, 4.0, 10)
+    assert left.sum(axis=0) == pytest.approx([-5 / 300, 0], rel=0.02, abs=1e-6)
+    assert right.sum(axis=0) == pytest.approx([5 / 200, 0], rel=0.02, abs=1e-6)
+    assert not left[x.ravel() < 40].any()
+    assert len(region_growth(labels, at, 4.0, 250)) == 1
+    assert region_growth(np.zeros((80, 100), int), at, 4.0, 1) == []
 
 
 def test_pynutil_itself_finds_them():

@@ -4,9 +4,10 @@ import { Lines, View } from "./view.js";
 
 const POLL_MS = 1500, NOTE_MS = 400, REACH_PX = 12, OVERVIEW_PX = 1024, UNDONE_AT_MOST = 50, KEPT_ALIVE = 60000;
 const SETTINGS = ["position_um", "tilt_ml_deg", "tilt_dv_deg", "turn_deg", "size"];
+const degrees = (v) => `${(Math.round(10 * v) / 10 || 0).toFixed(1).replace("-", "−")}°`;
 const SHOWN = {
-  position_um: (v) => `${v.toFixed(0)} µm`, tilt_ml_deg: (v) => `${v.toFixed(1)}°`, tilt_dv_deg: (v) => `${v.toFixed(1)}°`,
-  turn_deg: (v) => `${v.toFixed(1)}°`, size: (v) => `${(100 * v).toFixed(0)} %`,
+  position_um: (v) => `${v.toFixed(0)} µm`, tilt_ml_deg: degrees, tilt_dv_deg: degrees, turn_deg: degrees,
+  size: (v) => `${(100 * v).toFixed(0)} %`,
 };
 const MARKS = { accepted: "✓", rejected: "✗", unsure: "?" };
 const one = (selector) => document.querySelector(selector);
@@ -113,8 +114,14 @@ function drawList() {
 function newItem() {
   const item = document.createElement("li");
   for (const name of ["dot", "title", "mark", "why"]) item.append(Object.assign(document.createElement("span"), { className: name }));
-  item.addEventListener("click", () => open(item.dataset.name));
+  item.addEventListener("click", () => choose(item.dataset.name));
   return item;
+}
+
+function choose(name) {
+  const row = rowOf(name);
+  if (row.opens) open(name);
+  else say(`${name} cannot be shown: ${row.reason}`);
 }
 
 function drawItem(item, row) {
@@ -461,8 +468,9 @@ function offerPlane({ anchoring, plane, likeness, likeness_before: before }) {
   app.open.plane = plane;
   showBefore(lines);
   const by = Math.round(plane.position_um - former.position_um);
-  say(`Found ${Math.abs(by)} µm further ${by < 0 ? "front" : "back"}, with tilts of ${SHOWN.tilt_ml_deg(plane.tilt_ml_deg)} and `
-    + `${SHOWN.tilt_dv_deg(plane.tilt_dv_deg)}. Likeness: ${before.toFixed(2)} before, ${likeness.toFixed(2)} now.`);
+  const where = by ? `${Math.abs(by)} µm ${by < 0 ? "in front of" : "behind"} yours` : "at the same position";
+  say(`Found a plane ${where}, tilted by ${degrees(plane.tilt_ml_deg)} and ${degrees(plane.tilt_dv_deg)}. `
+    + `Likeness: ${before.toFixed(2)} before, ${likeness.toFixed(2)} now. Apply registers the section there.`);
   one("#offer").hidden = false;
 }
 
@@ -630,7 +638,7 @@ overlay.addEventListener("contextmenu", (event) => event.preventDefault());
 
 // --- controls ---
 
-function choose(tool) {
+function take(tool) {
   app.tool = tool;
   for (const button of all(".tool")) button.setAttribute("aria-pressed", String(button.dataset.tool === tool));
   view.near = -1;
@@ -654,7 +662,7 @@ async function apply() {
   }
 }
 
-for (const button of all(".tool")) button.addEventListener("click", () => choose(button.dataset.tool));
+for (const button of all(".tool")) button.addEventListener("click", () => take(button.dataset.tool));
 for (const button of all(".verdict")) button.addEventListener("click", () => judge(button.dataset.verdict));
 one("#mode").addEventListener("change", (event) => setMode(event.target.value));
 one("#blend").addEventListener("input", (event) => {
@@ -703,7 +711,7 @@ function saveNote() {
 const KEYS = {
   ArrowDown: () => step(1), ArrowUp: () => step(-1), j: () => step(1), k: () => step(-1),
   a: () => judge("accepted"), r: () => judge("rejected"), u: () => judge("unsure"),
-  v: () => choose("move"), b: () => choose("brush"), o: () => one("#outlines").click(),
+  v: () => take("move"), b: () => take("brush"), o: () => one("#outlines").click(),
   l: locate, t: () => setMode(view.mode === "off" ? "fade" : "off"),
   "+": () => view.zoomBy(1.4), "=": () => view.zoomBy(1.4), "-": () => view.zoomBy(1 / 1.4), 0: () => view.fit(),
   Delete: removePoint, Backspace: removePoint,
