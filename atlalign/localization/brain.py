@@ -146,6 +146,7 @@ def in_series(
     spacing_mm = None if section_spacing_um is None else section_spacing_um / 1000
     series = in_order(curves) if numbers is None else on_a_line(curves, numbers, spacing_mm)
     kept_mm = [one.located.error_um / 1000 for one in sections if isinstance(one, KeptSection)]
+    kept_mm = [error_mm for error_mm in kept_mm if not math.isnan(error_mm)]
     if kept_mm:  # a line through kept planes is no surer than they are
         series = replace(series, error_mm=np.maximum(series.error_mm, np.median(kept_mm)))
     return [

@@ -173,6 +173,11 @@ def test_numbers_that_repeat_are_named(series, locator, tmp_path):
     # In a folder of its own it is another brain.
     apart = Job(tmp_path / "sub" / "other_s3.png", problem="not there")
     assert len(locate([*begin([3]), apart], locator)) == 2
+    # The sections of other brains are located all the same.
+    own = begin([5])[0]
+    found = locate([own, *(Job(tmp_path / name / "x_s3.png", brain="two") for name in "ab")], locator)
+    assert [one.flag == "fail" for one in found] == [False, True, True]
+    assert "found 3 in x_s3.png and x_s3.png" in found[2].reason
 
 
 @pytest.mark.parametrize("side_by_side", [True, False])
