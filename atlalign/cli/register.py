@@ -215,7 +215,9 @@ def _located(
     record = Recorded(options.out, sources | series)
     known = record.unchanged(jobs)
     if len(known) == len(jobs) and (options.out / LOCATED).is_file():
-        say(f"{len(jobs)} sections keep the planes found before ({options.out / LOCATED})")
+        say(
+            f"{len(jobs)} of {len(jobs)} sections located before: their planes are kept ({options.out / LOCATED})"
+        )
         return [known[place] for place in range(len(jobs))]
     located = located_jobs(jobs, Locator(references.atlas), known=known, **series)
     record.write(located)

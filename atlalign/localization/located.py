@@ -15,6 +15,7 @@ from atlalign.registration.jobs import Job
 
 _UNSURE_MM = 0.3
 _LITTLE_LIKE = 0.5  # of solid sections in their places, only those at the ends of the brain are less like
+_STRAINED = 90.0  # most sections of the atlas's species have less
 APART_MM = 0.4
 
 
@@ -33,9 +34,7 @@ class Located:
         error_um: The position's standard deviation.
         error_deg: Those of the tilts.
         likeness: To the plane, once registered.
-        bending_um: By how much registration to the plane bends the section, beyond an affine map.
-        stretch: By how much more the section is stretched along one direction in its plane than along the other.
-        proposed_um: The position that the network proposed at the tissue's centre.
+        strain: How much the section must be bent for its likeness to the plane, see `Fitter.strain`.
         proposed_error_um: The error that the network expected of its proposal.
         flag: pass, look or fail.
         reason: Why it is not pass.
@@ -57,9 +56,7 @@ class Located:
     error_um: float = math.nan
     error_deg: tuple[float, float] = (math.nan, math.nan)
     likeness: float = math.nan
-    bending_um: float = math.nan
-    stretch: float = math.nan
-    proposed_um: float = math.nan
+    strain: float = math.nan
     proposed_error_um: float = math.nan
     flag: str = "pass"
     reason: str = ""
@@ -94,18 +91,15 @@ def on_plane(start: Located, looked: Looked, lie: Lie) -> Located:
         anchoring = anchoring_of(matrix, looked.section.shape)
     except InputError as error:
         problem = str(error)
-    search, proposal = looked.search, looked.found.proposal
-    longer, shorter = np.linalg.svd(lie.to_pixel[:, :2], compute_uv=False)
+    finer = looked.search.finer
     return replace(
         start,
         anchoring=anchoring,
-        pictures=search.finer.pictures(lie),
+        pictures=finer.pictures(lie),
         position_um=1000 * float(middle[frame.across]),
         tilt_deg=in_degrees(lie.plane[[2, 1]]),
-        bending_um=1000 * search.fitter.bending(lie),
-        stretch=float(longer / shorter),
-        proposed_um=1000 * float((proposal.matrix @ (*search.tissue.centre, 1.0))[frame.across]),
-        proposed_error_um=1000 * proposal.error_mm,
+        strain=finer.strain(lie),
+        proposed_error_um=1000 * looked.found.proposal.error_mm,
         flag="fail" if problem else "pass",
         reason=problem,
     )
@@ -132,6 +126,11 @@ def judged(located: Located) -> Located:
         reasons.append(f"its position is uncertain by ±{located.error_um:.0f} µm")
     if located.likeness < _LITTLE_LIKE:
         reasons.append(f"it is little like its plane ({located.likeness:.2f})")
+    if located.strain > _STRAINED:
+        reasons.append(
+            f"it must be bent much to resemble its plane (strain {located.strain:.0f}): is it of another species, or "
+            "damaged?"
+        )
     flag = "fail" if located.flag == "fail" else "look" if reasons else "pass"
     return replace(located, flag=flag, reason="; ".join(reasons))
 

@@ -25,8 +25,10 @@ ATLAS = "atlas_sha256"
 """The setting that names the content of the atlas."""
 
 _SAME_VOXELS = 0.01
-_PLAIN = ("brain", "number", "side", "position_um", "tilt_deg", "error_um", "error_deg", "likeness", "flag")
-_PLAIN += ("reason", "other_um", "elsewhere_um", "alone_um", "placed_um")
+_PLAIN = (
+    *("brain", "number", "side", "position_um", "tilt_deg", "error_um", "error_deg", "likeness", "strain"),
+    *("flag", "reason", "other_um", "elsewhere_um", "alone_um", "placed_um"),
+)
 
 
 class Recorded:
