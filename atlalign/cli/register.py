@@ -17,8 +17,8 @@ from atlalign.io.files import WriteError, fingerprint
 from atlalign.registration.options import Options, ReadingOptions, SeriesOptions
 
 if TYPE_CHECKING:
-    from atlalign.registration.batch import Outcome
     from atlalign.localization import Located
+    from atlalign.registration.batch import Outcome
     from atlalign.registration.jobs import Job
     from atlalign.registration.quality import Limit
     from atlalign.registration.recipe import Recipe

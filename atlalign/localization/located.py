@@ -112,6 +112,13 @@ def anchoring_of(matrix: Matrix, shape: tuple[int, int]) -> Anchoring:
     return Anchoring.of_points_um(1000 * matrix @ share_to_pixel, shape)
 
 
+def matrix_of(anchoring: Anchoring) -> Matrix:
+    """Return the matrix (3, 3) from pixels of an image to (AP, DV, ML) in mm; the inverse of `anchoring_of`."""
+    height, width = anchoring.size
+    pixel_to_share = np.array([[1 / width, 0, 0.5 / width], [0, 1 / height, 0.5 / height], [0, 0, 1.0]])
+    return np.asarray(anchoring.share_to_um @ pixel_to_share / 1000)
+
+
 def judged(located: Located) -> Located:
     """Return a section with what there is to look at."""
     reasons = [located.reason] if located.reason else []

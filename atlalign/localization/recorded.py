@@ -92,6 +92,7 @@ class Recorded:
         """Return what a section's plane depends on, as plain data."""
         status = job.path.stat()
         own = {"bytes": status.st_size, "modified_ns": status.st_mtime_ns, "brain": job.brain}
+        own["section_number"] = job.section_number
         given = {**self.settings, **own, "options": _given(job)}
         return json.loads(storable(json.dumps(given, ensure_ascii=False, default=str)))  # type: ignore[no-any-return]
 
