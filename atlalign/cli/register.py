@@ -17,13 +17,13 @@ from atlalign.io.files import WriteError, fingerprint
 from atlalign.registration.options import Options, ReadingOptions, ReferenceImageOptions, SeriesOptions
 
 if TYPE_CHECKING:
+    from atlalign.localization import Located
     from atlalign.registration.batch import Outcome
     from atlalign.registration.jobs import Job
     from atlalign.registration.quality import Limit
     from atlalign.registration.recipe import Recipe
+    from atlalign.registration.references import AtlasReferences
 
-LOCATED = "located.json"
-"""The anchorings of located sections; a table of all located sections is written beside it."""
 
 _NO_NAMES = (
     "regions have no names: run again with `--ontology CSV --overwrite`, where CSV is a table such as the Allen "
@@ -160,12 +160,7 @@ def _record_call(options: argparse.Namespace) -> bool:
 
 
 def _placed(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) -> "list[Job]":
-    """Return the jobs with the planes of those whose position is not known, which are found.
-
-    A section that was located before keeps its plane, as long as its image, the atlas and the options are the same.
-    """
-    from atlalign.cli.locate import located_jobs, say_located
-    from atlalign.localization import SHIPPED_LOCATOR, Locator, Recorded, write_located
+    """Return the jobs with the planes of those whose position is not known, which are found."""
     from atlalign.registration.references import AtlasReferences
 
     unplaced = [job for job in jobs if job.position_um is None and not job.problem]
@@ -173,31 +168,43 @@ def _placed(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) ->
         return jobs
     reading = flag_values(ReadingOptions, options)
     as_read = [job._replace(options={**reading, **job.options}) for job in unplaced]
-    series = {"independent": options.independent, "section_spacing_um": options.section_spacing_um}
-    record = Recorded(
-        options.out,
-        {
-            "atlas_sha256": recipe.references.origin["reference_sha256"],
-            "locator_sha256": fingerprint(SHIPPED_LOCATOR),
-            **series,
-        },
-    )
-    known = record.unchanged(as_read)
-    if len(known) < len(unplaced):
-        locator = Locator(recipe.references.atlas)
-        located = located_jobs(as_read, locator, known=known, **series)
-        record.write(located)
-        say_located(located, before=len(known))
-        everything = [*located, *record.others(as_read)]
-        table = write_located(options.out / LOCATED, everything, recipe.references.target)
-        say(f"written: {options.out / LOCATED}, {table}")
-    else:
-        located = [known[place] for place in range(len(unplaced))]
-        say(f"{len(located)} sections keep the planes found before ({options.out / LOCATED})")
+    located = _located(as_read, recipe.references, options)
     placed = {
         id(job): replace(found, job=job).placed_job() for job, found in zip(unplaced, located, strict=True)
     }
     return [placed.get(id(job), job) for job in jobs]
+
+
+def _located(
+    jobs: "list[Job]", references: "AtlasReferences", options: argparse.Namespace
+) -> "list[Located]":
+    """Return where sections lie; those that were located before keep their planes.
+
+    They are located again only where the image, the atlas or the options are other ones. New sections of a brain are
+    placed among its other ones.
+    """
+    from atlalign.cli.locate import located_jobs, say_located
+    from atlalign.localization import SHIPPED_LOCATOR, Locator, Recorded, write_located
+    from atlalign.localization.recorded import ATLAS, LOCATED
+
+    series = {"independent": options.independent, "section_spacing_um": options.section_spacing_um}
+    sources = {
+        ATLAS: references.origin["reference_sha256"],
+        "locator_sha256": fingerprint(SHIPPED_LOCATOR),
+    }
+    record = Recorded(options.out, sources | series)
+    known = record.unchanged(jobs)
+    if len(known) == len(jobs) and (options.out / LOCATED).is_file():
+        say(
+            f"{len(jobs)} of {len(jobs)} sections located before: their planes are kept ({options.out / LOCATED})"
+        )
+        return [known[place] for place in range(len(jobs))]
+    located = located_jobs(jobs, Locator(references.atlas), known=known, **series)
+    record.write(located)
+    say_located(located, before=len(known))
+    table = write_located(options.out / LOCATED, [*located, *record.others(jobs)], references.target)
+    say(f"written: {options.out / LOCATED}, {table}")
+    return located
 
 
 def _workers(wanted: int | None) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlalign.localization.fit import Frame, Lie
-from atlalign.localization.located import APART_MM, Located, in_degrees, judged, on_plane
+from atlalign.localization.located import APART_MM, Located, in_degrees, judged, matrix_of, on_plane
 from atlalign.localization.locator import Looked
 from atlalign.localization.search import Curve
 from atlalign.localization.series import Series, common, in_order, on_a_line
@@ -51,9 +51,7 @@ class KeptSection:
     def of(cls, located: Located, frame: Frame) -> "KeptSection":
         """Return a section that was located before, by the images of planes across the same axis."""
         assert located.anchoring is not None
-        height, width = located.anchoring.size
-        to_share = np.array([[1 / width, 0, 0.5 / width], [0, 1 / height, 0.5 / height], [0, 0, 1.0]])
-        return cls(located, Lie.of(located.anchoring.share_to_um @ to_share / 1000, frame).plane)
+        return cls(located, Lie.of(matrix_of(located.anchoring), frame).plane)
 
     @property
     def slopes(self) -> Floats:
@@ -146,6 +144,7 @@ def in_series(
     spacing_mm = None if section_spacing_um is None else section_spacing_um / 1000
     series = in_order(curves) if numbers is None else on_a_line(curves, numbers, spacing_mm)
     kept_mm = [one.located.error_um / 1000 for one in sections if isinstance(one, KeptSection)]
+    kept_mm = [error_mm for error_mm in kept_mm if not math.isnan(error_mm)]
     if kept_mm:  # a line through kept planes is no surer than they are
         series = replace(series, error_mm=np.maximum(series.error_mm, np.median(kept_mm)))
     return [

@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor, nn
 
 from atlalign.atlas.planes import Matrix, homogeneous, invert_affine
@@ -20,6 +21,8 @@ _BINS = 32
 _AT_ONCE = 8  # planes in a batch
 _TISSUE = 0.03  # of the brightest
 _WIDE_BENDS = 0.12  # of the width: the standard deviation of the Gaussian that smooths bends
+_RIM = 0.035  # of the width: what lies nearer to the outline is not inside
+_LEAST_CORRELATION = 0.01
 _LEAST_WEIGHT = 1e-6  # in pixels: a plane without tissue has no affine part
 _ML = 2
 _IN_PLANE = {0: (1, 2), 1: (0, 2), 2: (1, 0)}  # the axes along rows and columns of planes across an axis
@@ -169,12 +172,22 @@ class Fitter:
         return replace(lie, to_pixel=lie.to_pixel @ homogeneous(mm))
 
     @torch.inference_mode()
-    def bending(self, lie: Lie) -> float:
-        """Return by how much registration bends the section, beyond an affine map: root mean square, in mm."""
-        reference, dvf = self._registration(self._placed(lie), lie.plane[None])
+    def strain(self, lie: Lie) -> float:
+        """Return how much the section must be bent for its likeness to the plane.
+
+        It is the root mean square of narrow bends, in thousandths of the width, over the local correlation inside the
+        tissue. The outline of any brain is soon like that of another; its inside needs more bends and gains less.
+        """
+        placed = self._placed(lie)
+        reference, dvf = self._registration(placed, lie.plane[None])
         tissue = reference > _TISSUE
-        rest = (dvf - affine_field(affine_part(dvf, tissue), dvf)).square().sum(1, keepdim=True)
-        return self.frame.pixel_mm * float((rest * tissue).sum() / tissue.sum().clamp(min=1)) ** 0.5
+        narrow = (dvf - wide_part(dvf, tissue)).square().sum(1, keepdim=True)
+        width = dvf.shape[-1]
+        bends = 1000 / width * float((narrow * tissue).sum() / tissue.sum().clamp(min=1)) ** 0.5
+        filled = ndimage.binary_fill_holes(tissue[0, 0].numpy())
+        inside = ndimage.binary_erosion(filled, iterations=round(_RIM * width))
+        correlation = local_correlation(reference, warp(placed, dvf))[0, 0].numpy()
+        return bends / max(float(correlation[inside].mean()) if inside.any() else 0.0, _LEAST_CORRELATION)
 
     @torch.inference_mode()
     def pictures(self, lie: Lie) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -211,8 +224,7 @@ class Fitter:
         Narrow bends would make the section as like to a wrong plane as to the right one.
         """
         reference, dvf = self._registration(placed, planes)
-        affine = affine_field(affine_part(dvf, reference > _TISSUE), dvf)
-        wide = affine + smoothed(dvf - affine, _WIDE_BENDS * dvf.shape[-1])
+        wide = wide_part(dvf, reference > _TISSUE)
         registered = warp(placed.expand(len(planes), -1, -1, -1), wide)
         likeness = mutual_information(reference, registered, bins=_BINS)
         likeness = likeness + local_correlation(reference, registered).mean((1, 2, 3))
@@ -225,6 +237,12 @@ def affine_part(dvf: Tensor, tissue: Tensor) -> Tensor:
     weighted = basis * tissue.flatten(1)[..., None]
     normal = weighted.mT @ basis + _LEAST_WEIGHT * torch.eye(3, dtype=basis.dtype)
     return torch.linalg.solve(normal, weighted.mT @ dvf.flatten(2).mT.double()).mT
+
+
+def wide_part(dvf: Tensor, tissue: Tensor) -> Tensor:
+    """Return fields (N, 2, H, W) without narrow bends: their affine part on tissue (N, 1, H, W), and wide bends."""
+    affine = affine_field(affine_part(dvf, tissue), dvf)
+    return affine + smoothed(dvf - affine, _WIDE_BENDS * dvf.shape[-1])
 
 
 def affine_field(affine: Tensor, like: Tensor) -> Tensor:

@@ -14,9 +14,8 @@ from atlalign.localization.search import Curve
 from atlalign.registration.jobs import Job
 
 _UNSURE_MM = 0.3
-_LITTLE_LIKE = (
-    0.5  # only solid sections at the ends of the brain have a smaller likeness to their correct planes
-)
+_LITTLE_LIKE = 0.5  # solid sections at the ends of the brain are the only ones less like their correct planes
+_STRAINED = 90.0  # most sections of the atlas's species have less
 APART_MM = 0.4
 
 
@@ -35,9 +34,7 @@ class Located:
         error_um: The position's standard deviation.
         error_deg: Those of the tilts.
         likeness: To the plane, once registered.
-        bending_um: By how much registration to the plane bends the section, beyond an affine map.
-        stretch: By how much more the section is stretched along one direction in its plane than along the other.
-        proposed_um: The position that the network proposed at the tissue's centre.
+        strain: How much the section must be bent for its likeness to the plane, see `Fitter.strain`.
         proposed_error_um: The error that the network expected of its proposal.
         flag: pass, look or fail.
         reason: Why the flag is not pass.
@@ -59,9 +56,7 @@ class Located:
     error_um: float = math.nan
     error_deg: tuple[float, float] = (math.nan, math.nan)
     likeness: float = math.nan
-    bending_um: float = math.nan
-    stretch: float = math.nan
-    proposed_um: float = math.nan
+    strain: float = math.nan
     proposed_error_um: float = math.nan
     flag: str = "pass"
     reason: str = ""
@@ -96,18 +91,15 @@ def on_plane(start: Located, looked: Looked, lie: Lie) -> Located:
         anchoring = anchoring_of(matrix, looked.section.shape)
     except InputError as error:
         problem = str(error)
-    search, proposal = looked.search, looked.found.proposal
-    longer, shorter = np.linalg.svd(lie.to_pixel[:, :2], compute_uv=False)
+    finer = looked.search.finer
     return replace(
         start,
         anchoring=anchoring,
-        pictures=search.finer.pictures(lie),
+        pictures=finer.pictures(lie),
         position_um=1000 * float(middle[frame.across]),
         tilt_deg=in_degrees(lie.plane[[2, 1]]),
-        bending_um=1000 * search.fitter.bending(lie),
-        stretch=float(longer / shorter),
-        proposed_um=1000 * float((proposal.matrix @ (*search.tissue.centre, 1.0))[frame.across]),
-        proposed_error_um=1000 * proposal.error_mm,
+        strain=finer.strain(lie),
+        proposed_error_um=1000 * looked.found.proposal.error_mm,
         flag="fail" if problem else "pass",
         reason=problem,
     )
@@ -118,6 +110,13 @@ def anchoring_of(matrix: Matrix, shape: tuple[int, int]) -> Anchoring:
     height, width = shape
     share_to_pixel = np.array([[width, 0, -0.5], [0, height, -0.5], [0, 0, 1.0]])
     return Anchoring.of_points_um(1000 * matrix @ share_to_pixel, shape)
+
+
+def matrix_of(anchoring: Anchoring) -> Matrix:
+    """Return the matrix (3, 3) from pixels of an image to (AP, DV, ML) in mm; the inverse of `anchoring_of`."""
+    height, width = anchoring.size
+    pixel_to_share = np.array([[1 / width, 0, 0.5 / width], [0, 1 / height, 0.5 / height], [0, 0, 1.0]])
+    return np.asarray(anchoring.share_to_um @ pixel_to_share / 1000)
 
 
 def judged(located: Located) -> Located:
@@ -134,6 +133,11 @@ def judged(located: Located) -> Located:
         reasons.append(f"its position is uncertain by ±{located.error_um:.0f} µm")
     if located.likeness < _LITTLE_LIKE:
         reasons.append(f"it is little like its plane ({located.likeness:.2f})")
+    if located.strain > _STRAINED:
+        reasons.append(
+            f"it must be bent much to resemble its plane (strain {located.strain:.0f}): is it of another species, or "
+            "damaged?"
+        )
     flag = "fail" if located.flag == "fail" else "look" if reasons else "pass"
     return replace(located, flag=flag, reason="; ".join(reasons))
 

@@ -15,6 +15,7 @@ from atlalign.registration.jobs import Job
 _NOWHERE_MM = 2.0  # the error that the network expects for images that show no section
 _AS_WELL = 1.5  # logarithm of the odds
 _LEAST_SERIES = 3
+_SLOPE_ERRORS = 0.65  # of the likeness's own standard deviation: measured on planes whose tilts are known
 
 
 def locate(
@@ -38,7 +39,7 @@ def locate(
         progress: Wraps the images while they are looked at.
 
     Raises:
-        InputError: If two sections of a brain have the same number.
+        InputError: If two sections of the only brain have the same number; of several brains, that one is not located.
 
     Example:
         >>> from pathlib import Path
@@ -49,17 +50,23 @@ def locate(
         ('fail', nan, None)
     """
     brains = _brains(jobs)
-    starts = _starts(jobs, brains, numbered=not independent)
+    numbers, problems = ({}, {}) if independent else _numbers(jobs, brains)
+    starts = [
+        Located(job, job.brain or job.path.absolute().parent.name, numbers.get(place, job.number))
+        for place, job in enumerate(jobs)
+    ]
     known = known or {}
-    new = [place for place in range(len(jobs)) if place not in known]
+    located = dict(known) | {
+        place: replace(starts[place], flag="fail", reason=problem) for place, problem in problems.items()
+    }
+    new = [place for place in range(len(jobs)) if place not in located]
     looks = (_tried(locator, job) for job in progress([jobs[place] for place in new]))
-    located = dict(known)
     seen: dict[int, NewSection] = {}
     for place, look in zip(new, looks, strict=True):
         if isinstance(look, str):
             located[place] = replace(starts[place], flag="fail", reason=look)
         elif look.found.proposal.error_mm > _NOWHERE_MM:
-            located[place] = _nowhere(starts[place], look)
+            located[place] = _nowhere(starts[place], look, locator.network.cut)
         else:
             seen[place] = NewSection(starts[place], look)
     for places in brains:
@@ -68,11 +75,8 @@ def locate(
         if independent or not own or len(own) + len(kept) < _LEAST_SERIES:
             located |= {place: _alone(section) for place, section in own.items()}
         else:
-            numbers = _numbers([jobs[place] for place in places])
-            if numbers is None and section_spacing_um is not None:
-                numbers = list(range(len(places)))
-            by_place = None if numbers is None else dict(zip(places, map(float, numbers), strict=True))
-            located |= _together(own, kept, by_place, section_spacing_um)
+            line = _places_on_line(places, numbers, section_spacing_um)
+            located |= _together(own, kept, line, section_spacing_um)
     return [located[place] for place in range(len(jobs))]
 
 
@@ -82,17 +86,34 @@ def _brains(jobs: Sequence[Job]) -> list[list[int]]:
     return [[place for place, own in enumerate(names) if own == name] for name in dict.fromkeys(names)]
 
 
-def _starts(jobs: Sequence[Job], brains: Sequence[Sequence[int]], *, numbered: bool) -> list[Located]:
-    """Return the sections, not yet located, with their brains and the numbers that their names give them."""
-    starts = [Located(job, job.brain or job.path.absolute().parent.name, job.number) for job in jobs]
-    for places in brains if numbered else ():
-        numbers = _numbers([jobs[place] for place in places])
-        for place, number in zip(places, numbers or (), strict=False):
-            starts[place] = replace(starts[place], number=number)
-    return starts
+def _numbers(jobs: Sequence[Job], brains: Sequence[Sequence[int]]) -> tuple[dict[int, int], dict[int, str]]:
+    """Return the numbers that names give to sections, and problems of brains whose numbers repeat, both by place."""
+    numbers: dict[int, int] = {}
+    problems: dict[int, str] = {}
+    for places in brains:
+        try:
+            found = _given_numbers([jobs[place] for place in places])
+        except InputError as error:
+            if len(brains) == 1:
+                raise
+            problems |= dict.fromkeys(places, str(error))
+            continue
+        numbers |= dict(zip(places, found or (), strict=False))
+    return numbers, problems
 
 
-def _numbers(jobs: Sequence[Job]) -> list[int] | None:
+def _places_on_line(
+    places: Sequence[int], numbers: Mapping[int, int], section_spacing_um: float | None
+) -> dict[int, float] | None:
+    """Return where the sections of a brain lie on its line: by their numbers, or by their order if that is enough."""
+    if all(place in numbers for place in places):
+        return {place: float(numbers[place]) for place in places}
+    if section_spacing_um is not None:
+        return {place: float(order) for order, place in enumerate(places)}
+    return None
+
+
+def _given_numbers(jobs: Sequence[Job]) -> list[int] | None:
     return numbers_of([job.path for job in jobs], [job.section_number for job in jobs])
 
 
@@ -132,7 +153,7 @@ def _alone(section: NewSection) -> Located:
             side=found.side,
             likeness=found.likeness,
             error_um=1000 * found.curve.error_mm,
-            error_deg=in_degrees(found.slopes_error[::-1]),
+            error_deg=in_degrees(_SLOPE_ERRORS * found.slopes_error[::-1]),
             other_um=math.nan if other is None else 1000 * other,
             curve=found.curve,
             alone_um=placed_um,
@@ -141,9 +162,10 @@ def _alone(section: NewSection) -> Located:
     )
 
 
-def _nowhere(start: Located, looked: Looked) -> Located:
+def _nowhere(start: Located, looked: Looked, cut: str) -> Located:
+    error_um = 1000 * looked.found.proposal.error_mm
     reason = (
-        f"it fits no plane (expected error {1000 * looked.found.proposal.error_mm:.0f} µm): check that the image shows "
-        "one section of this species, cut in a direction that the network supports"
+        f"it fits no plane: the network, which knows {cut} sections, expects an error of {error_um:.0f} µm; check that "
+        f"the image shows one {cut} section of the atlas's species"
     )
     return replace(start, flag="fail", reason=reason, curve=looked.found.curve)

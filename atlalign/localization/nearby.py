@@ -7,11 +7,11 @@ import numpy as np
 from torch import nn
 
 from atlalign.atlas.atlas import Atlas
-from atlalign.atlas.planes import Anchoring, Matrix
+from atlalign.atlas.planes import Anchoring
 from atlalign.errors import InputError
 from atlalign.io.images import one_channel, open_channels
 from atlalign.localization.fit import Frame, Lie
-from atlalign.localization.located import anchoring_of
+from atlalign.localization.located import anchoring_of, matrix_of
 from atlalign.localization.proposals import Proposal
 from atlalign.localization.search import Search
 from atlalign.localization.views import seen_tissue
@@ -96,15 +96,8 @@ class NearbySearch:
         return Nearby(anchoring_of(lie.matrix(search.frame), section.shape), after, before)
 
     def _search(self, section: Section, start: Anchoring, side: str, name: str) -> Search:
-        matrix = _matrix_of(start)
+        matrix = matrix_of(start)
         across = int(np.abs(np.cross(matrix[:, 0], matrix[:, 1])).argmax())
         frame = Frame(self._volume, across, self._pixel_mm)
         tissue = seen_tissue(section, name)
         return Search(self._registration, frame, section, tissue, Proposal(matrix, side, _ERROR_MM))
-
-
-def _matrix_of(anchoring: Anchoring) -> Matrix:
-    """Return the matrix (3, 3) from pixels of an image to (AP, DV, ML) in mm; the inverse of `anchoring_of`."""
-    height, width = anchoring.size
-    pixel_to_share = np.array([[1 / width, 0, 0.5 / width], [0, 1 / height, 0.5 / height], [0, 0, 1.0]])
-    return np.asarray(anchoring.share_to_um @ pixel_to_share / 1000)

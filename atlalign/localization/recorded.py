@@ -3,24 +3,32 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from atlalign.atlas.planes import Anchoring
+from atlalign.atlas.section_lists import read_list
+from atlalign.errors import InputError
 from atlalign.io.files import storable, written_whole
 from atlalign.localization.located import Located
 from atlalign.registration.jobs import Job
 
+LOCATED = "located.json"
+"""The anchorings of sections whose position was found; beside it stands the table of all."""
 RECORD = "located_from.json"
 """What sections were located from, and where they lay, beside the list of their anchorings."""
 
 ATLAS = "atlas_sha256"
 """The setting that names the content of the atlas."""
 
-_PLAIN = ("brain", "number", "side", "position_um", "tilt_deg", "error_um", "error_deg", "likeness", "flag")
-_PLAIN += ("reason", "other_um", "elsewhere_um", "alone_um", "placed_um")
+_SAME_VOXELS = 0.01
+_PLAIN = (
+    *("brain", "number", "side", "position_um", "tilt_deg", "error_um", "error_deg", "likeness", "strain"),
+    *("flag", "reason", "other_um", "elsewhere_um", "alone_um", "placed_um"),
+)
 
 
 class Recorded:
@@ -37,9 +45,17 @@ class Recorded:
         self.entries = _read(self.path)
 
     def unchanged(self, jobs: Sequence[Job]) -> dict[int, Located]:
-        """Return the sections that lie where they were located before, by their place among the jobs."""
+        """Return the sections that lie where they were located before, by their place among the jobs.
+
+        Where a person moved a plane in the list beside the record, as in QuickNII, the section lies there.
+        """
+        listed = _anchorings(self.path.with_name(LOCATED))
         found = {place: self._located(job) for place, job in enumerate(jobs)}
-        return {place: located for place, located in found.items() if located is not None}
+        return {
+            place: _moved(located, listed.get(_file(located.job)))
+            for place, located in found.items()
+            if located is not None
+        }
 
     def _located(self, job: Job) -> Located | None:
         entry = self.entries.get(_key(job))
@@ -76,8 +92,40 @@ class Recorded:
         """Return what a section's plane depends on, as plain data."""
         status = job.path.stat()
         own = {"bytes": status.st_size, "modified_ns": status.st_mtime_ns, "brain": job.brain}
+        own["section_number"] = job.section_number
         given = {**self.settings, **own, "options": _given(job)}
         return json.loads(storable(json.dumps(given, ensure_ascii=False, default=str)))  # type: ignore[no-any-return]
+
+
+def _anchorings(path: Path) -> dict[str, Anchoring]:
+    """Return the anchorings of a list by the files of its images; none if there is no such list."""
+    if not path.is_file():
+        return {}
+    with suppress(InputError):
+        return {
+            storable(str(section.path.absolute())): section.anchoring
+            for section in read_list(path)
+            if section.anchoring is not None
+        }
+    return {}
+
+
+def _moved(located: Located, anchoring: Anchoring | None) -> Located:
+    """Return a section on the plane to which a person moved it, or as it was if nobody did."""
+    assert located.anchoring is not None
+    if anchoring is None or np.allclose(anchoring.vectors, located.anchoring.vectors, atol=_SAME_VOXELS):
+        return located
+    ml_deg, dv_deg = np.rad2deg(np.arctan(anchoring.tilt))
+    return Located(
+        job=located.job,
+        brain=located.brain,
+        number=located.number,
+        side=located.side,
+        anchoring=Anchoring(anchoring.vectors, located.anchoring.size),
+        position_um=anchoring.position_um,
+        tilt_deg=(float(ml_deg), float(dv_deg)),
+        reason="moved by hand",
+    )
 
 
 def _of_entry(job: Job, entry: Any) -> Located | None:

@@ -166,7 +166,7 @@ class Search:
     def tuned(self, lie: Lie, reach_mm: float, reach_slope: float) -> tuple[Lie, Floats]:
         """Return the place at the peak of likeness near one, and the standard deviations of both slopes.
 
-        The peak is that of a quadratic through the likeness of planes whose position and slopes differ together. Slopes
+        The peak is that of a quadratic through the likeness of planes whose position and slopes differ together. They
         are weighed with those of the proposal.
         """
         pivot = self.pivot(lie)
@@ -174,8 +174,9 @@ class Search:
         reach = np.array([reach_mm, reach_slope, reach_slope])
         planes = self.through(pivot, start + _DESIGN * reach)
         odds = Quadratic.through(_DESIGN, self.fitter.likeness(lie, planes) / _TEMPERATURE)
-        expected = Lie.of(self.proposal.matrix, self.frame).plane - lie.plane
-        precision = np.array([0.0, 1.0, 1.0]) * np.square(reach / _PRIOR_SLOPE)
+        proposed = Lie.of(self.proposal.matrix, self.frame).plane
+        expected = np.array([self.height(proposed, pivot), *proposed[1:]]) - start
+        precision = np.square(reach / (self._proposal_error(1.0), _PRIOR_SLOPE, _PRIOR_SLOPE))
         odds = odds.with_prior(expected / reach, precision)
         step = odds.peak / max(1.0, float(np.abs(odds.peak).max()) / _LONGEST_STEP)
         plane = self.through(pivot, start + step * reach)
@@ -208,8 +209,12 @@ class Search:
 
     def _odds(self, position_mm: Floats, likeness: Floats) -> Floats:
         expected = float((self.proposal.matrix @ (*self.tissue.centre, 1.0))[self.frame.across])
-        error = max(_LEAST_PRIOR_MM, _PRIOR_ERRORS * self.proposal.error_mm)
-        return likeness / _TEMPERATURE - 0.5 * np.square((position_mm - expected) / error)
+        away = (position_mm - expected) / self._proposal_error(_PRIOR_ERRORS)
+        return likeness / _TEMPERATURE - 0.5 * np.square(away)
+
+    def _proposal_error(self, times: float) -> float:
+        """Return the standard deviation of the proposed position, in mm."""
+        return max(_LEAST_PRIOR_MM, times * self.proposal.error_mm)
 
 
 def peak(x: Floats, y: Floats) -> float:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_CUTS = {"AP": "coronal", "DV": "horizontal", "ML": "sagittal"}
 _CORNER = 0.6
 _POINTS = ((0.0, 0.0), (-_CORNER, -_CORNER), (_CORNER, -_CORNER), (-_CORNER, _CORNER), (_CORNER, _CORNER))
 
@@ -31,6 +32,8 @@ class PlaneLocatorNet(nn.Module):
         view_px: Height and width of a view, a multiple of 32.
         widths: Channels of the stem and of the residual blocks; each halves the resolution.
         hidden: Width of the dense layer.
+        cut_along: The axes across which the sections of its training are cut: AP (coronal), DV (horizontal), ML
+            (sagittal). It is kept to say so to users.
 
     Example:
         >>> network = PlaneLocatorNet(extent_mm=(13.2, 8.0, 11.4), widths=(4, 4, 8, 8, 8), hidden=8)
@@ -44,6 +47,7 @@ class PlaneLocatorNet(nn.Module):
         view_px: int = 128,
         widths: Sequence[int] = (24, 48, 96, 160, 192),
         hidden: int = 384,
+        cut_along: Sequence[str] = ("AP",),
     ) -> None:
         super().__init__()
         self.hyperparameters: dict[str, Any] = {
@@ -51,7 +55,9 @@ class PlaneLocatorNet(nn.Module):
             "view_px": view_px,
             "widths": list(widths),
             "hidden": hidden,
+            "cut_along": list(cut_along),
         }
+        self.cut_along = tuple(self.hyperparameters["cut_along"])
         self.extent_mm = tuple(self.hyperparameters["extent_mm"])
         self.view_px = view_px
         self.stem = nn.Sequential(
@@ -62,6 +68,11 @@ class PlaneLocatorNet(nn.Module):
         self.head = nn.Sequential(
             nn.Flatten(), nn.Linear(widths[-1] * last_px**2, hidden), nn.ReLU(), nn.Linear(hidden, 13)
         )
+
+    @property
+    def cut(self) -> str:
+        """How the sections of its training are cut, in words."""
+        return " or ".join(_CUTS[axis] for axis in self.cut_along)
 
     def forward(self, view: Tensor) -> LocatedPlanes:
         """Return the planes of views (B, 1, view_px, view_px) in [0, 1]."""

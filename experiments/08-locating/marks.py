@@ -37,7 +37,7 @@ from inputs import (
 Row = dict[str, Any]
 
 _FAR_UM = 300.0
-_MEASURES = ("error_um", "error_deg", "likeness", "bending_um", "stretch", "proposed_um", "proposed_error_um")
+_MEASURES = ("error_um", "error_deg", "likeness", "strain", "proposed_error_um")
 _MEASURES += ("tilt_deg", "other_um", "elsewhere_um", "alone_um", "placed_um", "side")
 
 

@@ -173,6 +173,11 @@ def test_numbers_that_repeat_are_named(series, locator, tmp_path):
     # In a folder of its own it is another brain.
     apart = Job(tmp_path / "sub" / "other_s3.png", problem="not there")
     assert len(locate([*begin([3]), apart], locator)) == 2
+    # The sections of other brains are located all the same.
+    own = begin([5])[0]
+    found = locate([own, *(Job(tmp_path / name / "x_s3.png", brain="two") for name in "ab")], locator)
+    assert [one.flag == "fail" for one in found] == [False, True, True]
+    assert "found 3 in x_s3.png and x_s3.png" in found[2].reason
 
 
 @pytest.mark.parametrize("side_by_side", [True, False])
@@ -215,9 +220,21 @@ def test_what_is_little_like_its_plane_is_to_be_looked_at(locator):
     known = Located(Job(Path("x.png")), "", 1, likeness=0.3, error_um=50.0)
     assert judged(known).flag == "look"
     assert "0.30" in judged(known).reason
+    assert "strain 95" in judged(replace(known, likeness=0.9, strain=95.0)).reason
     assert judged(replace(known, likeness=0.9)).flag == "pass"
     unsure = judged(replace(known, likeness=0.9, error_um=400.0, other_um=7000.0))
     assert ("7000 µm" in unsure.reason, "±400 µm" in unsure.reason) == (True, True)
+
+
+def test_a_section_must_be_bent_more_to_resemble_another_plane(locator):
+    image, matrix = draw(locator, 6.0)
+    section = Section(image, (1, 1), tuple(image.shape), None, "dark")
+    search = Search(
+        locator.registration, locator.frame(0), section, seen_tissue(section), Proposal(matrix, "whole", 0.5)
+    )
+    lie = Lie.of(matrix, search.frame)
+    away = lie.on(lie.plane + np.array([1.5, 0, 0]))
+    assert search.finer.strain(lie) < 0.6 * search.finer.strain(away)
 
 
 def test_a_half_is_compared_with_that_half(atlas, locator):

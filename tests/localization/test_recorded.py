@@ -1,13 +1,15 @@
 """Sections that were located before are known again, until something changes that their planes depend on."""
 
+import json
 import os
 
 import numpy as np
 import pytest
 
 from atlalign.atlas.planes import Anchoring
-from atlalign.localization import Located, Recorded
-from atlalign.localization.recorded import RECORD
+from atlalign.atlas.targets import Target
+from atlalign.localization import Located, Recorded, write_located
+from atlalign.localization.recorded import LOCATED, RECORD
 from atlalign.registration.jobs import Job
 
 SETTINGS = {"atlas_sha256": "a", "locator_sha256": "b", "independent": False, "section_spacing_um": None}
@@ -48,6 +50,19 @@ def test_what_was_located_is_known_again(tmp_path, job, located):
     ):
         assert getattr(found, name) == getattr(located, name)
     assert np.isnan(found.elsewhere_um)
+
+
+def test_a_plane_that_a_person_moved_stays_where_it_was_moved(tmp_path, job, located):
+    Recorded(tmp_path, SETTINGS).write([located])
+    write_located(tmp_path / LOCATED, [located], Target())
+    (found,) = Recorded(tmp_path, SETTINGS).unchanged([job]).values()
+    assert (found.position_um, found.flag) == (6050, "look")
+    content = json.loads((tmp_path / LOCATED).read_text())
+    content["slices"][0]["anchoring"][1] -= 10  # voxels from the back
+    (tmp_path / LOCATED).write_text(json.dumps(content))
+    (found,) = Recorded(tmp_path, SETTINGS).unchanged([job]).values()
+    assert found.position_um == pytest.approx(PLACE.position_um + 250)
+    assert (found.side, found.reason) == ("left", "moved by hand")
 
 
 @pytest.mark.parametrize("change", ["image", "time", "options", "brain", "atlas", "spacing", "damage"])

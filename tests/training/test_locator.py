@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from atlalign.models import load_model
 from atlalign.networks import PlaneLocatorNet
@@ -17,10 +18,14 @@ EASY = [
 ]  # fmt: skip
 
 
-def test_a_tiny_training_beats_a_constant_guess(configure, tmp_path):
-    train(configure(*EASY, "require_ratio=0.7", tiny=()))
+@pytest.mark.parametrize(("axis", "cut"), [("AP", "coronal"), ("ML", "sagittal")])
+def test_a_tiny_training_beats_a_constant_guess(configure, tmp_path, axis, cut):
+    train(configure(*EASY, "require_ratio=0.7", f"data.cut_along=[{axis}]", tiny=()))
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["val/plane_error"] < 0.7 * metrics["val/identity/plane_error"]
     network = load_model(tmp_path / "run" / "checkpoints" / "best.ckpt")
     assert isinstance(network, PlaneLocatorNet)
     assert network.extent_mm == pytest.approx((13.2, 8.0, 11.4))
+    assert network.cut == cut
+    normal = torch.linalg.cross(*network(torch.rand(4, 1, 32, 32)).planes[:, 1:].unbind(1))
+    assert (normal.abs().argmax(1) == ["AP", "DV", "ML"].index(axis)).all()
