@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from atlalign.registration.quality import Limit
     from atlalign.registration.recipe import Recipe
 
-_READING = ("background", "scene", "channel", "page", "z")
+_READING = ("background", "scene", "channel", "page", "z", "one_section")
 LOCATED = "located.json"
 """The anchorings of sections whose position was found; beside it stands the table of all."""
 

@@ -81,7 +81,8 @@ class Locator:
         section = read_section(channel, (160, _COLUMNS_PX), background=options.background, name=job.path.name)
         tissue = seen_tissue(section, job.path.name)
         proposals = propose(self.network, self.volume, section, tissue)
-        _check_one_section(self, section, tissue, proposals[0], job.path.name)
+        if not options.one_section:
+            _check_one_section(self, section, tissue, proposals[0], job.path.name)
         best, *others = proposals
         tried = [best, *(other for other in others if other.error_mm <= _SECOND_TRY * best.error_mm)]
         looked = [self._looked(section, tissue, proposal) for proposal in tried]
