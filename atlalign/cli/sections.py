@@ -30,7 +30,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _run(options: argparse.Namespace) -> None:
-    from atlalign.localization.upright import upright_turns
+    from atlalign.localization.judge import BrainJudge
     from atlalign.sections.listing import LIST
     from atlalign.sections.separate import separate
 
@@ -39,7 +39,7 @@ def _run(options: argparse.Namespace) -> None:
         options.slides,
         options.out,
         chosen,
-        knows_up=upright_turns(),
+        judge=BrainJudge(),
         progress=lambda name: say(f"writing {name}"),
     )
     if result.sections:

@@ -25,7 +25,7 @@ def with_sections(inputs: Sequence[Path], out: Path, options: Options) -> list[P
         out: The folder of results.
         options: The options of the registration.
     """
-    from atlalign.localization.upright import upright_turns
+    from atlalign.localization.judge import BrainJudge
     from atlalign.sections.listing import LIST
     from atlalign.sections.separate import separate
 
@@ -38,7 +38,7 @@ def with_sections(inputs: Sequence[Path], out: Path, options: Options) -> list[P
         return list(inputs)
     folder = out / FOLDER
     result = separate(
-        slides, folder, chosen, knows_up=upright_turns(), progress=lambda name: say(f"writing {name}")
+        slides, folder, chosen, judge=BrainJudge(), progress=lambda name: say(f"writing {name}")
     )
     separated = {section.slide for section in result.sections}
     if not separated:

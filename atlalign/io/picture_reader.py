@@ -144,7 +144,7 @@ def _medical(path: Path, start: bytes) -> NDArray[Any]:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise InputError(
-            "its content is not TIFF, PNG, JPEG, JPEG 2000, BMP or WebP, despite its name"
+            "its content is not TIFF, PNG, JPEG, JPEG 2000, BMP or WebP, despite its name: export it as OME-TIFF"
         ) from error
     size = reader.GetSize()
     if any(planes != 1 for planes in size[2:]):

@@ -217,8 +217,22 @@ def _one(plane: Plane | None) -> _Planes:
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
+def _check_compression(page: Any) -> None:
+    """Raise an error if nothing decodes a page's compression."""
+    from tifffile import TIFF
+
+    try:
+        TIFF.DECOMPRESSORS[page.compression]
+    except KeyError as error:
+        raise InputError(
+            f"expected a compression that is read, such as JPEG, LZW or Deflate, found number {int(page.compression)}: "
+            "save the image with another"
+        ) from error
+
+
 def _scene(file: Any, path: Path, image: _Image, *, labels: bool) -> Scene:
     page = image.keyframe
+    _check_compression(page)
     # The palette of one channel among several only stores how the channel was last displayed.
     are_numbers = labels or (image.has_channel_pages and kind_of(page) == "PALETTE")
     samples = samples_of(page, labels=are_numbers)

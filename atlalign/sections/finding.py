@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from atlalign.errors import InputError
 from atlalign.io.pieces import Found, find_sections
 from atlalign.io.pixels import Background
+from atlalign.sections.halves import with_halves_joined
 from atlalign.sections.options import Order
 from atlalign.sections.order import in_order
 from atlalign.sections.outlines import filled, outline_of
 from atlalign.sections.section import Section, section_name
 from atlalign.sections.small_copy import SmallCopy
-from atlalign.sections.upright import FindTurn, find_turn
+from atlalign.sections.upright import Judge, find_turn
 
 _MARGIN_PX = 2  # of the working pixels: an outline lies this far outside of the tissue
 _LISTED_MM2 = 0.1  # smaller pieces that are no sections are not worth a row
@@ -49,18 +50,18 @@ class Turning(NamedTuple):
 
     Attributes:
         is_wanted: They are turned at all.
-        knows_up: Says which way is up; None leaves that to symmetry.
+        judge: Says which way is up, and which pieces are one section; None leaves that to their shapes.
     """
 
     is_wanted: bool = True
-    knows_up: FindTurn | None = None
+    judge: Judge | None = None
 
     def of(self, found: Found, mask: NDArray[np.bool_]) -> tuple[float, str]:
         """Return the turn of a section in whole degrees, and a remark where it is doubtful."""
         if not self.is_wanted or not mask.any():
             return 0.0, ""
         rows, columns = (slice(where.min(), where.max() + 1) for where in np.nonzero(mask))
-        return find_turn(found.strength[rows, columns], mask[rows, columns], self.knows_up)
+        return find_turn(found.strength[rows, columns], mask[rows, columns], self.judge)
 
 
 def find_on_view(
@@ -83,6 +84,8 @@ def find_on_view(
         turning: How they are turned upright.
     """
     found = view.pieces()
+    if turning.judge is not None and found.is_solid:
+        found = with_halves_joined(found, turning.judge)
     scale = _scale(view, found)
     masks = [found.labels == number for number in range(1, found.number + 1)]
     outlines = [outline_of(mask, scale, margin_px=_MARGIN_PX) for mask in masks]

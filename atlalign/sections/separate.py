@@ -20,7 +20,7 @@ from atlalign.sections.memory import MEMORY, Memory, read_memory, write_memory
 from atlalign.sections.options import SectionsOptions
 from atlalign.sections.section import ENDING, Frame, Section, frame_of
 from atlalign.sections.small_copy import SmallCopy, ground_color, small_copy
-from atlalign.sections.upright import FindTurn
+from atlalign.sections.upright import Judge
 
 SHEET_ENDING = "_sections.png"
 """The ending of the names of contact sheets."""
@@ -60,7 +60,7 @@ def separate(
     out: Path,
     options: SectionsOptions = _DEFAULTS,
     *,
-    knows_up: FindTurn | None = None,
+    judge: Judge | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Separated:
     """Write the sections of slides as single images, with their list and a contact sheet for each slide.
@@ -71,7 +71,7 @@ def separate(
         slides: The files.
         out: The folder.
         options: How sections are found and written.
-        knows_up: Says which way up a section is; None leaves that to its symmetry.
+        judge: Says which way is up, and which pieces are one section; None leaves that to their shapes.
         progress: Called with the name of each image before it is written.
 
     Raises:
@@ -88,7 +88,7 @@ def separate(
     """
     with lock(out):
         memory, applied = _known(out, options)
-        turning = Turning(options.upright != "no", knows_up if options.upright == "brain" else None)
+        turning = Turning(options.upright != "no", judge if options.upright == "brain" else None)
         return _Folder(out, options, turning, memory, applied, progress).separate(slides)
 
 

@@ -4,18 +4,22 @@ A brain section is nearly the mirror image of itself at its midline, inside and 
 dorsal does not follow from symmetry: that takes somebody who knows the brain, such as a network.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-FindTurn = Callable[[NDArray[Any], NDArray[np.bool_]], float | None]
-"""Takes a section (h, w), bright on a dark ground, and a mask of where it is.
 
-It returns the counter-clockwise turn in degrees that makes the section upright, or None if it cannot say.
-"""
+class Judge(Protocol):
+    """Knows the brain: looks at a section (h, w), bright tissue on a dark ground, with a mask of where it is."""
+
+    def turn(self, image: NDArray[Any], mask: NDArray[np.bool_]) -> float | None:
+        """Return the counter-clockwise turn in degrees that makes the section upright; None if it is not known."""
+
+    def strangeness(self, image: NDArray[Any], mask: NDArray[np.bool_]) -> float:
+        """Return how little the tissue looks like one section of a brain, from 0."""
+
 
 _UP_OR_DOWN = "which end is up is not known: check"
 _NOT_TURNED = "not turned: no clear midline"
@@ -28,16 +32,16 @@ _SYMMETRIC = 0.5  # of 1: a smaller value is not symmetry
 
 
 def find_turn(
-    strength: NDArray[Any], mask: NDArray[np.bool_], knows_up: FindTurn | None = None
+    strength: NDArray[Any], mask: NDArray[np.bool_], judge: Judge | None = None
 ) -> tuple[float, str]:
     """Return the turn of a section in whole degrees, −180 up to 180, and a remark where it is doubtful.
 
     Args:
         strength: (h, w), the section as bright tissue on a dark ground.
         mask: (h, w), where it is.
-        knows_up: Says which way is up; where it cannot, the midline becomes vertical by the smaller of both turns.
+        judge: Says which way is up; where it cannot, the midline becomes vertical by the smaller of both turns.
     """
-    turn = None if knows_up is None else knows_up(strength, mask)
+    turn = None if judge is None else judge.turn(strength, mask)
     if turn is not None:
         return float(round((turn + 180) % 360 - 180)), ""
     midline = find_midline(strength, mask)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlalign.io.scenes import array_scene
-from atlalign.localization.upright import upright_turns
+from atlalign.localization.judge import BrainJudge
 from atlalign.sections.finding import Turning, View, find_on_view
 from atlalign.sections.outlines import filled
 from atlalign.sections.small_copy import small_copy
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("seeds", type=int, nargs="+")
     parser.add_argument("--hemispheres", action="store_true", help="each section is two halves")
     options = parser.parse_args()
-    turning = Turning(knows_up=upright_turns())
+    turning = Turning(judge=BrainJudge())
     columns = ("seed", "sections", *Score._fields)
     print("| " + " | ".join(name.replace("_", " ") for name in columns) + " |")
     print("|---" * len(columns) + "|")

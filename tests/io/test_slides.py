@@ -1,5 +1,6 @@
 """Slides: pyramids, channels, scenes and stacks of many programs, read part by part at the level that is needed."""
 
+import struct
 import sys
 from pathlib import Path
 
@@ -50,6 +51,29 @@ def write_pages(path: Path, pages: list[np.ndarray], each: list[dict]) -> None:
     with tifffile.TiffWriter(path) as file:
         for page, own in zip(pages, each, strict=True):
             file.write(page, photometric="rgb" if page.shape[-1] == 3 else "minisblack", metadata=None, **own)
+
+
+def write_ndpi(path: Path, pages: list[np.ndarray], magnifications: list[float], per_cm: int) -> None:
+    """Write pages as NDPI has them: a TIFF file with offsets of 64 bits, whose high halves follow each directory."""
+    content = bytearray(b"II*\0" + bytes(8))
+    link = 4  # where the offset of the next directory stands
+    for page, magnification in zip(pages, magnifications, strict=True):
+        pixels, samples = len(content), page.shape[2] if page.ndim == 3 else 1
+        content += page.tobytes()
+        make, per_sample, resolution = len(content), len(content) + 10, len(content) + 16
+        content += b"Hamamatsu\0" + struct.pack("<3H2I", 8, 8, 8, per_cm, 1)
+        tags = [
+            (256, 3, 1, page.shape[1]), (257, 3, 1, page.shape[0]), (258, 3, samples, per_sample if samples > 1 else 8),
+            (259, 3, 1, 1), (262, 3, 1, 2 if samples > 1 else 1), (271, 2, 10, make), (273, 4, 1, pixels),
+            (277, 3, 1, samples), (278, 3, 1, page.shape[0]), (279, 4, 1, page.nbytes), (282, 5, 1, resolution),
+            (283, 5, 1, resolution), (296, 3, 1, 3), (65420, 4, 1, 1),
+            (65421, 11, 1, int.from_bytes(struct.pack("<f", magnification), "little")),
+        ]  # fmt: skip
+        content[link : link + 8] = struct.pack("<Q", len(content))
+        content += struct.pack("<H", len(tags)) + b"".join(struct.pack("<2H2I", *tag) for tag in tags)
+        link = len(content)
+        content += bytes(8 + 4 * len(tags))
+    path.write_bytes(content)
 
 
 class TestPyramids:
@@ -160,6 +184,45 @@ class TestPyramids:
         assert scene.levels == ((200, 150), (50, 38))
         assert scene.pixel_um == (0.5, 0.5)
         assert (scene.read(1) == COLOR[::4, ::4]).all()
+
+    def test_hamamatsu(self, tmp_path):
+        """Levels in pages of their own, then the picture of the slide and a map, told by their magnifications."""
+        levels = [COLOR, COLOR[::4, ::4].copy()]
+        macro, where = COLOR[:60, :99].copy(), COLOR[:20, :20, 0].copy()
+        write_ndpi(tmp_path / "a.ndpi", [*levels, macro, where], [20, 5, -1, -2], per_cm=22_000)
+        [scene] = open_slide(tmp_path / "a.ndpi").scenes
+        assert scene.levels == ((200, 150), (50, 38))
+        assert scene.pixel_um == pytest.approx((1e4 / 22_000,) * 2)
+        for level, pixels in enumerate(levels):
+            assert (scene.read(level) == pixels).all()
+
+    def test_leica(self, tmp_path):
+        """The levels of two areas and the picture of the slide, which its XML names by page."""
+        areas = [COLOR, 255 - COLOR[:120]]
+        pages = [
+            COLOR[:30, :40].copy(),
+            *(page for area in areas for page in (area.copy(), area[::4, ::4].copy())),
+        ]
+        sizes = [(page.shape[1], page.shape[0]) for page in pages]
+        images = "".join(
+            f'<image name="{name}"><pixels sizeX="{sizes[first][0]}" sizeY="{sizes[first][1]}">'
+            + "".join(
+                f'<dimension sizeX="{sizes[ifd][0]}" sizeY="{sizes[ifd][1]}" r="{ifd - first}" ifd="{ifd}"/>'
+                for ifd in range(first, last)
+            )
+            + "</pixels></image>"
+            for name, first, last in (("macro", 0, 1), ("area 1", 1, 3), ("area 2", 3, 5))
+        )
+        said = f'<scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01"><collection>{images}</collection></scn>'
+        options = {"tile": (32, 32), "resolutionunit": "CENTIMETER"}
+        each = [{**options, "resolution": (40_000 / scale,) * 2} for scale in (40, 1, 4, 1, 4)]
+        each[0]["description"] = said
+        write_pages(tmp_path / "a.scn", pages, each)
+        scenes = open_slide(tmp_path / "a.scn").scenes
+        assert [scene.name for scene in scenes] == ["area 1", "area 2"]
+        assert [scene.levels for scene in scenes] == [((200, 150), (50, 38)), ((120, 150), (30, 38))]
+        assert [scene.pixel_um for scene in scenes] == [pytest.approx((0.25, 0.25))] * 2
+        assert (scenes[1].read(1) == areas[1][::4, ::4]).all()
 
     @pytest.mark.parametrize(
         ("size", "small", "scale"),
@@ -380,6 +443,14 @@ class TestWhatCannotBeRead:
         (tmp_path / name).write_bytes(start + bytes(200))
         with pytest.raises(InputError, match=rf"{name}: expected .*pip install 'atlalign-torch\[slides\]'"):
             open_slide(tmp_path / name)
+
+    def test_without_zarr_it_says_which_extra_reads_it(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "zarr", None)
+        (tmp_path / "a.ome.zarr").mkdir()
+        with pytest.raises(
+            InputError, match=r"a\.ome\.zarr: expected .*pip install 'atlalign-torch\[slides\]'"
+        ):
+            open_slide(tmp_path / "a.ome.zarr")
 
     @pytest.mark.parametrize("name", ["a.czi", "a.vsi", "a.zvi", "a.dcm"])
     def test_a_damaged_slide_is_one_sentence(self, tmp_path, name):

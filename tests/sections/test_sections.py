@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 import tifffile
+from scipy import ndimage
 
 from atlalign.cli import main
 from atlalign.errors import InputError
@@ -14,6 +15,16 @@ from atlalign.sections.options import SectionsOptions
 from atlalign.sections.separate import separate
 
 PIXEL_UM = 20.0
+
+
+class Says:
+    """Says the same of all sections."""
+
+    def __init__(self, turn: float | None, strangeness: float = 2.0) -> None:
+        self.turn = lambda image, mask: turn
+        self.strangeness = lambda image, mask: strangeness
+
+
 GROUND, TISSUE = 230, 120
 CENTRES = ((7, 5), (19, 5), (7, 13), (19, 13))  # mm
 
@@ -156,7 +167,7 @@ def test_turned_sections_become_upright(tmp_path, turn):
 
 def test_sections_stand_upright_where_it_is_known_which_end_is_up(tmp_path):
     out, slide = tmp_path / "out", write_slide(tmp_path / "mouse.tif", [150], centres=((13, 9),))
-    separate([slide], out, knows_up=lambda image, mask: 150.4)
+    separate([slide], out, judge=Says(150.4))
     (row,) = (row for row in rows(out) if row["keep"] == "yes")
     assert (row["turned"], row["note"]) == ("150", "")
     spot = np.argwhere(pixels(out, row["filename"]) < 45).mean(axis=0)
@@ -165,7 +176,7 @@ def test_sections_stand_upright_where_it_is_known_which_end_is_up(tmp_path):
 
 def test_a_section_that_no_network_knows_is_turned_by_its_symmetry_and_says_so(tmp_path):
     out, slide = tmp_path / "out", write_slide(tmp_path / "mouse.tif", [150], centres=((13, 9),))
-    separate([slide], out, knows_up=lambda image, mask: None)
+    separate([slide], out, judge=Says(None))
     row = rows(out)[0]
     assert float(row["turned"]) == pytest.approx(-30, abs=5)
     assert "up" in row["note"]
@@ -173,8 +184,19 @@ def test_a_section_that_no_network_knows_is_turned_by_its_symmetry_and_says_so(t
 
 def test_sections_lie_as_on_the_slide_if_asked(tmp_path):
     out, slide = tmp_path / "out", write_slide(tmp_path / "mouse.tif", [30], centres=((13, 9),))
-    separate([slide], out, SectionsOptions(upright="no"), knows_up=lambda image, mask: 30.0)
+    separate([slide], out, SectionsOptions(upright="no"), judge=Says(30.0))
     assert (rows(out)[0]["turned"], rows(out)[0]["note"]) == ("0", "")
+
+
+def test_pieces_that_are_one_section_to_a_judge_are_joined_if_they_are_near(tmp_path):
+    centres = ((6, 5), (16, 5), (16, 13))  # 1 mm, 2 mm apart
+    out, slide = tmp_path / "out", write_slide(tmp_path / "mouse.tif", centres=centres)
+    separate([slide], out, judge=Says(0.0, strangeness=0.5))
+    assert names(out) == ["mouse_s001.ome.tif", "mouse_s002.ome.tif"]
+    spots, _ = ndimage.label(pixels(out, "mouse_s001.ome.tif") < 45)
+    assert spots.max() >= 2
+    separate([slide], out, SectionsOptions(overwrite=True), judge=Says(0.0, strangeness=0.9))
+    assert len(names(out)) == 3
 
 
 def test_neighbours_in_the_box_of_a_section_are_painted_over(tmp_path):
@@ -331,7 +353,7 @@ def test_a_turn_is_counter_clockwise_and_done_once(slide, tmp_path):
 
 def test_the_turn_in_the_list_is_that_from_the_slide_and_can_be_set(slide, tmp_path):
     out = tmp_path / "out"
-    separate([slide], out, knows_up=lambda image, mask: 20.0)
+    separate([slide], out, judge=Says(20.0))
     assert [row["turned"] for row in rows(out)] == ["20"] * 4
     assert written_again(out, slide) == set()
     edit(out, lambda rows: rows[1].update(turned="-90"))
@@ -352,9 +374,9 @@ def test_a_person_who_turns_a_section_settles_what_was_doubtful(tmp_path):
 
 def test_merged_and_split_sections_are_turned_anew(slide, tmp_path):
     out = tmp_path / "out"
-    separate([slide], out, knows_up=lambda image, mask: 10.0)
+    separate([slide], out, judge=Says(10.0))
     edit(out, lambda rows: rows[0].update(merge="2") or rows[2].update(split="350 500 350 800"))
-    separate([slide], out, knows_up=lambda image, mask: 40.0)
+    separate([slide], out, judge=Says(40.0))
     assert [row["turned"] for row in rows(out)] == ["40", "40", "40", "10"]
 
 

@@ -1,0 +1,66 @@
+"""What the network that locates sections says of the sections of a slide: which way is up, and what is one section."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from atlalign.localization.locator import SHIPPED_LOCATOR
+from atlalign.localization.proposals import Proposal, answers_to, upright_frame
+from atlalign.localization.views import view_matrix
+from atlalign.models import load_model
+from atlalign.registration.placement import Section
+
+_TURNS = tuple(range(0, 360, 30))
+_BRIGHT = 99  # percentile of the tissue
+# Of whole sections the least agreement was 0.98 of 1, and the largest error 0.77 mm. Sagittal ones come near that.
+_AGREE, _SURE_MM = 0.93, 0.8
+
+
+class BrainJudge:
+    """Looks at coronal sections of the mouse brain, each an image (h, w), bright on a dark ground, with its mask."""
+
+    def __init__(self) -> None:
+        self._network: Any = load_model(SHIPPED_LOCATOR)
+
+    def turn(self, image: NDArray[Any], mask: NDArray[np.bool_]) -> float | None:
+        """Return the counter-clockwise turn in degrees that makes a section upright.
+
+        It is None if the answers to turned views differ, or the network is not sure of any.
+        """
+        found = self._answers(image, mask)
+        turns = np.deg2rad([_turn(answer) for answer in found])
+        weights = np.array([answer.error_mm for answer in found]) ** -2.0
+        mean = complex((weights * np.exp(1j * turns)).sum() / weights.sum())
+        is_sure = abs(mean) >= _AGREE and _least_error_mm(found) <= _SURE_MM
+        return float(np.degrees(np.angle(mean))) if is_sure else None
+
+    def strangeness(self, image: NDArray[Any], mask: NDArray[np.bool_]) -> float:
+        """Return the error in mm that the network expects where it would place the tissue as one section."""
+        return _least_error_mm(self._answers(image, mask))
+
+    @torch.inference_mode()
+    def _answers(self, image: NDArray[Any], mask: NDArray[np.bool_]) -> list[Proposal]:
+        y, x = np.nonzero(mask)
+        points = np.stack([x, y], axis=1).astype(float)
+        centre = points.mean(axis=0)
+        rms = float(np.sqrt(np.square(points - centre).sum(axis=1).mean()))
+        views = [view_matrix(centre, rms, turn) for turn in _TURNS]
+        return answers_to(self._network, _section(image, mask), views)
+
+
+def _section(image: NDArray[Any], mask: NDArray[np.bool_]) -> Section:
+    bright = max(float(np.percentile(image[mask], _BRIGHT)), 1e-6)
+    grey = np.where(mask, image / bright, 0).clip(0, 1).astype(np.float32)
+    return Section(torch.from_numpy(grey), (1.0, 1.0), mask.shape, None, "dark")
+
+
+def _least_error_mm(found: list[Proposal]) -> float:
+    return min(answer.error_mm for answer in found)
+
+
+def _turn(answer: Proposal) -> float:
+    """Return the counter-clockwise turn of an image at which the direction that is down on its plane points down."""
+    x, y = upright_frame(answer.matrix)[:, 1] @ answer.matrix[:, :2]
+    return float(np.degrees(np.arctan2(y, x))) - 90
