@@ -85,6 +85,14 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         metavar=("HEIGHT", "WIDTH"),
         help="size of the network's input in pixels (default: the size used in training)",
     )
+    command.add_argument(
+        "--allow",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="importable name of a network class of your own that the model may use, such as my_lab.Shift; may be "
+        "repeated",
+    )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: %(default)s)")
     command.add_argument(
         "--overwrite", action="store_true", help="replace results that were made with other settings"
@@ -242,6 +250,7 @@ def recipe_of(options: argparse.Namespace) -> "Recipe":
         "model": options.model,
         "image_shape": options.image_shape,
         "device": options.device,
+        "allow": options.allow,
         "options": Options(**flag_values(Options, options), limits=_limits(options.limit)),
     }
     atlas = given_values(AtlasOptions, options)
