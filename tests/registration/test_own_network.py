@@ -25,6 +25,7 @@ class Still(nn.Module):
     def __init__(self, px: float = 0.0) -> None:
         super().__init__()
         self.px = nn.Parameter(torch.tensor(px))
+        self.hyperparameters = {"px": px}
 
     def forward(self, reference: torch.Tensor, moving: torch.Tensor) -> Registration:
         dvf = self.px.expand(len(moving), 2, *moving.shape[-2:])
