@@ -31,7 +31,7 @@ format: $(VENV)/.installed  ## fix formatting and simple lint errors
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.installed  ## the site, without a network: site/index.html
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "The site is site/index.html"
 
 bench: $(VENV)/.installed  ## how fast it is, side by side with what it could be: runs/bench.json

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from atlalign.localization.results import COLUMNS as LOCATED
 from atlalign.registration.batch import _COLUMNS as REGISTRATIONS
 from atlalign.registration.series import COLUMNS as SERIES
 from atlalign.sections.listing import _COLUMNS as SECTIONS
+from tests.browser import running_browser
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = ("atlalign", *(f"atlalign.{room}" for room in ("geometry", "networks", "losses", "data", "models")))
@@ -175,6 +177,24 @@ def test_no_page_loads_anything_from_a_network(site):
     assert len(pages) > 50
     for page in pages:
         assert not [found for found in Loaded(page).found if re.match(r"(https?:)?//", found)], page
+
+
+@pytest.mark.slow
+def test_a_page_from_disk_finds_words(site, tmp_path):
+    for driver in running_browser(tmp_path / "profile"):
+        driver.get((site / "index.html").as_uri())
+        driver.find_element("css selector", "[data-md-component=search-query]").send_keys(
+            "inverse_consistency_um"
+        )
+        for _ in range(200):
+            found = driver.execute_script(
+                "return document.querySelectorAll('.md-search-result__link').length"
+            )
+            if found:
+                break
+            time.sleep(0.1)
+        assert found
+        assert not [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from atlalign.cli.programs import PROGRAMS
 ROOT = Path(__file__).parents[1]
 TUTORIALS = ROOT / "docs" / "tutorials"
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-_NAMED = re.compile(r"# (\S+\.(?:py|yaml))\n")
+_NAMED = re.compile(r"(?:# @package \S+\n)?# (\S+\.(?:py|yaml))\n")
 
 
 def follow(name: str, *, skip: tuple[str, ...] = (), extra: tuple[str, ...] = ()) -> None:
@@ -54,8 +54,8 @@ def typed(line: str, extra: tuple[str, ...] = ()) -> None:
     elif command == "atlalign" and arguments[0] not in PROGRAMS:
         assert main(arguments) == 0, line
     elif command == "atlalign":
-        added = extra if arguments[0] == "train" else ()
-        program = [sys.executable, "-m", "atlalign", arguments[0], *added, *arguments[1:]]
+        added = extra if arguments[0] == "train" and "--cfg" not in arguments else ()
+        program = [sys.executable, "-m", "atlalign", *arguments, *added]
         path = os.pathsep.join(
             filter(None, [variables.pop("PYTHONPATH", ""), str(ROOT), os.environ.get("PYTHONPATH")])
         )

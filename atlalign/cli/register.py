@@ -74,6 +74,14 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "applies to sections that are already registered",
     )
     add_image_shape(command)
+    command.add_argument(
+        "--allow",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="importable name of a network class of your own that the model may use, such as my_lab.Shift; may be "
+        "repeated",
+    )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: %(default)s)")
     command.add_argument(
         "--overwrite", action="store_true", help="replace results that were made with other settings"
@@ -229,6 +237,7 @@ def recipe_of(options: argparse.Namespace) -> "Recipe":
         "model": options.model,
         "image_shape": options.image_shape,
         "device": options.device,
+        "allow": options.allow,
         "options": Options(**flag_values(Options, options), limits=_limits(options.limit)),
     }
     atlas, image = given_values(AtlasOptions, options), given_values(ReferenceImageOptions, options)

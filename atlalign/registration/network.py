@@ -1,6 +1,6 @@
 """The network that registers sections, or none."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +47,7 @@ class TrainedNetwork:
         *,
         image_shape: Sequence[int] | None = None,
         device: str = "auto",
+        allow: Collection[str] = (),
     ) -> "TrainedNetwork":
         """Load a network.
 
@@ -55,6 +56,7 @@ class TrainedNetwork:
                 "none" no network.
             image_shape: The (H, W) of its input; None means the size used in training.
             device: auto, cpu, cuda, …; auto takes a GPU if there is one.
+            allow: Importable names of your own network classes that the file may use.
 
         Raises:
             InputError: If the file holds no network, or does not record the size of its input and none is given.
@@ -70,7 +72,7 @@ class TrainedNetwork:
         if is_none:
             return cls(None, shape, {"model": NONE, "model_sha256": None, "image_shape": list(shape)})
         where = chosen_device(device)
-        module = load_model(path).to(where).to(memory_format=fastest_memory_format(where))
+        module = load_model(path, allow=allow).to(where).to(memory_format=fastest_memory_format(where))
         weights = fingerprint(path)
         origin = {"model": path.name, "model_sha256": weights, "image_shape": list(shape)}
         # A calibration holds at the size of the training.

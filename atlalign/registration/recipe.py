@@ -1,6 +1,6 @@
 """Everything that the registration of a section depends on besides its image: network, references and options."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ def atlas_recipe(
     model: str | Path | None = None,
     image_shape: Sequence[int] | None = None,
     device: str = "auto",
+    allow: Collection[str] = (),
 ) -> Recipe:
     """Return the recipe that registers sections to planes of an atlas.
 
@@ -75,6 +76,7 @@ def atlas_recipe(
             no network: sections lie where anchorings and corrections put them.
         image_shape: The (H, W) of the network's input; None means the size used in training.
         device: auto, cpu, cuda, …; auto takes a GPU if there is one.
+        allow: Importable names of your own network classes that the model may use, such as `my_lab.Shift`.
 
     Raises:
         InputError: If a file cannot be read, or the files do not fit each other.
@@ -84,7 +86,7 @@ def atlas_recipe(
         >>> recipe.network.image_shape
         (64, 96)
     """
-    network = TrainedNetwork.load(model, image_shape=image_shape, device=device)
+    network = TrainedNetwork.load(model, image_shape=image_shape, device=device, allow=allow)
     opened = open_atlas(
         atlas,
         phantom_shape=network.image_shape,
@@ -106,6 +108,7 @@ def image_recipe(
     model: str | Path | None = None,
     image_shape: Sequence[int] | None = None,
     device: str = "auto",
+    allow: Collection[str] = (),
 ) -> Recipe:
     """Return the recipe that registers sections to one image.
 
@@ -119,11 +122,12 @@ def image_recipe(
             no network: sections lie where anchorings and corrections put them.
         image_shape: The (H, W) of the network's input; None means the size used in training.
         device: auto, cpu, cuda, …; auto takes a GPU if there is one.
+        allow: Importable names of your own network classes that the model may use, such as `my_lab.Shift`.
 
     Raises:
         InputError: If a file cannot be read, or the files do not fit each other.
     """
-    network = TrainedNetwork.load(model, image_shape=image_shape, device=device)
+    network = TrainedNetwork.load(model, image_shape=image_shape, device=device, allow=allow)
     opened = image_reference(
         read_image(reference),
         None

@@ -54,7 +54,8 @@ def _options(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) ->
     )
     expand = parser.formatter_class(parser.prog)._expand_help
     rows = [(_written(action), _default(action), _prose(expand(action))) for action in actions]
-    return f"**{title}**\n\n" + table(("option", "default", "meaning"), rows)
+    kind = "option" if actions[0].option_strings else "argument"
+    return f"**{title}**\n\n" + table((kind, "default", "meaning"), rows)
 
 
 def _written(action: argparse.Action) -> str:
@@ -238,7 +239,13 @@ def _lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str
 
 
 def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"
+    return f"| {' | '.join(_cell(cell) for cell in cells)} |"
+
+
+def _cell(text: str) -> str:
+    """Return a cell on one line; in code a bar divides no cells."""
+    parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
+    return "".join(part if part.startswith("`") else part.replace("|", "\\|") for part in parts)
 
 
 def _prose(text: str) -> str:
