@@ -1,10 +1,11 @@
 """Registrations of real and of synthetic sections side by side: classical methods, and ours.
 
-Three parts: (a) real sections and the same under a known warp: do the two registrations agree with it? (b) The real
-sections as they are. (c) Planes of the atlas in synthetic contrasts under known fields.
+The parts are: (a) real sections and the same under a known warp: do the two registrations agree with it? (b) The real
+sections as they are. (c) Planes of the atlas in synthetic contrasts under known fields. (d) Planes of a stained volume
+under known fields. (e) As (a), with gene expression alone. (f) A section of another species, to be looked at.
 
-All methods register the same two images on the same grid, placed by the same anchoring. Found fields are kept in
-OUT/fields, named by what they were made from, so that a run that was stopped goes on where it stopped.
+All methods register the same two images on the same grid, placed by the same anchoring. Fields are kept in OUT/fields,
+so that a stopped run can be resumed.
 """
 
 import argparse
@@ -21,11 +22,12 @@ from atlalign.errors import InputError
 from atlalign.io.files import fingerprint, written_whole
 from atlalign.models import SHIPPED_MODEL, read_origin
 from methods import METHODS, Kept, make_methods
-from pairs import spread
+from pairs import read_stain, spread
 from parts import PARTS, Setting, measured
 from results import marks, tables, write_results
 
 TABLES = "tables.md"
+_NEEDED = {"d": "--stain", "e": "--expression", "f": "--other"}
 
 
 def grids(setting: Setting, options: argparse.Namespace, model: Path) -> str:
@@ -46,18 +48,28 @@ def compare(options: argparse.Namespace) -> None:
     if min(options.only, options.planes, options.threads, *options.size) < 1:
         raise InputError("expected --only, --planes, --threads and --size of at least 1")
     sections = spread(read_list(options.sections), options.only)
-    setting = Setting(atlas, sections, tuple(options.size), options.planes)
+    setting = Setting(
+        atlas,
+        sections,
+        tuple(options.size),
+        options.planes,
+        None if options.stain is None else read_stain(options.atlas, options.stain),
+        () if options.expression is None else spread(read_list(options.expression), options.only),
+        options.other,
+    )
+    if unknown := sorted(set(options.parts or ()) - set(setting.parts)):
+        raise InputError(f"--parts {unknown[0]}: expected {_NEEDED[unknown[0]]}, found none")
     torch.set_num_threads(options.threads)
     model = options.model or SHIPPED_MODEL
     weights = fingerprint(model)
     find = Kept(
-        make_methods(options.methods, atlas, model, options.steps),
+        make_methods(options.methods, model, options.steps),
         options.out / "fields",
         {"ours": weights}
         | dict.fromkeys(("ours_refined", "ours_refined_smooth"), f"{weights} {options.steps}"),
         options.again,
     )
-    results = measured(setting, options.parts, find)
+    results = measured(setting, options.parts or setting.parts, find)
     write_results(options.out, setting, results, find)
     text = grids(setting, options, model) + tables(results)
     with written_whole(options.out / TABLES) as unfinished:
@@ -78,14 +90,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--spacing-um", type=float, default=25.0, help="the size of its voxels (default: %(default)s)")
     add("--sections", type=Path, required=True, help="the list of sections (.json of QuickNII or DeepSlice)")
     add("--ontology", type=Path, help="a table of the regions: Dice by depth")
+    add(
+        "--stain",
+        metavar="DATASET",
+        help="a stained volume in the atlas's file, of the same box, for part (d)",
+    )
+    add("--expression", type=Path, help="a list of sections with gene expression alone, for part (e)")
+    add("--other", type=Path, help="a folder with section.tif, plane.tif and plane_labels.tif, for part (f)")
     add("--out", type=Path, required=True, help="the folder to write")
     add("--model", type=Path, help="a model file (default: the one that ships)")
     add("--steps", type=int, default=80, help="of refinement (default: %(default)s)")
     add("--size", type=int, nargs=2, default=[320, 456], metavar=("H", "W"), help="(default: 320 456)")
     add("--only", type=int, metavar="N", default=sys.maxsize, help="so many sections, spread over the list")
-    add("--planes", type=int, default=12, help="of the atlas, in part (c) (default: %(default)s)")
+    add("--planes", type=int, default=12, help="of the atlas, in parts (c) and (d) (default: %(default)s)")
     add("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=", ".join(METHODS))
-    add("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="(default: all)")
+    add("--parts", nargs="+", choices=list(PARTS), help="(default: all for which there is data)")
     add("--again", nargs="+", default=[], metavar="NAME", help="methods to run again: their code has changed")
     add("--threads", type=int, default=2, help="of PyTorch, ANTs and elastix (default: %(default)s)")
     try:

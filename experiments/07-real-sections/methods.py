@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atlalign.atlas.atlas import Atlas
 from atlalign.data.dataset import RegistrationBatch
 from atlalign.errors import InputError, unknown_name
 from atlalign.evaluation.methods import baseline
@@ -21,7 +20,6 @@ from atlalign.models import load_model, read_origin
 from atlalign.networks.memory_format import fastest_memory_format
 from atlalign.registration.options import Placing
 from atlalign.registration.placement import Section, place
-from atlalign.registration.references import atlas_reference
 from atlalign.registration.register import register
 from pairs import Pair
 
@@ -73,7 +71,7 @@ def classical(name: str) -> Method:
     return run
 
 
-def ours(atlas: Atlas, model: Path, refine: int, smoothness: float) -> Method:
+def ours(model: Path, refine: int, smoothness: float) -> Method:
     """Return what `atlalign register` does with a section, at the size of the model's own images.
 
     The time is that of all of `register`: the network both ways, the field, its inverse and the measures of quality.
@@ -84,9 +82,7 @@ def ours(atlas: Atlas, model: Path, refine: int, smoothness: float) -> Method:
     network = load_model(model).to(memory_format=fastest_memory_format(torch.device("cpu")))
 
     def run(pair: Pair) -> Found:
-        plane, grid = pair.reference.plane, pair.reference.grid
-        assert plane is not None
-        reference = atlas_reference(atlas, plane, shape)
+        grid, reference = pair.reference.grid, pair.reference_at(shape)
         section = Section(pair.moving[0, 0], (1.0, 1.0), grid.shape, grid.pixel_um, "dark")
         placement = place(section, reference, by="stretch")
         started = time.perf_counter()
@@ -106,14 +102,14 @@ def ours(atlas: Atlas, model: Path, refine: int, smoothness: float) -> Method:
     return run
 
 
-def make_methods(names: Sequence[str], atlas: Atlas, model: Path, steps: int) -> dict[str, Method]:
+def make_methods(names: Sequence[str], model: Path, steps: int) -> dict[str, Method]:
     """Return the methods of these names, in the order of `METHODS`."""
     makers: dict[str, Callable[[], Method]] = {
         "identity": lambda: nothing,
         "anchoring": lambda: nothing,
-        "ours": partial(ours, atlas, model, 0, 0.1),
-        "ours_refined": partial(ours, atlas, model, steps, 0.01),
-        "ours_refined_smooth": partial(ours, atlas, model, steps, 0.1),
+        "ours": partial(ours, model, 0, 0.1),
+        "ours_refined": partial(ours, model, steps, 0.01),
+        "ours_refined_smooth": partial(ours, model, steps, 0.1),
     }
     for name in names:
         if name not in METHODS:

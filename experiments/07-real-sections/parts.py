@@ -1,6 +1,8 @@
-"""The three parts of the comparison: what is measured of what each method finds."""
+"""The parts of the comparison: the measures of the results of each method."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +15,23 @@ from torch import Tensor
 from atlalign.atlas.atlas import Atlas
 from atlalign.atlas.section_lists import ListedSection
 from atlalign.data.demo import tissue_planes
+from atlalign.errors import InputError
 from atlalign.evaluation.measures import Regions, levels_of
 from atlalign.geometry import compose, invert, jacobian_determinant, warp
 from atlalign.metrics import mutual_information
 from atlalign.registration.references import Reference
 from methods import Found, Kept, placing
-from pairs import Pair, known_warp, labels_of, real_pair, synthetic_pair, warped_pair
+from pairs import (
+    STATES,
+    Pair,
+    known_warp,
+    labels_of,
+    other_pair,
+    real_pair,
+    stained_pair,
+    synthetic_pair,
+    warped_pair,
+)
 
 _ABOVE_GROUND = 0.05
 
@@ -38,10 +51,10 @@ def disagreement(plain: Tensor, warped: Tensor, known: Tensor) -> Tensor:
     return compose(outer=known, inner=warped) - plain
 
 
-def mean_um(dvf: Tensor, reference: Reference) -> float:
-    """Return the mean length of a field (1, 2, H, W) in µm over the reference's tissue."""
+def mean_um(dvf: Tensor, reference: Reference, where: Tensor | None = None) -> float:
+    """Return the mean length of a field (1, 2, H, W) in µm over a mask (H, W), or over the reference's tissue."""
     in_um = dvf[0] * torch.tensor(reference.grid.pixel_um).view(2, 1, 1)
-    return float(in_um.square().sum(0).sqrt()[reference.tissue].mean())
+    return float(in_um.square().sum(0).sqrt()[reference.tissue if where is None else where].mean())
 
 
 def tissue_of(section: Tensor) -> NDArray[np.bool_]:
@@ -79,19 +92,52 @@ class Setting(NamedTuple):
         atlas: At its own resolution.
         sections: The real ones.
         size: (H, W) of the images.
-        n_planes: How many planes of the atlas part (c) takes.
+        n_planes: Number of planes of the atlas in parts (c) and (d).
+        stain: (P', h, w), a stained volume in the atlas's box, for part (d).
+        expression: Sections with gene expression alone, for part (e).
+        other: Folder with a section of another species, for part (f).
     """
 
     atlas: Atlas
     sections: Sequence[ListedSection]
     size: tuple[int, int]
     n_planes: int
+    stain: Tensor | None = None
+    expression: Sequence[ListedSection] = ()
+    other: Path | None = None
+
+    @property
+    def parts(self) -> str:
+        """The letters of the parts for which everything is there."""
+        known = {"d": self.stain is not None, "e": len(self.expression) > 0, "f": self.other is not None}
+        return "abc" + "".join(part for part, is_known in known.items() if is_known)
+
+    def chosen_planes(self) -> list[int]:
+        """Return the planes of parts (c) and (d), spread over those that show enough tissue."""
+        planes = tissue_planes(self.atlas)
+        places = np.linspace(0, len(planes) - 1, self.n_planes + 2).round().astype(int)[1:-1]
+        return [int(plane) for plane in planes[places]]
 
 
 def known_warps(setting: Setting, names: Sequence[str], find: Kept) -> Iterator[Row]:
     """Part (a): yield, for each section and method, how far two registrations disagree with the known warp."""
-    for listed in setting.sections:
-        pair = real_pair(setting.atlas, listed, setting.size)
+    yield from _under_known_warps(setting, setting.sections, names, find)
+
+
+def expression(setting: Setting, names: Sequence[str], find: Kept) -> Iterator[Row]:
+    """Part (e): the same of sections with gene expression alone."""
+    yield from _under_known_warps(setting, setting.expression, names, find)
+
+
+def _under_known_warps(
+    setting: Setting, sections: Sequence[ListedSection], names: Sequence[str], find: Kept
+) -> Iterator[Row]:
+    for listed in sections:
+        try:
+            pair = real_pair(setting.atlas, listed, setting.size)
+        except InputError as error:  # beyond the atlas's ends
+            print(f"left out {listed.path.name}: {error}", file=sys.stderr)
+            continue
         known = known_warp(setting.size, listed.identity.image_id)
         bent = warped_pair(pair, known)
         for name in names:
@@ -107,24 +153,23 @@ def as_they_are(setting: Setting, names: Sequence[str], find: Kept) -> Iterator[
         pairs = {by: real_pair(setting.atlas, listed, setting.size, by) for by in ways}
         for name in names:
             pair = pairs[placing(name)]
-            found = find(name, pair)
-            registered = warp(pair.moving, found.dvf)
-            yield {
-                "section": pair.name,
-                "method": name,
-                "mutual_information": float(mutual_information(pair.reference.image, registered)),
-                "tissue_dice": tissue_dice(pair, found.dvf),
-                **field_measures(found),
-            }
+            yield {"section": pair.name, "method": name, **_fit(pair, find(name, pair))}
+
+
+def _fit(pair: Pair, found: Found) -> Row:
+    registered = warp(pair.moving, found.dvf)
+    return {
+        "mutual_information": float(mutual_information(pair.reference.image, registered)),
+        "tissue_dice": tissue_dice(pair, found.dvf),
+        **field_measures(found),
+    }
 
 
 def synthetic(setting: Setting, names: Sequence[str], find: Kept) -> Iterator[Row]:
     """Part (c): yield, for each plane and method, the distance to the true field and the Dice of regions."""
     atlas = setting.atlas
     levels = levels_of(atlas.ontology)
-    planes = tissue_planes(atlas)
-    chosen = planes[np.linspace(0, len(planes) - 1, setting.n_planes + 2).round().astype(int)[1:-1]]
-    for number, plane in enumerate(chosen.tolist()):
+    for number, plane in enumerate(setting.chosen_planes()):
         true = known_warp(setting.size, 1000 + number)
         pair = synthetic_pair(atlas, plane, true, 1000 + number)
         regions = Regions(
@@ -147,10 +192,40 @@ def synthetic(setting: Setting, names: Sequence[str], find: Kept) -> Iterator[Ro
             }
 
 
+def stained(setting: Setting, names: Sequence[str], find: Kept) -> Iterator[Row]:
+    """Part (d): yield, for each plane, state and method, the distance to the true field over the tissue shown."""
+    assert setting.stain is not None
+    for number, plane in enumerate(setting.chosen_planes()):
+        true = known_warp(setting.size, 2000 + number)
+        for state in STATES:
+            pair, shown = stained_pair(setting.atlas, setting.stain, plane, state, true, 2000 + number)
+            for name in names:
+                found = find(name, pair)
+                error_um = mean_um(found.dvf - true, pair.reference, shown[0, 0] > 0)
+                yield {
+                    "section": f"plane-{plane}",
+                    "state": state,
+                    "method": name,
+                    "error_um": error_um,
+                    **field_measures(found),
+                }
+
+
+def other(setting: Setting, names: Sequence[str], find: Kept) -> Iterator[Row]:
+    """Part (f): yield mutual information and tissue Dice of a section of another species; it is looked at."""
+    assert setting.other is not None
+    pair = other_pair(setting.other, setting.size[1])
+    for name in names:
+        yield {"section": pair.name, "method": name, **_fit(pair, find(name, pair))}
+
+
 PARTS: Mapping[str, tuple[str, Callable[[Setting, Sequence[str], Kept], Iterator[Row]]]] = {
     "a": ("Real sections under known warps", known_warps),
     "b": ("Real sections as they are", as_they_are),
     "c": ("Planes of the atlas in synthetic contrasts", synthetic),
+    "d": ("Planes of a stained volume under known fields", stained),
+    "e": ("Sections with gene expression alone under known warps", expression),
+    "f": ("A section of another species", other),
 }
 
 
@@ -160,8 +235,19 @@ def measured(setting: Setting, parts: Sequence[str], find: Kept) -> dict[str, li
     with Progress() as progress:
         for part in sorted(parts):
             names = [name for name in find.methods if part == "b" or name != "identity"]
-            total = len(names) * (setting.n_planes if part == "c" else len(setting.sections))
             title, measure = PARTS[part]
-            rows = progress.track(measure(setting, names, find), total=total, description=f"({part}) {title}")
+            rows = progress.track(
+                measure(setting, names, find),
+                total=len(names) * _n_pairs(setting, part),
+                description=f"({part}) {title}",
+            )
             results[part] = list(rows)
     return results
+
+
+def _n_pairs(setting: Setting, part: str) -> int:
+    n_sections = len(setting.sections)
+    n_planes = setting.n_planes
+    return {"c": n_planes, "d": n_planes * len(STATES), "e": len(setting.expression), "f": 1}.get(
+        part, n_sections
+    )

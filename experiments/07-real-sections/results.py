@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atlalign.atlas.atlas import Atlas
+from atlalign.atlas.ontology import Ontology
 from atlalign.geometry import invert, warp
 from atlalign.io.tables import write_table
 from methods import METHODS, YARDSTICK, Kept, placing
-from pairs import Pair, labels_of, real_pair, spread
+from pairs import Pair, labels_of, other_pair, real_pair, spread
 from parts import PARTS, Row, Setting
 
 _SHOWN_DEPTHS = (1, 3, 5, 7)
@@ -26,8 +26,10 @@ def write_results(out: Path, setting: Setting, results: Mapping[str, Sequence[Ro
     """Write rows and pictures of each part."""
     for part, rows in results.items():
         write_rows(out / f"{part}.csv", rows)
-        if part != "b":
+        if part in "ace":
             draw_errors(rows, out / f"{part}.png")
+    if "f" in results and setting.other is not None:
+        draw_other(setting.other, setting.size[1], find, out / "f.jpg")
     if "b" in results:
         draw_sections(setting, list(find.methods), find, out / "b.jpg")
 
@@ -41,7 +43,14 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 def tables(results: Mapping[str, Sequence[Row]]) -> str:
     """Return all tables, one below the other."""
-    makers = {"a": (table_a, table_a_sections), "b": (table_b,), "c": (table_c,)}
+    makers = {
+        "a": (table_a, table_a_sections),
+        "b": (table_b,),
+        "c": (table_c,),
+        "d": (table_d,),
+        "e": (table_e, table_a_sections),
+        "f": (table_f,),
+    }
     texts = [
         f"## ({part}) {PARTS[part][0]}\n\n" + "\n".join(make(rows) for make in makers[part])
         for part, rows in results.items()
@@ -144,6 +153,44 @@ def table_c(rows: Sequence[Row]) -> str:
     return markdown(header, [line(method) for method in methods_in(rows)])
 
 
+def table_d(rows: Sequence[Row]) -> str:
+    """Return the mean error of each method, a column a state, and its worst section."""
+    states = list(dict.fromkeys(row["state"] for row in rows))
+
+    def cell(method: str, state: str) -> str:
+        error = column([row for row in rows if row["state"] == state], method, "error_um")
+        return f"{error.mean():.0f} ({error.max():.0f})"
+
+    def line(method: str) -> list[str]:
+        cells = [cell(method, state) for state in states]
+        return [METHODS[method], *cells, _folds(rows, method), _seconds(rows, method)]
+
+    header = ["method: mean (worst) µm", *states, "sections that fold", "seconds"]
+    return markdown(header, [line(method) for method in methods_in(rows)])
+
+
+def table_e(rows: Sequence[Row]) -> str:
+    """Return the table of part (a), with the number of sections that are better than their anchoring."""
+    anchoring = column(rows, "anchoring", "error_um")
+
+    def line(method: str) -> list[str]:
+        error = column(rows, method, "error_um")
+        numbers = (error.mean(), np.median(error), error.max())
+        better = f"{(error < anchoring).sum()} of {len(error)}" if len(anchoring) else ""
+        return [METHODS[method], *(f"{n:.0f}" for n in numbers), better, _folds(rows, method)]
+
+    header = ["method", "mean µm", "median", "worst section", "better than anchoring", "sections that fold"]
+    return markdown(header, [line(method) for method in methods_in(rows)])
+
+
+def table_f(rows: Sequence[Row]) -> str:
+    def line(method: str) -> list[str]:
+        keys = ("mutual_information", "tissue_dice")
+        return [METHODS[method], *(f"{column(rows, method, key).mean():.3f}" for key in keys)]
+
+    return markdown(["method", "mutual information", "tissue Dice"], [line(m) for m in methods_in(rows)])
+
+
 class Mark(NamedTuple):
     """What is wanted, what was measured, and whether that is met; None if it was not measured."""
 
@@ -231,7 +278,7 @@ def draw_sections(setting: Setting, names: Sequence[str], find: Kept, path: Path
     for row, listed in enumerate(sections):
         for left, name in zip(lefts, names, strict=True):
             pair = real_pair(setting.atlas, listed, setting.size, placing(name))
-            tile = Image.fromarray(with_outlines(pair, find(name, pair).dvf, setting.atlas))
+            tile = Image.fromarray(with_outlines(pair, find(name, pair).dvf, setting.atlas.ontology))
             picture.paste(tile.resize((_TILE_PX, height), Image.Resampling.LANCZOS), (left, row * height))
     draw = ImageDraw.Draw(picture)
     for left, name in zip(lefts, names, strict=True):
@@ -239,11 +286,24 @@ def draw_sections(setting: Setting, names: Sequence[str], find: Kept, path: Path
     picture.save(path, quality=80)
 
 
-def with_outlines(pair: Pair, dvf: Tensor, atlas: Atlas, depth: int = 5) -> NDArray[np.uint8]:
+def draw_other(folder: Path, width: int, find: Kept, path: Path) -> None:
+    """Draw a section of another species with the outlines of its atlas's regions, a column a method."""
+    from PIL import Image, ImageDraw
+
+    pair = other_pair(folder, width)
+    names = [name for name in find.methods if name != "identity"]
+    tiles = [with_outlines(pair, find(name, pair).dvf, None) for name in names]
+    picture = Image.fromarray(np.hstack(tiles))
+    for place, name in enumerate(names):
+        ImageDraw.Draw(picture).text((place * width + 6, 4), METHODS[name], fill="white")
+    picture.save(path, quality=80)
+
+
+def with_outlines(pair: Pair, dvf: Tensor, ontology: Ontology | None, depth: int = 5) -> NDArray[np.uint8]:
     """Return the section (H, W, 3) with the outlines of the atlas's regions, by the inverse of a field."""
     ids = labels_of(pair.reference)
-    if atlas.ontology is not None:
-        ids = atlas.ontology.at_depth(ids, depth)
+    if ontology is not None:
+        ids = ontology.at_depth(ids, depth)
     labels = warp(torch.from_numpy(ids)[None, None], invert(dvf), mode="nearest")[0, 0].numpy()
     image = (pair.moving[0, 0].numpy()[..., None].repeat(3, -1) * 255).round().astype(np.uint8)
     lines = np.zeros(labels.shape, bool)
