@@ -84,7 +84,7 @@ def test_nothing_folds_however_little_it_is_smoothed(reference, nothing, monkeyp
     monkeypatch.setattr(refinement, "_FIRST_SMOOTHNESS", 0.05)
     monkeypatch.setattr(refinement, "_STEP", 2.0)
     noise = torch.rand(1, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
-    refined = refine(reference, noise, nothing, steps=40, smoothness=0.02)
+    refined = refine(reference, noise, nothing, steps=40, smoothness=0.02, expected_error=math.inf)
     assert refined.abs().max() > 4
     assert (jacobian_determinant(refined) > 0).all()
 
@@ -102,6 +102,22 @@ def test_the_smoother_it_is_the_less_fields_bend(reference, dvf, nothing):
     fields = [refine(reference, moving, nothing, steps=40, smoothness=share) for share in (0.01, 0.15)]
     bent, smooth = (torch.diff(field, n=2, dim=-1).abs().mean() for field in fields)
     assert smooth < 0.8 * bent
+
+
+def test_movements_have_a_price(reference, nothing):
+    other = phantom_atlas(image_shape=SHAPE, spacing_um=1200, seed=5).section(8400)[
+        None
+    ]  # another plane and brain
+    errors = (0.01, 0.05, math.inf)
+    little, more, free = (
+        refine(reference, other, nothing, steps=30, expected_error=error).square().mean().sqrt()
+        for error in errors
+    )
+    assert little < 0.5 * more
+    assert more < 0.8 * free
+    shift = nothing + torch.tensor([2.0, -1.0]).view(1, 2, 1, 1)
+    right = refine(reference, warp(reference, -shift), nothing, steps=30)  # worth its price
+    assert distance(right, shift, reference) < 0.5
 
 
 def test_mutual_information_is_that_of_the_histogram():
@@ -147,7 +163,7 @@ def test_what_is_left_is_not_pulled_over_a_piece_that_is_torn_off(nothing, monke
 
     def moved_px() -> float:
         """Return by how much what lies beside the tear is moved."""
-        beside = refine(whole, torn, nothing, steps=50)[0, :, 32, 50:60]
+        beside = refine(whole, torn, nothing, steps=50, expected_error=math.inf)[0, :, 32, 50:60]
         return beside.square().sum(0).sqrt().mean().item()
 
     assert moved_px() < 0.3
