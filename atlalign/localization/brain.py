@@ -62,7 +62,8 @@ class KeptSection:
     def slopes_error(self) -> Floats:
         """Their standard deviations."""
         found = np.tan(np.deg2rad(self.located.error_deg[::-1]))
-        return np.maximum(np.nan_to_num(found, nan=_SLOPE_DOUBT), _LEAST_SLOPE_ERROR)
+        error: Floats = np.maximum(np.nan_to_num(found, nan=_SLOPE_DOUBT), _LEAST_SLOPE_ERROR)
+        return error
 
     def curve(self, angle: Angle) -> Curve:
         """Return how well the section fits at the middle of the atlas: nowhere but on its plane."""

@@ -1,5 +1,6 @@
 """The fit of a section to planes of the atlas: its likeness to each plane after registration to it."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -183,7 +184,7 @@ class Fitter:
         tissue = reference > _TISSUE
         narrow = (dvf - wide_part(dvf, tissue)).square().sum(1, keepdim=True)
         width = dvf.shape[-1]
-        bends = 1000 / width * float((narrow * tissue).sum() / tissue.sum().clamp(min=1)) ** 0.5
+        bends = 1000 / width * math.sqrt(float((narrow * tissue).sum() / tissue.sum().clamp(min=1)))
         filled = ndimage.binary_fill_holes(tissue[0, 0].numpy())
         inside = ndimage.binary_erosion(filled, iterations=round(_RIM * width))
         correlation = local_correlation(reference, warp(placed, dvf))[0, 0].numpy()
@@ -236,7 +237,8 @@ def affine_part(dvf: Tensor, tissue: Tensor) -> Tensor:
     basis = _pixels(dvf)
     weighted = basis * tissue.flatten(1)[..., None]
     normal = weighted.mT @ basis + _LEAST_WEIGHT * torch.eye(3, dtype=basis.dtype)
-    return torch.linalg.solve(normal, weighted.mT @ dvf.flatten(2).mT.double()).mT
+    solved: Tensor = torch.linalg.solve(normal, weighted.mT @ dvf.flatten(2).mT.double())
+    return solved.mT
 
 
 def wide_part(dvf: Tensor, tissue: Tensor) -> Tensor:

@@ -133,7 +133,8 @@ def _together(
 ) -> dict[int, Located]:
     """Return where the sections of a brain lie, by their place among all jobs, as are their numbers."""
     frame = next(iter(new.values())).looked.search.frame
-    members = {**new, **{place: KeptSection.of(located, frame) for place, located in kept.items()}}
+    members: dict[int, NewSection | KeptSection] = {**new}
+    members |= {place: KeptSection.of(located, frame) for place, located in kept.items()}
     order = sorted(members)
     own = None if numbers is None else [numbers[place] for place in order]
     found = in_series([members[place] for place in order], own, section_spacing_um)

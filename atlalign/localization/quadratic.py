@@ -43,12 +43,13 @@ class Quadratic(NamedTuple):
         pairs = list(combinations(range(n), 2))
         mixed = np.stack([points[:, i] * points[:, j] for i, j in pairs], axis=1)
         terms = np.column_stack([np.ones(len(points)), points, points**2 / 2, mixed])
-        found = np.linalg.lstsq(terms, values, rcond=None)[0]
+        found: Floats = np.linalg.lstsq(terms, values, rcond=None)[0]
         curvature = np.diag(found[1 + n : 1 + 2 * n])
         for (i, j), value in zip(pairs, found[1 + 2 * n :], strict=True):
             curvature[i, j] = curvature[j, i] = value
         eigenvalues, vectors = np.linalg.eigh(curvature)
-        return cls(found[1 : 1 + n], (vectors * np.minimum(eigenvalues, -_FLAT)) @ vectors.T)
+        bent: Floats = (vectors * np.minimum(eigenvalues, -_FLAT)) @ vectors.T
+        return cls(found[1 : 1 + n], bent)
 
     def with_prior(self, centre: Floats, precision: Floats) -> "Quadratic":
         """Return the function less precision (n,) · (x − centre)² / 2."""

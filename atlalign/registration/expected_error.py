@@ -48,7 +48,9 @@ class Calibration(NamedTuple):
 
 
 SHIPPED: Mapping[str, Calibration] = {
-    "338aaffca39857b4826416c121b8b8c01f39ae4c3c002957d674bd15fa04fa38": Calibration(constant=0.567, of_views=0.572, of_return=0.227),
+    "338aaffca39857b4826416c121b8b8c01f39ae4c3c002957d674bd15fa04fa38": Calibration(
+        constant=0.567, of_views=0.572, of_return=0.227
+    ),
 }
 """The calibration of the network that comes with the package, by the SHA-256 of its file.
 

@@ -77,8 +77,8 @@ class Options(ReadingOptions):
     refine: Annotated[
         int,
         Option(
-            "number of optimisation steps after the network; 40 make most sections more accurate and take twice the time (default: "
-            "%(default)s)",
+            "number of optimisation steps after the network; 40 make most sections more accurate and take twice the "
+            "time (default: %(default)s)",
             "STEPS",
             is_column=False,
         ),
