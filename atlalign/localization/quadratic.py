@@ -43,7 +43,7 @@ class Quadratic(NamedTuple):
         pairs = list(combinations(range(n), 2))
         mixed = np.stack([points[:, i] * points[:, j] for i, j in pairs], axis=1)
         terms = np.column_stack([np.ones(len(points)), points, points**2 / 2, mixed])
-        found: Floats = np.linalg.lstsq(terms, values, rcond=None)[0]
+        found: Floats = np.linalg.lstsq(terms, values, rcond=None)[0].astype(np.float64)
         curvature = np.diag(found[1 + n : 1 + 2 * n])
         for (i, j), value in zip(pairs, found[1 + 2 * n :], strict=True):
             curvature[i, j] = curvature[j, i] = value

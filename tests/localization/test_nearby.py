@@ -8,8 +8,7 @@ from atlalign.atlas.atlas import phantom_atlas
 from atlalign.atlas.planes import Anchoring
 from atlalign.errors import InputError
 from atlalign.localization import NearbySearch
-from atlalign.localization.located import anchoring_of
-from atlalign.localization.nearby import _matrix_of
+from atlalign.localization.located import anchoring_of, matrix_of
 from atlalign.registration.ignored import Ignored
 from atlalign.registration.jobs import Job
 from atlalign.registration.options import Options
@@ -96,7 +95,7 @@ def test_what_cannot_be_searched_is_said(search, atlas, image):
 
 def test_an_anchoring_and_its_matrix_are_the_same_plane():
     anchoring = Anchoring(LEANING, (67, 102))
-    back = anchoring_of(_matrix_of(anchoring), anchoring.size)
+    back = anchoring_of(matrix_of(anchoring), anchoring.size)
     np.testing.assert_allclose(back.vectors, anchoring.vectors, atol=1e-9)
-    centre = _matrix_of(anchoring) @ (50.5, 33, 1)
+    centre = matrix_of(anchoring) @ (50.5, 33, 1)
     np.testing.assert_allclose(1000 * centre, anchoring.share_to_um @ (0.5, 0.5, 1))
