@@ -60,7 +60,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def registrar_of(out: Path, images: Path | None = None) -> "Registrar":
-    """Return what registers sections again as they were registered, each by the latest call that has it."""
+    """Return the registrar of a folder of results, which repeats each section's registration by its latest call."""
     from atlalign.registration.batch import CALLS
     from atlalign.review.registrar import Calls, Registrar
 

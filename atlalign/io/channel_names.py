@@ -99,7 +99,7 @@ def czi_colors(metadata: str) -> list[Color | None]:
 
 
 def hexadecimal_color(text: str) -> Color | None:
-    """Return the colour written #AARRGGBB or #RRGGBB."""
+    """Return the colour of a string #AARRGGBB or #RRGGBB."""
     digits = text.strip().lstrip("#")[-6:]
     try:
         red, green, blue = bytes.fromhex(digits)

@@ -136,7 +136,7 @@ def _refusal(path: Path, error: OSError) -> WriteError:
 def _sync(path: Path) -> None:
     """Wait until a file, or the list of names in a folder, is on the disk."""
     if path.is_dir():
-        with suppress(OSError):  # Windows and some network file systems cannot do this
+        with suppress(OSError):  # Windows and some network file systems cannot do this do this
             _fsync(path, os.O_RDONLY)
     else:
         _fsync(path, os.O_RDWR)

@@ -16,7 +16,7 @@ from atlalign.localization.series import Series, common, in_order, on_a_line
 
 Floats = NDArray[np.float64]
 
-_SLOPE_DOUBT = 0.04  # of a section's own slopes, beyond their standard deviation
+_SLOPE_DOUBT = 0.04  # of a section's own slopes, in addition to their standard deviation
 _LEAST_SLOPE_ERROR = 1e-3
 _FIRM_MM = 0.05  # the standard deviation of a position that is kept: new sections follow it
 _REACH_MM = 1.0

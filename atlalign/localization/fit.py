@@ -164,7 +164,7 @@ class Fitter:
 
     @torch.inference_mode()
     def straightened(self, lie: Lie) -> Lie:
-        """Return how the image lies by the affine part of its registration."""
+        """Return the position of the image after the affine part of its registration."""
         reference, dvf = self._registration(self._placed(lie), lie.plane[None])
         affine = affine_part(dvf, reference > _TISSUE)[0].numpy()  # (2, 3) in pixels of the frame
         affine[:, :2] += np.eye(2)

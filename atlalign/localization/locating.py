@@ -118,7 +118,7 @@ def _given_numbers(jobs: Sequence[Job]) -> list[int] | None:
 
 
 def _tried(locator: Locator, job: Job) -> Looked | str:
-    """Return what an image shows, or why nothing can be said of it."""
+    """Return the first pass over an image, or the error."""
     try:
         return locator.look(job)
     except InputError as error:
@@ -142,7 +142,7 @@ def _together(
 
 
 def _alone(section: NewSection) -> Located:
-    """Return where a section lies by itself."""
+    """Return a section located by itself."""
     looked = section.looked
     search = looked.search
     found = search.settle(looked.found)

@@ -23,10 +23,8 @@ from atlalign.registration.placement import Section, read_section
 
 SHIPPED_LOCATOR = Path(__file__).parents[1] / "weights" / "locator.safetensors"
 """The network that comes with the package."""
-_SIZES_DIFFER = 0.15  # of an atlas's length from that of the training
-_SECOND_TRY = (
-    1.5  # another turn is tried as well if its expected error is at most so many times that of the best
-)
+_SIZES_DIFFER = 0.15  # from the atlas size in training, as a fraction of the length
+_SECOND_TRY = 1.5  # another turn is tried if its expected error is at most this multiple of the best
 # Two pieces are two sections if the network expects at most these errors for both.
 _HALF_AS_LARGE = 0.5
 _SURE_MM = 1.0

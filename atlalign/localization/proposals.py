@@ -68,7 +68,7 @@ def _settled(
 
 
 def answers_to(network: PlaneLocatorNet, section: Section, matrices: list[Matrix]) -> list[Proposal]:
-    """Return what the network says of each view."""
+    """Return the network's answer to each view."""
     weight = next(network.parameters())
     views = cut_views(section, matrices, network.view_px).to(weight)
     located = network(views.contiguous(memory_format=torch.channels_last))

@@ -78,7 +78,7 @@ def row(found: Located) -> dict[str, Any]:
 
 
 def _slice(found: Located, folder: Path, target: Target) -> dict[str, Any]:
-    """Return a section's entry in QuickNII's JSON, with its file as seen from the folder of the list."""
+    """Return a section's entry in QuickNII's JSON, with its file relative to the list's folder."""
     assert found.anchoring is not None
     height, width = found.anchoring.size
     file = found.job.path.absolute()

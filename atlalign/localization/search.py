@@ -28,8 +28,10 @@ _ROUNDS = (
     (1.0, 3.0),
 )  # how far planes reach: in steps along the axis, and in degrees
 _LONGEST_STEP = 1.3  # of these reaches
-_TEMPERATURE = 0.03  # of likeness: places that differ by as much are told apart with odds of e
-_PRIOR_ERRORS = 0.5  # the standard deviation of a proposed position, in errors that the network expects
+_TEMPERATURE = 0.03  # of likeness: a difference of this size corresponds to odds of e
+_PRIOR_ERRORS = (
+    0.5  # the standard deviation of a proposed position, relative to the error that the network expects
+)
 _LEAST_PRIOR_MM = 0.1
 _PRIOR_SLOPE = 0.1  # the standard deviation of proposed slopes
 

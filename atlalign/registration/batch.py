@@ -241,7 +241,7 @@ def _registered(job: Job, recipe: Recipe, out: Path, *, overwrite: bool, wait: b
     outcome = found()
     if outcome is None:
         with lock(folder, wait=wait):
-            # Another process may have made it meanwhile.
+            # Another process may have finished it meanwhile.
             outcome = found() or Outcome(_row(out, name, _register_into(job, recipe, folder, settings)))
     remove_failure(out, name)
     return outcome
@@ -306,7 +306,7 @@ def _former_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool
             record = check_whole(folder)
             if record.keys() >= set(_MEASURES):  # an earlier version measured less
                 return record
-    # A person means it, and need not say --overwrite as well.
+    # A correction is made on purpose, so --overwrite is not needed as well.
     if overwrite or not former or changed <= {CORRECTION}:
         _check_replaceable(folder)
         return None
@@ -388,7 +388,7 @@ def _measures(quality: Quality) -> dict[str, Any]:
 
 
 def _judged(record: Mapping[str, Any], limits: Mapping[str, Limit]) -> dict[str, Any]:
-    """Return a record with the flag that its measures have by these limits, and the reason."""
+    """Return a record with the flag of its measures under these limits, and the reason."""
     measures: dict[str, Any] = {
         name: math.nan if record[name] is None else record[name] for name in _MEASURES
     }

@@ -9,7 +9,7 @@ from atlalign.io.scenes import Scene
 from atlalign.io.views import overview
 from atlalign.registration.options import ReadingOptions
 
-_OVERVIEW = (320, 456)  # enough to tell sections from each other
+_OVERVIEW = (320, 456)  # enough to tell sections apart
 
 
 def check_is_one(

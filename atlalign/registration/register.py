@@ -48,8 +48,10 @@ from atlalign.registration.registered import (
 from atlalign.registration.turning import likely_turns
 
 NEARBY_UM, FARTHER_UM = (-500.0, -250.0, 250.0, 500.0), (-2000.0, -1000.0, 1000.0, 2000.0)
-"""Distances from its plane at which a section is registered as well, the latter only in case of doubt."""
-_DOUBT = -0.05  # of `better_elsewhere`: sections in their places are clearly less like the planes nearby
+"""Distances from the section's plane at which the section is also registered, the latter only in case of doubt."""
+_DOUBT = (
+    -0.05
+)  # of `better_elsewhere`: correctly placed sections are clearly less like the neighbouring planes
 _APART_DEG = 5.0  # the network corrects smaller turns
 
 

@@ -82,14 +82,14 @@ class Registrar:
         return found
 
     def problem(self, name: str) -> str:
-        """Return why a section cannot be registered again; empty if it can."""
+        """Return the reason why a section cannot be registered again; empty if it can."""
         calls = self.calls
         if name in calls.sections:
             return calls.sections[name].job.problem
         return calls.why_not or f"{name}: it is none of the images that were registered"
 
     def image(self, name: str) -> Path | None:
-        """Return the file of a section's image, if that is known."""
+        """Return the file of a section's image, if known."""
         asked = self.calls.sections.get(name)
         return None if asked is None else asked.job.path
 
@@ -158,7 +158,7 @@ class Registrar:
         return _with_place(self.calls.sections[name].job, read_record(self.out / name))
 
     def _prepare(self, calls: Calls) -> None:
-        """Read what takes seconds before somebody asks for it."""
+        """Load slow objects before they are needed."""
         for asked in calls.sections.values():
             with suppress(InputError):
                 self._recipe(asked)

@@ -208,7 +208,7 @@ class Scene:
 
     def _plane(self, correction: Correction) -> AtlasPlane:
         is_moved, atlas, side = bool(_plane_key(correction)), self.atlas(wait=False), self._side(correction)
-        # The results show the template no finer than the network sees it.
+        # The results show the template at the network's resolution only.
         key = f"{_plane_key(correction)} {atlas is not None} {side}"
         with self._lock:
             if key not in self._planes:
@@ -240,7 +240,7 @@ class Scene:
         return AtlasPlane(template, labels, _lines(labels, self.base.forward.grid), self.base)
 
     def _moved_plane(self, anchoring: Anchoring | None, side: Side | None) -> AtlasPlane | None:
-        """Return the plane of another anchoring, with the section on it as the results have it; None without atlas."""
+        """Return the plane of another anchoring, with the section placed as in the results; None without an atlas."""
         atlas, former = self.atlas(), result_anchoring(self.record)
         if atlas is None or former is None or anchoring is None:
             return None

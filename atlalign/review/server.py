@@ -240,7 +240,7 @@ class Review:
         return _json({})
 
     def _spread(self, request: Request) -> Answer:
-        """Give the sections between this one and the next ones set by hand planes in between, or copy to neighbours."""
+        """Interpolate planes between this section and the next ones set by hand, or copy its shift to neighbours."""
         self._check_writable()
         changed = spread_plane(
             self.folder, request.query.get("name", ""), int(request.query.get("copies", "0") or 0)

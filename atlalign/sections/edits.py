@@ -13,9 +13,9 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def edited(rows: Sequence[Row]) -> list[Section]:
-    """Return the sections after the changes that the list asks for, in the order of its rows.
+    """Return the sections after the changes that the list requests, in the order of its rows.
 
-    A section that nothing changes is returned as it is.
+    Unchanged sections are returned as they are.
 
     Raises:
         InputError: If a change is impossible.
@@ -41,7 +41,7 @@ def _merged(rows: Sequence[Row]) -> list[Row]:
 
 
 def _place(rows: Sequence[Row], row: Row, label: str) -> int:
-    """Return the place of the row of another section on the same slide."""
+    """Return the index of the row of another section on the same slide."""
     own = row.section
     for place, other in enumerate(rows):
         section = other.section
@@ -70,7 +70,7 @@ def _as_one(group: Sequence[Row]) -> Row:
         note="merged",
         is_written=False,
     )
-    # Its parts may look like several sections, but a person has said that they are one.
+    # Its parts may look like several sections, but the user has declared them one.
     cells = {**first.cells, "one_section": "yes"}
     return first._replace(section=section, keep=any(row.keep for row in group), cells=cells)
 
@@ -86,7 +86,7 @@ def _extent(section: Section) -> float:
 
 
 def _changed(row: Row) -> list[Section]:
-    """Return the section of a row, or its parts, turned and mirrored as the row asks."""
+    """Return the section of a row, or its parts, turned and mirrored as requested."""
     cells = {name: cell for name, cell in row.cells.items() if name not in EDITS}
     if _is_turned(row):
         cells["turn"] = "0"  # for `register`, too

@@ -17,7 +17,7 @@ from atlalign.sections.section import Section, section_name
 from atlalign.sections.small_copy import SmallCopy
 from atlalign.sections.upright import Judge, find_turn
 
-_MARGIN_PX = 2  # of the working pixels: an outline lies this far outside of the tissue
+_MARGIN_PX = 2  # of the working pixels: the distance of an outline from the tissue
 _LISTED_MM2 = 0.1  # smaller pieces that are no sections are not worth a row
 _SCATTERED = "only scattered cells or layers are seen: check the outline"
 

@@ -304,7 +304,7 @@ class _Folder:
         write_memory(self.out, Memory(self.sections, self.slides, applied))
 
     def _remove_others(self) -> None:
-        """Remove the images of sections that are no longer in the list, of the slides of this folder."""
+        """Delete images of sections that are no longer in the list, for the slides of this folder."""
         kept = {section.filename for section in self.sections if section.kept}
         stems = {section.filename.rpartition("_s")[0] for section in self.sections}
         for path in self.out.glob(f"*{ENDING}"):
@@ -323,6 +323,6 @@ def _outlined(section: Section, scan: _Scan) -> Outlined:
 
 
 def _mark(path: Path, scans: Sequence[_Scan]) -> str:
-    """Return what tells a slide's file from another of its name."""
+    """Return a key that distinguishes a slide's file from other files of its name."""
     sizes = "+".join("×".join(map(str, scan.scene.shape)) for scan in scans)
     return f"{path.stat().st_size} bytes, {sizes}"

@@ -103,7 +103,7 @@ def ours(model: Path, refine: int, smoothness: float) -> Method:
 
 
 def make_methods(names: Sequence[str], model: Path, steps: int) -> dict[str, Method]:
-    """Return the methods of these names, in the order of `METHODS`."""
+    """Return the methods with these names, in the order of `METHODS`."""
     makers: dict[str, Callable[[], Method]] = {
         "identity": lambda: nothing,
         "anchoring": lambda: nothing,

@@ -23,7 +23,7 @@ from atlalign.registration.references import Reference, atlas_reference, image_r
 from atlalign.synthesis.contrast import apply_contrast, draw_contrast
 from atlalign.synthesis.damage import draw_damage, missing
 
-_MEAN_WARP = 10 / 456  # of the width, over the image
+_MEAN_WARP = 10 / 456  # as a fraction of the width, over the image
 _WARP_SPACING = 0.25  # of the width
 _WHITE = 99.9  # the percentile of a stain's tissue that becomes 1, as in sections that are read from files
 _MIDLINE = 0.5  # of the width

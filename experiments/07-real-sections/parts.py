@@ -119,7 +119,7 @@ class Setting(NamedTuple):
 
 
 def known_warps(setting: Setting, names: Sequence[str], find: Kept) -> Iterator[Row]:
-    """Part (a): yield, for each section and method, how far two registrations disagree with the known warp."""
+    """Part (a): yield, for each section and method, the disagreement of two registrations with the known warp."""
     yield from _under_known_warps(setting, setting.sections, names, find)
 
 

@@ -300,7 +300,7 @@ def draw_other(folder: Path, width: int, find: Kept, path: Path) -> None:
 
 
 def with_outlines(pair: Pair, dvf: Tensor, ontology: Ontology | None, depth: int = 5) -> NDArray[np.uint8]:
-    """Return the section (H, W, 3) with the outlines of the atlas's regions, by the inverse of a field."""
+    """Return the section (H, W, 3) with the outlines of the atlas's regions, mapped by the inverse of a field."""
     ids = labels_of(pair.reference)
     if ontology is not None:
         ids = ontology.at_depth(ids, depth)

@@ -77,7 +77,7 @@ class RememberingLocator(Locator):
 
 
 def measured(part: Part, locator: RememberingLocator, folder: Path) -> list[Row]:
-    """Return how far each image is located from its place; the anchorings found are written."""
+    """Return the error of each image's plane, and write the located anchorings."""
     known = part.draw(folder)
     start = time.process_time()
     jobs = [Job(one.path) for one in known]
@@ -135,7 +135,7 @@ def _normal(matrix: Matrix) -> Matrix:
 
 
 def summary(rows: Sequence[Row]) -> Row:
-    """Return the numbers of the marks; sections that fit nowhere count as not located, not as 0."""
+    """Return the summary numbers; sections that fit nowhere count as not located, not as errors of 0."""
     known = [row for row in rows if row.get("off_um") is not None]
     errors = np.abs([row["off_um"] for row in known])
     angles = np.array([row["angle_deg"] for row in known])

@@ -15,7 +15,7 @@ from atlalign.sections.outlines import filled
 from atlalign.sections.small_copy import small_copy
 from slides import PIXEL_UM, Slide, make_slide, recipes
 
-_MOST, _PART = 0.8, 0.05  # of a section
+_MOST, _PART = 0.8, 0.05  # as a fraction of a section
 _UPRIGHT_DEG = 20.0
 _UNCLEAR = ("not turned", "which end")
 
