@@ -192,9 +192,9 @@ def describe(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the message of another program's error on one line; its kind where it says nothing."""
+    """Return the message of another program's error on one line, or the kind of an error without a message."""
     said = " ".join(str(error).split())
-    return said or ("memory does not suffice" if isinstance(error, MemoryError) else type(error).__name__)
+    return said or ("not enough memory" if isinstance(error, MemoryError) else type(error).__name__)
 
 
 @contextmanager

@@ -369,7 +369,7 @@ def open_atlas(
     of_file = (annotation, ontology, spacing_um, axes)
     if atlas in (PHANTOM, "allen") and any(value is not None for value in of_file):
         raise InputError(
-            f"atlas '{atlas}' has its own annotation, ontology, spacing and axes: expected none beside it"
+            f"atlas '{atlas}' has its own annotation, ontology, spacing and axes: omit these options"
         )
     if atlas == PHANTOM:
         return phantom_atlas(image_shape=phantom_shape)

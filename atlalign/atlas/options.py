@@ -1,4 +1,4 @@
-"""Which atlas: options that several commands share, declared once."""
+"""The options that choose an atlas, declared once for several commands."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -8,7 +8,7 @@ from atlalign.declarations import Option
 
 @dataclass(frozen=True)
 class AtlasOptions:
-    """An atlas by name, or in a file that does not say everything; these are arguments of `open_atlas`."""
+    """An atlas by name, or a file with the information that it lacks; these are arguments of `open_atlas`."""
 
     atlas: Annotated[
         str | None, Option("allen (downloaded once), phantom, or an atlas file (default: allen)")

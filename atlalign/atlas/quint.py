@@ -33,7 +33,7 @@ class Slice(NamedTuple):
     Attributes:
         where: The place of the entry in the file.
         content: The entry in the form of QuickNII's JSON: filename, nr, width, height, and anchoring as nine numbers.
-        target: The atlas, in whose voxels the anchoring counts.
+        target: The atlas whose voxels are the unit of the anchoring.
     """
 
     where: str

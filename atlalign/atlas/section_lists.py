@@ -245,7 +245,7 @@ def _read_table(path: Path) -> list[ListedSection]:
 
 
 def _filled(rows: Iterable[tuple[int, dict[str, str]]]) -> list[tuple[int, dict[str, str]]]:
-    """Return the rows of a table that are not empty, and that a person does not leave out."""
+    """Return the rows of a table that are not empty, and that the user has not excluded."""
     return [
         (line, cells)
         for line, cells in rows
@@ -263,7 +263,7 @@ def _deepslice_entry(cells: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _anchored_section(where: str, entry: Any, place: int, target: Target = _ALLEN) -> ListedSection:
-    """Return the section of an entry in QuickNII's form, whose anchoring counts in the voxels of a target."""
+    """Return the section of an entry in QuickNII's form, with an anchoring in the voxels of a target."""
     named = _named_section(where, entry, place)
     if named.problem:
         return named
@@ -314,10 +314,10 @@ def _named_section(where: str, entry: Any, place: int) -> ListedSection:
 
 
 def read_anchoring(entry: Mapping[str, Any], target: Target = _ALLEN) -> Anchoring:
-    """Return the anchoring of an entry of QuickNII's, which counts in the voxels of a target.
+    """Return the anchoring of an entry in QuickNII's form, in the voxels of a target.
 
     Raises:
-        InputError: If it has none, or an impossible one, or no size of the image.
+        InputError: If it has no anchoring, or an impossible one, or no image size.
     """
     given = entry.get("anchoring")
     if not isinstance(given, list) or len(given) != 9:

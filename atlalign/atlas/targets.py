@@ -1,4 +1,4 @@
-"""The voxels in which the anchorings of a file count: those of the atlas to which its images are anchored."""
+"""The voxels that are the unit of a file's anchorings: those of the atlas to which its images are anchored."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ ALLEN = "ABA_Mouse_CCFv3_2017_25um.cutlas"
 """QuickNII's name of the Allen Mouse Brain CCFv3, whose voxels are those of `GRID`."""
 
 VOXELS = "voxels"
-"""The key of our own files that describes the voxels of another atlas."""
+"""The key that describes the voxels of another atlas in our own files."""
 
 _ALLEN_ROOT = 997  # the id of the whole brain in the Allen ontology
 _SAME_UM = 1.0
@@ -24,12 +24,12 @@ _SAME_UM = 1.0
 
 @dataclass(frozen=True)
 class Target:
-    """The voxels of an atlas, as QuickNII counts them: x from the left, y from the back, z from the bottom.
+    """The voxels of an atlas in QuickNII's order: x from the left, y from the back, z from the bottom.
 
     Attributes:
         name: The atlas.
         shape: The number of voxels along (AP, DV, ML).
-        voxel_um: Their size.
+        voxel_um: The size of a voxel.
         corner_um: The outer corner of the first voxel: front, top, left.
     """
 
@@ -40,7 +40,7 @@ class Target:
 
     @classmethod
     def of(cls, atlas: Atlas) -> "Target":
-        """Return the voxels of an atlas; an Allen CCFv3 of any resolution counts in those of QuickNII."""
+        """Return the voxels of an atlas; for an Allen CCFv3 of any resolution, these are QuickNII's voxels."""
         if _is_allen(atlas):
             return cls()
         across_um, down_um = atlas.pixel_um
@@ -63,7 +63,7 @@ class Target:
         return cls(name, (int(shape[0]), int(shape[1]), int(shape[2])), size_um, corner_um)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the head of a file whose anchorings count in these voxels."""
+        """Return the head of a file whose anchorings are in these voxels."""
         if self.name == ALLEN:
             return {"target": ALLEN}
         voxels = {
@@ -82,7 +82,7 @@ class Target:
         return np.roll(by_share, 1, axis=0)
 
     def in_grid(self, vectors: Matrix) -> Matrix:
-        """Return o, u, v of these voxels in those of `GRID`."""
+        """Return vectors o, u, v in these voxels converted to those of `GRID`."""
         x, y, z = np.roll(vectors, -1, axis=0).T
         last = np.array([0.0, 0.0, 1.0])
         by_voxel = np.stack([self.shape[0] * last - y, self.shape[1] * last - z, x])
@@ -106,7 +106,7 @@ def _is_allen(atlas: Atlas) -> bool:
 
 
 def _name(atlas: Atlas) -> str:
-    """Return the name of an atlas with its resolution, as the packages of QuickNII and BrainGlobe have it."""
+    """Return the name of an atlas with its resolution, in the form used by QuickNII and BrainGlobe."""
     resolution = f"{atlas.spacing_um:g}um"
     return atlas.name if atlas.name.endswith(resolution) else f"{atlas.name}_{resolution}"
 

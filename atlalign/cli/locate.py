@@ -108,7 +108,7 @@ def located_jobs(
         locator: The atlas and the networks.
         independent: Locate each section alone.
         section_spacing_um: The distance between sections whose numbers differ by 1, if known.
-        known: Sections that were located before, by their place among the jobs: they keep their planes.
+        known: Earlier located sections by their index among the jobs; they keep their planes.
 
     Raises:
         InputError: If the spacing is not above 0.
@@ -138,7 +138,7 @@ def say_located(located: "Sequence[Located]", *, before: int = 0) -> None:
     flags = [found.flag for found in located]
     counts = ", ".join(f"{flags.count(flag)} {flag}" for flag in ("pass", "look", "fail"))
     found = sum(one.anchoring is not None for one in located)
-    kept = f" ({before} of them before)" if before else ""
+    kept = f" ({before} of them earlier)" if before else ""
     say(f"{found} of {len(located)} sections located{kept}: {counts}")
     say(_MIRRORED)
 

@@ -146,7 +146,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _with_call(outcomes: "Iterable[Outcome]", options: argparse.Namespace) -> "Iterator[Outcome]":
-    """Yield outcomes, and keep the call beside the first result: sections can then be corrected while others follow."""
+    """Yield outcomes, and store the call with the first result, so that corrections can start before the end."""
     is_kept = False
     try:
         for outcome in outcomes:
@@ -157,7 +157,7 @@ def _with_call(outcomes: "Iterable[Outcome]", options: argparse.Namespace) -> "I
 
 
 def _record_call(options: argparse.Namespace) -> bool:
-    """Keep how sections were registered beside them, if there are any; an unwritable file is no reason to fail then."""
+    """Store the registration's call beside its results, if there are any; a failure to write it is ignored."""
     from atlalign.registration.record import RECORD
 
     if not any(options.out.glob(f"*/{RECORD}")):

@@ -68,7 +68,7 @@ def registrar_of(out: Path, images: Path | None = None) -> "Registrar":
     known: tuple[tuple[int, ...] | None, Calls] = None, Calls()
 
     def read() -> Calls:
-        """Return the calls up to now; they are read again when `atlalign register` has added one."""
+        """Return the calls so far; they are read again after `atlalign register` has added one."""
         nonlocal known
         state = _state(out / CALLS)
         if state != known[0]:
@@ -79,7 +79,7 @@ def registrar_of(out: Path, images: Path | None = None) -> "Registrar":
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """Return what changes when a file is written; nothing for a missing one."""
+    """Return a value that changes when a file is written; None for a missing file."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -134,6 +134,6 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
 
 
 def _loader(folder: str, arguments: tuple[str, ...]) -> "Callable[[], Recipe]":
-    """Return what loads the recipe of a call."""
+    """Return a function that loads the recipe of a call."""
     options = with_absolute_paths(_parsed(list(arguments)), Path(folder))
     return cache(lambda: register.recipe_of(options))

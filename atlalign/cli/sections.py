@@ -16,10 +16,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="separate the sections of slides",
         description="Find the sections on slides, turn them upright, and write each as an OME-TIFF, with a list "
         "(sections.csv) and a contact sheet. To correct the result, edit the list and run the same command again: "
-        "keep (no drops a section, yes takes in a piece that was left out), turn (degrees counter-clockwise, as the "
+        "keep (no drops a section, yes includes a rejected piece), turn (degrees counter-clockwise, as the "
         "contact sheet shows the section), turned (the same from the slide), mirrored (yes), merge (the number of the "
         "other section), split (x1 y1 x2 y2, two points of a line on the axes of the contact sheet). Move rows to "
-        "change the order. Only sections that change are written again.",
+        "change the order. Only changed sections are written again.",
     )
     command.add_argument(
         "slides", metavar="SLIDE", nargs="+", type=Path, help="a slide scanner's file, or any other image"

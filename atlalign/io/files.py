@@ -20,7 +20,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 from atlalign.errors import InputError, system_refusal
 
 IMAGE_FOLDER = ".zarr"
-"""What the names of folders end in that are one image, and count as files."""
+"""The endings of folders that are one image each, and count as files."""
 
 _UNFINISHED = ".unfinished"
 _ABANDONED_S = 24 * 3600  # nothing that is being written stays unchanged for a day
@@ -136,7 +136,7 @@ def _refusal(path: Path, error: OSError) -> WriteError:
 def _sync(path: Path) -> None:
     """Wait until a file, or the list of names in a folder, is on the disk."""
     if path.is_dir():
-        with suppress(OSError):  # Windows and some network file systems cannot do this do this
+        with suppress(OSError):  # Windows and some network file systems cannot do this
             _fsync(path, os.O_RDONLY)
     else:
         _fsync(path, os.O_RDWR)
@@ -297,7 +297,7 @@ def _locked(path: Path, lease: SoftFileLease) -> LockedError:
 
 
 def is_file(path: Path) -> bool:
-    """Return whether there is such a file, or a folder that is one image; no name is too long to ask."""
+    """Return whether the path is a file, or a folder that is one image; False for names that are too long."""
     try:
         return path.is_file() or (path.suffix.lower() == IMAGE_FOLDER and path.is_dir())
     except OSError:
@@ -305,7 +305,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether there is such a folder that is not one image; no name is too long to ask."""
+    """Return whether the path is a folder that is not one image; False for names that are too long."""
     try:
         return path.is_dir() and path.suffix.lower() != IMAGE_FOLDER
     except OSError:

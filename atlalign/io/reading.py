@@ -1,4 +1,4 @@
-"""How image files are read: options that several commands share, each declared once."""
+"""The options for reading image files, declared once for several commands."""
 
 from typing import Annotated
 

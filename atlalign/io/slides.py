@@ -33,8 +33,8 @@ def open_slide(path: str | Path, *, page: int | None = None, labels: bool = Fals
     Args:
         path: A TIFF file or one of its variants (OME-TIFF, SVS, NDPI, SCN, QPTIFF), a picture, a format that SimpleITK
             reads, with slideio CZI, VSI, ZVI, DICOM, or with zarr an OME-Zarr folder.
-        page: Only this page of a TIFF file, from 0, as the only scene.
-        labels: The numbers in the file are meant, not the colours or intensities that they stand for.
+        page: Open only this page of a TIFF file, from 0, as the only scene.
+        labels: Return the numbers in the file instead of the colours or intensities that they stand for.
 
     Raises:
         InputError: If the file is missing, damaged or of another kind; the message begins with the file's name.

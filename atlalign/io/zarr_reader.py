@@ -22,10 +22,10 @@ _COLOR_NAME = re.compile(r"(channel[ _]?\d*|red|green|blue|[rgb])?", re.IGNORECA
 
 
 def zarr_scenes(path: Path) -> list[Scene]:
-    """Return the images of an OME-Zarr folder; its labels and tables are left alone.
+    """Return the images of an OME-Zarr folder; its labels and tables are ignored.
 
     Raises:
-        InputError: If zarr is not installed, or the folder is not one or several images.
+        InputError: If zarr is not installed, or the folder does not contain one or several images.
     """
     try:
         import zarr
@@ -41,7 +41,9 @@ def zarr_scenes(path: Path) -> list[Scene]:
             f"expected the metadata of an OME-Zarr image, found something else ({reason_of(error)})"
         ) from error
     except FileNotFoundError as error:
-        raise InputError("expected a Zarr group in this folder, found none: is the copy complete?") from error
+        raise InputError(
+            "expected a Zarr group in this folder, found none: check that the copy is complete"
+        ) from error
 
 
 def _images(group: Any) -> list[Any]:
@@ -58,14 +60,14 @@ def _images(group: Any) -> list[Any]:
 
 
 def _said(group: Any) -> Mapping[str, Any]:
-    """Return the OME metadata of a group; since version 0.5 they have a key of their own."""
+    """Return the OME metadata of a group; since version 0.5 it has a key of its own."""
     attributes = dict(group.attrs)
     said: Mapping[str, Any] = attributes.get("ome", attributes)
     return said
 
 
 def _series(group: Any, said: Mapping[str, Any]) -> list[str]:
-    """Return the names of the images in a folder of several, as Bio-Formats writes it."""
+    """Return the names of the images in a folder of several images, as written by Bio-Formats."""
     if "bioformats2raw.layout" not in said:
         return []
     listed = _said(group["OME"]).get("series") if "OME" in group else None
@@ -92,8 +94,8 @@ def _scene(group: Any, name: str) -> Scene:
             if array.nchunks_initialized < array.nchunks:
                 missing = array.nchunks - array.nchunks_initialized
                 _log.warning(
-                    "%s: level %d lacks %d of %d chunks, which read as empty: a scanner leaves empty chunks out, but a "
-                    "copy that was interrupted lacks some, too",
+                    "%s: level %d lacks %d of %d chunks, which are read as empty: scanners omit empty chunks, but an "
+                    "interrupted copy also lacks chunks",
                     *(name, number, missing, array.nchunks),
                 )
 
@@ -112,7 +114,7 @@ def _scene(group: Any, name: str) -> Scene:
 
 
 def _axes(multiscale: Mapping[str, Any], array: Any) -> list[str]:
-    """Return the names of the axes; versions before 0.3 do not give them."""
+    """Return the names of the axes; versions before 0.3 do not store them."""
     given = multiscale.get("axes", list("tczyx"))
     axes = [axis["name"] if isinstance(axis, Mapping) else axis for axis in given]
     if len(axes) != len(array.shape) or set(axes) - set("tczyx") or not {"y", "x"} <= set(axes):
@@ -133,13 +135,13 @@ def _channels(omero: Mapping[str, Any], count: int) -> tuple[Channel, ...]:
 
 
 def _is_color(channels: Sequence[Channel], dtype: Any) -> bool:
-    """Return whether three channels of 8 bits are red, green and blue and have no other names."""
+    """Return whether three 8-bit channels are red, green and blue and have no other names."""
     named = all(_COLOR_NAME.fullmatch(channel.name) for channel in channels)
     return dtype == np.uint8 and named and [channel.color for channel in channels] == _RGB
 
 
 def _pixel_um(multiscale: Mapping[str, Any], axes: Sequence[str]) -> PixelSize | None:
-    """Return the size of a pixel of the first level; None where its unit is not given."""
+    """Return the pixel size of the first level; None if its unit is missing."""
     scale = np.ones(len(axes))
     for owner in (multiscale["datasets"][0], multiscale):
         for transform in owner.get("coordinateTransformations", []):

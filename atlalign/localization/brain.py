@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 
 _SLOPE_DOUBT = 0.04  # of a section's own slopes, in addition to their standard deviation
 _LEAST_SLOPE_ERROR = 1e-3
-_FIRM_MM = 0.05  # the standard deviation of a position that is kept: new sections follow it
+_FIRM_MM = 0.05  # the standard deviation of a kept position; it is small, so that new sections follow it
 _REACH_MM = 1.0
 _NEAR = np.arange(-4.0, 5.0)
 
@@ -27,7 +27,7 @@ class Angle(NamedTuple):
     """The cutting angle of a brain.
 
     Attributes:
-        slopes: Of all planes, along rows and columns.
+        slopes: The slopes of all planes, along rows and columns.
         errors: Their standard errors.
     """
 
@@ -37,11 +37,11 @@ class Angle(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class KeptSection:
-    """A section of the brain that was located before, and keeps its plane.
+    """A section of the brain that was located earlier, and keeps its plane.
 
     Attributes:
         located: The section.
-        plane: As `Frame.templates` has it.
+        plane: As in `Frame.templates`.
     """
 
     located: Located
@@ -49,7 +49,7 @@ class KeptSection:
 
     @classmethod
     def of(cls, located: Located, frame: Frame) -> "KeptSection":
-        """Return a section that was located before, by the images of planes across the same axis."""
+        """Return an earlier located section, for images of planes across the same axis."""
         assert located.anchoring is not None
         return cls(located, Lie.of(matrix_of(located.anchoring), frame).plane)
 
@@ -66,23 +66,23 @@ class KeptSection:
         return error
 
     def curve(self, angle: Angle) -> Curve:
-        """Return how well the section fits at the middle of the atlas: nowhere but on its plane."""
+        """Return the fit in the middle of the atlas, which is sharp at the section's own plane."""
         away = np.linspace(-_REACH_MM, _REACH_MM, 81)
         odds = -0.5 * np.square(away / _FIRM_MM)
         return Curve(self.plane[0] + away, odds, np.full(len(away), self.located.likeness))
 
     def placed(self, curve: Curve, series: Series, place: int, angle: Angle) -> Located:
-        """Return the section where it was."""
+        """Return the section on its earlier plane."""
         return self.located
 
 
 @dataclass(frozen=True, eq=False)
 class NewSection:
-    """A section of the brain that was looked at by itself.
+    """A section of the brain after the first pass over it alone.
 
     Attributes:
         start: The section, not yet located.
-        looked: What it shows.
+        looked: The first pass.
     """
 
     start: Located
@@ -90,7 +90,7 @@ class NewSection:
 
     @property
     def slopes(self) -> Floats:
-        """The slopes of the plane on which it fits best by itself."""
+        """The slopes of the best plane for this section alone."""
         return self.looked.found.lie.plane[1:]
 
     @property
@@ -99,11 +99,11 @@ class NewSection:
         return np.asarray(np.hypot(self.looked.found.slopes_error, _SLOPE_DOUBT))
 
     def arm(self, angle: Angle) -> float:
-        """Return how much further back its plane is at the centre of the tissue than at the middle of the atlas."""
+        """Return how much further back the plane is at the tissue's centre than in the middle of the atlas."""
         return float(self.looked.search.arms(self.looked.found.pivot) @ angle.slopes)
 
     def curve(self, angle: Angle) -> Curve:
-        """Return how well the section fits at the middle of the atlas, where parallel planes are equally far apart."""
+        """Return the fit in the middle of the atlas, where the distance between parallel planes is measured."""
         search, found = self.looked.search, self.looked.found
         middle_mm = float(search.height(found.lie.plane, found.pivot)) - self.arm(angle)
         _, near = search.along(found.lie.on(np.array([middle_mm, *angle.slopes])), _NEAR)
@@ -136,9 +136,9 @@ def in_series(
     numbers: Sequence[float] | None,
     section_spacing_um: float | None,
 ) -> list[Located]:
-    """Return where the sections of a brain lie: on planes of one angle, in the order of their numbers.
+    """Return the located sections of a brain, on planes with one angle, in the order of their numbers.
 
-    Sections that were located before keep their planes, and the new ones follow them.
+    Sections that were located earlier keep their planes, and the new ones follow them.
     """
     angle = shared_angle(sections)
     curves = [section.curve(angle) for section in sections]
@@ -155,7 +155,7 @@ def in_series(
 
 
 def shared_angle(sections: Sequence[NewSection | KeptSection]) -> Angle:
-    """Return the cutting angle that sections share: the weighted median of their slopes."""
+    """Return the cutting angle that sections share, the weighted median of their slopes."""
     own = np.array([section.slopes for section in sections])
     errors = np.array([section.slopes_error for section in sections])
     slopes = np.array([common(own[:, axis], errors[:, axis]) for axis in (0, 1)])

@@ -222,7 +222,7 @@ class Fitter:
     def _likeness(self, placed: Tensor, planes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the likeness of planes to the section, registered by an affine map and wide bends only.
 
-        Narrow bends would make the section as like to a wrong plane as to the right one.
+        With narrow bends, the section would look as much like a wrong plane as like the right one.
         """
         reference, dvf = self._registration(placed, planes)
         wide = wide_part(dvf, reference > _TISSUE)
@@ -248,12 +248,12 @@ def wide_part(dvf: Tensor, tissue: Tensor) -> Tensor:
 
 
 def affine_field(affine: Tensor, like: Tensor) -> Tensor:
-    """Return affine displacements (N, 2, 3) as fields of the size of others (N, 2, H, W)."""
+    """Return affine displacements (N, 2, 3) as fields of the size of `like`."""
     return (affine @ _pixels(like).T).view(like.shape).to(like)
 
 
 def smoothed(field: Tensor, sigma_px: float) -> Tensor:
-    """Return fields (N, 2, H, W) averaged under a Gaussian, whose weights beyond the border do not count."""
+    """Return fields (N, 2, H, W) averaged under a Gaussian that ignores everything beyond the border."""
     along_y, along_x = (_averages(size, sigma_px).to(field) for size in field.shape[-2:])
     return along_y @ field @ along_x.T
 

@@ -39,11 +39,11 @@ class Located:
         flag: pass, look or fail.
         reason: Why the flag is not pass.
         other_um: Another position that fits about as well, if there is one.
-        elsewhere_um: Where it fits by itself, if that is not its place in the series.
-        curve: How well it fits along the axis, by itself.
-        alone_um: The position at its tissue's centre by itself.
-        placed_um: The position at its tissue's centre as it is located.
-        pictures: The plane of the atlas, and the section as it lies there, each (H, W) in 8 bits.
+        elsewhere_um: The best position for this section alone, if it differs from its place in the series.
+        curve: The fit along the axis, for this section alone.
+        alone_um: The position at the tissue's centre, for this section alone.
+        placed_um: The final position at the tissue's centre.
+        pictures: The plane of the atlas, and the section placed on it, each (H, W) in 8 bits.
     """
 
     job: Job
@@ -124,7 +124,7 @@ def judged(located: Located) -> Located:
     reasons = [located.reason] if located.reason else []
     if not math.isnan(located.elsewhere_um):
         reasons.append(
-            f"by itself it fits at {located.elsewhere_um:.0f} µm, not at its place in the series, "
+            f"alone it fits at {located.elsewhere_um:.0f} µm, not at its place in the series, "
             f"{located.placed_um:.0f} µm"
         )
     if not math.isnan(located.other_um):

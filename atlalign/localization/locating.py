@@ -34,9 +34,9 @@ def locate(
         locator: The atlas and the networks.
         independent: Locate each section alone.
         section_spacing_um: The distance between sections whose numbers differ by 1, if known.
-        known: Sections that were located before, by their place among the jobs. They keep their planes, and new
+        known: Earlier located sections, by their index among the jobs. They keep their planes, and new
             sections of the same brain are placed between them: at their cutting angle, on their line.
-        progress: Wraps the images while they are looked at.
+        progress: Wraps the images during the first pass.
 
     Raises:
         InputError: If two sections of the only brain have the same number; of several brains, that one is not located.
@@ -81,7 +81,7 @@ def locate(
 
 
 def _brains(jobs: Sequence[Job]) -> list[list[int]]:
-    """Return the places of the sections of each brain among the jobs."""
+    """Return the indexes of the sections of each brain among the jobs."""
     names = [job.brain or str(job.path.absolute().parent) for job in jobs]
     return [[place for place, own in enumerate(names) if own == name] for name in dict.fromkeys(names)]
 
@@ -131,7 +131,7 @@ def _together(
     numbers: Mapping[int, float] | None,
     section_spacing_um: float | None,
 ) -> dict[int, Located]:
-    """Return where the sections of a brain lie, by their place among all jobs, as are their numbers."""
+    """Return the located sections of a brain, by their index among all jobs."""
     frame = next(iter(new.values())).looked.search.frame
     members: dict[int, NewSection | KeptSection] = {**new}
     members |= {place: KeptSection.of(located, frame) for place, located in kept.items()}

@@ -116,7 +116,7 @@ def _check_size(volume: AtlasVolume, network: PlaneLocatorNet, name: str) -> Non
 
 
 def _are_two(locator: Locator, section: Section, tissue: SeenTissue, whole: Proposal) -> bool:
-    """Return whether two pieces of tissue are each a section by themselves."""
+    """Return whether two pieces of tissue are two separate sections."""
     if len(tissue.pieces) < 2 or tissue.pieces[1].area < _HALF_AS_LARGE * tissue.pieces[0].area:
         return False
     alone = [propose(locator.network, locator.volume, section, piece)[0] for piece in tissue.pieces[:2]]

@@ -1,4 +1,4 @@
-"""The plane that a section shows, searched near one that a person has set."""
+"""Search for the plane of a section near a plane that the user has set."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -21,19 +21,19 @@ from atlalign.registration.jobs import Job
 from atlalign.registration.options import Options
 from atlalign.registration.placement import Section, read_section
 
-_ERROR_MM = 0.8  # of a plane that a person sets by eye
-_STEPS = np.arange(-5.0, 6.0)  # half a millimetre of a mouse's brain
+_ERROR_MM = 0.8  # of a plane that the user sets by eye
+_STEPS = np.arange(-5.0, 6.0)  # half a millimetre in a mouse brain
 _ROWS_PX = 160
 _CLEARLY = 0.01  # of likeness: a smaller gain is noise
 
 
 class Nearby(NamedTuple):
-    """What a search near a plane found.
+    """The result of a search near a plane.
 
     Attributes:
-        anchoring: Where the section lies; the start's, if no plane nearby is clearly more like it.
-        likeness: Of the registered section to this plane.
-        likeness_before: To the plane at which the search began.
+        anchoring: The section's anchoring; the initial one, if no plane nearby is clearly more similar.
+        likeness: The likeness of the registered section to this plane.
+        likeness_before: The likeness to the initial plane.
     """
 
     anchoring: Anchoring
@@ -42,10 +42,10 @@ class Nearby(NamedTuple):
 
 
 class NearbySearch:
-    """Searches an atlas near planes that a person has set; unlike `Locator`, it needs no network that proposes planes.
+    """Searches an atlas near planes that the user has set; unlike `Locator`, it needs no network for proposals.
 
     Args:
-        atlas: With region ids.
+        atlas: The atlas with region ids.
         registration: The network that registers sections to planes; None for the one that comes with the package.
 
     Raises:
@@ -59,17 +59,17 @@ class NearbySearch:
         self._registration = registration if isinstance(registration, nn.Module) else load_model(registration)
 
     def near(self, job: Job, options: Options) -> Nearby:
-        """Return where a section lies near its anchoring.
+        """Return the plane of a section near its anchoring.
 
         Args:
-            job: The image, with the anchoring at which the search begins.
-            options: How it is read, and which half it shows.
+            job: The image, with the initial anchoring.
+            options: How the image is read, and which half it shows.
 
         Raises:
             InputError: If it has no anchoring, or the image cannot be read.
         """
         if job.anchoring is None:
-            raise InputError(f"{job.path.name}: expected a plane near which to search, found none")
+            raise InputError(f"{job.path.name}: expected a plane to search from, found none")
         image = open_channels(job.path, scene=options.scene, page=options.page, z=options.z)
         channel = one_channel(image, options.channel, job.path.name)
         section = read_section(
@@ -84,7 +84,7 @@ class NearbySearch:
     def near_plane(
         self, section: Section, start: Anchoring, side: str = "whole", name: str = "section"
     ) -> Nearby:
-        """Return where a section lies near an anchoring; the section shows this side: whole, left or right."""
+        """Return the plane of a section near an anchoring; `side` is the part that it shows: whole, left or right."""
         search = self._search(section, start.on(section.shape), side, name)
         begin = Lie.of(search.proposal.matrix, search.frame)
         lie, curve = search.along(search.fitter.straightened(begin), _STEPS)

@@ -1,4 +1,4 @@
-"""The peak of a function that is known at a few points: that of the quadratic through them."""
+"""The peak of a function known at a few points, found by a quadratic fit."""
 
 from itertools import combinations, product
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-_FLAT = 1e-4  # a curvature that does not fall is taken as nearly flat
+_FLAT = 1e-4  # a curvature that does not fall is treated as nearly flat
 
 
 def design(n: int) -> Floats:
@@ -38,7 +38,7 @@ class Quadratic(NamedTuple):
 
     @classmethod
     def through(cls, points: Floats, values: Floats) -> "Quadratic":
-        """Return the function nearest to values (N,) at points (N, n), bent so that it has a peak."""
+        """Return the function nearest to values (N,) at points (N, n), with a curvature that has a peak."""
         n = points.shape[1]
         pairs = list(combinations(range(n), 2))
         mixed = np.stack([points[:, i] * points[:, j] for i, j in pairs], axis=1)
@@ -52,12 +52,12 @@ class Quadratic(NamedTuple):
         return cls(found[1 : 1 + n], bent)
 
     def with_prior(self, centre: Floats, precision: Floats) -> "Quadratic":
-        """Return the function less precision (n,) · (x − centre)² / 2."""
+        """Return the function minus precision (n,) · (x − centre)² / 2."""
         return Quadratic(self.gradient + precision * centre, self.curvature - np.diag(precision))
 
     @property
     def peak(self) -> Floats:
-        """Where the function is largest."""
+        """The position of the maximum."""
         return np.asarray(np.linalg.solve(-self.curvature, self.gradient))
 
     @property

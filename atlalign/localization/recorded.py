@@ -1,4 +1,4 @@
-"""Sections that were located before: their planes are kept while nothing changed that they depend on."""
+"""Records of located sections, which keep their planes while everything that these depend on is unchanged."""
 
 import json
 import math
@@ -19,10 +19,10 @@ from atlalign.registration.jobs import Job
 LOCATED = "located.json"
 """The anchorings of sections whose position was found; beside it stands the table of all."""
 RECORD = "located_from.json"
-"""What sections were located from, and where they lay, beside the list of their anchorings."""
+"""The record of the located sections, with their settings, beside the list of their anchorings."""
 
 ATLAS = "atlas_sha256"
-"""The setting that names the content of the atlas."""
+"""The setting that identifies the content of the atlas."""
 
 _SAME_VOXELS = 0.01
 _PLAIN = (
@@ -35,8 +35,8 @@ class Recorded:
     """The sections that were located into one folder.
 
     Args:
-        folder: Of the record; it need not exist.
-        settings: Plain data that a plane depends on beside the image: `ATLAS`, and the options of series.
+        folder: The folder of the record; it need not exist.
+        settings: Plain data that a plane depends on besides the image: `ATLAS`, and the options of series.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -89,7 +89,7 @@ class Recorded:
             unfinished.write_text(text + "\n", encoding="utf-8")
 
     def _from(self, job: Job) -> dict[str, Any]:
-        """Return what a section's plane depends on, as plain data."""
+        """Return everything that a section's plane depends on, as plain data."""
         status = job.path.stat()
         own = {"bytes": status.st_size, "modified_ns": status.st_mtime_ns, "brain": job.brain}
         own["section_number"] = job.section_number
@@ -161,12 +161,12 @@ def _file(job: Job) -> str:
 
 
 def _given(job: Job) -> dict[str, Any]:
-    """Return the options that have a value."""
+    """Return the options that are set."""
     return {name: value for name, value in job.options.items() if value is not None}
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON holds it, without numbers that are none."""
+    """Return a value in JSON's form, without NaN."""
     if isinstance(value, tuple):
         return [_plain(part) for part in value]
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -32,14 +32,14 @@ COLUMNS = (
 
 
 def write_located(path: str | Path, located: Sequence[Located], target: Target) -> Path:
-    """Write the anchorings of sections as QuickNII's JSON, and beside it the table of all; return the table's path.
+    """Write the anchorings as QuickNII's JSON and the table of all sections beside it; return the table's path.
 
-    Sections that fit nowhere stand in the table alone.
+    Sections that fit no plane appear only in the table.
 
     Args:
         path: The JSON file.
         located: The sections.
-        target: The atlas in which they were located; the anchorings count in its voxels.
+        target: The atlas in which they were located; its voxels are the unit of the anchorings.
     """
     path = Path(path)
     slices = [_slice(found, path.parent, target) for found in located if found.anchoring is not None]

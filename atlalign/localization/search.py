@@ -1,4 +1,4 @@
-"""From a proposal to the plane on which a section fits best: position, then position and both slopes together.
+"""From a proposal to the best-fitting plane: first its position, then position and both slopes together.
 
 Steps are measured in 1/132 of the brain's length, a tenth of a millimetre in a mouse.
 """
@@ -71,7 +71,7 @@ class Curve:
         return float(np.sqrt((np.square(fine - mean) * weight).sum() / weight.sum()))
 
     def moved(self, distance_mm: float) -> "Curve":
-        """Return the curve that far further back."""
+        """Return the curve moved back by this distance."""
         return replace(self, position_mm=self.position_mm + distance_mm)
 
     def merged(self, other: "Curve") -> "Curve":
@@ -135,14 +135,14 @@ class Search:
         self.step_mm = float(size[frame.across]) / STEPS_A_BRAIN
 
     def look(self) -> Found:
-        """Return the best place: along the axis first, then position and slopes together."""
+        """Return the best plane: first along the axis, then position and slopes together."""
         lie = self.fitter.straightened(Lie.of(self.proposal.matrix, self.frame))
         lie, curve = self.along(lie, _WIDE)
         lie, slopes_error = self.refined(lie)
         return self.found(lie, curve, slopes_error)
 
     def refined(self, lie: Lie) -> tuple[Lie, Floats]:
-        """Return the best place near one, position and slopes together, and the standard deviations of both slopes."""
+        """Return the best plane near a known one, and the standard deviations of both slopes."""
         lie, slopes_error = self.fitter.straightened(lie), np.zeros(2)
         for steps, degrees in _ROUNDS:
             lie, slopes_error = self.tuned(lie, steps * self.step_mm, np.tan(np.deg2rad(degrees)))
@@ -150,7 +150,7 @@ class Search:
         return lie, slopes_error
 
     def settle(self, found: Found) -> Found:
-        """Return the place with how well the section fits along the axis near it."""
+        """Return a plane with the section's fit along the axis near it."""
         _, curve = self.along(found.lie, _NEAR)
         return replace(found, curve=found.curve.merged(curve))
 
@@ -166,7 +166,7 @@ class Search:
         return lie.on(lie.plane + np.array([moved, 0, 0])), curve
 
     def tuned(self, lie: Lie, reach_mm: float, reach_slope: float) -> tuple[Lie, Floats]:
-        """Return the place at the peak of likeness near one, and the standard deviations of both slopes.
+        """Return the plane at the peak of likeness near a known one, and the standard deviations of both slopes.
 
         The peak is that of a quadratic through the likeness of planes whose position and slopes differ together. They
         are weighed with those of the proposal.

@@ -11,7 +11,7 @@ from atlalign.atlas.atlas import Atlas
 from atlalign.errors import InputError
 
 COLUMNS_PX = 228
-"""Pixels across the atlas at which sections are searched for: the size at which the shipped network registers."""
+"""Pixels across the atlas in a search: the resolution of the shipped registration network."""
 
 
 def width_um(atlas: Atlas) -> float:

@@ -23,7 +23,7 @@ class Outlined(NamedTuple):
         matrix: (2, 3), maps pixels of its own image to pixels of the slide.
         shape: (h, w) of its own image.
         note: A remark.
-        left_out: Why it has no image; empty if it has one.
+        left_out: The reason why it has no image; empty if it has one.
     """
 
     label: str

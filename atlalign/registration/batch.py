@@ -108,9 +108,9 @@ def register_batch(
 ) -> Iterator[Outcome]:
     """Register sections and yield their outcomes in order; finished sections are not repeated.
 
-    If a section cannot be registered, for whatever reason, its outcome says why, and the next one follows. Sections on
-    which another process is at work come last, when it has finished or died. The tables show all sections in `out`,
-    registered and failed, whichever call tried them.
+    If a section cannot be registered, its outcome gives the reason, and the next section follows. Sections on which
+    another process is working come last, when that process has finished or died. The tables list all sections in `out`,
+    registered and failed, from any call.
 
     Args:
         jobs: The sections to register.
@@ -304,7 +304,7 @@ def _former_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool
     if former and not changed:
         with suppress(InputError):
             record = check_whole(folder)
-            if record.keys() >= set(_MEASURES):  # an earlier version measured less
+            if record.keys() >= set(_MEASURES):  # an earlier version had fewer measures
                 return record
     # A correction is made on purpose, so --overwrite is not needed as well.
     if overwrite or not former or changed <= {CORRECTION}:
@@ -421,7 +421,7 @@ _COLUMNS = (
 
 
 def _write_tables(out: Path) -> None:
-    """Write the tables of all sections in a folder of results, while no other process does."""
+    """Write the tables of all sections in a folder of results, while no other process writes them."""
     with lock(out / TABLE, wait=True):
         whole, damaged = _records(path.parent for path in sorted(out.glob(f"[!.]*/{RECORD}")))
         failures = read_failures(out).items()
@@ -446,7 +446,7 @@ def _records(folders: Iterable[Path]) -> tuple[dict[str, dict[str, Any]], list[d
         try:
             whole[folder.name] = check_whole(folder)
         except (InputError, OSError) as error:
-            reason = f"damaged, to be registered again: {error}"
+            reason = f"damaged, must be registered again: {error}"
             damaged.append(_failed_row(folder.parent, storable(folder.name), reason))
     return whole, damaged
 

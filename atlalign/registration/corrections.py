@@ -3,8 +3,8 @@
 `corrections/SECTION/` in the folder of results holds up to four files, each only if it has content:
 
 - `visualign.json`: the plane and the pairs of points, as a series of VisuAlign with this section alone;
-- `ignored.png`, `ignored.geojson`: tissue to ignore, as an image of which other pixels than 0 are ignored, or as areas
-  in pixels of the section's image, as QuPath writes them; both together where both are there;
+- `ignored.png`, `ignored.geojson`: tissue to ignore, as an image whose non-zero pixels are ignored, or as areas in
+  pixels of the section's image, as QuPath writes them; if both exist, both apply;
 - `review.json`: the verdict, a note, and which half of the brain the section shows.
 
 `register` reads these files and never writes them: results are replaced as a whole, corrections are not.
@@ -50,13 +50,13 @@ class Correction:
     """The user's corrections of a section.
 
     Attributes:
-        anchoring: The plane that the points are kept with; None where the reference is an image.
-        moves_plane: The section is to be placed by this anchoring. Otherwise it is placed as without a correction.
-        points: Pairs of places in the reference and in the section.
-        ignored: Tissue that neither pulls nor counts.
-        verdict: What the person thinks of the result; None for nothing yet.
-        note: In the person's words.
-        hemisphere: Which half of the brain the section shows; None for what the options of `register` say.
+        anchoring: The plane that the points refer to; None if the reference is an image.
+        moves_plane: Place the section by this anchoring; otherwise it is placed as without a correction.
+        points: Pairs of corresponding points in the reference and the section.
+        ignored: Tissue to ignore.
+        verdict: The user's verdict on the result; None if there is none yet.
+        note: The user's note.
+        hemisphere: The half of the brain that the section shows; None means the options of `register`.
     """
 
     anchoring: Anchoring | None = None
@@ -103,12 +103,12 @@ def corrected(job: Job, correction: Correction) -> Job:
 
 
 def changes(job: Job, correction: Correction) -> dict[str, Any] | None:
-    """Return, as plain data, what a person's points, plane, mask and half change in a result; None for nothing."""
+    """Return, as plain data, the changes by the user's points, plane, mask and half; None if there are none."""
     points = correction.points if correction.sets_points else job.points
     moved = correction.anchoring.to_json() if correction.moves_plane and correction.anchoring else None
     if not (moved or len(points) or correction.ignored or correction.hemisphere):
         return None
-    # Results without this key were made before halves could be corrected: they are still whole.
+    # Results without this key were made before halves could be corrected; they are still complete.
     half = {} if correction.hemisphere is None else {"hemisphere": correction.hemisphere}
     return {
         **half,
@@ -156,7 +156,7 @@ def _read_markers(path: Path) -> tuple[Anchoring | None, bool, PointPairs]:
 
 
 class Review(NamedTuple):
-    """What a person says of a section."""
+    """The user's statements on a section."""
 
     verdict: Verdict | None = None
     note: str = ""
@@ -164,7 +164,7 @@ class Review(NamedTuple):
 
 
 def read_review(out: Path, section: str) -> Review:
-    """Return a person's verdict, the note, and the half that the section shows; a section without any has none.
+    """Return the user's verdict, note, and half of the brain for a section; all are empty if there are none.
 
     Raises:
         InputError: If the file cannot be read, or has invalid content.

@@ -1,7 +1,7 @@
-"""Sections that could not be registered, kept beside the results until they are: `failures.json`.
+"""Sections that could not be registered, listed beside the results in `failures.json` until they are.
 
 Calls of `atlalign register` that share a folder of results share this file, so that each of them can write a table of
-all sections. A failure is forgotten when its section is registered, or when its image is deleted.
+all sections. A failure is deleted when its section is registered, or when its image is deleted.
 """
 
 import json
@@ -15,7 +15,7 @@ from atlalign.io.files import is_file, is_folder, lock, storable, written_whole
 FAILURES = "failures.json"
 
 Failures = dict[str, dict[str, Any]]
-"""By the name of the section: `reason`, the name of the image's `file`, and the path of the `image` (None: no file)."""
+"""Failures by section name: `reason`, the name of the image's `file`, and the path of the `image` (None: no file)."""
 
 
 def read_failures(out: Path) -> Failures:
@@ -32,12 +32,12 @@ def read_failures(out: Path) -> Failures:
 
 
 def _is_deleted(image: str | None) -> bool:
-    """Return whether an image is gone from its folder; where another machine has no such folder, nobody knows."""
+    """Return whether an image was deleted from its folder; False if this machine cannot see the folder."""
     return image is not None and is_folder(Path(image).parent) and not is_file(Path(image))
 
 
 def add_failure(out: Path, name: str, image: Path, reason: str) -> None:
-    """Keep why a section could not be registered.
+    """Store the reason why a section could not be registered.
 
     Raises:
         WriteError: If the folder of results cannot be written.
@@ -49,7 +49,7 @@ def add_failure(out: Path, name: str, image: Path, reason: str) -> None:
 
 
 def remove_failure(out: Path, name: str) -> None:
-    """Forget the failure of a section that is registered now.
+    """Delete the failure of a section that has now been registered.
 
     Raises:
         WriteError: If the folder of results cannot be written.
@@ -59,7 +59,7 @@ def remove_failure(out: Path, name: str) -> None:
 
 
 def _change(out: Path, change: Callable[[Failures], Failures]) -> None:
-    """Replace the failures while no other process does; without any, there is no file."""
+    """Replace the failures while no other process does; without failures, the file is deleted."""
     with lock(out / FAILURES, wait=True):
         failures = change(read_failures(out))
         if not failures:

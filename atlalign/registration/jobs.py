@@ -45,11 +45,11 @@ class Job(NamedTuple):
         problem: Why it cannot be registered, if the list already shows that.
         options: The values of `Options` that this image sets itself, by name.
         label: The name of its folder of results; empty means the name of the file without its ending.
-        points: Places in the reference and in the image that belong together, as a person set them.
-        ignored: Tissue that neither pulls nor counts.
-        brain: The brain that it is a section of, where a list says that.
-        section_number: Its place in the series of sections, where a list says that.
-        target: The atlas to which it is anchored, where its list names another than the Allen atlas.
+        points: Pairs of corresponding points in the reference and the image, set by the user.
+        ignored: Tissue to ignore.
+        brain: The brain that the section comes from, if a list gives it.
+        section_number: Its number in the series of sections, if a list gives it.
+        target: The atlas to which it is anchored, if its list names one other than the Allen atlas.
     """
 
     path: Path

@@ -11,7 +11,7 @@ from torch import Tensor
 from atlalign.registration.references import Reference
 
 _TISSUE = 0.03  # of the brightest; darker pixels are background
-_INSIDE_UM = 300.0  # nearer to the outline, a section may end early without a tear
+_INSIDE_UM = 300.0  # closer to the outline, a section may end early without a tear
 _ALL_NEIGHBOURS = np.ones((3, 3))
 
 

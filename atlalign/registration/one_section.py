@@ -1,4 +1,4 @@
-"""Whether an image shows one section, which `register` and `locate` expect."""
+"""The check that an image shows one section, which `register` and `locate` require."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +15,13 @@ _OVERVIEW = (320, 456)  # enough to tell sections apart
 def check_is_one(
     channel: Scene, options: ReadingOptions, path: Path, *, also_two: Callable[[], bool] = lambda: False
 ) -> None:
-    """Raise an error if the image shows several sections, as all of them at once fit no plane.
+    """Raise an error if the image shows several sections, which together fit no plane.
 
     Args:
         channel: The image.
-        options: How it is read; `one_section` says that it shows one.
+        options: How the image is read; `one_section` skips the check.
         path: Its file, for the message.
-        also_two: Asked if the outlines of the pieces leave it open; returns whether two of them are sections.
+        also_two: Called if the outlines of the pieces are ambiguous; returns whether two of them are sections.
     """
     if options.one_section:
         return
@@ -31,12 +31,12 @@ def check_is_one(
     if count > 1:
         raise InputError(
             f"{path.name}: expected one section, found {count}: separate them (atlalign sections {path} --out FOLDER), "
-            "or say that all of it is one section (--one-section)"
+            "or use --one-section if all pieces belong to one section"
         )
 
 
 def _clear_count(channel: Scene, pixel_size_um: float | None) -> int:
-    """Return how many sections the outlines of the pieces show; 1 if they leave it open."""
+    """Return the number of sections that the outlines of the pieces show; 1 if they are ambiguous."""
     view = overview(channel, _OVERVIEW)
     x, y = channel.pixel_um or (pixel_size_um, pixel_size_um)
     known = pixel_size_um or (None if x is None or y is None else (x + y) / 2)

@@ -23,7 +23,7 @@ Side = Literal["left", "right"]
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How the image of a section is read."""
+    """The options for reading the image of a section."""
 
     pixel_size_um: PixelSizeUm = None
     background: SlideBackground = "auto"
@@ -125,7 +125,7 @@ class Options(ReadingOptions):
 
 @dataclass(frozen=True)
 class SeriesOptions:
-    """How sections without a position are located; see `atlalign.localization`."""
+    """The options for locating sections without a position; see `atlalign.localization`."""
 
     independent: Annotated[bool, Option("locate each section alone, not as one of a series")] = False
     section_spacing_um: Annotated[

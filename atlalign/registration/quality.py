@@ -38,28 +38,28 @@ _NOWHERE = Alternative("", 0.0)
 
 @dataclass(frozen=True)
 class Quality:
-    """How well a registration went; lengths are means or maxima over the reference's tissue.
+    """The quality of a registration; lengths are means or maxima over the reference's tissue.
 
     Attributes:
         displacement_mean_um: The mean displacement by the network's field.
         displacement_max_um: The largest displacement by that field.
         folding: The share of the plane on which the field folds.
-        inverse_consistency_um: The mean distance between a point and the place that it returns to when the
-            network also registers the reference to the section. A network that is sure agrees with itself.
-        similarity_before: Mutual information of section and reference, in nats, as placed.
-        similarity_after: The same when registered.
-        bending_um: The mean distance of the network's displacements from the affine map closest to them. A section in
-            the right place is bent little; a section that lies elsewhere, or lacks a part, is bent a lot.
+        inverse_consistency_um: The mean distance between a point and the place that it returns to when the network also
+            registers the reference to the section. A certain network agrees with itself.
+        similarity_before: Mutual information of the placed section and the reference, in nats.
+        similarity_after: The same for the registered section.
+        bending_um: The mean distance of the network's displacements from the closest affine map. A section in the right
+            place is bent little; a section in a wrong place, or with a missing part, is bent a lot.
         rescaling: The change of the section's size by that affine map, as a fraction. The network corrects a wrong
             pixel size only in part.
-        rotation_deg: The rotation by that affine map in degrees, either way. The network corrects a wrong turn only in
-            part.
-        uncovered: The share of the reference's tissue on which the registered section shows none. It may be torn, lack
-            a part, show only half of the brain, or its stain may leave most tissue dark.
+        rotation_deg: The rotation by that affine map in degrees, in either direction. The network corrects a wrong turn
+            only in part.
+        uncovered: The share of the reference's tissue on which the registered section shows none. The section may be
+            torn, lack a part or show only half of the brain, or its stain may leave most tissue dark.
         gap: The area of the largest connected part of that, more than 0.3 mm inside the reference's outline, as a share
-            of the reference's tissue. A tear is narrow: it leaves little uncovered, but in one place.
+            of the reference's tissue. A tear is narrow: it leaves little tissue uncovered, but in one place.
         beyond: The area of the section's tissue outside the reference's tissue, as a share of the latter.
-        likeness: The likeness of the reference and the section as the network registers it.
+        likeness: The likeness of the reference and the section registered by the network.
         likeness_turned: The largest likeness at another turn, or of half a section mirrored; 0 if none was tried.
         turned: The turn with that likeness.
         likeness_elsewhere: The largest likeness on planes at least 500 µm in front or behind; 0 if none was tried.
@@ -172,8 +172,8 @@ LIMITS: Mapping[str, Limit] = {
 }
 """The default limits of `judge`.
 
-They were chosen on sections of a brown immunostain with even numbers and the shipped network, so that no registration
-with an error above 150 µm passes. On four odd ones none of 139 such registrations passed
+They were chosen on even-numbered sections of a brown immunostain with the shipped network, so that no registration with
+an error above 150 µm passes. On four odd-numbered sections none of 139 such registrations passed
 (tests/registration/SITUATIONS.md). A stain that shows little of the tissue always exceeds `uncovered` and `gap`.
 """
 

@@ -49,7 +49,7 @@ class AtlasReferences:
 
     @cached_property
     def target(self) -> Target:
-        """The voxels in which anchorings to the atlas are written."""
+        """The voxels that are the unit of written anchorings to the atlas."""
         return Target.of(self.atlas)
 
     def of(self, job: Job, hemisphere: Side | None) -> "Reference":
@@ -179,7 +179,7 @@ class Reference(NamedTuple):
 
 
 def columns_of(side: Side, width: int) -> NDArray[np.bool_]:
-    """Return which columns of a reference belong to one half of it; the middle one belongs to both."""
+    """Return the mask of a reference's columns that belong to one half of it; the middle column belongs to both."""
     place = np.arange(width) - (width - 1) / 2
     return place <= 0 if side == "left" else place >= 0
 

@@ -21,7 +21,7 @@ def _number_or_path(text: str) -> float | Path:
 
 @dataclass(frozen=True)
 class TransformOptions:
-    """How a file is mapped between a section and its reference.
+    """The options for mapping a file between a section and its reference.
 
     Attributes:
         to: Map to the reference or to the section.
@@ -35,15 +35,14 @@ class TransformOptions:
     z: ZPlane = None
     output_um: Annotated[
         float | None,
-        Option(
-            "pixel size in µm of the image to write (default: that of the registration's own images)", "UM"
-        ),
+        Option("pixel size in µm of the image to write (default: that of the registration's images)", "UM"),
     ] = None
     unit: Annotated[Unit | None, Option("unit of the columns x and y (default: px)")] = None
     off_plane_um: Annotated[
         float | None,
         Option(
-            "largest distance of atlas points from the section's plane; points beyond get no x and y (default: 100)",
+            "largest distance of atlas points from the section's plane in µm; points farther off get no x and y "
+            "(default: 100)",
             "UM",
         ),
     ] = None

@@ -237,7 +237,7 @@ _NOTHING = {"verdict": None, "points": 0, "moves_plane": False, "ignores": False
 
 
 def is_applied(record: Mapping[str, Any], correction: Correction) -> bool:
-    """Return whether results were made with the plane, the points, the mask and the half of a correction."""
+    """Return whether the results were made with a correction's plane, points, mask and half."""
     made_with, wanted = (
         {name: found.get(name) or None for name in ("anchoring", "points", "ignored_sha256", "hemisphere")}
         for found in (
@@ -249,7 +249,7 @@ def is_applied(record: Mapping[str, Any], correction: Correction) -> bool:
 
 
 def hemisphere_of(record: Mapping[str, Any]) -> Hemisphere:
-    """Return what a section shows of the brain by the options that it was registered with, before any correction."""
+    """Return the part of the brain that the section shows by its registration options, before any correction."""
     side: Hemisphere = record.get("settings", {}).get("hemisphere") or "whole"
     return side
 

@@ -78,8 +78,9 @@ class PlaneSettings:
         """Return the anchoring with these settings.
 
         Args:
-            former: The one whose pixels have the size 1.
-            shown: The one from which the image keeps its centre in the plane and its proportions; None for `former`.
+            former: The anchoring whose pixels have the size 1.
+            shown: The anchoring from which the image keeps its centre in the plane and its proportions; None for
+                `former`.
         """
         shown = shown or former
         _, before, _ = _parts(former)

@@ -1,4 +1,4 @@
-"""Registers and locates single sections again, in the background and with their corrections."""
+"""Registers and locates single sections again with their corrections, in the background."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -39,10 +39,10 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Calls:
-    """How the sections of a folder were registered.
+    """The original registrations of the sections of a folder.
 
     Attributes:
-        sections: How, by name.
+        sections: The registrations by section name.
         why_not: Why sections that are missing there cannot be registered again.
     """
 
@@ -51,11 +51,11 @@ class Calls:
 
 
 class Registrar:
-    """Registers sections as they were registered before, and searches for their planes.
+    """Repeats the registrations of sections, and searches for their planes.
 
     Args:
         out: The folder of results.
-        read_calls: Returns how they were registered; the same object unless `atlalign register` ran meanwhile.
+        read_calls: Returns the original registrations; the same object unless `atlalign register` has run meanwhile.
 
     Attributes:
         states: The states of requested registrations: waiting, at work, done, or an error.
@@ -74,7 +74,7 @@ class Registrar:
 
     @property
     def calls(self) -> Calls:
-        """How the sections were registered, by the calls up to now."""
+        """The original registrations, including the latest calls."""
         found = self._read_calls()
         if found is not self._known:
             self._known = found
@@ -86,7 +86,7 @@ class Registrar:
         calls = self.calls
         if name in calls.sections:
             return calls.sections[name].job.problem
-        return calls.why_not or f"{name}: it is none of the images that were registered"
+        return calls.why_not or f"{name}: expected a section that was registered before"
 
     def image(self, name: str) -> Path | None:
         """Return the file of a section's image, if known."""
@@ -140,21 +140,23 @@ class Registrar:
             self._queue.put(name)
 
     def locate(self, name: str, correction: Correction) -> Nearby:
-        """Return where a section lies near the plane of a correction; nothing is written.
+        """Return the plane of a section near that of a correction; nothing is written.
 
         Raises:
             InputError: If it cannot be located.
         """
         recipe, atlas = self.recipe(name), self.atlas(name)
         if atlas is None:
-            raise InputError(f"{name}: expected a section of an atlas, found one of a reference image")
+            raise InputError(
+                f"{name}: expected a section registered to an atlas, found one registered to an image"
+            )
         job = corrected(self._job(name), correction)
         with self._searching:
             search = self._searches.setdefault(id(atlas), NearbySearch(atlas))
             return search.near(job, recipe.of(job).options)
 
     def _job(self, name: str) -> Job:
-        """Return the section, with the place that was found for it where its list has none."""
+        """Return the section, with its located plane if its list has none."""
         return _with_place(self.calls.sections[name].job, read_record(self.out / name))
 
     def _prepare(self, calls: Calls) -> None:
@@ -178,7 +180,7 @@ class Registrar:
 
 
 def _with_place(job: Job, record: Mapping[str, Any]) -> Job:
-    """Return a job whose list says no position with the one that its results were made with, as it was found."""
+    """Return a job without a position with the located position that its results were made with."""
     settings = record.get("settings", {})
     if job.position_um is not None or settings.get("position_um") is None:
         return job

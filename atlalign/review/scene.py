@@ -228,7 +228,7 @@ class Scene:
         return None if shown == "whole" else shown
 
     def _own_plane(self, side: Side | None) -> AtlasPlane:
-        """Return the plane of the results, as far as they have it where there is no atlas, or it is not read yet."""
+        """Return the plane of the results, to the known extent if there is no atlas, or it is not loaded yet."""
         atlas = self.atlas(wait=side != self._side(self._made_with))
         if atlas is not None and self.base.plane is not None:
             return _cut(atlas, self.base, side)

@@ -191,13 +191,11 @@ class Review:
         return _json({"region": scene.region(correction, request.number("x"), request.number("y"))})
 
     def _plane(self, request: Request) -> Answer:
-        """Answer the anchoring of settings; the image keeps its proportions and its centre in the plane."""
+        """Return the anchoring for settings; the image keeps its proportions and its centre in the plane."""
         scene = self._scene(request.query.get("name", ""))
         former = result_anchoring(scene.record)
         if former is None or scene.atlas() is None:
-            raise InputError(
-                "the plane cannot be moved: the atlas that the section was registered to is not there"
-            )
+            raise InputError("the plane cannot be moved: the section's atlas is missing")
         body = request.body if isinstance(request.body, dict) else {}
         correction = from_json(body.get("correction"), scene.base.section.shape)
         shown = correction.anchoring if correction.moves_plane else None
@@ -205,14 +203,16 @@ class Review:
         return _json({"anchoring": settings.anchoring(former, shown).to_json()})
 
     def _locate(self, request: Request) -> Answer:
-        """Answer where the section lies near the plane that is shown; nothing is saved."""
+        """Return the plane of the section near the plane that is shown; nothing is saved."""
         name = request.query.get("name", "")
         scene = self._scene(name)
         former = result_anchoring(scene.record)
         correction = from_json(request.body, scene.base.section.shape)
         start = correction.anchoring if correction.moves_plane else former
         if former is None or start is None:
-            raise InputError(f"{name}: expected a section of an atlas, found one of a reference image")
+            raise InputError(
+                f"{name}: expected a section registered to an atlas, found one registered to an image"
+            )
         found = self.registrar.locate(name, replace(correction, anchoring=start, moves_plane=True))
         anchoring = scene.before_network(found.anchoring)
         return _json(

@@ -1,4 +1,4 @@
-"""The changes that a person asks for in the list of sections, applied to the sections."""
+"""The changes that the user requests in the list of sections, applied to the sections."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ def edited(rows: Sequence[Row]) -> list[Section]:
 
 
 def _merged(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with one row for sections that are merged: the first of theirs."""
+    """Return the rows with one row for merged sections, the first of theirs."""
     first = list(range(len(rows)))
 
     def head(place: int) -> int:
@@ -57,7 +57,7 @@ def _place(rows: Sequence[Row], row: Row, label: str) -> int:
 
 
 def _as_one(group: Sequence[Row]) -> Row:
-    """Return the row of merged sections, which is turned like the largest of them until its own turn is found."""
+    """Return the row of merged sections, turned like the largest of them until their common turn is found."""
     if len(group) == 1:
         return group[0]
     first, largest = group[0], max(group, key=lambda row: _extent(row.section))
@@ -76,7 +76,7 @@ def _as_one(group: Sequence[Row]) -> Row:
 
 
 def _is_turned(row: Row) -> bool:
-    """Return whether a person has said which way is up."""
+    """Return whether the user has set the upright direction."""
     return row.turn is not None or row.turned is not None
 
 
@@ -89,7 +89,7 @@ def _changed(row: Row) -> list[Section]:
     """Return the section of a row, or its parts, turned and mirrored as requested."""
     cells = {name: cell for name, cell in row.cells.items() if name not in EDITS}
     if _is_turned(row):
-        cells["turn"] = "0"  # for `register`, too
+        cells["turn"] = "0"  # for `register` as well
     if row.cells.get("mirrored"):
         cells["mirrored"] = "no"
     parts = [row.section] if row.split is None else _split(row, row.split)

@@ -18,16 +18,16 @@ from atlalign.sections.small_copy import SmallCopy
 from atlalign.sections.upright import Judge, find_turn
 
 _MARGIN_PX = 2  # of the working pixels: the distance of an outline from the tissue
-_LISTED_MM2 = 0.1  # smaller pieces that are no sections are not worth a row
-_SCATTERED = "only scattered cells or layers are seen: check the outline"
+_LISTED_MM2 = 0.1  # smaller rejected pieces get no row
+_SCATTERED = "only scattered cells or layers are visible: check the outline"
 
 
 class View(NamedTuple):
-    """A scene as its sections are found on it.
+    """A scene prepared for finding its sections.
 
     Attributes:
         copy: The small copy.
-        pixel_um: The size of a pixel of the scene.
+        pixel_um: The pixel size of the scene.
         background: Brightness of the slide; auto detects it.
     """
 
@@ -46,7 +46,7 @@ class View(NamedTuple):
 
 
 class Turning(NamedTuple):
-    """How sections are turned upright.
+    """The way in which sections are turned upright.
 
     Attributes:
         is_wanted: They are turned at all.
@@ -57,7 +57,7 @@ class Turning(NamedTuple):
     judge: Judge | None = None
 
     def of(self, found: Found, mask: NDArray[np.bool_]) -> tuple[float, str]:
-        """Return the turn of a section in whole degrees, and a remark where it is doubtful."""
+        """Return the turn of a section in whole degrees, and a remark if it is doubtful."""
         if not self.is_wanted or not mask.any():
             return 0.0, ""
         rows, columns = (slice(where.min(), where.max() + 1) for where in np.nonzero(mask))
@@ -72,7 +72,7 @@ def find_on_view(
     order: Order = "rows",
     turning: Turning = Turning(),  # noqa: B008 (it cannot change)
 ) -> list[Section]:
-    """Return the sections of a scene in order, and behind them the pieces that are none, the largest first.
+    """Return the sections of a scene in order, followed by the rejected pieces, largest first.
 
     Their images have no names yet.
 
@@ -98,10 +98,10 @@ def find_on_view(
 
 
 def named(sections: Sequence[Section], stem: str) -> list[Section]:
-    """Return the sections of a slide with the names of their images, numbered: pieces that are none come last.
+    """Return the sections of a slide with numbered image names; rejected pieces come last.
 
     Args:
-        sections: Of all scenes.
+        sections: The sections of all scenes.
         stem: The beginning of the names.
     """
     in_turn = sorted(sections, key=lambda section: bool(section.left_out))
@@ -112,7 +112,7 @@ def named(sections: Sequence[Section], stem: str) -> list[Section]:
 
 
 def with_turns(view: View, sections: Sequence[Section], turning: Turning) -> list[Section]:
-    """Return sections of a scene, those that need it turned upright; pieces that are not kept need nothing."""
+    """Return sections of a scene, with those that need it turned upright; rejected pieces are not turned."""
     if not any(section.needs_turn and section.kept for section in sections):
         return list(sections)
     found = view.pieces()
@@ -132,7 +132,7 @@ def _with_turn(section: Section, view: View, found: Found, turning: Turning) -> 
 
 
 def _scale(view: View, found: Found) -> NDArray[np.float64]:
-    """Return how many pixels of the scene one of the labels covers, along x and y."""
+    """Return the number of scene pixels that one pixel of the labels covers, along x and y."""
     height, width = view.copy.pixels.shape[:2]
     rows, columns = found.labels.shape
     return np.asarray(view.copy.scale * (width / columns, height / rows))
@@ -144,7 +144,7 @@ def _cut_off(mask: NDArray[np.bool_]) -> str:
 
 
 def _left_out(found: Found, scale: NDArray[np.float64], slide: str, scene: int) -> list[Section]:
-    """Return the pieces that are no sections, but for the smallest, as sections that are not kept."""
+    """Return the rejected pieces, except for the smallest, as sections that are not kept."""
     sections = []
     for piece in found.left_out:
         if piece.mask.sum() * found.unit_mm**2 < _LISTED_MM2:
@@ -159,10 +159,10 @@ def _left_out(found: Found, scale: NDArray[np.float64], slide: str, scene: int) 
 
 
 def nothing_found(slide: str, left_out: Sequence[Section]) -> InputError:
-    """Return the error about a slide without sections, of which only other pieces were found."""
+    """Return the error for a slide that shows only rejected pieces."""
     reasons = [piece.left_out for piece in left_out]
-    said = ", ".join(f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons))
-    found = f"found only pieces that are none ({said})" if said else "found none"
+    listed = ", ".join(f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons))
+    found = f"found only rejected pieces ({listed})" if listed else "found none"
     return InputError(
         f"{slide}: expected sections of about 1 mm² or more, {found}: check the pixel size (--pixel-size-um)"
     )

@@ -1,7 +1,7 @@
-"""The list of sections, which a person edits.
+"""The list of sections, which the user edits.
 
-The list says what the images show now, and asks for changes: in its columns `keep`, `turned`, `turn`, `mirrored`,
-`merge` and `split`, by the order of its rows, and by rows that are missing. Once a change is made, its cell is emptied.
+The list describes the current images. It requests changes by its columns `keep`, `turned`, `turn`, `mirrored`, `merge`
+and `split`, by the order of its rows, and by missing rows. After a change, its cell is emptied.
 """
 
 import re
@@ -16,10 +16,10 @@ from atlalign.sections.section import Section
 
 LIST = "sections.csv"
 EDITS = ("turn", "mirrored", "merge", "split")
-"""The columns that are empty unless a person asks for a change."""
+"""The columns that are empty unless the user requests a change."""
 
 _STATED = ("filename", "keep", "section_number", "turned", "slide", "note")
-"""The columns that `sections` writes anew."""
+"""The columns that `sections` rewrites."""
 
 _COLUMNS = ("filename", "keep", "section_number", "p", "pixel_size_um", "turned", *EDITS, "slide", "note")
 _YES_OR_NO = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
@@ -32,10 +32,10 @@ class Row(NamedTuple):
     Attributes:
         section: The section before the changes.
         where: The line of the list.
-        keep: The section is to have an image.
-        turned: The turn from the slide to the image, counter-clockwise in degrees; None if it stays as it is.
+        keep: Whether the section gets an image.
+        turned: The turn from the slide to the image, counter-clockwise in degrees; None if it stays the same.
         turn: A further turn; None if the cell is empty.
-        mirrored: The image is to be mirrored.
+        mirrored: Whether to mirror the image.
         merge: The labels of sections that are parts of this one.
         split: The line that divides it.
         cells: The other cells.
@@ -61,9 +61,9 @@ def write_list(folder: Path, sections: Sequence[Section]) -> None:
 
 
 def _places(sections: Sequence[Section]) -> list[str]:
-    """Return the place of each section in the series; pieces that are none have no place.
+    """Return the place of each section in the series; rejected pieces have no place.
 
-    A section that a person drops keeps its place, so that its neighbours stay as far apart as they are.
+    A section that the user drops keeps its place, so that the distances between its neighbours stay the same.
     """
     counted = [not section.left_out for section in sections]
     return [str(sum(counted[: place + 1])) if is_one else "" for place, is_one in enumerate(counted)]

@@ -1,4 +1,4 @@
-"""The file that remembers the sections of a folder and where they lie on their slides, as GeoJSON for QuPath."""
+"""The stored state of a folder of sections, with their outlines on the slides, as GeoJSON for QuPath."""
 
 import json
 from collections.abc import Mapping
@@ -24,16 +24,16 @@ _PLAIN = (
     "note",
     "is_written",
 )
-"""The attributes of a section that JSON holds as they are."""
+"""The attributes of a section that are stored unchanged in JSON."""
 
 
 class Memory(NamedTuple):
-    """The sections of a folder.
+    """The stored state of a folder of sections.
 
     Attributes:
-        sections: In the order of the list.
-        slides: By the file name of each slide, a mark by which a changed slide is recognised.
-        applied: The SHA-256 of a list whose changes are already in `sections`, after an interrupted run.
+        sections: The sections in the order of the list.
+        slides: For each slide's file name, a key that detects a changed file.
+        applied: The SHA-256 of a list whose changes have already been made; set after an interrupted run.
     """
 
     sections: list[Section]
@@ -42,7 +42,7 @@ class Memory(NamedTuple):
 
 
 def read_memory(folder: Path) -> Memory | None:
-    """Return the remembered sections of a folder; None if there are none.
+    """Return the stored state of a folder; None if there is none.
 
     Raises:
         InputError: If the file is damaged.
@@ -56,13 +56,13 @@ def read_memory(folder: Path) -> Memory | None:
         return Memory(sections, dict(content["slides"]), content["applied"])
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(
-            f"{path}: expected the outlines of sections that `atlalign sections` wrote, found something else: add "
-            "--overwrite to find the sections anew"
+            f"{path}: expected the outlines of sections from `atlalign sections`, found something else: add "
+            "--overwrite to find the sections again"
         ) from error
 
 
 def write_memory(folder: Path, memory: Memory) -> None:
-    """Write the sections of a folder as GeoJSON."""
+    """Write the state of a folder as GeoJSON."""
     content = {
         "type": "FeatureCollection",
         "slides": memory.slides,

@@ -11,7 +11,7 @@ Order = Literal["rows", "columns", "serpentine", "serpentine-columns"]
 """Row by row from the top left, column by column, or with every second row or column backwards."""
 
 Upright = Literal["brain", "symmetry", "no"]
-"""By a network that knows the mouse brain, by the midline alone, or left as they lie."""
+"""The method that turns sections upright: a network that knows the mouse brain, the midline alone, or none."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class SectionsOptions:
             "not say which end is up; or not at all, so that no pixel is interpolated (default: %(default)s)"
         ),
     ] = "brain"
-    overwrite: Annotated[bool, Option("find all sections anew, and discard the list with its changes")] = (
+    overwrite: Annotated[bool, Option("find all sections again, and discard the list with its changes")] = (
         False
     )
 

@@ -21,9 +21,9 @@ class Section(NamedTuple):
         outline: In pixels of the scene.
         turn: The turn of its image relative to the slide, counter-clockwise in degrees.
         flipped: Its image is also mirrored, left to right, after the turn.
-        kept: It has an image, and is registered.
-        left_out: Why it is taken for no section, such as small; empty for sections.
-        needs_turn: Which way is up is still to be found.
+        kept: Whether it gets an image, which is registered.
+        left_out: Why the piece was rejected, such as small; empty for sections.
+        needs_turn: Whether its upright direction must still be found.
         note: Remarks for the user.
         cells: The other cells of its row in the list.
         is_written: Whether its image is up to date.

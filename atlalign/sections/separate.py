@@ -34,7 +34,7 @@ class Separated(NamedTuple):
 
     Attributes:
         sections: All sections of the folder that have an image, in the order of its list.
-        written: How many images were written.
+        written: The number of written images.
         errors: Why slides could not be separated.
     """
 
@@ -233,7 +233,7 @@ class _Folder:
         self.sections += [section._replace(cells=cells) for section in named(found, self._stem(path))]
 
     def _turn(self, path: Path, scans: Sequence[_Scan]) -> None:
-        """Turn sections upright that the list has merged or split."""
+        """Turn merged and split sections upright."""
         for number, scan in enumerate(scans):
             places = [
                 place
@@ -264,7 +264,7 @@ class _Folder:
 
     def _write_image(self, section: Section, scan: _Scan) -> None:
         of_scene = [s for s in self.sections if s.slide == section.slide and s.scene == section.scene]
-        # A piece that was left out may be a part of the section.
+        # A rejected piece may be a part of the section.
         others = [
             other.outline for other in of_scene if other.filename != section.filename and not other.left_out
         ]

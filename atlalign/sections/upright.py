@@ -1,7 +1,7 @@
-"""How far a section is turned on its slide.
+"""The turn of a section on its slide.
 
-A brain section is nearly the mirror image of itself at its midline, inside and in outline. Which end of the midline is
-dorsal does not follow from symmetry: that takes somebody who knows the brain, such as a network.
+A brain section is nearly the mirror image of itself at its midline, inside and in outline. Symmetry does not tell which
+end of the midline is dorsal; this requires knowledge of the brain, such as a network has.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +21,7 @@ class Judge(Protocol):
         """Return how little the tissue looks like one section of a brain, from 0."""
 
 
-_UP_OR_DOWN = "which end is up is not known: check"
+_UP_OR_DOWN = "upright or upside down: check"
 _NOT_TURNED = "not turned: no clear midline"
 
 _ANGLES = 720  # around the circle
@@ -34,7 +34,7 @@ _SYMMETRIC = 0.5  # of 1: a smaller value is not symmetry
 def find_turn(
     strength: NDArray[Any], mask: NDArray[np.bool_], judge: Judge | None = None
 ) -> tuple[float, str]:
-    """Return the turn of a section in whole degrees, −180 up to 180, and a remark where it is doubtful.
+    """Return the turn of a section in whole degrees, −180 up to 180, and a remark if it is doubtful.
 
     Args:
         strength: (h, w), the section as bright tissue on a dark ground.
@@ -51,7 +51,7 @@ def find_turn(
 
 
 def without_turn(note: str) -> str:
-    """Return a section's remarks without those about its turn."""
+    """Return a section's remarks except those about its turn."""
     return "; ".join(part for part in note.split("; ") if part not in (_UP_OR_DOWN, _NOT_TURNED))
 
 

@@ -64,7 +64,7 @@ def publish(recipe: Recipe, partial: Path, out: Path, request: dict[str, Any], a
         numbers = _assemble(paths, assembled, counts.kept, recipe.source.image_shape, origin)
         _draw_samples(recipe, assembled, numbers, figure, atlas)
     except BaseException:
-        assembled.unlink(missing_ok=True)  # as large as all parts, and of no use
+        assembled.unlink(missing_ok=True)  # as large as all parts together, and useless
         raise
     give_name(figure, figure_path(out))
     give_name(assembled, out)

@@ -145,7 +145,7 @@ def sentences_about(out: Path) -> Iterator[None]:
             f"{out}: a worker was killed, perhaps for lack of memory: repeat the command to resume"
         ) from error
     except RuntimeError as error:
-        # HDF5 cannot close a file that it could not write, and this error hides the first one.
+        # HDF5 cannot close a file that it could not write; its error would hide the first one.
         refusal = re.search(r"errno = \d+, error message = '(.*?)'", str(error))
         if refusal is None:
             raise
