@@ -16,7 +16,7 @@ from atlalign.localization.series import Series, common, in_order, on_a_line
 
 Floats = NDArray[np.float64]
 
-_SLOPE_DOUBT = 0.04  # of a section's own slopes, in addition to their standard deviation
+_SLOPE_DOUBT = 0.04  # as a fraction of a section's own slopes, in addition to their standard deviation
 _LEAST_SLOPE_ERROR = 1e-3
 _FIRM_MM = 0.05  # the standard deviation of a kept position; it is small, so that new sections follow it
 _REACH_MM = 1.0
@@ -146,7 +146,7 @@ def in_series(
     series = in_order(curves) if numbers is None else on_a_line(curves, numbers, spacing_mm)
     kept_mm = [one.located.error_um / 1000 for one in sections if isinstance(one, KeptSection)]
     kept_mm = [error_mm for error_mm in kept_mm if not math.isnan(error_mm)]
-    if kept_mm:  # a line through kept planes is no surer than they are
+    if kept_mm:  # a line through kept planes is no more certain than they are
         series = replace(series, error_mm=np.maximum(series.error_mm, np.median(kept_mm)))
     return [
         section.placed(curve, series, place, angle)

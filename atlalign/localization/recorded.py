@@ -17,7 +17,7 @@ from atlalign.localization.located import Located
 from atlalign.registration.jobs import Job
 
 LOCATED = "located.json"
-"""The anchorings of sections whose position was found; beside it stands the table of all."""
+"""The anchorings of located sections; a table of all located sections is written beside it."""
 RECORD = "located_from.json"
 """The record of the located sections, with their settings, beside the list of their anchorings."""
 

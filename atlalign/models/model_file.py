@@ -64,7 +64,7 @@ class Training(Protocol):
 
     @property
     def model_origin(self) -> ModelOrigin:
-        """What is known of the network."""
+        """The recorded origin of the network."""
         ...
 
     def save_checkpoint(self, path: Path) -> bool:
