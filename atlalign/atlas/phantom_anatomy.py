@@ -81,7 +81,7 @@ class Shape:
     midline_gap: float = 0.0
 
 
-# Of each shape, a row for each key plane:
+# Each shape has one row per key plane:
 # its position along AP, the centre's distance x from the midline and its height y, downwards from the top,
 # the radii along x and y before the tilt, and the tilt in degrees, positive where the lower end turns to the midline.
 _KEY_PLANES = """

@@ -19,7 +19,7 @@ def flag_values(options: type, namespace: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_image_shape(command: argparse._ActionsContainer) -> None:
-    """Add the size of the images that a network sees."""
+    """Add the option for the size of the network's input."""
     command.add_argument(
         "--image-shape",
         type=int,
@@ -30,7 +30,7 @@ def add_image_shape(command: argparse._ActionsContainer) -> None:
 
 
 def add_images(command: argparse._ActionsContainer) -> None:
-    """Add the folder of images that lists name."""
+    """Add the option for the folder of the images that lists name."""
     command.add_argument(
         "--images",
         metavar="FOLDER",

@@ -79,8 +79,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         metavar="NAME",
         action="append",
         default=[],
-        help="importable name of a network class of your own that the model may use, such as my_lab.Shift; may be "
-        "repeated",
+        help="importable name of your own network class that the model may use, such as my_lab.Shift; may be repeated",
     )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: %(default)s)")
     command.add_argument(
@@ -168,7 +167,7 @@ def _record_call(options: argparse.Namespace) -> bool:
 
 
 def _placed(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) -> "list[Job]":
-    """Return the jobs with the planes of those whose position is not known, which are found."""
+    """Return the jobs, with a located plane for each section without a position."""
     from atlalign.registration.references import AtlasReferences
 
     unplaced = [job for job in jobs if job.position_um is None and not job.problem]
@@ -186,10 +185,10 @@ def _placed(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) ->
 def _located(
     jobs: "list[Job]", references: "AtlasReferences", options: argparse.Namespace
 ) -> "list[Located]":
-    """Return where sections lie; those that were located before keep their planes.
+    """Return located sections; sections that were located earlier keep their planes.
 
-    They are located again only where the image, the atlas or the options are other ones. New sections of a brain are
-    placed among its other ones.
+    A section is located again only if its image, the atlas or the options have changed. New sections of a brain are
+    placed between its other ones.
     """
     from atlalign.cli.locate import located_jobs, say_located
     from atlalign.localization import SHIPPED_LOCATOR, Locator, Recorded, write_located
@@ -204,7 +203,7 @@ def _located(
     known = record.unchanged(jobs)
     if len(known) == len(jobs) and (options.out / LOCATED).is_file():
         say(
-            f"{len(jobs)} of {len(jobs)} sections located before: their planes are kept ({options.out / LOCATED})"
+            f"{len(jobs)} of {len(jobs)} sections located earlier: their planes are kept ({options.out / LOCATED})"
         )
         return [known[place] for place in range(len(jobs))]
     located = located_jobs(jobs, Locator(references.atlas), known=known, **series)

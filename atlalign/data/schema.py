@@ -165,7 +165,7 @@ def validate(path: str | Path, extent_um: float | None = None) -> FileSummary:
 
 
 def check_once(path: str | Path, extent_um: float | None = None) -> FileSummary:
-    """Do the same as `validate`, but check the contents only if the file, by its size and time, did not pass before."""
+    """Check like `validate`, but skip the contents if the file, by its size and time, has passed before."""
     extent_um = _extent_in(path, extent_um)
     marker = _passed_marker(Path(path), extent_um)
     if not marker.exists():
@@ -175,7 +175,7 @@ def check_once(path: str | Path, extent_um: float | None = None) -> FileSummary:
 
 
 def _extent_in(path: str | Path, extent_um: float | None) -> float:
-    """Return the extent of positions, after a check of the file's structure."""
+    """Return the extent of positions after checking the file's structure."""
     if problems := structure_problems(path):
         raise invalid_file(path, problems)
     return extent_of(path) if extent_um is None else _checked_extent("extent_um", extent_um)

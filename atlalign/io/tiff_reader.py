@@ -218,14 +218,14 @@ def _one(plane: Plane | None) -> _Planes:
 
 
 def _check_compression(page: Any) -> None:
-    """Raise an error if nothing decodes a page's compression."""
+    """Raise an error if a page's compression cannot be decoded."""
     from tifffile import TIFF
 
     try:
         TIFF.DECOMPRESSORS[page.compression]
     except KeyError as error:
         raise InputError(
-            f"expected a compression that is read, such as JPEG, LZW or Deflate, found number {int(page.compression)}: "
+            f"expected a supported compression, such as JPEG, LZW or Deflate, found number {int(page.compression)}: "
             "save the image with another"
         ) from error
 

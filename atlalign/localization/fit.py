@@ -22,7 +22,7 @@ _BINS = 32
 _AT_ONCE = 8  # planes in a batch
 _TISSUE = 0.03  # of the brightest
 _WIDE_BENDS = 0.12  # of the width: the standard deviation of the Gaussian that smooths bends
-_RIM = 0.035  # of the width: what lies nearer to the outline is not inside
+_RIM = 0.035  # of the width: pixels closer to the outline do not count as inside
 _LEAST_CORRELATION = 0.01
 _LEAST_WEIGHT = 1e-6  # in pixels: a plane without tissue has no affine part
 _ML = 2
@@ -174,10 +174,11 @@ class Fitter:
 
     @torch.inference_mode()
     def strain(self, lie: Lie) -> float:
-        """Return how much the section must be bent for its likeness to the plane.
+        """Return the strain, a measure of the bending that makes the section look like the plane.
 
-        It is the root mean square of narrow bends, in thousandths of the width, over the local correlation inside the
-        tissue. The outline of any brain is soon like that of another; its inside needs more bends and gains less.
+        It is the root mean square of narrow bends, in thousandths of the width, divided by the local correlation inside
+        the tissue. The outlines of two brains are easily made alike; the inside of a different brain needs more bending
+        and gains less.
         """
         placed = self._placed(lie)
         reference, dvf = self._registration(placed, lie.plane[None])

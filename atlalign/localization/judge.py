@@ -1,4 +1,4 @@
-"""What the network that locates sections says of the sections of a slide: which way is up, and what is one section."""
+"""Judgements of the network that locates sections: the upright direction, and whether pieces form one section."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ _AGREE, _SURE_MM = 0.93, 0.8
 
 
 class BrainJudge:
-    """Looks at coronal sections of the mouse brain, each an image (h, w), bright on a dark ground, with its mask."""
+    """Judges coronal sections of the mouse brain: images (h, w), bright on a dark background, with their masks."""
 
     def __init__(self) -> None:
         self._network: Any = load_model(SHIPPED_LOCATOR)
@@ -27,7 +27,7 @@ class BrainJudge:
     def turn(self, image: NDArray[Any], mask: NDArray[np.bool_]) -> float | None:
         """Return the counter-clockwise turn in degrees that makes a section upright.
 
-        It is None if the answers to turned views differ, or the network is not sure of any.
+        It is None if the answers to turned views disagree, or the network is uncertain about all of them.
         """
         found = self._answers(image, mask)
         turns = np.deg2rad([_turn(answer) for answer in found])
@@ -37,7 +37,7 @@ class BrainJudge:
         return float(np.degrees(np.angle(mean))) if is_sure else None
 
     def strangeness(self, image: NDArray[Any], mask: NDArray[np.bool_]) -> float:
-        """Return the error in mm that the network expects where it would place the tissue as one section."""
+        """Return the network's expected error in mm for the tissue as one section."""
         return _least_error_mm(self._answers(image, mask))
 
     @torch.inference_mode()

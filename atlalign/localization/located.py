@@ -14,7 +14,9 @@ from atlalign.localization.search import Curve
 from atlalign.registration.jobs import Job
 
 _UNSURE_MM = 0.3
-_LITTLE_LIKE = 0.5  # solid sections at the ends of the brain are the only ones less like their correct planes
+_LITTLE_LIKE = (
+    0.5  # only solid sections at the ends of the brain have a smaller likeness to their correct planes
+)
 _STRAINED = 90.0  # most sections of the atlas's species have less
 APART_MM = 0.4
 
@@ -28,13 +30,13 @@ class Located:
         brain: The brain, from the list or the name of the folder.
         number: Its number in the series.
         side: whole, left or right.
-        anchoring: Of the image; None where it fits nowhere.
-        position_um: Along the axis, at the centre of the image.
-        tilt_deg: Of the plane, about the two other axes of the atlas: of coronal ones the slope along ML and along DV.
-        error_um: The position's standard deviation.
-        error_deg: Those of the tilts.
-        likeness: To the plane, once registered.
-        strain: How much the section must be bent for its likeness to the plane, see `Fitter.strain`.
+        anchoring: The image's anchoring; None if no plane fits.
+        position_um: The position along the axis at the centre of the image.
+        tilt_deg: The plane's tilts about the two other axes of the atlas: for coronal planes the slope along ML and DV.
+        error_um: The standard deviation of the position.
+        error_deg: The standard deviations of the tilts.
+        likeness: The likeness to the plane after registration.
+        strain: The bending that makes the section look like the plane, see `Fitter.strain`.
         proposed_error_um: The error that the network expected of its proposal.
         flag: pass, look or fail.
         reason: Why the flag is not pass.
@@ -132,11 +134,11 @@ def judged(located: Located) -> Located:
     if located.error_um > 1000 * _UNSURE_MM:
         reasons.append(f"its position is uncertain by ±{located.error_um:.0f} µm")
     if located.likeness < _LITTLE_LIKE:
-        reasons.append(f"it is little like its plane ({located.likeness:.2f})")
+        reasons.append(f"it has little likeness to its plane ({located.likeness:.2f})")
     if located.strain > _STRAINED:
         reasons.append(
-            f"it must be bent much to resemble its plane (strain {located.strain:.0f}): is it of another species, or "
-            "damaged?"
+            f"it must be bent a lot to resemble its plane (strain {located.strain:.0f}), like a section of another "
+            "species or a damaged one"
         )
     flag = "fail" if located.flag == "fail" else "look" if reasons else "pass"
     return replace(located, flag=flag, reason="; ".join(reasons))

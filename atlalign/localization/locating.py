@@ -39,7 +39,7 @@ def locate(
         progress: Wraps the images during the first pass.
 
     Raises:
-        InputError: If two sections of the only brain have the same number; of several brains, that one is not located.
+        InputError: If the only brain has two sections with the same number; among several, such a brain is skipped.
 
     Example:
         >>> from pathlib import Path
@@ -87,7 +87,7 @@ def _brains(jobs: Sequence[Job]) -> list[list[int]]:
 
 
 def _numbers(jobs: Sequence[Job], brains: Sequence[Sequence[int]]) -> tuple[dict[int, int], dict[int, str]]:
-    """Return the numbers that names give to sections, and problems of brains whose numbers repeat, both by place."""
+    """Return the section numbers in the names, and the problems of brains with repeated numbers, both by index."""
     numbers: dict[int, int] = {}
     problems: dict[int, str] = {}
     for places in brains:
@@ -105,7 +105,7 @@ def _numbers(jobs: Sequence[Job], brains: Sequence[Sequence[int]]) -> tuple[dict
 def _places_on_line(
     places: Sequence[int], numbers: Mapping[int, int], section_spacing_um: float | None
 ) -> dict[int, float] | None:
-    """Return where the sections of a brain lie on its line: by their numbers, or by their order if that is enough."""
+    """Return the places of a brain's sections on its line, from their numbers, or from their order if that suffices."""
     if all(place in numbers for place in places):
         return {place: float(numbers[place]) for place in places}
     if section_spacing_um is not None:

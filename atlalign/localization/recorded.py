@@ -45,9 +45,10 @@ class Recorded:
         self.entries = _read(self.path)
 
     def unchanged(self, jobs: Sequence[Job]) -> dict[int, Located]:
-        """Return the sections that lie where they were located before, by their place among the jobs.
+        """Return the sections that keep their earlier planes, by their index among the jobs.
 
-        Where a person moved a plane in the list beside the record, as in QuickNII, the section lies there.
+        If the user has moved a plane in the list beside the record, for example with QuickNII, the section gets that
+        plane.
         """
         listed = _anchorings(self.path.with_name(LOCATED))
         found = {place: self._located(job) for place, job in enumerate(jobs)}
@@ -98,7 +99,7 @@ class Recorded:
 
 
 def _anchorings(path: Path) -> dict[str, Anchoring]:
-    """Return the anchorings of a list by the files of its images; none if there is no such list."""
+    """Return the anchorings of a list by image file; empty if there is no such list."""
     if not path.is_file():
         return {}
     with suppress(InputError):
@@ -111,7 +112,7 @@ def _anchorings(path: Path) -> dict[str, Anchoring]:
 
 
 def _moved(located: Located, anchoring: Anchoring | None) -> Located:
-    """Return a section on the plane to which a person moved it, or as it was if nobody did."""
+    """Return a section on the plane to which the user has moved it, or unchanged."""
     assert located.anchoring is not None
     if anchoring is None or np.allclose(anchoring.vectors, located.anchoring.vectors, atol=_SAME_VOXELS):
         return located

@@ -168,8 +168,8 @@ class Search:
     def tuned(self, lie: Lie, reach_mm: float, reach_slope: float) -> tuple[Lie, Floats]:
         """Return the plane at the peak of likeness near a known one, and the standard deviations of both slopes.
 
-        The peak is that of a quadratic through the likeness of planes whose position and slopes differ together. They
-        are weighed with those of the proposal.
+        A quadratic is fitted to the likeness of planes whose position and slopes vary together, and its peak is used.
+        They are combined with those of the proposal, weighted by their precision.
         """
         pivot = self.pivot(lie)
         start = np.array([self.height(lie.plane, pivot), *lie.plane[1:]])

@@ -33,7 +33,7 @@ class PlaneLocatorNet(nn.Module):
         widths: Channels of the stem and of the residual blocks; each halves the resolution.
         hidden: Width of the dense layer.
         cut_along: The axes across which the sections of its training are cut: AP (coronal), DV (horizontal), ML
-            (sagittal). It is kept to say so to users.
+            (sagittal). They are stored for messages to users.
 
     Example:
         >>> network = PlaneLocatorNet(extent_mm=(13.2, 8.0, 11.4), widths=(4, 4, 8, 8, 8), hidden=8)
@@ -71,7 +71,7 @@ class PlaneLocatorNet(nn.Module):
 
     @property
     def cut(self) -> str:
-        """How the sections of its training are cut, in words."""
+        """The cutting direction of its training sections, in words."""
         return " or ".join(_CUTS[axis] for axis in self.cut_along)
 
     def forward(self, view: Tensor) -> LocatedPlanes:

@@ -1,9 +1,9 @@
-"""The error to expect of a registration, from place to place: how much it depends on how the network sees the section.
+"""The expected error of a registration at each place, from its dependence on the network's view of the section.
 
-The network registers the section twice more, turned and stretched a little each way, and the reference to the section.
-Where these registrations disagree, the network is unsure. The calibration turns disagreement into an error in µm:
-half of the errors are smaller (experiments/07-real-sections/expected_error.py). An error that the network makes however
-it sees the section does not show, so the result is a lower bound.
+The network registers the section twice more, slightly turned and stretched in both directions, and the reference to the
+section. Where these registrations disagree, the network is uncertain. The calibration converts disagreement to an error
+in µm: half of the errors are smaller (experiments/07-real-sections/expected_error.py). Systematic errors, which occur
+in every view, do not show, so the result is a lower bound.
 """
 
 import copy
@@ -22,8 +22,8 @@ from atlalign.registration.references import Reference
 from atlalign.registration.registered import lengths_um
 
 _VIEWS = ((6.0, 1.05), (-6.0, 0.95))  # degrees, scale
-_SMOOTH_UM = 500.0  # the standard deviation of the Gaussian; single pixels say little
-_FLOOR_UM = 5.0  # smaller disagreements are equal
+_SMOOTH_UM = 500.0  # the standard deviation of the Gaussian; single pixels carry little information
+_FLOOR_UM = 5.0  # smaller disagreements count as equal
 _WHOLE = 1e-3  # of the Gaussian's weight; farther from tissue nothing is known
 
 
@@ -61,7 +61,7 @@ have none.
 
 
 def one_sided(network: nn.Module) -> nn.Module:
-    """Return a network with the same weights that does not see mirrored images as well: it takes half of the time."""
+    """Return a network with the same weights that does not also register mirrored images; it takes half the time."""
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     copied: nn.Module = copy.deepcopy(network, shared)
     for module in copied.modules():
@@ -74,14 +74,14 @@ def one_sided(network: nn.Module) -> nn.Module:
 def disagreements_um(
     network: nn.Module, reference: Reference, placed: Tensor, dvf: Tensor, return_um: Tensor
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return, smoothed over tissue, how much the network disagrees with its field among views, and on the way back.
+    """Return the network's disagreement with its own field, among views and on the way back, smoothed over tissue.
 
     Args:
-        network: From `one_sided`.
-        reference: At the network's size.
+        network: The result of `one_sided`.
+        reference: The reference at the network's size.
         placed: (1, 1, H, W), the section before the network.
         dvf: (1, 2, H, W), the network's field.
-        return_um: (H, W), the distance between a point and the place that it returns to; NaN where it is not known.
+        return_um: (H, W), the distance between a point and the place that it returns to; NaN if it is unknown.
     """
     views = affine_to_dvf(_about_the_centre(reference.grid.shape), reference.grid.shape)
     seen = warp(placed.expand(len(views), -1, -1, -1), views)
@@ -123,6 +123,6 @@ def expected_error_um(
     dvf: Tensor,
     return_um: Tensor,
 ) -> NDArray[np.float32]:
-    """Return the error to expect (H, W) in µm on the reference's tissue; NaN elsewhere. See `disagreements_um`."""
+    """Return the expected error (H, W) in µm on the reference's tissue; NaN elsewhere. See `disagreements_um`."""
     error_um = calibration.error_um(*disagreements_um(network, reference, placed, dvf, return_um))
     return np.where(reference.tissue.numpy(), error_um, np.float32(np.nan))

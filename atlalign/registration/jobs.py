@@ -146,7 +146,9 @@ def _list_of(path: Path, position_um: float | None, *, listed: bool) -> Path | N
     if path.suffix.lower() not in LIST_ENDINGS:
         return None
     if position_um is not None:
-        raise InputError(f"{path}: expected no --position-um beside a list of sections, which has its own")
+        raise InputError(
+            f"{path}: --position-um cannot be combined with a list of sections, which gives positions"
+        )
     return path
 
 

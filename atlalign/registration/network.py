@@ -27,7 +27,7 @@ class TrainedNetwork:
         module: Takes (reference, moving) and returns a `Registration`; None for no network.
         image_shape: The (H, W) of its input, or of the grid of fields made without one.
         origin: Plain data that identifies the network.
-        calibration: Turns its disagreements into an error; None if they were never compared with errors.
+        calibration: Converts its disagreements to an error; None if it has not been calibrated.
     """
 
     module: nn.Module | None
@@ -37,7 +37,7 @@ class TrainedNetwork:
 
     @cached_property
     def one_sided(self) -> nn.Module | None:
-        """The network in half the time, for second opinions."""
+        """A network for second opinions that takes half the time."""
         return None if self.module is None else one_sided(self.module)
 
     @classmethod
@@ -75,6 +75,6 @@ class TrainedNetwork:
         module = load_model(path, allow=allow).to(where).to(memory_format=fastest_memory_format(where))
         weights = fingerprint(path)
         origin = {"model": path.name, "model_sha256": weights, "image_shape": list(shape)}
-        # A calibration holds at the size of the training.
+        # A calibration is valid only at the size used in training.
         calibration = None if image_shape else SHIPPED.get(weights)
         return cls(module, shape, origin, calibration)

@@ -136,7 +136,7 @@ class SeriesOptions:
 
 @dataclass(frozen=True)
 class ReferenceImageOptions:
-    """An image in place of an atlas; these are arguments of `image_recipe`."""
+    """An image that replaces the atlas; these are arguments of `image_recipe`."""
 
     reference: Annotated[str | None, Option("register to this image instead of an atlas", "IMAGE")] = None
     reference_labels: Annotated[

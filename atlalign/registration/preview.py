@@ -29,7 +29,7 @@ def preview_of(
         pixels: The section (h, w) or (h, w, 3).
         template: The reference in 8 bits, of any size that covers its frame; the page scales it.
         labels: The reference's labels, of any size that covers its frame.
-        error_um: The error to expect, as the template lies; None if it is not known.
+        error_um: The expected error on the template's grid; None if it is unknown.
     """
     grid = _grid_of(transform)
     images = {TEMPLATE: picture_uri(template), SECTION: picture_uri(_registered(transform, pixels, grid))}

@@ -66,9 +66,9 @@ class Quality:
         elsewhere_um: The distance to the plane with that likeness, positive towards the back.
         plane_offset_um: The distance to the plane where the likeness peaks, positive towards the back; 0 if no other
             plane was tried.
-        folding_by_points: The share of the plane on which the field folds only because of points that a person set.
-        expected_error_um: The median over tissue of the error to expect of the network's field; NaN for a network
-            without a calibration. Errors that the network makes however it sees the section do not show.
+        folding_by_points: The share of the plane on which the field folds only because of the user's points.
+        expected_error_um: The median over tissue of the expected error of the network's field; NaN for a network
+            without a calibration. Systematic errors do not show.
     """
 
     displacement_mean_um: float

@@ -43,7 +43,7 @@ def refine(
     et al., *Computing large deformation metric mappings via geodesic flows of diffeomorphisms*, IJCV 2005). The
     function returns the best of all steps, which may be the start.
 
-    Each movement away from `dvf` has a price, as images of the wrong plane or with missing parts are alike in many
+    Movement away from `dvf` has a cost, because images of a wrong plane or with missing parts can be made alike in many
     wrong ways. A network's field is closer to the truth than most of these.
 
     Where tissue is missing in one image, the images are not compared: its surroundings would be pulled over the gap.
@@ -107,7 +107,7 @@ def _field(velocity: Tensor, like: Tensor) -> Tensor:
 def _loss_and_gradient(
     images: Tensor, weights: Tensor, velocity: Tensor, expected_error: float
 ) -> tuple[float, Tensor]:
-    """Return the dissimilarity of images (2, 1, H, W), each warped to the other, plus the price; and the gradient."""
+    """Return the dissimilarity of images (2, 1, H, W), each warped to the other, plus the cost; and the gradient."""
     velocity = velocity.detach().requires_grad_()
     fields = _field(torch.cat([velocity, -velocity]), images)
     warped = warp(images.flip(0), fields, padding_mode="border")

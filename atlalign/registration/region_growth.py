@@ -1,4 +1,4 @@
-"""How the areas of regions in a section change with the map from the section to the reference."""
+"""The change of region areas in a section with the map from the section to the reference."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,15 +9,15 @@ _REACH = 3  # standard deviations beyond which a smoothed border has no effect
 
 
 def region_growth(labels: NDArray[np.integer], at: Points, spacing_px: float, least: int) -> list[Points]:
-    """Return for each region (N, 2): the share by which it grows for each pixel that each point moves, along x and y.
+    """Return for each region (N, 2): its relative growth per pixel that each point moves along x and y.
 
     The area of a region in the section is the number of evenly spaced points of the section that the map takes into it.
-    A point counts by the region's mask, smoothed over the distance between points, and so its gradient says how much
-    more it counts when it moves.
+    A point is weighted by the region's mask, smoothed over the distance between points, so that the mask's gradient
+    gives the change of the weight with a movement.
 
     Args:
         labels: Region ids (h, w) of the reference, 0 outside.
-        at: (N, 2) as (x, y), the places of the points in pixels of the labels.
+        at: (N, 2) as (x, y), the positions of the points in pixels of the labels.
         spacing_px: The distance between neighbouring points there.
         least: Regions with fewer points are left out.
     """

@@ -24,7 +24,7 @@ _TARGET = "ABA_Mouse_CCFv3_2017_25um.cutlas"
 _PULL = 0.3  # of a marker to the pair that it was chosen for, relative to that of each pair on its triangles
 _RIM_UM = 100.0
 _CANDIDATES = 256  # along the longer side of the section
-_LEAST_PAIRS = 60  # in regions whose areas are kept
+_LEAST_PAIRS = 60  # in regions whose areas are preserved
 _AREA_UM = 1e5  # the error of one pair that counts as much as an error of all of a region's area
 _CORNERS = np.array([[-0.1, -0.1], [1.1, -0.1], [-0.1, 1.1], [1.1, 1.1]])
 
@@ -44,7 +44,7 @@ def visualign_slice(
     the image, from the corner of its first pixel. VisuAlign interpolates linearly in the Delaunay triangles of all
     (x′, y′) and four fixed points outside the image's corners. Markers are added where the error is largest, until it
     is at most `MARKER_ERROR_UM` everywhere or there are `MARKERS_AT_MOST` markers. QuickNII uses the anchoring alone.
-    So few markers follow the deformation roughly, but all large regions keep their areas.
+    A small number of markers follows the deformation only roughly, but large regions keep their areas.
 
     Args:
         transform: The map of a section that is registered to the Allen atlas.
@@ -153,7 +153,7 @@ def _needed(pixels: Points, ml_dv_um: Points, anchoring: Anchoring) -> NDArray[n
 def _growth_per_um(
     labels: NDArray[Any], points_mm: Points, transform: SectionTransform, anchoring: Anchoring
 ) -> list[Points]:
-    """Return for each large region (N, 2): the share by which it grows for each µm that each pair moves."""
+    """Return for each large region (N, 2): its relative growth per µm that each pair moves."""
     grid = transform.forward.grid.with_shape(_shape(labels))
     um_per_pixel = abs(np.linalg.det(anchoring.um_to_pixel()[:, :2])) ** -0.5
     spacing_um = max(transform.section.shape) / _CANDIDATES * um_per_pixel

@@ -191,9 +191,9 @@ class Scene:
             return self._transforms[key]
 
     def before_network(self, found: Anchoring) -> Anchoring:
-        """Return the anchoring that the network's registration of the results would bring to another one.
+        """Return the anchoring from which the network's registration of the results leads to another one.
 
-        All anchorings that a person sets are such ones: the affine part of the registration comes on top of them.
+        The user's anchorings are of this kind: the affine part of the registration is added to them.
         """
         former, lines = result_anchoring(self.record), self._plane(Correction()).lines
         if former is None or self.base.plane is None or len(lines.points) < 3:

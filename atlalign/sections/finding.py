@@ -49,8 +49,8 @@ class Turning(NamedTuple):
     """The way in which sections are turned upright.
 
     Attributes:
-        is_wanted: They are turned at all.
-        judge: Says which way is up, and which pieces are one section; None leaves that to their shapes.
+        is_wanted: Whether they are turned at all.
+        judge: Finds the upright direction, and the pieces that form one section; None uses shapes alone.
     """
 
     is_wanted: bool = True

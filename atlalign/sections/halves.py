@@ -1,4 +1,4 @@
-"""Joins two pieces that lie apart, such as hemispheres or bulbs, where together they look like one section."""
+"""Joins two separate pieces, such as hemispheres or bulbs, that together look like one section."""
 
 from collections.abc import Iterator
 
@@ -11,15 +11,14 @@ from atlalign.sections.upright import Judge
 
 _APART_MM = 1.3
 _ALIKE = 0.5  # of the larger area
-_FAMILIAR = (
-    0.8  # the strangeness of whole sections is at most 0.77, that of two neighbours together at least 0.93
-)
+_FAMILIAR = 0.8  # whole sections have a strangeness of at most 0.77, two neighbours together of at least 0.93
 
 
 def with_halves_joined(found: Found, judge: Judge) -> Found:
-    """Return the sections of a slide, with one for two pieces that a judge takes for one section.
+    """Return the sections of a slide, with each pair of pieces that the judge takes for one section joined.
 
-    The two are about equally large and near each other; together they are no stranger than the stranger of them alone.
+    The two pieces have about the same size and are near each other. Together they are no stranger than the stranger of
+    both alone.
     """
     numbers = np.arange(found.number + 1)
     for one, other in _near_pairs(found):
@@ -30,7 +29,7 @@ def with_halves_joined(found: Found, judge: Judge) -> Found:
 
 
 def _near_pairs(found: Found) -> Iterator[tuple[int, int]]:
-    """Yield the numbers of two sections of about one size that lie near each other, the nearest first."""
+    """Yield the indexes of two sections of similar size that are near each other, nearest first."""
     areas = np.bincount(found.labels.ravel())
     pairs = []
     for one in range(1, found.number + 1):

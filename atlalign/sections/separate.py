@@ -71,7 +71,7 @@ def separate(
         slides: The files.
         out: The folder.
         options: How sections are found and written.
-        judge: Says which way is up, and which pieces are one section; None leaves that to their shapes.
+        judge: Finds the upright direction, and the pieces that form one section; None uses shapes alone.
         progress: Called with the name of each image before it is written.
 
     Raises:

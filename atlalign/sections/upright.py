@@ -12,13 +12,13 @@ from scipy import ndimage
 
 
 class Judge(Protocol):
-    """Knows the brain: looks at a section (h, w), bright tissue on a dark ground, with a mask of where it is."""
+    """Judges a section (h, w), bright tissue on a dark background, given the mask of its pixels."""
 
     def turn(self, image: NDArray[Any], mask: NDArray[np.bool_]) -> float | None:
-        """Return the counter-clockwise turn in degrees that makes the section upright; None if it is not known."""
+        """Return the counter-clockwise turn in degrees that makes the section upright; None if it is unknown."""
 
     def strangeness(self, image: NDArray[Any], mask: NDArray[np.bool_]) -> float:
-        """Return how little the tissue looks like one section of a brain, from 0."""
+        """Return a measure, from 0, of how little the tissue looks like one section of a brain."""
 
 
 _UP_OR_DOWN = "upright or upside down: check"
@@ -37,9 +37,9 @@ def find_turn(
     """Return the turn of a section in whole degrees, −180 up to 180, and a remark if it is doubtful.
 
     Args:
-        strength: (h, w), the section as bright tissue on a dark ground.
-        mask: (h, w), where it is.
-        judge: Says which way is up; where it cannot, the midline becomes vertical by the smaller of both turns.
+        strength: (h, w), the section as bright tissue on a dark background.
+        mask: (h, w), the section's pixels.
+        judge: Finds the upright direction; if it cannot, the midline becomes vertical by the smaller of both turns.
     """
     turn = None if judge is None else judge.turn(strength, mask)
     if turn is not None:

@@ -47,7 +47,7 @@ def test_files_folders_and_lists_give_jobs(sections):
 
 
 def test_what_gives_no_jobs_is_said(sections, tmp_path):
-    with pytest.raises(InputError, match="expected no --position-um beside a list"):
+    with pytest.raises(InputError, match="--position-um cannot be combined"):
         find_jobs([sections / "list.csv"], position_um=700)
     with pytest.raises(InputError, match="found none in"):
         find_jobs([tmp_path])
