@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,7 @@ def _run(options: argparse.Namespace) -> None:
 
     _check_out(options.out, overwrite=options.overwrite)
     jobs = find_jobs(_with_subfolders(options.inputs), listed=False, images=options.images)
-    reading = flag_values(ReadingOptions, options)
+    reading = asdict(ReadingOptions(**flag_values(ReadingOptions, options)))
     jobs = [job._replace(options={**reading, **job.options}) for job in jobs]
     atlas = open_atlas(phantom_shape=_PHANTOM_SHAPE, **given_values(AtlasOptions, options))
     locator = Locator(atlas, network=options.locator)

@@ -35,6 +35,9 @@ class ReadingOptions:
         bool, Option("the image shows one section, even if its pieces look like several sections")
     ] = False
 
+    def __post_init__(self) -> None:
+        check_z(self.z)
+
 
 @dataclass(frozen=True)
 class Options(ReadingOptions):
@@ -103,6 +106,7 @@ class Options(ReadingOptions):
     limits: Mapping[str, Limit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for declared in declarations(Options):
             value = getattr(self, declared.name)
             if declared.choices and value not in (declared.default, *declared.choices):
@@ -116,7 +120,6 @@ class Options(ReadingOptions):
             check_numbers({"turn": self.turn}, {"turn": -360.0})
             if self.turn > 360:
                 raise InputError(f"turn: expected -360° to 360°, got {self.turn:g}")
-        check_z(self.z)
         if self.output_um is not None:
             check_finite_numbers({"output_um": self.output_um}, {"output_um": 1e-3})
         if not 0.005 <= self.refine_smoothness <= 0.2:

@@ -291,6 +291,8 @@ def test_the_command_writes_anchorings_and_a_table(series, tiny_locator, tmp_pat
     assert ".json" in capsys.readouterr().err
     assert main(["locate", str(tmp_path), *options, "--overwrite", "--section-spacing-um", "0"]) == 1
     assert "--section-spacing-um" in capsys.readouterr().err
+    assert main(["locate", str(tmp_path), *options, "--overwrite", "--z", "brightest"]) == 1
+    assert "z: expected the number of a plane, max or best, got brightest" in capsys.readouterr().err
 
 
 def test_lists_need_no_positions(tmp_path):
