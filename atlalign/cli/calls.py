@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from atlalign.errors import InputError
-from atlalign.io.files import storable, written_whole
+from atlalign.io.files import lock, storable, written_whole
 
 _PATHS = ("atlas", "annotation", "ontology", "model", "reference", "reference_labels")
 
@@ -37,10 +37,11 @@ def record_call(out: Path, arguments: Sequence[str]) -> None:
         InputError: If the file cannot be written.
     """
     call = Call(storable(str(Path.cwd())), [storable(argument) for argument in arguments])
-    calls = [*(former for former in read_calls(out) if former != call), call]
-    with written_whole(_path(out)) as unfinished:
-        text = json.dumps([former._asdict() for former in calls], indent=2, ensure_ascii=False)
-        unfinished.write_text(text + "\n", encoding="utf-8")
+    with lock(_path(out), wait=True):  # calls that end together are all kept
+        calls = [*(former for former in read_calls(out) if former != call), call]
+        with written_whole(_path(out)) as unfinished:
+            text = json.dumps([former._asdict() for former in calls], indent=2, ensure_ascii=False)
+            unfinished.write_text(text + "\n", encoding="utf-8")
 
 
 def read_calls(out: Path) -> list[Call]:

@@ -27,7 +27,8 @@ from atlalign.atlas.atlas import phantom_atlas
 from atlalign.atlas.phantom_anatomy import phantom_ontology
 from atlalign.atlas.planes import Anchoring
 from atlalign.atlas.section_lists import read_list
-from atlalign.cli import main
+from atlalign.cli import calls, main
+from atlalign.cli.calls import read_calls, record_call
 from atlalign.errors import InputError
 from atlalign.io.images import read_image, read_labels
 from atlalign.io.tiff_writer import write_tiff
@@ -298,6 +299,24 @@ def test_tables_are_written_by_one_process_at_a_time(run, sections, tmp_path, mo
     run(sections / "a.png", "--position", "4000")
     later.join()
     assert set(table(out)) == {"a", "b"}
+
+
+def test_calls_that_end_together_are_all_kept(tmp_path, monkeypatch):
+    begun = threading.Event()
+
+    def slowly(out):
+        found = read_calls(out)
+        if not begun.is_set():
+            begun.set()
+            later.start()
+            later.join(timeout=0.3)
+        return found
+
+    later = threading.Thread(target=record_call, args=(tmp_path, ["two"]))
+    monkeypatch.setattr(calls, "read_calls", slowly)
+    record_call(tmp_path, ["one"])
+    later.join()
+    assert [call.arguments for call in read_calls(tmp_path)] == [["one"], ["two"]]
 
 
 def test_a_broken_image_does_not_stop_the_others_and_is_named_at_the_end(run, sections, tmp_path):
@@ -1212,7 +1231,8 @@ def test_an_image_of_300_megapixels_fits_into_4_gb(model, tmp_path):
     command = ["register", str(tmp_path / "huge.tif"), *options.split()]
     code = f"""
 import resource
-from atlalign.cli import main
+from atlalign.cli import calls, main
+from atlalign.cli.calls import read_calls, record_call
 assert main({command!r}) == 0
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
