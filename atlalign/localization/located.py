@@ -16,6 +16,8 @@ from atlalign.registration.jobs import Job
 _UNSURE_MM = 0.3
 _LITTLE_LIKE = 0.5  # solid sections at the ends of the brain are the only ones less like their correct planes
 _STRAINED = 90.0  # most sections of the atlas's species have less
+_MANY = 4
+_AGREES_MM = 0.2
 APART_MM = 0.4
 
 
@@ -27,6 +29,7 @@ class Located:
         job: The image.
         brain: The brain, from the list or the name of the folder.
         number: Its number in the series.
+        neighbours: How many other sections of its brain it was located with.
         side: whole, left or right.
         anchoring: Of the image; None where it fits nowhere.
         position_um: Along the axis, at the centre of the image.
@@ -49,6 +52,7 @@ class Located:
     job: Job
     brain: str
     number: int
+    neighbours: int = 0
     side: str = ""
     anchoring: Anchoring | None = None
     position_um: float = math.nan
@@ -132,14 +136,21 @@ def judged(located: Located) -> Located:
     if located.error_um > 1000 * _UNSURE_MM:
         reasons.append(f"its position is uncertain by ±{located.error_um:.0f} µm")
     if located.likeness < _LITTLE_LIKE:
-        reasons.append(f"it is little like its plane ({located.likeness:.2f})")
-    if located.strain > _STRAINED:
+        if not _is_backed(located):
+            reasons.append(f"it is little like its plane ({located.likeness:.2f})")
+    elif located.strain > _STRAINED:
         reasons.append(
-            f"it must be bent much to resemble its plane (strain {located.strain:.0f}): is it of another species, or "
-            "damaged?"
+            f"it must be bent much to resemble its plane (strain {located.strain:.0f}): is it of another species, "
+            "damaged, or tilted otherwise?"
         )
     flag = "fail" if located.flag == "fail" else "look" if reasons else "pass"
     return replace(located, flag=flag, reason="; ".join(reasons))
+
+
+def _is_backed(located: Located) -> bool:
+    """Return whether a section by itself lies where its neighbours put it."""
+    agrees = abs(located.alone_um - located.placed_um) < 1000 * _AGREES_MM
+    return located.neighbours >= _MANY and agrees
 
 
 def in_degrees(slopes: np.ndarray) -> tuple[float, float]:
