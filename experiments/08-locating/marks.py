@@ -57,7 +57,7 @@ class Part(NamedTuple):
 
 
 class RememberingLocator(Locator):
-    """A locator that looks once at each image of the same name, as parts share their images."""
+    """A locator that looks once at each image, however many parts show it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
