@@ -279,6 +279,8 @@ def main() -> None:
             continue
         folder = options.out / name.replace(", ", "-").replace(" ", "_")
         folder.mkdir(exist_ok=True)
+        if options.again and not (folder / "rows.json").exists():
+            continue
         if options.again:
             rows = [judged_again(row) for row in json.loads((folder / "rows.json").read_text())]
         else:
