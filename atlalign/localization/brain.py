@@ -119,6 +119,7 @@ class NewSection:
         return judged(
             replace(
                 on_plane(self.start, self.looked, lie),
+                neighbours=len(series.position_mm) - 1,
                 side=self.looked.found.side,
                 likeness=float(np.interp(middle_mm, curve.position_mm, curve.likeness)),
                 error_um=1000 * float(series.error_mm[place]),

@@ -18,6 +18,8 @@ _LITTLE_LIKE = (
     0.5  # only solid sections at the ends of the brain have a smaller likeness to their correct planes
 )
 _STRAINED = 90.0  # most sections of the atlas's species have less
+_MANY = 4
+_AGREES_MM = 0.2
 APART_MM = 0.4
 
 
@@ -29,6 +31,7 @@ class Located:
         job: The image.
         brain: The brain, from the list or the name of the folder.
         number: Its number in the series.
+        neighbours: How many other sections of its brain it was located with.
         side: whole, left or right.
         anchoring: The image's anchoring; None if no plane fits.
         position_um: The position along the axis at the centre of the image.
@@ -51,6 +54,7 @@ class Located:
     job: Job
     brain: str
     number: int
+    neighbours: int = 0
     side: str = ""
     anchoring: Anchoring | None = None
     position_um: float = math.nan
@@ -134,14 +138,21 @@ def judged(located: Located) -> Located:
     if located.error_um > 1000 * _UNSURE_MM:
         reasons.append(f"its position is uncertain by ±{located.error_um:.0f} µm")
     if located.likeness < _LITTLE_LIKE:
-        reasons.append(f"it has little likeness to its plane ({located.likeness:.2f})")
-    if located.strain > _STRAINED:
+        if not _is_backed(located):
+            reasons.append(f"it has little likeness to its plane ({located.likeness:.2f})")
+    elif located.strain > _STRAINED:
         reasons.append(
             f"it must be bent a lot to resemble its plane (strain {located.strain:.0f}), like a section of another "
-            "species or a damaged one"
+            "species, a damaged one or one with another tilt"
         )
     flag = "fail" if located.flag == "fail" else "look" if reasons else "pass"
     return replace(located, flag=flag, reason="; ".join(reasons))
+
+
+def _is_backed(located: Located) -> bool:
+    """Return whether a section by itself lies where its neighbours put it."""
+    agrees = abs(located.alone_um - located.placed_um) < 1000 * _AGREES_MM
+    return located.neighbours >= _MANY and agrees
 
 
 def in_degrees(slopes: np.ndarray) -> tuple[float, float]:

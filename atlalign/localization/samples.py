@@ -117,6 +117,8 @@ class ViewSampler:
         down = pitch.cos() * down + pitch.sin() * turned_normal
         extent = self.volume.voxel_mm * torch.tensor(self.volume.labels.shape)
         room = ((extent - 2 * _MARGIN_MM).clamp(min=0) * (random.uniform() - 0.5)[:, None]) * normal
+        # A plane of the right half looks like its mirror image in the left half, where sagittal sections are placed.
+        room[:, _ML] = -room[:, _ML].abs()
         return torch.stack([right, down, self.volume.centre_mm + room], -1), normal[:, _ML] == 0
 
     def _draw_view(

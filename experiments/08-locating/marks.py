@@ -18,6 +18,7 @@ from atlalign.errors import InputError
 from atlalign.io.files import fingerprint
 from atlalign.localization import Located, Locator, locate, write_located
 from atlalign.localization.fit import Lie
+from atlalign.localization.located import judged
 from atlalign.localization.locator import Looked
 from atlalign.localization.search import peak
 from atlalign.registration.jobs import Job
@@ -38,7 +39,7 @@ Row = dict[str, Any]
 
 _FAR_UM = 300.0
 _MEASURES = ("error_um", "error_deg", "likeness", "strain", "proposed_error_um")
-_MEASURES += ("tilt_deg", "other_um", "elsewhere_um", "alone_um", "placed_um", "side")
+_MEASURES += ("tilt_deg", "other_um", "elsewhere_um", "alone_um", "placed_um", "side", "neighbours")
 
 
 class Part(NamedTuple):
@@ -56,7 +57,7 @@ class Part(NamedTuple):
 
 
 class RememberingLocator(Locator):
-    """A locator that looks once at each image of the same name, as parts share their images."""
+    """A locator that looks once at each image, however many parts show it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -109,6 +110,15 @@ def _row(known: Known, located: Located, locator: RememberingLocator, seconds: f
         "angle_deg": float(np.degrees(np.arccos(min(1.0, cosine)))),
         "likeliest_off_um": _likeliest_um(known, locator),
     }
+
+
+def judged_again(row: Row) -> Row:
+    """Return a row with the flag that its measures have by the limits of the code that is there."""
+    if row["found_um"] is None:
+        return row
+    located = Located(Job(Path(row["name"])), "", row["number"], **{name: row[name] for name in _MEASURES})
+    located = judged(located)
+    return {**row, "flag": located.flag, "reason": located.reason}
 
 
 def _likeliest_um(known: Known, locator: RememberingLocator) -> float | None:
@@ -212,6 +222,9 @@ def main() -> None:
         "--only", choices=("even", "odd"), help="every second section: choices are made on even ones"
     )
     parser.add_argument("--parts", nargs="+", help="some of the parts")
+    parser.add_argument(
+        "--again", action="store_true", help="judge the rows in --out by the limits that are there"
+    )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -266,7 +279,12 @@ def main() -> None:
             continue
         folder = options.out / name.replace(", ", "-").replace(" ", "_")
         folder.mkdir(exist_ok=True)
-        rows = measured(part, locator, folder)
+        if options.again and not (folder / "rows.json").exists():
+            continue
+        if options.again:
+            rows = [judged_again(row) for row in json.loads((folder / "rows.json").read_text())]
+        else:
+            rows = measured(part, locator, folder)
         if not rows:
             continue
         rows.sort(key=lambda row: (row["number"], row["true_um"] or 0))

@@ -47,6 +47,8 @@ def test_views_show_the_planes_that_they_come_with(axis, cut_along):
     assert (at_centre_mm - shown_mm)[inside].abs().median() < 0.15
     normal = torch.linalg.cross(views.planes[:, 1], views.planes[:, 2])
     assert (normal.abs().argmax(1) == ["AP", "DV", "ML"].index(cut_along)).all()
+    if cut_along == "ML":  # a plane of the right half looks like its mirror image
+        assert (views.planes[:, 0, 2] < SIZE_MM[2] / 2 + 0.5).all()
 
 
 def test_halves_show_their_side():

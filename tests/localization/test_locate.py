@@ -220,6 +220,9 @@ def test_what_is_little_like_its_plane_is_to_be_looked_at(locator):
     known = Located(Job(Path("x.png")), "", 1, likeness=0.3, error_um=50.0)
     assert judged(known).flag == "look"
     assert "0.30" in judged(known).reason
+    among_others = replace(known, neighbours=4, alone_um=5000.0, placed_um=5100.0)
+    assert judged(among_others).flag == "pass"
+    assert judged(replace(among_others, alone_um=5300.0)).flag == "look"
     assert "strain 95" in judged(replace(known, likeness=0.9, strain=95.0)).reason
     assert judged(replace(known, likeness=0.9)).flag == "pass"
     unsure = judged(replace(known, likeness=0.9, error_um=400.0, other_um=7000.0))
