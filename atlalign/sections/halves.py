@@ -12,7 +12,7 @@ from atlalign.sections.upright import Judge
 _APART_MM = 1.3
 _ALIKE = 0.5  # of the larger area
 _FAMILIAR = (
-    0.8  # the strangeness of whole sections is at most 0.77, that of two neighbours together at least 0.93
+    0.8  # the strangeness of whole sections is at most 0.77, that of two neighbours together at least 0.84
 )
 
 
