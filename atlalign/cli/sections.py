@@ -42,7 +42,7 @@ def _run(options: argparse.Namespace) -> None:
         judge=BrainJudge(),
         progress=lambda name: say(f"writing {name}"),
     )
-    if result.sections:
+    if result.sections or not result.errors:
         kept = len(result.sections) - result.written
         say(f"{len(result.sections)} sections ({result.written} written, {kept} unchanged)")
         say(f"written: {options.out / LIST}")

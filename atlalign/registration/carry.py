@@ -13,7 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from atlalign.errors import InputError
-from atlalign.io.files import written_whole
+from atlalign.io.files import is_file, written_whole
 from atlalign.io.images import (
     IMAGE_ENDINGS,
     TIFF_ENDINGS,
@@ -63,7 +63,7 @@ def transform_file(
         InputError: If a file or an option is invalid, or `out` exists.
     """
     job = _job(source, out, options)
-    if not source.is_file():
+    if not is_file(source):
         raise InputError(f"{source}: no such file")
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists: choose another --out, or add --overwrite")

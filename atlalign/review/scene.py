@@ -14,6 +14,7 @@ from PIL import Image
 
 from atlalign.atlas.atlas import Atlas
 from atlalign.atlas.planes import Anchoring, Matrix, Points, apply_affine, homogeneous, invert_affine
+from atlalign.io.files import is_file
 from atlalign.io.images import open_channels, read_image, read_labels
 from atlalign.io.views import overview
 from atlalign.plots import brightened
@@ -98,7 +99,7 @@ class Scene:
 
     def _pixels(self) -> list[NDArray[Any]]:
         options = self.record.get("settings", {})
-        if self.image is not None and self.image.is_file():
+        if self.image is not None and is_file(self.image):
             chosen = {name: options.get(name) for name in ("scene", "page", "z")}
             image = open_channels(self.image, **chosen)
             if image.shape == self.base.section.shape:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from atlalign.errors import InputError, describe
-from atlalign.io.files import WriteError
+from atlalign.io.files import WriteError, is_file
 from atlalign.registration.corrections import Correction
 from atlalign.review.brush import stroke_area
 from atlalign.review.folder import (
@@ -150,7 +150,7 @@ class Review:
                 "size": [height, width],
                 "pixel_um": scene.base.section.pixel_um,
                 "channels": len(scene.channels),
-                "has_image": scene.image is not None and scene.image.is_file(),
+                "has_image": scene.image is not None and is_file(scene.image),
                 "former": former.to_json() if former else None,
                 "plane": settings,
                 "hemisphere": hemisphere_of(scene.record),

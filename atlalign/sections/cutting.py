@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from atlalign.geometry import sample
 from atlalign.io.files import written_whole
 from atlalign.io.pixels import PixelSize
-from atlalign.io.scenes import Scene
+from atlalign.io.scenes import Scene, Shape
 from atlalign.io.tiff_writer import write_tiff
 from atlalign.sections.outlines import Outline, filled
 from atlalign.sections.section import Frame
@@ -79,24 +79,41 @@ def _tile(
     ground: Any,
 ) -> NDArray[Any]:
     """Return a part (h, w) or (h, w, 3) of the image."""
-    x, y = np.meshgrid(np.array(columns, float), np.array(rows, float))
-    points = np.stack([x, y], axis=-1) @ frame.matrix[:, :2].T + frame.matrix[:, 2]
-    low, high = (
-        np.floor(points.min(axis=(0, 1))).astype(int),
-        np.ceil(points.max(axis=(0, 1))).astype(int) + 1,
-    )
-    (left, top), (right, bottom) = np.maximum(low, 0), np.minimum(high, np.array(scene.shape[::-1]))
-    tile = np.empty((len(rows), len(columns), *((3,) if scene.is_color else ())), scene.dtype)
+    size = np.array(scene.shape[::-1])
+    shape = (len(rows), len(columns))
+    start = frame.matrix @ (columns.start, rows.start, 1.0)  # on the slide
+    far = np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * (shape[1] - 1, shape[0] - 1)
+    corners = start + far @ frame.matrix[:, :2].T
+    left, top = np.maximum(np.floor(corners.min(axis=0)), 0).astype(int)
+    right, bottom = np.minimum(np.ceil(corners.max(axis=0)) + 1, size).astype(int)
+    tile = np.empty((*shape, *((3,) if scene.is_color else ())), scene.dtype)
     tile[:] = ground
     if right - left >= 2 and bottom - top >= 2:
         pixels = scene.read(0, slice(top, bottom), slice(left, right), channel=channel)
-        inside = ((points > -0.5) & (points < np.array(scene.shape[::-1]) - 0.5)).all(axis=-1)
-        own = points - (left, top)
-        tile[inside] = (_exact(pixels, own) if frame.is_exact else _interpolated(pixels, own))[inside]
+        points = _points(shape, frame.matrix[:, :2], start - (left, top))
+        found = _exact(pixels, points) if frame.is_exact else _interpolated(pixels, points)
+        if ((corners >= 0) & (corners <= size - 1)).all():
+            tile = found
+        else:
+            inside = ((points > -0.5 - np.array([left, top])) & (points < size - 0.5 - (left, top))).all(
+                axis=-1
+            )
+            tile[inside] = found[inside]
     corner = (columns.start, rows.start)
     for outline in others:
-        tile[filled([ring - corner for ring in outline], (len(rows), len(columns)))] = ground
+        covered = filled([ring - corner for ring in outline], shape)
+        if covered.any():
+            tile[covered] = ground
     return tile
+
+
+def _points(shape: Shape, linear: NDArray[np.float64], start: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the points (h, w, 2) as (x, y) to which a linear map and a shift take the pixels of a tile."""
+    y, x = np.arange(shape[0])[:, None], np.arange(shape[1])[None, :]
+    points = np.empty((*shape, 2), np.float32)
+    for axis in range(2):
+        points[..., axis] = linear[axis, 0] * x + linear[axis, 1] * y + start[axis]
+    return points
 
 
 def _exact(pixels: NDArray[Any], points: NDArray[Any]) -> NDArray[Any]:
@@ -109,7 +126,7 @@ def _interpolated(pixels: NDArray[Any], points: NDArray[Any]) -> NDArray[Any]:
     """Return the values (h, w, …) at points (h, w, 2) as (x, y), in the data type of the pixels."""
     planes = np.moveaxis(pixels[..., None] if pixels.ndim == 2 else pixels, -1, 0)
     tensor = torch.from_numpy(np.ascontiguousarray(planes, np.float32))[None]
-    values = sample(tensor, torch.from_numpy(points[None].astype(np.float32)), padding_mode="border")[0]
+    values = sample(tensor, torch.from_numpy(points[None]), padding_mode="border")[0]
     result = values.permute(1, 2, 0).numpy()
     result = result if pixels.dtype.kind == "f" else np.round(result)
     result = result.astype(pixels.dtype)

@@ -61,18 +61,19 @@ def _as_one(group: Sequence[Row]) -> Row:
     if len(group) == 1:
         return group[0]
     first, largest = group[0], max(group, key=lambda row: _extent(row.section))
+    keep = any(row.keep for row in group)
     section = first.section._replace(
         outline=tuple(ring for row in group for ring in row.section.outline),
         turn=largest.section.turn,
         flipped=largest.section.flipped,
-        left_out="",
+        left_out="" if keep else first.section.left_out,
         needs_turn=True,
         note="merged",
         is_written=False,
     )
     # Its parts may look like several sections, but the user has declared them one.
     cells = {**first.cells, "one_section": "yes"}
-    return first._replace(section=section, keep=any(row.keep for row in group), cells=cells)
+    return first._replace(section=section, keep=keep, cells=cells)
 
 
 def _is_turned(row: Row) -> bool:

@@ -11,7 +11,7 @@ from atlalign.sections.upright import Judge
 
 _APART_MM = 1.3
 _ALIKE = 0.5  # of the larger area
-_FAMILIAR = 0.8  # whole sections have a strangeness of at most 0.77, two neighbours together of at least 0.93
+_FAMILIAR = 0.8  # whole sections have a strangeness of at most 0.77, two neighbours together of at least 0.84
 
 
 def with_halves_joined(found: Found, judge: Judge) -> Found:
