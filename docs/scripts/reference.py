@@ -193,6 +193,27 @@ def measures() -> str:
     return table(("measure", "look above", "fail above", "meaning"), rows)
 
 
+def options() -> str:
+    """Return the options of a registration, each with the columns of lists that set it for one section."""
+    from atlalign.declarations import declarations
+    from atlalign.registration import Options
+
+    rows = [
+        (
+            f"`{declared.name}`",
+            f"`{declared.default!r}`",
+            _prose(_help(declared)),
+            "yes" * declared.option.is_column,
+        )
+        for declared in declarations(Options)
+    ]
+    return table(("option", "default", "meaning", "column of lists"), rows)
+
+
+def _help(declared: Any) -> str:
+    return str(declared.option.help).replace("%(default)s", str(declared.default))
+
+
 def quality_columns() -> str:
     """Return all that is measured of a registration."""
     from atlalign.registration.quality import Quality
