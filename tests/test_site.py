@@ -74,7 +74,7 @@ def test_the_meaning_of_a_key_is_its_comment_or_its_docstring(reference):
     import conf_files
 
     meanings = {key.name: key.meaning for key in conf_files.read(ROOT / "conf/model/local.yaml").keys}
-    assert meanings["compute_inv"].startswith("Give the inverse field as well")  # the comment
+    assert "the inverse field as well: the same weights" in meanings["compute_inv"]  # the comment
     assert meanings["middle_filters"] == "Channels of the convolutions at the lowest resolution."  # LocalUNet
     velocity = {
         key.name: key.meaning for key in conf_files.read(ROOT / "conf/model/local_velocity.yaml").keys

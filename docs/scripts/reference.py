@@ -52,7 +52,7 @@ def _options(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) ->
     title = {"positional arguments": "Arguments", "options": "Options"}.get(
         str(group.title), f"Options: {group.title}"
     )
-    expand = parser.formatter_class(parser.prog)._expand_help
+    expand = parser._get_formatter()._expand_help
     rows = [(_written(action), _default(action), _prose(expand(action))) for action in actions]
     kind = "option" if actions[0].option_strings else "argument"
     return f"**{title}**\n\n" + table((kind, "default", "meaning"), rows)
