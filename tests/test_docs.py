@@ -45,7 +45,7 @@ COMMANDS = [
         for language, block in BLOCKS
         if language == "sh"
         for line in block.splitlines()
-        if line.strip()
+        if line.strip() and not line.startswith("#")
     )
 ]
 TRAININGS = [command for command in COMMANDS if "train.py" in command]

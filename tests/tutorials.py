@@ -35,8 +35,8 @@ def follow(name: str, *, skip: tuple[str, ...] = (), extra: tuple[str, ...] = ()
         elif language == "python":
             exec(compile(block, name, "exec"), names)
         elif language == "sh":
-            for line in filter(None, block.splitlines()):
-                if not set(skip) & set(line.split()):
+            for line in block.splitlines():
+                if line and not line.startswith("#") and not set(skip) & set(line.split()):
                     typed(line, extra)
 
 

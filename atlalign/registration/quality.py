@@ -42,18 +42,18 @@ class Quality:
 
     Attributes:
         displacement_mean_um: The mean displacement by the network's field.
-        displacement_max_um: The largest displacement by that field.
+        displacement_max_um: The largest displacement by the network's field.
         folding: The share of the plane on which the field folds.
         inverse_consistency_um: The mean distance between a point and the place that it returns to when the network also
             registers the reference to the section. A certain network agrees with itself.
         similarity_before: Mutual information of the placed section and the reference, in nats.
-        similarity_after: The same for the registered section.
+        similarity_after: Mutual information of the registered section and the reference, in nats.
         bending_um: The mean distance of the network's displacements from the closest affine map. A section in the right
             place is bent little; a section in a wrong place, or with a missing part, is bent a lot.
-        rescaling: The change of the section's size by that affine map, as a fraction. The network corrects a wrong
-            pixel size only in part.
-        rotation_deg: The rotation by that affine map in degrees, in either direction. The network corrects a wrong turn
-            only in part.
+        rescaling: The change of the section's size by the closest affine map, as a fraction. The network corrects a
+            wrong pixel size only in part.
+        rotation_deg: The rotation by the closest affine map in degrees, in either direction. The network corrects a
+            wrong turn only in part.
         uncovered: The share of the reference's tissue on which the registered section shows none. The section may be
             torn, lack a part or show only half of the brain, or its stain may leave most tissue dark.
         gap: The area of the largest connected part of that, more than 0.3 mm inside the reference's outline, as a share
@@ -108,7 +108,7 @@ class Quality:
 
     @property
     def similarity_loss(self) -> float:
-        """The decrease of the similarity."""
+        """The decrease of the mutual information with the reference."""
         return self.similarity_before - self.similarity_after
 
     @property
@@ -123,7 +123,7 @@ class Quality:
 
     @property
     def off_plane_um(self) -> float:
-        """By how much the plane is off, either way."""
+        """The distance to the plane that the section fits best, either way."""
         return abs(self.plane_offset_um)
 
 

@@ -32,7 +32,7 @@ _MADE = re.compile(r"^<!-- made: (\w+) ?(.*?) -->$", re.MULTILINE)
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of `OUTSIDE`, and their pictures."""
     for name in OUTSIDE:
-        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+        files.append(File.generated(config, place_on_site(name), abs_src_path=str(ROOT / name)))
         for target in _LINK.findall(outside_code((ROOT / name).read_text(encoding="utf-8"))):
             picture = os.path.normpath(Path(name).parent / target[1])
             if target[0].startswith("!") and not picture.startswith("docs/"):
@@ -44,11 +44,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Write what is made from the code, and point links of the repository at pages of the site."""
     made = _MADE.sub(lambda found: maker(found[1])(*found[2].split()), markdown)
     source = page.file.src_uri
-    place = source if source in OUTSIDE else f"docs/{source}"
+    place = next((name for name in OUTSIDE if place_on_site(name) == source), f"docs/{source}")
     return "".join(
         part if part.startswith("`") else _LINK.sub(lambda link: _relinked(link, place), part)
         for part in _CODE.split(made)
     )
+
+
+def place_on_site(name: str) -> str:
+    """Return where the site has a file of the repository; a folder's README is the folder's page."""
+    return re.sub(r"/README\.md$", ".md", name.removeprefix("docs/"))
 
 
 def outside_code(markdown: str) -> str:
@@ -69,5 +74,4 @@ def _relinked(link: re.Match[str], place: str) -> str:
     path = os.path.normpath(Path(place).parent / target)
     if (ROOT / path).is_dir():
         path = f"{path}/README.md"
-    path, own = path.removeprefix("docs/"), place.removeprefix("docs/")
-    return f"{before}{os.path.relpath(path, Path(own).parent)}{anchor})"
+    return f"{before}{os.path.relpath(place_on_site(path), Path(place_on_site(place)).parent)}{anchor})"

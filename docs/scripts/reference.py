@@ -52,7 +52,7 @@ def _options(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) ->
     title = {"positional arguments": "Arguments", "options": "Options"}.get(
         str(group.title), f"Options: {group.title}"
     )
-    expand = parser.formatter_class(parser.prog)._expand_help
+    expand = parser._get_formatter()._expand_help
     rows = [(_written(action), _default(action), _prose(expand(action))) for action in actions]
     kind = "option" if actions[0].option_strings else "argument"
     return f"**{title}**\n\n" + table((kind, "default", "meaning"), rows)
@@ -191,6 +191,27 @@ def measures() -> str:
         for name, limit in LIMITS.items()
     ]
     return table(("measure", "look above", "fail above", "meaning"), rows)
+
+
+def options() -> str:
+    """Return the options of a registration, each with the columns of lists that set it for one section."""
+    from atlalign.declarations import declarations
+    from atlalign.registration import Options
+
+    rows = [
+        (
+            f"`{declared.name}`",
+            f"`{declared.default!r}`",
+            _prose(_help(declared)),
+            "yes" * declared.option.is_column,
+        )
+        for declared in declarations(Options)
+    ]
+    return table(("option", "default", "meaning", "column of lists"), rows)
+
+
+def _help(declared: Any) -> str:
+    return str(declared.option.help).replace("%(default)s", str(declared.default))
 
 
 def quality_columns() -> str:
