@@ -84,10 +84,11 @@ class CorrelationPyramidNet(nn.Module):
 
     def velocity(self, reference: Tensor, moving: Tensor) -> Tensor:
         """Return the predicted velocity (B, 2, H, W) in pixels per unit time."""
-        velocity = self._velocity(reference, moving)
-        if self.mirrored:
-            velocity = (velocity + _mirrored(self._velocity(reference.flip(-1), moving.flip(-1)))) / 2
-        return limit_steepness(velocity)
+        if not self.mirrored:
+            return limit_steepness(self._velocity(reference, moving))
+        both = (torch.cat([image, image.flip(-1)]) for image in (reference, moving))
+        velocity, of_mirrored = self._velocity(*both).chunk(2)
+        return limit_steepness((velocity + _mirrored(of_mirrored)) / 2)
 
     def _velocity(self, reference: Tensor, moving: Tensor) -> Tensor:
         levels = list(zip(self._features(reference), self._features(moving), strict=True))
@@ -125,12 +126,12 @@ def correlate(fixed: Tensor, other: Tensor, radius: int) -> Tensor:
         (B, (2·radius + 1)², H, W) in [−1, 1], ordered by the displacement's y, then x.
     """
     height, width = fixed.shape[-2:]
-    here, there = _directions(fixed), F.pad(_directions(other), (radius,) * 4)
+    # Sums over the last axis of contiguous memory are several times as fast as sums over channels in between.
+    here = _directions(fixed).permute(0, 2, 3, 1).contiguous()
+    there = F.pad(_directions(other), (radius,) * 4).permute(0, 2, 3, 1).contiguous()
     displacements = range(2 * radius + 1)
     cosines = [
-        (here * there[:, :, y : y + height, x : x + width]).sum(1)
-        for y in displacements
-        for x in displacements
+        (here * there[:, y : y + height, x : x + width]).sum(-1) for y in displacements for x in displacements
     ]
     return torch.stack(cosines, dim=1)
 

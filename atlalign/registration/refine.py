@@ -107,7 +107,7 @@ def _field(velocity: Tensor, like: Tensor) -> Tensor:
 def _loss_and_gradient(
     images: Tensor, weights: Tensor, velocity: Tensor, expected_error: float
 ) -> tuple[float, Tensor]:
-    """Return the dissimilarity of images (2, 1, H, W), each warped to the other, plus the cost; and the gradient."""
+    """Return the cost minus the likeness of two images (2, 1, H, W), each warped to the other, and the gradient."""
     velocity = velocity.detach().requires_grad_()
     fields = _field(torch.cat([velocity, -velocity]), images)
     warped = warp(images.flip(0), fields, padding_mode="border")

@@ -1,8 +1,9 @@
 """Registrations of real and synthetic sections side by side: classical methods, and ours.
 
-The parts are: (a) real sections and the same under a known warp: do the two registrations agree with it? (b) The real
+Parts: (a) real sections and the same under a known warp: do the two registrations agree with it? (b) The real
 sections as they are. (c) Planes of the atlas in synthetic contrasts under known fields. (d) Planes of a stained volume
-under known fields. (e) As (a), with gene expression alone. (f) A section of another species, to be looked at.
+under known fields. (e) As (a), with gene expression alone. (f) A section of another species, for looking at. (g) As
+(a), on located planes.
 
 All methods register the same two images on the same grid, placed by the same anchoring. Fields are kept in OUT/fields,
 so that a stopped run can be resumed.
@@ -27,7 +28,7 @@ from parts import PARTS, Setting, measured
 from results import marks, tables, write_results
 
 TABLES = "tables.md"
-_NEEDED = {"d": "--stain", "e": "--expression", "f": "--other"}
+_NEEDED = {"d": "--stain", "e": "--expression", "f": "--other", "g": "--located"}
 
 
 def grids(setting: Setting, options: argparse.Namespace, model: Path) -> str:
@@ -56,6 +57,7 @@ def compare(options: argparse.Namespace) -> None:
         None if options.stain is None else read_stain(options.atlas, options.stain),
         () if options.expression is None else spread(read_list(options.expression), options.only),
         options.other,
+        () if options.located is None else spread(read_list(options.located), options.only),
     )
     if unknown := sorted(set(options.parts or ()) - set(setting.parts)):
         raise InputError(f"--parts {unknown[0]}: expected {_NEEDED[unknown[0]]}, found none")
@@ -65,8 +67,7 @@ def compare(options: argparse.Namespace) -> None:
     find = Kept(
         make_methods(options.methods, model, options.steps),
         options.out / "fields",
-        {"ours": weights}
-        | dict.fromkeys(("ours_refined", "ours_refined_smooth"), f"{weights} {options.steps}"),
+        {"ours": weights, "ours_refined": f"{weights} {options.steps}"},
         options.again,
     )
     results = measured(setting, options.parts or setting.parts, find)
@@ -97,9 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add("--expression", type=Path, help="a list of sections with gene expression alone, for part (e)")
     add("--other", type=Path, help="a folder with section.tif, plane.tif and plane_labels.tif, for part (f)")
+    add("--located", type=Path, help="a list of the sections on planes that were located, for part (g)")
     add("--out", type=Path, required=True, help="the folder to write")
     add("--model", type=Path, help="a model file (default: the one that ships)")
-    add("--steps", type=int, default=80, help="of refinement (default: %(default)s)")
+    add("--steps", type=int, default=40, help="of refinement (default: %(default)s)")
     add("--size", type=int, nargs=2, default=[320, 456], metavar=("H", "W"), help="(default: 320 456)")
     add("--only", type=int, metavar="N", default=sys.maxsize, help="so many sections, spread over the list")
     add("--planes", type=int, default=12, help="of the atlas, in parts (c) and (d) (default: %(default)s)")

@@ -32,7 +32,6 @@ METHODS = {
     "elastix": "elastix affine + B-spline",
     "ours": "ours",
     "ours_refined": "ours, refined",
-    "ours_refined_smooth": "ours, refined smoothly",
 }
 YARDSTICK = "ants_syn"
 
@@ -71,7 +70,7 @@ def classical(name: str) -> Method:
     return run
 
 
-def ours(model: Path, refine: int, smoothness: float) -> Method:
+def ours(model: Path, refine: int) -> Method:
     """Return what `atlalign register` does with a section, at the size of the model's own images.
 
     The time covers all of `register`: the network in both directions, the field, its inverse and the quality measures.
@@ -92,7 +91,6 @@ def ours(model: Path, refine: int, smoothness: float) -> Method:
             section,
             placement,
             refine=refine,
-            refine_smoothness=smoothness,
         )
         seconds = time.perf_counter() - started
         pixels = identity_grid(grid.shape, torch.float64, torch.device("cpu"))[0].flatten(1).T.numpy()
@@ -107,9 +105,8 @@ def make_methods(names: Sequence[str], model: Path, steps: int) -> dict[str, Met
     makers: dict[str, Callable[[], Method]] = {
         "identity": lambda: nothing,
         "anchoring": lambda: nothing,
-        "ours": partial(ours, model, 0, 0.1),
-        "ours_refined": partial(ours, model, steps, 0.01),
-        "ours_refined_smooth": partial(ours, model, steps, 0.1),
+        "ours": partial(ours, model, 0),
+        "ours_refined": partial(ours, model, steps),
     }
     for name in names:
         if name not in METHODS:

@@ -95,6 +95,7 @@ class Setting(NamedTuple):
         stain: (P', h, w), a stained volume in the atlas's box, for part (d).
         expression: Sections with gene expression alone, for part (e).
         other: Folder with a section of another species, for part (f).
+        located: The real sections on planes that `atlalign locate` found, for part (g).
     """
 
     atlas: Atlas
@@ -104,11 +105,17 @@ class Setting(NamedTuple):
     stain: Tensor | None = None
     expression: Sequence[ListedSection] = ()
     other: Path | None = None
+    located: Sequence[ListedSection] = ()
 
     @property
     def parts(self) -> str:
         """The letters of the parts for which everything is there."""
-        known = {"d": self.stain is not None, "e": len(self.expression) > 0, "f": self.other is not None}
+        known = {
+            "d": self.stain is not None,
+            "e": len(self.expression) > 0,
+            "f": self.other is not None,
+            "g": len(self.located) > 0,
+        }
         return "abc" + "".join(part for part, is_known in known.items() if is_known)
 
     def chosen_planes(self) -> list[int]:
@@ -126,6 +133,11 @@ def known_warps(setting: Setting, names: Sequence[str], find: Kept) -> Iterator[
 def expression(setting: Setting, names: Sequence[str], find: Kept) -> Iterator[Row]:
     """Part (e): the same of sections with gene expression alone."""
     yield from _under_known_warps(setting, setting.expression, names, find)
+
+
+def on_located_planes(setting: Setting, names: Sequence[str], find: Kept) -> Iterator[Row]:
+    """Part (g): the same as part (a) on planes that were located from the images alone."""
+    yield from _under_known_warps(setting, setting.located, names, find)
 
 
 def _under_known_warps(
@@ -225,6 +237,7 @@ PARTS: Mapping[str, tuple[str, Callable[[Setting, Sequence[str], Kept], Iterator
     "d": ("Planes of a stained volume under known fields", stained),
     "e": ("Sections with gene expression alone under known warps", expression),
     "f": ("A section of another species", other),
+    "g": ("Real sections under known warps, on located planes", on_located_planes),
 }
 
 
@@ -245,8 +258,11 @@ def measured(setting: Setting, parts: Sequence[str], find: Kept) -> dict[str, li
 
 
 def _n_pairs(setting: Setting, part: str) -> int:
-    n_sections = len(setting.sections)
-    n_planes = setting.n_planes
-    return {"c": n_planes, "d": n_planes * len(STATES), "e": len(setting.expression), "f": 1}.get(
-        part, n_sections
-    )
+    by_part = {
+        "c": setting.n_planes,
+        "d": setting.n_planes * len(STATES),
+        "e": len(setting.expression),
+        "f": 1,
+        "g": len(setting.located),
+    }
+    return by_part.get(part, len(setting.sections))

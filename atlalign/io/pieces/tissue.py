@@ -90,8 +90,9 @@ def refined(strength: Floats, tissue: Mask, radius: int) -> NDArray[np.int32]:
     """Return pieces (h, w) of tissue without lines, and without areas that are much fainter than most of the piece."""
     for share in _OF_OWN:
         labels = _opened(tissue, radius)
-        typical = np.asarray(ndimage.median(strength, labels, np.arange(labels.max() + 1)))
-        typical[0] = np.inf
+        inside = labels > 0
+        of_pieces = ndimage.median(strength[inside], labels[inside], np.arange(1, labels.max() + 1))
+        typical = np.array([np.inf, *of_pieces])
         tissue = (labels > 0) & (strength > share * typical[labels])
     return _opened(tissue, radius)
 
