@@ -69,7 +69,7 @@ class Registrar:
         self._queue: SimpleQueue[str] = SimpleQueue()
         self._loading, self._searching = Lock(), Lock()
         self._loaded: set[Callable[[], Recipe]] = set()
-        self._searches: dict[int, NearbySearch] = {}
+        self._searches: dict[Callable[[], Recipe], NearbySearch] = {}
         Thread(target=self._work, daemon=True).start()
 
     @property
@@ -150,10 +150,11 @@ class Registrar:
             raise InputError(
                 f"{name}: expected a section registered to an atlas, found one registered to an image"
             )
-        job = corrected(self._job(name), correction)
+        job, load = corrected(self._job(name), correction), self.calls.sections[name].load
         with self._searching:
-            search = self._searches.setdefault(id(atlas), NearbySearch(atlas))
-            return search.near(job, recipe.of(job).options)
+            if load not in self._searches:
+                self._searches[load] = NearbySearch(atlas)
+            return self._searches[load].near(job, recipe.of(job).options)
 
     def _job(self, name: str) -> Job:
         """Return the section, with its located plane if its list has none."""

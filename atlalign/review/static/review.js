@@ -46,7 +46,7 @@ function say(text) {
 }
 
 function sayError(error) {
-  app.isLost = error instanceof TypeError;
+  app.isLost = error.name === "TypeError"; // of fetch: there was no answer
   say(app.isLost ? "The server does not answer: is `atlalign review` still running?" : error.message);
   app.isError = true;
 }
