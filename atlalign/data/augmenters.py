@@ -19,8 +19,8 @@ from atlalign.errors import InputError
 # On import, albumentations asks PyPI for its newest version; without a network this costs two seconds and a warning.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-Floats = NDArray[np.float32]
-Image = Floats
+Taps = NDArray[np.float32]
+Image = NDArray[np.float32]
 Range = tuple[float, float]
 
 RANGES: dict[str, tuple[Range, ...]] = {
@@ -63,13 +63,13 @@ def kept_pixels(fraction: float, shape: tuple[int, int], rng: np.random.Generato
     return kept[:, np.arange(shape[1]) * columns // shape[1]][np.arange(shape[0]) * rows // shape[0]]
 
 
-def blended_kernels(name: str, share: Floats) -> Floats:
+def blended_kernels(name: str, share: NDArray[np.float32]) -> Taps:
     """Return the kernels (B, 3, 3) of `(1 − share) · image + share · effect` for each `share` (B,)."""
     weight = share.reshape(-1, 1, 1)
     return (1 - weight) * _IDENTITY + weight * _EFFECTS[name]
 
 
-def gaussian_taps(sigma: Floats, radius: int) -> Floats:
+def gaussian_taps(sigma: NDArray[np.float32], radius: int) -> Taps:
     """Return normalised Gaussian weights (B, 2 · radius + 1) for each `sigma` (B,) in pixels, cut at 3.5 sigma."""
     offset = np.arange(-radius, radius + 1, dtype=np.float32)
     sigma = np.maximum(sigma, 1e-3)[:, None]
@@ -77,7 +77,7 @@ def gaussian_taps(sigma: Floats, radius: int) -> Floats:
     return _normalised(taps)
 
 
-def box_taps(width: Floats, radius: int) -> Floats:
+def box_taps(width: NDArray[np.float32], radius: int) -> Taps:
     """Return the weights (B, 2 · radius + 1) of the mean over a centred window of each `width` (B,) in pixels.
 
     The outermost pixels are weighted by the part that the window covers. A window of even width made of whole pixels
@@ -88,7 +88,7 @@ def box_taps(width: Floats, radius: int) -> Floats:
     return _normalised(taps)
 
 
-def _normalised(taps: NDArray[np.floating[Any]]) -> Floats:
+def _normalised(taps: NDArray[np.floating[Any]]) -> Taps:
     total: NDArray[np.floating[Any]] = taps.sum(axis=1, keepdims=True)
     return (taps / total).astype(np.float32)
 
@@ -286,14 +286,14 @@ def _radius(images: Tensor, wanted: int) -> int:
     return min(wanted, images.shape[-2] - 1, images.shape[-1] - 1)
 
 
-def _blur(images: Tensor, taps: Floats) -> Tensor:
+def _blur(images: Tensor, taps: Taps) -> Tensor:
     from kornia.filters import filter2d_separable
 
     kernels = torch.from_numpy(taps)
     return filter2d_separable(images, kernels, kernels)
 
 
-def _filter(images: Tensor, kernels: Floats) -> Tensor:
+def _filter(images: Tensor, kernels: Taps) -> Tensor:
     from kornia.filters import filter2d
 
     return filter2d(images, torch.from_numpy(kernels))

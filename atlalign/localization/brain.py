@@ -6,15 +6,13 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from atlalign.io.pixels import Floats
 from atlalign.localization.fit import Frame, Lie
 from atlalign.localization.located import APART_MM, Located, in_degrees, judged, matrix_of, on_plane
 from atlalign.localization.locator import Looked
 from atlalign.localization.search import Curve
 from atlalign.localization.series import Series, common, in_order, on_a_line
-
-Floats = NDArray[np.float64]
 
 _SLOPE_DOUBT = 0.04  # as a fraction of a section's own slopes, in addition to their standard deviation
 _LEAST_SLOPE_ERROR = 1e-3

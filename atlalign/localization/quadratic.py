@@ -4,9 +4,8 @@ from itertools import combinations, product
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from atlalign.io.pixels import Floats
 
 _FLAT = 1e-4  # a curvature that does not fall is treated as nearly flat
 

@@ -6,17 +6,15 @@ Steps are measured in 1/132 of the brain's length, a tenth of a millimetre in a 
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from atlalign.atlas.planes import apply_affine, invert_affine
+from atlalign.io.pixels import Floats
 from atlalign.localization.fit import Fitter, Frame, Lie
 from atlalign.localization.proposals import Proposal
 from atlalign.localization.quadratic import Quadratic, design
 from atlalign.localization.views import SeenTissue
 from atlalign.registration.placement import Section
-
-Floats = NDArray[np.float64]
 
 STEPS_A_BRAIN = 132
 _WIDE = np.array([-16, -13, -10, -8, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 16], float)

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlalign.errors import InputError
+from atlalign.io.pixels import Floats
 from atlalign.localization.search import Curve
-
-Floats = NDArray[np.float64]
 
 _FLOOR = -6.0  # logarithm of the odds that a section lies elsewhere than its series predicts
 _OUTSIDE = -3.0  # sections with lower odds do not fit the series

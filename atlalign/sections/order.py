@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from atlalign.io.pixels import Floats
 from atlalign.sections.options import Order
 from atlalign.sections.outlines import Outline, bounds
 
-_Floats = NDArray[np.float64]
 _TILTS = np.tan(np.deg2rad(np.arange(-8, 9)))
 _PER_ROW, _PER_TILT = 0.15, 0.5  # more rows, or more tilted rows, need a better fit
 _SAME_ROW = 0.6  # of the usual height: centres that differ by less are in one row
@@ -30,10 +29,10 @@ def in_order(outlines: Sequence[Outline], order: Order = "rows") -> list[int]:
     return found
 
 
-def _tilted_rows(along: _Floats, across: _Floats, size: float) -> list[list[int]]:
+def _tilted_rows(along: Floats, across: Floats, size: float) -> list[list[int]]:
     """Return the indexes of sections row by row; the rows may be slightly tilted, like the slide."""
 
-    def cost(rows: list[list[int]], tilted: _Floats, tilt: float) -> float:
+    def cost(rows: list[list[int]], tilted: Floats, tilt: float) -> float:
         spread = sum(float(np.square(tilted[row] - tilted[row].mean()).sum()) for row in rows)
         return float(np.sqrt(spread / len(across))) / size + _PER_ROW * len(rows) + _PER_TILT * abs(tilt)
 
@@ -45,7 +44,7 @@ def _tilted_rows(along: _Floats, across: _Floats, size: float) -> list[list[int]
     return min(found, key=lambda pair: pair[0])[1]
 
 
-def _rows(across: _Floats, reach: float) -> list[list[int]]:
+def _rows(across: Floats, reach: float) -> list[list[int]]:
     """Return the indexes of values, grouped into rows of nearby values, in ascending order."""
     rows: list[list[int]] = []
     for place in np.argsort(across).tolist():
