@@ -107,6 +107,11 @@ def test_dirt_is_no_section():
     assert {piece.reason for piece in result.left_out[1:]} == {"small"}
 
 
+@pytest.mark.parametrize("value", [0, 255])
+def test_an_image_of_one_value_has_no_sections(value):
+    assert find_sections(np.full((50, 60), value, np.uint8), is_color=False, pixel_um=20).number == 0
+
+
 @pytest.mark.parametrize("specks", [0, 60])
 def test_a_slide_without_sections_has_none(specks):
     image, random = slide(), np.random.default_rng(1)
