@@ -1,4 +1,4 @@
-"""What is no number, or none that is taken, gives a sentence with its name."""
+"""Values that are not numbers, or not allowed ones, give a sentence with the name of the setting."""
 
 import errno
 import math
