@@ -119,7 +119,7 @@ def test_a_thread_that_the_disk_refuses_gives_one_line(capsys):
         (ValueError("two\n  lines"), "two lines"),
         (RuntimeError("  \n"), "RuntimeError"),
         (EOFError(), "EOFError"),
-        (MemoryError(), "memory does not suffice"),
+        (MemoryError(), "not enough memory"),
     ],
 )
 def test_an_error_without_a_message_is_named_by_its_kind(error, expected):
