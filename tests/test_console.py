@@ -1,4 +1,4 @@
-"""What reaches the terminal: no name of a file may move its cursor, or stop a line from being printed."""
+"""Terminal output: no file name can move the cursor, or stop a line from being printed."""
 
 import io
 import logging

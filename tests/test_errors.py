@@ -1,4 +1,4 @@
-"""What is no number, or none that is taken, gives a sentence with its name."""
+"""Values that are not numbers, or not allowed ones, give a sentence with the name of the setting."""
 
 import errno
 import math
@@ -119,7 +119,7 @@ def test_a_thread_that_the_disk_refuses_gives_one_line(capsys):
         (ValueError("two\n  lines"), "two lines"),
         (RuntimeError("  \n"), "RuntimeError"),
         (EOFError(), "EOFError"),
-        (MemoryError(), "memory does not suffice"),
+        (MemoryError(), "not enough memory"),
     ],
 )
 def test_an_error_without_a_message_is_named_by_its_kind(error, expected):

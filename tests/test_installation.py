@@ -1,4 +1,4 @@
-"""What an installation holds: the wheel, outside of a checkout."""
+"""The contents of an installation: the wheel, outside of a checkout."""
 
 import os
 import shutil

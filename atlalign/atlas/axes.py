@@ -50,8 +50,8 @@ def parse_axes(text: str) -> Axes:
     if len(names) == 1 and len(first) == 3 and all(letter in _TOWARDS for letter in first):
         ends = [_TOWARDS[letter] for letter in first]
         raise InputError(
-            f"axes: expected three directions such as AP,DV,ML, got '{text}', which has two meanings: where BrainGlobe "
-            f"uses it, give {','.join(end[::-1] for end in ends)}, and where NIfTI tools do, {','.join(ends)}"
+            f"axes: expected three directions such as AP,DV,ML, got '{text}', which has two meanings: use "
+            f"{','.join(end[::-1] for end in ends)} for BrainGlobe's, {','.join(ends)} for that of NIfTI tools"
         )
     raise InputError(
         f"axes: expected AP or PA, DV or VD, and ML, LR or RL, in the file's order, got '{text}'"

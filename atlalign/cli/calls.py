@@ -37,7 +37,7 @@ def record_call(out: Path, arguments: Sequence[str]) -> None:
         InputError: If the file cannot be written.
     """
     call = Call(storable(str(Path.cwd())), [storable(argument) for argument in arguments])
-    with lock(_path(out), wait=True):  # calls that end together are all kept
+    with lock(_path(out), wait=True):  # so that calls that end at the same time are all stored
         calls = [*(former for former in read_calls(out) if former != call), call]
         with written_whole(_path(out)) as unfinished:
             text = json.dumps([former._asdict() for former in calls], indent=2, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""The settings that an evaluation leaves open, taken from the record of the network's training."""
+"""Settings that an evaluation leaves open, taken from the record of the network's training."""
 
 import inspect
 from collections.abc import Callable, Mapping

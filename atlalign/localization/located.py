@@ -31,7 +31,7 @@ class Located:
         job: The image.
         brain: The brain, from the list or the name of the folder.
         number: Its number in the series.
-        neighbours: How many other sections of its brain it was located with.
+        neighbours: The number of other sections of its brain that it was located with.
         side: whole, left or right.
         anchoring: The image's anchoring; None if no plane fits.
         position_um: The position along the axis at the centre of the image.
@@ -150,7 +150,7 @@ def judged(located: Located) -> Located:
 
 
 def _is_backed(located: Located) -> bool:
-    """Return whether a section by itself lies where its neighbours put it."""
+    """Return whether a section, located alone, lies where its neighbours place it."""
     agrees = abs(located.alone_um - located.placed_um) < 1000 * _AGREES_MM
     return located.neighbours >= _MANY and agrees
 

@@ -44,7 +44,7 @@ def numbers_of(paths: Sequence[Path], listed: Sequence[int | None] = ()) -> list
     if repeated:
         names = [path.name for path, number in zip(paths, known, strict=True) if number == repeated[0]]
         raise InputError(
-            f"expected a number of its own for each section of a series, found {repeated[0]} in {' and '.join(names)}: "
+            f"expected a different number for each section of a series, found {repeated[0]} in {' and '.join(names)}: "
             "rename them, put each brain into its own subfolder, or locate each section alone (--independent)"
         )
     return known

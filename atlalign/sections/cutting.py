@@ -108,7 +108,7 @@ def _tile(
 
 
 def _points(shape: Shape, linear: NDArray[np.float64], start: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return the points (h, w, 2) as (x, y) to which a linear map and a shift take the pixels of a tile."""
+    """Return the points (h, w, 2) as (x, y) to which a linear map and a shift move the pixels of a tile."""
     y, x = np.arange(shape[0])[:, None], np.arange(shape[1])[None, :]
     points = np.empty((*shape, 2), np.float32)
     for axis in range(2):

@@ -244,7 +244,7 @@ class TestAxes:
             parse_axes(axes)
 
     def test_letters_have_two_meanings(self):
-        with pytest.raises(InputError, match=r"'asr'.*BrainGlobe.*AP,DV,RL.*NIfTI.*PA,VD,LR"):
+        with pytest.raises(InputError, match=r"'asr'.*AP,DV,RL for BrainGlobe.*PA,VD,LR for .*NIfTI"):
             parse_axes("asr")
 
 

@@ -131,7 +131,7 @@ def test_a_section_says_what_is_wrong_with_its_markers(tmp_path, markers, said):
 
 
 def test_markers_that_a_registration_wrote_are_announced(tmp_path, caplog):
-    """They bind the next registration to the former one."""
+    """Such markers bind the next registration to the earlier one."""
     marked = {**entry(UPRIGHT), "markers": [[1, 2, 3, 4]]}
     read_list(write(tmp_path / "list.json", marked, aligner="atlalign 0.1.0"))
     assert "markers from an earlier registration (in 1 sections)" in caplog.text
@@ -259,7 +259,7 @@ def test_ids_of_a_table_keep_their_digits(tmp_path):
     ],
 )  # fmt: skip
 def test_a_bad_row_is_named_and_stops_no_other(tmp_path, row, name, problem):
-    """By its line in a spreadsheet, which counts those that are blank."""
+    """A bad row is named by its line in a spreadsheet, which also counts blank lines."""
     (tmp_path / "l.csv").write_text(f"filename,p,image_id\nb.png,5000,0\n\n{row}\nc.png,6000,7\n")
     first, found, last = read_list(tmp_path / "l.csv")
     assert (found.path.name, found.problem) == (name, problem)

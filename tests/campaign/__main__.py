@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def head(n_inputs: int, n_runs: int, seed: int) -> str:
-    """Return what stands above the table."""
+    """Return the text above the table."""
     command = f"python -m tests.campaign --full --inputs {n_inputs} --runs {n_runs} --seed {seed}"
     return (
         "# Counts of the campaign\n\n"

@@ -9,7 +9,7 @@ Damage = Callable[[bytes, Random], bytes]
 
 
 def cut(content: bytes, random: Random) -> bytes:
-    """Lose the end."""
+    """Cut off the end."""
     return content[: random.integers(1, max(2, len(content)))]
 
 
@@ -50,12 +50,12 @@ def nothing(content: bytes, random: Random) -> bytes:
 
 
 def zeros(content: bytes, random: Random) -> bytes:
-    """Keep the length alone."""
+    """Keep only the length."""
     return bytes(len(content))
 
 
 def repeat(content: bytes, random: Random) -> bytes:
-    """Have everything twice."""
+    """Repeat the content."""
     return content * 2
 
 
@@ -82,7 +82,7 @@ def reword(content: bytes, random: Random) -> bytes:
 
 
 def drop_a_letter(content: bytes, random: Random) -> bytes:
-    """Lose one byte."""
+    """Drop one byte."""
     place = int(random.integers(len(content)))
     return content[:place] + content[place + 1 :]
 

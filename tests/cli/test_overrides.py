@@ -1,4 +1,4 @@
-"""Values that Hydra's grammar refuses are quoted for it; what it takes means what it meant."""
+"""Values that Hydra's grammar rejects are quoted; valid values keep their meaning."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Evaluations at tiny sizes: what is known by hand comes out, and what is wrong gives one sentence and no file."""
+"""Evaluations at tiny sizes: results that can be computed by hand, and errors of one sentence that leave no file."""
 
 import contextlib
 import csv

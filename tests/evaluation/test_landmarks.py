@@ -1,4 +1,4 @@
-"""Landmarks are read alike from what spreadsheets and programs write; what is wrong with a table is said."""
+"""Landmarks are read from the files of spreadsheets and programs; errors name the faulty cell."""
 
 import pytest
 

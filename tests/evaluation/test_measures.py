@@ -1,4 +1,4 @@
-"""Regions that a field carries: what is known by hand comes out."""
+"""Measures of regions under a field, compared with values computed by hand."""
 
 import math
 

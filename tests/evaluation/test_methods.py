@@ -1,4 +1,4 @@
-"""Baselines find what they must, and say what to install where they cannot run."""
+"""Baselines find known maps, and name the missing package if they cannot run."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What an evaluation leaves is right by hand, complete, and works in a browser without a network."""
+"""The report of an evaluation is correct, complete, and works in a browser without a network."""
 
 import csv
 import json

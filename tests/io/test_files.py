@@ -1,4 +1,4 @@
-"""A file or a folder is there whole or not at all, is held by one process at a time, and is known by its content."""
+"""Files and folders are written atomically, locked by one process at a time, and identified by content."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Only what lies in an h5 file itself is read from it."""
+"""Only values stored in the h5 file itself are read."""
 
 import h5py
 import numpy as np

@@ -1,4 +1,4 @@
-"""The ground of a section's image: found whatever surrounds it, and taken off."""
+"""The background of a section's image is found in any surroundings, and removed."""
 
 import numpy as np
 import pytest

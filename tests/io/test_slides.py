@@ -424,7 +424,7 @@ class TestWhatCannotBeRead:
         tifffile.imwrite(tmp_path / "a.tif", GREY, compression="zlib", metadata=None)
         with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
             file.pages.first.tags["Compression"].overwrite(60_000)
-        with pytest.raises(InputError, match=r"a\.tif: expected a compression .*60000"):
+        with pytest.raises(InputError, match=r"a\.tif: expected .*compression.*60000"):
             open_image(tmp_path / "a.tif").read()
 
     def test_a_damaged_tile_is_one_sentence(self, tmp_path):

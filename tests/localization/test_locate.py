@@ -1,4 +1,4 @@
-"""Sections of the phantom are located from proposals that are off; what is no section is said to be none."""
+"""Sections of the phantom are located from inaccurate proposals; images without a section are rejected."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Sections of one brain lie on a line over their numbers, or in their order, whatever some of them say."""
+"""Sections of one brain lie on a line over their numbers, or in their order, despite outliers."""
 
 from pathlib import Path
 

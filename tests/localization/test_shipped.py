@@ -1,4 +1,4 @@
-"""The network that comes with the package locates real sections that nobody has trained on."""
+"""The network that comes with the package locates real sections that it was not trained on."""
 
 import numpy as np
 import pytest

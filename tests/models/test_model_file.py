@@ -1,4 +1,4 @@
-"""Models as files: what is written comes back, what Keras wrote is understood, and nothing in a file is run."""
+"""Model files: round trips, imports from Keras, and no execution of code from a file."""
 
 import errno
 import json

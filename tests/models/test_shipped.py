@@ -1,4 +1,4 @@
-"""The network that comes with the package keeps its quality, on sections that nobody has seen."""
+"""The network that comes with the package keeps its quality on unseen sections."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ N_SECTIONS = 8
 
 
 def remaining(atlas: Atlas, positions_um: list[float]) -> tuple[float, float]:
-    """Return the mean error over tissue as a share of that of doing nothing, and the share of folds."""
+    """Return the mean error over tissue, relative to no registration, and the fraction of folds."""
     generator = torch.Generator().manual_seed(0)
     template = torch.stack([atlas.section(position) for position in positions_um])
     labels = torch.stack([atlas.labels(position) for position in positions_um])

@@ -1,4 +1,4 @@
-"""The device of a name: what this machine has, or a sentence."""
+"""Device names: a device of this machine, or an error of one sentence."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A page holds all that it shows, and its controls work in a browser without a network."""
+"""A page is self-contained, and its controls work in a browser without a network."""
 
 import re
 from base64 import b64decode

@@ -1,4 +1,4 @@
-"""`atlalign register`, as a user calls it: batches, what goes wrong, and going on."""
+"""`atlalign register` as a user calls it: batches, errors, and resuming."""
 
 import csv
 import errno

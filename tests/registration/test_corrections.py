@@ -1,4 +1,4 @@
-"""What a person corrects: files that come back, points that are honoured, tissue that counts no more."""
+"""Corrections by the user: files that round-trip, points that are honoured, tissue that is ignored."""
 
 import csv
 import json

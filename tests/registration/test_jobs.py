@@ -1,4 +1,4 @@
-"""What is to be registered: the images that files, folders and lists name, each once and under a name of its own."""
+"""Jobs: the images that files, folders and lists name, each once and under a unique name."""
 
 import json
 import re

@@ -18,7 +18,7 @@ def driver(tmp_path_factory):
 
 
 class Page:
-    """What a person sees and does."""
+    """The page as the user sees and operates it."""
 
     def __init__(self, driver, address: str) -> None:
         self.driver = driver

@@ -1,4 +1,4 @@
-"""The server answers whoever knows its token, about its folder alone."""
+"""The server answers only requests with its token, and only about its folder."""
 
 import errno
 import http.client

@@ -1,4 +1,4 @@
-"""Damage: what is missing has the drawn size, comes as often as asked for, and can be replayed anywhere."""
+"""Damage: lost parts have the drawn size and the requested frequency, and draws can be replayed anywhere."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def draw(n: int = 32, seed: int = 0, **options) -> Damage:
 
 
 def lost(n: int = 32, seed: int = 0, **options) -> Tensor:
-    """Return what is missing (n, H, W)."""
+    """Return the mask of lost parts (n, H, W)."""
     return missing(draw(n, seed, **options), SHAPE)[:, 0]
 
 

@@ -46,7 +46,7 @@ def metrics_of(folder: Path) -> dict[str, float]:
 
 
 def wait_for(path: Path, program: subprocess.Popen, seconds: float = 240) -> None:
-    """Wait until a program has written a file; one that does not is ended, and what it has shown is told."""
+    """Wait until a program has written a file; otherwise end the program, and report its output."""
     deadline = time.monotonic() + seconds
     while not path.exists():
         if program.poll() is not None or time.monotonic() > deadline:

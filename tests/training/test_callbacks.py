@@ -1,4 +1,4 @@
-"""What the terminal shows of a training."""
+"""The terminal output of a training."""
 
 from types import SimpleNamespace
 

@@ -20,7 +20,7 @@ TOLERANCE = 0.05
 @pytest.fixture
 def quality(configure, tmp_path):
     def quality(*options: str) -> float:
-        """Return the final error as a share of that of doing nothing."""
+        """Return the final error relative to no registration."""
         folder = tmp_path / str(len(options))
         train(configure(*LEARNING, *options, run_dir=folder))
         metrics = metrics_of(folder)

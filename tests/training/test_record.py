@@ -1,4 +1,4 @@
-"""run.json says what a run was; its command gives the same numbers again."""
+"""run.json records a run, and its command reproduces the same numbers."""
 
 import json
 import shlex

@@ -1,4 +1,4 @@
-"""Runs that are killed or stopped go on to the very weights, metrics and logs of the run that was left alone."""
+"""A killed or stopped run resumes to exactly the weights, metrics and logs of an uninterrupted run."""
 
 import csv
 import multiprocessing
@@ -126,7 +126,7 @@ def runs_left_alone() -> dict[tuple[str, ...], dict]:
 
 @pytest.fixture
 def assert_resumes(configure, killed, tmp_path, runs_left_alone):
-    """Kill a run at each moment in turn, let it go on, and compare with the run that was left alone."""
+    """Kill a run at each moment in turn, resume it, and compare it with the uninterrupted run."""
 
     def assert_resumes(*options: str, moments: list[tuple[str, int]], **places: object) -> None:
         if options not in runs_left_alone:

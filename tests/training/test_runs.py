@@ -1,4 +1,4 @@
-"""The table of runs, from folders as runs of all fates leave them."""
+"""The table of runs, from folders of finished, failed, pruned and killed runs."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Sweeps as a user types them: grids and searches, of which runs fail, are stopped and go on."""
+"""Sweeps as a user types them: grids and searches whose runs fail, are stopped and resume."""
 
 import importlib.util
 import shutil
