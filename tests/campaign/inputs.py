@@ -230,7 +230,10 @@ def _passes(out: Path) -> bool:
 def _same_outputs(case: Case, good: Path, out: Path, printed: str) -> bool:
     if case.kind == "name of an image":
         rows = list(csv.DictReader((out / "registrations.csv").open(encoding="utf-8")))
-        return len(rows) == 1 and is_close(good / "result" / "section", out / rows[0]["section"])
+        sections = [
+            row["section"].removeprefix("'") for row in rows
+        ]  # which keeps spreadsheets from running it
+        return len(sections) == 1 and is_close(good / "result" / "section", out / sections[0])
     for ending in ("csv", "geojson"):
         made = out.with_name(f"out.{ending}")
         if made.exists():
