@@ -49,7 +49,7 @@ def image(atlas, tmp_path_factory):
 
 
 def apart_um(found: Anchoring, right: float = 0.75) -> float:
-    """Return how far an anchoring is from the true one, on average over the middle of the image, up to a share of it."""
+    """Return how far an anchoring is from the true one, averaged over the middle of the image up to a share."""
     s, t = np.meshgrid(np.linspace(0.25, right, 20), np.linspace(0.25, 0.75, 20))
     shares = np.stack([s.ravel(), t.ravel(), np.ones(s.size)])
     off = (found.share_to_um - Anchoring(LEANING, SHAPE).share_to_um) @ shares
