@@ -14,7 +14,7 @@ from atlalign.localization.search import Curve
 from atlalign.registration.jobs import Job
 
 _UNSURE_MM = 0.3
-_LITTLE_LIKE = (
+LITTLE_LIKE = (
     0.5  # only solid sections at the ends of the brain have a smaller likeness to their correct planes
 )
 _STRAINED = 90.0  # most sections of the atlas's species have less
@@ -137,7 +137,7 @@ def judged(located: Located) -> Located:
         reasons.append(f"it fits about as well at {located.other_um:.0f} µm")
     if located.error_um > 1000 * _UNSURE_MM:
         reasons.append(f"its position is uncertain by ±{located.error_um:.0f} µm")
-    if located.likeness < _LITTLE_LIKE:
+    if located.likeness < LITTLE_LIKE:
         if not _is_backed(located):
             reasons.append(f"it has little likeness to its plane ({located.likeness:.2f})")
     elif located.strain > _STRAINED:

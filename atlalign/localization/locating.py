@@ -6,15 +6,16 @@ from dataclasses import replace
 
 from atlalign.errors import InputError
 from atlalign.localization.brain import KeptSection, NewSection, in_series
-from atlalign.localization.located import APART_MM, Located, in_degrees, judged, on_plane
+from atlalign.localization.located import APART_MM, LITTLE_LIKE, Located, in_degrees, judged, on_plane
 from atlalign.localization.locator import Locator, Looked
-from atlalign.localization.search import second_place
+from atlalign.localization.search import Found, second_place
 from atlalign.localization.series import numbers_of
 from atlalign.registration.jobs import Job
 
 _NOWHERE_MM = 2.0  # the error that the network expects for images that show no section
 _AS_WELL = 1.5  # logarithm of the odds
 _LEAST_SERIES = 3
+_PROPOSAL_ERRORS = 0.7  # of the network's: measured on sections of gene expression
 _SLOPE_ERRORS = 0.65  # of the likeness's own standard deviation: measured on planes whose tilts are known
 
 
@@ -153,7 +154,7 @@ def _alone(section: NewSection) -> Located:
             on_plane(section.start, looked, found.lie),
             side=found.side,
             likeness=found.likeness,
-            error_um=1000 * found.curve.error_mm,
+            error_um=1000 * _position_error_mm(found),
             error_deg=in_degrees(_SLOPE_ERRORS * found.slopes_error[::-1]),
             other_um=math.nan if other is None else 1000 * other,
             curve=found.curve,
@@ -161,6 +162,13 @@ def _alone(section: NewSection) -> Located:
             placed_um=placed_um,
         )
     )
+
+
+def _position_error_mm(found: Found) -> float:
+    """Return the standard deviation of a position; likeness alone says too little where there is little of it."""
+    if found.likeness >= LITTLE_LIKE:
+        return found.curve.error_mm
+    return math.hypot(found.curve.error_mm, _PROPOSAL_ERRORS * found.proposal.error_mm)
 
 
 def _nowhere(start: Located, looked: Looked, cut: str) -> Located:

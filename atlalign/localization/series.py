@@ -16,7 +16,7 @@ from atlalign.localization.search import Curve
 
 _FLOOR = -6.0  # logarithm of the odds that a section lies elsewhere than its series predicts
 _OUTSIDE = -3.0  # sections with lower odds do not fit the series
-_LEAST_ERROR_MM = 0.1  # an error common to neighbours does not average out: 85 µm on planes of a real stain
+_LEAST_ERROR_MM = 0.15  # an error common to neighbours does not average out: 85 µm on planes of a real stain
 _MOST_PAIRS = 2000
 _STEPS = 400  # positions along the axis, for sections of which only the order is known
 _NUMBER = re.compile(r"_s(\d+)(?!.*_s\d)|(\d+)\D*$", re.IGNORECASE)

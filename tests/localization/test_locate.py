@@ -17,11 +17,11 @@ from atlalign.atlas.section_lists import find_list, read_list
 from atlalign.atlas.targets import Target
 from atlalign.cli import main
 from atlalign.errors import InputError
-from atlalign.localization import Located, Locator, locate, write_located
+from atlalign.localization import Located, Locator, locate, locating, write_located
 from atlalign.localization.fit import Frame, Lie
 from atlalign.localization.located import anchoring_of, judged
 from atlalign.localization.proposals import Proposal
-from atlalign.localization.search import Search
+from atlalign.localization.search import Curve, Found, Search
 from atlalign.localization.views import seen_tissue
 from atlalign.models import save_model
 from atlalign.networks import PlaneLocatorNet
@@ -308,3 +308,12 @@ def test_lists_need_no_positions(tmp_path):
     assert second.position_um == 4000
     (tmp_path / "list.csv").write_text("filename\na.png\nb.png\n")
     assert [job.position_um for job in find_jobs([tmp_path])] == [None, None]
+
+
+@pytest.mark.parametrize(("likeness", "expected_mm"), [(0.9, 0.3), (0.2, 0.5)])
+def test_little_likeness_makes_a_position_less_sure(likeness, expected_mm):
+    positions = np.linspace(-2, 2, 401)
+    curve = Curve(positions, -0.5 * np.square(positions / 0.3), np.full(401, likeness))
+    proposal = Proposal(np.eye(3), "whole", 0.4 / 0.7)
+    found = Found(Lie(np.zeros(3), np.eye(3)[:2]), "whole", np.zeros(2), curve, np.zeros(2), proposal)
+    assert locating._position_error_mm(found) == pytest.approx(expected_mm, rel=0.01)

@@ -48,9 +48,9 @@ def image(atlas, tmp_path_factory):
     return path
 
 
-def apart_um(found: Anchoring) -> float:
-    """Return how far an anchoring is from the true one, on average over the middle of the image."""
-    s, t = np.meshgrid(np.linspace(0.25, 0.75, 20), np.linspace(0.25, 0.75, 20))
+def apart_um(found: Anchoring, right: float = 0.75) -> float:
+    """Return how far an anchoring is from the true one, averaged over the middle of the image up to a share."""
+    s, t = np.meshgrid(np.linspace(0.25, right, 20), np.linspace(0.25, 0.75, 20))
     shares = np.stack([s.ravel(), t.ravel(), np.ones(s.size)])
     off = (found.share_to_um - Anchoring(LEANING, SHAPE).share_to_um) @ shares
     return float(np.linalg.norm(off, axis=0).mean())
@@ -79,8 +79,9 @@ def test_damage_and_the_other_half_do_not_count(search, image):
     mask = np.zeros(SHAPE, np.bool_)
     mask[:, 114:] = True
     job = Job(damaged, anchoring=start, ignored=Ignored(mask))
-    found = apart_um(search.near(job, Options(hemisphere="left")).anchoring)
-    assert found < 100, found
+    found = search.near(job, Options(hemisphere="left")).anchoring
+    # Half a section says little of the slope from left to right: only the half that it shows is compared.
+    assert apart_um(found, right=0.5) < apart_um(start, right=0.5) / 3
 
 
 def test_what_cannot_be_searched_is_said(search, atlas, image):
