@@ -240,7 +240,7 @@ def test_a_folder_that_cannot_be_written_is_only_shown(driver, results, monkeypa
     monkeypatch.setattr(ReviewFolder, "is_writable", False)
     with served(results) as address:
         page = Page(driver, address)
-        assert "cannot be written" in page.run("return document.querySelector('#state').textContent")
+        assert "read-only" in page.run("return document.querySelector('#state').textContent")
         assert page.run("return document.querySelector('#saved').textContent") == "read-only"
         enabled = page.run(
             "const controls = '#edit-pane :is(button, input, select, textarea):enabled';"

@@ -351,3 +351,19 @@ def test_how_sections_are_registered_is_known_from_the_first_result_on(results):
     assert next(outcomes) == 1
     assert [call.arguments for call in read_calls(results)] == [options.arguments]
     assert list(outcomes) == [2]
+
+
+def test_sections_that_cannot_be_shown_say_why_beside_the_others(ask, results):
+    folder = results / "corrections" / "a"
+    folder.mkdir(parents=True)
+    (folder / "review.json").write_text('{"verdict": "great"}')
+    (results / "b" / "transform.json").write_text("{")
+    rows = {row["name"]: row for row in ask("GET", "sections")[1]["sections"]}
+    assert [row["opens"] for row in rows.values()] == [False, False, True]
+    assert "found 'great'" in rows["a"]["reason"]
+    assert "transform.json" in rows["b"]["reason"]
+    for name in "ab":
+        assert ask("GET", f"section?name={name}")[0] == 422
+        assert ask("PUT", f"correction?name={name}&revision=", NOTHING)[0] in (409, 422)
+    assert (folder / "review.json").read_text() == '{"verdict": "great"}'
+    assert ask("GET", "section?name=c")[0] == 200
