@@ -91,6 +91,8 @@ def refined(strength: Floats, tissue: Mask, radius: int) -> NDArray[np.int32]:
     for share in _OF_OWN:
         labels = _opened(tissue, radius)
         inside = labels > 0
+        if not inside.any():
+            break
         of_pieces = ndimage.median(strength[inside], labels[inside], np.arange(1, labels.max() + 1))
         typical = np.array([np.inf, *of_pieces])
         tissue = (labels > 0) & (strength > share * typical[labels])
