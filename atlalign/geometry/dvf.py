@@ -22,15 +22,16 @@ Constant = Callable[[tuple[int, int], torch.dtype, torch.device], Tensor]
 
 def _cached(make: Constant) -> Constant:
     """Return `make` with a cache, which is disabled during export: the program's tensors must not outlive it."""
-    remembered = lru_cache(maxsize=16)(make)
+
+    @lru_cache(maxsize=16)
+    def remembered(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        # A tensor made under inference_mode could not be used in training afterwards.
+        with torch.inference_mode(False), torch.no_grad():
+            return make(shape, dtype, device)
 
     @wraps(make)
     def constant(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        if torch.compiler.is_compiling():
-            return make(shape, dtype, device)
-        # A tensor made under inference_mode could not be used in training afterwards.
-        with torch.inference_mode(False), torch.no_grad():
-            return remembered(shape, dtype, device)
+        return (make if torch.compiler.is_compiling() else remembered)(shape, dtype, device)
 
     return constant
 
@@ -323,7 +324,7 @@ def _unit(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> T
 
 def _in_units(dvf: Tensor) -> Tensor:
     """Return the positions (B, 2, H, W) of the displaced pixels in units of grid_sample."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not dvf.requires_grad:  # a Function costs more than its product
         return _InUnits.forward(dvf)
     return cast(Tensor, _InUnits.apply(dvf))
 
