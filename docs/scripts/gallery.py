@@ -20,7 +20,7 @@ from atlalign.cli import main as atlalign
 
 PICTURES = Path(__file__).parents[1] / "pictures"
 COLORS = {"pass": "#2e7d32", "look": "#b26a00", "fail": "#b71c1c"}
-COLUMNS = 3
+COLUMNS = 2
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
