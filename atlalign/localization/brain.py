@@ -16,6 +16,7 @@ from atlalign.localization.series import Series, common, in_order, on_a_line
 
 _SLOPE_DOUBT = 0.04  # as a fraction of a section's own slopes, in addition to their standard deviation
 _LEAST_SLOPE_ERROR = 1e-3
+_LEAST_ANGLE_ERROR = math.tan(math.radians(1.0))  # an error common to all sections does not average out
 _FIRM_MM = 0.05  # the standard deviation of a kept position; it is small, so that new sections follow it
 _REACH_MM = 1.0
 _NEAR = np.arange(-4.0, 5.0)
@@ -160,4 +161,5 @@ def shared_angle(sections: Sequence[NewSection | KeptSection]) -> Angle:
     slopes = np.array([common(own[:, axis], errors[:, axis]) for axis in (0, 1)])
     spread = 1.25 * 1.48 * np.median(np.abs(own - slopes), axis=0) / math.sqrt(len(own))
     kept = [one.slopes_error for one in sections if isinstance(one, KeptSection)]
-    return Angle(slopes, np.maximum(spread, np.median(kept, axis=0)) if kept else spread)
+    errors = np.maximum(spread, _LEAST_ANGLE_ERROR)
+    return Angle(slopes, np.maximum(errors, np.median(kept, axis=0)) if kept else errors)
