@@ -20,6 +20,7 @@ _LEAST_ANGLE_ERROR = math.tan(math.radians(1.0))  # an error common to all secti
 _FIRM_MM = 0.05  # the standard deviation of a kept position; it is small, so that new sections follow it
 _REACH_MM = 1.0
 _NEAR = np.arange(-4.0, 5.0)
+_LEAST_FITTING = 0.5  # of the sections of a series beyond two, which a line fits in any case
 
 
 class Angle(NamedTuple):
@@ -135,15 +136,18 @@ def in_series(
     sections: Sequence[NewSection | KeptSection],
     numbers: Sequence[float] | None,
     section_spacing_um: float | None,
-) -> list[Located]:
+) -> list[Located] | None:
     """Return the located sections of a brain, on planes with one angle, in the order of their numbers.
 
-    Sections that were located earlier keep their planes, and the new ones follow them.
+    Sections that were located earlier keep their planes, and the new ones follow them. Returns None if most sections
+    do not fit such a series.
     """
     angle = shared_angle(sections)
     curves = [section.curve(angle) for section in sections]
     spacing_mm = None if section_spacing_um is None else section_spacing_um / 1000
     series = in_order(curves) if numbers is None else on_a_line(curves, numbers, spacing_mm)
+    if series.fits.sum() - 2 < _LEAST_FITTING * (len(sections) - 2):
+        return None
     kept_mm = [one.located.error_um / 1000 for one in sections if isinstance(one, KeptSection)]
     kept_mm = [error_mm for error_mm in kept_mm if not math.isnan(error_mm)]
     if kept_mm:  # a line through kept planes is no more certain than they are

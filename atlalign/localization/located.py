@@ -107,7 +107,7 @@ def on_plane(start: Located, looked: Looked, lie: Lie) -> Located:
         strain=finer.strain(lie),
         proposed_error_um=1000 * looked.found.proposal.error_mm,
         flag="fail" if problem else "pass",
-        reason=problem,
+        reason=problem or start.reason,
     )
 
 

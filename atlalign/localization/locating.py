@@ -15,6 +15,10 @@ from atlalign.registration.jobs import Job
 _NOWHERE_MM = 2.0  # the error that the network expects for images that show no section
 _AS_WELL = 1.5  # logarithm of the odds
 _LEAST_SERIES = 3
+_NO_SERIES = (
+    "most sections of this brain do not lie in the order of their numbers, so each was located alone: check the "
+    "numbers, or locate each section alone (--independent)"
+)
 _PROPOSAL_ERRORS = 0.7  # of the network's: measured on sections of gene expression
 _SLOPE_ERRORS = 0.65  # of the likeness's own standard deviation: measured on planes whose tilts are known
 
@@ -139,6 +143,11 @@ def _together(
     order = sorted(members)
     own = None if numbers is None else [numbers[place] for place in order]
     found = in_series([members[place] for place in order], own, section_spacing_um)
+    if found is None:
+        return {
+            place: _alone(replace(one, start=replace(one.start, reason=_NO_SERIES)))
+            for place, one in new.items()
+        }
     return dict(zip(order, found, strict=True))
 
 

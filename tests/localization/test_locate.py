@@ -113,6 +113,18 @@ def test_a_series_has_one_angle_and_equal_steps(series, locator):
     assert steps[0] == pytest.approx(500, abs=30)
 
 
+def test_sections_out_of_order_are_located_alone(series, locator):
+    known, begin = series
+    jobs = [
+        job._replace(section_number=number)
+        for job, number in zip(begin([3, 5, 6, 9]), (2, 4, 1, 3), strict=True)
+    ]
+    found = locate(jobs, locator)
+    assert np.abs(errors_um(found, known)).max() < 100
+    assert {one.flag for one in found} == {"look"}
+    assert all("--independent" in one.reason for one in found)
+
+
 def test_new_sections_follow_the_ones_that_were_located_before(series, locator):
     """Kept planes are kept to the number; a new section lies on their line, at their angle, wherever it fits best."""
     _, begin = series
