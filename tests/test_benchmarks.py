@@ -43,7 +43,7 @@ def test_registering_is_compared_with_passes_of_the_network(name):
     result = bench.measured(bench.ROWS[name], TINY)
     n_passes, n_networks = map(int, re.search(r"passes: (\d+), networks: (\d+)", result["note"]).groups())
     assert n_passes >= TINY.sections
-    assert n_networks == 1
+    assert n_networks <= 2  # one for the batch, and its one-sided half for second opinions
     # One pass of a network takes a millisecond at least, and a section not a thousand times as long.
     assert min(result["turns"]["other"]) > 1e-3
     assert 1 < result["value"] < 1000
