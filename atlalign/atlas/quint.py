@@ -105,7 +105,7 @@ def _elements(path: Path) -> list[tuple[str, dict[str, str]]]:
 
     def refuse(*_: Any) -> None:
         raise InputError(
-            f"{path}: expected a list of sections, found XML with a document type (DOCTYPE): remove it"
+            f"{path}: expected XML without a document type declaration, found a DOCTYPE: remove the declaration"
         )
 
     parser = expat.ParserCreate()

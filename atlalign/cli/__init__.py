@@ -38,7 +38,10 @@ _COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit status: 1 after a user's mistake, 130 after Ctrl-C, 141 after a closed pipe."""
+    """Run a command and return its exit status: 1 after a user error, 130 after Ctrl-C.
+
+    A closed pipe ends the process with 141.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in PROGRAMS:
         return run_program(arguments[0], arguments[1:])

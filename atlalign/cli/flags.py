@@ -40,7 +40,7 @@ def add_images(command: argparse._ActionsContainer) -> None:
 
 
 def given_values(options: type, namespace: argparse.Namespace) -> dict[str, Any]:
-    """Return the values that the user has set, among the dataclass's flags whose default is None."""
+    """Return the values that the user has set; all flags of the dataclass must default to None."""
     return {name: value for name, value in flag_values(options, namespace).items() if value is not None}
 
 

@@ -25,10 +25,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command = commands.add_parser(
         "locate",
         help="find the plane of the atlas that each section shows",
-        description="Find the atlas plane of each section from images alone: its position, both tilts, rotation, scale "
-        "and shift, and whether it shows the whole brain or one half. The sections of a brain are located together: "
-        "they have one cutting angle and lie in the order of their numbers. Left-right mirroring of a whole section "
-        "cannot be detected.",
+        description="Find the atlas plane of each section from images alone: its position and both tilt angles. Also "
+        "find the section's rotation, scale and shift, and whether it shows the whole brain or one half. The sections "
+        "of a brain are located together: they share one cutting angle, and their numbers give their order. Left-right "
+        "mirroring of a whole section cannot be detected.",
     )
     command.add_argument(
         "inputs",

@@ -94,8 +94,9 @@ def _add_reference_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ontology",
         metavar="CSV",
-        help="table of region names for an atlas file or reference image: columns id, acronym, name, and optionally "
-        "structure_id_path and color_hex_triplet, such as the Allen Institute's structure_tree_safe_2017.csv",
+        help="table of region names for an atlas file or reference image, such as the Allen Institute's "
+        "structure_tree_safe_2017.csv; columns id, acronym, name, and optionally structure_id_path and "
+        "color_hex_triplet",
     )
     group.add_argument(
         "--position-um",

@@ -12,7 +12,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command = commands.add_parser(
         "runs",
         help="compare the training runs of a sweep",
-        description="Print a table of all training runs in some folders, and write it as .md, .csv and .png.",
+        description="Print a table of all training runs in the given folders, and write it as .md, .csv and .png.",
     )
     command.add_argument(
         "folders",
@@ -24,7 +24,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.add_argument(
         "--sort",
         metavar="METRIC",
-        help="sort by this metric (default: the runs' objective, or val/ratio if their image sizes differ)",
+        help="sort by this metric (default: the runs' objective; val/ratio instead of the vector distance if image "
+        "sizes differ)",
     )
     command.add_argument("--descending", action="store_true", help="list the largest value first")
     command.add_argument(

@@ -13,13 +13,14 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     """Add the subcommand `sections`."""
     command = commands.add_parser(
         "sections",
-        help="separate the sections of slides",
+        help="separate the sections on slides",
         description="Find the sections on slides, turn them upright, and write each as an OME-TIFF, with a list "
-        "(sections.csv) and a contact sheet. To correct the result, edit the list and run the same command again: "
-        "keep (no drops a section, yes includes a rejected piece), turn (degrees counter-clockwise, as the "
-        "contact sheet shows the section), turned (the same from the slide), mirrored (yes), merge (the number of the "
-        "other section), split (x1 y1 x2 y2, two points of a line on the axes of the contact sheet). Move rows to "
-        "change the order. Only changed sections are written again.",
+        "(sections.csv) and a contact sheet. To correct the result, edit these columns of the list and run the same "
+        "command again. keep: no drops a section, yes includes a rejected piece. turn: a further counter-clockwise "
+        "turn, in degrees, of the section as the contact sheet shows it. turned: the whole counter-clockwise turn from "
+        "the slide, in degrees. mirrored: yes mirrors the section. merge: the number of the other section. split: x1 "
+        "y1 x2 y2, two points on the cutting line, read from the axes of the contact sheet. Move rows to change the "
+        "order. Only changed sections are written again.",
     )
     command.add_argument(
         "slides", metavar="SLIDE", nargs="+", type=Path, help="a slide scanner's file, or any other image"

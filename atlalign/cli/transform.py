@@ -29,8 +29,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         metavar="FOLDER",
         type=Path,
         required=True,
-        help="the section's folder from `atlalign register`; for a table whose column `section` names several "
-        "such folders, their parent folder",
+        help="the section's folder from `atlalign register`, or the parent folder if the table's `section` column "
+        "names several such folders",
     )
     command.add_argument(
         "--to",
@@ -43,8 +43,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         metavar="FILE",
         type=Path,
         required=True,
-        help="the file to write: .tif for images, .csv for points, .geojson for shapes; with --labels --to section, "
-        ".geojson writes the outlines of regions",
+        help="the file to write: .tif for images, .csv for points, .geojson for shapes or, with --labels --to "
+        "section, for region outlines",
     )
     add_flags(command, TransformOptions)
     command.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")

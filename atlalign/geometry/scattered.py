@@ -129,7 +129,7 @@ def check_anchor(*, h_kept: float, w_kept: float, ds_f: int, smooth: float, wher
 
 
 def with_zeros(points: Tensor, displacements: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
-    """Return points and displacements (B, N + M, 2): those given, then the points `fixed` (M, 2), which do not move."""
+    """Append the points `fixed` (M, 2) with zero displacement; return points and displacements (B, N + M, 2)."""
     fixed = fixed.to(points).expand(len(points), -1, -1)
     return torch.cat([points, fixed], dim=1), torch.cat([displacements, torch.zeros_like(fixed)], dim=1)
 

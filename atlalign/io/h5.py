@@ -1,7 +1,7 @@
 """Datasets in h5 files: only values stored in the file itself are read.
 
-A link, external storage or a virtual dataset can name any file of the machine. The values would then depend on files
-that the user did not choose, and could change without the h5 file changing.
+An external link, external storage or a virtual dataset can point to any file on the machine. The values would then
+depend on files that the user did not choose, and could change without the h5 file changing.
 """
 
 import h5py

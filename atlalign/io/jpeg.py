@@ -28,8 +28,8 @@ def check_jpeg(content: bytes) -> None:
         said = str(error)
         if said.startswith(_DAMAGE):
             raise InputError(
-                f"the JPEG data is damaged ({said}): copy or export the file again; a copy saved by a viewer "
-                "that shows it correctly is accepted, too"
+                f"expected intact JPEG data, found damage ({said}): copy or export the file again, or save a copy from "
+                "a viewer that shows it correctly"
             ) from error
 
 

@@ -81,7 +81,7 @@ def _number(value: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise ValueError(f"'{value}' is not a length") from error
+        raise ValueError(f"'{value}' is not a number") from error
 
 
 def density_pixel_size(dpi: tuple[float, float] | None) -> PixelSize | None:

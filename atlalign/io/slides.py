@@ -102,7 +102,7 @@ def _check_scene(scene: Scene) -> None:
     if min(scene.shape) < 2:
         raise InputError(f"expected an image of at least 2×2 pixels, found {scene.shape}")
     if scene.dtype.kind not in "uif":
-        raise InputError(f"expected intensities, integers or floats, found {scene.dtype}")
+        raise InputError(f"expected integer or float intensities, found {scene.dtype}: convert the image")
 
 
 def _check_intensities(pixels: NDArray[Any]) -> None:

@@ -183,7 +183,9 @@ def read_table(path: Path) -> Table:
     )
     named = [name for name in table.names if name]
     if len(set(named)) < len(named):
-        raise InputError(f"{path}: expected each column once, found {', '.join(table.header)}")
+        raise InputError(
+            f"{path}: expected each column once, found {', '.join(table.header)}: rename or remove the repeated columns"
+        )
     return table
 
 

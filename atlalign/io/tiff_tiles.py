@@ -64,7 +64,10 @@ def check_plane(plane: Plane | None) -> None:
         InputError: If it is.
     """
     if plane is None:
-        raise InputError("a plane is missing: it may be in another file, which is not beside this one")
+        raise InputError(
+            "expected every plane of the image, found one missing: if the image spans several files, put them all in "
+            "one folder"
+        )
     if not plane.offsets:
         raise InputError("the file ends early: a page has no pixels")
     end = plane.page.parent.filehandle.size

@@ -120,7 +120,10 @@ def _layers(model: dict[str, Any]) -> Layers:
     for entry in model["config"]["layers"]:
         kind, name = entry["class_name"].rpartition(">")[2], entry["name"]
         if kind not in _TRUNK | _AROUND:
-            raise InputError(f"layer '{name}' is a {kind}, which no network of the predecessor contains")
+            raise InputError(
+                f"layer '{name}': expected a layer type of the Keras predecessor's networks, found {kind}: import only "
+                "networks that the predecessor saved"
+            )
         inputs = tuple(source[0] for node in entry["inbound_nodes"][:1] for source in node)
         layers[name] = _Layer(kind, name, entry["config"], inputs)
     for layer in layers.values():

@@ -36,7 +36,7 @@ _Value = TypeVar("_Value")
 
 
 class ModelOrigin(NamedTuple):
-    """The facts about a network that a model file holds besides architecture and weights; None or empty if unknown.
+    """Facts that a model file stores about its network besides architecture and weights; None or empty if unknown.
 
     Attributes:
         intensity_scale: The atlas intensity that was mapped to 1 in the reference images during training.

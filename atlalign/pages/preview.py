@@ -40,4 +40,4 @@ class Preview(NamedTuple):
             images = {str(name): str(uri) for name, uri in found["images"].items()}
             return cls((int(height), int(width)), images, str(found["outlines"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{folder / PREVIEW}: expected a preview, cannot read it: {error}") from error
+            raise InputError(f"{folder / PREVIEW}: cannot be read as a preview: {error}") from error

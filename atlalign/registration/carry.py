@@ -53,11 +53,11 @@ def transform_file(
 
     Args:
         source: An image, a table of points (.csv, .tsv, .txt) or shapes (.geojson, .json).
-        folder: The section's folder that `atlalign register` wrote; for a table whose column `section` names several
-            such folders, their parent folder.
+        folder: The section's folder that `atlalign register` wrote. If a table's `section` column names several such
+            folders, give their parent folder.
         out: The file to write.
         options: The direction and the settings of the mapping.
-        overwrite: Replace a file that exists.
+        overwrite: Replace an existing file.
 
     Raises:
         InputError: If a file or an option is invalid, or `out` exists.

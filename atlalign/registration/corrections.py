@@ -156,7 +156,7 @@ def _read_markers(path: Path) -> tuple[Anchoring | None, bool, PointPairs]:
 
 
 class Review(NamedTuple):
-    """The user's statements on a section."""
+    """The user's review of a section: a verdict, a note, and the part of the brain that it shows."""
 
     verdict: Verdict | None = None
     note: str = ""

@@ -133,7 +133,10 @@ class SeriesOptions:
     independent: Annotated[bool, Option("locate each section alone, not as one of a series")] = False
     section_spacing_um: Annotated[
         float | None,
-        Option("distance between sections whose numbers differ by 1 (default: the one that fits best)", "UM"),
+        Option(
+            "distance in µm between sections with consecutive numbers (default: the distance that fits best)",
+            "UM",
+        ),
     ] = None
 
 

@@ -63,7 +63,7 @@ def transform_by(
 
 
 def field_of(transform: SectionTransform, matrix: Matrix) -> Tensor:
-    """Return the field (1, 2, H, W), float64 in pixels, that forms a transform together with an affine map."""
+    """Return the field (1, 2, H, W), float64 in pixels, that equals the transform when the affine map follows it."""
     grid = transform.forward.grid
     pixels = pixels_of(grid)
     placed = apply_affine(invert_affine(matrix), transform.to_section(grid.to_mm(pixels)))

@@ -49,7 +49,7 @@ class AtlasReferences:
 
     @cached_property
     def target(self) -> Target:
-        """The voxels that are the unit of written anchorings to the atlas."""
+        """The voxel grid in which anchorings to the atlas are written."""
         return Target.of(self.atlas)
 
     def of(self, job: Job, hemisphere: Side | None) -> "Reference":

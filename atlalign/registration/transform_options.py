@@ -41,7 +41,7 @@ class TransformOptions:
     off_plane_um: Annotated[
         float | None,
         Option(
-            "largest distance of atlas points from the section's plane in µm; points farther off get no x and y "
+            "largest distance in µm of atlas points from the section's plane; points farther away get no x and y "
             "(default: 100)",
             "UM",
         ),

@@ -249,7 +249,7 @@ def is_applied(record: Mapping[str, Any], correction: Correction) -> bool:
 
 
 def hemisphere_of(record: Mapping[str, Any]) -> Hemisphere:
-    """Return the part of the brain that the section shows by its registration options, before any correction."""
+    """Return the part of the brain that the registration options give for the section, before any correction."""
     side: Hemisphere = record.get("settings", {}).get("hemisphere") or "whole"
     return side
 

@@ -21,8 +21,8 @@ class SectionsOptions:
     order: Annotated[
         Order,
         Option(
-            "order of the sections on a slide: row by row from the top left, column by column, or with every second "
-            "row or column backwards (default: %(default)s)"
+            "order of the sections on a slide: row by row from the top left, column by column, or either of these with "
+            "every second row or column reversed (default: %(default)s)"
         ),
     ] = "rows"
     pixel_size_um: PixelSizeUm = None

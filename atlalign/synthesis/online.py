@@ -54,7 +54,7 @@ _Drawn = TypeVar("_Drawn", bound=NamedTuple)
 
 
 class Setting(NamedTuple):
-    """How a batch differs from sections beside their own planes; the first axis is the batch."""
+    """The random deviations of a batch from pairs of a section and its own plane; the first axis is the batch."""
 
     position_error: Tensor  # (B,), uniform in [−1, 1], as a share of the largest error
     half_reference: Tensor  # (B, 1, 1, 1): whether the reference of a half section shows only that half

@@ -73,7 +73,7 @@ def only_run(out: Path) -> Iterator[None]:
 
 
 def settings_of(config: "DictConfig") -> dict[str, Any]:
-    """Return the settings that decide the file's bytes: configuration, seed and versions."""
+    """Return the settings that determine the file's bytes: configuration, seed and package versions."""
     from omegaconf import OmegaConf
 
     settings: Any = OmegaConf.to_container(config, resolve=True)

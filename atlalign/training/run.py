@@ -285,8 +285,8 @@ def _check_optimizer(config: DictConfig, former: Mapping[str, Any], checkpoint: 
     if changed:
         expected, got = (", ".join(str(of.get(key, "nothing")) for key in changed) for of in (before, now))
         raise InputError(
-            f"{', '.join(changed)}: expected {expected}, as in the checkpoint to resume from, got {got}; keep the "
-            f"former values, or start another run from its weights: model=pretrained model.path={checkpoint}"
+            f"{', '.join(changed)}: expected {expected}, as in the checkpoint, got {got}: keep the checkpoint's "
+            f"values, or start a new run from its weights with model=pretrained model.path={checkpoint}"
         )
 
 

@@ -25,7 +25,9 @@ class Mix(RandomField):
 
     def __init__(self, *, parts: Mapping[str, RandomField], weights: Mapping[str, float]) -> None:
         if set(parts) != set(weights):
-            raise InputError(f"weights: expected the names {', '.join(parts)}, got {', '.join(weights)}")
+            raise InputError(
+                f"weights: expected one weight for each part ({', '.join(parts)}), got weights for {', '.join(weights)}"
+            )
         named = {f"weights.{name}": weights[name] for name in parts}
         check_finite_numbers(named, dict.fromkeys(named, 0.0))
         values = [float(weights[name]) for name in parts]
@@ -61,7 +63,7 @@ INVERTIBLE_FIELDS: dict[str, type[Affine | Smooth]] = {
 
 
 def invertible_field(name: str, **options: Any) -> InvertibleField:
-    """Return the kind of that name with those of the options that it has.
+    """Return the random field `name`; options that its class lacks are ignored.
 
     Raises:
         InputError: If there is no such kind, or it has no exact inverse.
