@@ -17,7 +17,7 @@ from atlalign.io.tables import (
     whole_number,
     write_table,
 )
-from atlalign.registration.record import RECORD, REGIONS
+from atlalign.registration.record import RECORD, REGIONS, read_record
 from atlalign.registration.regions import RegionName, region_names, upwards, with_parts
 
 _SIDES = ("", "left", "right")  # "" means both sides
@@ -88,13 +88,14 @@ def _sections_in(folder: Path) -> list[Path]:
 
 def _read_sections(folders: Sequence[Path]) -> _Sections:
     """Return the regions of all sections with the sums of their areas."""
+    _check_one_atlas(folders)
     regions: dict[int, RegionName] = {}
     areas: _Amounts = {side: defaultdict(float) for side in _SIDES}
     for folder in folders:
         path = folder / REGIONS
         table = read_table(path)
         named = region_names(table)
-        _check_same_atlas(named, regions, path)
+        _check_same_names(named, regions, path)
         regions |= named
         areas = {side: area for side, area in areas.items() if f"{side or 'area'}_mm2" in table.names}
         for line, cells in table.records(["id", "area_mm2"]):
@@ -112,7 +113,23 @@ def _area(cell: str, where: str) -> float:
     return area
 
 
-def _check_same_atlas(named: Mapping[int, RegionName], regions: Mapping[int, RegionName], path: Path) -> None:
+def _check_one_atlas(folders: Sequence[Path]) -> None:
+    """Raise an error if sections belong to different atlases; sections of reference images may differ."""
+    atlases: dict[str, tuple[Path, str]] = {}
+    for folder in folders:
+        record = read_record(folder)
+        settings = record.get("settings", {})
+        if record.get("position_um") is not None and "reference_sha256" in settings:
+            atlases.setdefault(settings["reference_sha256"], (folder, settings.get("reference", "an atlas")))
+    if len(atlases) > 1:
+        (first, one), (second, other) = list(atlases.values())[:2]
+        raise InputError(
+            f"{second}: expected sections of one atlas, found '{other}' here and '{one}' in {first.name}, or two "
+            "versions of it: register each atlas into a folder of its own"
+        )
+
+
+def _check_same_names(named: Mapping[int, RegionName], regions: Mapping[int, RegionName], path: Path) -> None:
     """Raise an error if an id has different acronyms, which means that sections belong to different atlases."""
     for region_id in sorted(named.keys() & regions.keys()):
         one, other = named[region_id].acronym, regions[region_id].acronym

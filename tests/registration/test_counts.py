@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from atlalign.cli import main
+from atlalign.registration.record import RECORD_FORMAT, write_record
 
 TREE = {1: ("root", ""), 2: ("grey", "1"), 3: ("leaf", "2"), 4: ("fibres", "1")}
 
@@ -17,9 +18,12 @@ def write(path: Path, *lines: str) -> Path:
     return path
 
 
-def section(folder: Path, areas: dict[int, tuple[float, float]], *, with_sides: bool = True) -> Path:
+def section(
+    folder: Path, areas: dict[int, tuple[float, float]], *, with_sides: bool = True, **record: object
+) -> Path:
     """Write what of a registered section is counted: the left and the right area of each region."""
-    write(folder / "transform.json", "{}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_record(folder, {"format": RECORD_FORMAT, **record})
     columns = "area_mm2,left_mm2,right_mm2" if with_sides else "area_mm2"
     rows = []
     for i, (left, right) in areas.items():
@@ -81,6 +85,19 @@ def test_points_and_densities_of_regions_and_of_all_their_parts(cells, sections,
     assert [found[name]["parent_id"] for name in found] == ["", "1", "2", "1"]
 
 
+def test_sections_of_two_atlases_do_not_add_up(cells, sections, tmp_path, capsys):
+    for name, atlas in (("s1", "a"), ("s2", "a"), ("s3", "b")):
+        settings = {"reference": f"atlas {atlas}", "reference_sha256": atlas}
+        section(sections / name, {3: (1, 1)}, position_um=5000.0, settings=settings)
+    assert count(cells, "--with", sections, "--out", tmp_path / "out.csv") == 1
+    assert "one atlas" in (printed := capsys.readouterr().err)
+    assert "atlas a" in printed
+    assert "atlas b" in printed
+    for name in ("s1", "s2", "s3"):  # reference images have no position, and each section may have its own
+        section(sections / name, {2: (1, 1), 3: (1, 1)}, settings={"reference_sha256": name})
+    assert count(cells, "--with", sections, "--out", tmp_path / "out.csv") == 0
+
+
 def test_tables_add_up_and_a_section_counts_once(cells, sections, tmp_path):
     (tmp_path / "link").symlink_to(sections)
     folders = (sections / "s1", sections, tmp_path / "link", sections / "s2")
@@ -96,7 +113,8 @@ def test_what_one_of_the_tables_does_not_know_is_left_out(cells, sections, tmp_p
     grey = rows(tmp_path / "counts.csv")["grey"]
     assert grey["area_mm2"] == "6"
     assert not [name for name in grey if name.startswith(("left", "right"))]
-    write(sections / "s4" / "transform.json", "{}")
+    (sections / "s4").mkdir()
+    write_record(sections / "s4", {"format": RECORD_FORMAT})
     write(sections / "s4" / "regions.csv", "id,acronym,name,color,area_mm2", "2,grey,grey,,4")
     assert count(cells, "--with", sections, "--out", tmp_path / "old.csv") == 0
     grey = rows(tmp_path / "old.csv")["grey"]

@@ -163,6 +163,16 @@ def test_verdicts_by_key_go_on_to_the_next_section(page, results):
     assert read_correction(results, "b").note == "torn"
 
 
+def test_letters_typed_into_a_menu_are_no_verdict(page, results):
+    page.open("c")
+    page.run("document.querySelector('#mode').focus()")
+    page.driver.find_element("css selector", "#mode").send_keys("fade")
+    page.wait("review.view.mode === 'fade'")
+    time.sleep(0.3)
+    assert page.run("return review.app.open.name") == "c"
+    assert read_correction(results, "c").verdict is None
+
+
 def test_painted_damage_is_an_area_that_can_be_removed(page, results):
     page.open("b")
     page.press("b")

@@ -692,7 +692,13 @@ one("#before").addEventListener("change", (event) => {
   view.drawOverlay();
 });
 one("#show").addEventListener("change", drawList);
-for (const menu of all("select")) menu.addEventListener("change", () => menu.blur()); // keys are for the section again
+for (const menu of all("select")) {
+  // After a choice with the mouse, keys are for the section again. Letters typed to choose stay with the menu.
+  let isTyped = false;
+  menu.addEventListener("pointerdown", () => { isTyped = false; });
+  menu.addEventListener("keydown", () => { isTyped = true; });
+  menu.addEventListener("change", () => { if (!isTyped) menu.blur(); });
+}
 one("#find").addEventListener("input", drawList);
 
 one("#note").addEventListener("input", () => {
