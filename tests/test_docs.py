@@ -21,6 +21,7 @@ from atlalign.atlas.atlas import phantom_atlas
 from atlalign.atlas.phantom import phantom_volume
 from atlalign.atlas.phantom_anatomy import phantom_ontology
 from atlalign.cli import main as atlalign
+from atlalign.cli.programs import PROGRAMS
 from atlalign.data import schema
 from atlalign.evaluation.evaluate import evaluate
 from atlalign.models import ModelOrigin, merge_global_local, save_model
@@ -48,10 +49,20 @@ COMMANDS = [
         if line.strip() and not line.startswith("#")
     )
 ]
-TRAININGS = [command for command in COMMANDS if "train.py" in command]
+
+
+def arguments_of(program: str, command: list[str]) -> list[str] | None:
+    """Return the arguments if the command is `atlalign PROGRAM …` or its script's; None for other commands."""
+    for number, word in enumerate(command):
+        if word == f"{program}.py" or command[max(number - 1, 0) : number + 1] == ["atlalign", program]:
+            return command[number + 1 :]
+    return None
+
+
+TRAININGS = [command for command in COMMANDS if arguments_of("train", command) is not None]
 ON_SEVERAL = ("trainer=ddp", "trainer=cluster")  # run by tests/training/test_processes.py
-EVALUATIONS = [command for command in COMMANDS if "evaluate.py" in command]
-GENERATIONS = [command for command in COMMANDS if "generate.py" in command]
+EVALUATIONS = [command for command in COMMANDS if arguments_of("evaluate", command) is not None]
+GENERATIONS = [command for command in COMMANDS if arguments_of("generate", command) is not None]
 PROSE = "\n".join(PAGES.values())
 REGION_COLUMNS = "id,acronym,name,structure_id_path,color_hex_triplet"
 SHAPE = (64, 96)  # the smallest that the perceptual losses' networks take
@@ -151,7 +162,7 @@ ONE_OF_A_KIND = list({kind(command): command for command in reversed(RUNNABLE)}.
 
 @pytest.mark.parametrize("command", [c for c in RUNNABLE if c not in ONE_OF_A_KIND], ids=" ".join)
 def test_other_training_commands_compose(command, runnable, tmp_path):
-    arguments = [a for a in command[command.index("train.py") + 1 :] if a != "-m"]
+    arguments = [a for a in arguments_of("train", command) if a != "-m"]
     for run in map(runnable, single_runs(arguments)):
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             assert compose("train", run).loss._target_
@@ -159,7 +170,7 @@ def test_other_training_commands_compose(command, runnable, tmp_path):
 
 @pytest.mark.parametrize("command", ONE_OF_A_KIND, ids=" ".join)
 def test_training_commands(command, runnable, tmp_path):
-    arguments = [a for a in command[command.index("train.py") + 1 :] if a != "-m"]
+    arguments = [a for a in arguments_of("train", command) if a != "-m"]
     run = runnable(single_runs(arguments)[0])
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for others in single_runs(arguments)[1:]:
@@ -172,7 +183,7 @@ def test_training_commands(command, runnable, tmp_path):
 def test_generate_commands(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_my_sections(tmp_path)
-    arguments = command[command.index("generate.py") + 1 :]
+    arguments = arguments_of("generate", command)
     tiny = ["data.image_shape=[64,96]", "per_original=1", "max_difference=0.1", "workers=0"]
     if not any(a.startswith("source=") for a in arguments):
         tiny.append("source.n_sections=2")
@@ -185,7 +196,7 @@ def test_generate_commands(command, tmp_path, monkeypatch):
 def test_evaluate_commands(command, in_example_files):
     if "ants" in " ".join(command):
         pytest.importorskip("ants", exc_type=ImportError)
-    arguments = [*command[command.index("evaluate.py") + 1 :], "data.image_shape=[64,96]", "split=all"]
+    arguments = [*arguments_of("evaluate", command), "data.image_shape=[64,96]", "split=all"]
     if "data=demo" in arguments:
         arguments += ["data.n_sections=2", "data.fields_per_section=1"]
     if not any(a.startswith("atlas=") for a in arguments):
@@ -256,12 +267,12 @@ def test_the_atlas_that_is_downloaded_composes():
 @pytest.mark.parametrize("command", [c for c in TRAININGS if set(ON_SEVERAL) & set(c)], ids=" ".join)
 def test_commands_for_several_processes_compose(command):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("train", [a for a in command[command.index("train.py") + 1 :] if "run.dir" not in a])
+        config = compose("train", [a for a in arguments_of("train", command) if "run.dir" not in a])
     assert config.trainer.strategy == "ddp"
 
 
 def test_no_command_is_left_out():
-    known = ("train.py", "generate.py", "evaluate.py", "make", "pip", "tensorboard", "atlalign")
+    known = ("train.py", "make", "pip", "tensorboard", "atlalign")
     assert len(TRAININGS) >= 8
     assert len(GENERATIONS) >= 3
     assert all(any(word in command for word in known) for command in COMMANDS)
@@ -278,7 +289,9 @@ def test_validate_command(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", [c for c in COMMANDS if c[0] == "atlalign" and c[1:] != ["--version"]], ids=" ".join
+    "command",
+    [c for c in COMMANDS if c[0] == "atlalign" and c[1] not in (*PROGRAMS, "--version")],
+    ids=" ".join,
 )
 def test_atlalign_commands(command, in_example_files, monkeypatch):
     if command[1] == "review":  # it would serve until Ctrl-C

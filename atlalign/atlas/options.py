@@ -11,7 +11,7 @@ class AtlasOptions:
     """An atlas by name, or a file with the information that it lacks; these are arguments of `open_atlas`."""
 
     atlas: Annotated[
-        str | None, Option("allen (downloaded once), phantom, or an atlas file (default: allen)")
+        str | None, Option("the atlas: allen (downloaded once), phantom, or an atlas file (default: allen)")
     ] = None
     annotation: Annotated[
         str | None, Option("file with the region ids, if the atlas file does not hold them", "FILE")

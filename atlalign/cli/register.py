@@ -81,7 +81,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         default=[],
         help="importable name of your own network class that the model may use, such as my_lab.Shift; may be repeated",
     )
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: %(default)s)")
+    command.add_argument(
+        "--device", default="auto", help="the device: auto, cpu, cuda or mps (default: %(default)s)"
+    )
     command.add_argument(
         "--overwrite", action="store_true", help="replace results that were made with other settings"
     )

@@ -45,7 +45,7 @@ def vector_distance(y_true: Tensor, y_pred: Tensor) -> Tensor:
 
 
 def vdclip(y_true: Tensor, y_pred: Tensor, *, threshold: float = 20, power: float = 2) -> Tensor:
-    """Return (`vector_distance` / threshold)^power: 1 at a distance of `threshold` pixels, flat below it."""
+    """Return (`vector_distance` / threshold)^power: 1 at `threshold` pixels, small below it, steep above."""
     return (vector_distance(y_true, y_pred) / threshold) ** power
 
 

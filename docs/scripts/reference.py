@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib import import_module
 from inspect import cleandoc, getdoc
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 _DIFFERENCES = ("experiment", "sweep")
 _NO_DEFAULT = (None, False, argparse.SUPPRESS)
+_SAID_DEFAULT = re.compile(r" \(default: ([^()]*)\)")
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -53,7 +55,7 @@ def _options(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) ->
         str(group.title), f"Options: {group.title}"
     )
     expand = parser._get_formatter()._expand_help
-    rows = [(_written(action), _default(action), _prose(expand(action))) for action in actions]
+    rows = [(_written(action), *_default_and_meaning(action, expand(action))) for action in actions]
     kind = "option" if actions[0].option_strings else "argument"
     return f"**{title}**\n\n" + table((kind, "default", "meaning"), rows)
 
@@ -70,10 +72,21 @@ def _written(action: argparse.Action) -> str:
     return f"`{' '.join(filter(None, [*action.option_strings[:1], value]))}{more}`"
 
 
-def _default(action: argparse.Action) -> str:
+def _default_and_meaning(action: argparse.Action, text: str) -> tuple[str, str]:
+    """Return the default of an argument and its help without the default."""
     if action.required or not action.option_strings:
-        return "required"
-    return "" if action.default in _NO_DEFAULT or action.default == [] else f"`{action.default}`"
+        return "required", _prose(text)
+    value = "" if action.default in _NO_DEFAULT or action.default == [] else str(action.default)
+    said = _SAID_DEFAULT.search(text)
+    if said is None:
+        return value and f"`{value}`", _prose(text)
+    return _value_as_code(said[1], value), _prose(_SAID_DEFAULT.sub("", text))
+
+
+def _value_as_code(said: str, value: str) -> str:
+    """Return a default as help states it, with the value (or a single word) as code."""
+    word = value if value and said.startswith(value) else said
+    return f"`{word}`{said[len(word) :]}" if " " not in word else said
 
 
 def _program(name: str, purpose: str) -> str:
@@ -88,7 +101,13 @@ def _program(name: str, purpose: str) -> str:
 
 def configuration(program: str) -> str:
     """Return the keys of a program (train, generate or evaluate) outside of the groups."""
-    return _keys(CONF / f"{program}.yaml")
+    path = CONF / f"{program}.yaml"
+    chosen = [
+        f"`{choice}`"
+        for choice in conf_files.read(path).begins
+        if "=" in choice and not choice.startswith("hydra/") and not choice.endswith("=None")
+    ]
+    return f"Groups by default: {' '.join(chosen)}.\n\n{_keys(path)}"
 
 
 def groups() -> str:
@@ -108,7 +127,7 @@ def _option(group: str, path: Path) -> str:
     if group in _DIFFERENCES:
         return f"#### {group}={path.stem}\n\n{_shown(read.purpose)}\n\n```yaml\n{_without_top(path)}\n```"
     begins = f" It begins with {', '.join(f'`{name}`' for name in read.begins)}." if read.begins else ""
-    return f"#### {group}={path.stem}\n\n{_shown(read.purpose)}{begins}{target}\n\n{_keys(path)}"
+    return f"#### {group}={path.stem}\n\n{_shown(read.purpose)}{begins}{target}\n\n{_keys(path, group)}"
 
 
 def _without_top(path: Path) -> str:
@@ -116,15 +135,24 @@ def _without_top(path: Path) -> str:
     return re.sub(r"\A(#.*\n)+", "", path.read_text(encoding="utf-8")).strip()
 
 
-def _keys(path: Path) -> str:
+def _keys(path: Path, group: str = "") -> str:
+    """Return the keys of a file as the command line names them, without mappings that say no more than a key."""
+    is_global = "# @package _global_" in path.read_text(encoding="utf-8")
+    prefix = "" if is_global or not group else f"{group.replace('/', '.')}."
+    keys = conf_files.read(path).keys
     rows = [
-        (f"`{key.name}`", f"`{key.default}`" if key.default else "", _shown(key.meaning))
-        for key in conf_files.read(path).keys
+        (f"`{prefix}{key.name}`", f"`{key.default}`" if key.default else "", _shown(key.meaning))
+        for key, after in zip_longest(keys, keys[1:])
+        if key.default or after is None or after.meaning != key.meaning
     ]
     return table(("key", "default", "meaning"), rows) if rows else ""
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------
+
+
+_NETS = {"alex": "AlexNet", "vgg": "VGG16"}
+_WEIGHTS = {"net-lin": "calibrated weights", "net": "equal weights"}
 
 
 def losses(term: str) -> str:
@@ -144,8 +172,9 @@ def losses(term: str) -> str:
 def _formula(key: str, registry: Any) -> str:
     from atlalign.losses import PerceptualLoss
 
-    if key.startswith("perceptual_loss"):
-        return first_sentence(PerceptualLoss)
+    if key.startswith("perceptual_loss_"):
+        weights, net = key.removeprefix("perceptual_loss_").split("_")
+        return f"{first_sentence(PerceptualLoss)} {_NETS[net]}, {_WEIGHTS[weights]}."
     return _said(registry[key])
 
 
@@ -211,7 +240,9 @@ def options() -> str:
 
 
 def _help(declared: Any) -> str:
-    return str(declared.option.help).replace("%(default)s", str(declared.default))
+    """Return the help of an option; a default that its column shows is not said again."""
+    text = str(declared.option.help).replace("%(default)s", str(declared.default))
+    return text.replace(f" (default: {declared.default})", "")
 
 
 def quality_columns() -> str:
