@@ -103,6 +103,6 @@ def test_networks_are_trained(name, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     follow(name, extra=("trainer.limit_train_batches=2", "trainer.limit_val_batches=1"))
     assert list(tmp_path.glob("runs/**/best.ckpt"))
-    for table in tmp_path.glob("evaluation/metrics.csv"):
+    for table in tmp_path.glob("evaluation*/metrics.csv"):
         columns = {name.partition("/depth_")[0] for name in rows(str(table))[0]}
         assert columns == described("metrics.csv and summary.csv") - {"regions/dice/depth_3"}
