@@ -28,7 +28,7 @@ def check_jpeg(content: bytes) -> None:
         said = str(error)
         if said.startswith(_DAMAGE):
             raise InputError(
-                f"expected intact JPEG data, found damage ({said}): copy or export the file again, or save a copy from "
+                f"the JPEG data is damaged ({said}): copy or export the file again, or save a copy from "
                 "a viewer that shows it correctly"
             ) from error
 
