@@ -266,7 +266,7 @@ def _last_words(error: Exception) -> str | None:
 
 
 def sentence(error: BaseException) -> str | None:
-    """Return the sentence for the user from the first known mistake in the chain of causes; None if there is none."""
+    """Return the sentence for the user from the first known mistake in the chain of causes, or None."""
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException

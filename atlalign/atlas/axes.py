@@ -82,7 +82,7 @@ def choose_axes(volume: NDArray[np.float32], direction: NDArray[np.float64] | No
 
     Args:
         volume: In the file's order, of any resolution.
-        direction: The header's, see `Header`; None if there is none.
+        direction: The direction in the header, see `Header`, or None.
         source: For messages.
 
     Raises:
@@ -126,7 +126,7 @@ def reordered(values: tuple[float, float, float], axes: Axes) -> tuple[float, fl
 
 
 def brain_likeness(volume: NDArray[np.float32]) -> Mapping[Axes, float]:
-    """Return the agreement of a volume with a mouse brain for each possible set of axes; empty if there is none.
+    """Return the agreement of a volume with a mouse brain for each possible set of axes; empty if no set agrees.
 
     The measure is the correlation with the phantom after both were fitted into one box. It cannot distinguish left from
     right, and does not work for half a brain, or for a part along AP.

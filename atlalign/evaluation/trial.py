@@ -42,7 +42,7 @@ class Trial:
         dataset: All samples of the file.
         samples: The indexes of the measured samples.
         levels: The levels at which regions are measured, as for `Regions`; None measures no regions.
-        landmarks: Points known in both images; None if there are none.
+        landmarks: Points known in both images, or None.
         perceptual: The perceptual distance of two images; None to skip it.
     """
 

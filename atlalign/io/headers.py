@@ -72,7 +72,7 @@ def h5_header(path: Path, dataset: Any) -> Header:
 
 
 def brainglobe_header(path: Path) -> Header | None:
-    """Return BrainGlobe's metadata.json beside an image as a header; None if there is none.
+    """Return BrainGlobe's metadata.json beside an image as a header, or None without that file.
 
     Its orientation names the corner of the first voxel: asr is anterior, superior, right.
 

@@ -109,7 +109,7 @@ class _Search:
         return None
 
     def _walk(self, parts: Sequence[str], alike: Callable[[str], str]) -> Path | None:
-        """Return the file below the folder whose path is `alike`; None if there is none or several."""
+        """Return the file below the folder whose path is `alike`; None without a match or with several."""
         path = self.folder
         for part in parts:
             found = self._content(path, alike).get(alike(part), [])

@@ -153,7 +153,7 @@ def ome_lengths(file: Any, page: Any, path: Path, image: int | None, axes: str) 
 
 
 def ome_pixels(file: Any, page: Any, path: Path, image: int | None) -> ElementTree.Element | None:
-    """Return OME's metadata on an image's pixels; None if there is none.
+    """Return OME's metadata on an image's pixels, or None without it.
 
     The metadata may be in a file beside the image.
 

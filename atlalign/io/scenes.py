@@ -33,7 +33,7 @@ class Channel(NamedTuple):
     """The meaning of a channel.
 
     Attributes:
-        name: The name in the file; empty if there is none.
+        name: The name in the file; empty if unnamed.
         color: Red, green and blue, 0 to 255, in which viewers show it; None if the file does not say.
     """
 
@@ -58,7 +58,7 @@ class Scene:
     """One image of a slide.
 
     Attributes:
-        name: The name in the file; empty if there is none.
+        name: The name in the file; empty if unnamed.
         levels: The (h, w) of the image and of its smaller copies, largest first.
         channels: The meaning of each channel. A colour image has one channel, which is in colour.
         is_color: Whether each channel is an image in red, green and blue.
@@ -259,7 +259,7 @@ def _chosen(what: str, chosen: int | str, names: Sequence[str]) -> int:
     """Return the number of a channel or scene, given as a number or by its name in any letter case.
 
     Raises:
-        InputError: If there is none, or several have this name.
+        InputError: If no channel or scene, or more than one, has this name.
     """
     text = str(chosen).strip()
     if text.lstrip("-").isdecimal() and (

@@ -14,7 +14,7 @@ _ATLAS, _SECTION = "atlas", "section"
 _APART_UM = 400.0
 _ABOUT = (
     "Drag over a section, or use the arrow keys, to wipe from the atlas to the section as it lies on the plane found "
-    "for it. A whole section that is mirrored, left to right, cannot be told from its image."
+    "for it. Whether a whole section is mirrored left to right cannot be seen in its image."
 )
 
 

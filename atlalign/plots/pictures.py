@@ -40,7 +40,7 @@ def section_overlay(
         reference: (H, W) in [0, 1].
         placed: The section (H, W) before the network.
         registered: The section (H, W) after it.
-        labels_of: Returns the section's labels for a thumbnail (h, w) of its image; None if there are none.
+        labels_of: Returns the section's labels for a thumbnail (h, w) of its image, or None.
     """
     pairs = [overlay(reference, image) for image in (placed, registered)]
     right = np.concatenate([_scaled(_in_8_bits(pair), _SECTION_OVERLAY_PX // 2) for pair in pairs])

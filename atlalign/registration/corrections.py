@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from atlalign.atlas.planes import Anchoring, Points
 from atlalign.atlas.section_lists import read_anchoring, read_markers
+from atlalign.atlas.targets import ALLEN
 from atlalign.errors import InputError, unknown_name
 from atlalign.io.files import file_name, storable, written_whole
 from atlalign.io.images import read_labels
@@ -42,7 +43,6 @@ Verdict = Literal["accepted", "rejected", "unsure"]
 Hemisphere = Literal["whole", "left", "right"]
 
 _MOVES_PLANE, _POINTS_UM = "moves_plane", "points_um"
-_ALLEN = "ABA_Mouse_CCFv3_2017_25um.cutlas"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class Correction:
         moves_plane: Place the section by this anchoring; otherwise it is placed as without a correction.
         points: Pairs of corresponding points in the reference and the section.
         ignored: Tissue to ignore.
-        verdict: The user's verdict on the result; None if there is none yet.
+        verdict: The user's verdict on the result; None before a verdict.
         note: The user's note.
         hemisphere: The half of the brain that the section shows; None means the options of `register`.
     """
@@ -79,7 +79,7 @@ class Correction:
 
     @property
     def sets_points(self) -> bool:
-        """Whether these points, even if there are none, replace those of the section's list."""
+        """Whether these points, even an empty set, replace those of the section's list."""
         return self.anchoring is not None or bool(len(self.points))
 
 
@@ -103,7 +103,7 @@ def corrected(job: Job, correction: Correction) -> Job:
 
 
 def changes(job: Job, correction: Correction) -> dict[str, Any] | None:
-    """Return, as plain data, the changes by the user's points, plane, mask and half; None if there are none."""
+    """Return, as plain data, the changes by the user's points, plane, mask and half, or None."""
     points = correction.points if correction.sets_points else job.points
     moved = correction.anchoring.to_json() if correction.moves_plane and correction.anchoring else None
     if not (moved or len(points) or correction.ignored or correction.hemisphere):
@@ -164,7 +164,7 @@ class Review(NamedTuple):
 
 
 def read_review(out: Path, section: str) -> Review:
-    """Return the user's verdict, note, and half of the brain for a section; all are empty if there are none.
+    """Return the user's verdict, note, and half of the brain for a section; all are empty without a review.
 
     Raises:
         InputError: If the file cannot be read, or has invalid content.
@@ -284,7 +284,7 @@ def _series(correction: Correction, entry: Mapping[str, Any], size: tuple[int, i
         _MOVES_PLANE: correction.moves_plane,
         "markers": points.as_markers(anchoring),
     }
-    return _json({"name": "", "target": _ALLEN, "slices": [{**entry, **placed}]})
+    return _json({"name": "", "target": ALLEN, "slices": [{**entry, **placed}]})
 
 
 def _review(correction: Correction) -> bytes | None:

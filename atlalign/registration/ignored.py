@@ -17,7 +17,7 @@ class Ignored(NamedTuple):
     """Tissue to ignore: it affects neither the registration nor the measures.
 
     Attributes:
-        mask: (h, w), an image of the whole section at any resolution; None if there is none.
+        mask: (h, w), an image of the whole section at any resolution, or None.
         areas: Polygons, each an outline and its holes, (N, 2) as (x, y) in pixels of the section's image, from the
             corner of the first pixel.
     """

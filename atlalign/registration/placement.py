@@ -352,7 +352,7 @@ def sampled_image(section: Section, placement: Placement, shape: tuple[int, int]
 
 
 def placed_ignored(section: Section, placement: Placement, shape: tuple[int, int]) -> Tensor | None:
-    """Return the ignored tissue (1, 1, H, W) on the reference, above 0 where there is any; None if there is none."""
+    """Return the ignored tissue (1, 1, H, W) on the reference, above 0 where there is any, or None."""
     if section.ignored is None:
         return None
     return sampled_image(section._replace(grey=section.ignored), placement, shape)

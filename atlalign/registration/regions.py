@@ -26,7 +26,7 @@ class RegionName(NamedTuple):
         acronym: Short name; empty if the ontology lacks the region.
         name: Full name.
         color: (r, g, b), each 0 to 255, or None.
-        parent_id: The region that it is part of; 0 if there is none, None if unknown.
+        parent_id: The region that it is part of; 0 without a parent, None if unknown.
     """
 
     acronym: str = ""

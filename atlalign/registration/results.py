@@ -102,7 +102,7 @@ class Results:
 
     @cached_property
     def ignored(self) -> NDArray[np.bool_] | None:
-        """The mask of section pixels that the user has marked to be ignored; None if there is none.
+        """The mask of section pixels that the user has marked to be ignored, or None.
 
         Raises:
             InputError: If their file is missing, or changed.

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from atlalign import __version__
 from atlalign.atlas.planes import Anchoring, Plane, Points, apply_affine, invert_affine
+from atlalign.atlas.targets import ALLEN
 from atlalign.errors import InputError
 from atlalign.io.files import written_whole
 from atlalign.registration.region_growth import region_growth
@@ -20,7 +21,6 @@ MARKER_ERROR_UM = 25.0
 MARKERS_AT_MOST = 400
 """The largest number of markers: the time of VisuAlign's triangulation grows with its square."""
 
-_TARGET = "ABA_Mouse_CCFv3_2017_25um.cutlas"
 _PULL = 0.3  # of a marker to the pair that it was chosen for, relative to that of each pair on its triangles
 _RIM_UM = 100.0
 _CANDIDATES = 256  # along the longer side of the section
@@ -82,7 +82,7 @@ def visualign_slice(
 
 def write_visualign(path: Path, slices: Sequence[Mapping[str, Any]]) -> None:
     """Write entries of `visualign_slice` to a file that VisuAlign and QuickNII can open."""
-    series = {"name": "", "target": _TARGET, "aligner": f"atlalign {__version__}", "slices": list(slices)}
+    series = {"name": "", "target": ALLEN, "aligner": f"atlalign {__version__}", "slices": list(slices)}
     with written_whole(path) as unfinished:
         unfinished.write_text(json.dumps(series, ensure_ascii=False) + "\n", encoding="utf-8")
 

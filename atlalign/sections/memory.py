@@ -42,7 +42,7 @@ class Memory(NamedTuple):
 
 
 def read_memory(folder: Path) -> Memory | None:
-    """Return the stored state of a folder; None if there is none.
+    """Return the stored state of a folder, or None.
 
     Raises:
         InputError: If the file is damaged.
