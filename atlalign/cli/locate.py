@@ -1,8 +1,9 @@
 """Find the plane of the atlas that each section shows."""
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,7 @@ from atlalign.errors import InputError
 from atlalign.registration.options import ReadingOptions, SeriesOptions
 
 if TYPE_CHECKING:
-    from atlalign.localization import Located, Locator
-    from atlalign.registration.jobs import Job
+    from atlalign.localization import Located
 
 _PHANTOM_SHAPE = (160, 228)
 _MIRRORED = "a mirrored whole section looks like any other: check one side of each slide"
@@ -62,9 +62,11 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _run(options: argparse.Namespace) -> None:
+    from rich.progress import track
+
     from atlalign.atlas.atlas import open_atlas
     from atlalign.atlas.targets import Target
-    from atlalign.localization import Locator, write_located, write_page
+    from atlalign.localization import Locator, locate, write_located, write_page
     from atlalign.registration.jobs import find_jobs
 
     _check_out(options.out, overwrite=options.overwrite)
@@ -73,8 +75,8 @@ def _run(options: argparse.Namespace) -> None:
     jobs = [job._replace(options={**reading, **job.options}) for job in jobs]
     atlas = open_atlas(phantom_shape=_PHANTOM_SHAPE, **given_values(AtlasOptions, options))
     locator = Locator(atlas, network=options.locator)
-    located = located_jobs(
-        jobs, locator, independent=options.independent, section_spacing_um=options.section_spacing_um
+    located = locate(
+        jobs, locator, progress=partial(track, description="locating"), **flag_values(SeriesOptions, options)
     )
     table = write_located(options.out, located, Target.of(atlas))
     page = options.out.with_suffix(".html")
@@ -92,46 +94,6 @@ def _named(found: "Located") -> str:
     """Return the reason why a section could not be located, preceded by its name."""
     name = found.job.path.name
     return found.reason if found.reason.startswith(name) else f"{name}: {found.reason}"
-
-
-def located_jobs(
-    jobs: "Sequence[Job]",
-    locator: "Locator",
-    *,
-    independent: bool,
-    section_spacing_um: float | None,
-    known: "Mapping[int, Located] | None" = None,
-) -> "list[Located]":
-    """Return located sections, and show the progress.
-
-    Args:
-        jobs: The images.
-        locator: The atlas and the networks.
-        independent: Locate each section alone.
-        section_spacing_um: The distance between sections whose numbers differ by 1, if known.
-        known: Earlier located sections by their index among the jobs; they keep their planes.
-
-    Raises:
-        InputError: If the spacing is not above 0.
-    """
-    from rich.progress import track
-
-    from atlalign.localization import locate
-
-    if section_spacing_um is not None and not 0 < section_spacing_um < 1e5:
-        raise InputError(f"--section-spacing-um: expected more than 0 µm, got {section_spacing_um:g}")
-
-    def shown(images: "Iterable[Job]") -> "Iterable[Job]":
-        return track(images, description="locating", total=len(jobs))
-
-    return locate(
-        jobs,
-        locator,
-        independent=independent,
-        section_spacing_um=section_spacing_um,
-        known=known or {},
-        progress=shown,
-    )
 
 
 def say_located(located: "Sequence[Located]", *, before: int = 0) -> None:

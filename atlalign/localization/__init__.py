@@ -7,15 +7,18 @@ from atlalign.localization.nearby import Nearby, NearbySearch
 from atlalign.localization.page import write_page
 from atlalign.localization.recorded import Recorded
 from atlalign.localization.results import write_located
+from atlalign.localization.unplaced import LocatedJobs, locate_unplaced
 
 __all__ = [
     "SHIPPED_LOCATOR",
     "Located",
+    "LocatedJobs",
     "Locator",
     "Nearby",
     "NearbySearch",
     "Recorded",
     "locate",
+    "locate_unplaced",
     "write_located",
     "write_page",
 ]

@@ -828,7 +828,7 @@ def test_what_has_no_position_is_located(run, sections, tmp_path, monkeypatch):
             Located(second, "", 2, reason="it fits nowhere"),
         ]
 
-    monkeypatch.setattr("atlalign.cli.locate.located_jobs", located)
+    monkeypatch.setattr("atlalign.localization.unplaced.locate", located)
     status, printed = run(sections / "a.png", sections / "b.tif")
     assert (status, "b.tif: it fits nowhere" in printed) == (1, True)
     settings = json.loads((tmp_path / "out" / "a" / "transform.json").read_text())["settings"]
@@ -847,7 +847,7 @@ def test_what_was_located_is_not_located_again(run, sections, tmp_path, monkeypa
             known.get(i, Located(job, "", i, side="whole", anchoring=place)) for i, job in enumerate(jobs)
         ]
 
-    monkeypatch.setattr("atlalign.cli.locate.located_jobs", located)
+    monkeypatch.setattr("atlalign.localization.unplaced.locate", located)
     assert run(sections / "a.png")[0] == 0
     status, printed = run(sections / "a.png")
     assert (status, "1 of 1 sections located earlier" in printed, len(asked)) == (0, True, 1)
