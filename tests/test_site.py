@@ -11,7 +11,7 @@ import yaml
 
 import atlalign
 from atlalign.localization.results import COLUMNS as LOCATED
-from atlalign.registration.batch import _COLUMNS as REGISTRATIONS
+from atlalign.registration.batch_tables import COLUMNS as REGISTRATIONS
 from atlalign.registration.series import COLUMNS as SERIES
 from atlalign.sections.listing import _COLUMNS as SECTIONS
 from tests.browser import running_browser

@@ -112,7 +112,8 @@ def _run(options: argparse.Namespace) -> None:
     from rich.progress import track
 
     from atlalign.cli.slides import with_sections
-    from atlalign.registration.batch import TABLE, VISUALIGN, register_batch
+    from atlalign.registration.batch import register_batch
+    from atlalign.registration.batch_tables import TABLE, VISUALIGN
     from atlalign.registration.jobs import find_jobs, find_lists
     from atlalign.registration.record import REGIONS
 

@@ -39,13 +39,14 @@ from atlalign.registration import (
     Job,
     Options,
     atlas_recipe,
+    batch_tables,
     find_jobs,
     image_recipe,
     register_batch,
     register_section,
     section_files,
+    section_folder,
 )
-from atlalign.registration import batch as module
 from atlalign.registration.quality import LIMITS, Limit
 from atlalign.registration.record import check_whole, read_record, write_record
 from atlalign.registration.transform import SectionTransform
@@ -264,7 +265,7 @@ def test_a_measure_that_is_no_number_fails_with_its_name(run, sections, tmp_path
         quality = replace(found.registered.quality, inverse_consistency_um=math.nan)
         return found._replace(registered=found.registered._replace(quality=quality))
 
-    monkeypatch.setattr(module, "register_section", nowhere)
+    monkeypatch.setattr(section_folder, "register_section", nowhere)
     for _ in range(2):  # new, and judged again
         run(sections / "b.tif", "--position", "6000")
         row = table(tmp_path / "out")["b"]
@@ -293,9 +294,9 @@ def test_tables_are_written_by_one_process_at_a_time(run, sections, tmp_path, mo
             later.join(timeout=0.3)
         write_table(*arguments)
 
-    write_table = module.write_table
-    later = threading.Thread(target=lambda: module._write_tables(out))
-    monkeypatch.setattr(module, "write_table", slowly)
+    write_table = batch_tables.write_table
+    later = threading.Thread(target=lambda: batch_tables.write_tables(out))
+    monkeypatch.setattr(batch_tables, "write_table", slowly)
     run(sections / "a.png", "--position", "4000")
     later.join()
     assert set(table(out)) == {"a", "b"}
@@ -664,7 +665,7 @@ def test_any_error_of_one_section_is_a_row(error, said, workers, run, sections, 
             raise error
         return register_section(job, recipe)
 
-    monkeypatch.setattr(module, "register_section", fail_for_b)
+    monkeypatch.setattr(section_folder, "register_section", fail_for_b)
     status, printed = run(sections, "--workers", workers)
     assert status == 1
     assert "2 of 3 sections registered" in printed
@@ -679,7 +680,7 @@ def test_any_error_of_one_section_is_a_row(error, said, workers, run, sections, 
 
 
 def test_an_exit_is_no_failure_of_a_section(run, sections, monkeypatch):
-    monkeypatch.setattr(module, "register_section", lambda *_: sys.exit(3))
+    monkeypatch.setattr(section_folder, "register_section", lambda *_: sys.exit(3))
     with pytest.raises(SystemExit):
         run(sections)
 
@@ -751,7 +752,7 @@ def test_two_runs_share_the_sections_of_a_folder(sections, model, tmp_path, monk
         recipe = atlas_recipe("phantom", model=model, image_shape=SHAPE)
         rows += [outcome.row for outcome in register_batch(find_jobs([sections]), recipe, tmp_path / "out")]
 
-    monkeypatch.setattr(module, "register_section", count)
+    monkeypatch.setattr(section_folder, "register_section", count)
     one: list[dict[str, str]] = []
     two: list[dict[str, str]] = []
     thread = threading.Thread(target=register, args=(one,))
@@ -813,7 +814,7 @@ def test_a_file_put_into_a_result_while_it_is_made_again_is_kept(run, sections, 
         own.write_text("mine")
         return register_section(job, recipe)
 
-    monkeypatch.setattr(module, "register_section", slowly)
+    monkeypatch.setattr(section_folder, "register_section", slowly)
     status, printed = run(*image, "--background", "dark", "--overwrite")
     assert (status, "b holds more than results (notes.txt)" in printed) == (1, True)
     assert own.read_text() == "mine"
