@@ -11,17 +11,8 @@ from rich.console import Console
 
 from atlalign.cli import main as atlalign
 from atlalign.errors import InputError
-from atlalign.training.runs import (
-    Pruned,
-    begin,
-    compare,
-    find_runs,
-    read_run,
-    record_failure,
-    recorded_failure,
-    rich_table,
-    rows,
-)
+from atlalign.training.comparison import compare, rich_table, rows
+from atlalign.training.runs import Pruned, begin, find_runs, read_run, record_failure, recorded_failure
 
 DISTANCE = "val/vector_distance"
 

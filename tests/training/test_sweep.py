@@ -20,7 +20,8 @@ from atlalign.atlas.phantom import phantom_volume
 from atlalign.cli.programs import train
 from atlalign.errors import InputError
 from atlalign.io.files import lock
-from atlalign.training.runs import DivergedError, compare, find_runs, read_run, record_failure
+from atlalign.training.comparison import compare
+from atlalign.training.runs import DivergedError, find_runs, read_run, record_failure
 from atlalign.training.study import Pruning, SweepStudy, _storage, search_space
 from tests.conftest import SHAPE, write_h5
 from tests.training.conftest import TINY, TINY_LOCAL
