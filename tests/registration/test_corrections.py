@@ -32,9 +32,9 @@ from atlalign.registration.corrections import (
 from atlalign.registration.ignored import Ignored
 from atlalign.registration.network import TrainedNetwork
 from atlalign.registration.placed_field import affine_of
-from atlalign.registration.placement import read_section
 from atlalign.registration.points import PointPairs, folded_share, honoured, load_without_points
 from atlalign.registration.record import read_record
+from atlalign.registration.section import read_section
 from atlalign.registration.transform import SectionTransform
 from atlalign.registration.transform_options import TransformOptions
 

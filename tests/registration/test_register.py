@@ -16,20 +16,12 @@ from atlalign.io.images import ImageFile
 from atlalign.networks import Registration
 from atlalign.registration.grid import Grid
 from atlalign.registration.measures import affine_part, cover
-from atlalign.registration.placement import (
-    Placement,
-    Section,
-    antialiased,
-    flipped,
-    place,
-    placed_image,
-    read_section,
-    sampled_image,
-    turned,
-)
+from atlalign.registration.placed_image import antialiased, placed_image, sampled_image
+from atlalign.registration.placement import Placement, flipped, place, turned
 from atlalign.registration.quality import LIMITS, Alternative, OtherPlane, Quality, judge, likeliest_distance
 from atlalign.registration.references import Reference, atlas_reference, image_reference
 from atlalign.registration.register import register
+from atlalign.registration.section import Section, read_section
 from atlalign.registration.turning import likely_turns
 
 SHAPE = (40, 56)
