@@ -12,7 +12,9 @@ import torch
 from rich.console import Console
 
 from atlalign import pages, plots
-from atlalign.evaluation.report import METRICS, Row, print_table, section_view, summarize, write
+from atlalign.evaluation.means_table import print_table
+from atlalign.evaluation.report import section_view, write
+from atlalign.evaluation.summary import METRICS, Row, summarize
 
 DISTANCE = "displacement/distance_um"
 DESCRIPTION = {
