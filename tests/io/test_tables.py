@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from atlalign.errors import InputError
-from atlalign.io.tables import read_parts, read_table, shown, write_table
+from atlalign.io.cells import shown
+from atlalign.io.tables import read_parts, read_table, write_table
 
 
 @pytest.mark.parametrize(
