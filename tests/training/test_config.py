@@ -161,7 +161,7 @@ def run_train(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_groups_and_examples():
     shown = run_train("--help").stdout
     assert "model: coarse_to_fine, correlation_pyramid, global, local" in shown
-    assert "python train.py model=local loss=vgg_vdclip2" in shown
+    assert "atlalign train model=local loss=vgg_vdclip2" in shown
 
 
 def test_a_misspelt_loss_fails_before_lightning_is_imported(tmp_path):
