@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,13 +65,11 @@ def _run(options: argparse.Namespace) -> None:
 
     from atlalign.atlas.atlas import open_atlas
     from atlalign.atlas.targets import Target
-    from atlalign.localization import Locator, locate, write_located, write_page
-    from atlalign.registration.jobs import find_jobs
+    from atlalign.localization import Locator, find_images, locate, write_located, write_page
 
     _check_out(options.out, overwrite=options.overwrite)
-    jobs = find_jobs(_with_subfolders(options.inputs), listed=False, images=options.images)
-    reading = asdict(ReadingOptions(**flag_values(ReadingOptions, options)))
-    jobs = [job._replace(options={**reading, **job.options}) for job in jobs]
+    reading = ReadingOptions(**flag_values(ReadingOptions, options))
+    jobs = find_images(options.inputs, images=options.images, reading=reading)
     atlas = open_atlas(phantom_shape=_PHANTOM_SHAPE, **given_values(AtlasOptions, options))
     locator = Locator(atlas, network=options.locator)
     located = locate(
@@ -112,20 +109,3 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
     for path in (out, out.with_suffix(".csv"), out.with_suffix(".html")):
         if path.exists() and not overwrite:
             raise InputError(f"{path} already exists: choose another --out, or --overwrite")
-
-
-def _with_subfolders(inputs: Sequence[Path]) -> list[Path]:
-    """Return the inputs with each folder replaced by its subfolders of images, if it has any."""
-    from atlalign.io.files import is_folder
-    from atlalign.io.images import IMAGE_ENDINGS
-    from atlalign.io.named_files import is_visible
-
-    def shows_images(folder: Path) -> bool:
-        return any(path.suffix.lower() in IMAGE_ENDINGS and is_visible(path) for path in folder.iterdir())
-
-    found: list[Path] = []
-    for path in inputs:
-        inside = sorted(filter(is_visible, path.iterdir())) if is_folder(path) else []
-        folders = [folder for folder in inside if is_folder(folder) and shows_images(folder)]
-        found += [*([path] if not folders or shows_images(path) else []), *folders]
-    return found

@@ -1,5 +1,6 @@
 """Localization: finding the plane of the atlas that a section shows."""
 
+from atlalign.localization.inputs import find_images
 from atlalign.localization.located import Located
 from atlalign.localization.locating import locate
 from atlalign.localization.locator import SHIPPED_LOCATOR, Locator
@@ -17,6 +18,7 @@ __all__ = [
     "Nearby",
     "NearbySearch",
     "Recorded",
+    "find_images",
     "locate",
     "locate_unplaced",
     "write_located",
