@@ -12,7 +12,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from atlalign.arguments import check_kind, check_kinds_of
+from atlalign.arguments import as_list, check_kind, check_kinds_of
 from atlalign.errors import InputError, check_numbers, check_size, unknown_name
 from atlalign.evaluation import report
 from atlalign.evaluation.as_trained import as_trained, check_like_training, on_an_atlas
@@ -23,7 +23,6 @@ from atlalign.evaluation.trial import Trial
 from atlalign.io.files import folder_written_whole
 from atlalign.models import load_model, read_origin
 from atlalign.networks.device import chosen_device
-from atlalign.training.building import as_list
 from atlalign.versions import versions
 
 _KINDS: Mapping[str, Any] = {

@@ -6,14 +6,9 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from atlalign.arguments import build
+from atlalign.arguments import as_list, build
 from atlalign.errors import InputError, check_numbers, mistakes_in, unknown_name
 from atlalign.training.checkpoints import network_of_same_run
-
-
-def as_list(names: str | Sequence[str]) -> Sequence[str]:
-    """Return the names as a list; a single name may be given as a string."""
-    return [names] if isinstance(names, str) else names
 
 
 def _build_function(config: DictConfig | None) -> Any:
