@@ -129,7 +129,7 @@ def test_a_report_of_a_result_asks_for_its_transform():
     assert asked["validations"]["required"]
 
 
-def test_types_of_the_pipeline_are_where_its_page_says():
+def test_pipeline_types_are_in_the_modules_named_by_the_page():
     page = (ROOT / "docs" / "concepts" / "pipeline.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| [^|]+ \| `(\w+)` \| `([\w/.]+)` \|", page, re.MULTILINE)
     assert len(rows) >= 7
