@@ -455,4 +455,4 @@ def test_help_gives_examples():
         check=True,
         timeout=120,
     )
-    assert "python evaluate.py model.path=runs/X/checkpoints/best.ckpt" in finished.stdout
+    assert "atlalign evaluate model.path=runs/X/checkpoints/best.ckpt" in finished.stdout
