@@ -249,3 +249,8 @@ def _choices() -> Mapping[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     return HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+
+
+def as_list(names: str | Sequence[str]) -> Sequence[str]:
+    """Return the names as a list; a single name may be given as a string."""
+    return [names] if isinstance(names, str) else names

@@ -25,7 +25,7 @@ from atlalign.networks import LocalUNet
 from atlalign.synthesis.contrast import draw_contrast
 from atlalign.synthesis.online import OnlineDataModule
 from atlalign.synthesis.parts import one_thread
-from atlalign.synthesis.samples import Recipe, make_sample
+from atlalign.synthesis.samples import SampleRecipe, make_sample
 from atlalign.synthesis.sources import AnnotatedSource
 from benchmarks.loading import data_module
 from benchmarks.measure import Measured, Size, in_turns, scratch
@@ -122,7 +122,7 @@ def generating(size: Size) -> Measured:
     """Compare samples that generate.py makes from an annotated one, with all checks, on one thread as in use."""
     with scratch() as folder:
         path = data_module(folder, size).path
-        recipe = Recipe(
+        recipe = SampleRecipe(
             source=AnnotatedSource(path, image_shape=size.shape),
             deformation=EdgeStretching(),
             per_original=10,

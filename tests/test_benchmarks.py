@@ -49,7 +49,7 @@ def test_registering_is_compared_with_passes_of_the_network(name):
     assert 1 < result["value"] < 1000
 
 
-def test_a_registration_without_a_network_is_no_measurement(monkeypatch):
+def test_registration_without_a_network_is_not_measured(monkeypatch):
     monkeypatch.setattr(programs, "atlalign", lambda arguments: 0)
     with pytest.raises(RuntimeError, match="ran no network"):
         bench.measured(bench.ROWS["register"], TINY)
@@ -57,7 +57,7 @@ def test_a_registration_without_a_network_is_no_measurement(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("name", bench.GPU_ROWS)
-def test_without_a_gpu_its_rows_say_so(name):
+def test_gpu_rows_without_a_gpu_are_marked(name):
     result = bench.measured(bench.GPU_ROWS[name], TINY)
     assert result["value"] is None
     assert result["note"] == "needs a GPU"

@@ -142,7 +142,7 @@ def test_tables_rows_and_pictures_are_written(arguments):
     }
 
 
-def test_a_network_that_does_nothing_leaves_what_anchoring_leaves(arguments):
+def test_identity_network_equals_the_anchoring(arguments):
     measured = json.loads((out(arguments) / "results.json").read_text())["results"]
     for part, key in (
         ("a", "error_um"),
@@ -166,7 +166,7 @@ def test_a_network_that_does_nothing_leaves_what_anchoring_leaves(arguments):
     assert dice["anchoring"] > 0.97
 
 
-def test_what_was_found_is_taken_from_the_folder(arguments, monkeypatch):
+def test_stored_results_are_reused(arguments, monkeypatch):
     def fail(*_, **__):
         raise AssertionError("registered again")
 

@@ -20,7 +20,7 @@ from atlalign.console import printable, say
         ("gnp.\u202ea", "gnp.\\u202ea"),
     ],
 )
-def test_only_what_prints_is_printed(text, shown, capsys):
+def test_only_printable_characters_are_printed(text, shown, capsys):
     assert printable(text) == shown
     say(text)
     say(text, error=True)

@@ -32,8 +32,9 @@ from atlalign.io.images import ImageFile
 from atlalign.losses import Backbone, PerceptualLoss, RegistrationLoss
 from atlalign.networks import CoarseToFineNet, CorrelationPyramidNet, GlobalAffineNet, LocalUNet, MergedNet
 from atlalign.registration import register as registration
-from atlalign.registration.placement import place, read_section
+from atlalign.registration.placement import place
 from atlalign.registration.references import atlas_reference
+from atlalign.registration.section import read_section
 from atlalign.synthesis.contrast import draw_contrast
 from atlalign.synthesis.damage import draw_damage
 from atlalign.synthesis.online import OnlineDataModule

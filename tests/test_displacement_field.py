@@ -277,7 +277,7 @@ def test_linear_warping_agrees_with_scipy_far_beyond_the_border(border_mode, sci
 
 
 @pytest.mark.parametrize("interpolation", ["linear", "nearest", "cubic"])
-def test_reflected_borders_are_those_of_a_padded_image(interpolation):
+def test_reflected_borders_match_a_padded_image(interpolation):
     field, image = wave(20, 12), noise()
     padded = DisplacementField(*(np.pad(part, 60, mode="edge") for part in (field.delta_x, field.delta_y)))
     expected = padded.warp(np.pad(image, 60, mode="symmetric"), interpolation=interpolation)[60:-60, 60:-60]
@@ -427,7 +427,7 @@ SUFFIXES = [".npy", ".nii.gz", ".nii", ".mha", ".nrrd"]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_what_is_saved_is_read_back(suffix, tmp_path):
+def test_saved_field_is_read_back(suffix, tmp_path):
     field = wave()
     field.save(tmp_path / f"field{suffix}")
     np.testing.assert_array_equal(DisplacementField.from_file(tmp_path / f"field{suffix}").dvf, field.dvf)
@@ -442,7 +442,7 @@ def test_endings_may_be_in_capitals(suffix, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_what_cannot_be_written_is_a_sentence_and_leaves_nothing(suffix, tmp_path):
+def test_failed_write_is_reported_and_leaves_nothing(suffix, tmp_path):
     path = tmp_path / f"field{suffix}"
     path.mkdir()
     with pytest.raises(InputError, match=rf"field{re.escape(suffix)} cannot be written: "):

@@ -37,7 +37,7 @@ from atlalign.errors import (
         (math.nan, -math.inf, "a.b: expected a number, got nan"),
     ],
 )
-def test_what_is_wrong_with_a_number_is_said(value, least, sentence):
+def test_invalid_numbers_are_reported(value, least, sentence):
     with pytest.raises(InputError) as error:
         check_finite_numbers({"a.b": value, "other": "x"}, {"a.b": least})
     assert str(error.value) == sentence

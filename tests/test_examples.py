@@ -27,13 +27,13 @@ CALLED_FIRST = {
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name.removeprefix("atlalign."))
-def test_an_example_shows_what_happens(example, tmp_path, monkeypatch):
+def test_examples_run(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     report: list[str] = []
     failed, _ = DocTestRunner(verbose=False).run(example, out=report.append)
     assert not failed, "".join(report)
 
 
-def test_what_is_called_first_has_an_example():
+def test_main_functions_have_an_example():
     assert {example.name.rpartition(".")[2] for example in EXAMPLES} >= CALLED_FIRST
     assert len(EXAMPLES) >= 15

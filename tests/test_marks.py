@@ -31,7 +31,7 @@ def sections(tmp_path):
 
 
 @pytest.mark.parametrize("draw", [inputs.real, inputs.turned])
-def test_a_turned_image_lies_where_the_image_lay(sections, tmp_path, draw):
+def test_turned_image_keeps_its_place(sections, tmp_path, draw):
     (known,) = draw(sections, tmp_path)
     with Image.open(known.path) as image:
         pixels = np.asarray(image.convert("L"))
@@ -49,7 +49,7 @@ def test_halves_are_cut_at_the_midline(sections, tmp_path):
         assert (beyond * ml <= 0.05).all()
 
 
-def test_planes_show_what_lies_there(tmp_path):
+def test_synthetic_planes_lie_inside_the_atlas(tmp_path):
     atlas = phantom_atlas(image_shape=(80, 114), spacing_um=100)
     for known in inputs.synthetic(atlas, 3, tmp_path, 0):
         centre = known.matrix @ (*known.centre, 1.0)

@@ -11,7 +11,7 @@ import yaml
 
 import atlalign
 from atlalign.localization.results import COLUMNS as LOCATED
-from atlalign.registration.batch import _COLUMNS as REGISTRATIONS
+from atlalign.registration.batch_tables import COLUMNS as REGISTRATIONS
 from atlalign.registration.series import COLUMNS as SERIES
 from atlalign.sections.listing import _COLUMNS as SECTIONS
 from tests.browser import running_browser
@@ -129,7 +129,7 @@ def test_a_report_of_a_result_asks_for_its_transform():
     assert asked["validations"]["required"]
 
 
-def test_types_of_the_pipeline_are_where_its_page_says():
+def test_pipeline_types_are_in_the_modules_named_by_the_page():
     page = (ROOT / "docs" / "concepts" / "pipeline.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| [^|]+ \| `(\w+)` \| `([\w/.]+)` \|", page, re.MULTILINE)
     assert len(rows) >= 7

@@ -4,46 +4,31 @@ The configurations `conf/atlas/*.yaml` name its three loaders. A coronal plane (
 downwards from the top of the brain.
 """
 
-import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from atlalign.atlas.axes import (
-    Axes,
-    brain_length,
-    brain_likeness,
-    choose_axes,
-    header_axes,
-    oriented,
-    parse_axes,
-    reordered,
-)
+from atlalign.atlas.axes import choose_axes, oriented, parse_axes, reordered
 from atlalign.atlas.brainglobe import fetch
+from atlalign.atlas.file_frame import check_header, oriented_like, voxel_size
 from atlalign.atlas.ontology import Ontology, read_ontology
 from atlalign.atlas.phantom import phantom_volume
 from atlalign.atlas.phantom_anatomy import EXTENT_MM, phantom_ontology
-from atlalign.atlas.volumes import Volume, VolumeFile, has_dataset, open_volume
+from atlalign.atlas.volumes import Volume, has_dataset, open_volume
 from atlalign.atlas.working_size import load_annotation, load_template
 from atlalign.errors import InputError, check_finite_numbers, check_size, checked_shape
 from atlalign.io.files import fingerprint_of
-from atlalign.io.headers import VoxelSize, agree, shown_um
+from atlalign.io.headers import VoxelSize
 
-_log = logging.getLogger(__name__)
 PHANTOM = "phantom"
 """The name of the procedural atlas."""
 _ANNOTATION = "annotation"
-_DEFAULT_UM = 25.0
 _PHANTOM_BYTES_A_VOXEL = 16  # while it is drawn
-_MOUSE_MM = (9.0, 15.5)  # the length of a mouse brain, from the olfactory bulbs to the medulla
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,79 +227,17 @@ def file_atlas(
         elif with_annotation and (annotation != _ANNOTATION or has_dataset(path, annotation)):
             ids = open_volume(path, annotation, files)
         chosen = given or choose_axes(small, volume.header.direction, volume.source)
-        sizes = _voxel_size(volume, spacing_um, oriented(small, chosen), chosen)
+        sizes = voxel_size(volume, spacing_um, oriented(small, chosen), chosen)
         if ids is not None:
-            _check_header(ids, sizes, None if given else chosen)
+            check_header(ids, sizes, None if given else chosen)
         return _assemble(
             Volume(oriented(volume.array, chosen), volume.source),
-            None if ids is None else Volume(_oriented_like(ids, volume, chosen), ids.source),
+            None if ids is None else Volume(oriented_like(ids, volume, chosen), ids.source),
             image_shape=image_shape,
             spacing_um=reordered(sizes, chosen),
             name=path.stem,
             ontology=ontology,
         )
-
-
-def _voxel_size(
-    volume: VolumeFile, given_um: float | None, small: NDArray[np.float32], axes: Axes
-) -> VoxelSize:
-    """Return the size of the voxels along the file's axes, as given by the user or the header.
-
-    Args:
-        volume: The volume in the order of its file.
-        given_um: The size given by the user, or None.
-        small: The volume along (AP, DV, ML) at any resolution.
-        axes: The axes of the file.
-
-    Raises:
-        InputError: If user and header differ, or if neither gives a size and the default is implausible.
-    """
-    said = volume.header.spacing_um
-    given = None if given_um is None else (given_um, given_um, given_um)
-    if said is not None and given is not None and not agree(said, given):
-        raise InputError(
-            f"{volume.source}: expected voxels of {shown_um(given)} as spacing_um (--spacing-um) says, found "
-            f"{shown_um(said)} in the file: leave spacing_um out, or correct the file"
-        )
-    along_ap = next(place for place, name in enumerate(axes) if name in ("AP", "PA"))
-    return said or given or _usual_size(volume.source, small, volume.array.shape[along_ap])
-
-
-def _usual_size(source: str, small: NDArray[np.float32], planes: int) -> VoxelSize:
-    length_mm = brain_length(small) * planes * _DEFAULT_UM / 1000
-    least, most = _MOUSE_MM
-    if brain_likeness(small) and not least <= length_mm <= most:
-        raise InputError(
-            f"{source}: expected the size of the voxels, which the file does not say; at {_DEFAULT_UM:g} µm the "
-            f"brain would be {length_mm:.1f} mm long: give spacing_um (--spacing-um)"
-        )
-    _log.info("%s does not say the size of its voxels: %g µm is assumed", source, _DEFAULT_UM)
-    return _DEFAULT_UM, _DEFAULT_UM, _DEFAULT_UM
-
-
-def _check_header(ids: VolumeFile, sizes: VoxelSize, axes: Axes | None) -> None:
-    """Check that the header of the ids agrees with the template's voxel size and, unless None, its axes."""
-    said, direction = ids.header
-    if said is not None and not agree(said, sizes):
-        raise InputError(
-            f"{ids.source}: expected voxels of {shown_um(sizes)} as in the template, found {shown_um(said)}"
-        )
-    if axes is None or direction is None or np.allclose(np.abs(direction), np.eye(3), atol=0.02):
-        return
-    if (found := header_axes(direction, ids.source)) != axes:
-        raise InputError(
-            f"{ids.source}: expected the template's axes {','.join(axes)}, found {','.join(found)} in the header: if "
-            "both files have the same orientation, set their axes (--axes)"
-        )
-
-
-def _oriented_like(ids: VolumeFile, template: VolumeFile, axes: Axes) -> Any:
-    if ids.array.shape != template.array.shape:
-        raise InputError(
-            f"{ids.source}: expected the template's shape {tuple(template.array.shape)}, "
-            f"got {tuple(ids.array.shape)}"
-        )
-    return oriented(ids.array, axes)
 
 
 def allen_atlas(

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlalign.errors import InputError
-from atlalign.io.tables import read_table, shown, whole_number
+from atlalign.io.cells import shown, whole_number
+from atlalign.io.tables import read_table
 
 
 class Region(NamedTuple):

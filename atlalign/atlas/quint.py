@@ -15,8 +15,9 @@ from xml.parsers import expat
 from atlalign.atlas.planes import GRID
 from atlalign.atlas.targets import VOXELS, Target
 from atlalign.errors import InputError
+from atlalign.io.cells import cut, shown
 from atlalign.io.files import read_bytes
-from atlalign.io.tables import cut, read_text, shown
+from atlalign.io.tables import read_text
 
 _log = logging.getLogger(__name__)
 

@@ -14,9 +14,10 @@ from atlalign.atlas.planes import GRID_UM, Anchoring, check_is_um
 from atlalign.atlas.quint import COMPONENTS, read_slices
 from atlalign.atlas.targets import Target
 from atlalign.errors import InputError
+from atlalign.io.cells import number, shown, whole_number
 from atlalign.io.files import is_folder
 from atlalign.io.named_files import check_name, find_files, is_visible
-from atlalign.io.tables import number, read_table, shown, whole_number
+from atlalign.io.tables import read_table
 
 _log = logging.getLogger(__name__)
 _SAME_VOXELS = 0.01  # two files round the numbers of the same anchoring differently

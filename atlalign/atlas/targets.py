@@ -10,7 +10,7 @@ import numpy as np
 from atlalign.atlas.atlas import Atlas
 from atlalign.atlas.planes import GRID, GRID_UM, Anchoring, Matrix
 from atlalign.errors import InputError
-from atlalign.io.tables import shown
+from atlalign.io.cells import shown
 
 ALLEN = "ABA_Mouse_CCFv3_2017_25um.cutlas"
 """QuickNII's name of the Allen Mouse Brain CCFv3, whose voxels are those of `GRID`."""

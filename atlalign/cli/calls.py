@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from atlalign.errors import InputError
-from atlalign.io.files import lock, storable, written_whole
+from atlalign.io.files import lock, storable, write_json
 
 _PATHS = ("atlas", "annotation", "ontology", "model", "reference", "reference_labels")
 
@@ -39,9 +39,7 @@ def record_call(out: Path, arguments: Sequence[str]) -> None:
     call = Call(storable(str(Path.cwd())), [storable(argument) for argument in arguments])
     with lock(_path(out), wait=True):  # so that calls that end at the same time are all stored
         calls = [*(former for former in read_calls(out) if former != call), call]
-        with written_whole(_path(out)) as unfinished:
-            text = json.dumps([former._asdict() for former in calls], indent=2, ensure_ascii=False)
-            unfinished.write_text(text + "\n", encoding="utf-8")
+        write_json(_path(out), [former._asdict() for former in calls])
 
 
 def read_calls(out: Path) -> list[Call]:

@@ -1,8 +1,8 @@
 """Find the plane of the atlas that each section shows."""
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,7 @@ from atlalign.errors import InputError
 from atlalign.registration.options import ReadingOptions, SeriesOptions
 
 if TYPE_CHECKING:
-    from atlalign.localization import Located, Locator
-    from atlalign.registration.jobs import Job
+    from atlalign.localization import Located
 
 _PHANTOM_SHAPE = (160, 228)
 _MIRRORED = "a mirrored whole section looks like any other: check one side of each slide"
@@ -62,19 +61,19 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _run(options: argparse.Namespace) -> None:
+    from rich.progress import track
+
     from atlalign.atlas.atlas import open_atlas
     from atlalign.atlas.targets import Target
-    from atlalign.localization import Locator, write_located, write_page
-    from atlalign.registration.jobs import find_jobs
+    from atlalign.localization import Locator, find_images, locate, write_located, write_page
 
     _check_out(options.out, overwrite=options.overwrite)
-    jobs = find_jobs(_with_subfolders(options.inputs), listed=False, images=options.images)
-    reading = asdict(ReadingOptions(**flag_values(ReadingOptions, options)))
-    jobs = [job._replace(options={**reading, **job.options}) for job in jobs]
+    reading = ReadingOptions(**flag_values(ReadingOptions, options))
+    jobs = find_images(options.inputs, images=options.images, reading=reading)
     atlas = open_atlas(phantom_shape=_PHANTOM_SHAPE, **given_values(AtlasOptions, options))
     locator = Locator(atlas, network=options.locator)
-    located = located_jobs(
-        jobs, locator, independent=options.independent, section_spacing_um=options.section_spacing_um
+    located = locate(
+        jobs, locator, progress=partial(track, description="locating"), **flag_values(SeriesOptions, options)
     )
     table = write_located(options.out, located, Target.of(atlas))
     page = options.out.with_suffix(".html")
@@ -94,46 +93,6 @@ def _named(found: "Located") -> str:
     return found.reason if found.reason.startswith(name) else f"{name}: {found.reason}"
 
 
-def located_jobs(
-    jobs: "Sequence[Job]",
-    locator: "Locator",
-    *,
-    independent: bool,
-    section_spacing_um: float | None,
-    known: "Mapping[int, Located] | None" = None,
-) -> "list[Located]":
-    """Return located sections, and show the progress.
-
-    Args:
-        jobs: The images.
-        locator: The atlas and the networks.
-        independent: Locate each section alone.
-        section_spacing_um: The distance between sections whose numbers differ by 1, if known.
-        known: Earlier located sections by their index among the jobs; they keep their planes.
-
-    Raises:
-        InputError: If the spacing is not above 0.
-    """
-    from rich.progress import track
-
-    from atlalign.localization import locate
-
-    if section_spacing_um is not None and not 0 < section_spacing_um < 1e5:
-        raise InputError(f"--section-spacing-um: expected more than 0 µm, got {section_spacing_um:g}")
-
-    def shown(images: "Iterable[Job]") -> "Iterable[Job]":
-        return track(images, description="locating", total=len(jobs))
-
-    return locate(
-        jobs,
-        locator,
-        independent=independent,
-        section_spacing_um=section_spacing_um,
-        known=known or {},
-        progress=shown,
-    )
-
-
 def say_located(located: "Sequence[Located]", *, before: int = 0) -> None:
     """Report how many sections were located, and warn that mirroring cannot be detected."""
     flags = [found.flag for found in located]
@@ -150,20 +109,3 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
     for path in (out, out.with_suffix(".csv"), out.with_suffix(".html")):
         if path.exists() and not overwrite:
             raise InputError(f"{path} already exists: choose another --out, or --overwrite")
-
-
-def _with_subfolders(inputs: Sequence[Path]) -> list[Path]:
-    """Return the inputs with each folder replaced by its subfolders of images, if it has any."""
-    from atlalign.io.files import is_folder
-    from atlalign.io.images import IMAGE_ENDINGS
-    from atlalign.io.named_files import is_visible
-
-    def shows_images(folder: Path) -> bool:
-        return any(path.suffix.lower() in IMAGE_ENDINGS and is_visible(path) for path in folder.iterdir())
-
-    found: list[Path] = []
-    for path in inputs:
-        inside = sorted(filter(is_visible, path.iterdir())) if is_folder(path) else []
-        folders = [folder for folder in inside if is_folder(folder) and shows_images(folder)]
-        found += [*([path] if not folders or shows_images(path) else []), *folders]
-    return found

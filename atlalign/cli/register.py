@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +13,14 @@ from atlalign.cli.flags import add_flags, add_image_shape, add_images, flag_valu
 from atlalign.console import say
 from atlalign.declarations import flag
 from atlalign.errors import InputError, unknown_name
-from atlalign.io.files import WriteError, fingerprint
-from atlalign.registration.options import Options, ReadingOptions, ReferenceImageOptions, SeriesOptions
+from atlalign.io.files import WriteError
+from atlalign.registration.options import Options, ReferenceImageOptions, SeriesOptions
 
 if TYPE_CHECKING:
-    from atlalign.localization import Located
     from atlalign.registration.batch import Outcome
     from atlalign.registration.jobs import Job
     from atlalign.registration.quality import Limit
     from atlalign.registration.recipe import Recipe
-    from atlalign.registration.references import AtlasReferences
 
 
 _NO_NAMES = (
@@ -114,7 +112,8 @@ def _run(options: argparse.Namespace) -> None:
     from rich.progress import track
 
     from atlalign.cli.slides import with_sections
-    from atlalign.registration.batch import TABLE, VISUALIGN, register_batch
+    from atlalign.registration.batch import register_batch
+    from atlalign.registration.batch_tables import TABLE, VISUALIGN
     from atlalign.registration.jobs import find_jobs, find_lists
     from atlalign.registration.record import REGIONS
 
@@ -128,7 +127,7 @@ def _run(options: argparse.Namespace) -> None:
     jobs = find_jobs(options.inputs, images=options.images, **what)
     workers = min(len(jobs), _workers(options.workers))
     recipe = recipe_of(options)
-    jobs = _placed(jobs, recipe, options)
+    jobs = _located(jobs, recipe, options)
     made = register_batch(jobs, recipe, options.out, overwrite=options.overwrite, workers=workers)
     outcomes = list(track(_with_call(made, options), description="registering", total=len(jobs)))
     flags = [outcome.row["flag"] for outcome in outcomes if not outcome.error]
@@ -169,52 +168,28 @@ def _record_call(options: argparse.Namespace) -> bool:
     return True
 
 
-def _placed(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) -> "list[Job]":
-    """Return the jobs, with a located plane for each section without a position."""
-    from atlalign.registration.references import AtlasReferences
+def _located(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) -> "list[Job]":
+    """Return jobs in which sections without a position have been located, and report it."""
+    from rich.progress import track
 
-    unplaced = [job for job in jobs if job.position_um is None and not job.problem]
-    if not unplaced or not isinstance(recipe.references, AtlasReferences):
-        return jobs
-    reading = flag_values(ReadingOptions, options)
-    as_read = [job._replace(options={**reading, **job.options}) for job in unplaced]
-    located = _located(as_read, recipe.references, options)
-    placed = {
-        id(job): replace(found, job=job).placed_job() for job, found in zip(unplaced, located, strict=True)
-    }
-    return [placed.get(id(job), job) for job in jobs]
+    from atlalign.cli.locate import say_located
+    from atlalign.localization import locate_unplaced
+    from atlalign.localization.recorded import LOCATED
 
-
-def _located(
-    jobs: "list[Job]", references: "AtlasReferences", options: argparse.Namespace
-) -> "list[Located]":
-    """Return located sections; sections that were located earlier keep their planes.
-
-    A section is located again only if its image, the atlas or the options have changed. New sections of a brain are
-    placed between its other ones.
-    """
-    from atlalign.cli.locate import located_jobs, say_located
-    from atlalign.localization import SHIPPED_LOCATOR, Locator, Recorded, write_located
-    from atlalign.localization.recorded import ATLAS, LOCATED
-
-    series = {"independent": options.independent, "section_spacing_um": options.section_spacing_um}
-    sources = {
-        ATLAS: references.origin["reference_sha256"],
-        "locator_sha256": fingerprint(SHIPPED_LOCATOR),
-    }
-    record = Recorded(options.out, sources | series)
-    known = record.unchanged(jobs)
-    if len(known) == len(jobs) and (options.out / LOCATED).is_file():
-        say(
-            f"{len(jobs)} of {len(jobs)} sections located earlier: their planes are kept ({options.out / LOCATED})"
-        )
-        return [known[place] for place in range(len(jobs))]
-    located = located_jobs(jobs, Locator(references.atlas), known=known, **series)
-    record.write(located)
-    say_located(located, before=len(known))
-    table = write_located(options.out / LOCATED, [*located, *record.others(jobs)], references.target)
-    say(f"written: {options.out / LOCATED}, {table}")
-    return located
+    found = locate_unplaced(
+        jobs,
+        recipe,
+        options.out,
+        progress=partial(track, description="locating"),
+        **flag_values(SeriesOptions, options),
+    )
+    number = len(found.located)
+    if found.files:
+        say_located(found.located, before=found.kept)
+        say(f"written: {', '.join(map(str, found.files))}")
+    elif found.located:
+        say(f"{number} of {number} sections located earlier: their planes are kept ({options.out / LOCATED})")
+    return found.jobs
 
 
 def _workers(wanted: int | None) -> int:

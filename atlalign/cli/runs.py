@@ -40,7 +40,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def _run(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from atlalign.training.runs import compare, find_runs, reasons, rich_table, write_run_table
+    from atlalign.training.comparison import compare, reasons, rich_table, write_run_table
+    from atlalign.training.runs import find_runs
 
     table = compare(find_runs(options.folders), options.sort, descending=options.descending)
     paths = write_run_table(table, options.out or options.folders[0] / "runs")

@@ -12,17 +12,17 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from atlalign.arguments import check_kind, check_kinds_of
+from atlalign.arguments import as_list, check_kind, check_kinds_of
 from atlalign.errors import InputError, check_numbers, check_size, unknown_name
 from atlalign.evaluation import report
 from atlalign.evaluation.as_trained import as_trained, check_like_training, on_an_atlas
+from atlalign.evaluation.means_table import print_table
 from atlalign.evaluation.methods import baseline, network_method
-from atlalign.evaluation.report import NETWORK
+from atlalign.evaluation.summary import NETWORK, summarize
 from atlalign.evaluation.trial import Trial
 from atlalign.io.files import folder_written_whole
 from atlalign.models import load_model, read_origin
 from atlalign.networks.device import chosen_device
-from atlalign.training.run import as_list
 from atlalign.versions import versions
 
 _KINDS: Mapping[str, Any] = {
@@ -66,10 +66,10 @@ def evaluate(config: DictConfig) -> Path:
     trial = Trial.of(config)
     rows = trial.run(methods)
     views = trial.views(methods[NETWORK], rows, config.n_viewers)
-    summaries = report.summarize(rows, n_resamples=config.n_resamples, seed=config.seed)
+    summaries = summarize(rows, n_resamples=config.n_resamples, seed=config.seed)
     with folder_written_whole(out) as folder:
         report.write(folder, _describe(config, trial), rows, summaries, views)
-    report.print_table(summaries)
+    print_table(summaries)
     Console().print(f"tables and report.html are in [bold]{out}[/bold]")
     return out
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from atlalign.data import schema
 from atlalign.data.dataset import RegistrationDataset
 from atlalign.errors import InputError
-from atlalign.io.tables import number, read_table, whole_number
+from atlalign.io.cells import number, whole_number
+from atlalign.io.tables import read_table
 
 _COLUMNS = ("reference_x", "reference_y", "moving_x", "moving_y")
 

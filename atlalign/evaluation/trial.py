@@ -30,7 +30,7 @@ from atlalign.evaluation.measures import (
     regularity_measures,
 )
 from atlalign.evaluation.methods import Estimate, Method
-from atlalign.evaluation.report import NETWORK, Row
+from atlalign.evaluation.summary import NETWORK, Row
 from atlalign.geometry import warp
 
 

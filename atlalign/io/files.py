@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -63,6 +64,17 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield unfinished
         if unfinished.exists():
             give_name(unfinished, path)
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
+    """Write plain data atomically as JSON in UTF-8; lone surrogates, which UTF-8 cannot encode, are escaped.
+
+    Raises:
+        WriteError: As in `written_whole`.
+    """
+    text = json.dumps(content, ensure_ascii=False, indent=indent) + "\n"
+    with written_whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def give_name(unfinished: Path, path: Path) -> None:

@@ -11,9 +11,9 @@ from unicodedata import normalize
 from urllib.parse import unquote
 
 from atlalign.errors import InputError
+from atlalign.io.cells import shown
 from atlalign.io.files import is_file
 from atlalign.io.images import IMAGE_ENDINGS
-from atlalign.io.tables import shown
 
 _LONGEST_NAME = 255  # bytes, in the file systems of all common systems
 _ZOOMABLE = ".dzip"  # WebAlign's own copy of an image, which lacks its ending

@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from decimal import Decimal, InvalidOperation
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -13,31 +12,18 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from atlalign.console import printable
 from atlalign.errors import InputError
+from atlalign.io.cells import NUMBER, as_meant, cells_of, cut, escape_controls, is_missing, number
 from atlalign.io.files import written_whole
 
 _SEPARATORS = ",;\t"
 _PART_ROWS = 20_000
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-_MISSING = frozenset(("", "nan", "na", "n/a", "#n/a", "<na>", "null", "none"))
 _COMMENT = "#"
 _SEPARATOR_LINE = re.compile(r'"?sep=([,;|\t])"?\s*', re.IGNORECASE)  # Excel's first line
-
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)", re.ASCII)
 _POINT_GROUPS = re.compile(r"[+-]?\d{1,3}(\.\d{3})+", re.ASCII)
 _COMMA_GROUPS = re.compile(r"[+-]?\d{1,3}(,\d{3})+", re.ASCII)
-
-# A spreadsheet may interpret these, including their full-width forms, as the start of a formula.
-_FORMULA = re.compile(r"'*(\s*[=+\-@＝＋－＠]|[\t\r])")
-_SIGNED_NUMBER = re.compile(rf"[+-](inf|nan)|{_NUMBER.pattern}", re.ASCII)
-# Control characters except tab and line feed, and bytes of file names that are not valid text.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-_SUSPECT = re.compile(
-    rf"^(?!(?:{_SIGNED_NUMBER.pattern})$)(?:{_FORMULA.pattern})|{_CONTROL.pattern}", re.MULTILINE
-)
-_ESCAPED = re.compile(r"\\x([0-9a-f]{2})|\\u(d[89a-f][0-9a-f]{2})")
 
 
 class Table(NamedTuple):
@@ -100,7 +86,7 @@ class Table(NamedTuple):
         return np.array(values, np.float64).reshape(len(columns), len(self.rows)).T
 
     def _number(self, line: int, name: str, cell: str) -> float:
-        if _NUMBER.fullmatch(cell) and len(cell) < 19:  # most are short, and none of these is out of range
+        if NUMBER.fullmatch(cell) and len(cell) < 19:  # most are short, and none of these is out of range
             value = float(cell)
             if abs(value) < 2**63:
                 return value
@@ -112,7 +98,7 @@ class Table(NamedTuple):
             found = cut(", ".join(f"'{name}'" for name in self.header), 80) or "none"
             raise InputError(
                 f"{self.path}: expected the columns {', '.join(columns)}, separated by commas, semicolons or tabs, "
-                f"found {_escape_controls(found)}{hint}"
+                f"found {escape_controls(found)}{hint}"
             )
         for name in columns:
             if counts[name] > 1:
@@ -124,21 +110,6 @@ class Table(NamedTuple):
                     f"{self.path}, {name}: expected one kind of decimal mark, found numbers whose comma or point could "
                     "also be a thousands separator: write numbers without thousands separators"
                 )
-
-
-def cut(text: str, length: int) -> str:
-    """Return a text, shortened to its first characters and an ellipsis if it is longer than `length`."""
-    return text if len(text) <= length else f"{text[:length]}…"
-
-
-def _escape_controls(text: str) -> str:
-    r"""Return a text with control characters escaped as `\x1b`, so that a terminal ignores them."""
-    return _CONTROL.sub(_escaped, text)
-
-
-def _escaped(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -210,7 +181,7 @@ def read_parts(path: Path, *, n_rows: int = _PART_ROWS) -> Iterator[Table]:
 def _parts(path: Path, file: TextIO, n_rows: int) -> Iterator[Table]:
     n_above, first, separator = _find_header(file)
     reader = csv.reader(chain([first], file), delimiter=separator, skipinitialspace=True, strict=True)
-    header = [_as_meant(cell.strip()) for cell in next(reader, [])]
+    header = [as_meant(cell.strip()) for cell in next(reader, [])]
     rows = _rows(reader, path, len(header), n_above + 2)
     part = list(islice(rows, n_rows))
     while True:
@@ -275,14 +246,7 @@ def _fitted(row: list[str], width: int, where: str) -> list[str]:
     if len(row) < width or any(row[width:]):
         raise InputError(f"{where}: expected {width} cells, found {len(row)}")
     cells = row[:width]
-    return list(map(_as_meant, cells)) if "'" in "".join(cells) else cells
-
-
-def _as_meant(cell: str) -> str:
-    """Undo `_harmless`."""
-    if cell[:1] != "'" or not (_FORMULA.match(cell[1:]) or _ESCAPED.search(cell)):
-        return cell
-    return _ESCAPED.sub(lambda found: chr(int(found[1] or found[2], 16)), cell[1:])
+    return list(map(as_meant, cells)) if "'" in "".join(cells) else cells
 
 
 def _with_points(
@@ -310,55 +274,6 @@ def _name(text: str) -> str:
     return text.lower().replace("\u03bc", "\u00b5")
 
 
-# --- values -----------------------------------------------------------------------------------------------------------
-
-
-def is_missing(cell: str) -> bool:
-    """Return whether a cell is a missing value: empty, NaN, NA, null or none."""
-    return cell.lower() in _MISSING
-
-
-def number(value: Any, where: str) -> Decimal:
-    """Return a number with all of its digits, whose integer part fits into 64 bits.
-
-    Raises:
-        InputError: If it is not a finite number, or too large; the message begins with `where`.
-    """
-    text = str(value)
-    try:
-        found = Decimal("nan" if "_" in text else text)
-    except InvalidOperation:
-        found = Decimal("nan")
-    if not found.is_finite():
-        has_comma = isinstance(value, str) and "," in value
-        hint = ": use a decimal point and no thousands separators" if has_comma else ""
-        raise InputError(f"{where}: expected a number, found {shown(value)}{hint}")
-    if not -(2**63) <= found < 2**63:
-        raise InputError(f"{where}: expected a number of at most 64 bits, found {shown(value)}")
-    return found
-
-
-def whole_number(value: Any, where: str) -> int:
-    """Return a whole number, which spreadsheets may write as 6720.0.
-
-    Raises:
-        InputError: If it is not a whole number; the message begins with `where`.
-    """
-    found = number(value, where)
-    if found % 1:
-        raise InputError(f"{where}: expected a whole number, found {shown(value)}")
-    return int(found)
-
-
-def shown(value: Any) -> str:
-    """Return a value as shown in error messages."""
-    if value in (None, ""):
-        return "none"
-    if isinstance(value, list | dict):
-        return "a list" if isinstance(value, list) else "an object"
-    return f"'{printable(cut(str(value), 40))}'"
-
-
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
@@ -379,23 +294,5 @@ def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]
     """
     with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_cells(header))
-        writer.writerows(map(_cells, rows))
-
-
-def _cells(row: Iterable[Any]) -> list[str]:
-    cells = [value if isinstance(value, str) else _text(value) for value in row]
-    # One search per row, which seldom finds anything, takes a tenth of the time of one search per cell.
-    return list(map(_harmless, cells)) if _SUSPECT.search("\n".join(cells)) else cells
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float | np.floating):
-        return "" if np.isnan(value) else f"{value:.6g}"
-    return "" if value is None else str(value)
-
-
-def _harmless(text: str) -> str:
-    if _SIGNED_NUMBER.fullmatch(text) or not (_FORMULA.match(text) or _CONTROL.search(text)):
-        return text
-    return f"'{_escape_controls(text)}"
+        writer.writerow(cells_of(header))
+        writer.writerows(map(cells_of, rows))

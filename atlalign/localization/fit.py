@@ -15,8 +15,8 @@ from atlalign.geometry import sample, warp
 from atlalign.localization.views import antialiased
 from atlalign.localization.volume import AtlasVolume
 from atlalign.metrics import mutual_information
-from atlalign.registration.placement import Section
 from atlalign.registration.refine import local_correlation
+from atlalign.registration.section import Section
 
 _BINS = 32
 _AT_ONCE = 8  # planes in a batch

@@ -10,7 +10,7 @@ from atlalign.localization.locator import SHIPPED_LOCATOR
 from atlalign.localization.proposals import Proposal, answers_to, upright_frame
 from atlalign.localization.views import view_matrix
 from atlalign.models import load_model
-from atlalign.registration.placement import Section
+from atlalign.registration.section import Section
 
 _TURNS = tuple(range(0, 360, 30))
 _BRIGHT = 99  # percentile of the tissue

@@ -15,6 +15,7 @@ from atlalign.registration.jobs import Job
 _NOWHERE_MM = 2.0  # the error that the network expects for images that show no section
 _AS_WELL = 1.5  # logarithm of the odds
 _LEAST_SERIES = 3
+_LARGEST_SPACING_UM = 1e5
 _NO_SERIES = (
     "most sections of this brain do not lie in the order of their numbers, so each was located alone: check the "
     "numbers, or locate each section alone (--independent)"
@@ -44,7 +45,8 @@ def locate(
         progress: Wraps the images during the first pass.
 
     Raises:
-        InputError: If the only brain has two sections with the same number; among several, such a brain is skipped.
+        InputError: If the spacing is not above 0, or the only brain has two sections with the same number; among
+            several, such a brain is skipped.
 
     Example:
         >>> from pathlib import Path
@@ -54,6 +56,8 @@ def locate(
         >>> found.flag, found.position_um, found.anchoring
         ('fail', nan, None)
     """
+    if section_spacing_um is not None and not 0 < section_spacing_um < _LARGEST_SPACING_UM:
+        raise InputError(f"--section-spacing-um: expected more than 0 µm, got {section_spacing_um:g}")
     brains = _brains(jobs)
     numbers, problems = ({}, {}) if independent else _numbers(jobs, brains)
     starts = [

@@ -19,7 +19,7 @@ from atlalign.networks.plane_locator import PlaneLocatorNet
 from atlalign.registration.jobs import Job
 from atlalign.registration.one_section import check_is_one
 from atlalign.registration.options import Options
-from atlalign.registration.placement import Section, read_section
+from atlalign.registration.section import Section, read_section
 
 SHIPPED_LOCATOR = Path(__file__).parents[1] / "weights" / "locator.safetensors"
 """The network that comes with the package."""

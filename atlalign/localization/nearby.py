@@ -19,7 +19,7 @@ from atlalign.localization.volume import COLUMNS_PX, AtlasVolume, width_um
 from atlalign.models import load_model
 from atlalign.registration.jobs import Job
 from atlalign.registration.options import Options
-from atlalign.registration.placement import Section, read_section
+from atlalign.registration.section import Section, read_section
 
 _ERROR_MM = 0.8  # of a plane that the user sets by eye
 _STEPS = np.arange(-5.0, 6.0)  # half a millimetre in a mouse brain

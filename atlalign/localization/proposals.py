@@ -10,7 +10,7 @@ from atlalign.localization.samples import SIDES
 from atlalign.localization.views import HALF_VIEW, SeenTissue, cut_views, view_matrix
 from atlalign.localization.volume import AtlasVolume
 from atlalign.networks.plane_locator import PlaneLocatorNet
-from atlalign.registration.placement import Section
+from atlalign.registration.section import Section
 
 _FIRST_TURNS = tuple(range(0, 360, 45))
 _APART_DEG = 60.0  # answers whose planes differ by more are different answers

@@ -12,7 +12,7 @@ import numpy as np
 from atlalign.atlas.planes import Anchoring
 from atlalign.atlas.section_lists import read_list
 from atlalign.errors import InputError
-from atlalign.io.files import storable, written_whole
+from atlalign.io.files import storable, write_json
 from atlalign.localization.located import Located
 from atlalign.registration.jobs import Job
 
@@ -85,9 +85,7 @@ class Recorded:
                     "size": list(found.anchoring.size),
                     "located": {name: _plain(getattr(found, name)) for name in _PLAIN},
                 }
-        with written_whole(self.path) as unfinished:
-            text = json.dumps(self.entries, ensure_ascii=False, indent=1)
-            unfinished.write_text(text + "\n", encoding="utf-8")
+        write_json(self.path, self.entries, indent=1)
 
     def _from(self, job: Job) -> dict[str, Any]:
         """Return everything that a section's plane depends on, as plain data."""

@@ -1,6 +1,5 @@
 """The files of located sections: anchorings for QuickNII, VisuAlign and `atlalign register`, and a table."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from atlalign import __version__
 from atlalign.atlas.targets import Target
-from atlalign.io.files import storable, written_whole
+from atlalign.io.files import storable, write_json
 from atlalign.io.tables import write_table
 from atlalign.localization.located import Located
 
@@ -49,8 +48,7 @@ def write_located(path: str | Path, located: Sequence[Located], target: Target) 
         "aligner": f"locate of atlalign {__version__}",
         "slices": slices,
     }
-    with written_whole(path) as unfinished:
-        unfinished.write_text(json.dumps(series, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_json(path, series, indent=1)
     table = path.with_suffix(".csv")
     write_table(table, COLUMNS, (row(found).values() for found in located))
     return table

@@ -13,7 +13,7 @@ from torch import Tensor
 from atlalign.atlas.planes import Matrix, Point, apply_affine, homogeneous, invert_affine
 from atlalign.errors import InputError
 from atlalign.geometry import sample
-from atlalign.registration.placement import Section
+from atlalign.registration.section import Section
 
 HALF_VIEW = 1.9
 """Half the side of a view, in root mean square distances of the tissue from its centre."""

@@ -250,7 +250,7 @@ ALL_REGULARITY_LOSSES = LossRegistry(
 """Losses of the predicted fields alone: `loss(dvf, inv_dvf)`."""
 
 
-class Registered(Protocol):
+class LossInput(Protocol):
     """The fields that a loss compares between a network's output and a batch with the truth."""
 
     @property
@@ -322,7 +322,7 @@ class RegistrationLoss(nn.Module):
             }
         )
 
-    def forward(self, output: Registered, batch: Registered) -> dict[str, Tensor]:
+    def forward(self, output: LossInput, batch: LossInput) -> dict[str, Tensor]:
         """Return the unweighted value of each active term by its name, and their weighted sum as "total".
 
         Raises:
@@ -352,7 +352,7 @@ def _term_weights(weights: Mapping[str, float]) -> dict[str, float]:
     return {name: float(weights.get(name, 1)) for name in _TERMS}
 
 
-def _arguments(name: str, output: Registered, batch: Registered) -> tuple[Tensor, Tensor | None]:
+def _arguments(name: str, output: LossInput, batch: LossInput) -> tuple[Tensor, Tensor | None]:
     """Return the truth and the prediction; for the regularity, both predicted fields."""
     if name == "regularity":
         return output.dvf, output.inv_dvf

@@ -78,7 +78,7 @@ def save_model(
     """Write a network to a file, and return its path.
 
     A `Training` in progress is saved with its configuration and the state of the optimiser;
-    `python train.py ckpt_path=…` resumes from it.
+    `atlalign train ckpt_path=…` resumes from it.
 
     Args:
         model: A network with the attribute `hyperparameters` (its constructor's arguments), or a `Training` of one,

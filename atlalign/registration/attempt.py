@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from atlalign.errors import InputError, describe
 from atlalign.geometry import warp
 from atlalign.registration.likeness import likeness
-from atlalign.registration.placement import Placement, Section, antialiased, placed_ignored, sampled_image
+from atlalign.registration.placed_image import antialiased, placed_ignored, sampled_image
+from atlalign.registration.placement import Placement
 from atlalign.registration.references import Reference
+from atlalign.registration.section import Section
 
 
 class Attempt(NamedTuple):

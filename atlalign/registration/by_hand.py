@@ -11,7 +11,8 @@ from atlalign.registration.jobs import Job
 from atlalign.registration.options import Options
 from atlalign.registration.output_size import output_pixel_um
 from atlalign.registration.placed_field import field_of
-from atlalign.registration.placement import place_job, placed_image, unread_section
+from atlalign.registration.placed_image import placed_image
+from atlalign.registration.placement import place_job
 from atlalign.registration.points import folded_share, honoured
 from atlalign.registration.quality import Quality
 from atlalign.registration.references import Reference
@@ -21,6 +22,7 @@ from atlalign.registration.registered import (
     displacement_measures,
     section_transform,
 )
+from atlalign.registration.section import unread_section
 
 _UNMEASURED = {entry.name: torch.nan for entry in fields(Quality) if entry.default is MISSING}
 

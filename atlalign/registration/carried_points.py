@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from atlalign.atlas.planes import Plane, Points, check_is_um
 from atlalign.errors import InputError
-from atlalign.io.tables import Table, read_parts, shown, write_table
+from atlalign.io.cells import shown
+from atlalign.io.tables import Table, read_parts, write_table
 from atlalign.registration.grid import Grid
 from atlalign.registration.record import RECORD, read_record
 from atlalign.registration.regions import RegionName, upwards

@@ -8,7 +8,7 @@ from typing import Any
 
 from atlalign.atlas.planes import Points
 from atlalign.errors import InputError
-from atlalign.io.files import written_whole
+from atlalign.io.files import write_json
 from atlalign.io.images import read_labels
 from atlalign.io.tables import read_text
 from atlalign.registration.geojson import move_shapes, outlines
@@ -33,7 +33,7 @@ def transform_shapes(source: Path, folder: Path, out: Path, options: TransformOp
     with _readable_nesting(source):
         content = _read_json(source)
         summary = _move_document(content, results, options, source)
-        _write_json(out, content)
+        write_json(out, content, indent=None)
     return summary
 
 
@@ -97,7 +97,7 @@ def write_outlines(source: Path, folder: Path, out: Path, options: TransformOpti
         lambda pixels: results.from_section(transform.to_section(grid.to_mm(pixels))),
         longest_edge=longest_edge(transform.forward, grid),
     )
-    _write_json(out, shapes)
+    write_json(out, shapes, indent=None)
     return f"the outlines of {moved.shapes} regions"
 
 
@@ -115,10 +115,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise InputError(f"{path}: cannot be read as GeoJSON: {error}") from error
-
-
-def _write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, ensure_ascii=False) + "\n"
-    # JSON may contain lone surrogates, which UTF-8 cannot encode; their escapes are valid JSON.
-    with written_whole(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -23,9 +23,10 @@ from atlalign.atlas.planes import Anchoring, Points
 from atlalign.atlas.section_lists import read_anchoring, read_markers
 from atlalign.atlas.targets import ALLEN
 from atlalign.errors import InputError, unknown_name
+from atlalign.io.cells import shown, whole_number
 from atlalign.io.files import file_name, storable, written_whole
 from atlalign.io.images import read_labels
-from atlalign.io.tables import read_text, shown, whole_number
+from atlalign.io.tables import read_text
 from atlalign.registration.geojson import rings
 from atlalign.registration.ignored import NOTHING, Ignored
 from atlalign.registration.jobs import Job

@@ -7,16 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from atlalign.errors import InputError
-from atlalign.io.tables import (
-    Table,
-    is_missing,
-    number,
-    read_parts,
-    read_table,
-    shown,
-    whole_number,
-    write_table,
-)
+from atlalign.io.cells import is_missing, number, shown, whole_number
+from atlalign.io.tables import Table, read_parts, read_table, write_table
 from atlalign.registration.record import RECORD, REGIONS, read_record
 from atlalign.registration.regions import RegionName, region_names, upwards, with_parts
 

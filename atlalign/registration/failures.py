@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atlalign import __version__
-from atlalign.io.files import is_file, is_folder, lock, storable, written_whole
+from atlalign.io.files import is_file, is_folder, lock, storable, write_json
 
 FAILURES = "failures.json"
 
@@ -66,5 +66,4 @@ def _change(out: Path, change: Callable[[Failures], Failures]) -> None:
             (out / FAILURES).unlink(missing_ok=True)
             return
         content = {"aligner": f"atlalign {__version__}", "failures": failures}
-        with written_whole(out / FAILURES) as unfinished:
-            unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(out / FAILURES, content)

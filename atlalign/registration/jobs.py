@@ -21,10 +21,10 @@ from atlalign.atlas.section_lists import (
 )
 from atlalign.declarations import Declaration, declarations
 from atlalign.errors import InputError
+from atlalign.io.cells import number, shown, whole_number
 from atlalign.io.files import is_file, is_folder
 from atlalign.io.images import IMAGE_ENDINGS, UNREAD_ENDINGS
 from atlalign.io.named_files import is_visible
-from atlalign.io.tables import number, shown, whole_number
 from atlalign.registration.ignored import NOTHING, Ignored
 from atlalign.registration.options import Options
 from atlalign.registration.points import PointPairs

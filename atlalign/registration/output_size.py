@@ -4,8 +4,9 @@ import math
 
 from atlalign.errors import InputError
 from atlalign.io.pixels import log
-from atlalign.registration.placement import Placement, Section
+from atlalign.registration.placement import Placement
 from atlalign.registration.references import Reference
+from atlalign.registration.section import Section
 
 LARGEST_DEFAULT_PX = 2**27
 """Larger images are written with larger pixels unless the user sets a pixel size."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 FAR_UM = 500.0
@@ -146,6 +146,10 @@ def likeliest_distance(planes: Sequence[OtherPlane]) -> float:
     if rise + fall == 0:
         return middle
     return (left + middle) / 2 + (right - left) / 2 * rise / (rise + fall)
+
+
+MEASURES = tuple(entry.name for entry in fields(Quality))
+"""The names of the measures."""
 
 
 class Limit(NamedTuple):

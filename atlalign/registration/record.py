@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from atlalign.errors import InputError
+from atlalign.io.cells import cut
 from atlalign.io.files import fingerprint, storable, written_whole
-from atlalign.io.tables import cut
 
 FORWARD, INVERSE, RECORD = "forward.nii.gz", "inverse.nii.gz", "transform.json"
 """The files of a transform."""

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from atlalign.atlas.ontology import Ontology
 from atlalign.errors import InputError
+from atlalign.io.cells import shown, whole_number
 from atlalign.io.pixels import PixelSize
-from atlalign.io.tables import Table, read_table, shown, whole_number, write_table
+from atlalign.io.tables import Table, read_table, write_table
 
 _Paths = dict[int, tuple[int, ...]]
 """The ids from the root down to a region, by the region's id."""

@@ -24,15 +24,8 @@ from atlalign.registration.network import TrainedNetwork
 from atlalign.registration.one_section import check_is_one
 from atlalign.registration.output_size import output_pixel_um
 from atlalign.registration.placed_field import field_of
-from atlalign.registration.placement import (
-    Placement,
-    Section,
-    flipped,
-    place_job,
-    placed_ignored,
-    read_section,
-    turned,
-)
+from atlalign.registration.placed_image import placed_ignored
+from atlalign.registration.placement import Placement, flipped, place_job, turned
 from atlalign.registration.points import PointPairs, honoured
 from atlalign.registration.quality import Alternative, OtherPlane, Quality
 from atlalign.registration.recipe import Recipe
@@ -45,6 +38,7 @@ from atlalign.registration.registered import (
     lengths_um,
     section_transform,
 )
+from atlalign.registration.section import Section, read_section
 from atlalign.registration.turning import likely_turns
 
 NEARBY_UM, FARTHER_UM = (-500.0, -250.0, 250.0, 500.0), (-2000.0, -1000.0, 1000.0, 2000.0)

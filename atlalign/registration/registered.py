@@ -10,9 +10,10 @@ from torch import Tensor
 from atlalign.io.scenes import Scene
 from atlalign.registration.grid import Grid
 from atlalign.registration.placed_field import transform_of
-from atlalign.registration.placement import Placement, Section
+from atlalign.registration.placement import Placement
 from atlalign.registration.quality import Quality
 from atlalign.registration.references import Reference
+from atlalign.registration.section import Section
 from atlalign.registration.transform import SectionTransform
 
 

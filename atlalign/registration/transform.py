@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from atlalign.atlas.planes import Plane, Points
 from atlalign.errors import InputError
-from atlalign.io.tables import cut
+from atlalign.io.cells import cut
 from atlalign.io.views import Pixels
 from atlalign.registration.bands import take_nearest, tiles_in_bands, warp_in_bands
 from atlalign.registration.displacement import Displacement

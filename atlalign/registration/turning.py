@@ -7,8 +7,10 @@ from numpy.typing import NDArray
 
 from atlalign.io.images import resize_images
 from atlalign.registration.likeness import likeness
-from atlalign.registration.placement import Placement, Section, antialiased, sampled_image, turned
+from atlalign.registration.placed_image import antialiased, sampled_image
+from atlalign.registration.placement import Placement, turned
 from atlalign.registration.references import Reference
+from atlalign.registration.section import Section
 
 _ROWS = 80  # of the compared images: 100 µm per pixel are enough to tell angles apart
 _STEP = 5.0  # degrees: a turn by half of it costs little likeness, so no peak is missed

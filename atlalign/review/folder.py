@@ -18,7 +18,7 @@ from atlalign.atlas.planes import Anchoring, Points
 from atlalign.errors import InputError
 from atlalign.io.files import lock
 from atlalign.io.tables import read_parts
-from atlalign.registration.batch import TABLE
+from atlalign.registration.batch_tables import TABLE
 from atlalign.registration.corrections import (
     CORRECTION,
     Correction,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from atlalign.errors import InputError
-from atlalign.io.tables import shown
+from atlalign.io.cells import shown
 from atlalign.sections.listing import EDITS, Row
 from atlalign.sections.outlines import Line, bounds, cut_by
 from atlalign.sections.section import Section, section_name

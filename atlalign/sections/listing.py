@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atlalign.errors import InputError
-from atlalign.io.tables import number, read_table, shown, write_table
+from atlalign.io.cells import number, shown
+from atlalign.io.tables import read_table, write_table
 from atlalign.sections.outlines import Line
 from atlalign.sections.section import Section
 

@@ -19,7 +19,7 @@ from atlalign.errors import InputError
 from atlalign.geometry import warp
 from atlalign.io.files import give_name
 from atlalign.synthesis.parts import part_path
-from atlalign.synthesis.samples import Recipe, registered_image, sample_generator
+from atlalign.synthesis.samples import SampleRecipe, registered_image, sample_generator
 
 if TYPE_CHECKING:
     pass
@@ -40,7 +40,9 @@ class Counts(NamedTuple):
         return self.wanted - self.kept
 
 
-def publish(recipe: Recipe, partial: Path, out: Path, request: dict[str, Any], atlas: Atlas | None) -> Counts:
+def publish(
+    recipe: SampleRecipe, partial: Path, out: Path, request: dict[str, Any], atlas: Atlas | None
+) -> Counts:
     """Assemble the file and its figure, and give both their final names."""
     paths = [part_path(partial, original) for original in range(len(recipe.source))]
     counts = _count(paths, len(paths) * recipe.per_original)
@@ -112,7 +114,7 @@ def _append(part: h5py.File, file: h5py.File, start: int) -> None:
 
 
 def _draw_samples(
-    recipe: Recipe, assembled: Path, numbers: list[int], figure: Path, atlas: Atlas | None
+    recipe: SampleRecipe, assembled: Path, numbers: list[int], figure: Path, atlas: Atlas | None
 ) -> None:
     """Draw some samples beside planes of the atlas; without an atlas, beside their registered images."""
     from atlalign.plots import Panel, registration_figure

@@ -19,7 +19,7 @@ from atlalign.atlas.atlas import PHANTOM, Atlas
 from atlalign.errors import InputError, check_numbers, check_processes, check_size
 from atlalign.synthesis.assembly import Counts, figure_path, publish
 from atlalign.synthesis.parts import write_parts
-from atlalign.synthesis.samples import Recipe
+from atlalign.synthesis.samples import SampleRecipe
 from atlalign.synthesis.unfinished import (
     UnfinishedError,
     check_free,
@@ -81,7 +81,9 @@ def _check_values(config: "DictConfig") -> None:
     check_processes("workers", config.workers)
 
 
-def _make(recipe: Recipe, out: Path, request: dict[str, Any], workers: int, atlas: Atlas | None) -> "Counts":
+def _make(
+    recipe: SampleRecipe, out: Path, request: dict[str, Any], workers: int, atlas: Atlas | None
+) -> "Counts":
     """Write the missing parts of the data set, and give the file its name."""
     partial = open_partial(out, request, recipe.source.files)
     try:
@@ -104,7 +106,7 @@ def _atlas_to_show(config: "DictConfig") -> Atlas | None:
     return atlas
 
 
-def _build_recipe(config: "DictConfig") -> Recipe:
+def _build_recipe(config: "DictConfig") -> SampleRecipe:
     from hydra.errors import InstantiationException
 
     try:
@@ -114,7 +116,7 @@ def _build_recipe(config: "DictConfig") -> Recipe:
             raise error.__cause__ from None
         raise
     names = ("per_original", "max_trials", "max_corrupted_pixels", "max_difference", "seed")
-    return Recipe(**parts, **{name: config[name] for name in names})
+    return SampleRecipe(**parts, **{name: config[name] for name in names})
 
 
 def _print_report(counts: Counts, out: Path) -> None:

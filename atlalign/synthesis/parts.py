@@ -20,7 +20,7 @@ from rich.progress import track
 
 from atlalign.data import schema
 from atlalign.io.files import fingerprint_of, written_whole
-from atlalign.synthesis.samples import Recipe, make_sample
+from atlalign.synthesis.samples import SampleRecipe, make_sample
 
 if TYPE_CHECKING:
     pass
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 _COUNTED = ("numbers", "rejected")  # attributes of a part
 
 
-def make_part(recipe: Recipe, original: int, partial: Path) -> None:
+def make_part(recipe: SampleRecipe, original: int, partial: Path) -> None:
     """Write all samples of an original as one small data set, atomically."""
     first = original * recipe.per_original
     numbers = range(first, first + recipe.per_original)
@@ -54,7 +54,7 @@ def part_path(partial: Path, original: int) -> Path:
     return partial / f"part-{original:06d}.h5"
 
 
-def write_parts(recipe: Recipe, partial: Path, workers: int) -> None:
+def write_parts(recipe: SampleRecipe, partial: Path, workers: int) -> None:
     """Write the missing or damaged parts, and show the progress."""
     n_originals = len(recipe.source)
     missing = [original for original in range(n_originals) if not _is_whole(part_path(partial, original))]
@@ -85,7 +85,7 @@ def _fingerprint(part: h5py.File) -> str:
     )
 
 
-def _made(recipe: Recipe, partial: Path, originals: list[int], workers: int) -> Iterator[int]:
+def _made(recipe: SampleRecipe, partial: Path, originals: list[int], workers: int) -> Iterator[int]:
     """Make the parts of `originals`, in this process if `workers` is 0, and yield the number of each finished part."""
     if workers == 0 or not originals:
         with one_thread():
@@ -113,7 +113,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _pool(recipe: Recipe, partial: Path, workers: int) -> Executor:
+def _pool(recipe: SampleRecipe, partial: Path, workers: int) -> Executor:
     # A process forked after torch has started threads may hang; a fork server imports torch once for all workers.
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
@@ -122,10 +122,10 @@ def _pool(recipe: Recipe, partial: Path, workers: int) -> Executor:
     return ProcessPoolExecutor(workers, context, _start_worker, (recipe, partial))
 
 
-_work: tuple[Recipe, Path]
+_work: tuple[SampleRecipe, Path]
 
 
-def _start_worker(recipe: Recipe, partial: Path) -> None:
+def _start_worker(recipe: SampleRecipe, partial: Path) -> None:
     global _work
     _work = recipe, partial
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C

@@ -23,7 +23,7 @@ class RejectedError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class SampleRecipe:
     """The settings that decide the samples; each process has a copy.
 
     Attributes:
@@ -60,7 +60,7 @@ def sample_generator(seed: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]))
 
 
-def make_sample(recipe: Recipe, original: int, number: int) -> tuple[Sample | None, Counter[str]]:
+def make_sample(recipe: SampleRecipe, original: int, number: int) -> tuple[Sample | None, Counter[str]]:
     """Return the first accepted draw, or None, and the number of rejected draws by reason."""
     generator = sample_generator(recipe.seed, number)
     start = recipe.source.start(original, generator)

@@ -4,8 +4,8 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,22 +15,18 @@ from rich.console import Console
 from rich.table import Table
 
 from atlalign.arguments import build, check_kinds_of
-from atlalign.errors import (
-    InputError,
-    check_booleans,
-    check_numbers,
-    check_processes,
-    mistakes_in,
-    unknown_name,
-    warnings_from_threads,
-)
+from atlalign.errors import InputError, warnings_from_threads
 from atlalign.io.files import LockedError, lock
-from atlalign.training.processes import (
-    is_first_process,
-    n_processes_to_start,
-    owns_folder,
-    run_in_processes,
+from atlalign.training.building import (
+    build_callbacks,
+    build_datamodule,
+    build_logger,
+    build_module,
+    build_network,
+    memory_format,
 )
+from atlalign.training.checkpoints import checkpoint_to_resume, rewind_logs
+from atlalign.training.processes import is_first_process, n_processes_to_start, owns_folder, run_in_processes
 from atlalign.training.record import describe_run, write_run_record
 from atlalign.training.runs import (
     begin,
@@ -41,24 +37,10 @@ from atlalign.training.runs import (
     recorded_failure,
     write_text,
 )
+from atlalign.training.settings import KINDS, check_values
 
-# Settings that are not passed to any object.
-_KINDS: Mapping[str, Any] = {
-    "seed": int,
-    "ckpt_path": str | None,
-    "objective": str,
-    "require_ratio": float | None,
-    "freeze": str | list[str],
-    "compile": bool,
-    "channels_last": bool | None,
-    "run_dir": str,
-}
 # The parts of the configuration in which a logger compares runs.
 _COMPARED = ("model", "loss", "augment", "data", "atlas", "optimizer", "scheduler", "seed")
-# The parts of the configuration whose state a checkpoint contains.
-_OPTIMISATION = ("optimizer", "scheduler", "freeze")
-# Objectives are minimised, so these cannot be objectives.
-_BETTER_LARGER = ("val/correlation",)
 # Batches are float32 images and fields, so networks of another precision cannot process them.
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
@@ -74,7 +56,7 @@ def train(config: DictConfig) -> float:
             diverges, or `config.require_ratio` is missed.
     """
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # names each missing value
-    check_kinds_of(config, _KINDS)
+    check_kinds_of(config, KINDS)
     folder = Path(config.run_dir)
     if config.ckpt_path == "auto" and has_finished(folder, config):
         return _objective(read_run(folder).metrics, config.objective)
@@ -113,7 +95,7 @@ def _save_overrides(folder: Path) -> None:
 
 
 def _train_in(folder: Path, config: DictConfig) -> float:
-    checkpoint = _checkpoint_to_resume(config.ckpt_path, folder)
+    checkpoint = checkpoint_to_resume(config.ckpt_path, folder)
     if is_first_process():
         _save_overrides(folder)
     with recorded_failure(folder, config, owns_folder):
@@ -126,7 +108,7 @@ def _train_in(folder: Path, config: DictConfig) -> float:
 
 
 def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -> float:
-    _check_values(config)
+    check_values(config)
     # The loss is built first: a misspelt key fails before the slow imports and before any data is written.
     loss = build(config.loss)
 
@@ -138,19 +120,19 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
     folder = Path(config.run_dir)
     if not has_begun(folder):
         pl.utilities.rank_zero_only(begin)(folder, config)
-    network = _build_network(config, checkpoint)
-    datamodule = _build_datamodule(config, network)
-    module = _build_module(config, network, loss, datamodule)
+    network = build_network(config, checkpoint)
+    datamodule = build_datamodule(config, network)
+    module = build_module(config, network, loss, datamodule)
     start = partial(_begin, config, record, checkpoint)
-    callbacks = [*_build_callbacks(config.callbacks), pl.callbacks.LambdaCallback(on_train_start=start)]
-    trainer = build(config.trainer, logger=_build_logger(config.logger) or False, callbacks=callbacks)
+    callbacks = [*build_callbacks(config.callbacks), pl.callbacks.LambdaCallback(on_train_start=start)]
+    trainer = build(config.trainer, logger=build_logger(config.logger) or False, callbacks=callbacks)
     if trainer.precision not in _PRECISIONS:
         raise InputError(
             f"trainer.precision: expected one of {', '.join(_PRECISIONS)}, got {trainer.precision}"
         )
-    network.to(memory_format=_memory_format(config.channels_last, trainer.strategy.root_device))
+    network.to(memory_format=memory_format(config.channels_last, trainer.strategy.root_device))
     if checkpoint:
-        _rewind_logs(trainer.loggers, checkpoint)
+        rewind_logs(trainer.loggers, checkpoint)
     with warnings_from_threads():
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
 
@@ -175,218 +157,11 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
     return _objective(metrics, config.objective)
 
 
-def _check_values(config: DictConfig) -> None:
-    """Check the settings that are not passed to any object, which would check them itself."""
-    check_numbers(config, {"seed": 0})
-    if config.require_ratio is not None:
-        check_numbers(config, {"require_ratio": 0.0})
-    check_booleans(config, "compile", "channels_last")
-    if config.objective in _BETTER_LARGER:
-        raise InputError(
-            f"objective: expected a metric that improves as it falls, got {config.objective}; use val/vector_distance"
-        )
-    _check_trainer(config.trainer)
-    for key in ("limit_train_batches", "limit_val_batches"):
-        if OmegaConf.select(config.trainer, key) == 0:
-            raise InputError(
-                f"trainer.{key}: expected null, a number of batches or a fraction of them, got 0"
-            )
-
-
-def _check_trainer(config: DictConfig) -> None:
-    """Check the numbers that Lightning accepts unchecked."""
-    least: dict[str, float] = {
-        "accumulate_grad_batches": 1,
-        "gradient_clip_val": 0.0,
-        "check_val_every_n_epoch": 1,
-        "min_epochs": 0,
-        "log_every_n_steps": 0,
-        "num_sanity_val_steps": -1,
-    }
-    given = {key: OmegaConf.select(config, key) for key in least}
-    named = {f"trainer.{key}": value for key, value in given.items() if value is not None}
-    check_numbers(named, {name: least[name.removeprefix("trainer.")] for name in named})
-    if isinstance(config.devices, int):
-        check_processes("trainer.devices", config.devices)
-    if config.get("max_time") is not None:
-        from pytorch_lightning.callbacks import Timer
-
-        with mistakes_in("trainer.max_time"):
-            Timer(config.max_time)
-
-
-def as_list(names: str | Sequence[str]) -> Sequence[str]:
-    """Return the names as a list; a single name may be given as a string."""
-    return [names] if isinstance(names, str) else names
-
-
-def _build_function(config: DictConfig | None) -> Any:
-    """Build a partial function; when called, it reports errors in its configured arguments by their key."""
-    function = build(config)
-    if config is None or function is None:
-        return None
-
-    def call(*arguments: Any) -> Any:
-        with mistakes_in(config._get_full_key(None)):
-            return function(*arguments)
-
-    return call
-
-
 def _n_processes_to_start(config: DictConfig) -> int:
     if config.trainer.devices == 1 and config.trainer.strategy == "auto":
         return 0  # skips the import of Lightning
     _quieten_lightning()
     return n_processes_to_start(build(config.trainer, logger=False, callbacks=[], enable_checkpointing=False))
-
-
-def _build_network(config: DictConfig, checkpoint: str | None) -> Any:
-    network = _network_of_same_run(config, checkpoint)
-    if network is None:
-        network = build(config.model)
-    network.train()
-    _freeze(network, as_list(config.freeze))
-    if config.compile:
-        network.compile()
-    return network
-
-
-def _memory_format(channels_last: bool | None, device: Any) -> Any:
-    import torch
-
-    from atlalign.networks.memory_format import fastest_memory_format
-
-    if channels_last is None:
-        return fastest_memory_format(device)
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def _network_of_same_run(config: DictConfig, checkpoint: str | None) -> Any:
-    """Return the network of a run being resumed, without reading its initial model files; None for other runs."""
-    from atlalign.models import load_model, read_origin
-
-    if checkpoint is None:
-        return None
-    former = read_origin(checkpoint).config
-    _check_optimizer(config, former, checkpoint)
-    if former.get("model") != OmegaConf.to_container(config.model, resolve=True):
-        return None
-    with suppress(InputError):  # a network from outside the package is built from the configuration
-        return load_model(checkpoint)
-    return None
-
-
-def _check_optimizer(config: DictConfig, former: Mapping[str, Any], checkpoint: str) -> None:
-    """Check that a resumed run optimises as before: the checkpoint's state overrides the settings."""
-    tree = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    known = [key for key in _OPTIMISATION if key in former]
-    before, now = (flatten({key: of[key] for key in known}) for of in (former, tree))
-    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    if changed:
-        expected, got = (", ".join(str(of.get(key, "nothing")) for key in changed) for of in (before, now))
-        raise InputError(
-            f"{', '.join(changed)}: expected {expected}, as in the checkpoint, got {got}: keep the checkpoint's "
-            f"values, or start a new run from its weights with model=pretrained model.path={checkpoint}"
-        )
-
-
-def _freeze(network: Any, parts: Sequence[str]) -> None:
-    """Freeze the weights of the parts."""
-    known = dict(network.named_modules())
-    for part in parts:
-        if part not in known:
-            parts_known = [name for name, _ in network.named_children()]
-            raise unknown_name("part of the network in freeze:", part, parts_known)
-        known[part].requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise InputError(f"freeze: expected at least one part to remain trainable, got {list(parts)}")
-
-
-def _build_datamodule(config: DictConfig, network: Any) -> Any:
-    """Build the data; unless configured, inverse fields are loaded if the network predicts them."""
-    objects = {"atlas": build(config.atlas), "augment": build(config.augment)}
-    if OmegaConf.select(config.data, "return_inverse", default=False) is None:
-        objects["return_inverse"] = bool(getattr(network, "compute_inv", False))
-    return build(config.data, **objects)
-
-
-def _build_module(config: DictConfig, network: Any, loss: Any, datamodule: Any) -> Any:
-    origin = {
-        "config": OmegaConf.to_container(config, resolve=True),
-        "intensity_scale": float(datamodule.atlas.intensity_scale),
-    }
-    if "step_size" in (config.scheduler or ()):
-        check_numbers({"scheduler.step_size": config.scheduler.step_size}, {"scheduler.step_size": 1})
-    return build(config.module)(
-        network,
-        loss,
-        optimizer=_build_function(config.optimizer),
-        scheduler=_build_function(config.scheduler),
-        monitor=config.objective,
-        seed=config.seed,
-        origin=origin,
-    )
-
-
-def _build_logger(config: DictConfig | None) -> Any:
-    logger = build(config)
-    with mistakes_in("logger.save_dir"):
-        if getattr(logger, "save_dir", None):
-            Path(logger.save_dir).mkdir(parents=True, exist_ok=True)
-    return logger
-
-
-def _build_callbacks(group: DictConfig | None) -> list[Any]:
-    """Build the callbacks; null switches a callback off."""
-    for name, node in cast(dict[str, Any], group or {}).items():
-        if not isinstance(node, DictConfig | None):
-            raise InputError(
-                f"callbacks.{name}: expected a callback's _target_ and arguments, or null, got {node!r}"
-            )
-    return [build(node) for node in (group or {}).values() if node is not None]
-
-
-def _checkpoint_to_resume(ckpt_path: str | None, folder: Path) -> str | None:
-    last = folder / "checkpoints" / "last.ckpt"
-    if ckpt_path == "auto":
-        return str(last) if last.exists() else None
-    if ckpt_path is None:
-        if last.exists():
-            raise InputError(
-                f"{folder} already holds a run: resume it with ckpt_path=last, or choose another run_dir"
-            )
-        return None
-    path = last if ckpt_path == "last" else Path(ckpt_path)
-    if not path.is_file():
-        raise InputError(f"ckpt_path: there is no checkpoint {path}")
-    if not _holds_training(path):
-        raise InputError(
-            f"ckpt_path: {path} holds a network but no training state to resume; start from its weights with "
-            f"model=pretrained model.path={path}"
-        )
-    return str(path)
-
-
-def _holds_training(path: Path) -> bool:
-    """Return whether a model file holds a training state, as checkpoints do."""
-    import torch
-
-    from atlalign.models import read_origin
-
-    read_origin(path)  # reports what is wrong with a file that is not a model
-    with suppress(Exception):  # other formats than torch's hold no training
-        return "optimizer_states" in torch.load(path, map_location="meta", weights_only=True)
-    return False
-
-
-def _rewind_logs(loggers: Iterable[Any], checkpoint: str) -> None:
-    import torch
-
-    from atlalign.training.resume import rewind_log
-
-    step = torch.load(checkpoint, map_location="meta", weights_only=True).get("global_step", 0)
-    for logger in loggers:
-        rewind_log(logger, step)
 
 
 def _quieten_lightning() -> None:

@@ -19,8 +19,9 @@ from atlalign.io.files import written_whole
 from atlalign.models import load_model, read_origin
 from atlalign.networks.memory_format import fastest_memory_format
 from atlalign.registration.options import Placing
-from atlalign.registration.placement import Section, place
+from atlalign.registration.placement import place
 from atlalign.registration.register import register
+from atlalign.registration.section import Section
 from pairs import Pair
 
 METHODS = {

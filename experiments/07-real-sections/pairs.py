@@ -18,8 +18,10 @@ from atlalign.atlas.section_lists import ListedSection
 from atlalign.geometry import invert, smooth_field, warp
 from atlalign.io.images import read_image, read_labels, resize_images
 from atlalign.registration.options import Placing, Side
-from atlalign.registration.placement import place, placed_image, read_section
+from atlalign.registration.placed_image import placed_image
+from atlalign.registration.placement import place
 from atlalign.registration.references import Reference, atlas_reference, image_reference
+from atlalign.registration.section import read_section
 from atlalign.synthesis.contrast import apply_contrast, draw_contrast
 from atlalign.synthesis.damage import draw_damage, missing
 

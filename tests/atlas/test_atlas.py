@@ -63,7 +63,7 @@ class TestAtlas:
             allen_like.plane_index(position)
 
     @pytest.mark.parametrize("spacing_um", [10.0, 10.4, 12.7, 100 / 3, 1.1])
-    def test_planes_begin_where_they_are_found(self, allen_like, spacing_um):
+    def test_first_um_lies_in_its_own_plane(self, allen_like, spacing_um):
         atlas = replace(allen_like, spacing_um=spacing_um)
         planes = torch.arange(len(atlas.template))
         first = atlas.first_um(planes)
@@ -456,7 +456,7 @@ class TestAllenAtlas:
         assert list(atlas.ontology) == [Region(997, "root", "all of it", (997,), (255, 255, 254))]
         assert allen_atlas(image_shape=(6, 8), with_annotation=False).annotation is None
 
-    def test_offline_it_says_what_to_do(self, brainglobe):
+    def test_offline_error_explains_the_remedy(self, brainglobe):
         with pytest.raises(InputError, match=r"\(no internet\).*atlas=file atlas.path="):
             allen_atlas(image_shape=(6, 8), resolution_um=100)
 

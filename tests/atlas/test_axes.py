@@ -109,7 +109,7 @@ class TestSpacing:
     @pytest.mark.parametrize(
         ("size", "unit", "said"), [("0", "µm", ""), ("1", "pixel", ""), ("400", "furlong", "furlong")]
     )
-    def test_a_size_that_is_unknown_is_the_user_s(self, tmp_path, brain, caplog, size, unit, said):
+    def test_unknown_voxel_size_comes_from_the_user(self, tmp_path, brain, caplog, size, unit, said):
         write_ome(tmp_path / "a.ome.tif", brain, size, unit)
         with pytest.raises(InputError, match="--spacing-um"):
             file_atlas(tmp_path / "a.ome.tif")
@@ -181,7 +181,7 @@ class TestAxes:
             ("RL,PA,VD", lambda v: v[::-1, ::-1, ::-1].transpose(2, 0, 1)),
         ],
     )
-    def test_the_user_s_word(self, tmp_path, brain, axes, turned):
+    def test_axes_given_by_the_user(self, tmp_path, brain, axes, turned):
         assert (oriented(turned(brain), parse_axes(axes)) == brain).all()
         check_is_brain(file_atlas(write_itk(tmp_path / "a.nrrd", turned(brain), UM), axes=axes), brain)
 
@@ -194,7 +194,7 @@ class TestAxes:
             (RAS, lambda v: v[::-1, ::-1].transpose(2, 0, 1)),
         ],
     )
-    def test_the_header_s_word(self, tmp_path, brain, suffix, direction, turned):
+    def test_axes_from_the_header(self, tmp_path, brain, suffix, direction, turned):
         path = write_itk(tmp_path / f"a{suffix}", turned(brain), UM / 1000, direction)
         check_is_brain(file_atlas(path, annotation_path=path), brain)
 
@@ -212,14 +212,14 @@ class TestAxes:
             (lambda v: v.transpose(1, 0, 2), "DV,AP,ML"),
         ],
     )
-    def test_a_brain_that_is_turned_is_refused_with_its_axes(self, tmp_path, brain, turned, likely):
+    def test_turned_brain_is_refused_with_its_axes(self, tmp_path, brain, turned, likely):
         path = write_itk(tmp_path / "a.nrrd", turned(brain), UM)
         with pytest.raises(InputError, match=rf"a\.nrrd.*looks like {likely}.*--axes"):
             file_atlas(path)
         check_is_brain(file_atlas(path, axes=likely), brain)
 
     @pytest.mark.parametrize("radians", [0.05, 0.3])
-    def test_oblique_axes_need_the_user_s_word(self, tmp_path, brain, radians):
+    def test_oblique_axes_must_be_given_by_the_user(self, tmp_path, brain, radians):
         cos, sin = np.cos(radians), np.sin(radians)
         path = write_itk(tmp_path / "a.nii", brain, UM / 1000, (cos, -sin, 0, sin, cos, 0, 0, 0, 1))
         with pytest.raises(InputError, match=r"a\.nii.*oblique.*--axes"):
@@ -275,7 +275,7 @@ class TestSizes:
         with pytest.raises(InputError, match=r"a\.\S*: cannot be read"):
             file_atlas(path)
 
-    def test_a_picture_in_colour_is_no_volume(self, tmp_path):
+    def test_color_picture_is_refused_as_volume(self, tmp_path):
         tifffile.imwrite(tmp_path / "a.tif", np.zeros((20, 30, 3), np.uint8), photometric="rgb")
         with pytest.raises(InputError, match=r"a\.tif.*colours"):
             file_atlas(tmp_path / "a.tif")

@@ -23,12 +23,12 @@ TABLE = """id,name,acronym,structure_id_path,color_hex_triplet,safe_name
 """
 
 
-def test_a_table_is_read_as_it_stands(tmp_path: Path) -> None:
+def test_ontology_table_is_read(tmp_path: Path) -> None:
     (tmp_path / "tree.csv").write_text(TABLE)
     assert list(read_ontology(tmp_path / "tree.csv")) == BRAIN
 
 
-def test_a_table_may_lack_colors_and_the_tree(tmp_path: Path) -> None:
+def test_colors_and_tree_are_optional(tmp_path: Path) -> None:
     (tmp_path / "tree.csv").write_text("id,acronym,name\n8.0,grey,grey matter\n5,x,\n")
     ontology = read_ontology(tmp_path / "tree.csv")
     assert list(ontology) == [Region(8, "grey", "grey matter", (8,), None), Region(5, "x", "", (5,), None)]
@@ -47,7 +47,7 @@ def test_a_table_may_lack_colors_and_the_tree(tmp_path: Path) -> None:
         TABLE.replace(",name", ",other").replace("safe_name", "name"),
     ],
 )
-def test_dialects_are_read_alike(tmp_path: Path, table: str) -> None:
+def test_all_dialects_give_the_same_ontology(tmp_path: Path, table: str) -> None:
     (tmp_path / "tree.csv").write_text(table)
     assert list(read_ontology(tmp_path / "tree.csv")) == BRAIN
 

@@ -107,7 +107,7 @@ def test_inner_shapes_need_tissue_around_them(monkeypatch):
     assert not any(volume.any() for volume in phantom_volume(shape=(24, 40, 57), seed=0))
 
 
-def test_planes_are_those_of_equal_slabs():
+def test_planes_are_centred_in_equal_slabs():
     # The middles of three slabs are also those of slabs 1, 4 and 7 of nine.
     thick, thin = (phantom_volume(shape=(planes, 40, 57), seed=0) for planes in (3, 9))
     for coarse, fine in zip(thick, thin, strict=True):
@@ -115,6 +115,6 @@ def test_planes_are_those_of_equal_slabs():
 
 
 @pytest.mark.parametrize(("shape", "seed"), [((0, 40, 57), 0), ((4, 1, 57), 0), ((4, 40, 57), -1)])
-def test_refuses_what_it_cannot_draw(shape, seed):
+def test_impossible_arguments_are_refused(shape, seed):
     with pytest.raises(InputError, match="phantom: expected at least"):
         phantom_volume(shape=shape, seed=seed)

@@ -56,7 +56,7 @@ def test_pixels_of_an_image_lie_in_its_plane():
     assert apply_affine(anchoring.um_to_pixel(), atlas_um[:, [2, 1]]) == pytest.approx(pixels)
 
 
-def test_an_anchoring_is_made_from_its_plane_and_comes_back():
+def test_anchoring_survives_a_round_trip_through_its_plane():
     anchoring = Anchoring(TILTED, (300, 400))
     plane = anchoring.plane((12.5, 37.5))
     mm_to_um = np.column_stack([plane.matrix[[2, 1], :2], plane.matrix[[2, 1], 2]])
@@ -123,7 +123,7 @@ def test_markers_of_visualign_are_read(tmp_path, caplog):
         ([[1, 2, 3, float("nan")]], "markers[0]: expected a number"),
     ],
 )
-def test_a_section_says_what_is_wrong_with_its_markers(tmp_path, markers, said):
+def test_invalid_markers_are_reported_for_their_section(tmp_path, markers, said):
     path = write(tmp_path / "list.json", entry(UPRIGHT), {**entry(UPRIGHT), "markers": markers})
     good, bad = read_list(path)
     assert good.problem == ""
@@ -214,7 +214,7 @@ def test_numbers_of_entries_keep_their_digits(tmp_path, nr, number):
 
 
 @pytest.mark.parametrize("nr", ["nr", "Nr"])
-def test_the_table_of_deepslice_says_what_its_json_says(tmp_path, nr):
+def test_deepslice_table_equals_its_json(tmp_path, nr):
     numbers = ",".join(map(str, TILTED.ravel()))
     header = f"Filenames,ox,oy,oz,ux,uy,uz,vx,vy,vz,width,height,{nr}"
     (tmp_path / "l.csv").write_text(f"{header}\na.png,{numbers},40,30.0,4\n,{numbers},40,30,4\n")
@@ -266,7 +266,7 @@ def test_a_bad_row_is_named_and_stops_no_other(tmp_path, row, name, problem):
     assert first.problem == last.problem == ""
 
 
-def test_backslashes_of_windows_are_slashes_where_that_file_exists(tmp_path):
+def test_windows_backslashes_are_resolved_if_the_file_exists(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.png").touch()
     (tmp_path / "l.csv").write_text("filename,p\nsub\\a.png,1\nsub\\b.png,2\n")
@@ -276,7 +276,7 @@ def test_backslashes_of_windows_are_slashes_where_that_file_exists(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["l.csv", "l.json"])
-def test_another_encoding_is_told_in_our_words(tmp_path, name):
+def test_unknown_encoding_gives_a_readable_error(tmp_path, name):
     (tmp_path / name).write_bytes("filename,p\nSüd.png,5000\n".encode("latin-1"))
     with pytest.raises(InputError, match=rf"{name}: cannot be read as UTF-8 text: save it as \w+ UTF-8$"):
         read_list(tmp_path / name)
@@ -320,7 +320,7 @@ def same_place(found: ListedSection, known: ListedSection) -> bool:
 
 
 @pytest.mark.parametrize("ending", ["xml", "XML"])
-def test_xml_says_what_json_says(tmp_path, ending):
+def test_xml_equals_json(tmp_path, ending):
     (known,) = read_list(write(tmp_path / "l.json", entry(TILTED)))
     found, unplaced = read_list(write_xml(tmp_path / f"l.{ending}"))
     assert same_place(found, known)
@@ -412,7 +412,7 @@ def test_atlases_that_only_sound_like_the_allen_mouse_atlas_are_refused(tmp_path
         read_list(write(tmp_path / "l.json", entry(UPRIGHT), target=target))
 
 
-def test_empty_rows_and_comments_of_a_table_are_no_sections(tmp_path, caplog):
+def test_empty_rows_and_comments_are_skipped(tmp_path, caplog):
     (tmp_path / "#c.png").touch()
     rows = "filename,p\na.png,6500\n,\n#b.png,6600\n#c.png,6700\n,\n"
     (tmp_path / "l.csv").write_text(rows, encoding="utf-8")
@@ -423,7 +423,7 @@ def test_empty_rows_and_comments_of_a_table_are_no_sections(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("ending", ["waln", "wwrp", "json"])
-def test_webalign_says_what_quicknii_says(tmp_path, caplog, ending):
+def test_webalign_equals_quicknii(tmp_path, caplog, ending):
     (known,) = read_list(write(tmp_path / "known.json", entry(TILTED)))
     (tmp_path / "a.png").touch()
     section = {"filename": "m3/a.dzip", "snr": 4, "width": 40, "height": 30, "format": "jpg"}
@@ -441,7 +441,7 @@ def test_webalign_says_what_quicknii_says(tmp_path, caplog, ending):
     assert found.markers == ((1, 2, 3, 4),)
 
 
-def test_a_zoomable_copy_stands_for_the_one_image_of_its_name(tmp_path):
+def test_zoomable_copy_refers_to_the_image_of_the_same_name(tmp_path):
     for name in ("a.png", "b.tif", "b.png", "c.tif", "c.json", "d.dzip"):
         (tmp_path / name).touch()
     names = ["a.dzip", "b.dzip", "c.tif.dzip", "d.dzip"]
@@ -524,7 +524,7 @@ def test_a_list_that_another_format_contradicts_is_read_with_a_warning(tmp_path,
     assert "a.png" in caplog.text
 
 
-def test_the_xml_of_another_run_is_said_to_differ(test_data, caplog):
+def test_xml_of_another_run_gives_a_warning(test_data, caplog):
     read_list(test_data / "quint" / "MyResults.xml")
     assert "MyResults.json" in caplog.text
     assert "MyResults.csv" in caplog.text
@@ -533,7 +533,7 @@ def test_the_xml_of_another_run_is_said_to_differ(test_data, caplog):
     assert not caplog.records
 
 
-def test_what_is_no_list_does_not_hide_the_list_of_a_folder(tmp_path):
+def test_other_files_do_not_hide_the_list_of_a_folder(tmp_path):
     (tmp_path / "positions.csv").write_text("filename,p\na.png,5000\n")
     (tmp_path / "cells.csv").write_text("x,y\n1,2\n")
     (tmp_path / "shapes.json").write_text('{"type": "FeatureCollection"}')
@@ -561,7 +561,7 @@ def test_a_list_in_utf_16_is_found_and_read(tmp_path):
         "file:///C:/Users/lab/a.png", "A.PNG", "../a.png", "d:a.png/../a.png",
     ],
 )  # fmt: skip
-def test_an_image_beside_its_list_is_found_by_a_name_from_elsewhere_and_said(tmp_path, caplog, name):
+def test_image_beside_its_list_is_found_with_a_warning(tmp_path, caplog, name):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").touch()
     (section,) = read_list(write(tmp_path / "in" / "l.json", entry(UPRIGHT, filename=name)))
@@ -617,7 +617,7 @@ def test_of_two_files_that_differ_in_their_accents_alone_the_named_one_is_taken(
     assert [(section.path.name, section.missing) for section in read_list(path)] == [(f, "") for f in files]
 
 
-def test_a_file_that_two_names_may_mean_is_neithers(tmp_path):
+def test_file_that_matches_two_names_belongs_to_neither(tmp_path):
     (tmp_path / "a.png").touch()
     (tmp_path / "b.png").touch()
     names = ["left/a.png", "right\\a.png", "b.png", "B.png"]

@@ -67,7 +67,7 @@ def listed(tmp_path):
     return atlas, anchoring, tmp_path / "l.json", content
 
 
-def test_a_list_says_where_its_sections_lie_in_that_atlas(listed):
+def test_sections_are_placed_in_the_atlas_of_their_list(listed):
     _, anchoring, path, _ = listed
     (section,) = read_list(path)
     assert section.target == "phantom_600um"
@@ -93,7 +93,7 @@ def test_a_list_of_another_atlas_is_not_used_with_this_one(listed):
         (None, "shape"),
     ],
 )
-def test_voxels_that_make_no_sense_are_named(listed, voxels, key):
+def test_invalid_voxels_are_reported(listed, voxels, key):
     _, _, path, content = listed
     path.write_text(json.dumps({**content, "voxels": voxels}))
     with pytest.raises(InputError, match=rf"l\.json: voxels.*{key}"):

@@ -32,7 +32,7 @@ def test_the_home_folder_is_found():
     ]
 
 
-def test_of_a_multirun_each_value_is_quoted_by_itself():
+def test_multirun_values_are_quoted_separately():
     assert values("-m", "data.path=/x/a (1).h5,/x/b.h5", "seed=1,2") == [
         ['"/x/a (1).h5"', "/x/b.h5"],
         ["1", "2"],
@@ -48,7 +48,7 @@ def test_of_a_multirun_each_value_is_quoted_by_itself():
         ["callbacks.figure={_target_:a.B,n:0}", "data.path=${oc.env:HOME}/a.h5"],
     ],
 )  # fmt: skip
-def test_what_hydra_takes_stays_as_it_is(arguments):
+def test_valid_overrides_stay_unchanged(arguments):
     assert quoted_overrides(arguments) == arguments
 
 

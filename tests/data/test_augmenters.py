@@ -387,7 +387,7 @@ def test_a_seed_means_the_same_on_each_device():
 # The two kinds of augmenter
 
 
-def test_nothing_stays_nothing():
+def test_none_stays_none():
     assert as_augmenter(None) is None
 
 
@@ -527,7 +527,7 @@ def test_accepted_for_batches(build):
         (lambda: nn.Sequential(v2.RandAugment()), "RandAugment"),
     ],
 )
-def test_what_moves_pixels_is_refused(build, culprit):
+def test_spatial_transforms_are_refused(build, culprit):
     with pytest.raises(InputError, match=rf"augment\.moving: .* {culprit}\w* moves pixels"):
         as_augmenter(build(), name="augment.moving")
 
@@ -576,7 +576,7 @@ def test_wrong_batches_are_refused(module, message):
 
 
 @pytest.mark.parametrize("wrong", [{"p": 0.99}, "augmenter_1", 0.5])
-def test_what_is_no_augmenter_is_refused(wrong):
+def test_objects_that_are_not_augmenters_are_refused(wrong):
     with pytest.raises(InputError, match="augment: expected null or a callable"):
         as_augmenter(wrong)
 
@@ -593,7 +593,7 @@ def test_image_augmenters_can_be_pickled():
             assert np.array_equal(copy(image, seed=seed), augmenter(image, seed=seed))
 
 
-def test_a_pickled_pipeline_goes_on_with_the_same_numbers():
+def test_pickled_pipeline_continues_its_random_sequence():
     pipeline, image = augmenter_1(), random_image()
     copy = pickle.loads(pickle.dumps(pipeline))
     for _ in range(60):

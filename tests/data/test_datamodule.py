@@ -29,7 +29,7 @@ def batches(loader: DataLoader) -> list:
     return [complete(raw) for raw in loader]
 
 
-def test_a_sample_is_what_the_file_and_the_atlas_hold(tmp_path, atlas):
+def test_sample_matches_file_and_atlas(tmp_path, atlas):
     image = np.zeros((6, *SHAPE), np.uint8)
     image[3, 10, 20] = 255
     deltas = np.zeros((6, *SHAPE, 2), np.float16)
@@ -48,7 +48,7 @@ def test_a_sample_is_what_the_file_and_the_atlas_hold(tmp_path, atlas):
     assert complete(next(iter(DataLoader(RegistrationDataset(path, atlas))))).inv_dvf is None
 
 
-def test_bright_slides_become_dark_where_that_is_wanted(tmp_path, atlas):
+def test_bright_slides_become_dark_on_request(tmp_path, atlas):
     """A dark spot on a light slide and a bright one on a dark slide become the same; the registered images as well."""
     image = np.full((6, *SHAPE), 250, np.uint8)
     image[:, 10, 20] = 55
@@ -191,7 +191,7 @@ class TestSampler:
             together = parts[0][first : first + 2] + parts[1][first : first + 2]
             assert sorted(together) == sorted(alone[2 * first : 2 * first + 4])
 
-    def test_an_epoch_goes_on_where_it_was_left_and_the_next_is_whole(self):
+    def test_interrupted_epoch_resumes_and_the_next_is_complete(self):
         whole = SeededSampler(range(9), seed=3, shuffle=True, epoch=4)
         rest = SeededSampler(range(9), seed=3, shuffle=True, epoch=4, start=6)
         assert list(rest) == list(whole)[6:]
@@ -210,7 +210,7 @@ def test_training_drops_the_last_partial_batch_and_validation_does_not(tmp_path,
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_workers_read_what_the_process_reads(h5_file, atlas, context):
+def test_workers_and_main_process_read_the_same(h5_file, atlas, context):
     alone = datamodule(h5_file, atlas, return_inverse=True)
     expected = batches(alone.val_dataloader())
     # The parent has used its handle: a forked worker that shared it would read garbage.

@@ -79,7 +79,7 @@ def module(folder, atlas, **arguments) -> DemoDataModule:
     )
 
 
-def test_it_is_written_once_and_anew_for_other_arguments(tmp_path, brain):
+def test_file_is_rewritten_only_if_arguments_change(tmp_path, brain):
     first = module(tmp_path, brain)
     first.prepare_data()
     written = first.path.stat().st_mtime_ns
@@ -144,7 +144,7 @@ def test_images_that_no_file_may_hold_leave_none(tmp_path):
 
 @pytest.mark.parametrize("key", ["n_sections", "fields_per_section", "data_seed"])
 @pytest.mark.parametrize("value", [-3, "abc"])
-def test_a_number_of_samples_that_is_none_is_named(key, value, tmp_path):
+def test_invalid_number_of_samples_is_reported(key, value, tmp_path):
     with pytest.raises(InputError, match=f"data.{key}: expected"):
         DemoDataModule(tmp_path, atlas=phantom_atlas(image_shape=(32, 48), spacing_um=600), **{key: value})
 

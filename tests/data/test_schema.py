@@ -69,7 +69,7 @@ def test_a_file_without_samples(tmp_path):
     assert "the file holds no samples" in problems(write_h5(tmp_path / "empty.h5", **arrays))
 
 
-def test_files_that_are_no_h5_files(tmp_path, h5_file):
+def test_files_that_are_not_h5(tmp_path, h5_file):
     assert "no such file" in problems(tmp_path / "absent.h5")
     assert "found a folder" in problems(tmp_path)
     (tmp_path / "empty.h5").touch()
@@ -142,7 +142,7 @@ def test_create_makes_a_valid_file(tmp_path):
         (10_000, -5, "deltas_xy: most displacements point outside the image in samples 0, 1, 2, 3"),
     ],
 )
-def test_fields_that_make_no_sense_are_doubted(tmp_path, caplog, deltas_px, inverse_px, doubt):
+def test_implausible_fields_give_a_warning(tmp_path, caplog, deltas_px, inverse_px, doubt):
     deltas, inverse = (np.full((4, *SHAPE, 2), px, np.float16) for px in (deltas_px, inverse_px))
     # As extrapolated outside of the points' convex hull, which is no reason to doubt.
     inverse[:, :4] += 119
@@ -151,7 +151,7 @@ def test_fields_that_make_no_sense_are_doubted(tmp_path, caplog, deltas_px, inve
     assert [record.getMessage() for record in caplog.records] == [f"{path}: {doubt}"] * (doubt is not None)
 
 
-def test_one_image_alone_is_doubted(tmp_path, caplog):
+def test_single_image_gives_a_warning(tmp_path, caplog):
     schema.validate(write_h5(tmp_path / "a.h5", image_id=np.full(6, 3)))
     assert "image_id: all samples are of image 3" in caplog.text
 
@@ -207,7 +207,7 @@ def test_a_file_that_declares_terabytes_is_refused_at_once(tmp_path):
 @pytest.mark.parametrize(
     "value", ["abc", float("nan"), float("inf"), -1.0, 0.0, np.zeros(2), h5py.Empty("f")], ids=str
 )
-def test_an_extent_that_is_no_number_is_named(value, tmp_path):
+def test_extent_that_is_not_a_number_is_reported(value, tmp_path):
     path = write_h5(tmp_path / "named.h5")
     with h5py.File(path, "a") as file:
         file.attrs["extent_um"] = value
@@ -217,7 +217,7 @@ def test_an_extent_that_is_no_number_is_named(value, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["nan", "-1", "inf"])
-def test_an_extent_that_is_given_is_a_number(value, h5_file, capsys):
+def test_given_extent_must_be_a_number(value, h5_file, capsys):
     assert main(["validate", str(h5_file), f"--extent-um={value}"]) == 1
     assert capsys.readouterr().err.startswith("error: extent_um: expected ")
 

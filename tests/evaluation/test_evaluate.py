@@ -233,7 +233,7 @@ def test_a_run_on_demo_data_is_evaluated_on_its_own_validation_sections(folder):
     assert summary["displacement/distance_px"]["mean"] == pytest.approx(trained, rel=1e-4)
 
 
-def test_what_is_left_open_is_as_the_network_was_trained(folder, capsys):
+def test_open_settings_come_from_the_training(folder, capsys):
     open_ = ["data.image_shape=null", "split=all", "segmentation=false", "baselines=[]"]
     out = evaluate(configured("model.path=identity.pt", *open_))
     assert json.loads((out / "summary.json").read_text())["image_shape"] == list(SHAPE)
@@ -304,7 +304,7 @@ def test_bad_input_gives_one_sentence_and_leaves_nothing(folder, overrides, mess
     assert set(folder.iterdir()) == before
 
 
-def test_samples_that_are_drawn_while_training_are_no_file(folder):
+def test_online_samples_cannot_be_evaluated(folder):
     small = ["data.image_shape=[32,48]", "atlas=phantom", "atlas.spacing_um=1100"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("evaluate", ["model.path=identity.pt", "out=out", "data=online", *small])
@@ -376,7 +376,7 @@ def write_trained_on(atlas: dict) -> None:
 FROM_FILE = {"_target_": "atlalign.atlas.atlas.file_atlas", "path": "atlas.h5", "spacing_um": 1100.0}
 
 
-def test_the_atlas_is_that_of_the_training_where_none_is_given(folder, capsys):
+def test_default_atlas_is_that_of_the_training(folder, capsys):
     write_h5(folder / "my.h5")
     write_trained_on(FROM_FILE)
     content = json.loads((evaluate(on_its_atlas("known.pt")) / "summary.json").read_text())
@@ -386,7 +386,7 @@ def test_the_atlas_is_that_of_the_training_where_none_is_given(folder, capsys):
     assert re.search(r"^atlas=file atlas\.path=atlas\.h5, .*known\.pt", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_what_is_given_of_an_atlas_goes_before_what_the_model_tells(folder):
+def test_given_atlas_settings_override_those_of_the_model(folder):
     write_h5(folder / "my.h5")
     write_trained_on({**FROM_FILE, "spacing_um": 25.0})
     config = on_its_atlas("known.pt", "+atlas.spacing_um=1100")
@@ -394,7 +394,7 @@ def test_what_is_given_of_an_atlas_goes_before_what_the_model_tells(folder):
     assert (found["path"], found["spacing_um"]) == ("atlas.h5", 1100)
 
 
-def test_an_atlas_that_is_given_goes_before(folder):
+def test_given_atlas_overrides_that_of_the_model(folder):
     write_trained_on(FROM_FILE)
     config = on_its_atlas("known.pt", "atlas=phantom", "atlas.spacing_um=1100")
     assert json.loads((evaluate(config) / "summary.json").read_text())["atlas"] == "phantom"
@@ -431,7 +431,7 @@ def test_sections_of_the_phantom_are_measured_against_it(folder):
     assert content["atlas"] == "phantom"
 
 
-def test_samples_that_trained_are_not_measured_in_silence(folder, capsys):
+def test_evaluating_training_samples_gives_a_warning(folder, capsys):
     data = {"_target_": "atlalign.data.datamodule.RegistrationDataModule", "path": str(folder / "my.h5")}
     save_model(Shift(*SHIFT), "known.pt", origin=ModelOrigin(image_shape=SHAPE, config={"data": data}))
     warning = re.compile(r"split=all: .*training samples of known\.pt")
@@ -446,7 +446,7 @@ def test_a_network_trained_at_another_size_is_refused(folder):
         evaluate(configured("model.path=small.pt", ALLOW))
 
 
-def test_help_says_how():
+def test_help_gives_examples():
     finished = subprocess.run(
         [sys.executable, "evaluate.py", "--help"],
         cwd=ROOT,
@@ -455,4 +455,4 @@ def test_help_says_how():
         check=True,
         timeout=120,
     )
-    assert "python evaluate.py model.path=runs/X/checkpoints/best.ckpt" in finished.stdout
+    assert "atlalign evaluate model.path=runs/X/checkpoints/best.ckpt" in finished.stdout

@@ -24,7 +24,7 @@ def in_german(table: str) -> str:
         TABLE.replace("sample", "note,sample").replace("\n", "\nx,")[:-2],
     ],
 )
-def test_dialects_are_read_alike(tmp_path, table):
+def test_all_dialects_give_the_same_landmarks(tmp_path, table):
     (tmp_path / "t.csv").write_text(table)
     found = read_landmarks(tmp_path / "t.csv", scale=(2, 4))
     assert found.key == "sample"
@@ -34,7 +34,7 @@ def test_dialects_are_read_alike(tmp_path, table):
     }
 
 
-def test_landmarks_are_those_of_a_sample_or_of_a_section(tmp_path):
+def test_landmarks_belong_to_a_sample_or_a_section(tmp_path):
     (tmp_path / "t.csv").write_text(TABLE.replace("sample", "Image_ID"))
     found = read_landmarks(tmp_path / "t.csv")
     assert found.key == "image_id"
@@ -58,7 +58,7 @@ def test_landmarks_are_those_of_a_sample_or_of_a_section(tmp_path):
         (TABLE.replace("moving_x", "moving_y"), "expected each column once"),
     ],
 )
-def test_what_is_wrong_with_a_table_is_said(tmp_path, table, sentence):
+def test_table_errors_are_reported(tmp_path, table, sentence):
     (tmp_path / "t.csv").write_text(table)
     with pytest.raises(InputError, match=rf"^landmarks: .*t\.csv.*{sentence}"):
         read_landmarks(tmp_path / "t.csv")

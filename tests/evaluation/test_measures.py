@@ -50,7 +50,7 @@ def test_labels_go_to_the_section_by_the_truth_and_come_back_by_the_judged_field
     assert (regions.carried(true) == labels[0].numpy())[stays_inside(true)[0].numpy()].mean() > 0.99
 
 
-def test_what_points_out_of_the_section_brings_no_label_back():
+def test_field_pointing_outside_brings_back_no_label():
     off = torch.zeros(1, 2, 20, 30)
     off[:, 0] = 3
     regions = Regions(torch.ones(1, 20, 30, dtype=torch.int32), torch.zeros_like(off), {}, (1.0, 1.0))
@@ -58,7 +58,7 @@ def test_what_points_out_of_the_section_brings_no_label_back():
     assert (regions.carried(off)[:, 27:] == 0).all()
 
 
-def test_regions_without_any_are_not_defined():
+def test_measures_of_missing_regions_are_undefined():
     zero = torch.zeros(1, 2, 20, 30)
     found = Regions(torch.zeros(1, 20, 30, dtype=torch.int32), zero, {"": lambda ids: ids}, (1.0, 1.0))
     assert all(math.isnan(value) for value in found.measures(zero).values())

@@ -74,6 +74,6 @@ def test_a_missing_package_says_what_to_install(monkeypatch, name, module, packa
         baseline(name)
 
 
-def test_a_misspelt_baseline_is_told_what_there_is():
+def test_misspelt_baseline_error_lists_the_choices():
     with pytest.raises(InputError, match="Did you mean ants_syn"):
         baseline("ants_synn")

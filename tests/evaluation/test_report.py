@@ -12,7 +12,9 @@ import torch
 from rich.console import Console
 
 from atlalign import pages, plots
-from atlalign.evaluation.report import METRICS, Row, print_table, section_view, summarize, write
+from atlalign.evaluation.means_table import print_table
+from atlalign.evaluation.report import section_view, write
+from atlalign.evaluation.summary import METRICS, Row, summarize
 
 DISTANCE = "displacement/distance_um"
 DESCRIPTION = {
@@ -92,7 +94,7 @@ def test_one_section_has_no_interval():
     assert math.isnan(found.high)
 
 
-def test_what_is_not_defined_is_left_out_and_counted():
+def test_undefined_values_are_left_out_and_counted():
     rows = [row(0, 1, 4.0), row(1, 2, math.nan), row(2, 3, 8.0)]
     assert summary_of(rows) == summary_of([rows[0], rows[2]])
     assert summary_of(rows).n_sections == 2
@@ -201,7 +203,7 @@ def test_the_best_affine_fit_is_not_called_a_method(capsys, tmp_path):
     assert {r["method"] for r in table(tmp_path / "summary.csv")} == {"network", "affine"}
 
 
-def test_a_single_data_set_has_no_summary_of_its_own():
+def test_single_data_set_has_no_separate_summary():
     assert {s.dataset for s in summarize(ROWS)} == {"all", "1", "2"}
     assert {s.dataset for s in summarize(ROWS[:2])} == {"all"}
 

@@ -365,7 +365,7 @@ def test_rough_fields_are_inverted_too():
     assert residual(field, invert(field)).max() <= 1.1e-3
 
 
-def test_what_leaves_the_image_comes_back_no_larger_than_the_field():
+def test_inverse_outside_the_image_is_no_larger_than_the_field():
     field = affine_to_dvf(torch.tensor([[[0.6, 0.3, 40.0], [-0.3, 0.7, -20.0]]]), SHAPE)
     inverse = invert(field)
     assert not inside(inverse).all()
@@ -386,7 +386,7 @@ def test_a_start_is_only_polished():
     assert residual(field, invert(field, start=exact + 0.3, tolerance_px=5e-3)).max() <= 5.1e-3
 
 
-def test_not_a_number_stays_where_it_can_be_seen():
+def test_nan_stays_visible():
     field = wave(2, 2)
     field[0, 0, 50, 60] = torch.nan
     assert invert(field).isnan().any()

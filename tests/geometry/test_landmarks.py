@@ -34,7 +34,7 @@ def test_points_reach_their_targets_and_nothing_folds(number, distance_px):
     assert jacobian_determinant(moved).min() > 0
 
 
-def test_what_lies_beyond_the_reach_stays():
+def test_points_beyond_the_reach_do_not_move():
     network = smooth_field(1, SHAPE, generator=torch.Generator().manual_seed(5)).dvf * 0.1
     point = torch.tensor([[60.0, 80.0]])
     moved = move_points(network, point, point + torch.tensor([[4.0, -7.0]]), reach_px=REACH_PX)
@@ -107,7 +107,7 @@ def random_map(amount: float) -> tuple[np.ndarray, np.ndarray]:
     return points, mapped
 
 
-def test_a_map_on_triangles_is_what_scipy_interpolates():
+def test_triangle_map_matches_scipy():
     points, mapped = random_map(20.0)
     queries = np.random.default_rng(2).uniform(0, 80, (500, 2))
     triangles = TriangleMap.delaunay(points, mapped)
@@ -116,7 +116,7 @@ def test_a_map_on_triangles_is_what_scipy_interpolates():
     assert triangles(points) == pytest.approx(mapped, abs=1e-7)
 
 
-def test_the_inverse_map_on_triangles_comes_back():
+def test_inverse_triangle_map_undoes_the_map():
     triangles = TriangleMap.delaunay(*random_map(0.5))
     assert not triangles.is_folded.any()
     queries = np.random.default_rng(2).uniform(0, 80, (500, 2))
@@ -129,7 +129,7 @@ def test_beyond_the_triangles_nothing_moves():
     assert (triangles(outside) == outside).all()
 
 
-def test_where_triangles_are_turned_over_the_inverse_is_that_of_the_others():
+def test_inverse_ignores_flipped_triangles():
     """A point is dragged across the opposite edge: two places of the section show one of the reference."""
     points = np.array([[0, 0], [100, 0], [0, 100], [100, 100], [50, 40]], float)
     mapped = points.copy()

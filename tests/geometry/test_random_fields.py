@@ -180,7 +180,7 @@ def test_stretched_edges_move_as_drawn_and_the_corners_stay():
             assert field[:, [0, 0, -1, -1], [0, -1, 0, -1]].abs().max() < tolerance
 
 
-def test_too_few_edges_are_refused_and_corners_are_no_edges():
+def test_too_few_edges_are_refused_without_counting_corners():
     mask = torch.zeros(1, *SHAPE, dtype=torch.bool)
     mask[0, [0, 0, -1, -1, 5], [0, -1, 0, -1, 5]] = True
     with pytest.raises(TooFewEdgesError, match=r"2 .* 1"):
@@ -279,7 +279,7 @@ def test_a_velocity_that_would_fold_stays_smaller():
     assert 0.02 < dvf.norm(dim=1).max() / SHAPE[1] < 0.5
 
 
-def test_a_size_of_zero_is_no_deformation():
+def test_zero_size_gives_no_deformation():
     smooth = Smooth(mean_fraction=0.0, largest_fraction=0.0)
     assert smooth.apply(smooth.draw(IMAGES, generator=seeded()), SHAPE).abs().max() < 1e-3
 
@@ -325,7 +325,7 @@ def test_an_anchor_has_the_options_of_its_function():
         assert not torch.allclose(Anchor(**others)(dvf), expected, atol=1e-2), name
 
 
-def test_the_factor_of_a_stretching_is_drawn_anew():
+def test_each_stretching_draws_its_factor():
     once, twice, never = (
         Stretching(factor_mean=0, factor_std=std, anchor=None).draw(bright(2), generator=seeded())[1]
         for std in (0.4, 0.8, 0)

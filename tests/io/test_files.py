@@ -47,7 +47,7 @@ def fail_halfway(path: Path, error: type[BaseException]) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_error_leaves_what_was_there(error, tmp_path):
+def test_error_keeps_the_existing_file(error, tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
     with pytest.raises(error):
@@ -56,7 +56,7 @@ def test_an_error_leaves_what_was_there(error, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_the_system_refuses_is_a_sentence(tmp_path):
+def test_system_errors_become_readable(tmp_path):
     with (
         pytest.raises(InputError, match="cannot be written: Is a directory"),
         written_whole(tmp_path) as file,
@@ -147,7 +147,7 @@ def test_data_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-def test_what_the_disk_refuses_in_the_end_leaves_nothing(number, tmp_path, monkeypatch):
+def test_late_disk_error_leaves_nothing(number, tmp_path, monkeypatch):
     def refuse(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -166,7 +166,7 @@ def ended_process() -> int:
     return process.pid
 
 
-def test_what_killed_processes_left_is_removed(tmp_path):
+def test_leftovers_of_killed_processes_are_removed(tmp_path):
     here, there = files._machine(), "deadbeef"
     ended, running = ended_process(), os.getppid()
     names = [
@@ -198,7 +198,7 @@ def test_a_long_name_is_written(letter, tmp_path):
     assert path.read_text() == "content"
 
 
-def test_any_text_has_a_file_name_of_its_own(tmp_path):
+def test_each_text_gets_its_own_file_name(tmp_path):
     texts = [
         "a" * 245,
         "a" * 246,
@@ -271,7 +271,7 @@ with files.lock(Path(sys.argv[1])):
     assert len(list(path.parent.iterdir())) == 2
 
 
-def test_the_lock_of_a_killed_process_is_no_lock(tmp_path):
+def test_lock_of_a_killed_process_is_released(tmp_path):
     killed_holder(tmp_path / "out")
     start = time.monotonic()
     hold(tmp_path / "out")
@@ -316,7 +316,7 @@ def test_a_lock_that_cannot_be_created_is_not_held_by_another():
 # --- content ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_fingerprint_of_arrays_tells_types_and_shapes():
+def test_fingerprint_depends_on_types_and_shapes():
     values = np.arange(6, dtype=np.int32)
     others = (values.reshape(2, 3), values.view(np.uint32), values[::-1], (0, 1, 2, 3, 4, 5))
     assert len({fingerprint_of(value) for value in (values, *others)}) == 5

@@ -36,7 +36,7 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["values", "/values", "deep/values", "soft", "deep/relative"])
-def test_what_lies_in_the_file_is_found(file, name):
+def test_internal_data_is_found(file, name):
     found = find_dataset(file, name)
     assert found is not None
     assert (found[...] == VALUES).all()
@@ -58,6 +58,6 @@ def test_names_that_lead_to_no_dataset(file, name):
         ("virtual", "virtual"),
     ],
 )
-def test_what_lies_in_another_file_is_refused(file, name, kind):
+def test_data_in_another_file_is_refused(file, name, kind):
     with pytest.raises(InputError, match=rf"a\.h5\[{name}\].*{kind}"):
         find_dataset(file, name)

@@ -39,7 +39,7 @@ def write(path: Path, pixels: np.ndarray, **options) -> Path:
         ("lzw.tif", COLOR, {"photometric": "rgb", "compression": "lzw", "predictor": True}),
     ],
 )
-def test_what_was_written_is_read(tmp_path, name, pixels, options):
+def test_written_image_is_read_back(tmp_path, name, pixels, options):
     read = read_image(write(tmp_path / name, pixels, **options))
     assert read.pixels.dtype == pixels.dtype
     assert (read.pixels == pixels).all()
@@ -106,7 +106,7 @@ class TestPixelSize:
         assert read_image(path).pixel_um == pytest.approx((0.65, 0.65))
 
     @pytest.mark.parametrize("unit", ["pixel", "parsec"])
-    def test_ome_in_an_unknown_unit_is_none(self, tmp_path, unit):
+    def test_unknown_ome_unit_gives_no_pixel_size(self, tmp_path, unit):
         metadata = {f"PhysicalSize{a}{u}": v for a in "XY" for u, v in (("", 2.0), ("Unit", unit))}
         path = write(tmp_path / "a.ome.tif", GREY, ome=True, metadata={"axes": "YX"} | metadata)
         assert read_image(path).pixel_um is None
@@ -124,7 +124,7 @@ class TestPixelSize:
     @pytest.mark.parametrize(
         ("dpi", "unit"), [(72, "INCH"), (300, "INCH"), (100, "CENTIMETER"), (5000, "NONE")]
     )
-    def test_a_printers_resolution_is_none(self, tmp_path, dpi, unit):
+    def test_printer_resolution_gives_no_pixel_size(self, tmp_path, dpi, unit):
         assert (
             read_image(write(tmp_path / "a.tif", GREY, resolution=(dpi, dpi), resolutionunit=unit)).pixel_um
             is None
@@ -167,7 +167,7 @@ class TestSeveralChannels:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
-def test_what_cannot_be_read_is_named(tmp_path, name):
+def test_unreadable_images_are_reported(tmp_path, name):
     path = tmp_path / name
     with pytest.raises(InputError, match=f"{name}: no such file"):
         read_image(path)
@@ -177,7 +177,7 @@ def test_what_cannot_be_read_is_named(tmp_path, name):
             read_image(path)
 
 
-def test_not_a_number_is_no_intensity(tmp_path):
+def test_nan_intensities_are_refused(tmp_path):
     with pytest.raises(InputError, match="expected finite intensities"):
         read_image(write(tmp_path / "a.tif", np.full((4, 5), np.nan, np.float32)))
 

@@ -44,7 +44,7 @@ class TestGround:
         assert torch.allclose(on_dark_ground(image).image, EXPECTED, atol=1e-5)
 
     @pytest.mark.parametrize("level", [0.4, 0.7, 1.0])
-    def test_a_bright_ground_is_what_tissue_is_darker_than(self, level):
+    def test_ground_brighter_than_the_tissue_counts_as_bright(self, level):
         """Also where it is darker than mid-grey."""
         image = torch.from_numpy(level * (1 - section())).float()
         ground = find_ground(image)
@@ -83,7 +83,7 @@ class TestGround:
             assert not found[~torch.from_numpy(section() > 0)].any()
             assert torch.allclose(found[40:80, 50:130], EXPECTED[40:80, 50:130], atol=1e-5)
 
-    def test_the_outline_of_tissue_is_no_frame(self):
+    def test_tissue_outline_is_not_taken_for_a_frame(self):
         assert not find_ground(torch.from_numpy(section()).float()).void.any()
         square = np.zeros((H, W))
         square[30:90, 40:140] = np.random.default_rng(0).uniform(0.3, 1, (60, 100))
@@ -178,7 +178,7 @@ class TestTissue:
         with pytest.raises(InputError, match=f"empty: .*every pixel is {value}"):
             tissue_of(np.full((40, 60), value, np.uint8), name="empty")
 
-    def test_a_section_that_fills_the_image_is_refused_unless_its_ground_is_told(self):
+    def test_section_that_fills_the_image_needs_a_given_background(self):
         random = np.random.default_rng(0)
         coarse = torch.from_numpy(random.uniform(0.2, 1, (1, 1, 8, 12)))
         image = torch.nn.functional.interpolate(coarse, (H, W), mode="bicubic").clamp(0, 1)[0, 0].numpy()

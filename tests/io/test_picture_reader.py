@@ -122,7 +122,7 @@ def test_a_jpeg_is_upright_by_its_exif(tmp_path, orientation):
     [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("JPEG2000", {}), ("BMP", {}), ("WEBP", {})],
 )
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
-def test_what_ends_early_is_refused(tmp_path, kind, options, kept):
+def test_truncated_picture_is_refused(tmp_path, kind, options, kept):
     content = written(Image.fromarray(SMOOTH), kind, **options)
     with pytest.raises(InputError, match=r"a\.png: cannot be read as an image"):
         read_image(put(tmp_path / "a.png", content[: int(kept * len(content))]))
@@ -242,7 +242,7 @@ def test_the_pixel_size_of_a_picture_turns_with_it(tmp_path):
 
 
 @pytest.mark.parametrize("dpi", [(0, 0), (1e9, 1e9)])
-def test_an_absurd_density_is_no_pixel_size(tmp_path, dpi):
+def test_absurd_density_gives_no_pixel_size(tmp_path, dpi):
     path = put(tmp_path / "a.png", written(Image.fromarray(SMOOTH), "PNG", dpi=(1, 1)))
     content = path.read_bytes()
     place = content.index(b"pHYs")

@@ -89,7 +89,7 @@ def test_bulbs_and_stems_near_each_other_are_one_section():
     assert len({first, third, fourth}) == labels.max() == 3
 
 
-def test_dirt_is_no_section():
+def test_dirt_is_not_taken_for_a_section():
     image = slide()
     section = drawn(image, 30, 8, 4.5, 3)
     y, x = np.indices(image.shape) / 25
@@ -121,7 +121,7 @@ def test_a_slide_without_sections_has_none(specks):
     assert found(image).max() == 0
 
 
-def test_haze_between_bright_sections_is_no_tissue():
+def test_haze_between_bright_sections_is_not_tissue():
     image = np.zeros(slide().shape)
     masks = [
         drawn(image, 10, 8, 4.5, 3, 150),

@@ -153,7 +153,7 @@ class TestPyramids:
         assert [scene.read(level).shape for level in range(3)] == [page.shape for page in pages]
         assert (scene.read(2) == pages[2]).all()
 
-    def test_another_image_of_half_the_size_is_no_level(self, tmp_path):
+    def test_different_image_of_half_size_is_not_a_level(self, tmp_path):
         write_pages(tmp_path / "a.tif", [COLOR, 255 - smaller(COLOR)], [{}, {}])
         scene = open_slide(tmp_path / "a.tif").scenes[0]
         assert scene.levels == ((200, 150),)
@@ -254,7 +254,7 @@ class TestChannels:
                    channels=self.CHANNELS)  # fmt: skip
         assert (read_image(tmp_path / "a.tif", channel=chosen).pixels == GREY // 2).all()
 
-    def test_an_unknown_name_is_answered_with_those_there_are(self, tmp_path):
+    def test_unknown_name_error_lists_the_choices(self, tmp_path):
         write_tiff(tmp_path / "a.tif", [GREY] * 3, shape=GREY.shape, dtype=GREY.dtype, pixel_um=(1, 1),
                    channels=self.CHANNELS)  # fmt: skip
         with pytest.raises(
@@ -315,7 +315,7 @@ class TestChannels:
         assert (scene.read(1, channel=1) == GREY[::2, ::2] + 1).all()
 
     @pytest.mark.parametrize("whole_px", [0, 2**24])
-    def test_channels_in_files_of_their_own_are_told_apart(self, tmp_path, monkeypatch, whole_px):
+    def test_channels_in_separate_files_are_distinguished(self, tmp_path, monkeypatch, whole_px):
         """Their files have the same layout, so that tiles stand at the same place in each."""
         monkeypatch.setattr(tiff_tiles, "_WHOLE_PX", whole_px)
         written = [GREY // 2, GREY // 2 + 1]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from atlalign.errors import InputError
-from atlalign.io.tables import read_parts, read_table, shown, write_table
+from atlalign.io.cells import shown
+from atlalign.io.tables import read_parts, read_table, write_table
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_parts_of_a_table_are_the_whole(tmp_path):
     assert [part.rows for part in read_parts(tmp_path / "t.csv", n_rows=3)] == [[]]
 
 
-def test_a_doubled_column_is_refused_only_where_it_is_needed(tmp_path):
+def test_repeated_column_is_refused_only_if_used(tmp_path):
     (tmp_path / "t.csv").write_text("x,Area,area\n1,2,3\n")
     (part,) = read_parts(tmp_path / "t.csv")
     assert part.column("x") == ["1"]
@@ -109,7 +110,7 @@ def test_commas_that_can_only_be_decimal_marks_are(tmp_path):
     assert table.rows[0][2] == "1,234"
 
 
-def test_lines_are_those_of_a_spreadsheet(tmp_path):
+def test_line_numbers_match_a_spreadsheet(tmp_path):
     """A cell of two lines has one number, and so has a blank line."""
     (tmp_path / "t.csv").write_text('a,b\n"two\nlines",1\n\n,\nx,2\n')
     table = read_table(tmp_path / "t.csv")
@@ -145,7 +146,7 @@ def test_columns_without_a_name_may_be_several(tmp_path):
         ('a,b\n"' + "x" * 200_000, "cannot be read as CSV: field larger"),
     ],
 )
-def test_what_is_wrong_with_a_table_is_said(tmp_path, content, sentence):
+def test_table_errors_are_reported(tmp_path, content, sentence):
     (tmp_path / "t.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=sentence):
         read_table(tmp_path / "t.csv").records(["a", "b"])
@@ -178,7 +179,7 @@ HARMLESS = [
 ]
 
 
-def test_text_that_would_be_run_is_marked_and_comes_back(tmp_path):
+def test_formula_text_is_escaped_and_restored(tmp_path):
     rows = [[text, "kept"] for text in DANGEROUS + HARMLESS]
     write_table(tmp_path / "t.csv", ["=name", "b"], rows)
     content = (tmp_path / "t.csv").read_bytes().decode()
@@ -193,7 +194,7 @@ def test_text_that_would_be_run_is_marked_and_comes_back(tmp_path):
     assert [row[0] for row in table.rows] == DANGEROUS + HARMLESS
 
 
-def test_cells_are_utf8_with_six_digits_and_empty_where_there_is_none(tmp_path):
+def test_written_cells_are_utf8_with_six_digits_or_empty(tmp_path):
     write_table(
         tmp_path / "t.csv",
         ["é", "b"],

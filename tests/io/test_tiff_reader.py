@@ -139,7 +139,7 @@ class TestStacks:
             with pytest.raises(InputError, match=rf"{next(iter(choice))}.* in 0 … 0, got 1"):
                 read_image(path, **choice)
 
-    def test_only_what_is_chosen_must_fit_into_memory(self, tmp_path, monkeypatch):
+    def test_only_the_chosen_part_must_fit_into_memory(self, tmp_path, monkeypatch):
         monkeypatch.setattr("atlalign.errors.LARGEST_BYTES", GREY.nbytes)
         path = write(tmp_path / "a.tif", self.STACK, metadata={"axes": "CYX"})
         assert (read_image(path, channel=2).pixels == GREY + 2).all()
@@ -214,7 +214,7 @@ class TestColours:
         assert pixels.dtype == np.float16
         assert (pixels == GREY).all()
 
-    def test_samples_that_the_series_calls_channels_are_no_colour(self, tmp_path):
+    def test_samples_declared_as_channels_are_not_color(self, tmp_path):
         planar = np.moveaxis(COLOR, 2, 0)
         options = {"photometric": "rgb", "planarconfig": "separate", "metadata": {"axes": "CYX"}}
         path = write(tmp_path / "a.tif", planar, **options)
@@ -280,7 +280,7 @@ class TestWhatIsNotThere:
         with pytest.raises(InputError, match=r"a\.tif: cannot be read as an image: .*ends early"):
             read_image(path)
 
-    def test_a_cut_stack_of_imagej_is_refused_even_for_what_is_there(self, tmp_path):
+    def test_truncated_imagej_stack_is_refused_for_every_plane(self, tmp_path):
         stack = np.stack([GREY] * 5)
         path = write(tmp_path / "a.tif", stack, imagej=True, metadata={"axes": "ZYX"}, truncate=True)
         path.write_bytes(path.read_bytes()[: -3 * GREY.nbytes])
@@ -311,7 +311,7 @@ class TestWhatIsNotThere:
 
 class TestIntensities:
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e31, -1e300])
-    def test_what_32_bits_cannot_average_is_said(self, tmp_path, value):
+    def test_values_beyond_32_bits_are_reported(self, tmp_path, value):
         pixels = np.ones((4, 5))
         pixels[1, 2] = value
         with pytest.raises(
@@ -467,7 +467,7 @@ class TestPixelSizeOfFiles:
             ("Aperio Image Library|MPP = unknown|", "unknown"),
         ],
     )
-    def test_what_cannot_be_read_is_said(self, tmp_path, caplog, description, named):
+    def test_unreadable_files_are_reported(self, tmp_path, caplog, description, named):
         assert read_image(self.write(tmp_path / "a.tif", description)).pixel_um is None
         assert "a.tif: the size of its pixels is unknown" in caplog.text
         assert named in caplog.text
@@ -530,7 +530,7 @@ class TestPixelSizeOfFiles:
         options = {"description": said, "software": "MetaSeries", "metadata": None}
         assert read_image(write(tmp_path / "a.tif", GREY, **options)).pixel_um == um
 
-    def test_imagej_in_no_known_unit_is_said(self, tmp_path, caplog):
+    def test_unknown_imagej_unit_is_reported(self, tmp_path, caplog):
         write(tmp_path / "a.tif", GREY, imagej=True, resolution=(1, 1), metadata={"unit": "furlong"})
         assert read_image(tmp_path / "a.tif").pixel_um is None
         assert "furlong" in caplog.text
@@ -544,7 +544,7 @@ class TestPixelSizeOfFiles:
         path = write(tmp_path / "b.ome.tif", GREY, GREY + 1, ome=True, each=each)
         assert [read_image(path, page=page).pixel_um for page in (0, 1)] == [(8, 8), (2, 2)]
 
-    def test_what_a_slide_says_of_its_scan_does_not_hold_for_its_thumbnail(self, tmp_path):
+    def test_scan_metadata_does_not_apply_to_the_thumbnail(self, tmp_path):
         options = {"metadata": None, "description": "Aperio|MPP = 0.5"}
         path = write(tmp_path / "a.svs", COLOR, COLOR[:7, :9].copy(), **options)
         assert read_image(path, page=0).pixel_um == (0.5, 0.5)

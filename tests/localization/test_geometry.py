@@ -13,7 +13,7 @@ from atlalign.localization.proposals import upright_frame
 from atlalign.localization.samples import ViewSampler
 from atlalign.localization.views import cut_views, even_tone, seen_tissue, view_matrix
 from atlalign.localization.volume import AtlasVolume
-from atlalign.registration.placement import Section
+from atlalign.registration.section import Section
 
 SIZE_MM = (6.0, 4.0, 5.0)
 LEANING = np.array([[0.002, 0.004, 3.0], [0.0, 0.05, 0.4], [0.05, 0.001, 0.6]])

@@ -26,7 +26,7 @@ from atlalign.localization.views import seen_tissue
 from atlalign.models import save_model
 from atlalign.networks import PlaneLocatorNet
 from atlalign.registration.jobs import Job, find_jobs
-from atlalign.registration.placement import Section
+from atlalign.registration.section import Section
 
 EXTENT = (13.2, 8.0, 11.4)
 PIXEL_MM = 0.1

@@ -130,7 +130,7 @@ def test_an_unknown_key_names_the_bad_part(key):
     assert str(error.value).startswith("unknown displacement loss 'vdclip4'. Did you mean vdclip3 or vdclip2")
 
 
-def test_losses_are_built_anew():
+def test_each_call_builds_new_losses():
     assert ALL_IMAGE_LOSSES["ncc_5"] is not ALL_IMAGE_LOSSES["ncc_5"]
 
 

@@ -101,7 +101,7 @@ def test_half_precision_is_computed_in_float32(key, dtype):
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_unlike_shapes_are_no_broadcast(key):
+def test_different_shapes_are_not_broadcast(key):
     with pytest.raises(ValueError, match=r"one shape \(B, C, H, W\).*\(2, 1, 21, 26\) and \(1, 1, 21, 26\)"):
         ALL_IMAGE_LOSSES[key](torch.rand(2, 1, 21, 26), torch.rand(1, 1, 21, 26))
 

@@ -62,7 +62,7 @@ def lpips_value(monkeypatch, model, backbone, y_true, y_pred):
 
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("model", MODELS)
-def test_values_are_those_of_lpips(monkeypatch, backbones, model, net):
+def test_values_match_lpips(monkeypatch, backbones, model, net):
     y_true, y_pred = pair()
     expected = lpips_value(monkeypatch, model, backbones[net], y_true, y_pred)
     assert expected > 1e-3
@@ -72,7 +72,7 @@ def test_values_are_those_of_lpips(monkeypatch, backbones, model, net):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_real_alexnet_values_are_those_of_lpips(monkeypatch, test_data, model):
+def test_alexnet_values_match_lpips(monkeypatch, test_data, model):
     backbone = Backbone("alex", test_data / "weights" / "alexnet_features.pth")
     rows, columns = torch.meshgrid(torch.linspace(-1, 1, 80), torch.linspace(-1, 1, 96), indexing="ij")
     y_true = torch.exp(-3 * (rows**2 + columns**2))[None, None]
@@ -168,7 +168,7 @@ def test_smallest_image(backbones, net, smallest):
         loss(*pair((50, smallest - 1)))
 
 
-def test_a_field_is_no_image(backbones):
+def test_field_is_refused_as_image(backbones):
     with pytest.raises(ValueError, match=r"\(B, 1, H, W\).*got \(1, 2, 40, 40\)"):
         PerceptualLoss(backbone_weights=backbones["alex"])(torch.rand(1, 2, 40, 40), torch.rand(1, 2, 40, 40))
 
@@ -225,7 +225,7 @@ def test_weights_of_the_other_network_are_refused(alex_file):
         Backbone("vgg", alex_file)
 
 
-def test_files_that_are_no_state_dict_are_refused(tmp_path):
+def test_files_without_state_dict_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.pth \(loss\.backbone_weights\), which does not exist"):
         Backbone("alex", tmp_path / "nowhere.pth")
     for content in (b"no weights", b"", b"a,b\n1,2\n"):

@@ -73,7 +73,7 @@ def test_points_outside_do_not_count():
 
 
 @pytest.mark.parametrize(("key", "loss"), [("grad", grad), ("jacobian", jacobian)])
-def test_roughness_and_folds_are_those_of_the_fields_that_are_there(key, loss):
+def test_second_field_is_averaged_if_given(key, loss):
     one, other = 3 * torch.randn(2, 2, 2, 12, 15)
     both = (loss(one, one) + loss(other, other)) / 2
     torch.testing.assert_close(ALL_REGULARITY_LOSSES[key](one, other), both)

@@ -74,7 +74,7 @@ def run(path: Path, reference: Tensor, moving: Tensor) -> dict[str, Tensor]:
         pytest.param("local", {"registered", "dvf", "inv_dvf"}, ".onnx", marks=pytest.mark.slow),
     ],
 )
-def test_a_graph_gives_what_the_network_gives(name, outputs, suffix, tmp_path):
+def test_graph_and_network_agree(name, outputs, suffix, tmp_path):
     original = network(name)
     path = tmp_path / f"graph{suffix}"
     differences = export_model(original, path, SHAPE)
@@ -141,7 +141,7 @@ def test_command(tmp_path, capsys):
         (["none.pt", "--out", "a.pt2"], "there is no model none.pt"),
     ],
 )
-def test_what_cannot_be_exported(arguments, words, tmp_path, monkeypatch, capsys):
+def test_networks_that_cannot_be_exported_are_reported(arguments, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save_model(network("global"), "global.pt")
     save_model(LocalUNet((), (), (), (), ()), "local.pt")

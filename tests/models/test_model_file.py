@@ -90,7 +90,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
-def test_a_saved_network_comes_back(make, separate, tmp_path):
+def test_saved_network_is_loaded(make, separate, tmp_path):
     network = make()
     path = save_model(network, tmp_path / "new" / "model.pt", separate=separate)
     loaded = load_model(path)
@@ -102,7 +102,7 @@ def test_a_saved_network_comes_back(make, separate, tmp_path):
 
 
 @pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
-def test_a_network_in_safetensors_comes_back_with_its_origin(make, tmp_path):
+def test_safetensors_keep_network_and_origin(make, tmp_path):
     network = make().to(memory_format=torch.channels_last)
     origin = ModelOrigin(303.0, SHAPE, config=CONFIG)
     path = save_model(network, tmp_path / "model.safetensors", origin=origin)
@@ -113,7 +113,7 @@ def test_a_network_in_safetensors_comes_back_with_its_origin(make, tmp_path):
         assert set(file.keys()) == set(network.state_dict())
 
 
-def test_what_is_no_safetensors_file_of_ours_says_so(tmp_path):
+def test_foreign_safetensors_file_is_refused(tmp_path):
     path = save_model(tiny_local(), tmp_path / "model.safetensors")
     whole = path.read_bytes()
     for content in (whole[:-50], b"", b"text", save({"a": torch.zeros(2)})):
@@ -173,7 +173,7 @@ def test_no_code_in_a_file_is_run(tmp_path):
     assert not trace.exists()
 
 
-def test_what_is_no_model_says_so(tmp_path):
+def test_file_that_is_not_a_model_is_refused(tmp_path):
     with pytest.raises(InputError, match="there is no model"):
         load_model(tmp_path / "none.pt")
     with pytest.raises(InputError, match=r"architecture\.json"):
@@ -227,7 +227,7 @@ def batches() -> DataLoader:
     return DataLoader([batch] * 4, batch_size=None)
 
 
-def test_training_goes_on_from_a_saved_training(tmp_path):
+def test_training_resumes_from_a_saved_training(tmp_path):
     trained = module(tiny_local(), config={"loss": {"dvf": "mse"}, "model": {"_target_": "unused"}})
     trainer(tmp_path, 4).fit(trained, batches(), batches())
     path = save_model(trained, tmp_path / "model.pt")
@@ -255,7 +255,7 @@ def test_a_training_checkpoint_is_a_model_file(tmp_path):
 
 
 @pytest.mark.parametrize("separate", [False, True])
-def test_a_saved_network_tells_its_origin(separate, tmp_path):
+def test_saved_network_records_its_origin(separate, tmp_path):
     origin = ModelOrigin(516.0, (64, 96), config=CONFIG)
     path = save_model(tiny_local(), tmp_path / "model", separate=separate, origin=origin)
     config = {} if separate else CONFIG  # apart from the weights there is nothing of the training
@@ -267,7 +267,7 @@ def test_a_saved_network_tells_its_origin(separate, tmp_path):
 
 
 @pytest.mark.parametrize("separate", [False, True])
-def test_a_training_tells_its_origin_also_apart(separate, tmp_path):
+def test_training_records_its_origin(separate, tmp_path):
     trained = module(tiny_local(), config=CONFIG, intensity_scale=516.0)
     trainer(tmp_path, 1).fit(trained, batches(), batches())
     origin = read_origin(save_model(trained, tmp_path / "model", separate=separate))
@@ -279,7 +279,7 @@ def test_a_training_tells_its_origin_also_apart(separate, tmp_path):
     [{}, {"image_shape": "64"}, {"image_shape": [0, 9]}, {"intensity_scale": float("nan")}, {"config": [1]}],
     ids=str,
 )
-def test_what_a_file_does_not_tell_is_not_guessed(known, tmp_path):
+def test_missing_information_is_not_guessed(known, tmp_path):
     torch.save({"state_dict": {}, "atlalign": known}, tmp_path / "model.pt")
     assert read_origin(tmp_path / "model.pt") == ModelOrigin()
 

@@ -103,7 +103,7 @@ def test_own_weights_start_alike_and_part_in_training_shared_ones_are_the_same()
     assert not torch.equal(one.grad, other.grad)
 
 
-def test_without_inverse_there_is_none():
+def test_inverse_field_is_optional():
     network = CoarseToFineNet(LocalUNet((2,), (2,), (2,), (2,), (2,)), (2, 1))
     assert not network.compute_inv
     assert network(*images()).inv_dvf is None

@@ -28,7 +28,7 @@ def steep(network: CorrelationPyramidNet) -> CorrelationPyramidNet:
     return network
 
 
-def test_correlation_is_the_cosine_of_what_differs_from_the_mean():
+def test_correlation_is_the_cosine_of_deviations_from_the_mean():
     # Two features of mean 0: (1, 0) left, (−1, 0) right; (0, 1) and (0, −1), so the cosine of row 0 with itself is 1.
     fixed = torch.tensor([[[[1.0, -1.0], [0.0, 0.0]], [[0.0, 0.0], [2.0, -2.0]]]])
     cosines = correlate(fixed, fixed + 5, radius=1)

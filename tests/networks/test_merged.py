@@ -62,7 +62,7 @@ def test_inverse_field_undoes_the_overall_field():
     assert compose(output.dvf, output.inv_dvf)[inside].abs().max() < 0.02
 
 
-def test_what_the_parts_decide():
+def test_shape_and_inverse_come_from_the_parts():
     network = MergedNet(global_net(), LocalUNet((), (), (), (), (), compute_inv=True))
     assert network.image_shape == SHAPE
     assert network.compute_inv

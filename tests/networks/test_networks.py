@@ -101,7 +101,7 @@ def test_local_forward_equals_numpy_layer_by_layer():
     np.testing.assert_allclose(dvf, expected, atol=1e-5)
 
 
-def test_convolving_what_is_doubled_needs_no_copy():
+def test_convolving_upsampled_features_needs_no_copy():
     generator = torch.Generator().manual_seed(0)
     features, weight, bias = (
         torch.rand(size, generator=generator, dtype=torch.float64) for size in ((2, 3, 4, 5), (2, 3, 3, 3), 2)
@@ -176,7 +176,7 @@ def test_a_velocity_is_integrated_forwards_and_backwards_in_one_pass():
     torch.testing.assert_close(output.registered, warp(moving, output.dvf))
 
 
-def test_a_velocity_goes_on_where_the_images_were_cropped():
+def test_velocity_extends_into_the_cropped_margin():
     network = LocalUNet((1,), (1,) * 4, (1,), (1,) * 4, (1,), velocity_steps=7)
     torch.nn.init.constant_(network.to_dvf.bias, 3.0)
     torch.nn.init.zeros_(network.to_dvf.weight)

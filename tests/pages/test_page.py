@@ -49,7 +49,7 @@ def test_outlines_run_between_labels():
 
 
 @pytest.mark.parametrize("channels", [(), (3,)])
-def test_a_picture_comes_back_from_its_uri(channels):
+def test_picture_survives_its_uri(channels):
     pixels = np.linspace(0, 255, 60).round().astype(np.uint8)
     pixels = np.broadcast_to(pixels.reshape(1, 60, *[1 for _ in channels]), (40, 60, *channels))
     kind, _, data = picture_uri(pixels).partition(",")

@@ -39,13 +39,14 @@ from atlalign.registration import (
     Job,
     Options,
     atlas_recipe,
+    batch_tables,
     find_jobs,
     image_recipe,
     register_batch,
     register_section,
     section_files,
+    section_folder,
 )
-from atlalign.registration import batch as module
 from atlalign.registration.quality import LIMITS, Limit
 from atlalign.registration.record import check_whole, read_record, write_record
 from atlalign.registration.transform import SectionTransform
@@ -182,7 +183,7 @@ def check_sides_and_parts(
     assert 0.4 < float(top["left_with_parts_mm2"]) / float(top["area_with_parts_mm2"]) < 0.6
 
 
-def test_run_again_it_does_what_is_missing_and_nothing_else(run, sections, tmp_path):
+def test_second_run_registers_only_missing_sections(run, sections, tmp_path):
     run(sections)
     out = tmp_path / "out"
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
@@ -202,7 +203,7 @@ def test_run_again_it_does_what_is_missing_and_nothing_else(run, sections, tmp_p
     ] == without_time
 
 
-def test_the_tables_show_what_all_calls_have_registered(run, sections, tmp_path):
+def test_tables_list_the_sections_of_all_calls(run, sections, tmp_path):
     """As of one call for each image, one of which fails, or a call that ends early."""
 
     def shown() -> tuple[set[str], set[str]]:
@@ -258,13 +259,13 @@ def test_results_of_a_version_that_measured_less_are_made_again(run, sections, t
     assert "(1 of them before)" in run(*image)[1]
 
 
-def test_a_measure_that_is_no_number_fails_with_its_name(run, sections, tmp_path, monkeypatch):
+def test_nan_measure_fails_with_its_name(run, sections, tmp_path, monkeypatch):
     def nowhere(job, recipe):
         found = register_section(job, recipe)
         quality = replace(found.registered.quality, inverse_consistency_um=math.nan)
         return found._replace(registered=found.registered._replace(quality=quality))
 
-    monkeypatch.setattr(module, "register_section", nowhere)
+    monkeypatch.setattr(section_folder, "register_section", nowhere)
     for _ in range(2):  # new, and judged again
         run(sections / "b.tif", "--position", "6000")
         row = table(tmp_path / "out")["b"]
@@ -293,9 +294,9 @@ def test_tables_are_written_by_one_process_at_a_time(run, sections, tmp_path, mo
             later.join(timeout=0.3)
         write_table(*arguments)
 
-    write_table = module.write_table
-    later = threading.Thread(target=lambda: module._write_tables(out))
-    monkeypatch.setattr(module, "write_table", slowly)
+    write_table = batch_tables.write_table
+    later = threading.Thread(target=lambda: batch_tables.write_tables(out))
+    monkeypatch.setattr(batch_tables, "write_table", slowly)
     run(sections / "a.png", "--position", "4000")
     later.join()
     assert set(table(out)) == {"a", "b"}
@@ -350,7 +351,7 @@ def test_a_section_with_half_an_anchoring_fails_alone(run, sections, tmp_path):
     assert "2 of 2 sections registered" in run(tmp_path / "list.json", *own)[1]  # nor does it matter there
 
 
-def test_other_options_do_not_mix_with_what_is_there(run, sections, tmp_path):
+def test_other_options_do_not_mix_with_existing_results(run, sections, tmp_path):
     run(sections)
     status, printed = run(sections, "--background", "dark")
     assert status == 1
@@ -543,7 +544,7 @@ def test_a_foreign_folder_is_left_alone(run, sections, tmp_path, name):
         assert own.read_text() == "years of work"
 
 
-def test_what_users_put_beside_results_is_not_lost(run, sections, tmp_path):
+def test_user_files_beside_results_are_kept(run, sections, tmp_path):
     run(sections)
     own = tmp_path / "out" / "a" / "cells.csv"
     own.write_text("x,y")
@@ -563,7 +564,7 @@ def test_a_file_in_place_of_the_folder_of_results_is_named(run, sections, tmp_pa
     assert (tmp_path / "out").read_text() == "a file"
 
 
-def test_a_batch_that_is_interrupted_ends_in_one_sentence_and_goes_on(run, sections, tmp_path, monkeypatch):
+def test_interrupted_batch_prints_one_line_and_resumes(run, sections, tmp_path, monkeypatch):
     def interrupted(path, *args, **kwargs):
         if path.parent.name.endswith("-b"):
             raise KeyboardInterrupt
@@ -638,7 +639,7 @@ def test_without_space_nothing_half_written_stays(run, sections, tmp_path, monke
 
 
 @pytest.mark.parametrize("number", [errno.EDQUOT, errno.EROFS])
-def test_what_no_section_could_write_ends_the_batch(number, run, sections, tmp_path, monkeypatch):
+def test_unwritable_folder_ends_the_batch(number, run, sections, tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError(number, os.strerror(number))
 
@@ -664,7 +665,7 @@ def test_any_error_of_one_section_is_a_row(error, said, workers, run, sections, 
             raise error
         return register_section(job, recipe)
 
-    monkeypatch.setattr(module, "register_section", fail_for_b)
+    monkeypatch.setattr(section_folder, "register_section", fail_for_b)
     status, printed = run(sections, "--workers", workers)
     assert status == 1
     assert "2 of 3 sections registered" in printed
@@ -678,8 +679,8 @@ def test_any_error_of_one_section_is_a_row(error, said, workers, run, sections, 
     assert str(sections / "b.tif") in log
 
 
-def test_an_exit_is_no_failure_of_a_section(run, sections, monkeypatch):
-    monkeypatch.setattr(module, "register_section", lambda *_: sys.exit(3))
+def test_exit_is_not_recorded_as_failure(run, sections, monkeypatch):
+    monkeypatch.setattr(section_folder, "register_section", lambda *_: sys.exit(3))
     with pytest.raises(SystemExit):
         run(sections)
 
@@ -721,7 +722,7 @@ def test_an_output_folder_that_ends_itk_is_a_sentence(run, sections, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["\ud800.png", "a\0.png", "../..", "."])
-def test_a_list_may_name_what_no_file_is_called(name, run, sections, tmp_path):
+def test_list_with_an_impossible_file_name(name, run, sections, tmp_path):
     slices = [
         {"filename": file, "width": 144, "height": 96, "anchoring": [456, 284, 320, -456, 0, 0, 0, 0, -320]}
         for file in (name, str(sections / "b.tif"))
@@ -751,7 +752,7 @@ def test_two_runs_share_the_sections_of_a_folder(sections, model, tmp_path, monk
         recipe = atlas_recipe("phantom", model=model, image_shape=SHAPE)
         rows += [outcome.row for outcome in register_batch(find_jobs([sections]), recipe, tmp_path / "out")]
 
-    monkeypatch.setattr(module, "register_section", count)
+    monkeypatch.setattr(section_folder, "register_section", count)
     one: list[dict[str, str]] = []
     two: list[dict[str, str]] = []
     thread = threading.Thread(target=register, args=(one,))
@@ -813,13 +814,13 @@ def test_a_file_put_into_a_result_while_it_is_made_again_is_kept(run, sections, 
         own.write_text("mine")
         return register_section(job, recipe)
 
-    monkeypatch.setattr(module, "register_section", slowly)
+    monkeypatch.setattr(section_folder, "register_section", slowly)
     status, printed = run(*image, "--background", "dark", "--overwrite")
     assert (status, "b holds more than results (notes.txt)" in printed) == (1, True)
     assert own.read_text() == "mine"
 
 
-def test_what_has_no_position_is_located(run, sections, tmp_path, monkeypatch):
+def test_section_without_position_is_located(run, sections, tmp_path, monkeypatch):
     def located(jobs, locator, **options):
         place = Anchoring.of_points_um(np.array([[0, 0, 6000.0], [0, 8000, 0], [11400, 0, 0]]), (64, 96))
         first, second = jobs
@@ -828,7 +829,7 @@ def test_what_has_no_position_is_located(run, sections, tmp_path, monkeypatch):
             Located(second, "", 2, reason="it fits nowhere"),
         ]
 
-    monkeypatch.setattr("atlalign.cli.locate.located_jobs", located)
+    monkeypatch.setattr("atlalign.localization.unplaced.locate", located)
     status, printed = run(sections / "a.png", sections / "b.tif")
     assert (status, "b.tif: it fits nowhere" in printed) == (1, True)
     settings = json.loads((tmp_path / "out" / "a" / "transform.json").read_text())["settings"]
@@ -836,7 +837,7 @@ def test_what_has_no_position_is_located(run, sections, tmp_path, monkeypatch):
     assert [s.path.name for s in read_list(tmp_path / "out" / "located.json")] == ["a.png"]
 
 
-def test_what_was_located_is_not_located_again(run, sections, tmp_path, monkeypatch):
+def test_located_sections_keep_their_planes(run, sections, tmp_path, monkeypatch):
     """A second run keeps the planes, a new section is located beside them, and a changed one anew."""
     asked: list[tuple[list[str], list[int]]] = []
 
@@ -847,7 +848,7 @@ def test_what_was_located_is_not_located_again(run, sections, tmp_path, monkeypa
             known.get(i, Located(job, "", i, side="whole", anchoring=place)) for i, job in enumerate(jobs)
         ]
 
-    monkeypatch.setattr("atlalign.cli.locate.located_jobs", located)
+    monkeypatch.setattr("atlalign.localization.unplaced.locate", located)
     assert run(sections / "a.png")[0] == 0
     status, printed = run(sections / "a.png")
     assert (status, "1 of 1 sections located earlier" in printed, len(asked)) == (0, True, 1)
@@ -875,7 +876,7 @@ def test_the_position_lies_in_the_atlas(run, sections):
     assert "registered (" not in printed  # the reason is all there is to say
 
 
-def test_a_reference_of_ones_own(run, sections, tmp_path):
+def test_custom_reference_image(run, sections, tmp_path):
     atlas = phantom_atlas(image_shape=(64, 96), spacing_um=1200)
     write(tmp_path / "r.png", (atlas.section(4000)[0] * 255).byte().numpy())
     write(tmp_path / "l.tif", atlas.labels(4000)[0].numpy().astype(np.uint16))
@@ -944,7 +945,7 @@ def test_refinement_raises_the_similarity(run, sections, tmp_path):
         ("5600", "1000 µm further back"),
     ],
 )
-def test_a_wrong_position_is_told_with_a_better_one(run, sections, tmp_path, position, better):
+def test_wrong_position_is_flagged_with_a_better_one(run, sections, tmp_path, position, better):
     """The section shows the middle of the plane from 6000 to 7200 µm."""
     run(sections / "b.tif", "--position", position, "--place", "stretch")
     row = table(tmp_path / "out")["b"]
@@ -970,7 +971,7 @@ def test_a_section_that_lies_upside_down_is_turned_unless_its_turn_is_given(run,
         assert "(it fits better turned by " in row["reason"], given
 
 
-def test_half_a_section_with_its_sides_exchanged_is_told(run, sections, tmp_path):
+def test_mirrored_half_section_is_flagged(run, sections, tmp_path):
     image = read_image(sections / "b.tif").pixels
     image[:, :72] = 0
     write(sections / "b.tif", image)
@@ -981,7 +982,7 @@ def test_half_a_section_with_its_sides_exchanged_is_told(run, sections, tmp_path
     assert "it fits better" not in table(tmp_path / "out")["b"]["reason"]
 
 
-def test_to_an_image_of_ones_own_only_other_turns_are_tried(run, sections, tmp_path):
+def test_only_turns_are_tried_for_a_reference_image(run, sections, tmp_path):
     own = ["--reference", sections / "c.jpg", "--reference-pixel-um", "80", "--place", "stretch"]
     run(sections / "b.tif", *own)
     row = table(tmp_path / "out")["b"]
@@ -995,7 +996,7 @@ def test_limits_can_be_set(run, sections, tmp_path):
     assert "displacement_max_um" in row["reason"]
 
 
-def test_other_limits_judge_what_was_registered_before(run, sections, tmp_path):
+def test_new_limits_apply_to_earlier_results(run, sections, tmp_path):
     image = [sections / "a.png", "--position", "4000", "--limit"]
     flags = []
     for limit in ("displacement_max_um=0,0.001", "displacement_max_um=0,9e9"):
@@ -1080,7 +1081,7 @@ def test_a_registered_image_has_a_limit(sections, monkeypatch):
         register_section(job._replace(options={**job.options, "output_um": 20.0}), recipe)
 
 
-def test_images_of_one_name_are_told_apart_by_their_folders(run, sections, tmp_path):
+def test_images_of_one_name_are_distinguished_by_their_folders(run, sections, tmp_path):
     other = shutil.copytree(sections, tmp_path / "second")
     status, _ = run(sections / "b.tif", other / "b.tif", other / "a.png", "--position", "6000")
     assert status == 0
@@ -1161,7 +1162,7 @@ def test_a_plane_of_a_stack_is_registered(run, sections, tmp_path):
         ),
     ],
 )
-def test_what_a_list_says_wrongly_of_an_image_fails_it_alone(run, sections, column, cell, sentence):
+def test_wrong_entry_of_a_list_fails_only_its_image(run, sections, column, cell, sentence):
     (sections / "list.csv").write_text(f"filename,p,{column}\na.png,4000,{cell}\nb.tif,6000,\n")
     status, printed = run(sections)
     assert status == 1

@@ -211,7 +211,7 @@ def test_one_plane_of_a_stack_is_taken(transform, tmp_path, capsys, axes, option
 
 @pytest.mark.parametrize("to", ["reference", "section"])
 @pytest.mark.parametrize("count", [2, 3])
-def test_all_channels_go_where_each_alone_does(transform, tmp_path, monkeypatch, capsys, count, to):
+def test_all_channels_move_like_single_ones(transform, tmp_path, monkeypatch, capsys, count, to):
     """Three of them are no colours, and what comes out is taken for what it is by the next call and by others."""
     import tifffile
 
@@ -285,7 +285,7 @@ def test_a_path_goes_down_to_a_region_that_may_have_no_name(transform, tmp_path)
     assert row["region_acronym"] == "b"
 
 
-def test_points_of_other_sections_are_not_taken_for_those_of_one(transform, tmp_path, capsys):
+def test_points_of_other_sections_are_refused(transform, tmp_path, capsys):
     table = [{"section": "s1", "x": 70, "y": 80}, {"section": "", "x": 1, "y": 1}]
     assert len(rows(run(write_rows(tmp_path / "own.csv", table), "reference", "out.csv"))) == 2
     source = write_rows(tmp_path / "cells.csv", [*table, {"section": "s2", "x": 70, "y": 80}])
@@ -346,7 +346,7 @@ def test_points_of_several_sections_each_go_by_their_own(transform, tmp_path, ca
 
 
 @pytest.mark.parametrize("by", [("ap_um", "dv_um", "ml_um"), ("x_reference", "y_reference")])
-def test_points_come_back_to_the_section(transform, tmp_path, by):
+def test_points_survive_a_round_trip(transform, tmp_path, by):
     pixels = np.random.default_rng(0).uniform((40, 30), (200, 150), (200, 2))
     cells = write_rows(tmp_path / "cells.csv", [{"x": x, "y": y} for x, y in pixels])
     there = rows(run(cells, "reference", "there.csv"))
@@ -1014,7 +1014,7 @@ def test_a_damaged_registration_is_named(transform, tmp_path, capsys, name):
     assert not (tmp_path / "b.csv").exists()
 
 
-def test_no_space_leaves_what_was_there(transform, tmp_path, monkeypatch, capsys):
+def test_full_disk_keeps_the_existing_file(transform, tmp_path, monkeypatch, capsys):
     (tmp_path / "a.csv").write_text("x,y\n100,90\n")
     (tmp_path / "b.csv").write_text("kept")
 
@@ -1037,7 +1037,7 @@ def test_no_space_leaves_what_was_there(transform, tmp_path, monkeypatch, capsys
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_closed_pipe_is_no_traceback(still, monkeypatch):
+def test_closed_pipe_gives_no_traceback(still, monkeypatch):
     (still / "a.csv").write_text("x,y\n1,2\n")
     reading, writing = os.pipe()
     os.close(reading)

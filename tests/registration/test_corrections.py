@@ -32,9 +32,9 @@ from atlalign.registration.corrections import (
 from atlalign.registration.ignored import Ignored
 from atlalign.registration.network import TrainedNetwork
 from atlalign.registration.placed_field import affine_of
-from atlalign.registration.placement import read_section
 from atlalign.registration.points import PointPairs, folded_share, honoured, load_without_points
 from atlalign.registration.record import read_record
+from atlalign.registration.section import read_section
 from atlalign.registration.transform import SectionTransform
 from atlalign.registration.transform_options import TransformOptions
 
@@ -147,7 +147,7 @@ def same(first: Correction, second: Correction) -> bool:
         Correction(ignored=Ignored(MASK, ((RING, RING / 2), (RING + 100,)))),
     ],
 )
-def test_corrections_come_back(tmp_path, correction):
+def test_corrections_are_read_back(tmp_path, correction):
     write_correction(tmp_path, "a.b", correction, size=SIZE)
     assert same(read_correction(tmp_path, "a.b"), correction)
     write_correction(tmp_path, "a.b", Correction(), size=SIZE)
@@ -409,7 +409,7 @@ def test_points_are_honoured_on_the_networks_field(tmp_path, section, by_network
     assert torch.equal(found.without_points.forward.mm, plain.transform.forward.mm)
 
 
-def test_dragging_in_the_page_is_what_the_batch_does(tmp_path, section, by_network):
+def test_dragging_in_the_page_equals_the_batch(tmp_path, section, by_network):
     (job,) = listed(section, markers=drawn_markers(4, 3.0).tolist())
     list(register_batch([job], by_network, tmp_path / "out"))
     folder = tmp_path / "out" / "a"
@@ -531,7 +531,7 @@ def painted(section: Path, value: int) -> None:
     tifffile.imwrite(section / "a.tif", image)
 
 
-def test_what_is_ignored_changes_nothing(section, by_network):
+def test_ignored_tissue_does_not_influence_the_registration(section, by_network):
     """Neither what the network sees, nor any measure, depends on pixels under the mask."""
     mask = np.zeros(SIZE, np.bool_)
     mask[58:92, 98:142] = True
@@ -578,7 +578,7 @@ def test_folding_is_seen_whatever_the_orientation(phantom, blank):
     assert folded_share(base, affine_of(base)) == 0
 
 
-def test_ignored_tissue_looks_like_what_lies_around_it():
+def test_ignored_tissue_looks_like_its_surroundings():
     """A hole in even tissue would pull its rim: it is filled; beyond the tissue there is ground."""
     pixels = np.zeros(SIZE, np.uint8)
     pixels[40:160, 50:250] = 200

@@ -107,7 +107,7 @@ def test_tables_add_up_and_a_section_counts_once(cells, sections, tmp_path):
     assert (leaf["points"], leaf["area_mm2"]) == ("10", "6")
 
 
-def test_what_one_of_the_tables_does_not_know_is_left_out(cells, sections, tmp_path):
+def test_values_missing_from_one_table_are_left_out(cells, sections, tmp_path):
     section(sections / "s3", {2: (1, 1)}, with_sides=False)
     assert count(cells, "--with", sections, "--out", tmp_path / "counts.csv") == 0
     grey = rows(tmp_path / "counts.csv")["grey"]
@@ -180,7 +180,7 @@ def test_a_damaged_table_of_regions_is_refused(cells, sections, tmp_path, capsys
     assert not (tmp_path / "counts.csv").exists()
 
 
-def test_nothing_is_overwritten_and_folders_of_something_else_are_told(cells, sections, tmp_path, capsys):
+def test_existing_files_and_foreign_folders_are_refused(cells, sections, tmp_path, capsys):
     out = write(tmp_path / "counts.csv", "mine")
     assert count(cells, "--with", sections, "--out", out) == 1
     assert out.read_text() == "mine\n"

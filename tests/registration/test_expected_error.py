@@ -77,7 +77,7 @@ def test_disagreement_is_the_distance_between_views_in_um(reference):
     assert return_um[inside] == pytest.approx(70, rel=1e-4)  # smoothing knows tissue only
 
 
-def test_what_is_not_known_is_filled_from_around(reference):
+def test_unknown_errors_are_filled_from_their_surroundings(reference):
     return_um = torch.full(SHAPE, 70.0)
     rows, columns = torch.nonzero(reference.tissue, as_tuple=True)
     return_um[rows[50], columns[50]] = torch.nan

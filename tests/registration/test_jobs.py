@@ -46,7 +46,7 @@ def test_files_folders_and_lists_give_jobs(sections):
     assert names(find_jobs([Path("x.ome.tif")], position_um=100)) == ["x"]
 
 
-def test_what_gives_no_jobs_is_said(sections, tmp_path):
+def test_inputs_without_images_are_reported(sections, tmp_path):
     with pytest.raises(InputError, match="--position-um cannot be combined"):
         find_jobs([sections / "list.csv"], position_um=700)
     with pytest.raises(InputError, match="found none in"):
@@ -71,7 +71,7 @@ def test_a_file_of_any_ending_may_be_an_image(tmp_path, name):
     assert find_jobs([path], position_um=700) == [Job(path, 700)]
 
 
-def test_a_position_in_mm_is_told(sections):
+def test_position_in_mm_is_detected(sections):
     with pytest.raises(
         InputError, match=r"^--position-um: expected a position in µm .*, got 6\.7: is that mm\?"
     ):
@@ -81,7 +81,7 @@ def test_a_position_in_mm_is_told(sections):
     assert re.match(r"line 2, p: expected a position in µm .*, got 7\.2: is that mm\?", job.problem)
 
 
-def test_what_systems_leave_in_a_folder_is_no_image_and_no_list(sections):
+def test_system_files_in_a_folder_are_skipped(sections):
     touch(
         sections,
         "._a.png",
@@ -181,7 +181,7 @@ def test_the_images_of_a_list_may_lie_in_another_folder(sections, tmp_path, capl
         find_jobs([listing], images=sections / "a.png")
 
 
-def test_a_missing_image_fails_alone_beside_a_reference_of_ones_own_too(tmp_path):
+def test_missing_image_fails_alone_with_a_reference_image(tmp_path):
     touch(tmp_path, "a.png", "b.tif")
     listing = write_slices(tmp_path / "l.json", "a.png", "b.png", anchoring=None)
     a, b = find_jobs([listing], listed=True)
@@ -197,14 +197,14 @@ def test_a_missing_image_fails_alone_beside_a_reference_of_ones_own_too(tmp_path
     assert "b.tif" in b.problem
 
 
-def test_images_of_a_folder_that_cannot_be_read_are_said(sections, caplog):
+def test_unreadable_images_of_a_folder_are_reported(sections, caplog):
     touch(sections, "d.czi", "e.LIF", "f.lsm", "._g.czi", "notes.docx")
     assert names(find_jobs([sections], position_um=7000)) == ["a", "b", "c", "d", "f"]
     assert "e.LIF" in caplog.text
     assert "d.czi" not in caplog.text
 
 
-def test_columns_that_nothing_reads_are_said(sections, caplog):
+def test_unknown_columns_are_reported(sections, caplog):
     rows = "filename,p,Pixel_size,mirrored,notes,empty\na.png,4000,0.65,yes,,\nb.tif,6000,0.65,,torn,\n"
     (sections / "list.csv").write_text(rows)
     assert [dict(job.options) for job in find_jobs([sections])] == [{"mirrored": True}, {}]
@@ -212,7 +212,7 @@ def test_columns_that_nothing_reads_are_said(sections, caplog):
     assert "pixel_size_um" in caplog.text
 
 
-def test_the_columns_of_deepslice_are_no_surprise(test_data, caplog):
+def test_deepslice_columns_give_no_warning(test_data, caplog):
     find_jobs([test_data / "quint" / "GLTa.csv"])
     assert "not used" not in caplog.text
 

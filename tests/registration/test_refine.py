@@ -51,7 +51,7 @@ def test_a_shift_is_found_in_inverted_contrast(reference, nothing):
     assert distance(refined, shift, reference) < 0.5
 
 
-def test_images_that_say_nothing_leave_the_start_alone(reference, dvf, nothing):
+def test_uninformative_images_keep_the_start(reference, dvf, nothing):
     grey = torch.full_like(reference, 0.4)
     for pair in ((grey, grey), (grey, reference), (reference, grey)):
         assert torch.allclose(refine(*pair, dvf, steps=3), dvf, atol=1e-5)
@@ -104,7 +104,7 @@ def test_the_smoother_it_is_the_less_fields_bend(reference, dvf, nothing):
     assert smooth < 0.8 * bent
 
 
-def test_movements_have_a_price(reference, nothing):
+def test_movements_are_penalised(reference, nothing):
     other = phantom_atlas(image_shape=SHAPE, spacing_um=1200, seed=5).section(8400)[
         None
     ]  # another plane and brain
@@ -155,7 +155,7 @@ def test_local_correlation_is_1_for_any_linear_relation(reference):
     assert refinement._mean(related, torch.zeros_like(rough)).item() == 0
 
 
-def test_what_is_left_is_not_pulled_over_a_piece_that_is_torn_off(nothing, monkeypatch):
+def test_remaining_tissue_is_not_pulled_over_a_missing_piece(nothing, monkeypatch):
     y, x = torch.meshgrid(*(torch.arange(float(size)) for size in SHAPE), indexing="ij")
     ellipse = torch.sigmoid(12 - 12 * ((x - 46) / 34) ** 2 - 12 * ((y - 32) / 22) ** 2)
     whole = (ellipse * (0.6 + 0.1 * torch.cos(x / 6) * torch.cos(y / 5)))[None, None]
@@ -171,7 +171,7 @@ def test_what_is_left_is_not_pulled_over_a_piece_that_is_torn_off(nothing, monke
     assert moved_px() > 0.6
 
 
-def test_what_can_be_compared_is_what_has_tissue_of_the_other_nearby():
+def test_only_tissue_near_the_other_image_is_compared():
     images = torch.zeros(2, 1, 40, 80)
     images[:, :, 10:30, 10:30] = 0.5
     images[1, :, 10:30, 31:33] = 0.5  # within the radius of 2 px

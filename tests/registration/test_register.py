@@ -16,20 +16,12 @@ from atlalign.io.images import ImageFile
 from atlalign.networks import Registration
 from atlalign.registration.grid import Grid
 from atlalign.registration.measures import affine_part, cover
-from atlalign.registration.placement import (
-    Placement,
-    Section,
-    antialiased,
-    flipped,
-    place,
-    placed_image,
-    read_section,
-    sampled_image,
-    turned,
-)
+from atlalign.registration.placed_image import antialiased, placed_image, sampled_image
+from atlalign.registration.placement import Placement, flipped, place, turned
 from atlalign.registration.quality import LIMITS, Alternative, OtherPlane, Quality, judge, likeliest_distance
 from atlalign.registration.references import Reference, atlas_reference, image_reference
 from atlalign.registration.register import register
+from atlalign.registration.section import Section, read_section
 from atlalign.registration.turning import likely_turns
 
 SHAPE = (40, 56)
@@ -109,7 +101,7 @@ class TestReference:
         assert 0.45 < np.count_nonzero(half.labels) / np.count_nonzero(reference.labels) < 0.55
         assert not half.tissue[:, {"left": slice(29, None), "right": slice(0, 27)}[side]].any()
 
-    def test_ones_own_image_needs_the_size_of_its_pixels(self):
+    def test_reference_image_needs_a_pixel_size(self):
         image = ImageFile(
             np.pad(np.arange(39 * 51, dtype=np.uint16).reshape(39, 51), ((20, 20), (30, 30))), None
         )
@@ -124,7 +116,7 @@ class TestReference:
         with pytest.raises(InputError, match=r"^r: expected a pixel size.*, got 0 × 0 µm"):
             image_reference(image, None, SHAPE, pixel_um=0, name="r")
 
-    def test_ones_own_image_may_be_bright_or_dark(self):
+    def test_reference_image_may_be_bright_or_dark(self):
         tissue = np.pad(np.arange(60 * 80, dtype=np.uint8).reshape(60, 80), 10)
         dark, bright = (
             image_reference(ImageFile(pixels, (25, 25)), None, SHAPE, pixel_um=None, name="r")
@@ -153,7 +145,7 @@ class TestReading:
         assert (dark.background, bright.background) == ("dark", "bright")
         assert torch.allclose(bright.grey, dark.grey, atol=1e-6)
 
-    def test_what_the_user_says_of_the_slide_holds(self):
+    def test_given_background_overrides_detection(self):
         """Then the darkest pixels are ground, not those of the border."""
         bright = ImageFile(255 - self.IMAGE, None)
         assert read_section(bright, SHAPE).background == "bright"
@@ -163,7 +155,7 @@ class TestReading:
         assert kept.background == "dark"
         assert torch.allclose(kept.grey, expected, atol=1e-6)
 
-    def test_a_large_image_is_shrunk_and_says_where_its_pixels_are(self):
+    def test_large_image_is_shrunk_with_known_pixel_positions(self):
         large = np.kron(self.IMAGE, np.ones((12, 12), np.uint8))
         section = read_section(ImageFile(large, None), SHAPE)
         assert section.scale == (13, 13)  # 1200 // 40 // 2 = 15 rows, 1560 // 56 // 2 = 13 columns
@@ -178,7 +170,7 @@ class TestReading:
 
 
 class TestPlacing:
-    def test_detail_that_is_lost_becomes_its_mean_and_no_pattern(self):
+    def test_lost_detail_is_averaged_without_aliasing(self):
         stripes = (torch.arange(168) % 2).float().expand(120, -1)
         section = Section(stripes, (1.0, 1.0), (120, 168), None, "dark")
         placement = Placement(np.diag([3.0, 3.0, 1.0])[:2], (1.0, 1.0), "user", "stretch")
@@ -265,7 +257,7 @@ class TestPlacing:
         with pytest.raises(InputError, match=r"pixel size \(anchoring\) .*0\.01 to 100 times.*got"):
             place(section, reference, anchoring=Anchoring(sides @ whole, SHAPE))
 
-    def test_what_is_missing_is_named(self, reference):
+    def test_missing_information_is_reported(self, reference):
         section = read_section(ImageFile(drawn(reference, np.eye(2, 3), SHAPE), None), SHAPE)
         with pytest.raises(InputError, match="expected an anchored section"):
             place(section, reference, by="anchoring")
@@ -331,7 +323,7 @@ class TestRegistering:
         assert quality.inverse_consistency_um == pytest.approx(0, abs=0.5)
         assert quality.similarity_loss > 0.1  # it was in place before
 
-    def test_only_what_is_not_affine_is_bending(self, reference, section, placement):
+    def test_bending_excludes_the_affine_part(self, reference, section, placement):
         y, x = torch.meshgrid(*(torch.arange(size) / 1.0 for size in SHAPE), indexing="ij")
         sheared = torch.stack([0.1 * y - 2, 0.05 * x])[None]
         assert (
@@ -357,7 +349,7 @@ class TestRegistering:
         assert found.rescaling == pytest.approx(0.25 if scale != 1 else 0, abs=1e-4)
         assert found.rotation_deg == pytest.approx(abs(degrees), abs=1e-3)
 
-    def test_tissue_that_is_missing_or_too_much_is_measured(self, reference):
+    def test_missing_and_surplus_tissue_are_measured(self, reference):
         tissue = reference.tissue
         whole = tissue.float()[None, None]
         assert cover(whole, reference) == (0, 0, 0)
@@ -391,7 +383,7 @@ class TestRegistering:
         assert cover(eroded, reference).gap == 0
         assert cover(eroded, reference).uncovered > cover(torn, reference).uncovered
 
-    def test_a_network_that_is_wrong_one_way_is_inconsistent(self, reference, section, placement):
+    def test_one_sided_error_is_inconsistent(self, reference, section, placement):
         shift = torch.full((1, 2, *SHAPE), 2.0)
         network = Known(shift, reference.image)
         network.forward = lambda reference, moving: Registration(registered=moving, dvf=shift)
@@ -417,7 +409,7 @@ class TestRegistering:
         with pytest.raises(InputError, match=r"fails on images of 40×56 px: .*32×48"):
             register(network, reference, section, placement)
 
-    def test_a_want_of_memory_is_not_called_a_wrong_size(self, reference, section, placement):
+    def test_lack_of_memory_is_not_reported_as_wrong_size(self, reference, section, placement):
         network = Known(torch.zeros(1, 2, *SHAPE), reference.image)
 
         def forward(reference, moving):
@@ -480,7 +472,7 @@ good = Quality(
         ({"inverse_consistency_um": float("nan")}, "fail", "inverse_consistency_um nan > 500"),
     ],
 )
-def test_what_is_beyond_a_limit_is_flagged_with_its_reason(change, flag, reason):
+def test_measure_beyond_its_limit_is_flagged_with_its_reason(change, flag, reason):
     assert judge(replace(good, **change)) == (flag, reason)
     assert judge(good, LIMITS | {"displacement_max_um": LIMITS["folding"]})[0] == "fail"
 

@@ -75,7 +75,7 @@ def test_a_job_may_say_that_it_shows_a_half(recipe, job, side):
     assert not half.reference.image[other].any()
 
 
-def test_half_an_image_of_ones_own_with_its_sides_exchanged_is_found_out(recipe, job, tmp_path):
+def test_mirrored_half_of_a_reference_image_is_detected(recipe, job, tmp_path):
     image = tifffile.imread(job.path)
     image[:, : image.shape[1] // 2] = 0
     tifffile.imwrite(tmp_path / "right.tif", image)

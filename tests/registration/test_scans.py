@@ -89,7 +89,7 @@ def test_each_pixel_of_the_registered_image_shows_its_place_in_the_scan(scan, re
 
 
 @pytest.mark.parametrize("output_um", [23.0, 80.0])
-def test_labels_lie_where_those_of_the_whole_scan_do(scan, recipe, tmp_path, output_um):
+def test_labels_match_those_of_the_whole_scan(scan, recipe, tmp_path, output_um):
     job = Job(scan, POSITION_UM)
     options = Options(channel="DAPI", place="scale", turn=0)
     found = register_section(job, replace(recipe, options=options))
@@ -147,7 +147,7 @@ class TestOutputSize:
         recipe = replace(recipe, options=Options(channel=0, place="scale", turn=0, **options))
         return register_section(Job(path, POSITION_UM), recipe)
 
-    def test_of_large_scans_outputs_are_coarser_and_that_is_said(self, scan, recipe, monkeypatch, caplog):
+    def test_outputs_of_large_scans_are_coarser_with_a_notice(self, scan, recipe, monkeypatch, caplog):
         monkeypatch.setattr(module, "LARGEST_DEFAULT_PX", 800 * 1120 // 9)
         transform = self.register(scan, recipe).registered.transform
         assert transform.output_um is not None
@@ -157,7 +157,7 @@ class TestOutputSize:
         assert "scan.ome.tif: images are written with pixels of" in caplog.text
         assert "--output-um" in caplog.text
 
-    def test_a_size_that_is_asked_for_is_kept(self, scan, recipe, monkeypatch, caplog):
+    def test_requested_output_size_is_kept(self, scan, recipe, monkeypatch, caplog):
         monkeypatch.setattr(module, "LARGEST_DEFAULT_PX", 1000)
         assert self.register(scan, recipe, output_um=10.0).registered.transform.output_um == 10
         assert not caplog.text

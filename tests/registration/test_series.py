@@ -94,6 +94,6 @@ def test_a_batch_has_a_table_and_a_plot(tmp_path):
     assert all(text in svg for text in ("R1", "R2", "position from front to back"))
 
 
-def test_a_few_sections_are_no_series(tmp_path):
+def test_few_sections_are_not_a_series(tmp_path):
     write_series(tmp_path, written(tmp_path, 4))
     assert not (tmp_path / "series.csv").exists()

@@ -52,9 +52,7 @@ def resampled(image: np.ndarray, source: Grid, target: Grid, path: Path, interpo
 @pytest.mark.parametrize("tile", [16, 512])
 @pytest.mark.parametrize("channels", [(), (3,)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_a_registered_image_is_what_simpleitk_makes_of_it(
-    transform, tmp_path, monkeypatch, tile, channels, dtype
-):
+def test_registered_image_matches_simpleitk(transform, tmp_path, monkeypatch, tile, channels, dtype):
     monkeypatch.setattr("atlalign.registration.bands._TILE_PX", tile)
     image = np.random.default_rng(0).uniform(10, 250, (*SECTION.shape, *channels)).astype(dtype)
     transform.save(tmp_path, {})
@@ -70,7 +68,7 @@ def test_a_registered_image_is_what_simpleitk_makes_of_it(
     assert 0.05 < (ours == 7).mean() < 0.6
 
 
-def test_labels_in_section_space_are_what_simpleitk_makes_of_them(transform, tmp_path):
+def test_labels_in_section_space_match_simpleitk(transform, tmp_path):
     labels = np.random.default_rng(0).choice([0, 7, 997, 614454277], (47, 79)).astype(np.uint32)
     transform.save(tmp_path, {})
     ours = np.concatenate(list(transform.label(labels)))
@@ -131,7 +129,7 @@ def test_a_bright_spot_lands_where_its_point_lands(transform):
     assert np.abs(same.to_section(spot) - (13, 10)).max() < 0.5
 
 
-def test_a_transform_comes_back_from_its_files(transform, tmp_path):
+def test_transform_is_read_back(transform, tmp_path):
     transform.save(tmp_path, {"model": "m.pt"})
     loaded = SectionTransform.load(tmp_path)
     assert torch.equal(loaded.forward.mm, transform.forward.mm)
@@ -143,7 +141,7 @@ def test_a_transform_comes_back_from_its_files(transform, tmp_path):
     assert module.read_record(tmp_path)["model"] == "m.pt"
 
 
-def test_the_record_has_each_list_of_numbers_on_a_line_of_its_own(transform, tmp_path):
+def test_record_has_each_list_of_numbers_on_one_line(transform, tmp_path):
     record = {
         "markers": [[1.5, -2e-7], [3, None]],
         "said": ["[\n 1,  2 ]", "x"],
@@ -210,7 +208,7 @@ def test_a_damaged_transform_is_named(transform, tmp_path, damage, sentence):
         SectionTransform.load(tmp_path)
 
 
-def test_the_folder_of_all_sections_is_told_from_that_of_one(transform, tmp_path):
+def test_folder_of_all_sections_is_distinguished_from_one_section(transform, tmp_path):
     (tmp_path / "a").mkdir()
     transform.save(tmp_path / "a", {})
     with pytest.raises(InputError, match="expected the folder of one section"):

@@ -38,7 +38,7 @@ PLANE = Plane.at(5000, (12.5, 12.5), per_ml=0.05, per_dv=-0.02)
 # --- areas of regions -------------------------------------------------------------------------------------------------
 
 
-def test_areas_are_those_counted_by_hand(tmp_path):
+def test_areas_match_a_manual_count(tmp_path):
     labels = np.array([[0, 997, 997, 8], [8, 8, 8, 0], [614454277, 8, 8, 8]], np.uint32)
     areas = RegionAreas((2000.0, 500.0))
     bands = list(areas.counted([labels[:2], labels[2:]]))
@@ -95,7 +95,7 @@ def test_regions_have_the_areas_of_their_parts_and_of_both_sides(tmp_path):
 
 
 @pytest.mark.parametrize("ontology", [None, Ontology([Region(8, "a", "b", (8,), (1, 2, 3))])])
-def test_what_is_part_of_what_is_left_out_where_no_tree_is_known(tmp_path, ontology):
+def test_parent_regions_are_left_out_without_a_tree(tmp_path, ontology):
     areas = RegionAreas((1.0, 1.0))
     list(areas.counted([np.array([[8, 7]])]))
     write_regions(tmp_path / "regions.csv", areas, ontology)
@@ -113,7 +113,7 @@ def test_areas_do_not_depend_on_bands(rows):
     assert areas.pixels == dict(zip(ids.tolist(), pixels.tolist(), strict=True))
 
 
-def test_a_table_of_regions_comes_back(tmp_path):
+def test_table_of_regions_is_read_back(tmp_path):
     areas = RegionAreas((1.0, 1.0))
     list(areas.counted([np.array([[8, 997, 5]])]))
     write_regions(tmp_path / "regions.csv", areas, ONTOLOGY)
@@ -198,7 +198,7 @@ def error_um(entry: dict, transform: SectionTransform) -> np.ndarray:
 
 @pytest.mark.parametrize(("degrees", "mirrored"), [(0, False), (0, True), (90, False), (-25, True)])
 @pytest.mark.parametrize("field_mm", [0.3, 2.0])
-def test_visualign_sees_what_the_inverse_transform_says(degrees, mirrored, field_mm):
+def test_visualign_matches_the_inverse_transform(degrees, mirrored, field_mm):
     transform = affine_and_field(turned(degrees, mirrored=mirrored), field_mm)
     entry = visualign_slice(transform, "a.png", 7)
     error = error_um(entry, transform)
@@ -258,7 +258,7 @@ def test_a_series_for_visualign_is_read_as_a_list_of_sections(tmp_path):
     assert listed.anchoring.tilt == pytest.approx((0.05, -0.02))
 
 
-def test_what_visualign_cannot_show_is_said():
+def test_deformations_that_visualign_cannot_show_are_reported():
     transform = affine_and_field(turned(0, mirrored=False), 0.0)
     elsewhere = SectionTransform(transform.forward, transform.inverse, SECTION, None)
     with pytest.raises(InputError, match=r"a\.png: expected a plane"):
@@ -408,7 +408,7 @@ def test_ants_makes_the_same_image_and_points_of_the_files(pair, tmp_path):
 # --- real sections ----------------------------------------------------------------------------------------------------
 
 
-def test_real_anchorings_come_back_from_the_planes_that_they_describe(test_data: Path):
+def test_real_anchorings_survive_a_round_trip_through_their_planes(test_data: Path):
     """Without a field the fitted anchoring is the section's own."""
     for listed in read_list(test_data / "sections" / "sections.json")[::6]:
         anchoring = listed.anchoring

@@ -15,7 +15,7 @@ def test_an_image_is_turned_counter_clockwise():
     assert moved @ (40, 10, 1) == pytest.approx(np.array([10, 9]))
 
 
-def test_only_a_pass_with_a_large_error_is_wrong():
+def test_only_pass_with_a_large_error_is_wrong():
     row = Row(
         "dust", "fit", [100.0, 200.0, 200.0, np.inf, np.nan], ["pass", "pass", "look", "pass", "refused"]
     )
@@ -26,7 +26,7 @@ def test_only_a_pass_with_a_large_error_is_wrong():
 
 
 @pytest.mark.slow
-def test_nothing_that_errs_passes(test_data):
+def test_no_wrong_registration_passes(test_data):
     """On a section that limits were not chosen on, in all situations; undisturbed it passes."""
     rows = measure(test_data, [5])
     assert [(row.situation, row.placing) for row in rows if row.wrongly_passed] == []

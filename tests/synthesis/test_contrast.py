@@ -30,7 +30,7 @@ def template():
     return torch.rand(4, 1, *SHAPE)
 
 
-def test_every_region_has_one_intensity_of_its_own(labels, template):
+def test_each_region_has_its_own_intensity(labels, template):
     image = apply_contrast(template, labels, draw(labels, **PLAIN, n_groups=(256, 256), spread=(1, 1)))
     values = torch.stack([image[labels == one].view(4, -1) for one in IDS])
     torch.testing.assert_close(values.amin(2), values.amax(2))
@@ -39,7 +39,7 @@ def test_every_region_has_one_intensity_of_its_own(labels, template):
     assert values[1:, :, 0].std(dim=1).min() > 0.01  # and another one in every section
 
 
-def test_ids_that_differ_by_any_bit_are_told_apart():
+def test_ids_that_differ_by_one_bit_are_distinguished():
     ids = torch.cat([torch.tensor([5]), 5 ^ 2 ** torch.arange(62)])
     labels = ids.view(1, 1, 7, 9).expand(20, -1, -1, -1)
     image = apply_contrast(torch.zeros(20, 1, 7, 9), labels, draw(labels, **PLAIN, n_groups=(256, 256)))

@@ -83,7 +83,7 @@ def test_a_half_ends_near_the_midline_left_as_often_as_right():
     assert torch.equal(missing(straight_edges(damage), SHAPE), halves)
 
 
-def test_what_is_missing_shows_the_ground_of_the_contrast():
+def test_missing_tissue_shows_the_ground_of_the_contrast():
     labels, template = torch.ones(8, 1, *SHAPE).int(), torch.rand(8, 1, *SHAPE)
     contrast = draw_contrast(labels, p_bright=1, noise=(0, 0), bias=(0, 0), blur_px=(0, 0), texture=(0, 0))
     holes = missing(draw(8, **EACH), SHAPE)

@@ -457,7 +457,7 @@ def test_a_damaged_part_of_an_interrupted_run_is_made_again(damage, tmp_path, mo
     assert "part-000000.h5" not in caplog.text
 
 
-def test_a_crash_while_the_parts_are_put_together_is_gone_on_from(tmp_path, monkeypatch):
+def test_crash_during_assembly_is_resumed(tmp_path, monkeypatch):
     whole = generate(from_atlas(tmp_path / "whole.h5")).read_bytes()
     append = assembly._append
 
@@ -530,7 +530,7 @@ def test_a_run_beside_another_is_refused_and_changes_nothing(other_run, tmp_path
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_the_lock_of_a_killed_run_is_no_lock(other_run, tmp_path):
+def test_lock_of_a_killed_run_is_released(other_run, tmp_path):
     other_run.kill()
     other_run.wait()
     assert len(list(tmp_path.iterdir())) == 2
@@ -551,7 +551,7 @@ def test_a_run_that_waited_for_another_does_not_replace_its_file(tmp_path, monke
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
+def test_killed_run_resumes_to_the_same_bytes(tmp_path):
     command = [
         sys.executable, "generate.py", "data.image_shape=[48,64]", "atlas.spacing_um=1100", "deformation=smooth",
         "source.n_sections=40", "per_original=20", "workers=2",
@@ -570,7 +570,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
 # --- what was rejected ------------------------------------------------------------------------------------------------
 
 
-def test_what_is_rejected_is_counted_and_left_out(tmp_path, capsys):
+def test_rejected_samples_are_counted_and_left_out(tmp_path, capsys):
     """Displacements of half the width fold: some samples are left out, none is replaced."""
     wild = [
         "deformation=control_points",
@@ -600,7 +600,7 @@ def test_one_pixel_that_is_not_finite_is_enough(value):
         deform(Start.registered(blobs()), inverse)
 
 
-def test_an_image_that_does_not_come_back_is_rejected():
+def test_image_that_its_inverse_does_not_restore_is_rejected():
     """White noise under half a pixel is blurred, and blurred again on its way back."""
     noise = torch.rand(1, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
     half = torch.full((1, 2, *SHAPE), 0.5)
@@ -652,7 +652,7 @@ def test_an_image_without_edges_is_rejected_for_that(annotated, tmp_path):
         assert json.loads(file.attrs["rejected"])["too few edges in the image"] == 2 * 5
 
 
-def test_the_file_says_where_it_came_from(tmp_path):
+def test_file_records_its_origin(tmp_path):
     with h5py.File(generate(from_atlas(tmp_path / "a.h5", "seed=3")), "r") as file:
         assert file.attrs["seed"] == 3
         assert json.loads(file.attrs["config"])["deformation"]["spacing"] == 0.15
@@ -677,7 +677,7 @@ def write_anchored(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("anchored", [True, False])
-def test_anchorings_are_not_taken_for_the_truth_in_silence(tmp_path, caplog, anchored):
+def test_anchorings_as_truth_give_a_warning(tmp_path, caplog, anchored):
     listing = write_anchored(tmp_path / "images") if anchored else write_images(tmp_path / "images")
     ImagesSource(listing, image_shape=SHAPE)
     assert ("anchorings are taken as the truth" in caplog.text) == anchored
@@ -751,7 +751,7 @@ def anchored(height: int = 48, width: int = 64, sideways: float = 0.0):
 
 
 @pytest.mark.parametrize("place", [True, False])
-def test_what_cannot_be_placed_may_be_left_where_it_is(place, tmp_path):
+def test_images_that_cannot_be_placed_may_be_skipped(place, tmp_path):
     folder = write_images(tmp_path / "in")
     anchored(height=64, sideways=3000)(folder)
     arguments = {"image_shape": SHAPE, "place": place}
@@ -900,7 +900,7 @@ def test_parts_beside_their_finished_file_go_with_the_next_call_and_others_stay(
     assert partial.exists()
 
 
-def test_what_exists_is_not_overwritten(tmp_path):
+def test_existing_file_is_not_overwritten(tmp_path):
     out = tmp_path / "a.h5"
     for path in (out, figure_path(out)):
         path.write_text("mine")

@@ -121,7 +121,7 @@ def test_epochs_differ_in_training_and_not_in_validation(brain):
 
 
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_workers_draw_what_the_process_draws(brain, context):
+def test_workers_and_main_process_draw_the_same(brain, context):
     whole = {"damage": draw_damage, "position_error_um": 300.0}
     alone = module(brain, **whole)
     workers = module(brain, num_workers=2, multiprocessing_context=context, **whole)
@@ -170,7 +170,7 @@ def val_batch(brain, **arguments):
     return first_batch(datamodule, datamodule.val_dataloader())
 
 
-def test_with_all_options_off_the_numbers_are_those_of_before_there_were_any(brain):
+def test_numbers_without_options_are_unchanged(brain):
     batch = val_batch(brain)
     torch.testing.assert_close(batch.moving.mean(), torch.tensor(0.4071), atol=1e-4, rtol=0)
     torch.testing.assert_close(batch.moving[1, 0, 40, 60], torch.tensor(0.5055), atol=1e-3, rtol=0)
@@ -216,7 +216,7 @@ def test_damage_changes_the_section_where_it_lies_and_nothing_of_the_truth(brain
     torch.testing.assert_close(damaged.registered, warp(damaged.moving, damaged.dvf))
 
 
-def test_without_contrast_what_is_missing_is_black(brain):
+def test_missing_tissue_is_black_without_contrast(brain):
     plain = val_batch(brain, contrast=None)
     damaged = val_batch(brain, contrast=None, damage=functools.partial(draw_damage, p_half=1.0))
     left, right = damaged.moving[..., :50], damaged.moving[..., -50:]
@@ -318,7 +318,7 @@ def test_bad_arguments(brain, arguments, message):
         module(brain, **arguments)
 
 
-def test_an_atlas_without_annotation_is_told_how_to_get_one():
+def test_missing_annotation_error_explains_the_remedy():
     atlas = phantom_atlas(image_shape=SHAPE, spacing_um=1100.0, with_annotation=False)
     with pytest.raises(
         InputError, match=r"data.contrast: .* atlas.with_annotation=true.* data.contrast=null"

@@ -77,7 +77,7 @@ def test_every_experiment_and_sweep_composes_and_its_parts_build(option):
         build(config[group])
 
 
-def test_groups_are_those_that_are_promised():
+def test_documented_groups_exist():
     promised = {"model", "loss", "augment", "data", "atlas", "trainer", "logger", "experiment"}
     assert promised <= {option.split("/")[0] for option in OPTIONS}
     assert {"cpu", "gpu", "ddp", "cluster", "debug"} <= {
@@ -137,12 +137,12 @@ def test_input_errors_are_shown_as_sentences_and_others_in_full(capsys, monkeypa
         (["+optimizer.extra=1"], "optimizer", "optimizer.extra: RMSprop takes no extra; it takes alpha, "),
     ],
 )
-def test_a_key_that_is_not_taken_is_named_with_what_is(overrides, group, message):
+def test_unknown_key_error_lists_the_known_keys(overrides, group, message):
     with pytest.raises(InputError, match=re.escape(message)):
         build(composed(*overrides)[group])
 
 
-def test_what_takes_any_key_takes_it():
+def test_functions_with_free_keywords_accept_any_key():
     check_keys(composed("+logger.purge_step=1"), {})
     check_keys(OmegaConf.create({"a": {"_target_": "tests.no_such.Thing", "b": 1}}), {})
 
@@ -161,7 +161,7 @@ def run_train(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_groups_and_examples():
     shown = run_train("--help").stdout
     assert "model: coarse_to_fine, correlation_pyramid, global, local" in shown
-    assert "python train.py model=local loss=vgg_vdclip2" in shown
+    assert "atlalign train model=local loss=vgg_vdclip2" in shown
 
 
 def test_a_misspelt_loss_fails_before_lightning_is_imported(tmp_path):

@@ -15,7 +15,7 @@ def changed(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return any(not torch.equal(w, v) for w, v in zip(one.parameters(), other.parameters(), strict=True))
 
 
-def test_it_begins_where_the_network_was(configure, tmp_path):
+def test_fine_tuning_starts_from_the_given_network(configure, tmp_path):
     # A shift of 3 px, which no network begins with.
     network = LocalUNet((4,), (4,), (4,), (4,), (4,))
     torch.nn.init.constant_(network.to_dvf.bias, 3.0)
@@ -48,6 +48,6 @@ def test_the_shipped_network_on_labelled_sections(configure, demo_folder, tmp_pa
     assert type(load_model(tmp_path / "tuned" / "checkpoints" / "best.ckpt")) is type(load_model())
 
 
-def test_a_model_file_is_no_run_to_go_on_with(configure, tmp_path):
+def test_model_file_cannot_be_resumed(configure, tmp_path):
     with pytest.raises(InputError, match=r"^ckpt_path: .*model=pretrained model\.path=.*safetensors"):
         train(configure(f"ckpt_path={SHIPPED_MODEL}"))

@@ -94,7 +94,7 @@ def test_tuning_starts_exactly_at_the_pair(configure, files, tmp_path):
     assert not torch.equal(expected[0], expected[3])
 
 
-def test_tuning_moves_both_and_goes_on_without_the_files_that_it_began_with(configure, files, tmp_path):
+def test_tuning_changes_both_parts_and_resumes_without_the_initial_files(configure, files, tmp_path):
     start = merge_global_local(*files)
     command = (tmp_path / "run", *pair_of(files))
     train(configure(*command))
@@ -123,7 +123,7 @@ def test_a_part_that_is_frozen_stays(configure, files, tmp_path):
         ("[global_net,local_net]", "freeze: expected"),
     ],
 )
-def test_what_cannot_be_frozen(freeze, words, configure, files, tmp_path):
+def test_invalid_freeze_is_reported(freeze, words, configure, files, tmp_path):
     with pytest.raises(InputError, match=words):
         train(configure(tmp_path / "run", *pair_of(files), f"freeze={freeze}"))
 

@@ -65,7 +65,7 @@ def test_a_power_of_a_batch_mean_is_taken_in_each_process_as_in_accumulation(con
 
 
 @pytest.mark.slow
-def test_a_mistake_in_the_processes_is_told_as_in_one(configure, tmp_path):
+def test_mistakes_in_several_processes_read_as_in_one(configure, tmp_path):
     with pytest.raises(InputError, match=r"require_ratio: .*at most 0\.01 times"):
         train(configure(*TWO, "require_ratio=0.01"))
     assert "require_ratio" in json.loads((tmp_path / "run" / "failure.json").read_text())["reason"]
@@ -144,7 +144,7 @@ class TestCommandLine:
 
     @pytest.mark.slow
     @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=str)
-    def test_a_stopped_run_goes_on(self, configure, demo_folder, tmp_path, number, status):
+    def test_stopped_run_resumes(self, configure, demo_folder, tmp_path, number, status):
         options = [*TWO, "trainer.max_epochs=30", "callbacks.last.every_n_minutes=null"]
         program = self.program(demo_folder, *options, f"hydra.run.dir={tmp_path / 'run'}")
         wait_for(tmp_path / "run" / "checkpoints" / "best.ckpt", program)

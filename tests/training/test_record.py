@@ -21,7 +21,7 @@ def record_of(folder: Path) -> dict:
     return json.loads((folder / "run.json").read_text())
 
 
-def test_what_it_holds(configure, tmp_path, demo_folder):
+def test_record_holds_command_versions_and_data(configure, tmp_path, demo_folder):
     config = configure()
     train(config)
     content = record_of(tmp_path / "run")

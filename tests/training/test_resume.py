@@ -300,7 +300,7 @@ def test_a_truncated_checkpoint_is_one_sentence(configure, tmp_path):
         train(configure("ckpt_path=last"))
 
 
-def test_auto_begins_and_goes_on(configure, tmp_path):
+def test_auto_starts_or_resumes(configure, tmp_path):
     train(configure("ckpt_path=auto"))
     train(configure("ckpt_path=auto", "trainer.max_epochs=2"))
     assert metrics_of(tmp_path / "run")["steps"] == 2 * STEPS
@@ -325,7 +325,7 @@ def test_callbacks_see_the_metrics_of_before_the_stop(configure, tmp_path):
     assert seen["val/vector_distance"] == before
 
 
-def test_a_csv_log_goes_on_before_the_step_that_is_done_again(tmp_path):
+def test_csv_log_is_rewound_before_a_repeated_step(tmp_path):
     log = CSVLogger(tmp_path, name="csv", version="")
     for step in (3, 4, 5, 6):
         log.log_metrics({"x": step}, step=step)
@@ -336,7 +336,7 @@ def test_a_csv_log_goes_on_before_the_step_that_is_done_again(tmp_path):
         assert [row["step"] for row in csv.DictReader(file)] == ["3", "4"]
 
 
-def test_what_tensorboard_shows_twice_is_shown_once(configure, killed, tmp_path):
+def test_tensorboard_shows_repeated_steps_once(configure, killed, tmp_path):
     options = ["trainer.max_epochs=3", "logger=tensorboard"]
     assert killed(configure(*options), "on_train_epoch_end", 1) == -9
     # TensorBoard reads files in the order of their names, which begin with the second of their start.

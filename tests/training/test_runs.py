@@ -11,17 +11,8 @@ from rich.console import Console
 
 from atlalign.cli import main as atlalign
 from atlalign.errors import InputError
-from atlalign.training.runs import (
-    Pruned,
-    begin,
-    compare,
-    find_runs,
-    read_run,
-    record_failure,
-    recorded_failure,
-    rich_table,
-    rows,
-)
+from atlalign.training.comparison import compare, rich_table, rows
+from atlalign.training.runs import Pruned, begin, find_runs, read_run, record_failure, recorded_failure
 
 DISTANCE = "val/vector_distance"
 
@@ -52,7 +43,7 @@ def sweep(tmp_path) -> Path:
     return folder
 
 
-def test_the_best_comes_first_and_what_has_no_result_last(sweep):
+def test_best_run_comes_first_and_unfinished_runs_last(sweep):
     table = compare(find_runs([sweep]))
     assert table.names == ["2", "0", "9", "10", "11", "12"]
     assert [run.status for run in table.runs] == ["finished"] * 3 + ["failed", "pruned", "unfinished"]
@@ -60,7 +51,7 @@ def test_the_best_comes_first_and_what_has_no_result_last(sweep):
     assert compare(find_runs([sweep]), "seconds").names[:4] == ["10", "9", "0", "2"]
 
 
-def test_only_what_differs_is_shown_once(sweep):
+def test_only_differing_keys_are_shown(sweep):
     # run_dir and what lies below it differ by place alone; data.seed always equals seed; objective never differs.
     assert compare(find_runs([sweep])).keys == ["loss.dvf", "seed"]
 
@@ -86,7 +77,7 @@ def shown_at(width: int, folder: Path) -> str:
     return console.file.getvalue()
 
 
-def test_a_terminal_shows_what_it_has_room_for(tmp_path):
+def test_terminal_table_fits_the_width(tmp_path):
     local = {"_target_": "a.Local", "width": 3, "only_local": 1, "path": "x" * 50 + "1"}
     write_run(tmp_path / "0", {DISTANCE: 2.0}, model=local, seed=1)
     write_run(
@@ -127,13 +118,13 @@ def test_markdown_csv_and_picture(sweep, tmp_path, capsys):
     assert len(list(out.parent.iterdir())) == 3
 
 
-def test_the_table_lies_beside_the_runs_and_is_no_run(sweep):
+def test_table_beside_the_runs_is_not_taken_for_a_run(sweep):
     assert atlalign(["runs", str(sweep)]) == 0
     assert {p.name for p in sweep.glob("runs.*")} == {"runs.md", "runs.csv", "runs.png"}
     assert len(find_runs([sweep])) == 6
 
 
-def test_runs_of_several_folders_have_names_that_tell_them_apart(tmp_path):
+def test_runs_of_several_folders_have_distinct_names(tmp_path):
     folders = [write_run(tmp_path / a / "0", {DISTANCE: 1.0}).parent for a in ("first", "second")]
     assert sorted(compare(find_runs(folders)).names) == ["first/0", "second/0"]
     assert compare(find_runs(folders[:1])).names == ["0"]

@@ -20,7 +20,8 @@ from atlalign.atlas.phantom import phantom_volume
 from atlalign.cli.programs import train
 from atlalign.errors import InputError
 from atlalign.io.files import lock
-from atlalign.training.runs import DivergedError, compare, find_runs, read_run, record_failure
+from atlalign.training.comparison import compare
+from atlalign.training.runs import DivergedError, find_runs, read_run, record_failure
 from atlalign.training.study import Pruning, SweepStudy, _storage, search_space
 from tests.conftest import SHAPE, write_h5
 from tests.training.conftest import TINY, TINY_LOCAL
@@ -125,7 +126,7 @@ def test_a_key_that_the_data_do_not_take_ends_a_sweep_before_its_first_run(own, 
     assert not (tmp_path / "sweep" / "study.journal").exists()
 
 
-def test_a_grid_goes_on_past_a_run_that_fails(sweep, tmp_path, capsys):
+def test_grid_continues_after_a_failed_run(sweep, tmp_path, capsys):
     with pytest.raises(SystemExit):
         sweep("data.batch_size=-1,2", "seed=1,2")
     assert "data.batch_size: expected at least 1, got -1" in capsys.readouterr().err
@@ -136,7 +137,7 @@ def test_a_grid_goes_on_past_a_run_that_fails(sweep, tmp_path, capsys):
     assert table.runs[3].reason == "data.batch_size: expected at least 1, got -1"
 
 
-def test_a_search_goes_on_past_trials_that_fail(sweep):
+def test_search_continues_after_failed_trials(sweep):
     folder = sweep(*search(4, "data.batch_size=2,-1", "loss=vdclip2,nothing_such", "seed=range(1,5)"))
     runs = [read_run(folder / str(number)) for number in range(4)]
     assert states(folder) == [{"finished": "COMPLETE", "failed": "FAIL"}[run.status] for run in runs]
@@ -162,7 +163,7 @@ def test_a_resumed_study_is_the_study_left_alone(sweep, tmp_path):
     assert all(path.stat().st_mtime_ns == at for path, at in written.items())
 
 
-def test_a_killed_search_goes_on_with_its_open_trial(arguments, sweep, tmp_path, monkeypatch):
+def test_killed_search_resumes_its_open_trial(arguments, sweep, tmp_path, monkeypatch):
     folder, n_epochs = tmp_path / "sweep", 30
     options = search(
         1, RATE, f"trainer.max_epochs={n_epochs}", "logger=none", "trainer.limit_train_batches=1"
@@ -363,7 +364,7 @@ def test_a_launcher_that_is_not_installed(sweep, capsys):
         ("a=[4,8],null,'b&c'", CategoricalDistribution(["[4,8]", "null", "'b&c'"])),
     ],
 )
-def test_what_is_varied_in_hydras_words(override, expected):
+def test_hydra_overrides_define_the_search_space(override, expected):
     parse = OverridesParser.create().parse_overrides
     assert search_space(parse([override, "b=3"])) == {"a": expected}
 
@@ -383,7 +384,7 @@ def test_launchers_run_trials_side_by_side(arguments, tmp_path, name):
     assert all(len(t.intermediate_values) == 1 for t in trials(folder))
 
 
-def test_a_grid_that_was_stopped_goes_on_with_what_is_missing(sweep, tmp_path):
+def test_stopped_grid_resumes_with_the_missing_runs(sweep, tmp_path):
     folder = sweep("seed=1,2", "ckpt_path=auto")
     (folder / "1" / "metrics.json").unlink()
     ends = {n: (folder / n / "checkpoints" / "best.ckpt").stat().st_mtime_ns for n in "01"}

@@ -83,7 +83,7 @@ def test_checkpoints_hold_plain_data(configure, tmp_path):
         assert checkpoint["atlalign"]["intensity_scale"] == 255
 
 
-def test_a_resumed_run_ends_like_the_run_left_alone(configure, tmp_path):
+def test_resumed_run_equals_an_uninterrupted_run(configure, tmp_path):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     options = ["augment=kornia_1", "scheduler=step", "scheduler.step_size=1"]
     train(configure("trainer.max_epochs=2", *options, run_dir=whole))
@@ -104,7 +104,7 @@ def test_a_run_does_not_overwrite_another(configure):
         train(configure())
 
 
-def test_a_mistaken_resume_leaves_a_finished_run_alone(configure, tmp_path):
+def test_mistaken_resume_keeps_a_finished_run(configure, tmp_path):
     train(configure("require_ratio=100"))
     names = ("metrics.json", "config.yaml", "run.json")
     written = {name: (tmp_path / "run" / name).read_text() for name in names}
@@ -203,12 +203,12 @@ def test_gradient_clipping_clips(configure, tmp_path):
     assert moved["null"] > 1e-6 > moved["1e-12"]
 
 
-def test_a_required_improvement_that_is_missed_fails(configure):
+def test_missed_required_improvement_fails(configure):
     with pytest.raises(InputError, match=r"require_ratio: .*at most 0\.01 times .*got \d"):
         train(configure("require_ratio=0.01"))
 
 
-def test_what_must_be_given_is_named(configure):
+def test_missing_values_are_reported(configure):
     config = configure()
     config.data.folder = "???"
     with pytest.raises(MissingMandatoryValue, match=r"data\.folder"):
@@ -285,7 +285,7 @@ def test_one_part_to_freeze_needs_no_list(configure, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there(configure):
+def test_missing_gpu_is_reported(configure):
     with pytest.raises(InputError, match=r"trainer: .*No supported gpu backend found"):
         train(configure("trainer=gpu"))
 
@@ -313,7 +313,7 @@ def test_a_checkpoint_of_another_network_or_optimiser(configure, tmp_path):
     ],
     ids=["cosine", "rate", "none"],
 )  # fmt: skip
-def test_a_run_goes_on_with_the_same_optimisation_alone(configure, tmp_path, first, then, words):
+def test_resumed_run_needs_the_same_optimisation(configure, tmp_path, first, then, words):
     train(configure(*first))
     with pytest.raises(InputError, match=words):
         train(configure("ckpt_path=last", *then))
@@ -390,7 +390,7 @@ def test_the_final_picture_is_drawn_without_a_compiler(configure, monkeypatch):
 
 
 @pytest.mark.parametrize("lr", ["1e30", "inf"])
-def test_a_training_that_diverges_fails_and_says_where(configure, tmp_path, lr):
+def test_diverged_training_fails_with_its_place(configure, tmp_path, lr):
     with pytest.raises(DivergedError, match=r"diverged: (train|val)/\S+ is \S+ at step \d+; .*optimizer\.lr"):
         train(configure(f"optimizer.lr={lr}"))
     run = read_run(tmp_path / "run")
@@ -398,7 +398,7 @@ def test_a_training_that_diverges_fails_and_says_where(configure, tmp_path, lr):
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
-def test_what_only_validation_sees_names_the_last_good_checkpoint(configure, tmp_path, monkeypatch):
+def test_validation_divergence_names_the_last_good_checkpoint(configure, tmp_path, monkeypatch):
     monkeypatch.setattr(RegistrationModule, "_check_step", lambda self, values: None)  # as on a GPU
     train(configure())
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"

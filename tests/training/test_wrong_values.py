@@ -15,7 +15,8 @@ from atlalign.atlas.atlas import Atlas, phantom_atlas
 from atlalign.errors import MOST_PROCESSES, InputError, sentence
 from atlalign.evaluation import evaluate as evaluation
 from atlalign.synthesis import generate as generation
-from atlalign.training import run
+from atlalign.training import settings
+from atlalign.training.building import build_callbacks
 from tests.training.test_config import CONF, composed
 
 SHAPE = (32, 48)
@@ -47,7 +48,7 @@ def build_on_atlas(name: str) -> Callable[[DictConfig], Any]:
 
 
 def build_trainer(config: DictConfig) -> None:
-    run._check_trainer(config.trainer)
+    settings._check_trainer(config.trainer)
     build(config.trainer, logger=False, callbacks=[])
 
 
@@ -65,7 +66,7 @@ GROUPS = [
     Group("train", "augment", build_group("augment"), ("augment=augmenter_1",)),
     Group("train", "augment", build_group("augment"), ("augment=kornia_1",)),
     Group("train", "trainer", build_trainer, ("trainer=cpu",)),
-    Group("train", "callbacks", lambda c: run._build_callbacks(c.callbacks), ("callbacks=early_stopping",)),
+    Group("train", "callbacks", lambda c: build_callbacks(c.callbacks), ("callbacks=early_stopping",)),
     Group("train", "logger", build_group("logger"), ("logger=csv",)),
     Group("train", "logger", build_group("logger")),
     Group("generate", "source", build_on_atlas("source")),
@@ -136,8 +137,8 @@ def test_a_wrong_value_of_a_part_is_accepted_or_named(group, tmp_path, monkeypat
 
 
 def check_train(config: DictConfig) -> None:
-    check_kinds_of(config, run._KINDS)
-    run._check_values(config)
+    check_kinds_of(config, settings.KINDS)
+    settings.check_values(config)
 
 
 def check_evaluate(config: DictConfig) -> None:
@@ -148,7 +149,7 @@ def check_evaluate(config: DictConfig) -> None:
 @pytest.mark.parametrize(
     ("program", "kinds", "check"),
     [
-        ("train", run._KINDS, check_train),
+        ("train", settings.KINDS, check_train),
         ("generate", generation._KINDS, generation._check_values),
         ("evaluate", evaluation._KINDS, check_evaluate),
     ],
@@ -194,7 +195,7 @@ def test_a_wrong_value_of_a_part_is_refused(group, override):
 def test_known_mistakes_of_single_settings(override):
     key = override.split("=")[0]
     with pytest.raises(InputError, match=f"^{key}: expected"):
-        check_kinds_of(composed(override), run._KINDS)
+        check_kinds_of(composed(override), settings.KINDS)
 
 
 @pytest.mark.parametrize(

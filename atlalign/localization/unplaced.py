@@ -1,0 +1,111 @@
+"""Location of sections that are to be registered but have no position; later calls keep their planes."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from atlalign.io.files import fingerprint
+from atlalign.localization.located import Located
+from atlalign.localization.locating import locate
+from atlalign.localization.locator import SHIPPED_LOCATOR, Locator
+from atlalign.localization.recorded import ATLAS, LOCATED, Recorded
+from atlalign.localization.results import write_located
+from atlalign.registration.jobs import Job
+from atlalign.registration.options import ReadingOptions
+from atlalign.registration.recipe import Recipe
+from atlalign.registration.references import AtlasReferences
+
+
+class LocatedJobs(NamedTuple):
+    """Jobs whose sections all have a position, if one could be found.
+
+    Attributes:
+        jobs: All jobs in their order, with the plane of each located section, or the reason why it has none.
+        located: The sections that had no position.
+        kept: The number of these that keep the plane of an earlier call.
+        files: The files written: the list of anchorings and the table; none if every section keeps its plane.
+    """
+
+    jobs: list[Job]
+    located: Sequence[Located] = ()
+    kept: int = 0
+    files: tuple[Path, ...] = ()
+
+
+def locate_unplaced(
+    jobs: Sequence[Job],
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    independent: bool = False,
+    section_spacing_um: float | None = None,
+    progress: Callable[[Iterable[Job]], Iterable[Job]] = iter,
+) -> LocatedJobs:
+    """Return jobs in which every section without a position has been located in the recipe's atlas.
+
+    A section is located again only if its image, the atlas or the options have changed. New sections of a brain are
+    placed between its other ones. If the recipe's reference is an image, the jobs are returned as they are.
+
+    Args:
+        jobs: The sections to register.
+        recipe: The atlas, and the options for reading the images.
+        out: The folder of results, which also keeps the planes.
+        independent: Locate each section alone.
+        section_spacing_um: The distance between sections whose numbers differ by 1, if known.
+        progress: Wraps the images during the first pass.
+
+    Raises:
+        InputError: If an option is invalid, or the sections cannot be located in this atlas.
+
+    Example:
+        >>> from atlalign.registration import atlas_recipe
+        >>> recipe = atlas_recipe("phantom", image_shape=(64, 96))
+        >>> jobs = [Job(Path("a.tif"), position_um=6000.0), Job(Path("b.tif"), problem="no such file")]
+        >>> locate_unplaced(jobs, recipe, "registered").jobs == jobs  # neither needs a position
+        True
+    """
+    unplaced = [job for job in jobs if job.position_um is None and not job.problem]
+    if not unplaced or not isinstance(recipe.references, AtlasReferences):
+        return LocatedJobs(list(jobs))
+    own = {entry.name: getattr(recipe.options, entry.name) for entry in fields(ReadingOptions)}
+    as_read = [job._replace(options={**own, **job.options}) for job in unplaced]
+    located, kept, files = _located(
+        as_read, recipe.references, Path(out), progress, independent, section_spacing_um
+    )
+    placed = {
+        id(job): replace(found, job=job).placed_job() for job, found in zip(unplaced, located, strict=True)
+    }
+    return LocatedJobs([placed.get(id(job), job) for job in jobs], located, kept, files)
+
+
+def _located(
+    jobs: Sequence[Job],
+    references: AtlasReferences,
+    out: Path,
+    progress: Callable[[Iterable[Job]], Iterable[Job]],
+    independent: bool,
+    section_spacing_um: float | None,
+) -> tuple[list[Located], int, tuple[Path, ...]]:
+    """Return located sections, the number of these that keep their planes, and the files written."""
+    sources = {
+        ATLAS: references.origin["reference_sha256"],
+        "locator_sha256": fingerprint(SHIPPED_LOCATOR),
+        "independent": independent,
+        "section_spacing_um": section_spacing_um,
+    }
+    record = Recorded(out, sources)
+    known = record.unchanged(jobs)
+    if len(known) == len(jobs) and (out / LOCATED).is_file():
+        return [known[place] for place in range(len(jobs))], len(known), ()
+    located = locate(
+        jobs,
+        Locator(references.atlas),
+        independent=independent,
+        section_spacing_um=section_spacing_um,
+        known=known,
+        progress=progress,
+    )
+    record.write(located)
+    table = write_located(out / LOCATED, [*located, *record.others(jobs)], references.target)
+    return located, len(known), (out / LOCATED, table)

@@ -1,0 +1,100 @@
+"""Earlier results of a section: whether a new call may keep them, and whether it may replace them."""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, fields
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from atlalign.declarations import flag
+from atlalign.errors import InputError
+from atlalign.io.files import storable
+from atlalign.registration.corrections import CORRECTION, Correction, changes
+from atlalign.registration.jobs import Job
+from atlalign.registration.options import Options
+from atlalign.registration.points import WITHOUT_POINTS
+from atlalign.registration.quality import MEASURES
+from atlalign.registration.recipe import Recipe
+from atlalign.registration.record import FORWARD, INVERSE, RECORD, check_whole, read_record
+from atlalign.registration.section_files import SECTION_FILES
+
+_RESULTS = {FORWARD, INVERSE, RECORD, WITHOUT_POINTS, *SECTION_FILES}
+_WORTHLESS = {".DS_Store", "Thumbs.db"}  # files of file managers
+
+_FLAGS = (*(entry.name for entry in fields(Options)), "image_shape")
+_WORDS = {
+    **{name: flag(name) for name in _FLAGS},
+    "file": "image",
+    "bytes": "image",
+    "modified_ns": "image",
+    "position_um": "position",
+    "model_sha256": "model",
+    "reference_sha256": "reference",
+}
+"""Names of settings as the user knows them."""
+
+
+def settings_of(job: Job, recipe: Recipe, correction: Correction) -> dict[str, Any]:
+    """Return, by name and as plain data, all settings that determine the result; the limits only judge it.
+
+    The corrections are one setting, which is missing if they do not change the result.
+    """
+    status = job.path.stat()
+    of_image = {"file": job.path.name, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+    where = {
+        "position_um": job.position_um,
+        "anchoring": None if job.anchoring is None else job.anchoring.to_json(),
+    }
+    settings = {**of_image, **where, **asdict(recipe.options), **recipe.origin}
+    del settings["limits"]
+    plain: dict[str, Any] = json.loads(storable(json.dumps(settings, ensure_ascii=False)))
+    changed = changes(job, correction)
+    return plain if changed is None else {**plain, CORRECTION: changed}
+
+
+def earlier_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
+    """Return the record of an identical earlier registration; None if there is no intact one."""
+    if not folder.exists():
+        return None
+    former = _earlier_settings(folder)
+    # An option that did not exist at the time had its default, which is None.
+    changed = {name for name in former | dict(settings) if former.get(name) != settings.get(name)}
+    if former and not changed:
+        with suppress(InputError):
+            record = check_whole(folder)
+            if record.keys() >= set(MEASURES):  # an earlier version had fewer measures
+                return record
+    # A correction is made on purpose, so --overwrite is not needed as well.
+    if overwrite or not former or changed <= {CORRECTION}:
+        check_replaceable(folder)
+        return None
+    names = sorted({_WORDS.get(name, name) for name in changed})
+    raise InputError(
+        f"{folder} holds results made with another {', '.join(names)}: choose another --out, or --overwrite"
+    )
+
+
+def _earlier_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of the results in a folder; empty if their record is damaged.
+
+    Raises:
+        InputError: If the folder contains other files.
+    """
+    if not (folder / RECORD).exists():
+        check_replaceable(folder)
+    try:
+        settings = read_record(folder).get("settings")
+    except InputError:
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise an error if more than earlier results would be lost."""
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file"}
+    foreign = found - (_RESULTS if RECORD in found else set()) - _WORTHLESS
+    if foreign:
+        names = shorten(", ".join(sorted(foreign)), 80)
+        raise InputError(f"{folder} holds more than results ({names}): move it away, or choose another --out")
