@@ -45,7 +45,7 @@ def attempt(network: nn.Module, reference: Reference, section: Section, placemen
     dvf = network_field(network, reference.image, placed)
     ignored = placed_ignored(section, placement, reference.grid.shape)
     registered, seen = compared(reference, placed, ignored, dvf)
-    return Attempt(placement, placed, dvf, registered, seen, likeness(seen.image, registered))
+    return Attempt(placement, placed, dvf, registered, seen, float(likeness(seen.image, registered)))
 
 
 def compared(
