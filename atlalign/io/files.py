@@ -218,7 +218,11 @@ def storable(text: str) -> str:
 
     A byte that is not valid text, as in names from other systems, becomes `%` and two hexadecimal digits.
     """
-    return "".join(_digits(letter) if "\ud800" <= letter <= "\udfff" else letter for letter in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "".join(_digits(letter) if "\ud800" <= letter <= "\udfff" else letter for letter in text)
+    return text
 
 
 def _digits(surrogate: str) -> str:

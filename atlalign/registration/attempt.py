@@ -41,11 +41,11 @@ def attempt(network: nn.Module, reference: Reference, section: Section, placemen
     Raises:
         InputError: If the network fails, or its field is not finite.
     """
-    placed = sampled_image(antialiased(section, placement), placement, reference.grid.shape)
+    placed = sampled_image(antialiased(section, placement), placement, shape=reference.grid.shape)
     dvf = network_field(network, reference.image, placed)
     ignored = placed_ignored(section, placement, reference.grid.shape)
     registered, seen = compared(reference, placed, ignored, dvf)
-    return Attempt(placement, placed, dvf, registered, seen, likeness(seen.image, registered))
+    return Attempt(placement, placed, dvf, registered, seen, float(likeness(seen.image, registered)))
 
 
 def compared(

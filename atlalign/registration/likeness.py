@@ -8,10 +8,10 @@ from atlalign.registration.refine import local_correlation
 _BINS = 32
 
 
-def likeness(first: Tensor, second: Tensor) -> float:
-    """Return the mutual information in nats plus the mean squared local correlation of images (1, 1, H, W).
+def likeness(first: Tensor, second: Tensor) -> Tensor:
+    """Return the mutual information in nats plus the mean squared local correlation (B,) of images (B, 1, H, W).
 
     Neither depends on which image is brighter. The former compares the whole images, the latter their borders.
     """
     information = mutual_information(first, second, bins=_BINS)
-    return float(information + local_correlation(first, second).mean())
+    return information + local_correlation(first, second).mean((1, 2, 3))

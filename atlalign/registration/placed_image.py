@@ -17,22 +17,22 @@ def antialiased(section: Section, placement: Placement) -> Section:
 
 def placed_image(section: Section, placement: Placement, shape: tuple[int, int]) -> Tensor:
     """Return the section (1, 1, H, W) placed on the reference; beyond its border there is background."""
-    return sampled_image(antialiased(section, placement), placement, shape)
+    return sampled_image(antialiased(section, placement), placement, shape=shape)
 
 
-def sampled_image(section: Section, placement: Placement, shape: tuple[int, int]) -> Tensor:
-    """Return `placed_image` of a section that is already antialiased."""
-    matrix = _to_grey(section, placement)
+def sampled_image(section: Section, *placements: Placement, shape: tuple[int, int]) -> Tensor:
+    """Return `placed_image` (N, 1, H, W) of a section that is already antialiased, one image a placement."""
+    matrices = torch.from_numpy(np.stack([_to_grey(section, placement) for placement in placements]))
     target = identity_grid(shape, torch.float64, section.grey.device)[0].permute(1, 2, 0)
-    points = target @ torch.from_numpy(matrix[:, :2]).T + torch.from_numpy(matrix[:, 2])
-    return sample(section.grey[None, None], points[None].float())
+    points = torch.einsum("nij,hwj->nhwi", matrices[:, :, :2], target) + matrices[:, None, None, :, 2]
+    return sample(section.grey.expand(len(placements), 1, -1, -1), points.float())
 
 
 def placed_ignored(section: Section, placement: Placement, shape: tuple[int, int]) -> Tensor | None:
     """Return the ignored tissue (1, 1, H, W) on the reference, above 0 where there is any, or None."""
     if section.ignored is None:
         return None
-    return sampled_image(section._replace(grey=section.ignored), placement, shape)
+    return sampled_image(section._replace(grey=section.ignored), placement, shape=shape)
 
 
 def _to_grey(section: Section, placement: Placement) -> Matrix:

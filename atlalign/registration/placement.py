@@ -1,6 +1,7 @@
 """The initial placement of a section on its reference plane, for any size and orientation."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -103,28 +104,32 @@ def place_job(section: Section, reference: Reference, job: Job, options: Options
     )
 
 
-def turned(placement: Placement, reference: Reference, degrees: float) -> Placement:
-    """Return the placement of the section turned counter-clockwise about the centre of the reference's tissue.
+def turned(placement: Placement, reference: Reference, *degrees: float) -> list[Placement]:
+    """Return a section's placements after counter-clockwise turns about the centre of the reference's tissue.
 
-    The turn is counter-clockwise in the section's own image; on the reference, a mirrored section turns the other way.
+    The turns are counter-clockwise in the section's own image; on the reference, a mirrored section turns the other
+    way.
     """
     is_mirrored = np.linalg.det(placement.matrix[:, :2]) < 0
-    about = _about_tissue(placement, reference, _clockwise(-degrees if is_mirrored else degrees))
-    return about._replace(turn=placement.turn + degrees)
+    about = _about_tissue(reference, [_clockwise(-angle if is_mirrored else angle) for angle in degrees])
+    return [
+        placement._replace(matrix=placement.matrix @ matrix, turn=placement.turn + angle)
+        for matrix, angle in zip(about, degrees, strict=True)
+    ]
 
 
 def flipped(placement: Placement, reference: Reference) -> Placement:
     """Return the placement of the section mirrored, left to right, about the centre of the reference's tissue."""
-    return _about_tissue(placement, reference, np.diag([-1.0, 1.0]))
+    [about] = _about_tissue(reference, [np.diag([-1.0, 1.0])])
+    return placement._replace(matrix=placement.matrix @ about)
 
 
-def _about_tissue(placement: Placement, reference: Reference, of_um: Matrix) -> Placement:
-    """Return the placement after a linear map (2, 2) of the reference's µm."""
+def _about_tissue(reference: Reference, of_um: Sequence[Matrix]) -> list[Matrix]:
+    """Return linear maps (2, 2) of the reference's µm as maps (3, 3) of its pixels that keep its tissue's centre."""
     pixel_um = np.array(reference.grid.pixel_um)
-    linear = of_um * pixel_um / pixel_um[:, None]
     centre, _ = _moments(reference.tissue, np.ones(2))
-    about = np.column_stack([linear, centre - linear @ centre])
-    return placement._replace(matrix=placement.matrix @ homogeneous(about))
+    linear = [matrix * pixel_um / pixel_um[:, None] for matrix in of_um]
+    return [homogeneous(np.column_stack([matrix, centre - matrix @ centre])) for matrix in linear]
 
 
 def _clockwise(degrees: float) -> Matrix:

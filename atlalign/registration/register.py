@@ -126,7 +126,7 @@ def _expected_error_um(
 def _likely(section: Section, reference: Reference, placement: Placement) -> list[Placement]:
     """Return the placement at the two turns at which the section looks most like its reference."""
     likely = likely_turns(section, reference, placement)[:2]
-    return [turned(placement, reference, turn.degrees) for turn in likely]
+    return turned(placement, reference, *(turn.degrees for turn in likely))
 
 
 def _further(placement: Placement, than: Placement) -> float:

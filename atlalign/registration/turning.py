@@ -36,8 +36,8 @@ def likely_turns(section: Section, reference: Reference, placement: Placement) -
     coarse, placement = _coarse(reference, placement)
     section = antialiased(section, placement)
     angles = np.arange(0, 360, _STEP)
-    placed = [sampled_image(section, turned(placement, coarse, angle), coarse.grid.shape) for angle in angles]
-    like = np.array([likeness(coarse.image, image) for image in placed])
+    placed = sampled_image(section, *turned(placement, coarse, *angles), shape=coarse.grid.shape)
+    like = likeness(coarse.image.expand_as(placed), placed).double().numpy()
     return sorted(_peaks(angles, like), key=lambda turn: -turn.likeness)
 
 

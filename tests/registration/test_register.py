@@ -178,8 +178,8 @@ class TestPlacing:
         placed = placed_image(section, placement, SHAPE)
         assert (placed - 0.5)[inside].abs().max() < 0.02
         # Each third pixel of stripes makes stripes; what is antialiased once is not again.
-        assert sampled_image(section, placement, SHAPE)[inside].std() > 0.4
-        assert torch.equal(sampled_image(antialiased(section, placement), placement, SHAPE), placed)
+        assert sampled_image(section, placement, shape=SHAPE)[inside].std() > 0.4
+        assert torch.equal(sampled_image(antialiased(section, placement), placement, shape=SHAPE), placed)
 
     def test_stretched_corners_lie_on_corners(self, reference):
         section = read_section(ImageFile(drawn(reference, np.eye(2, 3), SHAPE), None), SHAPE)
@@ -424,7 +424,7 @@ class TestRegistering:
 
 def test_a_section_is_turned_about_the_tissue_it_lies_on(reference):
     placement = Placement(np.array([[0.9, 0.2, 3.0], [-0.2, 0.9, 8.0]]), (1.0, 1.0), "user", "scale")
-    around = turned(placement, reference, 180)
+    [around] = turned(placement, reference, 180)
     y, x = np.nonzero(reference.tissue.numpy())
     centre = np.array([[x.mean(), y.mean()]])
     assert apply_affine(around.matrix, centre) == pytest.approx(apply_affine(placement.matrix, centre))
@@ -435,7 +435,7 @@ def test_a_section_is_turned_about_the_tissue_it_lies_on(reference):
     mirrored = flipped(placement, reference)
     left = centre + np.array([[-5, 2]])
     assert apply_affine(mirrored.matrix, right) == pytest.approx(apply_affine(placement.matrix, left))
-    assert turned(around, reference, 180).matrix == pytest.approx(placement.matrix)
+    assert turned(around, reference, 180)[0].matrix == pytest.approx(placement.matrix)
     assert (around.turn, around.placed_by) == (180, "scale")
 
 
@@ -519,7 +519,7 @@ def test_any_turn_of_a_section_is_found(atlas, mirrored, degrees):
     best, second, *_ = likely_turns(section, reference, placement)
     assert (best.degrees + degrees + 180) % 360 - 180 == pytest.approx(0, abs=2)
     assert best.likeness > second.likeness
-    upright = turned(placement, reference, best.degrees)
+    [upright] = turned(placement, reference, best.degrees)
     assert upright.matrix == pytest.approx(
         place(section, reference, by="fit", mirrored=mirrored, turn=best.degrees).matrix, abs=1e-6
     )
