@@ -10,19 +10,19 @@ from atlalign.atlas.atlas import Atlas
 from atlalign.errors import InputError
 from atlalign.io.images import one_channel, open_channels
 from atlalign.localization.fit import Frame
-from atlalign.localization.proposals import Proposal, propose
+from atlalign.localization.proposals import propose
 from atlalign.localization.search import Found, Search
 from atlalign.localization.views import SeenTissue, seen_tissue
 from atlalign.localization.volume import COLUMNS_PX, AtlasVolume, width_um
 from atlalign.models import load_model
 from atlalign.networks.plane_locator import PlaneLocatorNet
+from atlalign.recognition.answers import Proposal
+from atlalign.recognition.judge import SHIPPED_LOCATOR
 from atlalign.registration.jobs import Job
 from atlalign.registration.one_section import check_is_one
 from atlalign.registration.options import Options
 from atlalign.registration.section import Section, read_section
 
-SHIPPED_LOCATOR = Path(__file__).parents[1] / "weights" / "locator.safetensors"
-"""The network that comes with the package."""
 _SIZES_DIFFER = 0.15  # from the atlas size in training, as a fraction of the length
 _SECOND_TRY = 1.5  # another turn is tried if its expected error is at most this multiple of the best
 # Two pieces are two sections if the network expects at most these errors for both.

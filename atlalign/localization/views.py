@@ -1,6 +1,5 @@
-"""Square views of a section for the network, centred on its tissue and scaled by the tissue's extent."""
+"""The tissue in an image: its centre, its extent and its pieces."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,38 +7,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch import Tensor
 
 from atlalign.atlas.planes import Matrix, Point, apply_affine, homogeneous, invert_affine
 from atlalign.errors import InputError
 from atlalign.geometry import sample
 from atlalign.registration.section import Section
 
-HALF_VIEW = 1.9
-"""Half the side of a view, in root mean square distances of the tissue from its centre."""
-
-_BRIGHT_SHARE = 0.995
-_MEAN_TISSUE = 0.4
-_EMPTY = 0.02  # darker pixels are background
-_GAMMA = (0.25, 1.5)
 _MASK_PX = 256  # the longer side of the image on which tissue is found
 _BLUR_PX = 2.0  # cells join to form tissue
 _LEAST_PIECE = 0.03  # of the largest piece of tissue: smaller pieces are dirt
 _LEAST_PX = 30  # of tissue on this image
-
-
-def even_tone(views: Tensor) -> Tensor:
-    """Return views (B, 1, H, W) of bright tissue on a background of 0, stretched to [0, 1] with a tissue mean near 0.4.
-
-    After this, faint cells on black look much like a dark stain.
-    """
-    flat = views.flatten(1)
-    white = torch.quantile(flat[:, ::3], _BRIGHT_SHARE, dim=1, keepdim=True).clamp(min=1e-3)
-    flat = (flat / white).clamp(0, 1)
-    tissue = flat > _EMPTY
-    mean = (flat * tissue).sum(1, keepdim=True) / tissue.sum(1, keepdim=True).clamp(min=1)
-    gamma = (math.log(_MEAN_TISSUE) / mean.clamp(1e-3, 0.99).log()).clamp(*_GAMMA)
-    return (flat**gamma).view(views.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,41 +75,3 @@ def _pieces(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
     areas = np.bincount(pieces.ravel())[1:]
     order = np.argsort(-areas)
     return [pieces == place + 1 for place in order if areas[place] >= _LEAST_PIECE * areas.max()]
-
-
-def view_matrix(centre: Point, rms: float, degrees: float) -> Matrix:
-    """Return the map (2, 3) from a view's (x, y) in [-1, 1]² to pixels of the image.
-
-    The view is turned by `degrees`: its rows run that much clockwise from those of the image.
-    """
-    angle = math.radians(degrees)
-    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    return np.column_stack([turn * HALF_VIEW * rms, centre])
-
-
-def cut_views(section: Section, matrices: list[Matrix], view_px: int) -> Tensor:
-    """Return views (N, 1, view_px, view_px) of a section in an even tone; beyond its image there is background.
-
-    Args:
-        section: The section.
-        matrices: The maps from each view's (x, y) in [-1, 1]² to pixels of the image.
-        view_px: Height and width of the views.
-    """
-    ticks = torch.linspace(-1, 1, view_px)
-    y, x = torch.meshgrid(ticks, ticks, indexing="ij")
-    unit = torch.stack([x, y], -1)
-    to_grey = [section.to_grey @ homogeneous(matrix) for matrix in matrices]
-    step = np.mean([abs(np.linalg.det(matrix[:, :2])) ** 0.5 for matrix in to_grey]) * 2 / (view_px - 1)
-    grey = antialiased(section.grey, float(step))
-    views = []
-    for matrix in to_grey:
-        affine = torch.from_numpy(matrix).float()
-        views.append(sample(grey[None, None], (unit @ affine[:, :2].T + affine[:, 2])[None]))
-    return even_tone(torch.cat(views))
-
-
-def antialiased(image: Tensor, step: float) -> Tensor:
-    """Return an image (h, w) without the detail that is lost when only each `step`-th pixel is sampled."""
-    if step <= 1:
-        return image
-    return torch.from_numpy(ndimage.gaussian_filter(image.numpy(), (step - 1) / 2, mode="nearest"))

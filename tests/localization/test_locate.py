@@ -20,11 +20,11 @@ from atlalign.errors import InputError
 from atlalign.localization import Located, Locator, locate, locating, write_located
 from atlalign.localization.fit import Frame, Lie
 from atlalign.localization.located import anchoring_of, judged
-from atlalign.localization.proposals import Proposal
 from atlalign.localization.search import Curve, Found, Search
 from atlalign.localization.views import seen_tissue
 from atlalign.models import save_model
 from atlalign.networks import PlaneLocatorNet
+from atlalign.recognition.answers import Proposal
 from atlalign.registration.jobs import Job, find_jobs
 from atlalign.registration.section import Section
 

@@ -1,17 +1,21 @@
 """Judgements of the network that locates sections: the upright direction, and whether pieces form one section."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from atlalign.localization.locator import SHIPPED_LOCATOR
-from atlalign.localization.proposals import Proposal, answers_to, upright_frame
-from atlalign.localization.views import view_matrix
+from atlalign.atlas.planes import Matrix
 from atlalign.models import load_model
 from atlalign.registration.section import Section
+from atlalign.recognition.answers import Proposal, answers_to, upright_frame
+from atlalign.recognition.views import view_matrix
 
+SHIPPED_LOCATOR = Path(__file__).parents[1] / "weights" / "locator.safetensors"
+"""The network that comes with the package."""
 _TURNS = tuple(range(0, 360, 30))
 _BRIGHT = 99  # percentile of the tissue
 # Of whole sections the least agreement was 0.98 of 1, and the largest error 0.77 mm. Sagittal ones come near that.
@@ -47,13 +51,20 @@ class BrainJudge:
         centre = points.mean(axis=0)
         rms = float(np.sqrt(np.square(points - centre).sum(axis=1).mean()))
         views = [view_matrix(centre, rms, turn) for turn in _TURNS]
-        return answers_to(self._network, _section(image, mask), views)
+        return answers_to(self._network, _shown(image, mask), views)
 
 
-def _section(image: NDArray[Any], mask: NDArray[np.bool_]) -> Section:
+class _Image(NamedTuple):
+    """A grey image (h, w) with the map to its own pixels."""
+
+    grey: Tensor
+    to_grey: Matrix = np.eye(2, 3)
+
+
+def _shown(image: NDArray[Any], mask: NDArray[np.bool_]) -> _Image:
     bright = max(float(np.percentile(image[mask], _BRIGHT)), 1e-6)
     grey = np.where(mask, image / bright, 0).clip(0, 1).astype(np.float32)
-    return Section(torch.from_numpy(grey), (1.0, 1.0), mask.shape, None, "dark")
+    return _Image(torch.from_numpy(grey))
 
 
 def _least_error_mm(found: list[Proposal]) -> float:
