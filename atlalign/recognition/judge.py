@@ -22,27 +22,50 @@ _BRIGHT = 99  # percentile of the tissue
 _AGREE, _SURE_MM = 0.93, 0.8
 
 
+class Judgement(NamedTuple):
+    """The network's opinion of tissue as one section, from views of it at several turns.
+
+    Attributes:
+        side: The part of the brain that it shows: one of `SIDES`.
+        turn: The counter-clockwise turn in degrees that makes it upright.
+        agreement: How well the views agree on the turn, from 0 to 1.
+        error_mm: The network's least expected error; large for tissue that is no section.
+    """
+
+    side: str
+    turn: float
+    agreement: float
+    error_mm: float
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the tissue is a section, or one half of it, beyond doubt."""
+        return self.agreement >= _AGREE and self.error_mm <= _SURE_MM
+
+
 class BrainJudge:
     """Judges coronal sections of the mouse brain: images (h, w), bright on a dark background, with their masks."""
 
     def __init__(self) -> None:
         self._network: Any = load_model(SHIPPED_LOCATOR)
 
-    def turn(self, image: NDArray[Any], mask: NDArray[np.bool_]) -> float | None:
-        """Return the counter-clockwise turn in degrees that makes a section upright.
-
-        It is None if the answers to turned views disagree, or the network is uncertain about all of them.
-        """
+    def judge(self, image: NDArray[Any], mask: NDArray[np.bool_]) -> Judgement:
+        """Return the opinion of the tissue in a mask as one section."""
         found = self._answers(image, mask)
         turns = np.deg2rad([_turn(answer) for answer in found])
         weights = np.array([answer.error_mm for answer in found]) ** -2.0
         mean = complex((weights * np.exp(1j * turns)).sum() / weights.sum())
-        is_sure = abs(mean) >= _AGREE and _least_error_mm(found) <= _SURE_MM
-        return float(np.degrees(np.angle(mean))) if is_sure else None
+        best = min(found, key=lambda answer: answer.error_mm)
+        return Judgement(best.side, float(np.degrees(np.angle(mean))), abs(mean), best.error_mm)
+
+    def turn(self, image: NDArray[Any], mask: NDArray[np.bool_]) -> float | None:
+        """Return the counter-clockwise turn in degrees that makes a section upright; None if there is doubt."""
+        found = self.judge(image, mask)
+        return found.turn if found.is_sure else None
 
     def strangeness(self, image: NDArray[Any], mask: NDArray[np.bool_]) -> float:
         """Return the network's expected error in mm for the tissue as one section."""
-        return _least_error_mm(self._answers(image, mask))
+        return self.judge(image, mask).error_mm
 
     @torch.inference_mode()
     def _answers(self, image: NDArray[Any], mask: NDArray[np.bool_]) -> list[Proposal]:
@@ -65,10 +88,6 @@ def _shown(image: NDArray[Any], mask: NDArray[np.bool_]) -> _Image:
     bright = max(float(np.percentile(image[mask], _BRIGHT)), 1e-6)
     grey = np.where(mask, image / bright, 0).clip(0, 1).astype(np.float32)
     return _Image(torch.from_numpy(grey))
-
-
-def _least_error_mm(found: list[Proposal]) -> float:
-    return min(answer.error_mm for answer in found)
 
 
 def _turn(answer: Proposal) -> float:
