@@ -17,7 +17,9 @@ from slides import PIXEL_UM
 Plane = NDArray[np.float32]
 """A section (h, w): bright tissue on a ground of 0, in [0, 1]."""
 
-_STAINS = ("sections", "ish")
+_STEPS = {"sections": 2, "ish": 6}
+"""The folders, and the step from one section to the next that is used."""
+
 _EMPTY = 0.03  # darker pixels are no tissue
 _SMOOTH_PX = 3.0
 _MARGIN_PX = 30
@@ -209,10 +211,10 @@ def drawn(plane: Plane, *, bright: bool, random: np.random.Generator) -> NDArray
 
 
 def cases(parity: int) -> Iterator[Case]:
-    """Yield the images made of every second section of each folder."""
-    pools = {stain: planes(stain) for stain in _STAINS}
+    """Yield the images made of sections of a parity: stained ones, gene expression, and one of each."""
+    pools = {stain: planes(stain) for stain in _STEPS}
     for stain, pool in pools.items():
-        for place in range(parity, len(pool), 2):
+        for place in range(parity, len(pool), _STEPS[stain]):
             random = np.random.default_rng((place, stain == "ish"))
             bright = stain == "sections" and place // 2 % 3 != 2
             for kind, made in PARTS.items():
@@ -224,9 +226,8 @@ def cases(parity: int) -> Iterator[Case]:
                 yield Case(kind, stain, drawn(image, bright=bright, random=random), count)
     for place in range(parity, len(pools["sections"]), 2):
         random = np.random.default_rng((place, 2))
-        stained, expressed = (
-            0.7 * pools["sections"][place],
-            pools["ish"][(2 * place + parity) % (len(pools["ish"]) // 2 * 2)],
+        expressed = pools["ish"][(2 * place + parity) % (len(pools["ish"]) // 2 * 2)]
+        image = beside(
+            0.7 * pools["sections"][place], expressed, random.uniform(0, 360), random.uniform(0.15, 3.0)
         )
-        image = beside(stained, expressed, random.uniform(0, 360), random.uniform(0.15, 3.0))
         yield Case("of different stains", "mixed", drawn(image, bright=False, random=random), 2)
