@@ -7,9 +7,9 @@ from atlalign.atlas.planes import Matrix, Point, homogeneous, invert_affine
 from atlalign.localization.views import SeenTissue
 from atlalign.localization.volume import AtlasVolume
 from atlalign.networks.plane_locator import PlaneLocatorNet
-from atlalign.registration.section import Section
 from atlalign.recognition.answers import Proposal, answers_to, upright_frame
 from atlalign.recognition.views import HALF_VIEW, view_matrix
+from atlalign.registration.section import Section
 
 _FIRST_TURNS = tuple(range(0, 360, 45))
 _APART_DEG = 60.0  # answers whose planes differ by more are different answers

@@ -13,8 +13,8 @@ from atlalign.io.pixels import Floats
 from atlalign.localization.fit import Fitter, Frame, Lie
 from atlalign.localization.quadratic import Quadratic, design
 from atlalign.localization.views import SeenTissue
-from atlalign.registration.section import Section
 from atlalign.recognition.answers import Proposal
+from atlalign.registration.section import Section
 
 STEPS_A_BRAIN = 132
 _WIDE = np.array([-16, -13, -10, -8, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 16], float)

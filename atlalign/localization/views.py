@@ -10,9 +10,8 @@ from scipy import ndimage
 
 from atlalign.atlas.planes import Matrix, Point, apply_affine, homogeneous, invert_affine
 from atlalign.errors import InputError
-from atlalign.geometry import sample
-from atlalign.registration.section import Section
 from atlalign.recognition.divisions import without_dirt
+from atlalign.registration.section import Section
 
 _MASK_PX = 256  # the longer side of the image on which tissue is found
 _BLUR_PX = 2.0  # cells join to form tissue

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from atlalign.atlas.planes import Matrix
 from atlalign.models import load_model
-from atlalign.registration.section import Section
 from atlalign.recognition.answers import Proposal, answers_to, upright_frame
 from atlalign.recognition.views import view_matrix
 

@@ -7,7 +7,7 @@ from atlalign.errors import InputError
 from atlalign.io.pieces import find_sections, rejected_in_words
 from atlalign.recognition.counting import Seen, count_sections
 from atlalign.registration.options import ReadingOptions
-from atlalign.registration.placement import Section
+from atlalign.registration.section import Section
 
 
 def check_is_one(section: Section, options: ReadingOptions, path: Path) -> None:

@@ -12,9 +12,9 @@ from atlalign.localization.located import anchoring_of
 from atlalign.localization.samples import ViewSampler
 from atlalign.localization.views import seen_tissue
 from atlalign.localization.volume import AtlasVolume
-from atlalign.registration.section import Section
 from atlalign.recognition.answers import upright_frame
 from atlalign.recognition.views import cut_views, even_tone, view_matrix
+from atlalign.registration.section import Section
 
 SIZE_MM = (6.0, 4.0, 5.0)
 LEANING = np.array([[0.002, 0.004, 3.0], [0.0, 0.05, 0.4], [0.05, 0.001, 0.6]])
