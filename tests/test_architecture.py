@@ -19,6 +19,7 @@ LAYERS = (
     ("data",),
     ("synthesis",),
     ("models",),
+    ("recognition",),
     ("training", "registration", "sections"),
     ("evaluation", "localization"),
     ("review",),

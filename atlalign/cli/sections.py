@@ -31,7 +31,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _run(options: argparse.Namespace) -> None:
-    from atlalign.localization.judge import BrainJudge
+    from atlalign.recognition.judge import BrainJudge
     from atlalign.sections.listing import LIST
     from atlalign.sections.separate import separate
 

@@ -25,7 +25,7 @@ def with_sections(inputs: Sequence[Path], out: Path, options: Options) -> list[P
         out: The folder of results.
         options: The options of the registration.
     """
-    from atlalign.localization.judge import BrainJudge
+    from atlalign.recognition.judge import BrainJudge
     from atlalign.sections.listing import LIST
     from atlalign.sections.separate import separate
 

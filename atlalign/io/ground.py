@@ -34,6 +34,8 @@ _SOLID_SHARE = 0.02  # of the longer side: tissue that contains a square of this
 _MUCH_BRIGHTER = 2.5  # times the brightest solid tissue; thin cell layers reached at most 2.0
 _NEARLY_ALL = 0.95  # of the rim
 WHITE_PERCENTILE = 99.9  # the percentile of tissue that becomes 1: hot pixels and dust are brighter
+_NOISE = 0.2  # of the variance is common to neighbours; in noise 0.11, in gene expression at least 0.24
+_EVEN_NOISE = 2.0  # the standard deviation of noise over the one that its median difference implies
 # Differences of intensity, as fractions of the thumbnail's range.
 _SAME = 0.01  # pixels of a void differ by less
 _TEXTURE = 0.03  # ground varies by less from pixel to pixel
@@ -51,7 +53,7 @@ class Ground(NamedTuple):
         level: The median of the ground along the rim.
         is_bright: Tissue is darker than the ground.
         clarity: 1 if the whole rim shows ground and tissue differs from it in one direction; 0 if overridden.
-        has_tissue: Something differs from the ground.
+        has_tissue: Something differs from the ground, beyond pure noise.
         seen: (h', w'), the pixels of the thumbnail that show ground.
         void: (h', w'), the pixels of the thumbnail that show nothing.
         foreign: (h', w'), the pixels of the thumbnail that show dust and similar objects.
@@ -120,10 +122,17 @@ def find_ground(image: Tensor, background: Background = "auto") -> Ground:
         seen = ~void & (np.abs(residual) <= _OFF_GROUND * scale)
     level = float(np.median(thumbnail[seen])) if seen.any() else float(coefficients[0])
     off_ground = ~seen & ~void
+    has_tissue = bool(off_ground.any()) and not _is_noise(np.where(void, 0, residual))
     foreign = _foreign(np.abs(residual), off_ground)
-    return Ground(
-        coefficients, level, is_bright, clarity, bool(off_ground.any()), seen, void, foreign, factor
-    )
+    return Ground(coefficients, level, is_bright, clarity, has_tissue, seen, void, foreign, factor)
+
+
+def _is_noise(residual: Floats) -> bool:
+    """Return whether differences from the ground (N, M) are pure noise: neighbours differ, and no pixel stands out."""
+    variance = float(residual.var())
+    common = float(ndimage.uniform_filter(residual, 3).var())
+    typical = 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
+    return common <= _NOISE * variance and variance <= (_EVEN_NOISE * typical) ** 2
 
 
 def _thumbnail(image: Tensor) -> tuple[Floats, int]:

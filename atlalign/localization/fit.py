@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from atlalign.atlas.planes import Matrix, homogeneous, invert_affine
 from atlalign.geometry import sample, warp
-from atlalign.localization.views import antialiased
 from atlalign.localization.volume import AtlasVolume
 from atlalign.metrics import mutual_information
+from atlalign.recognition.views import antialiased
 from atlalign.registration.refine import local_correlation
 from atlalign.registration.section import Section
 

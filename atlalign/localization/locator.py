@@ -10,25 +10,21 @@ from atlalign.atlas.atlas import Atlas
 from atlalign.errors import InputError
 from atlalign.io.images import one_channel, open_channels
 from atlalign.localization.fit import Frame
-from atlalign.localization.proposals import Proposal, propose
+from atlalign.localization.proposals import propose
 from atlalign.localization.search import Found, Search
 from atlalign.localization.views import SeenTissue, seen_tissue
 from atlalign.localization.volume import COLUMNS_PX, AtlasVolume, width_um
 from atlalign.models import load_model
 from atlalign.networks.plane_locator import PlaneLocatorNet
+from atlalign.recognition.answers import Proposal
+from atlalign.recognition.judge import SHIPPED_LOCATOR
 from atlalign.registration.jobs import Job
 from atlalign.registration.one_section import check_is_one
 from atlalign.registration.options import Options
 from atlalign.registration.section import Section, read_section
 
-SHIPPED_LOCATOR = Path(__file__).parents[1] / "weights" / "locator.safetensors"
-"""The network that comes with the package."""
 _SIZES_DIFFER = 0.15  # from the atlas size in training, as a fraction of the length
 _SECOND_TRY = 1.5  # another turn is tried if its expected error is at most this multiple of the best
-# Two pieces are two sections if the network expects at most these errors for both.
-_HALF_AS_LARGE = 0.5
-_SURE_MM = 1.0
-_SURER = 0.5  # times the error that it expects for both together
 
 
 class Locator:
@@ -77,12 +73,9 @@ class Locator:
         image = open_channels(job.path, scene=options.scene, page=options.page, z=options.z)
         channel = one_channel(image, options.channel, job.path.name)
         section = read_section(channel, (160, COLUMNS_PX), background=options.background, name=job.path.name)
+        check_is_one(section, options, job.path)
         tissue = seen_tissue(section, job.path.name)
-        proposals = propose(self.network, self.volume, section, tissue)
-        check_is_one(
-            channel, options, job.path, also_two=lambda: _are_two(self, section, tissue, proposals[0])
-        )
-        best, *others = proposals
+        best, *others = propose(self.network, self.volume, section, tissue)
         tried = [best, *(other for other in others if other.error_mm <= _SECOND_TRY * best.error_mm)]
         looked = [self._looked(section, tissue, proposal) for proposal in tried]
         return max(looked, key=lambda one: one.found.curve.odds.max())
@@ -113,12 +106,3 @@ def _check_size(volume: AtlasVolume, network: PlaneLocatorNet, name: str) -> Non
             f"atlas '{name}': expected about {known} mm (AP × DV × ML), for which the network was trained, found "
             f"{found} mm: train one for this atlas (python train.py experiment=locator), or give positions"
         )
-
-
-def _are_two(locator: Locator, section: Section, tissue: SeenTissue, whole: Proposal) -> bool:
-    """Return whether two pieces of tissue are two separate sections."""
-    if len(tissue.pieces) < 2 or tissue.pieces[1].area < _HALF_AS_LARGE * tissue.pieces[0].area:
-        return False
-    alone = [propose(locator.network, locator.volume, section, piece)[0] for piece in tissue.pieces[:2]]
-    sure_mm = min(_SURE_MM, _SURER * whole.error_mm)
-    return all(one.side == "whole" and one.error_mm < sure_mm for one in alone)

@@ -12,11 +12,11 @@ from atlalign.errors import InputError
 from atlalign.io.images import one_channel, open_channels
 from atlalign.localization.fit import Frame, Lie
 from atlalign.localization.located import anchoring_of, matrix_of
-from atlalign.localization.proposals import Proposal
 from atlalign.localization.search import Search
 from atlalign.localization.views import seen_tissue
 from atlalign.localization.volume import COLUMNS_PX, AtlasVolume, width_um
 from atlalign.models import load_model
+from atlalign.recognition.answers import Proposal
 from atlalign.registration.jobs import Job
 from atlalign.registration.options import Options
 from atlalign.registration.section import Section, read_section

@@ -1,15 +1,14 @@
 """Proposed planes of a section, from the network's answers to several views of it."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from atlalign.atlas.planes import Matrix, Point, homogeneous, invert_affine
-from atlalign.localization.samples import SIDES
-from atlalign.localization.views import HALF_VIEW, SeenTissue, cut_views, view_matrix
+from atlalign.localization.views import SeenTissue
 from atlalign.localization.volume import AtlasVolume
 from atlalign.networks.plane_locator import PlaneLocatorNet
+from atlalign.recognition.answers import Proposal, answers_to, upright_frame
+from atlalign.recognition.views import HALF_VIEW, view_matrix
 from atlalign.registration.section import Section
 
 _FIRST_TURNS = tuple(range(0, 360, 45))
@@ -19,21 +18,6 @@ _LAST_VIEWS = (
     (0.0, 1.0), (-12.0, 0.95), (12.0, 1.05), (-6.0, 1.1), (6.0, 0.9), (9.0, 1.0), (-9.0, 1.0), (0.0, 0.87), (0.0, 1.13)
 )  # fmt: skip
 _SCAN_PX = 96
-
-
-@dataclass(frozen=True, eq=False)
-class Proposal:
-    """A proposed plane of a section.
-
-    Attributes:
-        matrix: (3, 3), maps (x, y, 1) in pixels of the image to (AP, DV, ML) in mm.
-        side: Whether it shows a whole section or one half: one of `SIDES`.
-        error_mm: The network's expected error, combined with the spread of its answers.
-    """
-
-    matrix: Matrix
-    side: str
-    error_mm: float
 
 
 @torch.inference_mode()
@@ -67,42 +51,12 @@ def _settled(
     return proposal
 
 
-def answers_to(network: PlaneLocatorNet, section: Section, matrices: list[Matrix]) -> list[Proposal]:
-    """Return the network's answer to each view."""
-    weight = next(network.parameters())
-    views = cut_views(section, matrices, network.view_px).to(weight)
-    located = network(views.contiguous(memory_format=torch.channels_last))
-    found = []
-    for matrix, planes, logits, log_error in zip(matrices, *located, strict=True):
-        to_view = invert_affine(matrix)
-        centre, right, down = planes.double().cpu().numpy()
-        to_mm = np.column_stack([right, down, centre]) @ homogeneous(to_view)
-        found.append(Proposal(to_mm, SIDES[int(logits.argmax())], float(log_error.exp())))
-    return found
-
-
 def _turn(matrix: Matrix, other: Matrix) -> float:
     """Return the angle in degrees between the image's rows in two answers."""
     first, second = matrix[:, 0], other[:, 0]
     lengths = float(np.linalg.norm(first)) * float(np.linalg.norm(second))
     cosine = first @ second / max(lengths, 1e-9)
     return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
-
-
-def upright_frame(matrix: Matrix) -> Matrix:
-    """Return the directions (3, 2), right and down, of an upright view on a plane.
-
-    They are the atlas's own axes projected onto the plane: ML and DV for a coronal plane, ML and AP for a horizontal
-    one, AP and DV for a sagittal one.
-    """
-    normal = np.cross(matrix[:, 0], matrix[:, 1])
-    normal = normal / np.linalg.norm(normal)
-    right_axis, down_axis = {0: (2, 1), 1: (2, 0), 2: (0, 1)}[int(np.abs(normal).argmax())]
-    right = np.eye(3)[right_axis] - normal[right_axis] * normal
-    right = right / np.linalg.norm(right)
-    down = np.eye(3)[down_axis] - normal[down_axis] * normal
-    down = down - (down @ right) * right
-    return np.column_stack([right, down / np.linalg.norm(down)])
 
 
 def _upright_view(volume: AtlasVolume, proposal: Proposal, tissue: SeenTissue) -> Matrix:

@@ -14,13 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atlalign.errors import InputError, check_finite_numbers, check_probabilities, unknown_name
-from atlalign.localization.views import HALF_VIEW, even_tone
 from atlalign.localization.volume import AtlasVolume
+from atlalign.recognition.views import HALF_VIEW, even_tone
 from atlalign.synthesis.contrast import apply_contrast, draw_contrast
 from atlalign.synthesis.damage import draw_damage, missing
-
-SIDES = ("whole", "left", "right")
-"""The parts of the brain that a section may show, by the index of the network's answer."""
 
 # The direction across a cut, down the image and along its rows, for the upright section.
 _FRAMES = {"AP": (0, 1, 2), "DV": (1, 0, 2), "ML": (2, 1, 0)}

@@ -11,9 +11,9 @@ from torch import nn
 from atlalign.atlas.planes import apply_affine, invert_affine
 from atlalign.io.pixels import Floats
 from atlalign.localization.fit import Fitter, Frame, Lie
-from atlalign.localization.proposals import Proposal
 from atlalign.localization.quadratic import Quadratic, design
 from atlalign.localization.views import SeenTissue
+from atlalign.recognition.answers import Proposal
 from atlalign.registration.section import Section
 
 STEPS_A_BRAIN = 132

@@ -8,9 +8,10 @@ from typing import NamedTuple
 from atlalign.io.files import fingerprint
 from atlalign.localization.located import Located
 from atlalign.localization.locating import locate
-from atlalign.localization.locator import SHIPPED_LOCATOR, Locator
+from atlalign.localization.locator import Locator
 from atlalign.localization.recorded import ATLAS, LOCATED, Recorded
 from atlalign.localization.results import write_located
+from atlalign.recognition.judge import SHIPPED_LOCATOR
 from atlalign.registration.jobs import Job
 from atlalign.registration.options import ReadingOptions
 from atlalign.registration.recipe import Recipe

@@ -1,47 +1,42 @@
 """The check that an image shows one section, which `register` and `locate` require."""
 
-from collections.abc import Callable
+import shlex
 from pathlib import Path
 
 from atlalign.errors import InputError
-from atlalign.io.pieces import several_sections
-from atlalign.io.scenes import Scene
-from atlalign.io.views import overview
+from atlalign.io.pieces import find_sections, rejected_in_words
+from atlalign.recognition.counting import Seen, count_sections
 from atlalign.registration.options import ReadingOptions
+from atlalign.registration.section import Section
 
-_OVERVIEW = (320, 456)  # enough to tell sections apart
 
-
-def check_is_one(
-    channel: Scene, options: ReadingOptions, path: Path, *, also_two: Callable[[], bool] = lambda: False
-) -> None:
-    """Raise an error if the image shows several sections, which together fit no plane.
+def check_is_one(section: Section, options: ReadingOptions, path: Path) -> None:
+    """Raise an error if an image shows no section, or several, which together fit no plane.
 
     Args:
-        channel: The image.
-        options: How the image is read; `one_section` skips the check.
+        section: The image.
+        options: How it was read; `one_section` skips the check.
         path: Its file, for the message.
-        also_two: Called if the outlines of the pieces are ambiguous; returns whether two of them are sections.
     """
     if options.one_section:
         return
-    count = _clear_count(channel, options.pixel_size_um)
-    if count == 1 and also_two():
-        count = 2
+    seen = Seen.of(section.grey)
+    found = find_sections(seen.image, is_color=False, background="dark")
+    if not found.number:
+        pieces = rejected_in_words([piece.reason for piece in found.left_out])
+        raise InputError(
+            f"{path.name}: expected a section, found {pieces}: use --one-section if this is tissue"
+        )
+    count = count_sections(seen)
     if count > 1:
         raise InputError(
-            f"{path.name}: expected one section, found {count}: separate them (atlalign sections {path} --out FOLDER), "
+            f"{path.name}: expected one section, found {count}: separate them ({_command(section, options, path)}), "
             "or use --one-section if all pieces belong to one section"
         )
 
 
-def _clear_count(channel: Scene, pixel_size_um: float | None) -> int:
-    """Return the number of sections that the outlines of the pieces show; 1 if they are ambiguous."""
-    view = overview(channel, _OVERVIEW)
-    x, y = channel.pixel_um or (pixel_size_um, pixel_size_um)
-    known = pixel_size_um or (None if x is None or y is None else (x + y) / 2)
-    return several_sections(
-        view.pixels[:, :],
-        is_color=channel.is_color,
-        pixel_um=None if known is None else known * sum(view.scale) / 2,
-    )
+def _command(section: Section, options: ReadingOptions, path: Path) -> str:
+    """Return the command that separates the sections of an image."""
+    size_um = options.pixel_size_um
+    size = f"--pixel-size-um {size_um:g} " if size_um else "" if section.pixel_um else "--pixel-size-um UM "
+    return f"atlalign sections {shlex.quote(str(path))} {size}--out FOLDER"

@@ -65,10 +65,10 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     channel = one_channel(image, options.channel, name)
     if module is None:
         return placed_by_hand(job, image, channel, reference, options)
-    check_is_one(channel, options, job.path)
     section = read_section(
         channel, network.image_shape, background=options.background, name=name, ignored=job.ignored
     )
+    check_is_one(section, options, job.path)
     placement = place_job(section, reference, job, options)
     is_free = options.turn is None and placement.placed_by in ("scale", "fit")
     turns = [

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlalign.errors import InputError
-from atlalign.io.pieces import Found, find_sections
+from atlalign.io.pieces import Found, find_sections, rejected_in_words
 from atlalign.io.pixels import Background
 from atlalign.sections.halves import with_halves_joined
 from atlalign.sections.options import Order
@@ -160,9 +160,7 @@ def _left_out(found: Found, scale: NDArray[np.float64], slide: str, scene: int) 
 
 def nothing_found(slide: str, left_out: Sequence[Section]) -> InputError:
     """Return the error for a slide that shows only rejected pieces."""
-    reasons = [piece.left_out for piece in left_out]
-    listed = ", ".join(f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons))
-    found = f"found only rejected pieces ({listed})" if listed else "found none"
+    found = rejected_in_words([piece.left_out for piece in left_out if piece.left_out])
     return InputError(
-        f"{slide}: expected sections of about 1 mm² or more, {found}: check the pixel size (--pixel-size-um)"
+        f"{slide}: expected sections of about 1 mm² or more, found {found}: check the pixel size (--pixel-size-um)"
     )

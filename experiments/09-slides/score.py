@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlalign.io.scenes import array_scene
-from atlalign.localization.judge import BrainJudge
+from atlalign.recognition.judge import BrainJudge
 from atlalign.sections.finding import Turning, View, find_on_view
 from atlalign.sections.outlines import filled
 from atlalign.sections.small_copy import small_copy

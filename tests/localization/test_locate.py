@@ -20,11 +20,11 @@ from atlalign.errors import InputError
 from atlalign.localization import Located, Locator, locate, locating, write_located
 from atlalign.localization.fit import Frame, Lie
 from atlalign.localization.located import anchoring_of, judged
-from atlalign.localization.proposals import Proposal
 from atlalign.localization.search import Curve, Found, Search
 from atlalign.localization.views import seen_tissue
 from atlalign.models import save_model
 from atlalign.networks import PlaneLocatorNet
+from atlalign.recognition.answers import Proposal
 from atlalign.registration.jobs import Job, find_jobs
 from atlalign.registration.section import Section
 
@@ -192,28 +192,17 @@ def test_numbers_that_repeat_are_named(series, locator, tmp_path):
     assert "found 3 in x_s3.png and x_s3.png" in found[2].reason
 
 
-@pytest.mark.parametrize("side_by_side", [True, False])
-def test_two_sections_in_one_image_are_no_section(side_by_side, series, locator, tmp_path, monkeypatch):
-    """Side by side, their outlines give them away; one above the other, only the network does."""
-    known, _ = series
-    with Image.open(known[5][0]) as image:
-        second = (image.width, 0) if side_by_side else (0, image.height - 2 * MARGIN_PX)
-        both = Image.new("L", (image.width + second[0], image.height + second[1]))
-        both.paste(image, (0, 0))
-        both.paste(image, second)
-    job = Job(tmp_path / "two.png")
-    both.save(job.path)
-    asked = []
-
-    def proposed(network, volume, section, tissue):
-        asked.append(tissue)
-        return [Proposal(known[5][1], "whole", 1.0 if len(asked) == 1 else 0.4)]
-
-    monkeypatch.setattr(module, "propose", proposed)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_two_sections_in_one_image_are_no_section(axis, locator, tmp_path, test_data):
+    folder = test_data / "sections"
+    paths = [folder / f"641_2002_2568_NM01_s{number}.png" for number in ("049", "109")]
+    pixels = [np.asarray(Image.open(path).convert("L").resize((256, 168))) for path in paths]
+    job = Job(tmp_path / "two.png", options={"one_section": False})
+    Image.fromarray(np.concatenate(pixels, axis=axis)).save(job.path)
     (found,) = locate([job], locator)
     assert (found.flag, found.anchoring) == ("fail", None)
     assert "two.png: expected one section, found 2" in found.reason
-    assert len(asked) == (1 if side_by_side else 3)
+    assert f"atlalign sections {job.path} --pixel-size-um UM --out FOLDER" in found.reason
     (found,) = locate([job._replace(options={"one_section": True})], locator)
     assert "found 2" not in found.reason
 

@@ -11,7 +11,6 @@ import torch
 from atlalign.atlas.atlas import phantom_atlas
 from atlalign.cli import main
 from atlalign.errors import InputError
-from atlalign.io.pieces import several_sections
 from atlalign.models import save_model
 from atlalign.networks import LocalUNet
 from atlalign.registration import Job, Options, atlas_recipe, register_section
@@ -51,31 +50,6 @@ def test_two_sections_in_one_image_are_named_with_the_command_that_separates_the
         register_section(Job(path, 6000.0), recipe)
     recipe = atlas_recipe("phantom", model=model, image_shape=SHAPE, options=Options(one_section=True))
     register_section(Job(path, 6000.0), recipe)
-
-
-@pytest.mark.parametrize("gap_um", [500, 2000, 5000])
-def test_parts_of_one_section_are_one_section_at_any_distance(section, gap_um):
-    gap = np.full((section.shape[0], round(gap_um / PIXEL_UM)), 10.0)
-    middle = section.shape[1] // 2
-    for at in (middle, round(0.7 * section.shape[1])):
-        apart = np.concatenate([section[:, :at], gap, section[:, at:]], axis=1)
-        apart = np.pad(apart, 20, constant_values=10)
-        for pixel_um in (PIXEL_UM, None):
-            assert several_sections(apart, is_color=False, pixel_um=pixel_um) == 1
-
-
-def test_real_sections_are_one_each_whatever_their_stain(test_data):
-    from atlalign.io.images import read_image
-
-    folders = {"sections": "*_s[01][0-5]4.png", "ish": "*_s0[0-3]?1.jpg", "rat": "section.tif"}
-    paths = [
-        path for folder, pattern in folders.items() for path in sorted((test_data / folder).glob(pattern))
-    ]
-    assert len(paths) > 7
-    for path in paths:
-        pixels = read_image(path).pixels
-        pixels = pixels[::2, ::2]
-        assert several_sections(pixels, is_color=pixels.ndim == 3) == 1, path.name
 
 
 def test_the_sections_of_a_scanners_file_are_registered_at_the_positions_of_their_list(

@@ -12,7 +12,18 @@ hairs, outlines of bubbles.
 of whole sections are convex, and come close to each other only around one point.
 """
 
-from atlalign.io.pieces.find import WORKING_UM, Found, find_sections, several_sections
-from atlalign.io.pieces.rejects import LeftOut, Reason
+from atlalign.io.pieces.find import WORKING_UM, Found, find_sections
+from atlalign.io.pieces.joining import front_length
+from atlalign.io.pieces.piece import piece_of
+from atlalign.io.pieces.rejects import LeftOut, Reason, rejected_in_words
 
-__all__ = ["WORKING_UM", "Found", "LeftOut", "Reason", "find_sections", "several_sections"]
+__all__ = [
+    "WORKING_UM",
+    "Found",
+    "LeftOut",
+    "Reason",
+    "find_sections",
+    "front_length",
+    "piece_of",
+    "rejected_in_words",
+]

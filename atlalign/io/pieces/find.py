@@ -1,14 +1,13 @@
 """Finds the sections in an image of a slide by the four steps in order."""
 
-from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from atlalign.io.pieces.joining import attached, front_length, grow, joined
-from atlalign.io.pieces.piece import cut_at_necks, piece_of, pieces_of
+from atlalign.io.pieces.joining import attached, grow, joined
+from atlalign.io.pieces.piece import cut_at_necks, pieces_of
 from atlalign.io.pieces.rejects import LeftOut, is_main, sorted_out
 from atlalign.io.pieces.tissue import refined, seems_solid, tissue_strength
 from atlalign.io.pixels import Background
@@ -21,9 +20,6 @@ _LEAST_PX = 32  # the shorter side of an image; a smaller copy shows nothing
 _LARGEST_PX = 3000
 _LINE_UM = 75.0  # half the width of a line that is not tissue
 _ATTACHED_MM = 0.4  # from a section to small pieces of it
-# Thresholds for several sections in an image that should show one.
-_WHOLE = 0.3  # of the largest area: a smaller piece may be a part of it
-_SHORT = 0.85  # a shorter front separates two sections
 
 
 class Found(NamedTuple):
@@ -90,25 +86,6 @@ def find_sections(
     grow(numbered, tissue, 2 * radius)
     left_out.sort(key=lambda piece: -int(piece.mask.sum()))
     return Found(numbered, left_out, strength, unit_mm, is_solid)
-
-
-def several_sections(image: NDArray[Any], *, is_color: bool, pixel_um: float | None = None) -> int:
-    """Return the number of sections that an image clearly shows; 1 if its pieces may be parts of one section.
-
-    Parts of one section face each other along a long front, at any distance.
-
-    Args:
-        image: (h, w), or (h, w, c).
-        is_color: The channels are red, green and blue.
-        pixel_um: The pixel size; None if it is unknown.
-    """
-    found = find_sections(image, is_color=is_color, pixel_um=pixel_um)
-    if not found.is_solid:
-        return 1
-    masks = [piece_of(found.labels == number, np.s_[:, :]) for number in range(1, found.number + 1)]
-    large = [piece for piece in masks if piece.area >= _WHOLE * max(mask.area for mask in masks)]
-    pairs = combinations(large, 2)
-    return len(large) if any(front_length(one, other) < _SHORT for one, other in pairs) else 1
 
 
 def _scale(shape: tuple[int, ...], pixel_um: float | None) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """Step 3: reject pieces that are not sections."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -31,6 +32,29 @@ class LeftOut(NamedTuple):
     reason: Reason
     mask: Mask
     box: tuple[slice, slice]
+
+
+_IN_WORDS: dict[str, tuple[str, str, str]] = {
+    "rectangular": ("rectangular piece", "a label", "labels"),
+    "thin": ("thin piece", "the edge of a coverslip", "edges of coverslips or bubbles"),
+    "small": ("small piece", "dust", "dust"),
+}
+
+
+def rejected_in_words(reasons: Sequence[str]) -> str:
+    """Return the numbers of rejected pieces in words.
+
+    Example:
+        >>> rejected_in_words(["small", "rectangular", "small"])
+        'only 1 rectangular piece, such as a label, and 2 small pieces, such as dust'
+    """
+    counts = {reason: list(reasons).count(reason) for reason in _IN_WORDS if reason in reasons}
+    each = [_counted(count, *_IN_WORDS[reason]) for reason, count in counts.items()]
+    return f"only {', and '.join(each)}" if each else "no tissue"
+
+
+def _counted(count: int, piece: str, one: str, many: str) -> str:
+    return f"1 {piece}, such as {one}" if count == 1 else f"{count} {piece}s, such as {many}"
 
 
 def sorted_out(pieces: list[Piece], unit_mm: float) -> tuple[list[Piece], list[LeftOut]]:

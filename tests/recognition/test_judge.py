@@ -3,7 +3,7 @@ import pytest
 from scipy import ndimage
 
 from atlalign.io.images import read_image
-from atlalign.localization.judge import BrainJudge
+from atlalign.recognition.judge import BrainJudge
 
 
 @pytest.fixture(scope="module")
