@@ -101,6 +101,11 @@ class ImageReference:
     ontology: Ontology | None
     name: str
 
+    @property
+    def target(self) -> None:
+        """An image has no voxels of an atlas."""
+        return None
+
     @cached_property
     def origin(self) -> Mapping[str, Any]:
         """Plain data that identifies the image."""

@@ -47,9 +47,10 @@ def _record(
     job: Job, recipe: Recipe, found: RegisteredSection, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the record of a registration, with its flag."""
-    placement = found.placement
+    placement, target = found.placement, recipe.references.target
     measured = {
         "position_um": job.position_um,
+        **({} if target is None else target.to_json()),
         **_measures(found.registered.quality),
         "pixel_um": placement.pixel_um,
         "pixel_size_from": placement.pixel_size_from,

@@ -1,6 +1,8 @@
 """Export of registrations to VisuAlign: the plane of each section, and markers that give its deformation."""
 
 import json
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ from numpy.typing import NDArray
 
 from atlalign import __version__
 from atlalign.atlas.planes import Anchoring, Plane, Points, apply_affine, invert_affine
-from atlalign.atlas.targets import ALLEN
+from atlalign.atlas.targets import Target
 from atlalign.errors import InputError
 from atlalign.io.files import written_whole
+from atlalign.registration.record import RECORD
 from atlalign.registration.region_growth import region_growth
 from atlalign.registration.transform import SectionTransform
 
@@ -20,6 +23,9 @@ MARKER_ERROR_UM = 25.0
 """The largest permitted error of VisuAlign's interpolation between markers: one voxel of its atlas."""
 MARKERS_AT_MOST = 400
 """The largest number of markers: the time of VisuAlign's triangulation grows with its square."""
+
+_ALLEN = Target()
+_log = logging.getLogger(__name__)
 
 _PULL = 0.3  # of a marker to the pair that it was chosen for, relative to that of each pair on its triangles
 _RIM_UM = 100.0
@@ -46,8 +52,10 @@ def visualign_slice(
     is at most `MARKER_ERROR_UM` everywhere or there are `MARKERS_AT_MOST` markers. QuickNII uses the anchoring alone.
     A small number of markers follows the deformation only roughly, but large regions keep their areas.
 
+    The entry's anchoring is in voxels of `GRID`; `write_visualign` converts it to voxels of the atlas.
+
     Args:
-        transform: The map of a section that is registered to the Allen atlas.
+        transform: The map of a section that is registered to a plane of an atlas.
         filename: The image's name.
         number: The section's number in its series.
         anchoring: The section's own anchoring in the reference plane; None fits an anchoring to the transform.
@@ -80,11 +88,53 @@ def visualign_slice(
     }
 
 
-def write_visualign(path: Path, slices: Sequence[Mapping[str, Any]]) -> None:
-    """Write entries of `visualign_slice` to a file that VisuAlign and QuickNII can open."""
-    series = {"name": "", "target": ALLEN, "aligner": f"atlalign {__version__}", "slices": list(slices)}
+def write_visualign(path: Path, slices: Sequence[Mapping[str, Any]], target: Target = _ALLEN) -> None:
+    """Write entries of `visualign_slice` to a file that VisuAlign and QuickNII can open.
+
+    Args:
+        path: The file.
+        slices: The entries.
+        target: The atlas to which the sections are registered; its voxels are the unit of the file's anchorings.
+    """
+    series = {
+        "name": "",
+        "aligner": f"atlalign {__version__}",
+        **target.to_json(),
+        "slices": [_in_voxels(entry, target) for entry in slices],
+    }
     with written_whole(path) as unfinished:
         unfinished.write_text(json.dumps(series, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write VisuAlign's file of sections, given their records.
+
+    A file names one atlas. If the sections lie in several, those in the atlas with most sections are written.
+    """
+    targets = [Target.of_head(record, RECORD) for record in records]
+    target, number = Counter(targets).most_common(1)[0]
+    if number < len(records):
+        _log.warning(
+            "%s: the file names one atlas, %s: it leaves out %d sections that are registered to another one: give each "
+            "atlas its own --out",
+            *(path, target.name, len(records) - number),
+        )
+    slices = [record["visualign"] for record, own in zip(records, targets, strict=True) if own == target]
+    write_visualign(path, _numbered(slices), target)
+
+
+def _numbered(slices: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return VisuAlign's entries by number; duplicate numbers are replaced, since calls without a list count from 1."""
+    if len({entry["nr"] for entry in slices}) == len(slices):
+        return sorted(slices, key=lambda entry: int(entry["nr"]))
+    return [{**entry, "nr": number} for number, entry in enumerate(slices, start=1)]
+
+
+def _in_voxels(entry: Mapping[str, Any], target: Target) -> dict[str, Any]:
+    """Return an entry with its anchoring in the voxels of an atlas."""
+    vectors = np.array(entry["anchoring"], np.float64).reshape(3, 3)
+    anchoring = Anchoring(vectors, (int(entry["height"]), int(entry["width"])))
+    return {**entry, "anchoring": target.vectors(anchoring).ravel().tolist()}
 
 
 def _pairs(transform: SectionTransform, tissue: NDArray[np.bool_] | None) -> tuple[Points, Points]:

@@ -15,6 +15,7 @@ from uuid import uuid4
 import numpy as np
 
 from atlalign.atlas.planes import Anchoring, Points
+from atlalign.atlas.targets import Target
 from atlalign.errors import InputError
 from atlalign.io.files import lock
 from atlalign.io.tables import read_parts
@@ -220,7 +221,8 @@ class ReviewFolder:
             if self.revision(name) != revision:
                 raise ConflictError(f"{name}: the correction was changed elsewhere in the meantime")
             mask = read_correction(self.out, name).ignored.mask
-            whole = replace(correction, ignored=Ignored(mask, correction.ignored.areas))
+            target = Target.of_head(record, RECORD)
+            whole = replace(correction, ignored=Ignored(mask, correction.ignored.areas), target=target)
             entry = record.get("visualign") or {}
             write_correction(
                 self.out,
