@@ -61,7 +61,12 @@ def locate(
     brains = _brains(jobs)
     numbers, problems = ({}, {}) if independent else _numbers(jobs, brains)
     starts = [
-        Located(job, job.brain or job.path.absolute().parent.name, numbers.get(place, job.number))
+        Located(
+            job,
+            job.brain or job.path.absolute().parent.name,
+            numbers.get(place, job.number),
+            reason=locator.doubt,
+        )
         for place, job in enumerate(jobs)
     ]
     known = known or {}
@@ -149,10 +154,14 @@ def _together(
     found = in_series([members[place] for place in order], own, section_spacing_um)
     if found is None:
         return {
-            place: _alone(replace(one, start=replace(one.start, reason=_NO_SERIES)))
-            for place, one in new.items()
+            place: _alone(replace(one, start=_doubted(one.start, _NO_SERIES))) for place, one in new.items()
         }
     return dict(zip(order, found, strict=True))
+
+
+def _doubted(start: Located, reason: str) -> Located:
+    """Return a section with one more reason to check it."""
+    return replace(start, reason="; ".join(filter(None, (start.reason, reason))))
 
 
 def _alone(section: NewSection) -> Located:

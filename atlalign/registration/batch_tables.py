@@ -1,6 +1,6 @@
 """The tables of all sections in a folder of results: the table, VisuAlign's file, the series and the index page."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
