@@ -100,7 +100,7 @@ def corrected(job: Job, correction: Correction) -> Job:
         upright = {**job.options, "place": "anchoring", "mirrored": False, "turn": None}
         position_um = correction.anchoring.position_um
         job = job._replace(
-            position_um=position_um, anchoring=correction.anchoring, options=upright, target=atlas
+            position_um=position_um, anchoring=correction.anchoring, options=upright, target=atlas, doubt=""
         )
     elif correction.anchoring is not None:
         job = job._replace(target=job.target or atlas)

@@ -71,10 +71,10 @@ def visualign_slice(
     if anchoring is None:
         anchoring = _fitted(pixels, points_mm, transform.plane, transform.section.shape, filename)
     anchoring = Anchoring(anchoring.vectors, transform.section.shape)  # a list may refer to a smaller scan
-    ml_dv_um = transform.plane.to_atlas(points_mm)[:, [2, 1]]
-    chosen = _needed(pixels, ml_dv_um, anchoring)
+    in_plane_um = transform.plane.to_atlas(points_mm)[:, anchoring.axes]
+    chosen = _needed(pixels, in_plane_um, anchoring)
     growth = [] if labels is None else _growth_per_um(labels, points_mm, transform, anchoring)
-    places_um = _least_squares(pixels, ml_dv_um, chosen, anchoring, growth)
+    places_um = _least_squares(pixels, in_plane_um, chosen, anchoring, growth)
     overlay = apply_affine(anchoring.um_to_pixel(), places_um)
     markers = np.hstack([overlay, pixels[chosen]]) + 0.5
     height, width = transform.section.shape
@@ -181,7 +181,7 @@ def _fitted(pixels: Points, points_mm: Points, plane: Plane, shape: tuple[int, i
     return Anchoring.of_plane(plane, np.asarray(matrix, np.float64), shape)
 
 
-def _needed(pixels: Points, ml_dv_um: Points, anchoring: Anchoring) -> NDArray[np.intp]:
+def _needed(pixels: Points, in_plane_um: Points, anchoring: Anchoring) -> NDArray[np.intp]:
     """Return the indices of the pairs that VisuAlign needs as markers."""
     from scipy.interpolate import LinearNDInterpolator
     from scipy.spatial import Delaunay
@@ -190,8 +190,8 @@ def _needed(pixels: Points, ml_dv_um: Points, anchoring: Anchoring) -> NDArray[n
     chosen = np.zeros(0, np.intp)
     while len(chosen) < MARKERS_AT_MOST:
         triangles = Delaunay(np.vstack([corners, pixels[chosen]]))
-        interpolate = LinearNDInterpolator(triangles, np.vstack([corners_um, ml_dv_um[chosen]]))
-        error_um = np.linalg.norm(interpolate(pixels) - ml_dv_um, axis=1)
+        interpolate = LinearNDInterpolator(triangles, np.vstack([corners_um, in_plane_um[chosen]]))
+        error_um = np.linalg.norm(interpolate(pixels) - in_plane_um, axis=1)
         worst = _worst_of_each(triangles.find_simplex(pixels), error_um)
         worst = worst[error_um[worst] > MARKER_ERROR_UM]
         if not len(worst):
@@ -213,7 +213,7 @@ def _growth_per_um(
 
 def _least_squares(
     pixels: Points,
-    ml_dv_um: Points,
+    in_plane_um: Points,
     chosen: NDArray[np.intp],
     anchoring: Anchoring,
     growth: Sequence[Points],
@@ -226,7 +226,7 @@ def _least_squares(
     from scipy.spatial import Delaunay
 
     if not len(chosen):
-        return ml_dv_um[chosen]
+        return in_plane_um[chosen]
     corners, corners_um = _fixed_corners(anchoring)
     triangles = Delaunay(np.vstack([corners, pixels[chosen]]))
     triangle = triangles.find_simplex(pixels)
@@ -237,8 +237,8 @@ def _least_squares(
     columns = triangles.simplices[triangle].ravel()
     matrix = csr_array((shares.ravel(), (rows, columns)), shape=(len(pixels), len(corners) + len(chosen)))
     fixed, free = matrix[:, : len(corners)], matrix[:, len(corners) :]
-    start = ml_dv_um[chosen]
-    left = ml_dv_um - fixed @ corners_um - free @ start
+    start = in_plane_um[chosen]
+    left = in_plane_um - fixed @ corners_um - free @ start
     # Markers that few pairs depend on stay near their own pair.
     normal = (free.T @ free).toarray() + _PULL**2 * np.eye(len(chosen))
     of_regions = _AREA_UM * np.array([(free.T @ region).T.ravel() for region in growth]).reshape(
@@ -252,7 +252,7 @@ def _least_squares(
 
 
 def _fixed_corners(anchoring: Anchoring) -> tuple[Points, Points]:
-    """Return the four points outside the image that VisuAlign keeps fixed, in pixels and as (ML, DV) in µm."""
+    """Return the four points outside the image that VisuAlign keeps fixed, in pixels and in µm on the plane."""
     height, width = anchoring.size
     corners = _CORNERS * (width, height) - 0.5
     return corners, apply_affine(invert_affine(anchoring.um_to_pixel()), corners)

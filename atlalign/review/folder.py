@@ -257,12 +257,16 @@ def hemisphere_of(record: Mapping[str, Any]) -> Hemisphere:
 
 
 def result_anchoring(record: Mapping[str, Any]) -> Anchoring | None:
-    """Return the anchoring that the results correspond to; None if the reference is not a plane of an atlas."""
+    """Return the anchoring that the results correspond to; None if the reference is not a coronal plane of an atlas.
+
+    The page moves coronal planes only.
+    """
     entry = record.get("visualign")
     if not entry:
         return None
     vectors = np.array(entry["anchoring"], np.float64).reshape(3, 3)
-    return Anchoring(vectors, (int(entry["height"]), int(entry["width"])))
+    anchoring = Anchoring(vectors, (int(entry["height"]), int(entry["width"])))
+    return anchoring if anchoring.kind == "coronal" else None
 
 
 # --- as plain data ----------------------------------------------------------------------------------------------------
