@@ -95,7 +95,8 @@ def say_located(located: "Sequence[Located]", *, before: int = 0) -> None:
     found = sum(one.anchoring is not None for one in located)
     kept = f" ({before} of them earlier)" if before else ""
     say(f"{found} of {len(located)} sections located{kept}: {counts}")
-    say(_MIRRORED)
+    if found:
+        say(_MIRRORED)
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:

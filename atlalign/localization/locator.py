@@ -33,7 +33,7 @@ _SURE_MM = 1.0
 _SURER = 0.5  # times the error that it expects for both together
 
 
-_TRAIN = "train one for this atlas (python train.py experiment=locator) and give it as --locator"
+_TRAIN = "train one for this atlas (atlalign train experiment=locator) and give it as --locator"
 _log = logging.getLogger(__name__)
 
 

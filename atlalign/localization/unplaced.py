@@ -55,7 +55,7 @@ def locate_unplaced(
         jobs: The sections to register.
         recipe: The atlas, and the options for reading the images.
         out: The folder of results, which also keeps the planes.
-        locator: A network of `train.py experiment=locator`; None for the one that comes with the package.
+        locator: A network of `atlalign train experiment=locator`; None for the one that comes with the package.
         independent: Locate each section alone.
         section_spacing_um: The distance between sections whose numbers differ by 1, if known.
         progress: Wraps the images during the first pass.

@@ -146,7 +146,7 @@ class LocatingOptions(SeriesOptions):
 
     locator: Annotated[
         str | None,
-        Option("a network of `train.py experiment=locator` (default: the package's locator)", "FILE"),
+        Option("a network of `atlalign train experiment=locator` (default: the package's locator)", "FILE"),
     ] = None
 
 
