@@ -21,7 +21,6 @@ _NO_SERIES = (
     "numbers, or locate each section alone (--independent)"
 )
 _PROPOSAL_ERRORS = 0.7  # of the network's: measured on sections of gene expression
-_SLOPE_ERRORS = 0.65  # of the likeness's own standard deviation: measured on planes whose tilts are known
 
 
 def locate(
@@ -177,7 +176,7 @@ def _alone(section: NewSection) -> Located:
             side=found.side,
             likeness=found.likeness,
             error_um=1000 * _position_error_mm(found),
-            error_deg=in_degrees(_SLOPE_ERRORS * found.slopes_error[::-1]),
+            error_deg=in_degrees(found.slopes_error[::-1]),
             other_um=math.nan if other is None else 1000 * other,
             curve=found.curve,
             alone_um=placed_um,
