@@ -20,6 +20,11 @@ Point = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 """A linear map (2, 2) or an affine one: (2, 3), or (3, 3) with homogeneous coordinates."""
 
+KINDS = ("coronal", "horizontal", "sagittal")
+"""The kinds of planes, by the axis that they cut across: AP, DV or ML."""
+IN_PLANE = ((2, 1), (2, 0), (0, 1))
+"""For each kind, the axes along x (right) and y (down) of an upright section."""
+
 GRID = (528, 320, 456)
 """The grid of QuickNII and DeepSlice: voxels of the Allen atlas along (AP, DV, ML)."""
 GRID_UM = 25.0
@@ -30,7 +35,9 @@ _LEAST_UM = 50.0  # no section lies closer to the front in µm, and no brain is 
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """A coronal plane of the atlas, perhaps oblique, with a frame of its own: x along ML and y along DV, in mm.
+    """A plane of the atlas, perhaps oblique, with a frame of its own in mm.
+
+    In the frame of a coronal plane x runs along ML and y along DV; `axes` names the axes for the other kinds.
 
     Attributes:
         matrix: (3, 3), which maps (x_mm, y_mm, 1) of the frame to (AP, DV, ML) in µm.
@@ -44,25 +51,45 @@ class Plane:
         position_um: float,
         origin_um: tuple[float, float],
         *,
-        per_ml: float = 0.0,
-        per_dv: float = 0.0,
+        per_x: float = 0.0,
+        per_y: float = 0.0,
+        across: int = 0,
     ) -> "Plane":
-        """Return the plane whose frame has its origin at `origin_um` (ML, DV).
+        """Return the plane whose frame has its origin at `origin_um`, along x and y.
 
         Args:
-            position_um: AP of the frame's origin.
-            origin_um: (ML, DV) of the frame's origin.
-            per_ml: Change of AP per unit of ML.
-            per_dv: Change of AP per unit of DV.
+            position_um: The position of the frame's origin along the axis that the plane cuts across.
+            origin_um: Its positions along x and y: (ML, DV) for a coronal plane.
+            per_x: Change of the position per unit of x.
+            per_y: Change of the position per unit of y.
+            across: The axis that the plane cuts across: 0 for AP, 1 for DV, 2 for ML.
         """
-        ml, dv = origin_um
-        rows = [[1000 * per_ml, 1000 * per_dv, position_um], [0, 1000, dv], [1000, 0, ml]]
-        return cls(np.array(rows, dtype=np.float64))
+        x, y = IN_PLANE[across]
+        matrix = np.zeros((3, 3))
+        matrix[across] = 1000 * per_x, 1000 * per_y, position_um
+        matrix[x] = 1000, 0, origin_um[0]
+        matrix[y] = 0, 1000, origin_um[1]
+        return cls(matrix)
+
+    @property
+    def across(self) -> int:
+        """The axis that it cuts across: 0 for AP (coronal), 1 for DV (horizontal), 2 for ML (sagittal)."""
+        return _across(self.matrix)
+
+    @property
+    def kind(self) -> str:
+        """Its kind: one of `KINDS`."""
+        return KINDS[self.across]
+
+    @property
+    def axes(self) -> list[int]:
+        """The axes along x and y of its frame."""
+        return list(IN_PLANE[self.across])
 
     def moved(self, distance_um: float) -> "Plane":
-        """Return the plane `distance_um` further back along AP, with the same frame."""
+        """Return the plane `distance_um` further along the axis that it cuts across, with the same frame."""
         matrix = self.matrix.copy()
-        matrix[0, 2] += distance_um
+        matrix[self.across, 2] += distance_um
         return Plane(matrix)
 
     def to_atlas(self, points_mm: Points) -> Points:
@@ -70,13 +97,13 @@ class Plane:
         return apply_affine(self.matrix, points_mm)
 
     def from_atlas(self, points_um: Points) -> tuple[Points, NDArray[np.float64]]:
-        """Return atlas points (N, 3), in µm, projected onto the plane along AP, and their distances behind the plane.
+        """Return atlas points (N, 3), in µm, projected onto the plane along its axis, and their distances behind it.
 
         The projections are points (N, 2) of the frame in mm. The distances (N,) are in µm, negative in front.
         """
-        dv_ml = self.matrix[1:]
-        points_mm = (points_um[:, 1:] - dv_ml[:, 2]) @ np.linalg.inv(dv_ml[:, :2]).T
-        return points_mm, points_um[:, 0] - self.to_atlas(points_mm)[:, 0]
+        across, in_plane = self.across, self.matrix[self.axes]
+        points_mm = (points_um[:, self.axes] - in_plane[:, 2]) @ np.linalg.inv(in_plane[:, :2]).T
+        return points_mm, points_um[:, across] - self.to_atlas(points_mm)[:, across]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +118,7 @@ class Anchoring:
         size: (h, w) of the image in pixels, whose centres lie at (k + ½)/w and (k + ½)/h.
 
     Raises:
-        InputError: If the plane is closer to a sagittal or horizontal plane than to a coronal one, or the image is
-            narrower than 2 pixels.
+        InputError: If u and v span no plane, or the image is narrower than 2 pixels.
     """
 
     vectors: Matrix
@@ -102,15 +128,23 @@ class Anchoring:
         if min(self.size) < 2:
             height, width = self.size
             raise InputError(f"anchoring: expected an image of at least 2×2 px, found {height}×{width}")
-        normal = np.abs(np.cross(self.vectors[1], self.vectors[2]))  # along ML, AP, DV
-        if not normal.max() >= 1:
+        if not np.abs(np.cross(self.vectors[1], self.vectors[2])).max() >= 1:
             raise InputError("anchoring: expected u and v to span a plane, found almost no area")
-        if normal[1] < normal.max():
-            kind = "sagittal" if normal[0] == normal.max() else "horizontal"
-            raise InputError(
-                f"anchoring: expected a coronal section, found a {kind} one, seen edge-on, which cannot be registered: "
-                "leave it out of the list"
-            )
+
+    @property
+    def across(self) -> int:
+        """The axis that the plane cuts across: 0 for AP (coronal), 1 for DV (horizontal), 2 for ML (sagittal)."""
+        return _across(self.share_to_um)
+
+    @property
+    def kind(self) -> str:
+        """The kind of the plane: one of `KINDS`."""
+        return KINDS[self.across]
+
+    @property
+    def axes(self) -> list[int]:
+        """The axes along x and y of an upright section on this plane."""
+        return list(IN_PLANE[self.across])
 
     @property
     def share_to_um(self) -> Matrix:
@@ -121,28 +155,29 @@ class Anchoring:
 
     @property
     def position_um(self) -> float:
-        """AP of the image's centre."""
-        return float(self.share_to_um[0] @ (0.5, 0.5, 1))
+        """Position of the image's centre along the axis that the plane cuts across: AP for a coronal plane."""
+        return float(self.share_to_um[self.across] @ (0.5, 0.5, 1))
 
     @property
     def tilt(self) -> tuple[float, float]:
-        """The change of AP per unit of ML and per unit of DV."""
-        ap, dv, ml = self.share_to_um[:, :2]
-        per_ml, per_dv = np.linalg.solve(np.stack([ml, dv], axis=1), ap)
-        return float(per_ml), float(per_dv)
+        """The change of the position per unit along both axes in the plane: of AP along ML and DV, if it is coronal."""
+        by_share = self.share_to_um[:, :2]
+        per_x, per_y = np.linalg.solve(by_share[self.axes].T, by_share[self.across])
+        return float(per_x), float(per_y)
 
     def plane(self, origin_um: tuple[float, float]) -> Plane:
-        """Return the plane of the section, with an upright frame whose origin lies at `origin_um` (ML, DV)."""
-        per_ml, per_dv = self.tilt
-        ap, dv, ml = self.share_to_um[:, 2]
-        at_origin = ap + per_ml * (origin_um[0] - ml) + per_dv * (origin_um[1] - dv)
-        return Plane.at(float(at_origin), origin_um, per_ml=per_ml, per_dv=per_dv)
+        """Return the plane of the section, with an upright frame whose origin lies at `origin_um`, along x and y."""
+        per_x, per_y = self.tilt
+        corner = self.share_to_um[:, 2]
+        x, y = np.array(origin_um) - corner[self.axes]
+        position_um = float(corner[self.across] + per_x * x + per_y * y)
+        return Plane.at(position_um, origin_um, per_x=per_x, per_y=per_y, across=self.across)
 
     def um_to_pixel(self) -> Matrix:
-        """Return the map (2, 3) from (ML, DV) in µm to pixels (x, y) of the image, along AP."""
-        ml_dv = invert_affine(self.share_to_um[[2, 1]])
+        """Return the map (2, 3) from positions along the plane's axes, (ML, DV) if coronal, in µm to pixels (x, y)."""
+        to_share = invert_affine(self.share_to_um[self.axes])
         height, width = self.size
-        return np.array([[width, 0, -0.5], [0, height, -0.5]]) @ homogeneous(ml_dv)
+        return np.array([[width, 0, -0.5], [0, height, -0.5]]) @ homogeneous(to_share)
 
     def on(self, size: tuple[int, int]) -> "Anchoring":
         """Return the anchoring of the same image at another size (h, w), such as a full scan.
@@ -178,6 +213,11 @@ class Anchoring:
         last = np.array([0.0, 0.0, 1.0])
         by_share = np.stack([ml, GRID[0] * last - ap, GRID[1] * last - dv], axis=1)
         return cls(np.roll(by_share, 1, axis=0), size)
+
+
+def _across(matrix: Matrix) -> int:
+    """Return the axis closest to the normal of a plane, given a map (3, 3) from it to (AP, DV, ML)."""
+    return int(np.abs(np.cross(matrix[:, 0], matrix[:, 1])).argmax())
 
 
 def homogeneous(matrix: Matrix) -> Matrix:

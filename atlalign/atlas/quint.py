@@ -143,7 +143,7 @@ def _target(path: Path, series: Mapping[str, Any]) -> Target:
     """Return the atlas of a file: the Allen CCFv3, or one whose voxels the file describes."""
     name = series.get("target", series.get("atlas"))
     if VOXELS in series and isinstance(name, str) and name:
-        return Target.of_json(name, series[VOXELS], f"{path}: {VOXELS}")
+        return Target.of_head({**series, "target": name}, str(path))
     _check_target(path, name, series.get("target-resolution"))
     return Target()
 

@@ -62,6 +62,19 @@ class Target:
             raise InputError(f"{where}: expected a shape and a size_um above 0, found {shown(voxels)}")
         return cls(name, (int(shape[0]), int(shape[1]), int(shape[2])), size_um, corner_um)
 
+    @classmethod
+    def of_head(cls, head: Mapping[str, Any], where: str) -> "Target":
+        """Return the voxels that the head of one of our own files describes, see `to_json`.
+
+        Files without a description are anchored to the Allen atlas.
+
+        Raises:
+            InputError: If the description is invalid.
+        """
+        if VOXELS not in head:
+            return cls()
+        return cls.of_json(str(head.get("target")), head[VOXELS], f"{where}: {VOXELS}")
+
     def to_json(self) -> dict[str, Any]:
         """Return the head of a file whose anchorings are in these voxels."""
         if self.name == ALLEN:
@@ -75,6 +88,8 @@ class Target:
 
     def vectors(self, anchoring: Anchoring) -> Matrix:
         """Return o, u, v of an anchoring in these voxels."""
+        if self == Target():
+            return anchoring.vectors
         to_voxel = (anchoring.share_to_um - self._corner()) / np.array(self.voxel_um)[:, None]
         ap, dv, ml = to_voxel
         last = np.array([0.0, 0.0, 1.0])

@@ -10,7 +10,7 @@ from atlalign.atlas.options import AtlasOptions
 from atlalign.cli.flags import add_flags, add_images, flag_values, given_values
 from atlalign.console import say
 from atlalign.errors import InputError
-from atlalign.registration.options import ReadingOptions, SeriesOptions
+from atlalign.registration.options import LocatingOptions, ReadingOptions, SeriesOptions
 
 if TYPE_CHECKING:
     from atlalign.localization import Located
@@ -48,13 +48,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     )
     add_images(command)
     add_flags(command, AtlasOptions)
-    command.add_argument(
-        "--locator",
-        metavar="FILE",
-        type=Path,
-        help="a network of `train.py experiment=locator` (default: the package's)",
-    )
-    add_flags(command, SeriesOptions)
+    add_flags(command, LocatingOptions)
     add_flags(command.add_argument_group("images"), ReadingOptions)
     command.add_argument("--overwrite", action="store_true", help="replace the files if they exist")
     command.set_defaults(run=_run)
@@ -78,6 +72,7 @@ def _run(options: argparse.Namespace) -> None:
     table = write_located(options.out, located, Target.of(atlas))
     page = options.out.with_suffix(".html")
     write_page(page, located)
+    say(f"located by {locator.said}")
     say_located(located)
     say(f"written: {options.out}, {table}, {page}")
     failed = [_named(found) for found in located if found.anchoring is None]
@@ -100,7 +95,8 @@ def say_located(located: "Sequence[Located]", *, before: int = 0) -> None:
     found = sum(one.anchoring is not None for one in located)
     kept = f" ({before} of them earlier)" if before else ""
     say(f"{found} of {len(located)} sections located{kept}: {counts}")
-    say(_MIRRORED)
+    if found:
+        say(_MIRRORED)
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:

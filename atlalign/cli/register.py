@@ -14,7 +14,7 @@ from atlalign.console import say
 from atlalign.declarations import flag
 from atlalign.errors import InputError, unknown_name
 from atlalign.io.files import WriteError
-from atlalign.registration.options import Options, ReferenceImageOptions, SeriesOptions
+from atlalign.registration.options import LocatingOptions, Options, ReferenceImageOptions
 
 if TYPE_CHECKING:
     from atlalign.registration.batch import Outcome
@@ -56,7 +56,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results")
     _add_reference_options(command)
     add_flags(command.add_argument_group("sections"), Options)
-    add_flags(command.add_argument_group("sections without a position, which is found"), SeriesOptions)
+    add_flags(command.add_argument_group("sections without a position, which is found"), LocatingOptions)
     command.add_argument(
         "--workers",
         type=int,
@@ -181,10 +181,11 @@ def _located(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) -
         recipe,
         options.out,
         progress=partial(track, description="locating"),
-        **flag_values(SeriesOptions, options),
+        **flag_values(LocatingOptions, options),
     )
     number = len(found.located)
     if found.files:
+        say(f"located by {found.locator}")
         say_located(found.located, before=found.kept)
         say(f"written: {', '.join(map(str, found.files))}")
     elif found.located:

@@ -1,17 +1,19 @@
 """The fit of a section to planes of the atlas: its likeness to each plane after registration to it."""
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
 
 from atlalign.atlas.planes import Matrix, homogeneous, invert_affine
 from atlalign.geometry import sample, warp
+from atlalign.io.pixels import Floats
 from atlalign.localization.volume import AtlasVolume
 from atlalign.metrics import mutual_information
 from atlalign.recognition.views import antialiased
@@ -22,6 +24,7 @@ _BINS = 32
 _AT_ONCE = 8  # planes in a batch
 _TISSUE = 0.03  # of the brightest
 _WIDE_BENDS = 0.12  # of the width: the standard deviation of the Gaussian that smooths bends
+_CELLS = (5, 7)  # along rows and columns
 _RIM = 0.035  # of the width: pixels closer to the outline do not count as inside
 _LEAST_CORRELATION = 0.01
 _LEAST_WEIGHT = 1e-6  # in pixels: a plane without tissue has no affine part
@@ -154,13 +157,25 @@ class Fitter:
         self.section = section
         self.shown = frame.shown(side)
 
+    def likeness(self, lie: Lie, planes: NDArray[np.float64]) -> Floats:
+        """Return the section's likeness to each of planes (N, 3) after registration, see `Fit`."""
+        return self.fit(lie, planes).likeness
+
     @torch.inference_mode()
-    def likeness(self, lie: Lie, planes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the section's likeness to each of planes (N, 3) after registration."""
+    def fit(self, lie: Lie, planes: NDArray[np.float64]) -> "Fit":
+        """Return the section's fit to each of planes (N, 3)."""
         placed = self._placed(lie)
-        return np.concatenate(
-            [self._likeness(placed, part) for part in np.array_split(planes, -(-len(planes) // _AT_ONCE))]
+        parts = np.array_split(planes, -(-len(planes) // _AT_ONCE))
+        fits = [self._fit(placed, part) for part in parts]
+        return Fit(*(np.concatenate(values) for values in zip(*fits, strict=True)))
+
+    def cell_centres(self) -> Floats:
+        """Return the centres (C, 2) of the cells of a fit, as (down, right) in mm."""
+        down, right = (
+            F.adaptive_avg_pool1d(ticks[None, None], size)[0, 0]
+            for ticks, size in zip(self.frame.ticks, _CELLS, strict=True)
         )
+        return np.asarray(torch.cartesian_prod(down, right).double().numpy())
 
     @torch.inference_mode()
     def straightened(self, lie: Lie) -> Lie:
@@ -183,11 +198,9 @@ class Fitter:
         placed = self._placed(lie)
         reference, dvf = self._registration(placed, lie.plane[None])
         tissue = reference > _TISSUE
-        narrow = (dvf - wide_part(dvf, tissue)).square().sum(1, keepdim=True)
-        width = dvf.shape[-1]
-        bends = 1000 / width * math.sqrt(float((narrow * tissue).sum() / tissue.sum().clamp(min=1)))
+        bends = float(bends_of(dvf - wide_part(dvf, tissue), tissue))
         filled = ndimage.binary_fill_holes(tissue[0, 0].numpy())
-        inside = ndimage.binary_erosion(filled, iterations=round(_RIM * width))
+        inside = ndimage.binary_erosion(filled, iterations=round(_RIM * dvf.shape[-1]))
         correlation = local_correlation(reference, warp(placed, dvf))[0, 0].numpy()
         return bends / max(float(correlation[inside].mean()) if inside.any() else 0.0, _LEAST_CORRELATION)
 
@@ -220,17 +233,39 @@ class Fitter:
         moving = placed.expand(len(planes), -1, -1, -1)
         return reference, self.network(reference, moving).dvf.float()
 
-    def _likeness(self, placed: Tensor, planes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the likeness of planes to the section, registered by an affine map and wide bends only.
-
-        With narrow bends, the section would look as much like a wrong plane as like the right one.
-        """
+    def _fit(self, placed: Tensor, planes: NDArray[np.float64]) -> "Fit":
         reference, dvf = self._registration(placed, planes)
-        wide = wide_part(dvf, reference > _TISSUE)
+        tissue = reference > _TISSUE
+        wide = wide_part(dvf, tissue)
         registered = warp(placed.expand(len(planes), -1, -1, -1), wide)
-        likeness = mutual_information(reference, registered, bins=_BINS)
-        likeness = likeness + local_correlation(reference, registered).mean((1, 2, 3))
-        return likeness.double().numpy()
+        correlation = local_correlation(reference, registered)
+        likeness = mutual_information(reference, registered, bins=_BINS) + correlation.mean((1, 2, 3))
+        cells = F.adaptive_avg_pool2d(correlation, _CELLS).flatten(1)
+        bends = bends_of(dvf - wide, tissue)
+        return Fit(*(values.double().numpy() for values in (likeness, bends, cells)))
+
+
+class Fit(NamedTuple):
+    """The fit of a section to N planes, after registration by an affine map and wide bends only.
+
+    With narrow bends, the section would look as much like a wrong plane as like the right one.
+
+    Attributes:
+        likeness: Mutual information and mean local correlation, (N,).
+        bends: The narrow bends that were left out, (N,), see `bends_of`.
+        cells: The mean local correlation in cells of the image, (N, C).
+    """
+
+    likeness: Floats
+    bends: Floats
+    cells: Floats
+
+
+def bends_of(narrow: Tensor, tissue: Tensor) -> Tensor:
+    """Return the root mean square (N,) of fields (N, 2, H, W) on tissue, in thousandths of the width."""
+    squares = narrow.square().sum(1, keepdim=True) * tissue
+    mean = squares.sum((1, 2, 3)) / tissue.sum((1, 2, 3)).clamp(min=1)
+    return 1000 / narrow.shape[-1] * mean.sqrt()
 
 
 def affine_part(dvf: Tensor, tissue: Tensor) -> Tensor:

@@ -82,6 +82,7 @@ class Located:
             position_um=self.anchoring.position_um,
             anchoring=self.anchoring,
             options={**half, **self.job.options},
+            doubt=f"located, but {self.reason}" if self.flag == "look" else "",
         )
 
 

@@ -21,7 +21,6 @@ _NO_SERIES = (
     "numbers, or locate each section alone (--independent)"
 )
 _PROPOSAL_ERRORS = 0.7  # of the network's: measured on sections of gene expression
-_SLOPE_ERRORS = 0.65  # of the likeness's own standard deviation: measured on planes whose tilts are known
 
 
 def locate(
@@ -61,7 +60,12 @@ def locate(
     brains = _brains(jobs)
     numbers, problems = ({}, {}) if independent else _numbers(jobs, brains)
     starts = [
-        Located(job, job.brain or job.path.absolute().parent.name, numbers.get(place, job.number))
+        Located(
+            job,
+            job.brain or job.path.absolute().parent.name,
+            numbers.get(place, job.number),
+            reason=locator.doubt,
+        )
         for place, job in enumerate(jobs)
     ]
     known = known or {}
@@ -149,10 +153,14 @@ def _together(
     found = in_series([members[place] for place in order], own, section_spacing_um)
     if found is None:
         return {
-            place: _alone(replace(one, start=replace(one.start, reason=_NO_SERIES)))
-            for place, one in new.items()
+            place: _alone(replace(one, start=_doubted(one.start, _NO_SERIES))) for place, one in new.items()
         }
     return dict(zip(order, found, strict=True))
+
+
+def _doubted(start: Located, reason: str) -> Located:
+    """Return a section with one more reason to check it."""
+    return replace(start, reason="; ".join(filter(None, (start.reason, reason))))
 
 
 def _alone(section: NewSection) -> Located:
@@ -168,7 +176,7 @@ def _alone(section: NewSection) -> Located:
             side=found.side,
             likeness=found.likeness,
             error_um=1000 * _position_error_mm(found),
-            error_deg=in_degrees(_SLOPE_ERRORS * found.slopes_error[::-1]),
+            error_deg=in_degrees(found.slopes_error[::-1]),
             other_um=math.nan if other is None else 1000 * other,
             curve=found.curve,
             alone_um=placed_um,

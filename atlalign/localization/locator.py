@@ -1,5 +1,6 @@
 """An atlas with the networks that locate sections in it, and the first pass over a single section."""
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from atlalign.errors import InputError
 from atlalign.io.images import one_channel, open_channels
 from atlalign.localization.fit import Frame
 from atlalign.localization.proposals import propose
+from atlalign.localization.same_atlas import frame_offset_mm
 from atlalign.localization.search import Found, Search
 from atlalign.localization.views import SeenTissue, seen_tissue
 from atlalign.localization.volume import COLUMNS_PX, AtlasVolume, width_um
@@ -27,6 +29,10 @@ _SIZES_DIFFER = 0.15  # from the atlas size in training, as a fraction of the le
 _SECOND_TRY = 1.5  # another turn is tried if its expected error is at most this multiple of the best
 
 
+_TRAIN = "train one for this atlas (atlalign train experiment=locator) and give it as --locator"
+_log = logging.getLogger(__name__)
+
+
 class Locator:
     """Locates sections in an atlas.
 
@@ -35,8 +41,13 @@ class Locator:
         network: The network that proposes planes; None for the one that comes with the package.
         registration: The network that registers sections to planes; None for the one that comes with the package.
 
+    Attributes:
+        said: The network and the atlas of its training, in words.
+        doubt: Why all planes must be checked: the network was trained on another atlas. Empty if it was not.
+
     Raises:
-        InputError: If the atlas has no region ids, or another size than the network was trained for.
+        InputError: If the atlas has no region ids, or is another one, with another size, than that of the network's
+            training.
     """
 
     def __init__(
@@ -51,10 +62,14 @@ class Locator:
             raise InputError(
                 f"expected a network that locates sections (PlaneLocatorNet), got {type(loaded).__name__}"
             )
-        self.network = loaded
         self.volume = AtlasVolume.of(atlas, voxel_um=width_um(atlas) / COLUMNS_PX)
         self.coarse_mm = 2 * width_um(atlas) / COLUMNS_PX / 1000
-        _check_size(self.volume, loaded, atlas.name)
+        self.said = _said(network, loaded)
+        corner_mm = frame_offset_mm(self.volume, loaded.regions)
+        self.doubt = "" if corner_mm is not None else _doubt(self.volume, loaded, atlas.name)
+        self.network = loaded if corner_mm is None else loaded.in_frame(corner_mm.tolist())
+        if self.doubt:
+            _log.warning("%s", self.doubt)
         self.registration = registration if isinstance(registration, nn.Module) else load_model(registration)
 
     def frame(self, across: int) -> Frame:
@@ -95,14 +110,28 @@ class Looked(NamedTuple):
     found: Found
 
 
-def _check_size(volume: AtlasVolume, network: PlaneLocatorNet, name: str) -> None:
-    """Raise an error if an atlas's size differs from that of the network's training."""
-    size = [far - first for far, first in zip(volume.extent_mm, volume.first_mm.tolist(), strict=True)]
+def _said(network: nn.Module | str | Path | None, loaded: PlaneLocatorNet) -> str:
+    """Return which network locates sections, and its training, in words."""
+    file = "the package's locator" if network is None else str(network)
+    name = f"locator {type(loaded).__name__}" if isinstance(network, nn.Module) else file
+    return f"{name}, trained on {loaded.cut} sections of {loaded.atlas or 'an unknown atlas'}"
+
+
+def _doubt(volume: AtlasVolume, network: PlaneLocatorNet, name: str) -> str:
+    """Return why planes in an atlas must be checked that is not recognised as that of the network's training.
+
+    Raises:
+        InputError: If the atlas has another size, too.
+    """
+    size = volume.size_mm
     if max(abs(own / known - 1) for own, known in zip(size, network.extent_mm, strict=True)) > _SIZES_DIFFER:
         found, known = (
             " × ".join(f"{value:.1f}" for value in extent) for extent in (size, network.extent_mm)
         )
         raise InputError(
-            f"atlas '{name}': expected about {known} mm (AP × DV × ML), for which the network was trained, found "
-            f"{found} mm: train one for this atlas (python train.py experiment=locator), or give positions"
+            f"atlas '{name}': expected about {known} mm (AP × DV × ML), for which the locator was trained, found "
+            f"{found} mm: {_TRAIN}, or give positions"
         )
+    if not network.regions:
+        return f"the locator does not say on which atlas it was trained: check that it was atlas '{name}'"
+    return f"the locator was trained on {network.atlas}, not on atlas '{name}': check each plane, or {_TRAIN}"

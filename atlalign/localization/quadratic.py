@@ -50,6 +50,25 @@ class Quadratic(NamedTuple):
         bent: Floats = (vectors * np.minimum(eigenvalues, -_FLAT)) @ vectors.T
         return cls(found[1 : 1 + n], bent)
 
+    @classmethod
+    def of_parts(cls, points: Floats, directions: Floats, values: Floats) -> "Quadratic":
+        """Return the sum of parts that each depend on one direction alone.
+
+        Each part is the parabola nearest to values[:, c] over points (N, n) @ directions[c]; it has a peak, or is flat.
+        """
+        gradient, curvature = np.zeros(points.shape[1]), np.zeros((points.shape[1],) * 2)
+        for direction, own in zip(directions, values.T, strict=True):
+            along = points @ direction
+            terms = np.column_stack([np.ones(len(along)), along, along**2 / 2])
+            _, slope, bend = np.linalg.lstsq(terms, own, rcond=None)[0]
+            gradient += slope * direction
+            curvature += min(float(bend), 0.0) * np.outer(direction, direction)
+        return cls(gradient, curvature)
+
+    def plus(self, other: "Quadratic") -> "Quadratic":
+        """Return the sum of both functions, up to a constant."""
+        return Quadratic(self.gradient + other.gradient, self.curvature + other.curvature)
+
     def with_prior(self, centre: Floats, precision: Floats) -> "Quadratic":
         """Return the function minus precision (n,) · (x − centre)² / 2."""
         return Quadratic(self.gradient + precision * centre, self.curvature - np.diag(precision))

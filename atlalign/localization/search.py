@@ -27,6 +27,8 @@ _ROUNDS = (
 )  # how far planes reach: in steps along the axis, and in degrees
 _LONGEST_STEP = 1.3  # of these reaches
 _TEMPERATURE = 0.03  # of likeness: a difference of this size corresponds to odds of e
+_BENDS = 0.03  # the cost in likeness of narrow bends of a thousandth of the width
+_OF_CELLS = 0.005  # as `_TEMPERATURE`, of the mean local correlation
 _PRIOR_ERRORS = (
     0.5  # the standard deviation of a proposed position, relative to the error that the network expects
 )
@@ -164,16 +166,21 @@ class Search:
         return lie.on(lie.plane + np.array([moved, 0, 0])), curve
 
     def tuned(self, lie: Lie, reach_mm: float, reach_slope: float) -> tuple[Lie, Floats]:
-        """Return the plane at the peak of likeness near a known one, and the standard deviations of both slopes.
+        """Return the plane that fits best near a known one, and the standard deviations of both slopes.
 
-        A quadratic is fitted to the likeness of planes whose position and slopes vary together, and its peak is used.
-        They are combined with those of the proposal, weighted by their precision.
+        Planes are tried whose position and slopes vary together. The plane is the peak of three functions together,
+        weighted by their precision: a quadratic through the likeness to these planes, the sum of parabolas through the
+        local correlation in each cell over the position of the plane there, and the proposal.
         """
         pivot = self.pivot(lie)
         start = np.array([self.height(lie.plane, pivot), *lie.plane[1:]])
         reach = np.array([reach_mm, reach_slope, reach_slope])
         planes = self.through(pivot, start + _DESIGN * reach)
-        odds = Quadratic.through(_DESIGN, self.fitter.likeness(lie, planes) / _TEMPERATURE)
+        fit = self.fitter.fit(lie, planes)
+        arms = self.fitter.cell_centres() - pivot[::-1]
+        directions = reach * np.column_stack([np.ones(len(arms)), arms])
+        odds = Quadratic.through(_DESIGN, (fit.likeness - _BENDS * fit.bends) / _TEMPERATURE)
+        odds = odds.plus(Quadratic.of_parts(_DESIGN, directions, fit.cells / (_OF_CELLS * len(arms))))
         proposed = Lie.of(self.proposal.matrix, self.frame).plane
         expected = np.array([self.height(proposed, pivot), *proposed[1:]]) - start
         precision = np.square(reach / (self._proposal_error(1.0), _PRIOR_SLOPE, _PRIOR_SLOPE))

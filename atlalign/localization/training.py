@@ -13,9 +13,10 @@ from atlalign.atlas.atlas import Atlas
 from atlalign.data.dataset import SampleKey, SeededSampler
 from atlalign.errors import InputError, check_numbers, check_processes
 from atlalign.io.files import fingerprint_of
+from atlalign.localization.same_atlas import large_regions
 from atlalign.localization.samples import Views, ViewSampler
 from atlalign.localization.volume import AtlasVolume
-from atlalign.networks.plane_locator import LocatedPlanes, plane_errors
+from atlalign.networks.plane_locator import LocatedPlanes, PlaneLocatorNet, plane_errors
 from atlalign.training.module import NetworkModule
 
 _NEAR_MM = 0.3  # smaller errors count by their square
@@ -53,6 +54,13 @@ class LocatorModule(NetworkModule):
 
     distance = "plane_error"
     unit = "mm"
+
+    def setup(self, stage: str) -> None:
+        """Let the network keep the atlas of its training: planes are in its frame."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        volume = data.sampler.volume
+        assert isinstance(self.network, PlaneLocatorNet)
+        self.network.trained_on(data.atlas.name, volume.size_mm, large_regions(volume))
 
     def forward(self, images: Tensor) -> LocatedPlanes:
         """Return the planes of views (B, 1, view_px, view_px)."""

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from atlalign.errors import InputError
 from atlalign.io.files import fingerprint
 from atlalign.localization.located import Located
 from atlalign.localization.locating import locate
@@ -26,12 +27,14 @@ class LocatedJobs(NamedTuple):
         located: The sections that had no position.
         kept: The number of these that keep the plane of an earlier call.
         files: The files written: the list of anchorings and the table; none if every section keeps its plane.
+        locator: The network that located them, in words; empty if every section keeps its plane.
     """
 
     jobs: list[Job]
     located: Sequence[Located] = ()
     kept: int = 0
     files: tuple[Path, ...] = ()
+    locator: str = ""
 
 
 def locate_unplaced(
@@ -39,6 +42,7 @@ def locate_unplaced(
     recipe: Recipe,
     out: str | Path,
     *,
+    locator: str | Path | None = None,
     independent: bool = False,
     section_spacing_um: float | None = None,
     progress: Callable[[Iterable[Job]], Iterable[Job]] = iter,
@@ -52,6 +56,7 @@ def locate_unplaced(
         jobs: The sections to register.
         recipe: The atlas, and the options for reading the images.
         out: The folder of results, which also keeps the planes.
+        locator: A network of `atlalign train experiment=locator`; None for the one that comes with the package.
         independent: Locate each section alone.
         section_spacing_um: The distance between sections whose numbers differ by 1, if known.
         progress: Wraps the images during the first pass.
@@ -71,13 +76,13 @@ def locate_unplaced(
         return LocatedJobs(list(jobs))
     own = {entry.name: getattr(recipe.options, entry.name) for entry in fields(ReadingOptions)}
     as_read = [job._replace(options={**own, **job.options}) for job in unplaced]
-    located, kept, files = _located(
-        as_read, recipe.references, Path(out), progress, independent, section_spacing_um
+    found = _located(
+        as_read, recipe.references, Path(out), progress, locator, independent, section_spacing_um
     )
     placed = {
-        id(job): replace(found, job=job).placed_job() for job, found in zip(unplaced, located, strict=True)
+        id(job): replace(one, job=job).placed_job() for job, one in zip(unplaced, found.located, strict=True)
     }
-    return LocatedJobs([placed.get(id(job), job) for job in jobs], located, kept, files)
+    return found._replace(jobs=[placed.get(id(job), job) for job in jobs])
 
 
 def _located(
@@ -85,23 +90,28 @@ def _located(
     references: AtlasReferences,
     out: Path,
     progress: Callable[[Iterable[Job]], Iterable[Job]],
+    network: str | Path | None,
     independent: bool,
     section_spacing_um: float | None,
-) -> tuple[list[Located], int, tuple[Path, ...]]:
-    """Return located sections, the number of these that keep their planes, and the files written."""
+) -> LocatedJobs:
+    """Return the jobs, all of which are located, without their planes."""
+    path = SHIPPED_LOCATOR if network is None else Path(network)
+    if not path.exists():
+        raise InputError(f"--locator: expected a file, found none: {path}")
     sources = {
         ATLAS: references.origin["reference_sha256"],
-        "locator_sha256": fingerprint(SHIPPED_LOCATOR),
+        "locator_sha256": fingerprint(path),
         "independent": independent,
         "section_spacing_um": section_spacing_um,
     }
     record = Recorded(out, sources)
     known = record.unchanged(jobs)
     if len(known) == len(jobs) and (out / LOCATED).is_file():
-        return [known[place] for place in range(len(jobs))], len(known), ()
+        return LocatedJobs(list(jobs), [known[place] for place in range(len(jobs))], len(known))
+    locator = Locator(references.atlas, network=network)
     located = locate(
         jobs,
-        Locator(references.atlas),
+        locator,
         independent=independent,
         section_spacing_um=section_spacing_um,
         known=known,
@@ -109,4 +119,4 @@ def _located(
     )
     record.write(located)
     table = write_located(out / LOCATED, [*located, *record.others(jobs)], references.target)
-    return located, len(known), (out / LOCATED, table)
+    return LocatedJobs(list(jobs), located, len(known), (out / LOCATED, table), locator.said)

@@ -61,6 +61,12 @@ class AtlasVolume:
         return ap, dv, ml
 
     @property
+    def size_mm(self) -> tuple[float, float, float]:
+        """The size of the volume along AP, DV, ML."""
+        ap, dv, ml = (self.voxel_mm * torch.tensor(self.labels.shape)).tolist()
+        return ap, dv, ml
+
+    @property
     def centre_mm(self) -> Tensor:
         """The middle of the volume along AP, DV, ML."""
         return self.first_mm + self.voxel_mm * torch.tensor(self.labels.shape) / 2

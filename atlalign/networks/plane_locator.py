@@ -1,6 +1,7 @@
 """A network that says which plane of the brain an image shows."""
 
 from collections.abc import Sequence
+from copy import copy
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -34,6 +35,8 @@ class PlaneLocatorNet(nn.Module):
         hidden: Width of the dense layer.
         cut_along: The axes across which the sections of its training are cut: AP (coronal), DV (horizontal), ML
             (sagittal). They are stored for messages to users.
+        atlas: The name of the atlas of its training.
+        regions: The `large_regions` of this atlas, by which it is recognised.
 
     Example:
         >>> network = PlaneLocatorNet(extent_mm=(13.2, 8.0, 11.4), widths=(4, 4, 8, 8, 8), hidden=8)
@@ -48,18 +51,20 @@ class PlaneLocatorNet(nn.Module):
         widths: Sequence[int] = (24, 48, 96, 160, 192),
         hidden: int = 384,
         cut_along: Sequence[str] = ("AP",),
+        atlas: str = "",
+        regions: Sequence[Sequence[float]] = (),
     ) -> None:
         super().__init__()
         self.hyperparameters: dict[str, Any] = {
-            "extent_mm": [float(value) for value in extent_mm],
             "view_px": view_px,
             "widths": list(widths),
             "hidden": hidden,
             "cut_along": list(cut_along),
         }
         self.cut_along = tuple(self.hyperparameters["cut_along"])
-        self.extent_mm = tuple(self.hyperparameters["extent_mm"])
         self.view_px = view_px
+        self.corner_mm = (0.0, 0.0, 0.0)
+        self.trained_on(atlas, extent_mm, regions)
         self.stem = nn.Sequential(
             nn.Conv2d(1, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
         )
@@ -68,6 +73,23 @@ class PlaneLocatorNet(nn.Module):
         self.head = nn.Sequential(
             nn.Flatten(), nn.Linear(widths[-1] * last_px**2, hidden), nn.ReLU(), nn.Linear(hidden, 13)
         )
+
+    def trained_on(self, atlas: str, extent_mm: Sequence[float], regions: Sequence[Sequence[float]]) -> None:
+        """Store the name, the size and the `large_regions` of the atlas of the training."""
+        self.atlas = atlas
+        self.extent_mm = tuple(float(value) for value in extent_mm)
+        self.regions = [list(region) for region in regions]
+        self.hyperparameters |= {"atlas": atlas, "extent_mm": list(self.extent_mm), "regions": self.regions}
+
+    def in_frame(self, corner_mm: Sequence[float]) -> "PlaneLocatorNet":
+        """Return the network for a cut or padded copy of its atlas.
+
+        Args:
+            corner_mm: The position in this copy, along AP, DV and ML, of the first corner of the training's atlas.
+        """
+        found = copy(self)
+        found.corner_mm = (float(corner_mm[0]), float(corner_mm[1]), float(corner_mm[2]))
+        return found
 
     @property
     def cut(self) -> str:
@@ -79,7 +101,8 @@ class PlaneLocatorNet(nn.Module):
         out = self.head(self.body(self.stem(view))).float()
         extent = out.new_tensor(self.extent_mm)
         planes = out[:, :9].view(-1, 3, 3) * extent.amax() / 6
-        centre = torch.stack([extent / 2, 0 * extent, 0 * extent])
+        corner = out.new_tensor(self.corner_mm)
+        centre = torch.stack([corner + extent / 2, 0 * extent, 0 * extent])
         return LocatedPlanes(planes + centre, out[:, 9:12], out[:, 12])
 
 

@@ -186,7 +186,7 @@ def _registered(job: Job, recipe: Recipe, out: Path, *, overwrite: bool, wait: b
         record = earlier_record(folder, settings, overwrite=overwrite)
         if record is None:
             return None
-        judged = judged_record(record, recipe.limits)
+        judged = judged_record(record, job, recipe)
         if judged != record:
             write_record(folder, judged)
         return Outcome(table_row(out, name, judged), is_new=False)

@@ -1,6 +1,6 @@
 """The tables of all sections in a folder of results: the table, VisuAlign's file, the series and the index page."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,9 @@ def write_tables(out: Path) -> None:
         rows = [by_name[name] for name in sorted(by_name)]
         if rows:
             write_table(out / TABLE, COLUMNS, (row.values() for row in rows))
-        slices = [record["visualign"] for record in whole.values() if "visualign" in record]
-        if slices:
-            visualign.write_visualign(out / VISUALIGN, _numbered(slices))
+        in_atlas = [record for record in whole.values() if "visualign" in record]
+        if in_atlas:
+            visualign.write_records(out / VISUALIGN, in_atlas)
         plot = series.write_series(out, whole)
         if rows:
             write_index(out, rows, plot)
@@ -86,13 +86,6 @@ def _records(folders: Iterable[Path]) -> tuple[dict[str, dict[str, Any]], list[d
             reason = f"damaged, must be registered again: {error}"
             damaged.append(failed_row(folder.parent, storable(folder.name), reason))
     return whole, damaged
-
-
-def _numbered(slices: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return VisuAlign's entries by number; duplicate numbers are replaced, since calls without a list count from 1."""
-    if len({entry["nr"] for entry in slices}) == len(slices):
-        return sorted(slices, key=lambda entry: int(entry["nr"]))
-    return [{**entry, "nr": number} for number, entry in enumerate(slices, start=1)]
 
 
 def failed_row(out: Path, name: str, reason: str, file: str = "") -> dict[str, Any]:

@@ -331,7 +331,9 @@ def _ids(labels: NDArray[Any], points_mm: Points, reference: Grid) -> NDArray[np
 
 
 def _sides(points_mm: Points, transform: SectionTransform) -> list[str]:
-    """Return the side of the brain of each point (N, 2) in the reference's frame; "" for points that are NaN."""
+    """Return the side of the brain of each point (N, 2) in the reference's frame; "" for unknown ones."""
+    if not transform.has_sides:
+        return [""] * len(points_mm)
     middle = transform.midline_mm
     return ["" if np.isnan(x) else "left" if x < middle else "right" for x in points_mm[:, 0]]
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from atlalign.atlas.planes import Anchoring, Points
 from atlalign.atlas.section_lists import read_anchoring, read_markers
-from atlalign.atlas.targets import ALLEN
+from atlalign.atlas.targets import Target
 from atlalign.errors import InputError, unknown_name
 from atlalign.io.cells import shown, whole_number
 from atlalign.io.files import file_name, storable, written_whole
@@ -31,7 +31,7 @@ from atlalign.registration.geojson import rings
 from atlalign.registration.ignored import NOTHING, Ignored
 from atlalign.registration.jobs import Job
 from atlalign.registration.points import PointPairs
-from atlalign.registration.record import read_record
+from atlalign.registration.record import RECORD, read_record
 
 CORRECTION = "correction"
 """The setting of a result that describes the user's corrections."""
@@ -43,6 +43,7 @@ IGNORED_IMAGE, IGNORED_SHAPES = "ignored.png", "ignored.geojson"
 Verdict = Literal["accepted", "rejected", "unsure"]
 Hemisphere = Literal["whole", "left", "right"]
 
+_ALLEN = Target()
 _MOVES_PLANE, _POINTS_UM = "moves_plane", "points_um"
 
 
@@ -58,6 +59,7 @@ class Correction:
         verdict: The user's verdict on the result; None before a verdict.
         note: The user's note.
         hemisphere: The half of the brain that the section shows; None means the options of `register`.
+        target: The atlas of the plane; in the file, its voxels are the unit of the anchoring.
     """
 
     anchoring: Anchoring | None = None
@@ -67,6 +69,7 @@ class Correction:
     verdict: Verdict | None = None
     note: str = ""
     hemisphere: Hemisphere | None = None
+    target: Target = _ALLEN
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -91,11 +94,16 @@ def correction_folder(out: Path, section: str) -> Path:
 
 def corrected(job: Job, correction: Correction) -> Job:
     """Return a job with the user's corrections; the points of a list remain unless the user has set points."""
+    atlas = "" if correction.target == _ALLEN else correction.target.name
     if correction.moves_plane and correction.anchoring is not None:
         # The anchoring defines the orientation and overrides all other settings of it.
         upright = {**job.options, "place": "anchoring", "mirrored": False, "turn": None}
         position_um = correction.anchoring.position_um
-        job = job._replace(position_um=position_um, anchoring=correction.anchoring, options=upright)
+        job = job._replace(
+            position_um=position_um, anchoring=correction.anchoring, options=upright, target=atlas, doubt=""
+        )
+    elif correction.anchoring is not None:
+        job = job._replace(target=job.target or atlas)
     if correction.hemisphere is not None:
         side = None if correction.hemisphere == "whole" else correction.hemisphere
         job = job._replace(options={**job.options, "hemisphere": side})
@@ -130,28 +138,33 @@ def read_correction(out: Path, section: str) -> Correction:
         InputError: If a file cannot be read, or has invalid content.
     """
     folder = correction_folder(out, section)
-    anchoring, moves_plane, points = _read_markers(folder / MARKERS)
     verdict, note, hemisphere = read_review(out, section)
     ignored = Ignored(_read_mask(folder / IGNORED_IMAGE), _read_areas(folder / IGNORED_SHAPES))
-    return Correction(anchoring, moves_plane, points, ignored, verdict, note, hemisphere)
+    return replace(
+        _read_markers(folder / MARKERS), ignored=ignored, verdict=verdict, note=note, hemisphere=hemisphere
+    )
 
 
-def _read_markers(path: Path) -> tuple[Anchoring | None, bool, PointPairs]:
+def _read_markers(path: Path) -> Correction:
+    """Return the plane and the points of a correction."""
     if not path.exists():
-        return None, False, PointPairs.none()
-    slices = _loaded(path).get("slices")
+        return Correction()
+    series = _loaded(path)
+    slices = series.get("slices")
     if not isinstance(slices, list) or len(slices) != 1 or not isinstance(slices[0], dict):
         raise InputError(f"{path}: expected a series of VisuAlign with one slice, found {shown(slices)}")
     (entry,) = slices
     if _POINTS_UM in entry:
         numbers = np.array(read_markers(entry[_POINTS_UM], f"{path}, {_POINTS_UM}")).reshape(-1, 4)
-        return None, False, PointPairs(numbers[:, :2], numbers[:, 2:], _size(entry, path))
+        return Correction(points=PointPairs(numbers[:, :2], numbers[:, 2:], _size(entry, path)))
+    target = Target.of_head(series, str(path))
     try:
-        anchoring = read_anchoring(entry)
+        anchoring = read_anchoring(entry, target)
         moves_plane = entry.get(_MOVES_PLANE, True)
         if not isinstance(moves_plane, bool):
             raise InputError(f"{_MOVES_PLANE}: expected true or false, found {shown(moves_plane)}")
-        return anchoring, moves_plane, PointPairs.of_markers(read_markers(entry.get("markers")), anchoring)
+        points = PointPairs.of_markers(read_markers(entry.get("markers")), anchoring)
+        return Correction(anchoring, moves_plane, points, target=target)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -234,7 +247,8 @@ def shown_correction(out: Path, section: str) -> Correction:
     pairs = np.array(applied.get("points", []), np.float64).reshape(-1, 4)
     height, width = applied.get("points_size") or record["section"]["shape"]
     points = PointPairs(pairs[:, :2], pairs[:, 2:], (height, width))
-    return replace(correction, anchoring=read_anchoring(record["visualign"]), points=points)
+    anchoring, target = read_anchoring(record["visualign"]), Target.of_head(record, RECORD)
+    return replace(correction, anchoring=anchoring, points=points, target=target)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -281,11 +295,11 @@ def _series(correction: Correction, entry: Mapping[str, Any], size: tuple[int, i
         return _json({"slices": [{**entry, _POINTS_UM: pairs}]}) if pairs else None
     anchoring = correction.anchoring.on(size)
     placed = {
-        "anchoring": anchoring.to_json(),
+        "anchoring": correction.target.vectors(anchoring).ravel().tolist(),
         _MOVES_PLANE: correction.moves_plane,
         "markers": points.as_markers(anchoring),
     }
-    return _json({"name": "", "target": ALLEN, "slices": [{**entry, **placed}]})
+    return _json({"name": "", **correction.target.to_json(), "slices": [{**entry, **placed}]})
 
 
 def _review(correction: Correction) -> bytes | None:

@@ -50,6 +50,7 @@ class Job(NamedTuple):
         brain: The brain that the section comes from, if a list gives it.
         section_number: Its number in the series of sections, if a list gives it.
         target: The atlas to which it is anchored, if its list names one other than the Allen atlas.
+        doubt: Why its place must be checked, if that is known before the registration.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class Job(NamedTuple):
     brain: str = ""
     section_number: int | None = None
     target: str = ""
+    doubt: str = ""
 
     @property
     def name(self) -> str:

@@ -141,6 +141,16 @@ class SeriesOptions:
 
 
 @dataclass(frozen=True)
+class LocatingOptions(SeriesOptions):
+    """The options for locating sections without a position, with the network that proposes planes."""
+
+    locator: Annotated[
+        str | None,
+        Option("a network of `atlalign train experiment=locator` (default: the package's locator)", "FILE"),
+    ] = None
+
+
+@dataclass(frozen=True)
 class ReferenceImageOptions:
     """An image that replaces the atlas; these are arguments of `image_recipe`."""
 

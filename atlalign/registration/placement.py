@@ -155,7 +155,7 @@ def _anchored(section: Section, reference: Reference, anchoring: Anchoring | Non
     if anchoring is None or reference.plane is None:
         raise InputError("--place anchoring: expected an anchored section and an atlas")
     mm = reference.grid.to_mm(np.eye(2))
-    to_um = reference.plane.matrix[[2, 1]] @ homogeneous(np.column_stack([mm, (0, 0)]))
+    to_um = reference.plane.matrix[reference.plane.axes] @ homogeneous(np.column_stack([mm, (0, 0)]))
     return anchoring.on(section.shape).um_to_pixel() @ homogeneous(to_um)
 
 

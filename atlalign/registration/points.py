@@ -82,7 +82,7 @@ class PointPairs:
 
 
 def _origin_um(plane: Plane | None) -> Point:
-    return np.zeros(2) if plane is None else plane.matrix[[2, 1], 2]
+    return np.zeros(2) if plane is None else plane.matrix[plane.axes, 2]
 
 
 def load_without_points(folder: Path) -> SectionTransform:

@@ -185,8 +185,21 @@ WITHOUT_NETWORK = ("folding",)
 """The measures that are taken without a network; all others compare intensities, or ask the network."""
 
 
-def judge(quality: Quality, limits: Mapping[str, Limit] = LIMITS) -> tuple[str, str]:
-    """Return the flag (pass, look or fail), and the reason for the latter two."""
+def judge(quality: Quality, limits: Mapping[str, Limit] = LIMITS, *, doubt: str = "") -> tuple[str, str]:
+    """Return the flag (pass, look or fail), and the reason for the latter two.
+
+    Args:
+        quality: The measures.
+        limits: Their limits.
+        doubt: A reason to check the result whatever its measures are; empty if there is none.
+    """
+    flag, reason = _measured(quality, limits)
+    if not doubt:
+        return flag, reason
+    return "look" if flag == "pass" else flag, "; ".join(filter(None, (reason, doubt)))
+
+
+def _measured(quality: Quality, limits: Mapping[str, Limit]) -> tuple[str, str]:
     found = {name: getattr(quality, name) for name in limits}
     for flag, bounds in (
         ("fail", {name: limit.fail for name, limit in limits.items()}),

@@ -14,6 +14,7 @@ from torch import Tensor
 from atlalign.atlas.atlas import Atlas
 from atlalign.atlas.ontology import Ontology
 from atlalign.atlas.planes import Plane
+from atlalign.atlas.slicing import sliced_across
 from atlalign.atlas.targets import Target
 from atlalign.errors import InputError
 from atlalign.io.files import fingerprint_of
@@ -23,6 +24,8 @@ from atlalign.io.pixels import PixelSize
 from atlalign.registration.grid import Grid
 from atlalign.registration.jobs import Job
 from atlalign.registration.options import Side
+
+_ML = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +68,13 @@ class AtlasReferences:
             raise InputError(
                 f"{job.path.name}: expected an anchoring to the atlas '{self.target.name}', found one to '{job.target}'"
             )
-        self.atlas.plane_index(job.position_um)  # raises outside
+        across = 0 if job.anchoring is None else job.anchoring.across
+        sliced_across(self.atlas, across).plane_index(job.position_um)  # raises outside
+        if hemisphere is not None and across == _ML:
+            raise InputError(
+                f"{job.path.name}: --hemisphere expects a coronal or horizontal section, got a sagittal one, whose "
+                "position gives its side"
+            )
         return self._at(job, hemisphere, 0.0)
 
     def nearby(
@@ -83,7 +92,7 @@ class AtlasReferences:
         if job.anchoring is None:
             plane = Plane.at(job.position_um, self.atlas.origin_um)
         else:
-            plane = job.anchoring.plane(self.atlas.origin_um)
+            plane = job.anchoring.plane(sliced_across(self.atlas, job.anchoring.across).origin_um)
         return atlas_reference(self.atlas, plane.moved(distance_um), self.image_shape).half(hemisphere)
 
 
@@ -100,6 +109,11 @@ class ImageReference:
     reference: "Reference"
     ontology: Ontology | None
     name: str
+
+    @property
+    def target(self) -> None:
+        """An image has no voxels of an atlas."""
+        return None
 
     @cached_property
     def origin(self) -> Mapping[str, Any]:
@@ -195,8 +209,9 @@ def atlas_reference(atlas: Atlas, plane: Plane, image_shape: tuple[int, int]) ->
     Raises:
         InputError: If the plane contains no tissue.
     """
+    atlas = sliced_across(atlas, plane.across)
     grid = Grid(atlas.image_shape, atlas.pixel_um)
-    per_x, per_y, at_origin = plane.matrix[0] * (*grid.pixel_um, 1000.0) / 1000
+    per_x, per_y, at_origin = plane.matrix[plane.across] * (*grid.pixel_um, 1000.0) / 1000
     rows, columns = (torch.arange(size, dtype=torch.float64) for size in grid.shape)
     position_um = (at_origin + per_y * rows)[:, None] + per_x * columns
     image, labels = atlas.cut(position_um)

@@ -96,7 +96,7 @@ def _write_labels(
     grid = transform.forward.grid.with_shape((labels.shape[0], labels.shape[1]))
     _write(folder / LABELS, [labels], labels.shape, labels.dtype, grid)
     areas = regions.RegionAreas(transform.in_section.pixel_um)
-    if transform.plane is None:
+    if not transform.has_sides:
         in_section = areas.counted(_without(transform.label(labels), ignored))
     else:
         bands, sides = tee(transform.label_by_side(labels))

@@ -14,11 +14,13 @@ from atlalign.registration import visualign
 from atlalign.registration.earlier import check_replaceable
 from atlalign.registration.jobs import Job
 from atlalign.registration.points import WITHOUT_POINTS
-from atlalign.registration.quality import MEASURES, Limit, Quality, judge
+from atlalign.registration.quality import MEASURES, Quality, judge
 from atlalign.registration.recipe import Recipe
 from atlalign.registration.register import register_section
 from atlalign.registration.registered import RegisteredSection
 from atlalign.registration.section_files import write_section_files
+
+_DOUBT = "doubt"  # the key of a record for reasons that do not follow from its measures
 
 
 def register_into(job: Job, recipe: Recipe, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,9 +49,10 @@ def _record(
     job: Job, recipe: Recipe, found: RegisteredSection, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the record of a registration, with its flag."""
-    placement = found.placement
+    placement, target = found.placement, recipe.references.target
     measured = {
         "position_um": job.position_um,
+        **({} if target is None else target.to_json()),
         **_measures(found.registered.quality),
         "pixel_um": placement.pixel_um,
         "pixel_size_from": placement.pixel_size_from,
@@ -59,7 +62,7 @@ def _record(
         "settings": dict(settings),
         "version": __version__,
     }
-    return judged_record(measured, recipe.limits)
+    return judged_record(measured, job, recipe)
 
 
 def _visualign_slice(job: Job, recipe: Recipe, found: RegisteredSection) -> dict[str, Any]:
@@ -85,9 +88,19 @@ def _measures(quality: Quality) -> dict[str, Any]:
     return {name: None if value != value else value for name, value in asdict(quality).items()}
 
 
-def judged_record(record: Mapping[str, Any], limits: Mapping[str, Limit]) -> dict[str, Any]:
-    """Return a record with the flag of its measures under these limits, and the reason."""
+def judged_record(record: Mapping[str, Any], job: Job, recipe: Recipe) -> dict[str, Any]:
+    """Return a record with its flag, and the reason: by its measures, the recipe's limits, and doubts on the job."""
     measures: dict[str, Any] = {name: math.nan if record[name] is None else record[name] for name in MEASURES}
-    flag, reason = judge(Quality(**measures), limits)
-    bounds = {name: list(limit) for name, limit in limits.items()}
-    return {**record, "flag": flag, "reason": reason, "limits": bounds}
+    doubt = _doubt(job, recipe)
+    flag, reason = judge(Quality(**measures), recipe.limits, doubt=doubt)
+    bounds = {name: list(limit) for name, limit in recipe.limits.items()}
+    judged = {**record, "flag": flag, "reason": reason, "limits": bounds, _DOUBT: doubt}
+    return judged if doubt else {name: value for name, value in judged.items() if name != _DOUBT}
+
+
+def _doubt(job: Job, recipe: Recipe) -> str:
+    """Return the reasons to check a result whatever its measures are."""
+    reasons = [job.doubt] if job.doubt else []
+    if recipe.network.module is not None and job.anchoring is not None and job.anchoring.kind != "coronal":
+        reasons.append(f"{job.anchoring.kind} section: networks and limits are made for coronal ones")
+    return "; ".join(reasons)

@@ -76,6 +76,11 @@ class SectionTransform:
         return self.section.resampled((height, width))
 
     @property
+    def has_sides(self) -> bool:
+        """Whether the reference shows the left side of the brain and the right one; a sagittal plane does not."""
+        return self.plane is not None and self.plane.kind != "sagittal"
+
+    @property
     def midline_mm(self) -> float:
         """The x of the midline in the reference's frame: its middle, because a plane shows the atlas's whole width."""
         grid = self.forward.grid
@@ -200,7 +205,7 @@ def _recorded_plane(found: Any, path: Path) -> Plane | None:
     try:
         matrix = np.array(found, np.float64).reshape(3, 3)
         # x and y of the frame must point in different directions in the atlas.
-        is_valid = bool(np.isfinite(matrix).all() and np.linalg.matrix_rank(matrix[1:, :2]) == 2)
+        is_valid = bool(np.isfinite(matrix).all() and np.linalg.matrix_rank(matrix[:, :2]) == 2)
     except (TypeError, ValueError):
         is_valid = False
     if not is_valid:

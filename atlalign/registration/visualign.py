@@ -1,6 +1,8 @@
 """Export of registrations to VisuAlign: the plane of each section, and markers that give its deformation."""
 
 import json
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ from numpy.typing import NDArray
 
 from atlalign import __version__
 from atlalign.atlas.planes import Anchoring, Plane, Points, apply_affine, invert_affine
-from atlalign.atlas.targets import ALLEN
+from atlalign.atlas.targets import Target
 from atlalign.errors import InputError
 from atlalign.io.files import written_whole
+from atlalign.registration.record import RECORD
 from atlalign.registration.region_growth import region_growth
 from atlalign.registration.transform import SectionTransform
 
@@ -20,6 +23,9 @@ MARKER_ERROR_UM = 25.0
 """The largest permitted error of VisuAlign's interpolation between markers: one voxel of its atlas."""
 MARKERS_AT_MOST = 400
 """The largest number of markers: the time of VisuAlign's triangulation grows with its square."""
+
+_ALLEN = Target()
+_log = logging.getLogger(__name__)
 
 _PULL = 0.3  # of a marker to the pair that it was chosen for, relative to that of each pair on its triangles
 _RIM_UM = 100.0
@@ -46,8 +52,10 @@ def visualign_slice(
     is at most `MARKER_ERROR_UM` everywhere or there are `MARKERS_AT_MOST` markers. QuickNII uses the anchoring alone.
     A small number of markers follows the deformation only roughly, but large regions keep their areas.
 
+    The entry's anchoring is in voxels of `GRID`; `write_visualign` converts it to voxels of the atlas.
+
     Args:
-        transform: The map of a section that is registered to the Allen atlas.
+        transform: The map of a section that is registered to a plane of an atlas.
         filename: The image's name.
         number: The section's number in its series.
         anchoring: The section's own anchoring in the reference plane; None fits an anchoring to the transform.
@@ -63,10 +71,10 @@ def visualign_slice(
     if anchoring is None:
         anchoring = _fitted(pixels, points_mm, transform.plane, transform.section.shape, filename)
     anchoring = Anchoring(anchoring.vectors, transform.section.shape)  # a list may refer to a smaller scan
-    ml_dv_um = transform.plane.to_atlas(points_mm)[:, [2, 1]]
-    chosen = _needed(pixels, ml_dv_um, anchoring)
+    in_plane_um = transform.plane.to_atlas(points_mm)[:, anchoring.axes]
+    chosen = _needed(pixels, in_plane_um, anchoring)
     growth = [] if labels is None else _growth_per_um(labels, points_mm, transform, anchoring)
-    places_um = _least_squares(pixels, ml_dv_um, chosen, anchoring, growth)
+    places_um = _least_squares(pixels, in_plane_um, chosen, anchoring, growth)
     overlay = apply_affine(anchoring.um_to_pixel(), places_um)
     markers = np.hstack([overlay, pixels[chosen]]) + 0.5
     height, width = transform.section.shape
@@ -80,11 +88,53 @@ def visualign_slice(
     }
 
 
-def write_visualign(path: Path, slices: Sequence[Mapping[str, Any]]) -> None:
-    """Write entries of `visualign_slice` to a file that VisuAlign and QuickNII can open."""
-    series = {"name": "", "target": ALLEN, "aligner": f"atlalign {__version__}", "slices": list(slices)}
+def write_visualign(path: Path, slices: Sequence[Mapping[str, Any]], target: Target = _ALLEN) -> None:
+    """Write entries of `visualign_slice` to a file that VisuAlign and QuickNII can open.
+
+    Args:
+        path: The file.
+        slices: The entries.
+        target: The atlas to which the sections are registered; its voxels are the unit of the file's anchorings.
+    """
+    series = {
+        "name": "",
+        "aligner": f"atlalign {__version__}",
+        **target.to_json(),
+        "slices": [_in_voxels(entry, target) for entry in slices],
+    }
     with written_whole(path) as unfinished:
         unfinished.write_text(json.dumps(series, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write VisuAlign's file of sections, given their records.
+
+    A file names one atlas. If the sections lie in several, those in the atlas with most sections are written.
+    """
+    targets = [Target.of_head(record, RECORD) for record in records]
+    target, number = Counter(targets).most_common(1)[0]
+    if number < len(records):
+        _log.warning(
+            "%s: the file names one atlas, %s: it leaves out %d sections that are registered to another one: give each "
+            "atlas its own --out",
+            *(path, target.name, len(records) - number),
+        )
+    slices = [record["visualign"] for record, own in zip(records, targets, strict=True) if own == target]
+    write_visualign(path, _numbered(slices), target)
+
+
+def _numbered(slices: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return VisuAlign's entries by number; duplicate numbers are replaced, since calls without a list count from 1."""
+    if len({entry["nr"] for entry in slices}) == len(slices):
+        return sorted(slices, key=lambda entry: int(entry["nr"]))
+    return [{**entry, "nr": number} for number, entry in enumerate(slices, start=1)]
+
+
+def _in_voxels(entry: Mapping[str, Any], target: Target) -> dict[str, Any]:
+    """Return an entry with its anchoring in the voxels of an atlas."""
+    vectors = np.array(entry["anchoring"], np.float64).reshape(3, 3)
+    anchoring = Anchoring(vectors, (int(entry["height"]), int(entry["width"])))
+    return {**entry, "anchoring": target.vectors(anchoring).ravel().tolist()}
 
 
 def _pairs(transform: SectionTransform, tissue: NDArray[np.bool_] | None) -> tuple[Points, Points]:
@@ -131,7 +181,7 @@ def _fitted(pixels: Points, points_mm: Points, plane: Plane, shape: tuple[int, i
     return Anchoring.of_plane(plane, np.asarray(matrix, np.float64), shape)
 
 
-def _needed(pixels: Points, ml_dv_um: Points, anchoring: Anchoring) -> NDArray[np.intp]:
+def _needed(pixels: Points, in_plane_um: Points, anchoring: Anchoring) -> NDArray[np.intp]:
     """Return the indices of the pairs that VisuAlign needs as markers."""
     from scipy.interpolate import LinearNDInterpolator
     from scipy.spatial import Delaunay
@@ -140,8 +190,8 @@ def _needed(pixels: Points, ml_dv_um: Points, anchoring: Anchoring) -> NDArray[n
     chosen = np.zeros(0, np.intp)
     while len(chosen) < MARKERS_AT_MOST:
         triangles = Delaunay(np.vstack([corners, pixels[chosen]]))
-        interpolate = LinearNDInterpolator(triangles, np.vstack([corners_um, ml_dv_um[chosen]]))
-        error_um = np.linalg.norm(interpolate(pixels) - ml_dv_um, axis=1)
+        interpolate = LinearNDInterpolator(triangles, np.vstack([corners_um, in_plane_um[chosen]]))
+        error_um = np.linalg.norm(interpolate(pixels) - in_plane_um, axis=1)
         worst = _worst_of_each(triangles.find_simplex(pixels), error_um)
         worst = worst[error_um[worst] > MARKER_ERROR_UM]
         if not len(worst):
@@ -163,7 +213,7 @@ def _growth_per_um(
 
 def _least_squares(
     pixels: Points,
-    ml_dv_um: Points,
+    in_plane_um: Points,
     chosen: NDArray[np.intp],
     anchoring: Anchoring,
     growth: Sequence[Points],
@@ -176,7 +226,7 @@ def _least_squares(
     from scipy.spatial import Delaunay
 
     if not len(chosen):
-        return ml_dv_um[chosen]
+        return in_plane_um[chosen]
     corners, corners_um = _fixed_corners(anchoring)
     triangles = Delaunay(np.vstack([corners, pixels[chosen]]))
     triangle = triangles.find_simplex(pixels)
@@ -187,8 +237,8 @@ def _least_squares(
     columns = triangles.simplices[triangle].ravel()
     matrix = csr_array((shares.ravel(), (rows, columns)), shape=(len(pixels), len(corners) + len(chosen)))
     fixed, free = matrix[:, : len(corners)], matrix[:, len(corners) :]
-    start = ml_dv_um[chosen]
-    left = ml_dv_um - fixed @ corners_um - free @ start
+    start = in_plane_um[chosen]
+    left = in_plane_um - fixed @ corners_um - free @ start
     # Markers that few pairs depend on stay near their own pair.
     normal = (free.T @ free).toarray() + _PULL**2 * np.eye(len(chosen))
     of_regions = _AREA_UM * np.array([(free.T @ region).T.ravel() for region in growth]).reshape(
@@ -202,7 +252,7 @@ def _least_squares(
 
 
 def _fixed_corners(anchoring: Anchoring) -> tuple[Points, Points]:
-    """Return the four points outside the image that VisuAlign keeps fixed, in pixels and as (ML, DV) in µm."""
+    """Return the four points outside the image that VisuAlign keeps fixed, in pixels and in µm on the plane."""
     height, width = anchoring.size
     corners = _CORNERS * (width, height) - 0.5
     return corners, apply_affine(invert_affine(anchoring.um_to_pixel()), corners)

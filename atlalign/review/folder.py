@@ -15,6 +15,7 @@ from uuid import uuid4
 import numpy as np
 
 from atlalign.atlas.planes import Anchoring, Points
+from atlalign.atlas.targets import Target
 from atlalign.errors import InputError
 from atlalign.io.files import lock
 from atlalign.io.tables import read_parts
@@ -220,7 +221,8 @@ class ReviewFolder:
             if self.revision(name) != revision:
                 raise ConflictError(f"{name}: the correction was changed elsewhere in the meantime")
             mask = read_correction(self.out, name).ignored.mask
-            whole = replace(correction, ignored=Ignored(mask, correction.ignored.areas))
+            target = Target.of_head(record, RECORD)
+            whole = replace(correction, ignored=Ignored(mask, correction.ignored.areas), target=target)
             entry = record.get("visualign") or {}
             write_correction(
                 self.out,
@@ -255,12 +257,16 @@ def hemisphere_of(record: Mapping[str, Any]) -> Hemisphere:
 
 
 def result_anchoring(record: Mapping[str, Any]) -> Anchoring | None:
-    """Return the anchoring that the results correspond to; None if the reference is not a plane of an atlas."""
+    """Return the anchoring that the results correspond to; None if the reference is not a coronal plane of an atlas.
+
+    The page moves coronal planes only.
+    """
     entry = record.get("visualign")
     if not entry:
         return None
     vectors = np.array(entry["anchoring"], np.float64).reshape(3, 3)
-    return Anchoring(vectors, (int(entry["height"]), int(entry["width"])))
+    anchoring = Anchoring(vectors, (int(entry["height"]), int(entry["width"])))
+    return anchoring if anchoring.kind == "coronal" else None
 
 
 # --- as plain data ----------------------------------------------------------------------------------------------------

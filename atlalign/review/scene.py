@@ -142,13 +142,13 @@ class Scene:
     def outlines(self, correction: Correction) -> bytes:
         """Return the borders of regions: the numbers of lines and points, points per line, then positions as float32.
 
-        First come the positions of all points in the reference, (ML, DV) in µm as in `PointPairs`, then those in the
-        section, in pixels of its image.
+        First come the positions of all points in the reference, in µm along the plane's axes as in `PointPairs`, then
+        those in the section, in pixels of its image.
         """
         plane, transform = self._plane(correction), self.transform(correction)
         in_reference = plane.lines.points * 1000
         if transform.plane is not None:
-            in_reference = in_reference + transform.plane.matrix[[2, 1], 2]
+            in_reference = in_reference + transform.plane.matrix[transform.plane.axes, 2]
         in_section = transform.to_section(plane.lines.points)
         numbers = np.array([len(plane.lines.counts), len(in_section)], np.int32)
         places = np.concatenate([in_reference, in_section]).astype(np.float32)

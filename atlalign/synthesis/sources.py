@@ -314,6 +314,8 @@ class ImagesSource:
         if section.missing:
             return [f"{section.path.name}: {section.missing}"]
         problems = [section.problem] if section.problem else []
+        if section.anchoring is not None and section.anchoring.kind != "coronal":
+            problems.append(f"anchoring: expected a coronal section, found a {section.anchoring.kind} one")
         position = section.identity.position_um
         if not section.problem and not 0 <= position <= self.extent_um:
             problems.append(f"expected a position in [0, {self.extent_um:g}] µm, found {position}")

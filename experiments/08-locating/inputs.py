@@ -66,6 +66,17 @@ def turned(sections: Sequence[ListedSection], folder: Path, seed: int = 0) -> It
             yield _written(image.convert("RGB"), folder, listed, float(random.uniform(-180, 180)))
 
 
+def out_of_order(sections: Sequence[ListedSection], folder: Path) -> list[Known]:
+    """Return real sections whose names contain each other's numbers."""
+    known = list(real(sections, folder))
+    found = []
+    for one, place in zip(known, np.random.default_rng(1).permutation(len(known)), strict=True):
+        path = folder / f"disordered_s{known[place].number:03d}.png"
+        one.path.rename(path)
+        found.append(one._replace(path=path, number=0))
+    return found
+
+
 def halved(sections: Sequence[ListedSection], folder: Path) -> Iterator[Known]:
     """Yield the left and the right half of real sections, cut at the midline of the anchoring."""
     for listed in shuffled(sections):

@@ -28,6 +28,7 @@ from inputs import (
     halved,
     nissl,
     no_sections,
+    out_of_order,
     parallel,
     pixel_to_mm,
     real,
@@ -251,6 +252,9 @@ def main() -> None:
         ),
         "oblique planes, Nissl": Part(
             lambda folder: nissl(atlas, options.atlas, round(20 * share), folder, 2000 + seed)
+        ),
+        "stained, with exchanged numbers, as a series": Part(
+            lambda folder: out_of_order(stained, folder), independent=False
         ),
         "stained and turned, each alone": Part(lambda folder: list(turned(stained, folder))),
         "halves, each alone": Part(lambda folder: list(halved(stained, folder))),

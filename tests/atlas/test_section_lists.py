@@ -18,7 +18,7 @@ TILTED = UPRIGHT + np.array([[0, 20, 3], [7, -30, 5], [-4, 12, 6]])
 
 
 def test_a_plane_adds_its_origin_and_its_tilt():
-    plane = Plane.at(5000, (12.5, 25.0), per_ml=0.1, per_dv=-0.2)
+    plane = Plane.at(5000, (12.5, 25.0), per_x=0.1, per_y=-0.2)
     assert plane.to_atlas(np.array([[0.0, 0.0], [2.0, 1.0]])).tolist() == [
         [5000, 25, 12.5],
         [5000, 1025, 2012.5],
@@ -28,7 +28,7 @@ def test_a_plane_adds_its_origin_and_its_tilt():
 
 
 def test_points_go_to_a_plane_along_ap():
-    plane = Plane.at(5000, (12.5, 25.0), per_ml=0.1, per_dv=-0.2)
+    plane = Plane.at(5000, (12.5, 25.0), per_x=0.1, per_y=-0.2)
     points_mm = np.array([[1.0, 2.0], [5.0, 3.0]])
     behind = plane.to_atlas(points_mm) + np.array([[70, 0, 0], [-30, 0, 0]])
     mapped, distance = plane.from_atlas(behind)
@@ -70,14 +70,30 @@ def test_anchoring_survives_a_round_trip_through_its_plane():
         ([0, 100, 0], [0, 0, -100], "sagittal"),
         ([10, 100, 0], [0, 0, -100], "sagittal"),
         ([90, 100, 0], [0, 0, -100], "sagittal"),
+        ([100, 90, 0], [0, 0, -100], "coronal"),
         ([100, 0, 0], [0, 100, 5], "horizontal"),
     ],
 )
-def test_sections_that_are_not_coronal_are_refused(u, v, kind):
-    with pytest.raises(InputError, match=f"expected a coronal section, found a {kind} one"):
-        Anchoring(np.array([[0, 0, 0], u, v], np.float64), (10, 10))
-    almost = [100, 90, 0] if kind == "sagittal" else u
-    Anchoring(np.array([[0, 0, 0], almost, [0, 0, -100]], np.float64), (10, 10))
+def test_a_plane_has_the_kind_of_the_axis_that_it_cuts_across(u, v, kind):
+    anchoring = Anchoring(np.array([[0, 0, 0], u, v], np.float64), (10, 10))
+    assert anchoring.kind == anchoring.plane((12.5, 12.5)).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("u", "v"),
+    [([2, 300, -40], [1, -30, -310]), ([300, 40, 3], [20, 310, -4]), ([300, 40, 3], [20, 4, -310])],
+)
+def test_pixels_of_an_image_lie_in_its_plane_of_any_kind(u, v):
+    anchoring = Anchoring(np.array([[90, 80, 300], u, v], np.float64), (300, 400))
+    plane = anchoring.plane((12.5, 37.5))
+    pixels = np.array([[0.0, 0.0], [399.0, 0.0], [17.0, 250.0]])
+    atlas_um = apply_affine(anchoring.share_to_um, (pixels + 0.5) / (400, 300))
+    points_mm, distance = plane.from_atlas(atlas_um)
+    assert distance == pytest.approx(0, abs=1e-6)
+    assert plane.to_atlas(points_mm) == pytest.approx(atlas_um)
+    assert plane.matrix[plane.axes].tolist() == [[1000, 0, 12.5], [0, 1000, 37.5]]
+    assert apply_affine(anchoring.um_to_pixel(), atlas_um[:, plane.axes]) == pytest.approx(pixels)
+    assert plane.moved(100).from_atlas(atlas_um)[1] == pytest.approx(-100)
 
 
 @pytest.mark.parametrize("size", [(1, 10), (10, 0)])

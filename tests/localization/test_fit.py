@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from atlalign.localization.fit import affine_field, affine_part, smoothed, wide_part
+from atlalign.localization.fit import Fitter, Frame, affine_field, affine_part, smoothed, wide_part
+from atlalign.localization.volume import AtlasVolume
+from atlalign.registration.placement import Section
 
 AFFINE = torch.tensor([[[0.1, -0.02, 3.0], [0.05, 0.0, -2.0]]], dtype=torch.float64)
 SIZE = (1, 2, 30, 40)
@@ -37,3 +39,15 @@ def test_wide_bends_remain_and_narrow_ones_do_not():
     on_all = torch.ones_like(tissue())
     assert (wide_part(affine + narrow, on_all) - affine).abs().max() < 0.15
     assert (wide_part(affine + wide, on_all) - affine - wide).abs().mean() < 0.15
+
+
+def test_cells_of_a_fit_lie_on_the_image():
+    """The frame covers 8 mm down and 11.2 mm to the right, from the corner at (1, 2) mm."""
+    labels = torch.ones(10, 20, 28, dtype=torch.int32)
+    volume = AtlasVolume(labels.float(), labels, torch.full((3,), 0.4), torch.tensor([0.0, 1.0, 2.0]))
+    section = Section(torch.zeros(4, 4), (1.0, 1.0), (4, 4), None, "dark")
+    centres = Fitter(torch.nn.Identity(), Frame(volume, 0, 0.1), section, "whole").cell_centres()
+    assert centres.shape == (35, 2)
+    assert centres.mean(axis=0) == pytest.approx([5.0, 7.6], abs=1e-4)
+    assert centres[0] == pytest.approx([1 + 8 / 10, 2 + 11.2 / 14], abs=0.06)
+    assert centres[1] - centres[0] == pytest.approx([0, 1.6], abs=0.06)

@@ -20,8 +20,10 @@ from atlalign.errors import InputError
 from atlalign.localization import Located, Locator, locate, locating, write_located
 from atlalign.localization.fit import Frame, Lie
 from atlalign.localization.located import anchoring_of, judged
+from atlalign.localization.same_atlas import large_regions
 from atlalign.localization.search import Curve, Found, Search
 from atlalign.localization.views import seen_tissue
+from atlalign.localization.volume import AtlasVolume
 from atlalign.models import save_model
 from atlalign.networks import PlaneLocatorNet
 from atlalign.recognition.answers import Proposal
@@ -39,10 +41,15 @@ def atlas():
     return phantom_atlas(image_shape=(160, 228), spacing_um=100)
 
 
+def tiny_network(atlas) -> PlaneLocatorNet:
+    network = PlaneLocatorNet(EXTENT, view_px=32, widths=(4, 4, 4, 4), hidden=4)
+    network.trained_on(atlas.name, EXTENT, large_regions(AtlasVolume.of(atlas)))
+    return network.eval()
+
+
 @pytest.fixture(scope="module")
 def locator(atlas):
-    network = PlaneLocatorNet(EXTENT, view_px=32, widths=(4, 4, 4, 4), hidden=4)
-    return Locator(atlas, network=network.eval())
+    return Locator(atlas, network=tiny_network(atlas))
 
 
 def draw(locator: Locator, position_mm: float) -> tuple[torch.Tensor, np.ndarray]:
@@ -263,13 +270,39 @@ def test_another_atlas_needs_another_network(atlas):
         Locator(atlas, network=torch.nn.Identity())
 
 
+def test_an_atlas_of_the_same_size_that_is_another_one_is_noticed(series, locator, atlas, caplog):
+    """Region ids are exchanged, as in the atlas of another species."""
+    _, begin = series
+    exchanged = atlas.annotation.max() + atlas.annotation.min() - atlas.annotation
+    other = replace(atlas, annotation=torch.where(atlas.annotation > 0, exchanged + 1, 0), name="rat")
+    with caplog.at_level("WARNING"):
+        strange = Locator(other, network=locator.network)
+    assert ("rat" in caplog.text, "phantom" in caplog.text, "--locator" in caplog.text) == (True,) * 3
+    assert locator.doubt == ""
+    for found in locate(begin([5, 9]), strange, independent=True):
+        assert (found.flag, "rat" in found.reason) == ("look", True)
+    for found in locate(begin([3, 5, 9]), strange):
+        assert (found.flag, "rat" in found.reason) == ("look", True)
+    unnamed = PlaneLocatorNet(EXTENT, view_px=32, widths=(4, 4, 4, 4), hidden=4)
+    assert "does not say" in Locator(atlas, network=unnamed).doubt
+
+
+def test_planes_in_a_cut_copy_of_the_atlas_are_in_its_frame(locator, atlas):
+    cut = replace(atlas, template=atlas.template[15:-10], annotation=atlas.annotation[15:-10], name="cut")
+    in_cut = Locator(cut, network=locator.network)
+    assert in_cut.doubt == ""
+    view = torch.rand(1, 1, 32, 32)
+    whole, shifted = (one.network(view).planes[0] for one in (locator, in_cut))
+    assert (shifted - whole)[0].tolist() == pytest.approx([-1.5, 0, 0], abs=0.02)
+    assert (shifted - whole)[1:].abs().max() == 0
+
+
 # --- the commands -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def tiny_locator(tmp_path):
-    network = PlaneLocatorNet(EXTENT, view_px=32, widths=(4, 4, 4, 4), hidden=4)
-    return save_model(network, tmp_path / "tiny.safetensors")
+def tiny_locator(atlas, tmp_path):
+    return save_model(tiny_network(atlas), tmp_path / "tiny.safetensors")
 
 
 def test_the_command_writes_anchorings_and_a_table(series, tiny_locator, tmp_path, capsys, monkeypatch):
@@ -279,7 +312,9 @@ def test_the_command_writes_anchorings_and_a_table(series, tiny_locator, tmp_pat
     options = ["--atlas", "phantom", "--locator", str(tiny_locator), "--out", str(out)]
     out.parent.mkdir()
     assert main(["locate", str(tmp_path), *options]) == 0
-    assert "4 of 4 sections located" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4 of 4 sections located" in printed
+    assert f"located by {tiny_locator}, trained on coronal sections of phantom" in printed
     content = json.loads(out.read_text())
     assert [entry["nr"] for entry in content["slices"]] == [3, 5, 6, 9]
     assert (content["target"], content["voxels"]["size_um"][0]) == ("phantom_100um", 100)

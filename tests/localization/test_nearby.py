@@ -66,7 +66,7 @@ def test_a_plane_that_is_off_is_found_again(search, image):
 
 def test_a_plane_that_fits_stays(search, image):
     found = search.near(Job(image, anchoring=Anchoring(LEANING, SHAPE)), Options())
-    assert apart_um(found.anchoring) < 60
+    assert apart_um(found.anchoring) < 100  # the distance between planes of this atlas
 
 
 def test_damage_and_the_other_half_do_not_count(search, image):

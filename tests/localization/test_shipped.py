@@ -1,10 +1,12 @@
 """The network that comes with the package locates real sections that it was not trained on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from atlalign.atlas.atlas import file_atlas
+from atlalign.atlas.atlas import file_atlas, phantom_atlas
 from atlalign.atlas.section_lists import read_list
 from atlalign.localization import SHIPPED_LOCATOR, Locator, locate
 from atlalign.models import load_model
@@ -22,6 +24,22 @@ def test_it_is_small_and_has_a_card():
 @pytest.fixture(scope="module")
 def locator(test_data):
     return Locator(file_atlas(test_data / "allen_ccf_25um.h5"))
+
+
+def test_it_knows_the_atlas_of_its_training(locator, test_data):
+    atlas = file_atlas(test_data / "allen_ccf_25um.h5")
+    assert (locator.doubt, locator.network.corner_mm) == ("", (0, 0, 0))
+    every = slice(2, None, 4)
+    coarse = replace(
+        atlas,
+        template=atlas.template[every, every, every],
+        annotation=atlas.annotation[every, every, every],
+        spacing_um=100.0,
+        pixel_um=(100.0, 100.0),
+        origin_um=(50.0, 50.0),
+    )
+    assert Locator(coarse, network=locator.network).doubt == ""
+    assert "Allen" in Locator(phantom_atlas(image_shape=(80, 114), spacing_um=100)).doubt
 
 
 @pytest.mark.parametrize("quarter_turns", [0, 2])

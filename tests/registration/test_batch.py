@@ -34,7 +34,7 @@ from atlalign.io.images import read_image, read_labels
 from atlalign.io.tiff_writer import write_tiff
 from atlalign.localization import Located
 from atlalign.models import save_model
-from atlalign.networks import LocalUNet
+from atlalign.networks import LocalUNet, PlaneLocatorNet
 from atlalign.registration import (
     Job,
     Options,
@@ -835,6 +835,27 @@ def test_section_without_position_is_located(run, sections, tmp_path, monkeypatc
     settings = json.loads((tmp_path / "out" / "a" / "transform.json").read_text())["settings"]
     assert (settings["position_um"], settings["hemisphere"]) == (6000, "left")
     assert [s.path.name for s in read_list(tmp_path / "out" / "located.json")] == ["a.png"]
+
+
+def test_another_network_may_locate_the_sections(run, sections, tmp_path, monkeypatch):
+    """`--locator` is used, named, and its planes are not those of the package's network."""
+    network = PlaneLocatorNet((13.2, 8.0, 11.4), view_px=32, widths=(4, 4, 4, 4), hidden=4, atlas="fish")
+    mine = save_model(network, tmp_path / "mine.safetensors")
+    used = []
+
+    def located(jobs, locator, *, known, **_):
+        used.append((locator.network.atlas, sorted(known)))
+        place = Anchoring.of_points_um(np.array([[0, 0, 6000.0], [0, 8000, 0], [11400, 0, 0]]), (64, 96))
+        return [Located(job, "", 1, side="whole", anchoring=place) for job in jobs]
+
+    monkeypatch.setattr("atlalign.localization.unplaced.locate", located)
+    status, printed = run(sections / "a.png", "--locator", mine)
+    assert (status, str(mine) in printed, "fish" in printed) == (0, True, True)
+    status, printed = run(sections / "a.png")
+    assert (status, "the package's locator" in printed) == (0, True)
+    assert used == [("fish", []), ("Allen Mouse Brain CCFv3", [])]
+    status, printed = run(sections / "a.png", "--locator", tmp_path / "none.ckpt")
+    assert (status, "--locator" in printed) == (1, True)
 
 
 def test_located_sections_keep_their_planes(run, sections, tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from tests.registration.test_visualign import ONTOLOGY
 
 REFERENCE = Grid((60, 80), (50.0, 60.0))
 SECTION = Grid((180, 240), (20.0, 21.0))
-PLANE = Plane.at(5000, (100.0, 200.0), per_ml=0.1)
+PLANE = Plane.at(5000, (100.0, 200.0), per_x=0.1)
 
 
 @cache

@@ -79,7 +79,7 @@ class TestReference:
 
     def test_a_tilted_plane_shows_other_planes_on_either_side(self, atlas):
         tilt = 3600 / 11400
-        plane = Plane.at(POSITION_UM - 1800, atlas.origin_um, per_ml=tilt)
+        plane = Plane.at(POSITION_UM - 1800, atlas.origin_um, per_x=tilt)
         tilted = atlas_reference(atlas, plane, atlas.image_shape)
         assert torch.equal(tilted.image[0, :, :, 0], atlas.section(POSITION_UM - 1800)[..., 0])
         middle = atlas.section(POSITION_UM)[0, :, 57]

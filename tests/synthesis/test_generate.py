@@ -750,6 +750,14 @@ def anchored(height: int = 48, width: int = 64, sideways: float = 0.0):
     return spoil
 
 
+def sagittal(folder: Path) -> None:
+    """Replace the list by one of a.png as a sagittal section: `register` takes it, but samples are coronal."""
+    entry = {"filename": "a.png", "nr": 1, "height": 48, "width": 64}
+    entry |= {"anchoring": [228, 528, 320, 0, -528, 0, 0, 0, -320]}
+    (folder / "list.csv").unlink()
+    (folder / "l.json").write_text(json.dumps({"slices": [entry]}))
+
+
 @pytest.mark.parametrize("place", [True, False])
 def test_images_that_cannot_be_placed_may_be_skipped(place, tmp_path):
     folder = write_images(tmp_path / "in")
@@ -789,6 +797,7 @@ def test_images_that_cannot_be_placed_may_be_skipped(place, tmp_path):
             "a.png: expected the width and height of the anchored image in pixels, found no width",
         ),
         (anchored(height=64), r"a.png: expected the proportions of .* 64×64 px, found 48×64 px"),
+        (sagittal, "a.png: anchoring: expected a coronal section, found a sagittal one"),
         (anchored(sideways=3000), "a.png: anchoring: expected an image that shows a part of the atlas"),
         (anchored(sideways=np.nan), "a.png: anchoring: expected a number, found 'nan'"),
         (lambda f: (f / "list.csv").rename(f / "l.json").write_text("{"), "expected a list of sections"),
