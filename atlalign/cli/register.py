@@ -127,6 +127,8 @@ def _run(options: argparse.Namespace) -> None:
     jobs = find_jobs(options.inputs, images=options.images, **what)
     workers = min(len(jobs), _workers(options.workers))
     recipe = recipe_of(options)
+    with suppress(OSError):
+        options.out.mkdir(parents=True, exist_ok=True)
     jobs = _located(jobs, recipe, options)
     made = register_batch(jobs, recipe, options.out, overwrite=options.overwrite, workers=workers)
     outcomes = list(track(_with_call(made, options), description="registering", total=len(jobs)))
@@ -147,25 +149,17 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _with_call(outcomes: "Iterable[Outcome]", options: argparse.Namespace) -> "Iterator[Outcome]":
-    """Yield outcomes, and store the call with the first result, so that corrections can start before the end."""
-    is_kept = False
-    try:
-        for outcome in outcomes:
-            is_kept = is_kept or _record_call(options)
-            yield outcome
-    finally:
-        _record_call(options)
+    """Yield outcomes, and store the call with the first result, so that corrections can start before the end.
 
-
-def _record_call(options: argparse.Namespace) -> bool:
-    """Store the registration's call beside its results, if there are any; a failure to write it is ignored."""
-    from atlalign.registration.record import RECORD
-
-    if not any(options.out.glob(f"*/{RECORD}")):
-        return False
-    with suppress(WriteError):
-        record_call(options.out, options.arguments)
-    return True
+    A call without a result is not stored, as sections are registered again by the latest call.
+    """
+    is_stored = False
+    for outcome in outcomes:
+        if not (is_stored or outcome.error):
+            with suppress(WriteError):
+                record_call(options.out, options.arguments)
+            is_stored = True
+        yield outcome
 
 
 def _located(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) -> "list[Job]":
