@@ -13,7 +13,7 @@ from atlalign.cli.flags import add_flags, add_image_shape, add_images, flag_valu
 from atlalign.console import say
 from atlalign.declarations import flag
 from atlalign.errors import InputError, unknown_name
-from atlalign.io.files import WriteError
+from atlalign.io.files import WriteError, itk_name
 from atlalign.registration.options import Options, ReferenceImageOptions, SeriesOptions
 
 if TYPE_CHECKING:
@@ -127,8 +127,7 @@ def _run(options: argparse.Namespace) -> None:
     jobs = find_jobs(options.inputs, images=options.images, **what)
     workers = min(len(jobs), _workers(options.workers))
     recipe = recipe_of(options)
-    with suppress(OSError):
-        options.out.mkdir(parents=True, exist_ok=True)
+    _open_for_review(options.out)
     jobs = _located(jobs, recipe, options)
     made = register_batch(jobs, recipe, options.out, overwrite=options.overwrite, workers=workers)
     outcomes = list(track(_with_call(made, options), description="registering", total=len(jobs)))
@@ -146,6 +145,17 @@ def _run(options: argparse.Namespace) -> None:
         raise InputError(
             f"{len(errors)} of {len(jobs)} sections could not be registered:\n  " + "\n  ".join(errors)
         )
+
+
+def _open_for_review(out: Path) -> None:
+    """Create the folder of results, so that `atlalign review` can open it while sections are located.
+
+    Raises:
+        InputError: If its name is not valid text. Other errors are raised when the first result is written.
+    """
+    itk_name(out)
+    with suppress(OSError):
+        out.mkdir(parents=True, exist_ok=True)
 
 
 def _with_call(outcomes: "Iterable[Outcome]", options: argparse.Namespace) -> "Iterator[Outcome]":
