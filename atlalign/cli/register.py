@@ -13,7 +13,7 @@ from atlalign.cli.flags import add_flags, add_image_shape, add_images, flag_valu
 from atlalign.console import say
 from atlalign.declarations import flag
 from atlalign.errors import InputError, unknown_name
-from atlalign.io.files import WriteError
+from atlalign.io.files import WriteError, itk_name
 from atlalign.registration.options import LocatingOptions, Options, ReferenceImageOptions
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ def _run(options: argparse.Namespace) -> None:
     jobs = find_jobs(options.inputs, images=options.images, **what)
     workers = min(len(jobs), _workers(options.workers))
     recipe = recipe_of(options)
+    _open_for_review(options.out)
     jobs = _located(jobs, recipe, options)
     made = register_batch(jobs, recipe, options.out, overwrite=options.overwrite, workers=workers)
     outcomes = list(track(_with_call(made, options), description="registering", total=len(jobs)))
@@ -146,26 +147,29 @@ def _run(options: argparse.Namespace) -> None:
         )
 
 
+def _open_for_review(out: Path) -> None:
+    """Create the folder of results, so that `atlalign review` can open it while sections are located.
+
+    Raises:
+        InputError: If its name is not valid text. Other errors are raised when the first result is written.
+    """
+    itk_name(out)
+    with suppress(OSError):
+        out.mkdir(parents=True, exist_ok=True)
+
+
 def _with_call(outcomes: "Iterable[Outcome]", options: argparse.Namespace) -> "Iterator[Outcome]":
-    """Yield outcomes, and store the call with the first result, so that corrections can start before the end."""
-    is_kept = False
-    try:
-        for outcome in outcomes:
-            is_kept = is_kept or _record_call(options)
-            yield outcome
-    finally:
-        _record_call(options)
+    """Yield outcomes, and store the call with the first result, so that corrections can start before the end.
 
-
-def _record_call(options: argparse.Namespace) -> bool:
-    """Store the registration's call beside its results, if there are any; a failure to write it is ignored."""
-    from atlalign.registration.record import RECORD
-
-    if not any(options.out.glob(f"*/{RECORD}")):
-        return False
-    with suppress(WriteError):
-        record_call(options.out, options.arguments)
-    return True
+    A call without a result is not stored, as sections are registered again by the latest call.
+    """
+    is_stored = False
+    for outcome in outcomes:
+        if not (is_stored or outcome.error):
+            with suppress(WriteError):
+                record_call(options.out, options.arguments)
+            is_stored = True
+        yield outcome
 
 
 def _located(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) -> "list[Job]":

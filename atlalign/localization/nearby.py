@@ -87,13 +87,16 @@ class NearbySearch:
         """Return the plane of a section near an anchoring; `side` is the part that it shows: whole, left or right."""
         search = self._search(section, start.on(section.shape), side, name)
         begin = Lie.of(search.proposal.matrix, search.frame)
-        lie, curve = search.along(search.fitter.straightened(begin), _STEPS)
-        lie, slopes_error = search.refined(lie)
-        lie = search.settle(search.found(lie, curve, slopes_error)).lie
-        before, after = (float(search.finer.likeness(one, one.plane[None])[0]) for one in (begin, lie))
-        if after < before + _CLEARLY:
+        moved, _ = search.along(begin, _STEPS)
+        refined, _ = search.refined(moved)
+        # Half a section says little of its place in the plane: refining may lose more there than it gains.
+        before, *after = (
+            float(search.finer.likeness(one, one.plane[None])[0]) for one in (begin, moved, refined)
+        )
+        likeness, lie = max(zip(after, (moved, refined), strict=True), key=lambda found: found[0])
+        if likeness < before + _CLEARLY:
             return Nearby(start, before, before)
-        return Nearby(anchoring_of(lie.matrix(search.frame), section.shape), after, before)
+        return Nearby(anchoring_of(lie.matrix(search.frame), section.shape), likeness, before)
 
     def _search(self, section: Section, start: Anchoring, side: str, name: str) -> Search:
         matrix = matrix_of(start)

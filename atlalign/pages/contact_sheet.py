@@ -53,7 +53,7 @@ def write_index(out: Path, rows: Iterable[Mapping[str, Any]], plot: str = "") ->
             Charts({"Areas of large regions": plot}),
         ]
         blocks = [*series, Heading("Sections"), *blocks]
-    title = f"{len(views)} registered section{'s' * (len(views) != 1)}"
+    title = f"{len(views)} section{'s' * (len(views) != 1)}"
     with written_whole(out / INDEX) as unfinished:
         unfinished.write_text(render_page(title, blocks), encoding="utf-8")
 
@@ -68,7 +68,7 @@ def _view(out: Path, row: Mapping[str, Any]) -> View:
     position = f"{values['position_um']:.0f} µm" if "position_um" in values else ""
     return View(
         title=name,
-        caption=": ".join(filter(None, (position, row["reason"]))),
+        caption="\n".join(filter(None, (position, *row["reason"].split("; ")))),
         images=preview.images,
         shape=preview.shape,
         outlines=preview.outlines,

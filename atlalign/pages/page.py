@@ -86,7 +86,7 @@ class View:
 
     Attributes:
         title: Its name.
-        caption: A sentence on it.
+        caption: Sentences on it, one a line.
         images: Data URIs of its pictures by name; empty if there is nothing to show. See `picture_uri`.
         shape: The (H, W) of the outlines' grid.
         outlines: Lines over every picture, as an SVG path on that grid; see `outline_path`.

@@ -181,12 +181,29 @@ an error above 150 µm passes. On four odd-numbered sections none of 139 such re
 (tests/registration/SITUATIONS.md). A stain that shows little of the tissue always exceeds `uncovered` and `gap`.
 """
 
+SENTENCES: Mapping[str, str] = {
+    "displacement_max_um": "the network moved some tissue by {value}",
+    "folding": "the registration folds on {value} of the plane{where}",
+    "inverse_consistency_um": "mapped to the template and back, points end {value} from their start on average",
+    "similarity_loss": "the section is less similar to the template after registration than before",
+    "bending_um": "the network bent the section by {value} on average: the plane may be wrong, or a part missing",
+    "rescaling": "the network changed the section's size by {value}: check its pixel size",
+    "rotation_deg": "the network turned the section by {value}: check its rotation",
+    "uncovered": "on {value} of the template, the section shows no tissue: it may be torn, incomplete or dark",
+    "gap": "in one place, {value} of the template has no tissue of the section: it may be torn there",
+    "beyond": "tissue lies outside the template's outline, on {value} of its area",
+    "better_turned": "the section fits {how} {where}",
+    "better_elsewhere": "the section fits {how} on a plane {where}",
+    "off_plane_um": "the section fits best on a plane {where}",
+}
+"""What a measure above its limit says about a section: its `value`, or `where` else and `how` well it fits."""
+
 WITHOUT_NETWORK = ("folding",)
 """The measures that are taken without a network; all others compare intensities, or ask the network."""
 
 
 def judge(quality: Quality, limits: Mapping[str, Limit] = LIMITS, *, doubt: str = "") -> tuple[str, str]:
-    """Return the flag (pass, look or fail), and the reason for the latter two.
+    """Return the flag (pass, look or fail), and the reasons for the latter two, separated by semicolons.
 
     Args:
         quality: The measures.
@@ -207,7 +224,7 @@ def _measured(quality: Quality, limits: Mapping[str, Limit]) -> tuple[str, str]:
     ):
         # NaN is beyond every limit.
         beyond = [
-            f"{name} {found[name]:.4g} > {bound:g}{_where(quality, name)}"
+            f"{_sentence(quality, name)} ({name} {found[name]:.4g}, {flag} above {bound:g})"
             for name, bound in bounds.items()
             if not found[name] <= bound
         ]
@@ -216,20 +233,32 @@ def _measured(quality: Quality, limits: Mapping[str, Limit]) -> tuple[str, str]:
     return "pass", ""
 
 
+def _sentence(quality: Quality, measure: str) -> str:
+    """Return what a measure beyond its limit says about a section."""
+    value: float = getattr(quality, measure)
+    if math.isnan(value):
+        return "one measure could not be computed"
+    how = "better" if value > 0 else "almost as well"
+    return SENTENCES[measure].format(
+        value=_with_unit(measure, value), where=_where(quality, measure), how=how
+    )
+
+
+def _with_unit(measure: str, value: float) -> str:
+    """Return a value in µm, degrees or per cent, by the end of the measure's name."""
+    if measure.endswith("_um"):
+        return f"{value:.0f} µm"
+    if measure.endswith("_deg"):
+        return f"{value:.1f}°"
+    return f"{100 * value:.2g} %" if value < 0.1 else f"{100 * value:.0f} %"
+
+
 def _where(quality: Quality, measure: str) -> str:
-    """Return where the section fits better, for the measures that compare places, or where folds come from."""
+    """Return where the section fits, for the measures that compare places, or where folds come from."""
     if measure == "folding" and quality.folding_by_points:
-        return f" ({quality.folding_by_points:.4g} of it forced by points that a person set)"
-    if measure == "off_plane_um":
-        return f" (it fits best {_along_axis(quality.plane_offset_um)})"
-    where = {
-        "better_turned": quality.turned,
-        "better_elsewhere": _along_axis(quality.elsewhere_um) if quality.elsewhere_um else "",
-    }.get(measure)
-    if not where:
-        return ""
-    how = "better" if getattr(quality, measure) > 0 else "almost as well"
-    return f" (it fits {how} {where})"
+        return f", on {_with_unit(measure, quality.folding_by_points)} because of points that a person set"
+    distances = {"off_plane_um": quality.plane_offset_um, "better_elsewhere": quality.elsewhere_um}
+    return _along_axis(distances[measure]) if measure in distances else quality.turned
 
 
 def _along_axis(distance_um: float) -> str:

@@ -18,7 +18,8 @@ from atlalign.atlas.planes import Anchoring, Points
 from atlalign.atlas.targets import Target
 from atlalign.errors import InputError
 from atlalign.io.files import lock
-from atlalign.io.tables import read_parts
+from atlalign.localization.recorded import LOCATED
+from atlalign.registration.batch import CALLS
 from atlalign.registration.batch_tables import TABLE
 from atlalign.registration.corrections import (
     CORRECTION,
@@ -30,11 +31,13 @@ from atlalign.registration.corrections import (
     shown_correction,
     write_correction,
 )
+from atlalign.registration.failures import FAILURES, read_failures
 from atlalign.registration.ignored import Ignored
 from atlalign.registration.jobs import Job
 from atlalign.registration.points import PointPairs
 from atlalign.registration.record import RECORD, read_record
 
+_BEGUN = (TABLE, CALLS, FAILURES, LOCATED, "slides")  # what `register` may write before its first section
 _AREAS_AT_MOST = 10_000
 
 
@@ -53,10 +56,10 @@ class ReviewFolder:
     """The folder of results.
 
     Args:
-        out: A folder written by `register`.
+        out: A folder that `register` writes, or is about to write.
 
     Raises:
-        InputError: If it has no results.
+        InputError: If it does not exist, or holds other files and no results.
     """
 
     def __init__(self, out: Path) -> None:
@@ -64,10 +67,17 @@ class ReviewFolder:
         self._records: dict[str, tuple[int, dict[str, Any]]] = {}
         self._rows: dict[str, tuple[Any, dict[str, Any]]] = {}
         self._lock = Lock()
-        if not self.names():
+        if not self.out.is_dir():
+            raise InputError(f"{out}: no such folder: run `atlalign register … --out {out}` first")
+        if not (self.names() or self._is_begun()):
             raise InputError(
                 f"{out}: expected a folder of results from `atlalign register`, found no section in it"
             )
+
+    def _is_begun(self) -> bool:
+        """Return whether `register` may have begun to write a folder that holds no section yet."""
+        is_empty = all(path.name.startswith(".") for path in self.out.iterdir())
+        return is_empty or any((self.out / name).exists() for name in _BEGUN)
 
     def names(self) -> list[str]:
         """Return the names of all sections with results, in order; links to other folders are skipped."""
@@ -161,17 +171,10 @@ class ReviewFolder:
         }
 
     def _failed(self) -> Iterator[dict[str, Any]]:
-        """Yield the sections of the table that have no results."""
-        path = self.out / TABLE
-        try:
-            parts = list(read_parts(path)) if path.is_file() else []
-        except InputError:
-            return
-        for part in parts:
-            columns = [part.column(name) for name in ("section", "flag", "reason")]
-            for name, flag, reason in zip(*columns, strict=True):
-                if not (self.out / name / RECORD).exists():
-                    yield {"name": name, "flag": flag, "reason": reason, "position_um": None, "opens": False}
+        """Yield the sections that could not be registered."""
+        for name, failure in read_failures(self.out).items():
+            reason = failure["reason"]
+            yield {"name": name, "flag": "fail", "reason": reason, "position_um": None, "opens": False}
 
     # --- corrections --------------------------------------------------------------------------------------------------
 

@@ -354,7 +354,7 @@ def test_markers_that_turn_triangles_over_are_reported(tmp_path, blank, phantom)
     found = row(tmp_path / "out")
     assert float(found["folding"]) > 0.01
     assert (found["flag"], found["folding_by_points"]) == ("fail", found["folding"])
-    assert "forced by points" in found["reason"]
+    assert "because of points" in found["reason"]
 
 
 def test_visualigns_own_maps_are_reproduced(test_data, tmp_path):
@@ -425,7 +425,7 @@ def test_points_that_cross_are_reported(tmp_path, section, by_network):
     (outcome,) = register_batch(listed(section, markers=crossed), by_network, tmp_path / "out")
     assert float(outcome.row["folding_by_points"]) > 0
     assert outcome.row["flag"] != "pass"
-    assert "forced by points" in outcome.row["reason"]
+    assert "because of points" in outcome.row["reason"]
 
 
 def test_two_places_for_one_fail_the_section_alone(tmp_path, section, by_network):

@@ -18,7 +18,15 @@ from atlalign.registration.grid import Grid
 from atlalign.registration.measures import affine_part, cover
 from atlalign.registration.placed_image import antialiased, placed_image, sampled_image
 from atlalign.registration.placement import Placement, flipped, place, turned
-from atlalign.registration.quality import LIMITS, Alternative, OtherPlane, Quality, judge, likeliest_distance
+from atlalign.registration.quality import (
+    LIMITS,
+    SENTENCES,
+    Alternative,
+    OtherPlane,
+    Quality,
+    judge,
+    likeliest_distance,
+)
 from atlalign.registration.references import Reference, atlas_reference, image_reference
 from atlalign.registration.register import register
 from atlalign.registration.section import Section, read_section
@@ -460,21 +468,49 @@ good = Quality(
     ("change", "flag", "reason"),
     [
         ({}, "pass", ""),
-        ({"folding": 0.002}, "look", "folding 0.002 > 0"),
-        ({"folding": 0.002, "displacement_max_um": 3001}, "fail", "displacement_max_um 3001 > 3000"),
-        ({"bending_um": 250.0}, "look", "bending_um 250 > 200"),
-        ({"rescaling": 0.25}, "look", "rescaling 0.25 > 0.13"),
-        ({"rotation_deg": 5.0}, "look", "rotation_deg 5 > 3"),
-        ({"uncovered": 0.3}, "look", "uncovered 0.3 > 0.06"),
-        ({"gap": 0.02}, "look", "gap 0.02 > 0.012"),
-        ({"beyond": 0.6}, "fail", "beyond 0.6 > 0.5"),
-        ({"similarity_after": 0.4}, "fail", "similarity_loss 0.1 > 0.05"),
-        ({"inverse_consistency_um": float("nan")}, "fail", "inverse_consistency_um nan > 500"),
+        ({"folding": 0.002}, "look", "(folding 0.002, look above 0)"),
+        (
+            {"folding": 0.002, "displacement_max_um": 3001},
+            "fail",
+            "(displacement_max_um 3001, fail above 3000)",
+        ),
+        ({"bending_um": 250.0}, "look", "(bending_um 250, look above 200)"),
+        ({"rescaling": 0.25}, "look", "(rescaling 0.25, look above 0.13)"),
+        ({"rotation_deg": 5.0}, "look", "(rotation_deg 5, look above 3)"),
+        ({"uncovered": 0.3}, "look", "(uncovered 0.3, look above 0.06)"),
+        ({"gap": 0.02}, "look", "(gap 0.02, look above 0.012)"),
+        ({"beyond": 0.6}, "fail", "(beyond 0.6, fail above 0.5)"),
+        ({"similarity_after": 0.4}, "fail", "(similarity_loss 0.1, fail above 0.05)"),
+        ({"inverse_consistency_um": float("nan")}, "fail", "(inverse_consistency_um nan, fail above 500)"),
     ],
 )
-def test_measure_beyond_its_limit_is_flagged_with_its_reason(change, flag, reason):
-    assert judge(replace(good, **change)) == (flag, reason)
+def test_a_measure_above_its_limit_is_flagged_with_its_name_value_and_limit(change, flag, reason):
+    found, sentence = judge(replace(good, **change))
+    assert found == flag
+    assert (sentence == "") is (flag == "pass")
+    assert sentence.endswith(reason)
     assert judge(good, LIMITS | {"displacement_max_um": LIMITS["folding"]})[0] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ({"bending_um": 249.6}, "250 µm"),
+        ({"rotation_deg": 5.04}, "5.0°"),
+        ({"rescaling": 1.0}, "100 %"),
+        ({"gap": 0.0123}, "1.2 %"),
+        ({"folding": 0.00004}, "0.004 %"),
+        ({"folding": 0.002, "folding_by_points": 0.001}, "0.1 % because of points"),
+    ],
+)
+def test_a_reason_gives_the_value_in_its_unit(change, value):
+    assert f" {value}" in judge(replace(good, **change))[1].partition("(")[0]
+
+
+def test_each_measure_with_a_limit_has_a_sentence_that_names_its_parts():
+    assert SENTENCES.keys() == LIMITS.keys()
+    for sentence in SENTENCES.values():
+        assert sentence.format(value="1", where="2", how="3")
 
 
 def test_a_section_that_fits_elsewhere_is_flagged_with_the_likeliest_place():
@@ -483,13 +519,11 @@ def test_a_section_that_fits_elsewhere_is_flagged_with_the_likeliest_place():
     assert judge(good.compared(turns[1:], planes[:1])) == ("pass", "")
     flag, reason = judge(good.compared([], planes))
     assert flag == "look"
-    assert "better_elsewhere 0.05 > -0.02 (it fits better 1000 µm further back)" in reason
+    assert "fits better on a plane 1000 µm further back (better_elsewhere 0.05, look above -0.02)" in reason
     almost = [OtherPlane(-500.0, 0.79), OtherPlane(-250.0, 0.5)]
-    assert judge(good.compared([], almost))[1].endswith(
-        "(it fits almost as well 500 µm further to the front)"
-    )
+    assert "fits almost as well on a plane 500 µm further to the front" in judge(good.compared([], almost))[1]
     flag, reason = judge(good.compared(turns, []))
-    assert (flag, reason.split(" > ")[1]) == ("look", "-0.05 (it fits almost as well turned by 180°)")
+    assert (flag, "fits almost as well turned by 180°" in reason) == ("look", True)
 
 
 def test_the_distance_to_the_likeliest_plane_is_the_vertex_of_a_parabola():
@@ -501,7 +535,8 @@ def test_the_distance_to_the_likeliest_plane_is_the_vertex_of_a_parabola():
     assert likeliest_distance([on(0), *planes[1::3]]) == 0  # the end of the planes
     quality = replace(good, likeness=on(0).likeness).compared([], planes)
     assert quality.plane_offset_um == pytest.approx(210)
-    assert judge(quality) == ("look", "off_plane_um 210 > 200 (it fits best 210 µm further back)")
+    flag, reason = judge(quality)
+    assert (flag, "210 µm further back (off_plane_um 210, look above 200)" in reason) == ("look", True)
     assert good.compared([], []).plane_offset_um == 0
 
 

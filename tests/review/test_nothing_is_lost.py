@@ -132,5 +132,7 @@ def test_the_address_is_all_that_is_printed_of_the_token(results, monkeypatch, c
     assert main(["review", str(results), "--no-browser"]) == 0
     assert re.search(r"http://127\.0\.0\.1:\d+/[\w-]{32}/", capsys.readouterr().out.replace("\n", ""))
     assert main(["review", str(results / "nothing")]) == 1
+    assert "no such folder" in capsys.readouterr().err
+    assert main(["review", str(results / "a"), "--no-browser"]) == 1
     assert "found no section in it" in capsys.readouterr().err
     assert read_correction(results, "a").verdict is None

@@ -1,6 +1,7 @@
 """The page as a person uses it: with the mouse and the keys, in a browser."""
 
 import errno
+import shutil
 import time
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from atlalign.registration.corrections import Correction, read_correction, write_correction
+from atlalign.registration.record import read_record, write_record
 from tests.browser import running_browser
 from tests.review.conftest import served
 
@@ -442,3 +444,58 @@ def test_a_change_without_an_answer_is_sent_again(page, results):
     page.wait("document.querySelector('#saved').textContent === 'saved'")
     assert page.message == ""
     assert read_correction(results, "a").verdict == "unsure"
+
+
+def test_a_plane_is_saved_although_the_section_is_left_at_once(page, results):
+    """Apply, another section and a search wait for the slider that was moved last."""
+    page.open("a")
+    position = page.run("return review.app.open.plane.position_um") + 250
+    page.slide("position_um", position)
+    page.press("ARROW_DOWN")
+    page.wait("review.app.open.name === 'b' && !review.app.opening")
+    page.saved()
+    found = read_correction(results, "a")
+    assert found.moves_plane
+    assert found.anchoring.position_um == pytest.approx(position, abs=1)
+
+
+def test_a_folder_fills_while_it_is_open(driver, results, tmp_path):
+    out = tmp_path / "being registered"
+    out.mkdir()
+    with served(out) as address:
+        driver.get_log("browser")  # of other tests
+        driver.get(address)
+        page = object.__new__(Page)
+        page.driver = driver
+        page.wait("document.querySelector('#counts').textContent === 'no section registered yet'")
+        assert page.run("return document.querySelector('#empty').checkVisibility()")
+        for key in "lta":  # keys have nothing to act on yet
+            page.press(key)
+        shutil.copytree(results / "b", tmp_path / "b")
+        (tmp_path / "b").rename(out / "b")
+        page.wait("review.app.open?.name === 'b' && review.view.lines && review.view.overview")
+        assert not page.run("return document.querySelector('#empty').checkVisibility()")
+        assert page.run("return document.querySelector('#counts').textContent") == "1 of 1 to review"
+        assert driver.get_log("browser") == []
+
+
+@pytest.mark.parametrize("width", [1400, 800, 500])
+def test_the_whole_section_is_shown_in_a_window_of_any_size(page, driver, width):
+    driver.set_window_size(width, 700)
+    try:
+        page.wait("review.view.window[0] > 150")
+        page.wait(
+            "(() => { const [w, h] = review.view.window, [x, y] = review.view.toScreen([228, 160]);"
+            "return Math.abs(x - w / 2) < 1 && Math.abs(y - h / 2) < 1 && review.view.zoom * 456 <= w; })()"
+        )
+    finally:
+        driver.set_window_size(1400, 900)
+
+
+def test_reasons_are_listed_one_a_line(page, results):
+    record = read_record(results / "a")
+    write_record(results / "a", record | {"flag": "look", "reason": "one thing (gap 2); another (beyond 3)"})
+    page.open("a")
+    page.wait("document.querySelector('#flag').textContent === 'look'")
+    items = page.run("return [...document.querySelectorAll('#reason li')].map((item) => item.textContent)")
+    assert items == ["one thing (gap 2)", "another (beyond 3)"]

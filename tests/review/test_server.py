@@ -16,6 +16,7 @@ from atlalign.cli import main
 from atlalign.cli.calls import read_calls
 from atlalign.cli.register import _with_call
 from atlalign.cli.review import registrar_of
+from atlalign.registration.batch import Outcome
 from atlalign.registration.corrections import read_correction
 from atlalign.registration.jobs import Job
 from atlalign.registration.points import load_without_points
@@ -347,10 +348,21 @@ def test_a_section_whose_position_was_found_is_registered_again_there(results):
 def test_how_sections_are_registered_is_known_from_the_first_result_on(results):
     (results / "calls.json").unlink()
     options = Namespace(out=results, arguments=["x.png", "--out", "y"])
-    outcomes = _with_call(iter([1, 2]), options)
-    assert next(outcomes) == 1
+    failed, done = Outcome({}, error="no such file"), Outcome({})
+    outcomes = _with_call(iter([failed, done, done]), options)
+    assert next(outcomes) == failed
+    assert read_calls(results) == []
+    assert next(outcomes) == done
     assert [call.arguments for call in read_calls(results)] == [options.arguments]
-    assert list(outcomes) == [2]
+    assert list(outcomes) == [done]
+
+
+def test_a_call_that_registers_nothing_is_not_repeated(results):
+    """A call with another option is refused; Apply registers by the call that made the results."""
+    before = read_calls(results)
+    arguments = ["register", *before[0].arguments, "--out", str(results), "--place", "fit"]
+    assert main(arguments) == 1
+    assert read_calls(results) == before
 
 
 def test_sections_that_cannot_be_shown_say_why_beside_the_others(ask, results):

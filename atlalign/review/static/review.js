@@ -74,6 +74,7 @@ async function poll() {
     document.title = `Review ${found.folder}`;
     drawList();
     drawEdits();
+    if (!app.open && !app.opening) await openFirst();
     const row = rowOf(app.open?.name);
     if (!row) return;
     if (saves !== app.saves || app.isSaving || app.isUnsaved || app.opening || held || noteTimer) return;
@@ -89,6 +90,12 @@ function foundAgain() {
   app.isLost = false;
   say("");
   if (app.isUnsaved) save(current());
+}
+
+// Open the first section that nobody has judged. A folder that is being registered may have none yet.
+async function openFirst() {
+  const rows = app.sections.filter((row) => row.opens), first = rows.find((row) => !row.verdict) ?? rows[0];
+  if (first) await open(first.name);
 }
 
 function isListed(row) {
@@ -108,7 +115,9 @@ function drawList() {
   const left = app.sections.filter((row) => !row.verdict).length;
   const parts = [`${left} of ${app.sections.length} to review`];
   for (const verdict of ["accepted", "rejected", "unsure"]) if (count(verdict)) parts.push(`${count(verdict)} ${verdict}`);
-  one("#counts").textContent = parts.join(" · ");
+  one("#counts").textContent = app.sections.length ? parts.join(" · ") : "no section registered yet";
+  one("#nothing").hidden = rows.length > 0 || !app.sections.length;
+  one("#empty").hidden = app.sections.some((row) => row.opens);
 }
 
 function newItem() {
@@ -136,7 +145,7 @@ function drawItem(item, row) {
   mark.textContent = `${row.is_applied === false ? "✎ " : ""}${MARKS[row.verdict] ?? ""}`;
   mark.title = row.is_applied === false ? "has changes that have not been applied" : (row.verdict ?? "");
   why.textContent = ["waiting", "at work"].includes(row.state) ? `${row.state} …` : row.reason;
-  why.title = row.reason ?? "";
+  why.title = (row.reason ?? "").replaceAll("; ", "\n");
   why.hidden = !why.textContent;
   return item;
 }
@@ -161,7 +170,7 @@ function goOn() {
 async function open(name, before = null) {
   saveNote();
   const asked = (app.asked = app.opening = {});
-  await app.saving;
+  await settled();
   if (asked === app.asked) await load(name, before);
 }
 
@@ -212,27 +221,24 @@ async function loadOverview() {
   view.moved();
 }
 
-// Keep one request at a time on its way, and the last state waiting: answers never pile up.
+// Keep one request at a time on its way, and the last state waiting: answers never pile up. The promise is for all of them.
 function latest(request) {
-  let isBusy = false, waiting = null;
-  return async function run(state) {
-    if (isBusy) {
-      waiting = [state];
-      return;
-    }
-    isBusy = true;
-    try {
-      await request(state);
-    } catch (error) {
-      sayError(error);
-    } finally {
-      isBusy = false;
-    }
-    if (waiting) {
+  let running = null, waiting = null;
+  async function work() {
+    while (waiting) {
       const [next] = waiting;
       waiting = null;
-      await run(next);
+      try {
+        await request(next);
+      } catch (error) {
+        sayError(error);
+      }
     }
+    running = null;
+  }
+  return (state) => {
+    waiting = [state];
+    return (running ??= work());
   };
 }
 
@@ -267,6 +273,7 @@ function change(changes) {
 
 function put(correction) {
   if (!one("#offer").hidden) closeOffer();
+  else if (!app.isError) say("");
   const isMoved = ["anchoring", "moves_plane", "points", "hemisphere"].some((key) => JSON.stringify(correction[key]) !== JSON.stringify(current()[key]));
   app.open.correction = correction;
   if (view.chosen >= correction.points.length) view.chosen = -1;
@@ -358,12 +365,15 @@ function judge(verdict) {
 
 function drawEdits() {
   const section = app.open, row = rowOf(section?.name);
+  for (const id of ["#tools", "#edits-pane", "#apply-pane"]) one(id).inert = !section;
   if (!section) return;
   const correction = current(), isEditable = app.isWritable;
   view.points = correction.points;
   view.areas = correction.areas;
   one("#name").textContent = section.name;
-  one("#reason").textContent = row?.reason ? `${row.flag}: ${row.reason}` : (row?.flag ?? "");
+  one("#flag").className = `flag ${row?.flag ?? ""}`;
+  one("#flag").textContent = row?.flag ?? "";
+  one("#reason").replaceChildren(...reasons(row?.reason));
   for (const button of all(".verdict")) {
     button.setAttribute("aria-pressed", String(button.dataset.verdict === correction.verdict));
     button.disabled = !isEditable;
@@ -387,6 +397,11 @@ function drawEdits() {
     : isBusy ? `${row.state} …` : failed || row?.why_not || (isNeeded ? "Not applied yet." : "");
   drawSaved();
   view.drawOverlay();
+}
+
+// A reason a line.
+function reasons(text) {
+  return (text ?? "").split("; ").filter(Boolean).map((reason) => Object.assign(document.createElement("li"), { textContent: reason }));
 }
 
 function drawPlane(isEditable) {
@@ -415,6 +430,12 @@ function drawPlane(isEditable) {
 
 // --- the plane ---
 
+// Wait until the last change of a slider is known, and all changes are saved.
+async function settled() {
+  await app.turning;
+  await app.saving;
+}
+
 const turn = latest(async ({ plane, isFinal }) => {
   const section = app.open;
   const { anchoring } = await askJson("POST", "plane", { name: section.name }, { plane, correction: current() });
@@ -436,16 +457,17 @@ for (const name of SETTINGS) {
   });
   slider.addEventListener("change", () => {
     app.isTurning = false;
-    turn({ plane: wanted(), isFinal: true });
+    app.turning = turn({ plane: wanted(), isFinal: true });
   });
 }
 
 one("#flip").addEventListener("click", () => {
-  turn({ plane: { ...app.open.plane, is_flipped: !app.open.plane.is_flipped }, isFinal: true });
+  app.turning = turn({ plane: { ...app.open.plane, is_flipped: !app.open.plane.is_flipped }, isFinal: true });
 });
 
 // Search near the plane that is shown, and leave it to the person whether to keep what is found.
 async function locate() {
+  await settled();
   const section = app.open, from = section && current();
   if (!section || one("#locate").disabled || one("#plane").hidden) return;
   app.locating = section.name;
@@ -480,6 +502,7 @@ function closeOffer() {
   view.drawOverlay();
 }
 
+one("#dismiss").addEventListener("click", () => (one("#offer").hidden ? say("") : closeOffer()));
 one("#keep").addEventListener("click", closeOffer);
 one("#take-back").addEventListener("click", () => { undo(); refreshPlane(); });
 one("#locate").addEventListener("click", locate);
@@ -494,15 +517,17 @@ one("#reset-plane").addEventListener("click", async () => {
 
 // Undo and redo change the anchoring alone: its settings are the server's to tell.
 async function refreshPlane() {
+  const section = app.open;
+  if (!section) return;
   await app.saving;
-  const section = app.open, { plane } = await askJson("GET", "section", { name: section.name });
+  const { plane } = await askJson("GET", "section", { name: section.name });
   if (section !== app.open) return;
   section.plane = plane;
   drawEdits();
 }
 
 async function spread(copies) {
-  await app.saving;
+  await settled();
   try {
     const { changed } = await askJson("POST", "spread", { name: app.open.name, copies });
     say(changed.length ? `Also moved: ${changed.join(", ")}. Press Apply on each to register it again.` : "There is no section in between. Set the plane of another section first.");
@@ -653,7 +678,7 @@ function setMode(mode) {
 }
 
 async function apply() {
-  await app.saving;
+  await settled();
   try {
     await ask("POST", "apply", { name: app.open.name });
     await poll();
@@ -739,6 +764,4 @@ document.addEventListener("keydown", (event) => {
 
 one("#brush-value").textContent = `${one("#brush").value} px`;
 await poll();
-const first = app.sections.find((row) => row.opens && !row.verdict) ?? app.sections.find((row) => row.opens);
-if (first) await open(first.name);
 setInterval(poll, POLL_MS);

@@ -16,6 +16,7 @@ export class View {
     this.mode = "off";
     this.blend = 0.5;
     this.hasOutlines = true;
+    this.isFitted = true; // the whole section is shown, also in a window of another size
     this.isBlank = false;
     this.points = [];
     this.areas = [];
@@ -52,6 +53,7 @@ export class View {
 
   fit() {
     const [width, height] = this.window, [h, w] = this.size;
+    this.isFitted = true;
     this.zoom = 0.96 * Math.min(width / w, height / h);
     this.origin = [w / 2 - width / 2 / this.zoom, h / 2 - height / 2 / this.zoom];
     this.moved();
@@ -59,6 +61,7 @@ export class View {
 
   zoomBy(factor, at = this.window.map((side) => side / 2)) {
     const [x, y] = this.toPlace(at), [h, w] = this.size;
+    this.isFitted = false;
     const least = 0.3 * Math.min(this.window[0] / w, this.window[1] / h);
     this.zoom = Math.min(Math.max(this.zoom * factor, least), 32);
     this.origin = [x - at[0] / this.zoom, y - at[1] / this.zoom];
@@ -66,6 +69,7 @@ export class View {
   }
 
   pan([dx, dy]) {
+    this.isFitted = false;
     this.origin = [this.origin[0] - dx / this.zoom, this.origin[1] - dy / this.zoom];
     this.moved();
   }
@@ -73,7 +77,8 @@ export class View {
   resize() {
     const ratio = window.devicePixelRatio || 1, [width, height] = this.window;
     for (const layer of this.layers) [layer.width, layer.height] = [width * ratio, height * ratio];
-    this.moved();
+    if (this.isFitted) this.fit();
+    else this.moved();
   }
 
   moved() {
