@@ -20,6 +20,7 @@ from atlalign.cli import (
 )
 from atlalign.cli.programs import PROGRAMS, run_program
 from atlalign.console import make_warnings_printable, say
+from atlalign.declarations import interface
 from atlalign.errors import InputError, quiet_pipe
 
 _COMMANDS = (
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_program(arguments[0], arguments[1:])
     make_warnings_printable()
     try:
-        with quiet_pipe():
+        with quiet_pipe(), interface("flags"):
             options = _parser().parse_args(arguments)
             options.arguments = [*arguments[1:]]
             options.run(options)

@@ -71,6 +71,7 @@ def _run(options: argparse.Namespace) -> None:
     reading = ReadingOptions(**flag_values(ReadingOptions, options))
     jobs = find_images(options.inputs, images=options.images, reading=reading)
     atlas = open_atlas(phantom_shape=_PHANTOM_SHAPE, **given_values(AtlasOptions, options))
+    say(atlas.description())
     locator = Locator(atlas, network=options.locator)
     located = locate(
         jobs, locator, progress=partial(track, description="locating"), **flag_values(SeriesOptions, options)

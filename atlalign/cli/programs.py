@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlalign.cli.overrides import quoted_overrides
+from atlalign.declarations import interface
 from atlalign.errors import quiet_pipe, readable_errors
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def conf_folder() -> Path:
 
 
 def _run(name: str, task: Callable[["DictConfig"], Any]) -> None:
-    with quiet_pipe(), readable_errors():
+    with quiet_pipe(), readable_errors(), interface("keys"):
         import hydra
 
         sys.argv[1:] = quoted_overrides(sys.argv[1:])  # Hydra reads its arguments only from here

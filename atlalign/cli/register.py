@@ -116,6 +116,7 @@ def _run(options: argparse.Namespace) -> None:
     from atlalign.registration.batch_tables import TABLE, VISUALIGN
     from atlalign.registration.jobs import find_jobs, find_lists
     from atlalign.registration.record import REGIONS
+    from atlalign.registration.references import AtlasReferences
 
     what: dict[str, Any] = {"position_um": options.position_um, "listed": options.reference is None}
     options.inputs = with_sections(options.inputs, options.out, Options(**flag_values(Options, options)))
@@ -127,6 +128,8 @@ def _run(options: argparse.Namespace) -> None:
     jobs = find_jobs(options.inputs, images=options.images, **what)
     workers = min(len(jobs), _workers(options.workers))
     recipe = recipe_of(options)
+    if isinstance(recipe.references, AtlasReferences):
+        say(recipe.references.atlas.description())
     jobs = _located(jobs, recipe, options)
     made = register_batch(jobs, recipe, options.out, overwrite=options.overwrite, workers=workers)
     outcomes = list(track(_with_call(made, options), description="registering", total=len(jobs)))

@@ -14,6 +14,7 @@ from torch.utils.data import default_collate
 from atlalign import losses, metrics, pages
 from atlalign.arguments import build
 from atlalign.atlas.atlas import Atlas
+from atlalign.console import say
 from atlalign.data.datamodule import RegistrationDataModule, split_samples
 from atlalign.data.dataset import RegistrationBatch, RegistrationDataset, complete
 from atlalign.errors import InputError
@@ -65,9 +66,8 @@ class Trial:
             perceptual = losses.PerceptualLoss(net="alex", backbone_weights=config.perceptual_weights)
         atlas: Atlas = build(config.atlas)
         if config.segmentation and atlas.annotation is None:
-            raise InputError(
-                f"atlas '{atlas.name}' holds no annotation: name a file of region ids, or set segmentation=false"
-            )
+            raise atlas.lacks_annotation("set segmentation=false")
+        say(atlas.description())
         dataset, samples = _read_data(config, atlas)
         landmarks = None
         if config.landmarks is not None:
