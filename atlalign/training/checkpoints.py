@@ -59,7 +59,8 @@ def checkpoint_to_resume(ckpt_path: str | None, folder: Path) -> str | None:
     if ckpt_path is None:
         if last.exists():
             raise InputError(
-                f"{folder} already holds a run: resume it with ckpt_path=last, or choose another run_dir"
+                f"{folder} already holds a run: resume it with ckpt_path=last, or choose another "
+                "hydra.run.dir"
             )
         return None
     path = last if ckpt_path == "last" else Path(ckpt_path)
