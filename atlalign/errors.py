@@ -13,7 +13,7 @@ from textwrap import shorten
 from typing import Any
 
 from atlalign.console import say
-from atlalign.hydra_messages import hydra_sentence, unknown
+from atlalign.hydra_messages import hydra_sentence, near, unknown
 
 MOST_PROCESSES = 1024
 """The largest number of processes that a setting may request: more than any machine has cores, few enough to start."""
@@ -54,6 +54,12 @@ class InputError(ValueError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """Return the error for a `name` that is not in `known`, with near matches and all known names."""
     return InputError(unknown(kind, name, known))
+
+
+def missing_file(name: str, path: Path) -> InputError:
+    """Return the error for a setting whose file does not exist, with near matches in its folder."""
+    there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    return InputError(f"{name}: there is no file {path}{near(path.name, there)}")
 
 
 def check_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -> None:

@@ -22,12 +22,16 @@ def conf_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
+def near(name: str, known: Sequence[str]) -> str:
+    """Return the question whether one of the near matches is meant, after a space; empty if there is none."""
+    close = get_close_matches(name, known, n=3)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Return the sentence about a `name` that is not in `known`, with near matches and all known names."""
     names = sorted(known)
-    close = get_close_matches(name, names, n=3)
-    hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    return f"unknown {kind} '{name}'.{hint} There are: {', '.join(names) or 'none'}"
+    return f"unknown {kind} '{name}'.{near(name, names)} There are: {', '.join(names) or 'none'}"
 
 
 def hydra_sentence(causes: Sequence[BaseException]) -> str | None:

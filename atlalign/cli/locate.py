@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from atlalign.atlas.options import AtlasOptions
 from atlalign.cli.flags import add_flags, add_images, flag_values, given_values
-from atlalign.console import say
+from atlalign.console import say, track
 from atlalign.errors import InputError
 from atlalign.registration.options import ReadingOptions, SeriesOptions
 
@@ -61,8 +61,6 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _run(options: argparse.Namespace) -> None:
-    from rich.progress import track
-
     from atlalign.atlas.atlas import open_atlas
     from atlalign.atlas.targets import Target
     from atlalign.localization import Locator, find_images, locate, write_located, write_page

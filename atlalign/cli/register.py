@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from atlalign.atlas.options import AtlasOptions
 from atlalign.cli.calls import record_call
 from atlalign.cli.flags import add_flags, add_image_shape, add_images, flag_values, given_values
-from atlalign.console import say
+from atlalign.console import say, track
 from atlalign.declarations import flag
 from atlalign.errors import InputError, unknown_name
 from atlalign.io.files import WriteError
@@ -109,8 +109,6 @@ def _add_reference_options(command: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from rich.progress import track
-
     from atlalign.cli.slides import with_sections
     from atlalign.registration.batch import register_batch
     from atlalign.registration.batch_tables import TABLE, VISUALIGN
@@ -173,8 +171,6 @@ def _record_call(options: argparse.Namespace) -> bool:
 
 def _located(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) -> "list[Job]":
     """Return jobs in which sections without a position have been located, and report it."""
-    from rich.progress import track
-
     from atlalign.cli.locate import say_located
     from atlalign.localization import locate_unplaced
     from atlalign.localization.recorded import LOCATED

@@ -7,14 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig, open_dict
-from rich.progress import track
 from torch import nn
 from torch.utils.data import default_collate
 
 from atlalign import losses, metrics, pages
 from atlalign.arguments import build
 from atlalign.atlas.atlas import Atlas
-from atlalign.console import say
+from atlalign.console import say, track
 from atlalign.data.datamodule import RegistrationDataModule, split_samples
 from atlalign.data.dataset import RegistrationBatch, RegistrationDataset, complete
 from atlalign.errors import InputError

@@ -86,12 +86,17 @@ def _holds_training(path: Path) -> bool:
     return False
 
 
-def rewind_logs(loggers: Iterable[Any], checkpoint: str) -> None:
-    """Delete from the logs what was logged after the checkpoint."""
+def resumed_at(checkpoint: str) -> tuple[int, int]:
+    """Return the epoch, counted from 1, and the number of steps after which a checkpoint was saved."""
     import torch
 
+    saved = torch.load(checkpoint, map_location="meta", weights_only=True)
+    return saved.get("epoch", 0) + 1, saved.get("global_step", 0)
+
+
+def rewind_logs(loggers: Iterable[Any], step: int) -> None:
+    """Delete from the logs what was logged after this step."""
     from atlalign.training.resume import rewind_log
 
-    step = torch.load(checkpoint, map_location="meta", weights_only=True).get("global_step", 0)
     for logger in loggers:
         rewind_log(logger, step)
