@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from atlalign.cli.overrides import check_repeated, quoted_overrides
+from atlalign.cli.threads import share_cores
 from atlalign.declarations import interface
 from atlalign.errors import quiet_pipe, readable_errors
 from atlalign.hydra_messages import conf_folder
@@ -44,6 +45,7 @@ def run_program(name: str, arguments: Sequence[str]) -> int:
 
 
 def _run(name: str, task: Callable[["DictConfig"], Any]) -> None:
+    share_cores()
     with quiet_pipe(), readable_errors(), interface("keys"), _own_error():
         import hydra
 
