@@ -1,7 +1,15 @@
-"""Output on the terminal, without the control characters that names of users' files may contain."""
+"""Output on the terminal or in a log: no control characters from names of users' files, and signs of progress."""
 
 import logging
 import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from datetime import timedelta
+from typing import TypeVar
+
+_SECONDS_BETWEEN_LINES = 60.0
+
+T = TypeVar("T")
 
 
 def say(text: str, *, error: bool = False) -> None:
@@ -13,7 +21,69 @@ def say(text: str, *, error: bool = False) -> None:
     """
     stream = sys.stderr if error else sys.stdout
     encoding = stream.encoding or "utf-8"
-    print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=stream)
+    print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
+def shows_bars() -> bool:
+    """Return whether the output is a terminal or a notebook, where a line can be redrawn."""
+    from rich import get_console
+
+    console = get_console()
+    return console.is_terminal or console.is_jupyter
+
+
+def track(
+    items: Iterable[T], description: str, *, total: int | None = None, completed: int = 0
+) -> Iterator[T]:
+    """Yield the items and show the progress: a bar on a terminal, a line per minute in a file.
+
+    Args:
+        items: The items, or the results of the work as they are made.
+        description: The work, such as "registering".
+        total: The number of items; None for the length of `items`.
+        completed: How many of them were done before.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    if shows_bars():
+        from rich import progress
+
+        yield from progress.track(items, description=description, total=total, completed=completed)
+        return
+    lines = ProgressLines(description, total)
+    for item in items:
+        yield item
+        completed += 1
+        lines.show(completed, is_end=completed == total)
+
+
+class ProgressLines:
+    """Prints the progress of one piece of work to a log: a line per minute, and one at the end.
+
+    Args:
+        description: The work.
+        total: The number of its parts; None if unknown.
+        unit: The noun for a part; may be empty.
+    """
+
+    def __init__(self, description: str, total: int | None, unit: str = "") -> None:
+        self._description = description
+        self._of = f"{'' if total is None else f' of {total}'}{f' {unit}' * bool(unit)}"
+        self._started = self._shown = time.monotonic()
+
+    def show(self, done: int, note: Callable[[], str] = str, *, is_end: bool = False) -> None:
+        """Print a line if the last one is a minute old, or at the end.
+
+        Args:
+            done: How many parts are done.
+            note: Returns further information; called only for a line that is printed.
+            is_end: Whether the work has ended.
+        """
+        now = time.monotonic()
+        if is_end or now - self._shown >= _SECONDS_BETWEEN_LINES:
+            self._shown = now
+            passed = timedelta(seconds=round(now - self._started))
+            say(", ".join(filter(None, (f"{self._description}: {done}{self._of}", str(passed), note()))))
 
 
 def printable(text: str) -> str:

@@ -1,9 +1,19 @@
 """Options declared once in a dataclass, for Python, the command line and lists of sections."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+Interface = Literal["python", "flags", "keys"]
+"""How a user writes options: arguments in Python, flags of a command, or Hydra's keys."""
+
+_interface: Interface = "python"
+_KEYS = {
+    "atlas": "path",
+    "annotation": "annotation_path",
+}  # of `conf/atlas`, where they differ from the arguments
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,32 @@ def number_or_name(text: str) -> int | str:
 def flag(name: str) -> str:
     """Return the flag of the option with this Python name."""
     return f"--{name.replace('_', '-')}"
+
+
+@contextmanager
+def interface(name: Interface) -> Iterator[None]:
+    """Write options in messages as the users of this interface write them."""
+    global _interface  # not a context variable, because threads read it too
+    former, _interface = _interface, name
+    try:
+        yield
+    finally:
+        _interface = former
+
+
+def is_interface(name: Interface) -> bool:
+    """Return whether messages write options as the users of this interface write them."""
+    return _interface == name
+
+
+def atlas_option(name: str, value: str = "") -> str:
+    """Return an option of the atlas as the user writes it: `axes`, `--axes` or `atlas.axes`, with a value if given."""
+    if _interface == "flags":
+        return f"{flag(name)} {value}".rstrip()
+    written = f"atlas.{_KEYS.get(name, name)}" if _interface == "keys" else name
+    if not value:
+        return written
+    return f"{written}={value}" if _interface == "keys" else f"{written}='{value}'"
 
 
 def declarations(options: type) -> list[Declaration]:

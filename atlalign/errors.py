@@ -7,21 +7,13 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from atlalign.console import say
-
-# The packages that provide Hydra's optional launchers.
-_LAUNCHERS = {
-    "hydra/launcher/joblib": "atlalign-torch[cluster]",
-    "hydra/launcher/submitit_local": "atlalign-torch[cluster]",
-    "hydra/launcher/submitit_slurm": "atlalign-torch[cluster]",
-    "hydra/launcher/ray": "hydra-ray-launcher",
-}
+from atlalign.hydra_messages import hydra_sentence, near, unknown
 
 MOST_PROCESSES = 1024
 """The largest number of processes that a setting may request: more than any machine has cores, few enough to start."""
@@ -61,10 +53,13 @@ class InputError(ValueError):
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """Return the error for a `name` that is not in `known`, with near matches and all known names."""
-    names = sorted(known)
-    close = get_close_matches(name, names, n=3)
-    hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    return InputError(f"unknown {kind} '{name}'.{hint} There are: {', '.join(names) or 'none'}")
+    return InputError(unknown(kind, name, known))
+
+
+def missing_file(name: str, path: Path) -> InputError:
+    """Return the error for a setting whose file does not exist, with near matches in its folder."""
+    there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    return InputError(f"{name}: there is no file {path}{near(path.name, there)}")
 
 
 def check_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -> None:
@@ -267,29 +262,13 @@ def _last_words(error: Exception) -> str | None:
 
 def sentence(error: BaseException) -> str | None:
     """Return the sentence for the user from the first known mistake in the chain of causes, or None."""
-    from hydra.errors import HydraException, MissingConfigException
-    from omegaconf import DictConfig
-    from omegaconf.errors import OmegaConfBaseException
-
     causes = list(_chain(error))
     for cause in causes:
         if isinstance(cause, InputError):
             return str(cause)
-        if isinstance(cause, MissingConfigException) and cause.missing_cfg_file in _LAUNCHERS:
-            group, name = cause.missing_cfg_file.rsplit("/", 1)
-            return f"{group}={name} is not installed: pip install '{_LAUNCHERS[cause.missing_cfg_file]}'"
-        if str(cause).startswith("Config group override must be a string or a list"):
-            return (
-                "expected the name of an option for each group, such as augment=none or logger=none, got null or a "
-                "number; --help lists the options, and callbacks.NAME=null switches one callback off"
-            )
-    parts = [str(c).strip() for c in causes if isinstance(c, HydraException | OmegaConfBaseException)]
-    for cause in causes:
-        if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
-            known = [str(key) for key in cause.parent_node]
-            if str(cause.key) not in known:
-                parts.append(str(unknown_name("key", str(cause.key), known)))
-    parts = parts or [str(cause) for cause in causes if type(cause).__name__ == _LIGHTNINGS]
+    if (said := hydra_sentence(causes)) is not None:
+        return said
+    parts = [str(cause) for cause in causes if type(cause).__name__ == _LIGHTNINGS]
     parts = parts or [
         system_refusal(cause)
         for cause in causes

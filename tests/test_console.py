@@ -5,8 +5,9 @@ import logging
 
 import pytest
 
+from atlalign import console
 from atlalign.cli import main
-from atlalign.console import printable, say
+from atlalign.console import ProgressLines, printable, say, track
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,28 @@ def test_the_command_line_prints_names_escaped(tmp_path, capsys):
     assert "\\x1b[31m.h5" in printed.err
     warning = logging.LogRecord("atlalign", logging.WARNING, "", 0, "%s: no", ("\x1b[31m",), None)
     assert logging.lastResort.format(warning) == "\\x1b[31m: no"
+
+
+def test_a_log_gets_a_line_a_minute_and_one_at_the_end(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+
+    def work():
+        for name in "abcde":
+            now[0] += 25
+            yield name
+
+    assert list(track(work(), "registering", total=7, completed=2)) == list("abcde")
+    assert capsys.readouterr().out.splitlines() == [
+        "registering: 5 of 7, 0:01:15",
+        "registering: 7 of 7, 0:02:05",
+    ]
+    assert list(track([1, 2], "locating")) == [1, 2]
+    assert capsys.readouterr().out == "locating: 2 of 2, 0:00:00\n"
+
+
+def test_notes_are_made_only_for_lines_that_are_printed(capsys):
+    lines = ProgressLines("Epoch 1", None, "steps")
+    lines.show(1, lambda: pytest.fail("no line is due"))
+    lines.show(2, lambda: "loss 1", is_end=True)
+    assert capsys.readouterr().out == "Epoch 1: 2 steps, 0:00:00, loss 1\n"

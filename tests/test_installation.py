@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from atlalign.cli import main
-from atlalign.cli.programs import conf_folder
+from atlalign.hydra_messages import conf_folder
 
 ROOT = Path(__file__).parents[1]
 

@@ -5,6 +5,7 @@ downwards from the top of the brain.
 """
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from torch import Tensor
 
 from atlalign.atlas.axes import choose_axes, oriented, parse_axes, reordered
 from atlalign.atlas.brainglobe import fetch
-from atlalign.atlas.file_frame import check_header, oriented_like, voxel_size
+from atlalign.atlas.file_frame import check_header, lengths_of, oriented_like, voxel_size, warn_if_turned
 from atlalign.atlas.ontology import Ontology, read_ontology
 from atlalign.atlas.phantom import phantom_volume
 from atlalign.atlas.phantom_anatomy import EXTENT_MM, phantom_ontology
 from atlalign.atlas.volumes import Volume, has_dataset, open_volume
 from atlalign.atlas.working_size import load_annotation, load_template
+from atlalign.declarations import atlas_option, is_interface
 from atlalign.errors import InputError, check_finite_numbers, check_size, checked_shape
 from atlalign.io.files import fingerprint_of
 from atlalign.io.headers import VoxelSize
@@ -65,6 +67,13 @@ class Atlas:
         """The largest position: P · spacing."""
         return len(self.template) * self.spacing_um
 
+    def description(self) -> str:
+        """Return one line with the name, the size and the planes: errors in axes and voxel sizes show here."""
+        (height, width), (x_um, y_um), (x0_um, y0_um) = self.image_shape, self.pixel_um, self.origin_um
+        size_um = (self.extent_um, (height - 1) * y_um + 2 * y0_um, (width - 1) * x_um + 2 * x0_um)
+        size = " × ".join(f"{length / 1000:.1f}" for length in size_um)
+        return f"atlas {self.name}: {size} mm (AP × DV × ML), {len(self.template)} planes of {self.spacing_um:g} µm"
+
     def fingerprint(self) -> str:
         """Return the SHA-256 of the atlas's content without its name; it takes a second or two per GB."""
         annotation = None if self.annotation is None else self.annotation.numpy()
@@ -105,10 +114,18 @@ class Atlas:
             InputError: If the atlas holds no annotation, or the position lies outside it.
         """
         if self.annotation is None:
-            raise InputError(
-                f"atlas '{self.name}' holds no annotation: there is none, or with_annotation is false"
-            )
+            raise self.lacks_annotation()
         return self.annotation[int(self.plane_index(position_um))][None]
+
+    def lacks_annotation(self, alternative: str = "") -> InputError:
+        """Return the error of an operation that needs region ids, with another way out if there is one."""
+        switch = (
+            "" if is_interface("flags") else f", or set {atlas_option('with_annotation')}=true if it is false"
+        )
+        return InputError(
+            f"atlas '{self.name}' holds no annotation: give a file of region ids, {atlas_option('annotation', 'FILE')}"
+            f"{switch}{f', or {alternative}' * bool(alternative)}"
+        )
 
     def cut(self, position_um: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return template (1, H, W) in [0, 1] and region ids (1, H, W) on a plane that may be oblique.
@@ -182,7 +199,7 @@ def file_atlas(
     spacing_um: float | None = None,
     annotation_path: str | Path | None = None,
     ontology_path: str | Path | None = None,
-    axes: str | None = None,
+    axes: str | Sequence[str] | None = None,
     with_annotation: bool = True,
 ) -> Atlas:
     """Return the atlas in a file: .h5, .hdf5, .npy, .nrrd, .nii, .nii.gz, .mha, .tif or .tiff.
@@ -192,7 +209,7 @@ def file_atlas(
 
     The axes in a header are used unless they may be a writer's default, see `atlalign.atlas.axes`. Without a header the
     first plane is the front, the first row the top, and the first column the left of the brain. A volume that looks
-    like a brain in another order is refused.
+    like a brain in another order is refused, and so is a volume whose halves mirror each other along another axis.
 
     Args:
         path: The file.
@@ -226,7 +243,9 @@ def file_atlas(
             ids = open_volume(Path(annotation_path).expanduser(), annotation, files)
         elif with_annotation and (annotation != _ANNOTATION or has_dataset(path, annotation)):
             ids = open_volume(path, annotation, files)
-        chosen = given or choose_axes(small, volume.header.direction, volume.source)
+        chosen = given or choose_axes(small, volume.header.direction, volume.source, lengths_of(volume))
+        if given:
+            warn_if_turned(small, given, volume.source)
         sizes = voxel_size(volume, spacing_um, oriented(small, chosen), chosen)
         if ids is not None:
             check_header(ids, sizes, None if given else chosen)

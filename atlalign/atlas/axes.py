@@ -6,10 +6,13 @@ right to left; ML is another name of LR. A file's axes are three such names in t
 A header's axes are not always true. The Allen Institute's own NRRD files are stored as AP,DV,ML, but their headers say
 left-posterior-superior with an identity matrix. So do files whose writers did not know the axes. A header is trusted
 alone only if its matrix exchanges axes, which nobody writes by default; otherwise the look of the brain decides.
+
+Only a whole mouse brain can be recognised by its look. The left of any brain mirrors its right, so an axis along which
+the halves mirror each other less than along another cannot be ML.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from atlalign.atlas.phantom import phantom_volume
+from atlalign.declarations import atlas_option
 from atlalign.errors import InputError
 
 Axes = tuple[str, str, str]
@@ -35,15 +39,19 @@ _OBLIQUE = 0.02
 
 _COMPARED = (32, 20, 28)
 _LEAST_LIKENESS, _LEAST_DIFFERENCE = 0.7, 0.02
+# Left and right correlate by 0.98 or more in the atlases that were measured; dorsal and ventral by 0.94 at most, in
+# front of the thalamus.
+_MIRRORED, _LESS_MIRRORED = 0.95, 0.05
 
 
-def parse_axes(text: str) -> Axes:
-    """Return the axes that a user names, such as AP,DV,ML.
+def parse_axes(given: str | Sequence[str]) -> Axes:
+    """Return the axes that a user names, such as AP,DV,ML, as text or as a list.
 
     Raises:
         InputError: If they do not name each of the three axes once.
     """
-    names = [name.strip().upper() for name in str(text).split(",")]
+    text = given if isinstance(given, str) else ",".join(map(str, given))
+    names = [name.strip().upper() for name in text.split(",")]
     first, *others = ["LR" if name == "ML" else name for name in names]
     if {_PLACES[n][0] for n in (first, *others) if n in _PLACES} == {0, 1, 2} and len(others) == 2:
         return first, others[0], others[1]
@@ -69,13 +77,18 @@ def header_axes(direction: NDArray[np.float64], source: str) -> Axes:
     if sorted(strongest) != [0, 1, 2] or not np.allclose(np.abs(direction), straight, atol=_OBLIQUE):
         raise InputError(
             f"{source}: expected axes along those of the brain, found oblique ones in the header: resample the "
-            "volume, or give its axes as they are stored (--axes AP,DV,ML)"
+            f"volume, or give its axes as they are stored, such as {atlas_option('axes', 'AP,DV,ML')}"
         )
     first, second, third = (_OF_LPS[row][int(direction[row, j] < 0)] for j, row in enumerate(strongest))
     return first, second, third
 
 
-def choose_axes(volume: NDArray[np.float32], direction: NDArray[np.float64] | None, source: str) -> Axes:
+def choose_axes(
+    volume: NDArray[np.float32],
+    direction: NDArray[np.float64] | None,
+    source: str,
+    lengths: tuple[float, ...] | None = None,
+) -> Axes:
     """Return the axes of a volume whose user did not name them.
 
     A header's own order is taken if it cannot be a default, or if the volume looks like a brain in this order.
@@ -84,9 +97,11 @@ def choose_axes(volume: NDArray[np.float32], direction: NDArray[np.float64] | No
         volume: In the file's order, of any resolution.
         direction: The direction in the header, see `Header`, or None.
         source: For messages.
+        lengths: The lengths of the axes in any unit, of which advice takes the longest for AP; None takes the shape.
 
     Raises:
-        InputError: If the axes are oblique, or the volume looks like a brain in another order.
+        InputError: If the axes are oblique, the volume looks like a brain in another order, or its left does not mirror
+            its right while the halves along another axis mirror each other.
     """
     likeness = brain_likeness(volume)
     likely = max(likeness, key=likeness.__getitem__, default=None)
@@ -96,15 +111,48 @@ def choose_axes(volume: NDArray[np.float32], direction: NDArray[np.float64] | No
     known = direction is None or not is_diagonal or any(np.allclose(direction, d) for d in _UNWRITTEN)
     if likely is None and not known:
         raise InputError(
-            f"{source}: the header says {','.join(written)}, as many do without knowing it: give the volume's axes "
-            f"(--axes {','.join(written)}, or --axes AP,DV,ML)"
+            f"{source}: the header says {','.join(written)}, as many do without knowing it: give "
+            f"{atlas_option('axes', ','.join(written))} if it is right, or {atlas_option('axes', 'AP,DV,ML')}"
         )
     if likely is not None and likeness[likely] > likeness[_sideless(chosen)] + _LEAST_DIFFERENCE:
         raise InputError(
             f"{source}: expected a brain with the axes {_written(chosen)}, found one that looks like "
-            f"{_written(likely)}: give the volume's axes (--axes)"
+            f"{_written(likely)}: give the volume's axes, such as {atlas_option('axes', _written(likely))}"
+        )
+    if (mirrored := better_mirrored(volume, chosen)) is not None:
+        options = [_with_mirrored(mirrored, lengths or volume.shape)]
+        if direction is not None and written[mirrored] in ("LR", "RL"):
+            options.append(written)
+        raise InputError(
+            f"{source}: expected the axes {_written(chosen)}, found left and right halves that mirror each other along "
+            f"axis {mirrored + 1}, not along axis {ml_place(chosen) + 1}: give the volume's axes, such as "
+            f"{' or '.join(atlas_option('axes', _written(axes)) for axes in options)}"
         )
     return chosen
+
+
+def better_mirrored(volume: NDArray[np.float32], axes: Axes) -> int | None:
+    """Return the axis of a volume along which its halves mirror each other clearly better than along ML, or None."""
+    symmetry = mirror_symmetry(volume)
+    best = max(range(3), key=symmetry.__getitem__)
+    # Of axes that are equally likely, the first: this is where ITK's writers put the last axis of an array.
+    first = next(axis for axis in range(3) if symmetry[axis] > symmetry[best] - _LESS_MIRRORED)
+    is_clear = symmetry[best] >= _MIRRORED and symmetry[ml_place(axes)] < symmetry[best] - _LESS_MIRRORED
+    return first if is_clear else None
+
+
+def ml_place(axes: Axes) -> int:
+    """Return which of a file's axes runs between left and right."""
+    return next(place for place, name in enumerate(axes) if name in ("LR", "RL"))
+
+
+def _with_mirrored(mirrored: int, lengths: Sequence[float]) -> Axes:
+    """Return axes of which one is ML; the longer of the others is AP."""
+    longer = max((axis for axis in range(3) if axis != mirrored), key=lengths.__getitem__)
+    first, second, third = (
+        "LR" if axis == mirrored else "AP" if axis == longer else "DV" for axis in range(3)
+    )
+    return first, second, third
 
 
 def oriented(array: Any, axes: Axes) -> Any:
@@ -139,6 +187,22 @@ def brain_likeness(volume: NDArray[np.float32]) -> Mapping[Axes, float]:
             fitted = _fitted(oriented(volume, (first, second, third)))
             found[first, second, third] = float(np.corrcoef(fitted.ravel(), phantom.ravel())[0, 1])
     return found if max(found.values()) >= _LEAST_LIKENESS else {}
+
+
+def mirror_symmetry(volume: NDArray[np.float32]) -> tuple[float, float, float]:
+    """Return, for each axis, the correlation of a volume's tissue with its mirror image along this axis.
+
+    It is 0 along all axes if the volume is empty or too small to tell.
+    """
+    if min(volume.shape) < 8 or not volume.max() > volume.min():
+        return 0.0, 0.0, 0.0
+    fitted = _fitted(volume)
+    if not fitted.max() > fitted.min():
+        return 0.0, 0.0, 0.0
+    first, second, third = (
+        float(np.corrcoef(fitted.ravel(), np.flip(fitted, axis).ravel())[0, 1]) for axis in range(3)
+    )
+    return first, second, third
 
 
 def brain_length(volume: NDArray[np.float32]) -> float:

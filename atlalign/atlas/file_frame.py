@@ -6,14 +6,40 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atlalign.atlas.axes import Axes, brain_length, brain_likeness, header_axes, oriented
+from atlalign.atlas.axes import (
+    Axes,
+    better_mirrored,
+    brain_length,
+    brain_likeness,
+    header_axes,
+    ml_place,
+    oriented,
+)
 from atlalign.atlas.volumes import VolumeFile
+from atlalign.declarations import atlas_option
 from atlalign.errors import InputError
 from atlalign.io.headers import VoxelSize, agree, shown_um
 
 _log = logging.getLogger(__name__)
 _DEFAULT_UM = 25.0
 _MOUSE_MM = (9.0, 15.5)  # the length of a mouse brain, from the olfactory bulbs to the medulla
+
+
+def lengths_of(volume: VolumeFile) -> tuple[float, ...]:
+    """Return the lengths of a file's axes: in µm if its header says the size of the voxels, otherwise in voxels."""
+    return tuple(
+        planes * size
+        for planes, size in zip(volume.array.shape, volume.header.spacing_um or (1.0,) * 3, strict=True)
+    )
+
+
+def warn_if_turned(small: NDArray[np.float32], axes: Axes, source: str) -> None:
+    """Log a warning if the user's axes name another axis ML than the one along which the halves mirror each other."""
+    if (mirrored := better_mirrored(small, axes)) is not None:
+        _log.warning(
+            "%s: %s says that axis %d is ML, but the halves mirror each other along axis %d",
+            source, atlas_option("axes", ",".join(axes)), ml_place(axes) + 1, mirrored + 1,
+        )  # fmt: skip
 
 
 def voxel_size(
@@ -34,8 +60,8 @@ def voxel_size(
     given = None if given_um is None else (given_um, given_um, given_um)
     if said is not None and given is not None and not agree(said, given):
         raise InputError(
-            f"{volume.source}: expected voxels of {shown_um(given)} as spacing_um (--spacing-um) says, found "
-            f"{shown_um(said)} in the file: leave spacing_um out, or correct the file"
+            f"{volume.source}: expected voxels of {shown_um(given)} as {atlas_option('spacing_um')} says, found "
+            f"{shown_um(said)} in the file: leave the option out, or correct the file"
         )
     along_ap = next(place for place, name in enumerate(axes) if name in ("AP", "PA"))
     return said or given or _usual_size(volume.source, small, volume.array.shape[along_ap])
@@ -46,8 +72,9 @@ def _usual_size(source: str, small: NDArray[np.float32], planes: int) -> VoxelSi
     least, most = _MOUSE_MM
     if brain_likeness(small) and not least <= length_mm <= most:
         raise InputError(
-            f"{source}: expected the size of the voxels, which the file does not say; at {_DEFAULT_UM:g} µm the "
-            f"brain would be {length_mm:.1f} mm long: give spacing_um (--spacing-um)"
+            f"{source}: expected the size of the voxels, which the file does not say; at {_DEFAULT_UM:g} µm its tissue "
+            f"would be {length_mm:.1f} mm long from front to back (a mouse brain: {least:g} to {most:g} mm): give "
+            f"{atlas_option('spacing_um')}"
         )
     _log.info("%s does not say the size of its voxels: %g µm is assumed", source, _DEFAULT_UM)
     return _DEFAULT_UM, _DEFAULT_UM, _DEFAULT_UM
@@ -65,7 +92,7 @@ def check_header(ids: VolumeFile, sizes: VoxelSize, axes: Axes | None) -> None:
     if (found := header_axes(direction, ids.source)) != axes:
         raise InputError(
             f"{ids.source}: expected the template's axes {','.join(axes)}, found {','.join(found)} in the header: if "
-            "both files have the same orientation, set their axes (--axes)"
+            f"both files have the same orientation, give their axes, such as {atlas_option('axes', ','.join(axes))}"
         )
 
 

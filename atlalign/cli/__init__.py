@@ -19,7 +19,9 @@ from atlalign.cli import (
     validate,
 )
 from atlalign.cli.programs import PROGRAMS, run_program
+from atlalign.cli.threads import share_cores
 from atlalign.console import make_warnings_printable, say
+from atlalign.declarations import interface
 from atlalign.errors import InputError, quiet_pipe
 
 _COMMANDS = (
@@ -42,12 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A closed pipe ends the process with 141.
     """
+    share_cores()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in PROGRAMS:
         return run_program(arguments[0], arguments[1:])
     make_warnings_printable()
     try:
-        with quiet_pipe():
+        with quiet_pipe(), interface("flags"):
             options = _parser().parse_args(arguments)
             options.arguments = [*arguments[1:]]
             options.run(options)

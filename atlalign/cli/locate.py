@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from atlalign.atlas.options import AtlasOptions
 from atlalign.cli.flags import add_flags, add_images, flag_values, given_values
-from atlalign.console import say
+from atlalign.console import say, track
 from atlalign.errors import InputError
 from atlalign.registration.options import LocatingOptions, ReadingOptions, SeriesOptions
 
@@ -55,8 +55,6 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _run(options: argparse.Namespace) -> None:
-    from rich.progress import track
-
     from atlalign.atlas.atlas import open_atlas
     from atlalign.atlas.targets import Target
     from atlalign.localization import Locator, find_images, locate, write_located, write_page
@@ -65,6 +63,7 @@ def _run(options: argparse.Namespace) -> None:
     reading = ReadingOptions(**flag_values(ReadingOptions, options))
     jobs = find_images(options.inputs, images=options.images, reading=reading)
     atlas = open_atlas(phantom_shape=_PHANTOM_SHAPE, **given_values(AtlasOptions, options))
+    say(atlas.description())
     locator = Locator(atlas, network=options.locator)
     located = locate(
         jobs, locator, progress=partial(track, description="locating"), **flag_values(SeriesOptions, options)

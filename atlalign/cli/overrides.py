@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from atlalign.console import say
 from atlalign.errors import InputError
+from atlalign.hydra_messages import conf_folder
 
 _OVERRIDE = re.compile(r"(?P<key>[+~]{0,2}[\w@./:-]+)=(?P<value>.+)", re.DOTALL)
 # Hydra's own syntax: quotes, lists, mappings, interpolations and functions. A malformed one is not a path.
@@ -13,6 +15,8 @@ _GRAMMAR = re.compile(r"""["'\[{$]|\w+\(""")
 _MULTIRUN = ("-m", "--multirun")
 _RENAMED = {"checkpoint": "model.path"}
 """Renamed keys of earlier versions and their current names."""
+_AXES = re.compile(r"\[?(\s*[A-Za-z]{2}\s*(?:,\s*[A-Za-z]{2}\s*){2})\]?")
+"""Three directions, as text or as a list: one value, also in a multirun."""
 
 
 def quoted_overrides(arguments: Sequence[str]) -> list[str]:
@@ -20,12 +24,33 @@ def quoted_overrides(arguments: Sequence[str]) -> list[str]:
 
     `data.path=/x/My data (1)/made.h5` becomes `data.path="/x/My data (1)/made.h5"`. Valid overrides stay unchanged.
     In a multirun, each value of a list such as `a.h5,b (1).h5` is quoted separately; otherwise a path may hold commas.
+    The axes of an atlas, such as `atlas.axes=LR,PA,VD`, are always one value.
 
     Raises:
         InputError: If an override has a key of an earlier version, or is invalid in a way that quotes cannot fix.
     """
     multirun = any(flag in arguments for flag in _MULTIRUN)
     return [_quoted(argument, multirun=multirun) for argument in arguments]
+
+
+def check_repeated(arguments: Sequence[str]) -> None:
+    """Report keys that are given more than once: Hydra silently uses the last value.
+
+    Raises:
+        InputError: If it is a group, of whose options only one can be meant.
+    """
+    given: dict[str, str] = {}
+    for argument in arguments:
+        match = None if argument.startswith(("-", "~")) else _OVERRIDE.fullmatch(argument)
+        key = match["key"].lstrip("+") if match else ""
+        if key in given and (conf_folder() / key).is_dir():
+            raise InputError(
+                f"{key}: expected one option of this group, got {given[key]} and {argument}: keep one of them"
+            )
+        if key in given:
+            say(f"{key}: given more than once: {argument} replaces {given[key]}", error=True)
+        if key:
+            given[key] = argument
 
 
 def _quoted(argument: str, *, multirun: bool) -> str:
@@ -35,8 +60,15 @@ def _quoted(argument: str, *, multirun: bool) -> str:
     key, value = match["key"], match["value"]
     if key.lstrip("+~") in _RENAMED:
         raise InputError(f"{key}: this key was renamed: use {_RENAMED[key.lstrip('+~')]}={value}")
+    if key.endswith(".axes") and (axes := _AXES.fullmatch(value)):
+        return f'{key}="{axes[1]}"'
     parsed = _parsed(argument)
     if parsed is not None and not _is_path_with_commas(value, parsed, multirun=multirun):
+        if parsed.is_sweep_override() and not multirun:
+            raise InputError(
+                f"{key}: expected one value, got {value}: write a list as '{key}=[{value}]', or add -m to run once for "
+                "each value"
+            )
         return argument
     if _GRAMMAR.match(value):
         raise InputError(

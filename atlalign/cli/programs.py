@@ -3,13 +3,17 @@
 Each takes Hydra's overrides (`KEY=VALUE`, `GROUP=OPTION`, `--multirun`, `--help`), not flags of argparse.
 """
 
+import functools
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from atlalign.cli.overrides import quoted_overrides
+from atlalign.cli.overrides import check_repeated, quoted_overrides
+from atlalign.cli.threads import share_cores
+from atlalign.declarations import interface
 from atlalign.errors import quiet_pipe, readable_errors
+from atlalign.hydra_messages import conf_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig  # slow to import and needed by few commands
@@ -40,19 +44,49 @@ def run_program(name: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-def conf_folder() -> Path:
-    """Return the folder of configuration: inside an installed package, or at the top of a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
-
-
 def _run(name: str, task: Callable[["DictConfig"], Any]) -> None:
-    with quiet_pipe(), readable_errors():
+    share_cores()
+    with quiet_pipe(), readable_errors(), interface("keys"), _own_error():
         import hydra
 
+        check_repeated(sys.argv[1:])
         sys.argv[1:] = quoted_overrides(sys.argv[1:])  # Hydra reads its arguments only from here
-        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)(task)()
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)(_silent(task))()
+
+
+class _FailedError(BaseException):
+    """Carries a task's error through Hydra, which prints all overrides before it raises an Exception."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextmanager
+def _own_error() -> Iterator[None]:
+    """Raise the error of a task in place of its carrier."""
+    try:
+        yield
+    except _FailedError as failed:
+        raise failed.error from failed.error.__cause__
+
+
+def _silent(task: Callable[["DictConfig"], Any]) -> Callable[["DictConfig"], Any]:
+    """Return the task with its error in a carrier; in a multirun, the sweeper needs the error itself."""
+
+    @functools.wraps(task)
+    def run(config: "DictConfig") -> Any:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        try:
+            return task(config)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            raise _FailedError(error) from error
+
+    return run
 
 
 def _train(config: "DictConfig") -> float:

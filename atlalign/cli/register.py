@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from atlalign.atlas.options import AtlasOptions
 from atlalign.cli.calls import record_call
 from atlalign.cli.flags import add_flags, add_image_shape, add_images, flag_values, given_values
-from atlalign.console import say
+from atlalign.console import say, track
 from atlalign.declarations import flag
 from atlalign.errors import InputError, unknown_name
 from atlalign.io.files import WriteError, itk_name
@@ -109,13 +109,12 @@ def _add_reference_options(command: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from rich.progress import track
-
     from atlalign.cli.slides import with_sections
     from atlalign.registration.batch import register_batch
     from atlalign.registration.batch_tables import TABLE, VISUALIGN
     from atlalign.registration.jobs import find_jobs, find_lists
     from atlalign.registration.record import REGIONS
+    from atlalign.registration.references import AtlasReferences
 
     what: dict[str, Any] = {"position_um": options.position_um, "listed": options.reference is None}
     options.inputs = with_sections(options.inputs, options.out, Options(**flag_values(Options, options)))
@@ -128,6 +127,8 @@ def _run(options: argparse.Namespace) -> None:
     workers = min(len(jobs), _workers(options.workers))
     recipe = recipe_of(options)
     _open_for_review(options.out)
+    if isinstance(recipe.references, AtlasReferences):
+        say(recipe.references.atlas.description())
     jobs = _located(jobs, recipe, options)
     made = register_batch(jobs, recipe, options.out, overwrite=options.overwrite, workers=workers)
     outcomes = list(track(_with_call(made, options), description="registering", total=len(jobs)))
@@ -174,8 +175,6 @@ def _with_call(outcomes: "Iterable[Outcome]", options: argparse.Namespace) -> "I
 
 def _located(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) -> "list[Job]":
     """Return jobs in which sections without a position have been located, and report it."""
-    from rich.progress import track
-
     from atlalign.cli.locate import say_located
     from atlalign.localization import locate_unplaced
     from atlalign.localization.recorded import LOCATED

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from atlalign.atlas.atlas import Atlas
+from atlalign.console import track
 from atlalign.data import schema
 from atlalign.data.datamodule import RegistrationDataModule
 from atlalign.errors import InputError, check_numbers, check_size

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig, open_dict
-from rich.progress import track
 from torch import nn
 from torch.utils.data import default_collate
 
 from atlalign import losses, metrics, pages
 from atlalign.arguments import build
 from atlalign.atlas.atlas import Atlas
+from atlalign.console import say, track
 from atlalign.data.datamodule import RegistrationDataModule, split_samples
 from atlalign.data.dataset import RegistrationBatch, RegistrationDataset, complete
 from atlalign.errors import InputError
@@ -65,9 +65,8 @@ class Trial:
             perceptual = losses.PerceptualLoss(net="alex", backbone_weights=config.perceptual_weights)
         atlas: Atlas = build(config.atlas)
         if config.segmentation and atlas.annotation is None:
-            raise InputError(
-                f"atlas '{atlas.name}' holds no annotation: name a file of region ids, or set segmentation=false"
-            )
+            raise atlas.lacks_annotation("set segmentation=false")
+        say(atlas.description())
         dataset, samples = _read_data(config, atlas)
         landmarks = None
         if config.landmarks is not None:

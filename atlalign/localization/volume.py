@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atlalign.atlas.atlas import Atlas
-from atlalign.errors import InputError
 
 COLUMNS_PX = 228
 """Pixels across the atlas in a search: the resolution of the shipped registration network."""
@@ -43,9 +42,7 @@ class AtlasVolume:
             InputError: If the atlas has no region ids.
         """
         if atlas.annotation is None:
-            raise InputError(
-                f"atlas '{atlas.name}': expected region ids, found none: use an atlas with an annotation"
-            )
+            raise atlas.lacks_annotation()
         size_um = (atlas.spacing_um, atlas.pixel_um[1], atlas.pixel_um[0])
         first_um = (0.0, atlas.origin_um[1] - size_um[1] / 2, atlas.origin_um[0] - size_um[2] / 2)
         steps = tuple(max(1, round(voxel_um / size)) for size in size_um)

@@ -266,10 +266,7 @@ class OnlineDataModule(DeviceDataModule):
         if not 0 < val_fraction < 1:
             raise InputError(f"data.val_fraction: expected a share between 0 and 1, got {val_fraction}")
         if contrast is not None and atlas.annotation is None:
-            raise InputError(
-                f"data.contrast: expected an atlas with region ids, but '{atlas.name}' has none: set "
-                "atlas.with_annotation=true, or data.contrast=null to keep the template's contrast"
-            )
+            raise atlas.lacks_annotation("keep the template's contrast with data.contrast=null")
         check_probabilities("data", p_half_reference=p_half_reference, p_mirrored=p_mirrored)
         check_finite_numbers({"data.position_error_um": position_error_um}, {"data.position_error_um": 0.0})
         for draw in (contrast, damage):

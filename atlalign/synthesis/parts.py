@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import h5py
 import torch
-from rich.progress import track
 
+from atlalign.console import track
 from atlalign.data import schema
 from atlalign.io.files import fingerprint_of, written_whole
 from atlalign.synthesis.samples import SampleRecipe, make_sample

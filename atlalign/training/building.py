@@ -7,8 +7,10 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from atlalign.arguments import as_list, build
+from atlalign.console import say
 from atlalign.errors import InputError, check_numbers, mistakes_in, unknown_name
 from atlalign.training.checkpoints import network_of_same_run
+from atlalign.training.processes import is_first_process
 
 
 def _build_function(config: DictConfig | None) -> Any:
@@ -62,6 +64,8 @@ def _freeze(network: Any, parts: Sequence[str]) -> None:
 def build_datamodule(config: DictConfig, network: Any) -> Any:
     """Build the data; unless configured, inverse fields are loaded if the network predicts them."""
     objects = {"atlas": build(config.atlas), "augment": build(config.augment)}
+    if is_first_process():
+        say(objects["atlas"].description())
     if OmegaConf.select(config.data, "return_inverse", default=False) is None:
         objects["return_inverse"] = bool(getattr(network, "compute_inv", False))
     return build(config.data, **objects)

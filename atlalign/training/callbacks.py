@@ -1,5 +1,6 @@
 """Callbacks of a training run: progress and parameter counts on the terminal, pictures in TensorBoard."""
 
+import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,6 +12,7 @@ from rich import get_console
 from rich.progress import ProgressColumn
 from rich.table import Table
 
+from atlalign.console import ProgressLines, shows_bars
 from atlalign.errors import check_numbers
 from atlalign.plots import Panel, registration_figure
 
@@ -19,7 +21,48 @@ _WIDE = 110
 
 
 class Progress(RichProgressBar):
-    """Shows the progress on one line of 80 characters, with a bar on wide terminals. Epochs count from 1."""
+    """Shows the progress on one line of 80 characters, with a bar on wide terminals. Epochs count from 1.
+
+    If the output is a file, it gets a line per minute, and one after each epoch.
+    """
+
+    _lines: ProgressLines | None = None
+    _done = 0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Choose between the bar and lines."""
+        super().setup(trainer, pl_module, stage)
+        if not shows_bars():
+            self.disable()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the bar or the lines of an epoch."""
+        super().on_train_epoch_start(trainer, pl_module)
+        if self.is_disabled and trainer.is_global_zero:
+            steps = int(trainer.num_training_batches) if trainer.num_training_batches < math.inf else None
+            description = self._get_train_description(trainer.current_epoch).strip()
+            self._lines = ProgressLines(description, steps, "steps")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Show the number of steps and the loss."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._done = batch_idx + 1
+        if self._lines is not None:
+            self._lines.show(self._done, lambda: self._measures(trainer, pl_module))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the measures of the validation."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._lines is not None:
+            self._lines.show(self._done, lambda: self._measures(trainer, pl_module), is_end=True)
+
+    def _measures(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
+        shown = self.get_metrics(trainer, pl_module)
+        return ", ".join(
+            f"{name} {value:.4g}" for name, value in shown.items() if isinstance(value, int | float)
+        )
 
     def configure_columns(self, trainer: pl.Trainer) -> list[ProgressColumn]:
         """Return epoch, bar, batches, time and speed; without bar and speed on a narrow terminal."""

@@ -59,7 +59,8 @@ def checkpoint_to_resume(ckpt_path: str | None, folder: Path) -> str | None:
     if ckpt_path is None:
         if last.exists():
             raise InputError(
-                f"{folder} already holds a run: resume it with ckpt_path=last, or choose another run_dir"
+                f"{folder} already holds a run: resume it with ckpt_path=last, or choose another "
+                "hydra.run.dir"
             )
         return None
     path = last if ckpt_path == "last" else Path(ckpt_path)
@@ -85,12 +86,17 @@ def _holds_training(path: Path) -> bool:
     return False
 
 
-def rewind_logs(loggers: Iterable[Any], checkpoint: str) -> None:
-    """Delete from the logs what was logged after the checkpoint."""
+def resumed_at(checkpoint: str) -> tuple[int, int]:
+    """Return the epoch, counted from 1, and the number of steps after which a checkpoint was saved."""
     import torch
 
+    saved = torch.load(checkpoint, map_location="meta", weights_only=True)
+    return saved.get("epoch", 0) + 1, saved.get("global_step", 0)
+
+
+def rewind_logs(loggers: Iterable[Any], step: int) -> None:
+    """Delete from the logs what was logged after this step."""
     from atlalign.training.resume import rewind_log
 
-    step = torch.load(checkpoint, map_location="meta", weights_only=True).get("global_step", 0)
     for logger in loggers:
         rewind_log(logger, step)

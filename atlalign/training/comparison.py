@@ -25,7 +25,7 @@ _RATIO = "val/ratio"
 # Characters of a setting that a terminal shows.
 _WIDEST_CHOICE = 30
 # Metrics that the table shows after the one that it is sorted by; the CSV file has all metrics.
-_SHOWN_METRICS = (_DISTANCE, "val/folding_fraction", "val/correlation", "epochs", "seconds")
+_SHOWN_METRICS = (_DISTANCE, _RATIO, "val/folding_fraction", "val/correlation", "epochs", "seconds")
 # Settings that do not change the result: the location of a run and the way it was watched.
 _INCIDENTAL = ("run_dir", "ckpt_path", "callbacks.pruning")
 
@@ -105,11 +105,24 @@ def rows(table: RunTable) -> Iterator[list[str]]:
 
 
 def reasons(table: RunTable) -> list[str]:
-    """Return one line on why each run ended early, after a line on the order of the table."""
+    """Return one line on why each run ended early, after lines on the order of the table and on useless runs."""
     named = zip(table.names, table.runs, strict=True)
-    return [table.note] * bool(table.note) + [
-        f"{name} {run.status}: {run.reason}" for name, run in named if run.reason
+    return [
+        *filter(None, (table.note, _useless(table.runs))),
+        *(f"{name} {run.status}: {run.reason}" for name, run in named if run.reason),
     ]
+
+
+def _useless(runs: Sequence[Run]) -> str:
+    """Return a line on the runs that register no better than doing nothing; empty if there is none."""
+    ratios = [run.metrics[_RATIO] for run in runs if _RATIO in run.metrics]
+    useless = sum(ratio >= 1 for ratio in ratios)
+    if not useless:
+        return ""
+    return (
+        f"{useless} of {len(ratios)} runs do not reduce the error: their {_RATIO}, the error divided by the error "
+        "before registration, is 1 or more"
+    )
 
 
 def rich_table(table: RunTable, width: int) -> Table:
@@ -171,10 +184,16 @@ def _belongs_to_differing(key: str, table: RunTable) -> bool:
 
 
 def _with_ratio(run: Run) -> Run:
-    after, before = (run.metrics.get(name) for name in (_DISTANCE, _BASELINE))
-    if after is None or not before:
-        return run
-    return replace(run, metrics={**run.metrics, _RATIO: after / before})
+    for name in (str(run.config.get("objective")), _DISTANCE):
+        after, before = run.metrics.get(name), run.metrics.get(_before(name))
+        if after is not None and before:
+            return replace(run, metrics={**run.metrics, _RATIO: after / before})
+    return run
+
+
+def _before(metric: str) -> str:
+    """Return the name of a metric before registration."""
+    return f"val/identity/{metric.removeprefix('val/')}"
 
 
 def _sizes_differ(runs: Sequence[Run]) -> bool:
@@ -236,7 +255,7 @@ def _draw(table: RunTable, path: Path) -> None:
 
 def _doing_nothing(run: Run, metric: str) -> float | None:
     """Return the metric before registration, if known."""
-    return {_DISTANCE: run.metrics.get(_BASELINE), _RATIO: 1.0}.get(metric)
+    return 1.0 if metric == _RATIO else run.metrics.get(_before(metric))
 
 
 def _short(value: Value) -> str:

@@ -5,7 +5,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from atlalign.arguments import build, check_kinds_of
+from atlalign.console import say
 from atlalign.errors import InputError, warnings_from_threads
 from atlalign.io.files import LockedError, lock
 from atlalign.training.building import (
@@ -25,7 +26,7 @@ from atlalign.training.building import (
     build_network,
     memory_format,
 )
-from atlalign.training.checkpoints import checkpoint_to_resume, rewind_logs
+from atlalign.training.checkpoints import checkpoint_to_resume, resumed_at, rewind_logs
 from atlalign.training.processes import is_first_process, n_processes_to_start, owns_folder, run_in_processes
 from atlalign.training.record import describe_run, write_run_record
 from atlalign.training.runs import (
@@ -37,7 +38,7 @@ from atlalign.training.runs import (
     recorded_failure,
     write_text,
 )
-from atlalign.training.settings import KINDS, check_values
+from atlalign.training.settings import KINDS, check_files, check_values
 
 # The parts of the configuration in which a logger compares runs.
 _COMPARED = ("model", "loss", "augment", "data", "atlas", "optimizer", "scheduler", "seed")
@@ -55,13 +56,35 @@ def train(config: DictConfig) -> float:
         InputError: If the configuration or the data are invalid, another run works in the folder, the training
             diverges, or `config.require_ratio` is missed.
     """
-    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # names each missing value
-    check_kinds_of(config, KINDS)
+    with _no_empty_folder(config):
+        OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # names each missing value
+        check_kinds_of(config, KINDS)
+        if not _is_multirun():  # whose runs leave the reason in their folders
+            check_files(config)
     folder = Path(config.run_dir)
-    if config.ckpt_path == "auto" and has_finished(folder, config):
+    if config.ckpt_path in ("auto", "last") and has_finished(folder, config):
+        say(f"{folder}: this run has finished; trainer.max_epochs or trainer.max_steps extends it")
         return _objective(read_run(folder).metrics, config.objective)
     with _only_run(folder):
         return _train_in(folder, config)
+
+
+@contextmanager
+def _no_empty_folder(config: DictConfig) -> Iterator[None]:
+    """If an error is found at once, remove the folder that Hydra has made for the run, unless it holds anything."""
+    try:
+        yield
+    except Exception:
+        with suppress(Exception):  # the folder may hold files, or the setting itself be the error
+            Path(config.run_dir).rmdir()
+        raise
+
+
+def _is_multirun() -> bool:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 @contextmanager
@@ -108,6 +131,7 @@ def _train_in(folder: Path, config: DictConfig) -> float:
 
 
 def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -> float:
+    check_files(config)
     check_values(config)
     # The loss is built first: a misspelt key fails before the slow imports and before any data is written.
     loss = build(config.loss)
@@ -132,7 +156,10 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
         )
     network.to(memory_format=memory_format(config.channels_last, trainer.strategy.root_device))
     if checkpoint:
-        rewind_logs(trainer.loggers, checkpoint)
+        epoch, step = resumed_at(checkpoint)
+        rewind_logs(trainer.loggers, step)
+        if trainer.is_global_zero:
+            say(f"resumes in epoch {epoch} after step {step} of {checkpoint}")
     with warnings_from_threads():
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
 
@@ -168,6 +195,8 @@ def _quieten_lightning() -> None:
     """Hide Lightning's advertisements and internal deprecation warnings; other warnings still appear."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="pytorch_lightning")
+    # A resumed run writes into the folder of its own checkpoints.
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     # The sampler restores its own position.
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
 

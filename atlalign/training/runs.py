@@ -134,10 +134,15 @@ def has_begun(folder: Path) -> bool:
 
 
 def has_finished(folder: Path, config: DictConfig) -> bool:
-    """Return whether `folder` holds a finished run with exactly this configuration."""
+    """Return whether `folder` holds a finished run with this configuration, whether or not it was resumed."""
     written = folder / "config.yaml"
-    same = written.exists() and written.read_text() == OmegaConf.to_yaml(config, resolve=True)
-    return same and read_run(folder).status == "finished"
+    if not written.exists():
+        return False
+    known, now = (
+        [line for line in text.splitlines() if not line.startswith("ckpt_path:")]
+        for text in (written.read_text(), OmegaConf.to_yaml(config, resolve=True))
+    )
+    return known == now and read_run(folder).status == "finished"
 
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:

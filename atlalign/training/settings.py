@@ -1,11 +1,19 @@
 """The settings of a training run that are passed to no object, which would check them itself."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from atlalign.errors import InputError, check_booleans, check_numbers, check_processes, mistakes_in
+from atlalign.errors import (
+    InputError,
+    check_booleans,
+    check_numbers,
+    check_processes,
+    missing_file,
+    mistakes_in,
+)
 
 # Settings that are not passed to any object.
 KINDS: Mapping[str, Any] = {
@@ -20,6 +28,22 @@ KINDS: Mapping[str, Any] = {
 }
 # Objectives are minimised, so these cannot be objectives.
 _BETTER_LARGER = ("val/correlation",)
+
+
+# Files that must exist before a run starts.
+_FILES = ("atlas.path", "atlas.annotation_path", "atlas.ontology_path", "data.path")
+
+
+def check_files(config: DictConfig) -> None:
+    """Check that the files of the configuration exist, before anything slow is imported.
+
+    Raises:
+        InputError: If one is missing.
+    """
+    for key in _FILES:
+        name = OmegaConf.select(config, key)
+        if isinstance(name, str) and not (path := Path(name).expanduser()).exists():
+            raise missing_file(key, path)
 
 
 def check_values(config: DictConfig) -> None:

@@ -15,6 +15,7 @@ from atlalign.atlas import atlas as atlas_module
 from atlalign.atlas.atlas import Atlas, allen_atlas, file_atlas, phantom_atlas
 from atlalign.atlas.ontology import Region
 from atlalign.atlas.phantom_anatomy import PHANTOM_REGIONS
+from atlalign.declarations import interface
 from atlalign.errors import InputError
 from atlalign.io.images import resize_images
 
@@ -81,6 +82,13 @@ class TestAtlas:
         without = Atlas(allen_like.template, None, 25.0, "bare", 255.0, (25.0, 25.0))
         with pytest.raises(InputError, match="'bare' holds no annotation"):
             without.labels(0)
+        for name, options in (
+            ("flags", ["--annotation FILE"]),
+            ("keys", ["atlas.annotation_path=FILE", "atlas.with_annotation=true"]),
+        ):
+            with interface(name), pytest.raises(InputError) as error:
+                without.labels(0)
+            assert all(option in str(error.value) for option in options)
 
     def test_a_flat_cut_is_the_section(self, tmp_path):
         raw = random_volume()

@@ -11,6 +11,7 @@ import tifffile
 from atlalign.atlas.atlas import file_atlas
 from atlalign.atlas.axes import oriented, parse_axes
 from atlalign.atlas.phantom import phantom_volume
+from atlalign.declarations import interface
 from atlalign.errors import InputError
 
 UM = 400.0
@@ -34,6 +35,15 @@ def write_itk(path, volume, spacing, direction=None):
         image.SetDirection(direction)
     SimpleITK.WriteImage(image, str(path))
     return path
+
+
+def egg():
+    """Return a brain of no known animal, (AP, DV, LR): a thick front, a flat bottom, two equal halves."""
+    ap, dv, ml = np.meshgrid(
+        np.linspace(-1, 1, 36), np.linspace(-1, 1, 28), np.linspace(-1, 1, 40), indexing="ij"
+    )
+    inside = (ap / 0.95) ** 2 + (dv / (0.9 - 0.4 * ap * (ap > 0))) ** 2 + (ml / (0.9 - 0.4 * ap)) ** 2 < 1
+    return (inside * (dv < 0.4) * (150 - 40 * ap + 60 * (ap < -0.3) * (dv < 0))).astype(np.uint8)
 
 
 def ome_of(volume, size, unit):
@@ -111,7 +121,7 @@ class TestSpacing:
     )
     def test_unknown_voxel_size_comes_from_the_user(self, tmp_path, brain, caplog, size, unit, said):
         write_ome(tmp_path / "a.ome.tif", brain, size, unit)
-        with pytest.raises(InputError, match="--spacing-um"):
+        with pytest.raises(InputError, match="give spacing_um"):
             file_atlas(tmp_path / "a.ome.tif")
         check_is_brain(file_atlas(tmp_path / "a.ome.tif", spacing_um=UM), brain)
         assert said in caplog.text
@@ -146,7 +156,7 @@ class TestSpacing:
     def test_the_user_may_repeat_the_header_but_not_contradict_it(self, tmp_path, brain):
         path = write_itk(tmp_path / "a.nrrd", brain, UM)
         check_is_brain(file_atlas(path, spacing_um=400), brain)
-        with pytest.raises(InputError, match=r"a\.nrrd.*voxels of 25 µm.*--spacing-um.*400 µm"):
+        with pytest.raises(InputError, match=r"a\.nrrd.*voxels of 25 µm.*spacing_um.*400 µm"):
             file_atlas(path, spacing_um=25)
 
     def test_the_annotation_s_header_may_not_contradict_the_template_s(self, tmp_path, brain):
@@ -164,7 +174,7 @@ class TestSpacing:
         assert file_atlas(tmp_path / "noise.npy").spacing_um == 25
         np.save(tmp_path / "brain.npy", brain)
         with pytest.raises(
-            InputError, match=r"brain\.npy.*at 25 µm the brain would be 0\.8 mm long.*--spacing-um"
+            InputError, match=r"brain\.npy.*at 25 µm its tissue would be 0\.8 mm long.*spacing_um"
         ):
             file_atlas(tmp_path / "brain.npy")
         check_is_brain(file_atlas(tmp_path / "brain.npy", spacing_um=UM), brain)
@@ -214,7 +224,7 @@ class TestAxes:
     )
     def test_turned_brain_is_refused_with_its_axes(self, tmp_path, brain, turned, likely):
         path = write_itk(tmp_path / "a.nrrd", turned(brain), UM)
-        with pytest.raises(InputError, match=rf"a\.nrrd.*looks like {likely}.*--axes"):
+        with pytest.raises(InputError, match=rf"a\.nrrd.*looks like {likely}.*axes='{likely}'"):
             file_atlas(path)
         check_is_brain(file_atlas(path, axes=likely), brain)
 
@@ -222,14 +232,14 @@ class TestAxes:
     def test_oblique_axes_must_be_given_by_the_user(self, tmp_path, brain, radians):
         cos, sin = np.cos(radians), np.sin(radians)
         path = write_itk(tmp_path / "a.nii", brain, UM / 1000, (cos, -sin, 0, sin, cos, 0, 0, 0, 1))
-        with pytest.raises(InputError, match=r"a\.nii.*oblique.*--axes"):
+        with pytest.raises(InputError, match=r"a\.nii.*oblique.*axes='AP,DV,ML'"):
             file_atlas(path)
         check_is_brain(file_atlas(path, axes="AP,DV,ML"), brain)
 
     def test_template_and_annotation_lie_alike(self, tmp_path, brain):
         path = write_itk(tmp_path / "a.nrrd", brain, UM, PIR)
         ids = write_itk(tmp_path / "ids.nrrd", brain, UM, (0, 0, 1, 1, 0, 0, 0, -1, 0))
-        with pytest.raises(InputError, match=r"ids\.nrrd.*AP,DV,LR, found AP,DV,RL.*--axes"):
+        with pytest.raises(InputError, match=r"ids\.nrrd.*AP,DV,LR, found AP,DV,RL.*axes='AP,DV,LR'"):
             file_atlas(path, annotation_path=ids)
 
     def test_half_a_brain_is_taken_as_it_lies(self, tmp_path, brain):
@@ -237,6 +247,55 @@ class TestAxes:
         assert (file_atlas(write_itk(tmp_path / "a.nrrd", half, UM)).template.numpy() == half).all()
         with pytest.raises(InputError, match="LR,AP,DV"):  # which nobody writes by default
             file_atlas(write_itk(tmp_path / "b.nii", half, UM, (-1, 0, 0, 0, 1, 0, 0, 0, -1)))
+
+    @pytest.mark.parametrize(
+        ("name", "turned", "likely"),
+        [
+            ("a.nrrd", lambda v: v.T, ["ML,DV,AP", "RL,AP,VD"]),  # SimpleITK reverses the axes of an array
+            ("a.nii", lambda v: v.T, ["ML,DV,AP", "RL,AP,VD"]),
+            ("a.npy", lambda v: v.T, ["ML,DV,AP"]),
+            ("a.npy", lambda v: v.transpose(0, 2, 1), ["AP,ML,DV"]),
+            ("a.npy", lambda v: v.transpose(1, 2, 0), ["DV,ML,AP"]),
+        ],
+    )
+    def test_the_left_mirrors_the_right_in_any_animal(self, tmp_path, name, turned, likely):
+        volume = turned(egg())
+        path = tmp_path / name
+        if name == "a.npy":
+            np.save(path, volume)
+        else:
+            write_itk(path, volume, UM)
+        spacing_um = UM if name == "a.npy" else None
+        with pytest.raises(InputError, match=r"a\..*along axis") as error:
+            file_atlas(path, spacing_um=spacing_um)
+        for axes in likely:
+            assert f"axes='{axes}'" in str(error.value)
+        assert (file_atlas(path, axes=likely[0], spacing_um=spacing_um).template.numpy() == egg()).all()
+
+    def test_an_array_as_coronal_planes_first_is_taken_as_it_lies(self, tmp_path):
+        assert (file_atlas(write_itk(tmp_path / "a.nrrd", egg(), UM)).template.numpy() == egg()).all()
+
+    def test_axes_of_the_user_that_do_not_mirror_are_a_warning(self, tmp_path, caplog):
+        path = write_itk(tmp_path / "a.nrrd", egg(), UM)
+        file_atlas(path, axes="AP,DV,ML")
+        assert not caplog.records
+        file_atlas(path, axes="ML,DV,AP")
+        assert "axis 1 is ML" in caplog.text
+
+    def test_messages_write_the_option_as_the_user_does(self, tmp_path):
+        path = write_itk(tmp_path / "a.nrrd", egg().T, UM)
+        for name, written in (("flags", "--axes ML,DV,AP"), ("keys", "atlas.axes=ML,DV,AP")):
+            with interface(name), pytest.raises(InputError, match=written):
+                file_atlas(path)
+
+    def test_one_line_says_how_the_axes_were_understood(self, tmp_path):
+        path = write_itk(tmp_path / "a.nrrd", egg().T, (200.0, 300.0, 400.0))
+        said = file_atlas(path, axes="ML,DV,AP", image_shape=(20, 40)).description()
+        assert said == "atlas a: 14.4 × 8.4 × 8.0 mm (AP × DV × ML), 36 planes of 400 µm"
+
+    @pytest.mark.parametrize("axes", [["RL", "PA", "VD"], "RL,PA,VD"])
+    def test_axes_may_be_a_list(self, axes):
+        assert parse_axes(axes) == ("RL", "PA", "VD")
 
     @pytest.mark.parametrize("axes", ["AP,DV", "AP,DV,XY", "AP,PA,ML", "AP,DV,ML,LR", "", "apd"])
     def test_no_axes(self, axes):

@@ -1,11 +1,13 @@
 """Values that Hydra's grammar rejects are quoted; valid values keep their meaning."""
 
+import re
 from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from atlalign.cli.overrides import quoted_overrides
+from atlalign.atlas.axes import parse_axes
+from atlalign.cli.overrides import check_repeated, quoted_overrides
 from atlalign.errors import InputError
 
 
@@ -44,7 +46,7 @@ def test_multirun_values_are_quoted_separately():
     [
         ["data.path=\"/x/a (1).h5\"", "seed=3", "augment=none", "data.image_shape=[32,48]", "~optimizer.alpha", "out="],
         ["-m", "optimizer.lr=interval(1e-4,1e-2)", "seed=1,2", "model=local,global"],
-        ["--cfg", "job", "--config-dir=/x/a (1)", "seed=1,2"],
+        ["--cfg", "job", "--config-dir=/x/a (1)", "seed=1"],
         ["callbacks.figure={_target_:a.B,n:0}", "data.path=${oc.env:HOME}/a.h5"],
     ],
 )  # fmt: skip
@@ -62,3 +64,30 @@ def test_a_mistake_in_the_grammar_shows_how_to_quote(override):
 def test_a_key_of_an_earlier_version_is_refused_with_its_new_name():
     with pytest.raises(InputError, match=r"^checkpoint: .*model\.path=runs/X/best\.ckpt"):
         quoted_overrides(["checkpoint=runs/X/best.ckpt", "out=x"])
+
+
+@pytest.mark.parametrize("written", ["LR,PA,VD", "[LR,PA,VD]", "LR, PA, VD"])
+@pytest.mark.parametrize("mode", [[], ["-m"]])
+def test_axes_are_one_value(written, mode):
+    (axes,) = [a for a in quoted_overrides([*mode, f"atlas.axes={written}"]) if a != "-m"]
+    parsed = OverridesParser.create().parse_override(axes)
+    assert not parsed.is_sweep_override()
+    assert parse_axes(parsed.value()) == ("LR", "PA", "VD")
+
+
+def test_several_values_need_a_list_or_a_multirun():
+    with pytest.raises(InputError, match=r"^data.image_shape: .*'data.image_shape=\[32,48\]'.* -m "):
+        quoted_overrides(["data.image_shape=32,48"])
+    assert quoted_overrides(["-m", "seed=1,2"]) == ["-m", "seed=1,2"]
+
+
+@pytest.mark.parametrize("second", ["model=global", "+model=global", "model=local"])
+def test_two_options_of_a_group_are_refused(second):
+    with pytest.raises(InputError, match=rf"^model: .*model=local and {re.escape(second)}"):
+        check_repeated(["model=local", "seed=1", second])
+    check_repeated(["~model", "+model=local"])
+
+
+def test_a_repeated_value_is_reported(capsys):
+    check_repeated(["seed=1", "trainer.max_epochs=1", "seed=2"])
+    assert "seed=2 replaces seed=1" in capsys.readouterr().err

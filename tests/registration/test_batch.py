@@ -132,6 +132,7 @@ def test_a_list_is_registered_and_each_section_has_its_files(run, sections, tmp_
     status, printed = run(sections)
     out = tmp_path / "out"
     assert status == 0
+    assert "atlas phantom: 13.2 × 8.0 × 11.4 mm (AP × DV × ML), 132 planes of 100 µm" in printed
     assert "3 of 3 sections registered (0 of them before)" in printed
     assert {path.name for path in out.iterdir()} == {"a", "b", "c", "calls.json", *TABLES}
     rows = table(out)

@@ -32,7 +32,9 @@ def configure(tmp_path, demo_folder):
     def configure(*overrides: str, run_dir: Path | None = None, tiny=(*TINY, *TINY_LOCAL)) -> DictConfig:
         places = [f"run_dir={run_dir or tmp_path / 'run'}"]
         places += (
-            [] if {"data=online", "experiment=locator"} & set(overrides) else [f"data.folder={demo_folder}"]
+            []
+            if {"data=online", "data=h5", "experiment=locator"} & set(overrides)
+            else [f"data.folder={demo_folder}"]
         )
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose("train", [*tiny, *places, *overrides])

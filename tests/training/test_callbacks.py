@@ -8,6 +8,8 @@ import torch
 from pytorch_lightning.callbacks import RichProgressBar
 
 from atlalign.training.callbacks import NetworkSummary, Progress
+from atlalign.training.run import train
+from tests.training.conftest import TINY, TINY_LOCAL
 
 
 @pytest.mark.parametrize(
@@ -42,3 +44,14 @@ def test_the_summary_counts_parameters(capsys):
     assert "2,020 of 2,031 parameters are trained" in shown
     assert "network" in shown
     assert "FLOP" not in shown
+
+
+def test_a_log_gets_a_line_after_each_epoch(configure, capsys):
+    options = ["callbacks.summary=null", "callbacks.figure=null", "trainer.enable_progress_bar=true"]
+    tiny = [
+        option for option in (*TINY, *TINY_LOCAL) if not option.startswith(("callbacks", "trainer.enable"))
+    ]
+    train(configure("trainer.max_epochs=2", *options, tiny=tiny))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch")]
+    assert [line.split(",")[0] for line in lines] == ["Epoch 1/2: 5 of 5 steps", "Epoch 2/2: 5 of 5 steps"]
+    assert all("loss" in line and "val px" in line for line in lines)

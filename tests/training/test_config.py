@@ -88,11 +88,20 @@ def test_documented_groups_exist():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("modl=local", "Did you mean model or"),
-        ("model.start_filter=[4]", "Did you mean start_filters"),
+        ("modl=local", "unknown key 'modl'. Did you mean model or"),
+        (
+            "model.start_filter=[4]",
+            "model.start_filter: unknown key 'start_filter'. Did you mean start_filters",
+        ),
         ("trainer.max_epoch=3", "Did you mean max_epochs"),
-        ("loss=vdclip4", "vdclip3"),
-        ("model=unet", "global"),
+        ("loss=vdclip4", "loss=vdclip4: unknown option 'vdclip4'. Did you mean vdclip3 or vdclip2"),
+        ("experiment=atlas_alon", "Did you mean atlas_alone?"),
+        ("model=unet", "There are: coarse_to_fine, correlation_pyramid, global, "),
+        ("atlas.path=a.h5", "atlas=file"),
+        ("data.path=a.h5", "data=h5"),
+        ("source=images", "source: this program has no such group"),
+        ("+seed=3", "seed: this key exists"),
+        ("seed", "seed: expected KEY=VALUE"),
         (
             "augment=null",
             "augment=none or logger=none, got null",
@@ -107,6 +116,8 @@ def test_a_mistake_names_what_exists(override, message, capsys):
     shown = capsys.readouterr().err
     assert message in shown
     assert "Traceback" not in shown
+    assert shown.count("\n") == 1
+    assert not re.search(r"provider=|append to|\\t|\+", shown.replace("the +", ""))
 
 
 def test_input_errors_are_shown_as_sentences_and_others_in_full(capsys, monkeypatch):

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from atlalign.cli import main as atlalign
 from atlalign.errors import InputError
-from atlalign.training.comparison import compare, rich_table, rows
+from atlalign.training.comparison import compare, reasons, rich_table, rows
 from atlalign.training.runs import Pruned, begin, find_runs, read_run, record_failure, recorded_failure
 
 DISTANCE = "val/vector_distance"
@@ -71,6 +71,23 @@ def test_among_several_sizes_the_best_is_far_better_than_nothing(tmp_path, capsy
     assert compare(find_runs([tmp_path / "0"])).note == ""
 
 
+def test_runs_that_are_no_better_than_doing_nothing_are_reported(tmp_path):
+    for name, after in enumerate([2.113, 2.1, 1.0]):
+        write_run(tmp_path / str(name), {DISTANCE: after, "val/identity/vector_distance": 2.1}, seed=name)
+    assert any(
+        line.startswith("2 of 3 runs do not reduce the error")
+        for line in reasons(compare(find_runs([tmp_path])))
+    )
+    assert ["2", "finished", "2", "1", "0.4762"] in list(rows(compare(find_runs([tmp_path]))))
+    assert not reasons(compare(find_runs([tmp_path / "2"])))
+
+
+def test_the_ratio_is_that_of_the_objective(tmp_path):
+    metrics = {"val/plane_error": 1.0, "val/identity/plane_error": 4.0, "epochs": 3}
+    write_run(tmp_path / "0", metrics, objective="val/plane_error")
+    assert compare(find_runs([tmp_path])).runs[0].metrics["val/ratio"] == 0.25
+
+
 def shown_at(width: int, folder: Path) -> str:
     console = Console(width=width, file=StringIO())
     console.print(rich_table(compare(find_runs([folder])), width))
@@ -102,9 +119,9 @@ def test_markdown_csv_and_picture(sweep, tmp_path, capsys):
     out = tmp_path / "made" / "table"
     assert atlalign(["runs", str(sweep), "--out", str(out)]) == 0
     lines = out.with_suffix(".md").read_text().splitlines()
-    assert lines[0] == "| run | status | loss.dvf | seed | val/vector_distance | seconds |"
-    assert lines[2] == "| 2 | finished | b | 1 | 1.5 | 20 |"
-    assert r"| 10 | failed | a\|b | 2 |  | 0.5 |" in lines
+    assert lines[0] == "| run | status | loss.dvf | seed | val/vector_distance | val/ratio | seconds |"
+    assert lines[2] == "| 2 | finished | b | 1 | 1.5 | 0.1667 | 20 |"
+    assert r"| 10 | failed | a\|b | 2 |  |  | 0.5 |" in lines
     assert "- 10 failed: loss.dvf: expected a key, got 'a|b'" in lines
     assert "- 11 pruned: after epoch 3" in lines
     with out.with_suffix(".csv").open() as file:

@@ -21,7 +21,7 @@ from atlalign.training import run
 from atlalign.training.module import RegistrationModule
 from atlalign.training.run import train
 from atlalign.training.runs import DivergedError, read_run
-from tests.training.conftest import CONF, TINY, metrics_of
+from tests.training.conftest import CONF, TINY, TINY_LOCAL, metrics_of
 
 
 def test_training_beats_doing_nothing(configure, tmp_path):
@@ -83,13 +83,15 @@ def test_checkpoints_hold_plain_data(configure, tmp_path):
         assert checkpoint["atlalign"]["intensity_scale"] == 255
 
 
-def test_resumed_run_equals_an_uninterrupted_run(configure, tmp_path):
+def test_resumed_run_equals_an_uninterrupted_run(configure, tmp_path, capsys, recwarn):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     options = ["augment=kornia_1", "scheduler=step", "scheduler.step_size=1"]
     train(configure("trainer.max_epochs=2", *options, run_dir=whole))
     train(configure("trainer.max_epochs=1", *options, run_dir=halves))
     half = torch.load(halves / "checkpoints" / "last.ckpt", weights_only=True)
     train(configure("trainer.max_epochs=2", "ckpt_path=last", *options, run_dir=halves))
+    assert f"resumes in epoch 2 after step {half['global_step']} of " in capsys.readouterr().out
+    assert not [warning for warning in recwarn if "Checkpoint directory" in str(warning.message)]
     one, two = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (whole, halves))
     assert one["global_step"] == two["global_step"] == 2 * half["global_step"]
     for key, weights in one["state_dict"].items():
@@ -100,8 +102,30 @@ def test_resumed_run_equals_an_uninterrupted_run(configure, tmp_path):
 
 def test_a_run_does_not_overwrite_another(configure):
     train(configure())
-    with pytest.raises(InputError, match=r"run: .*ckpt_path=last"):
+    with pytest.raises(InputError, match=r"run .*ckpt_path=last.*hydra\.run\.dir"):
         train(configure())
+
+
+def test_a_finished_run_says_so(configure, tmp_path, capsys, monkeypatch):
+    result = train(configure())
+    monkeypatch.setattr(run, "_train_in", lambda *_: pytest.fail("there is nothing to train"))
+    capsys.readouterr()
+    assert train(configure("ckpt_path=last")) == result
+    assert "this run has finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", ["atlas.path", "atlas.annotation_path", "data.path"])
+def test_a_mistyped_path_is_refused_at_once_and_leaves_no_folder(configure, tmp_path, monkeypatch, key):
+    (tmp_path / "atlas.h5").touch()
+    paths = {"atlas.path": "atlas.h5", "data.path": "atlas.h5", key: "atlas.h"}
+    overrides = ["atlas=file", "data=h5", *(f"{k}={tmp_path / v}" for k, v in paths.items())]
+    (tmp_path / "run").mkdir()  # as Hydra does
+    tiny = [t for t in (*TINY, *TINY_LOCAL) if not t.startswith(("data.n_s", "data.fields", "atlas."))]
+    config = configure(*overrides, tiny=tiny)
+    monkeypatch.setattr(run, "_train_in", lambda *_: pytest.fail("it is too late"))
+    with pytest.raises(InputError, match=rf"^{key}: .*atlas\.h.*Did you mean atlas\.h5"):
+        train(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_mistaken_resume_keeps_a_finished_run(configure, tmp_path):
