@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from atlalign.geometry import affine_to_dvf, compose, invert_affine, warp
+from atlalign.networks.contract import as_registration
 from atlalign.networks.global_affine import GlobalAffineNet
-from atlalign.networks.layers import Registration
 
 
 class MergedRegistration(NamedTuple):
@@ -64,7 +64,7 @@ class MergedNet(nn.Module):
         matrix = self.global_net.affine(reference, moving)
         global_dvf = self.global_net.to_dvf(matrix)
         global_registered = warp(moving, global_dvf)
-        local: Registration = self.local_net(reference, global_registered)
+        local = as_registration(self.local_net, self.local_net(reference, global_registered))
         dvf = compose(outer=global_dvf, inner=local.dvf)
         return MergedRegistration(
             registered=warp(moving, dvf),
