@@ -21,6 +21,7 @@ from atlalign.training.building import (
     build_callbacks,
     build_datamodule,
     build_logger,
+    build_loss,
     build_module,
     build_network,
     memory_format,
@@ -110,7 +111,7 @@ def _train_in(folder: Path, config: DictConfig) -> float:
 def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -> float:
     check_values(config)
     # The loss is built first: a misspelt key fails before the slow imports and before any data is written.
-    loss = build(config.loss)
+    loss = build_loss(config)
 
     import pytorch_lightning as pl
 
