@@ -10,7 +10,15 @@ from atlalign.networks.global_affine import GlobalAffineNet
 
 
 class MergedRegistration(NamedTuple):
-    """A `Registration`; with `expose_global` also the globally registered image and the global field."""
+    """A `Registration`, and the global part of it.
+
+    Attributes:
+        registered: (B, 1, H, W) in [0, 1], the moving image warped by `dvf`.
+        dvf: (B, 2, H, W) in pixels, the overall field.
+        inv_dvf: (B, 2, H, W), its inverse; None if the local network predicts none.
+        global_registered: (B, 1, H, W), the moving image warped by the global field; None without `expose_global`.
+        global_dvf: (B, 2, H, W), the global field; None without `expose_global`.
+    """
 
     registered: Tensor
     dvf: Tensor
