@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import pkgutil
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -12,9 +11,10 @@ from textwrap import shorten
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from atlalign.errors import InputError, mistakes_in
+from atlalign.errors import InputError, mistakes_in, reason_of
+from atlalign.imports import imported
 
 _WORDS = {
     bool: "true or false",
@@ -53,11 +53,13 @@ def _full_names(config: DictConfig) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        mistake = error.__cause__ if isinstance(error.__cause__, InputError) else error
+        mistake = error.__cause__ or error
         # Hydra appends the path of the object that it was building.
         place = re.search(r"^full_key: (.+)$", str(error), re.MULTILINE)
         name = place[1] if place else config._get_full_key(None)
         node = OmegaConf.select(config._get_root(), name)
+        if place and isinstance(mistake, TypeError):  # such as a missing argument
+            raise InputError(f"{name}: {reason_of(mistake)}") from error
         if not isinstance(mistake, InputError) or str(mistake).split(":")[0] not in (node or ()):
             raise
         raise InputError(f"{name}.{mistake}") from error
@@ -74,8 +76,38 @@ def check_arguments(config: DictConfig, choices: Mapping[str, Any], given: Colle
     Raises:
         InputError: At the first invalid key or value.
     """
+    check_targets(config)
     check_keys(config, choices)
     _check_kinds(config, given)
+
+
+def check_targets(config: DictConfig) -> None:
+    """Check that every target in `config`, including those in lists, is a class or function that can be imported.
+
+    Raises:
+        InputError: At the first target that is not.
+    """
+    for node in nodes_with_target(config):
+        name = f"{node._get_full_key(None)}._target_"
+        with mistakes_in(name):
+            target = node["_target_"]
+        try:
+            found = imported(str(target))
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        if not callable(found):
+            raise InputError(f"{name}: expected a class or function, got {target}, a {type(found).__name__}")
+
+
+def nodes_with_target(config: DictConfig | ListConfig) -> Iterator[DictConfig]:
+    """Yield `config` and the nodes inside it that have a target."""
+    if isinstance(config, DictConfig) and _node(config, "_target_") is not None:
+        yield config
+    keys = range(len(config)) if isinstance(config, ListConfig) else list(config)
+    for key in keys:
+        node = config._get_node(key)
+        if isinstance(node, DictConfig | ListConfig) and isinstance(node._value(), dict | list):
+            yield from nodes_with_target(node)
 
 
 def check_keys(config: DictConfig, choices: Mapping[str, Any]) -> None:
@@ -217,7 +249,7 @@ def _in_words(declared: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, parts))}"
     if isinstance(origin, type) and (issubclass(origin, Mapping) or not issubclass(origin, Collection)):
-        return "a configuration"
+        return "a configuration with a _target_"
     if parts:
         inner = list(dict.fromkeys(_in_words(part) for part in parts if part is not ...))
         number = f"{len(parts)}: " if origin is tuple and ... not in parts else ""
@@ -239,8 +271,8 @@ def _declared_arguments(target: str | None) -> dict[str, Any]:
 def _found(target: Any) -> Any:
     """Return the target; None if it cannot be imported, which is reported when it is built."""
     try:
-        return pkgutil.resolve_name(str(target))
-    except (ImportError, AttributeError, ValueError):
+        return imported(str(target))
+    except InputError:
         return None
 
 

@@ -28,8 +28,9 @@ class DisplacementField:
     """An immutable displacement (delta_x, delta_y) in pixels for each pixel of an image.
 
     Fields map backward: `warp(image)(x, y) = image(x + delta_x(x, y), y + delta_y(x, y))`, with x along columns and y
-    along rows. A positive delta_x moves the content to the left. `a(b)` warps by a first and by b second:
-    `a(b).warp(image) = b.warp(a.warp(image))`, up to interpolation.
+    along rows. A positive delta_x moves the content to the left. In `a(b)`,
+    points pass b first, and an image is warped by a first: `a(b).warp(image) = b.warp(a.warp(image))`, up to
+    interpolation.
 
     Args:
         delta_x: (H, W) in pixels.

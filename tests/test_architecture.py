@@ -13,6 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("console", "hydra_messages"),
     ("errors", "__init__"),
+    ("imports",),
     ("versions", "arguments", "declarations"),
     ("geometry", "io"),
     ("networks", "losses", "metrics", "plots", "pages", "displacement_field", "atlas"),

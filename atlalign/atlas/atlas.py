@@ -44,7 +44,8 @@ class Atlas:
         name: The atlas's name in messages and reports.
         intensity_scale: The divisor that mapped raw intensities to [0, 1].
         pixel_um: Distance between the pixels of a plane along x (ML) and y (DV).
-        origin_um: Position of the centre of a plane's first pixel along x and y: half a voxel of the original.
+        origin_um: Position of the centre of a plane's first pixel along x and y. Positions start at the corner of the
+            first voxel, so it is half a voxel of the original; the phantom has no voxels, and starts at 0.
         ontology: The names and hierarchy of the ids; None if unknown.
     """
 

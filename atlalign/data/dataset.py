@@ -24,7 +24,15 @@ _READ = ("img", "deltas_xy", "inv_deltas_xy")
 class RegistrationBatch(NamedTuple):
     """A batch for a network: images (B, 1, H, W) in [0, 1], fields (B, 2, H, W) in pixels, ids (B,).
 
-    `registered` is `moving`, after augmentation, warped by the true field `dvf`. `inv_dvf` maps the other way.
+    Attributes:
+        reference: The reference images.
+        moving: The images to register, after augmentation.
+        registered: The moving images, warped by the true fields.
+        dvf: The true fields, from the reference to the moving image.
+        inv_dvf: The true fields from the moving image to the reference; None if they were not requested.
+        position_um: The positions of the sections along AP.
+        image_id: The ids of the images.
+        dataset_id: The ids of the data sets that the images come from.
     """
 
     reference: Tensor

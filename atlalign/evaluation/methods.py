@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from atlalign.data.dataset import RegistrationBatch
 from atlalign.errors import InputError, unknown_name
 from atlalign.geometry import affine_to_dvf, identity_grid, invert, invert_affine
-from atlalign.networks import Registration
+from atlalign.networks.contract import call_network
 from atlalign.networks.memory_format import fastest_memory_format
 
 
@@ -46,7 +46,7 @@ def network_method(network: nn.Module, device: torch.device) -> Method:
         reference, moving = batch.reference.to(device), batch.moving.to(device)
         with torch.no_grad():
             started = _now(device)
-            output: Registration = network(reference, moving)
+            output = call_network(network, reference, moving)
             seconds = _now(device) - started
             inverse = network(moving, reference).dvf if output.inv_dvf is None else output.inv_dvf
         return Estimate(output.dvf.float().cpu(), inverse.float().cpu(), seconds)

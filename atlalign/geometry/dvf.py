@@ -103,12 +103,20 @@ def sample(
 def warp_points(points: Tensor, dvf: Tensor) -> Tensor:
     """Return `q + dvf(q)`: the positions of reference points in the moving image.
 
+    `warp_points(points, invert(dvf))` goes the other way, from the moving image to the reference.
+
     Args:
         points: (B, N, 2) as (x, y) in pixels of the reference grid.
         dvf: (B, 2, H, W); beyond the border its displacement is that of the border.
 
     Raises:
         ValueError: If `points` is not (B, N, 2) with the field's B.
+
+    Example:
+        >>> dvf = torch.full((1, 2, 4, 5), 1.5)
+        >>> there = warp_points(torch.tensor([[[1.0, 2.0]]]), dvf)
+        >>> there, warp_points(there, -dvf)  # the inverse of a shift is its negative
+        (tensor([[[2.5000, 3.5000]]]), tensor([[[1., 2.]]]))
     """
     check_dvf(dvf)
     if points.ndim != 3 or points.shape[-1] != 2 or points.shape[0] != dvf.shape[0]:
@@ -119,11 +127,12 @@ def warp_points(points: Tensor, dvf: Tensor) -> Tensor:
 
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
-    """Return the field that applies `inner` first and `outer` second.
+    """Return the composition of two fields: points pass `inner` first, and an image is warped by `outer` first.
 
-    `compose(outer, inner)(q) = inner(q) + outer(q + inner(q))`, both (B, 2, H, W) in pixels, so that
-    `warp(warp(I, outer), inner) ≈ warp(I, compose(outer, inner))`. Beyond the border the outer displacement is that
-    of the border.
+    Fields map backward, hence the two orders: `compose(outer, inner)(q) = inner(q) + outer(q + inner(q))`, both
+    (B, 2, H, W) in pixels, and `warp(I, compose(outer, inner)) ≈ warp(warp(I, outer), inner)`. A registration that is
+    global, then local, is therefore `compose(outer=global, inner=local)`. Beyond the border the outer displacement is
+    that of the border.
 
     Raises:
         ValueError: If the fields differ in shape.
@@ -131,8 +140,13 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
     Example:
         >>> double = affine_to_dvf(torch.tensor([[[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]]]), (8, 8))
         >>> to_the_right = affine_to_dvf(torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]]), (8, 8))
-        >>> compose(outer=double, inner=to_the_right)[0, :, 2, 3].round()  # (3, 2) -> (4, 2) -> (8, 4)
+        >>> both = compose(outer=double, inner=to_the_right)
+        >>> both[0, :, 2, 3].round()  # the point passes to_the_right first: (3, 2) -> (4, 2) -> (8, 4)
         tensor([5., 2.])
+        >>> image = torch.arange(64.0).view(1, 1, 8, 8)
+        >>> twice = warp(warp(image, double), to_the_right)  # the image is warped by double first
+        >>> torch.allclose(warp(image, both)[..., :3, :3], twice[..., :3, :3])
+        True
     """
     check_dvf(outer)
     check_dvf(inner)

@@ -20,6 +20,9 @@ def invert(
 ) -> Tensor:
     """Return v with `compose(dvf, v) = 0`, that is v(q) = −dvf(q + v(q)), pixel by pixel.
 
+    The other order, `compose(v, dvf)`, is near 0 only inside the image: there it contains the error of interpolating
+    v, and points that `dvf` moves beyond the border do not return.
+
     The inverse is solved on a coarse grid, then corrected on finer ones. The few pixels that still miss the tolerance
     take Newton steps on the bilinear interpolant. Beyond the border the displacement is that of the border, so v is no
     larger than the field (within the tolerance). Where the field folds there is no inverse, and the best iterate is

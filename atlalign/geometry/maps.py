@@ -12,8 +12,15 @@ from atlalign.geometry.dvf import affine_to_dvf, identity_grid
 class AffineSimple(NamedTuple):
     """The parameters of affine maps, one value (B,) for each map.
 
-    `rotation` and `shear` are in radians, translations in pixels. Fields map backward: scale 2 shrinks the content, and
-    a positive rotation turns it counter-clockwise on the screen.
+    Fields map backward: scale 2 shrinks the content, and a positive rotation turns it counter-clockwise on the screen.
+
+    Attributes:
+        scale_x: Scale along x.
+        scale_y: Scale along y.
+        rotation: Rotation in radians.
+        translation_x: Translation along x in pixels.
+        translation_y: Translation along y in pixels.
+        shear: Shear in radians.
     """
 
     scale_x: Tensor

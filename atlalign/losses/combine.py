@@ -3,6 +3,7 @@
 A key is one name or a mixture `a&b`, the mean of two or more losses in any order.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from atlalign.errors import InputError, unknown_name
+from atlalign.imports import name_of
 from atlalign.losses.dvf import (
     Grad,
     VDClipper,
@@ -47,15 +49,58 @@ class FunctionLoss(nn.Module):
         return getattr(self.function, "__name__", repr(self.function))
 
 
-def as_module(loss: Loss) -> nn.Module:
+def as_module(loss: Loss, name: str = "loss") -> nn.Module:
     """Return `loss` itself if it is a module, and a module around it otherwise.
 
+    Args:
+        loss: A function or module `loss(y_true, y_pred)`.
+        name: Its name in errors.
+
     Raises:
-        InputError: If it cannot be called.
+        InputError: If it cannot be called with two tensors.
     """
+    if isinstance(loss, type):
+        raise InputError(
+            f"{name}: expected an object such as {loss.__name__}(), got the class {loss.__name__} itself"
+        )
     if not callable(loss):
-        raise InputError(f"loss: expected something to call as loss(y_true, y_pred), got {loss!r}")
-    return loss if isinstance(loss, nn.Module) else FunctionLoss(loss)
+        raise InputError(f"{name}: expected something to call as loss(y_true, y_pred), got {loss!r}")
+    module = loss if isinstance(loss, nn.Module) else FunctionLoss(loss)
+    _check_takes_pairs(module, name)
+    return module
+
+
+def _check_takes_pairs(loss: nn.Module, name: str) -> None:
+    function = loss.function if isinstance(loss, FunctionLoss) else loss.forward
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # a function written in C
+        return
+    try:
+        signature.bind("y_true", "y_pred")
+    except TypeError as error:
+        raise InputError(
+            f"{name}: expected a loss of two tensors (y_true, y_pred), got {_name_of(loss)}{signature}"
+        ) from error
+
+
+def _name_of(loss: nn.Module) -> str:
+    return name_of(loss.function if isinstance(loss, FunctionLoss) else loss)
+
+
+def value_of(loss: nn.Module, y_true: Tensor, y_pred: Tensor | None, name: str = "loss") -> Tensor:
+    """Return the value of a loss.
+
+    Raises:
+        InputError: If it is not a scalar tensor: the sum of losses would silently add up the samples of a batch.
+    """
+    value = loss(y_true, y_pred)
+    if not isinstance(value, Tensor) or value.ndim:
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(
+            f"{name}: expected {_name_of(loss)} to return a scalar tensor, such as the mean over the batch, got {got}"
+        )
+    return value
 
 
 class Mixer(nn.Module):
@@ -66,7 +111,7 @@ class Mixer(nn.Module):
         weights: One for each loss, none negative, with sum 1; None for the mean.
 
     Raises:
-        InputError: If there are fewer than two losses, or the weights are invalid.
+        InputError: If there are fewer than two losses, the weights are invalid, or a loss returns no scalar.
 
     Example:
         >>> black, grey = torch.zeros(1, 1, 4, 5), torch.full((1, 1, 4, 5), 0.5)
@@ -83,7 +128,7 @@ class Mixer(nn.Module):
 
     def forward(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the weighted sum of the losses of two tensors of one shape."""
-        values = [loss(y_true, y_pred) for loss in self.losses]
+        values = [value_of(loss, y_true, y_pred) for loss in self.losses]
         return torch.stack([weight * value for weight, value in zip(self.weights, values, strict=True)]).sum()
 
     def extra_repr(self) -> str:
@@ -174,8 +219,16 @@ class LossRegistry(Mapping[str, Loss]):
 
     def _factory(self, name: str) -> LossFactory:
         if name not in self._factories:
-            raise UnknownLossError(str(unknown_name(self._kind, name, self._factories)))
+            raise UnknownLossError(str(self._unknown(name)))
         return self._factories[name]
+
+    def _unknown(self, name: str) -> InputError:
+        if "." in name:
+            return InputError(
+                f"unknown {self._kind} '{name}': name a class or function of your own by _target_, as in "
+                f"{{_target_: {name}}}"
+            )
+        return unknown_name(self._kind, name, self._factories)
 
     def __getitem__(self, key: str) -> Loss:
         return self.build(key)
@@ -287,8 +340,15 @@ class RegistrationLoss(nn.Module):
         backbone_weights: As for `PerceptualLoss`; all perceptual losses given by key share one network.
 
     Raises:
-        InputError: If no term that uses the truth has a weight above 0, a key or the name of a weight is unknown, or a
-            weight is negative.
+        InputError: If no term that uses the truth has a weight above 0, a key or the name of a weight is unknown, a
+            weight is negative, or a loss does not take two tensors.
+
+    Example:
+        >>> from atlalign.networks import Registration
+        >>> truth = Registration(torch.zeros(1, 1, 4, 5), torch.zeros(1, 2, 4, 5))
+        >>> found = Registration(torch.full((1, 1, 4, 5), 0.5), torch.ones(1, 2, 4, 5))
+        >>> RegistrationLoss(image="mse", dvf="mae", weights={"dvf": 0.1})(found, truth)  # 0.25 + 0.1 · 1
+        {'image': tensor(0.2500), 'dvf': tensor(1.), 'total': tensor(0.3500)}
     """
 
     def __init__(
@@ -315,7 +375,8 @@ class RegistrationLoss(nn.Module):
         self.terms = nn.ModuleDict(
             {
                 name: as_module(
-                    _TERMS[name].build_sharing(term, backbones) if isinstance(term, str) else term
+                    _TERMS[name].build_sharing(term, backbones) if isinstance(term, str) else term,
+                    f"loss.{name}",
                 )
                 for name, term in terms.items()
                 if term is not None
@@ -326,11 +387,11 @@ class RegistrationLoss(nn.Module):
         """Return the unweighted value of each active term by its name, and their weighted sum as "total".
 
         Raises:
-            InputError: If the batch lacks the inverse field that inv_dvf needs, or the network predicts none although
-                inv_dvf is the only term with a truth or the regularity needs it.
+            InputError: If the batch lacks the inverse field that inv_dvf needs, the network predicts none although
+                inv_dvf is the only term with a truth or the regularity needs it, or a term is not a scalar.
         """
         values = {
-            name: loss(*_arguments(name, output, batch))
+            name: value_of(loss, *_arguments(name, output, batch), f"loss.{name}")
             for name, loss in self.terms.items()
             if name != "inv_dvf" or output.inv_dvf is not None
         }

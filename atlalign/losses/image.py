@@ -42,6 +42,9 @@ def mse(y_true: Tensor, y_pred: Tensor) -> Tensor:
 def ncc(y_true: Tensor, y_pred: Tensor, *, window: int = 9) -> Tensor:
     """Return −mean(cross² / (var_true · var_pred + 1e-5)) over square windows around each pixel, in [−1, 0].
 
+    A window of constant intensity counts 0, so an image compared with itself gives −1 only if no window is flat. A
+    section whose flat background fills a quarter of the windows gives −0.75 at best.
+
     cross = Σ(I−Ī)(J−J̄) and var = Σ(I−Ī)² are plain sums over `window`² pixels. Beyond the border the images are zero;
     an even window reaches (window−1)//2 pixels before and window//2 after its pixel.
 
@@ -49,6 +52,9 @@ def ncc(y_true: Tensor, y_pred: Tensor, *, window: int = 9) -> Tensor:
         >>> image = torch.rand(1, 1, 64, 64)
         >>> round(ncc(image, image / 2, window=9).item(), 2)  # the contrast does not matter
         -1.0
+        >>> image[..., :32] = 0  # a flat background
+        >>> round(ncc(image, image, window=9).item(), 1)
+        -0.6
     """
     y_true, y_pred = as_pair(y_true, y_pred)
     true, pred = (_pad_for_sums(image, window) for image in (y_true, y_pred))

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from atlalign.errors import OF_NETWORK, InputError, checked_shape
 from atlalign.io.files import written_whole
+from atlalign.networks.contract import call_network
 
 INTENSITY_TOLERANCE = 1e-3
 FIELD_TOLERANCE_PX = 1e-3
@@ -47,7 +48,10 @@ def export_model(network: nn.Module, path: str | Path, image_shape: tuple[int, i
     path = Path(path)
     checked_shape("image_shape", image_shape, bytes_a_pixel=OF_NETWORK)
     write, read = _format(path)
-    named = _Named(copy.deepcopy(network).cpu()).eval()
+    network = copy.deepcopy(network).cpu().eval()
+    named = _Named(network)
+    with torch.no_grad():  # a network of another form fails here rather than inside the tracer
+        call_network(network, *_random_pair(_TRACED_BATCH, image_shape))
     program = _traced(named, image_shape)
     with written_whole(path) as unfinished:
         write(program, unfinished)
@@ -76,7 +80,6 @@ class _Named(nn.Module):
 def _traced(named: nn.Module, image_shape: tuple[int, int]) -> ExportedProgram:
     example = _random_pair(_TRACED_BATCH, image_shape)
     with torch.no_grad():
-        named(*example)  # a network that rejects the images fails here rather than inside the tracer
         batch = {0: torch.export.Dim("batch")}
         return torch.export.export(named, example, dynamic_shapes=(batch, batch))
 

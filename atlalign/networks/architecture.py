@@ -1,13 +1,14 @@
 """Networks as plain data: a class and its arguments, written as in a configuration."""
 
+import inspect
 from collections.abc import Callable, Collection, Mapping
-from importlib import import_module
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from atlalign.errors import InputError, check_size, unknown_name
+from atlalign.imports import imported
 from atlalign.networks.coarse_to_fine import CoarseToFineNet
 from atlalign.networks.correlation_pyramid import CorrelationPyramidNet
 from atlalign.networks.global_affine import GlobalAffineNet
@@ -31,23 +32,73 @@ _NETWORKS: dict[str, type[nn.Module]] = {
 def architecture_of(network: nn.Module) -> dict[str, Any]:
     """Return `_target_` and the constructor's arguments; networks among the arguments are nested in the same form.
 
+    The arguments are the network's attribute `hyperparameters`, which `construct` and the training set for a class that
+    does not. A class whose constructor takes no arguments needs none.
+
     Raises:
-        InputError: If the network or a part of it has no attribute `hyperparameters`.
+        InputError: If the arguments of the network or a part of it are unknown or no plain data, or the class cannot be
+            imported.
     """
     cls = type(network)
-    hyperparameters = getattr(network, "hyperparameters", None)
+    hyperparameters = getattr(network, "hyperparameters", None if _arguments_of(cls) else {})
     if not isinstance(hyperparameters, Mapping):
-        raise InputError(
-            f"{cls.__name__} cannot be saved: expected an attribute `hyperparameters`, a dict of the constructor's "
-            "arguments"
-        )
+        raise InputError(_unknown_arguments(cls))
     known = [name for name, of_package in _NETWORKS.items() if of_package is cls]
-    target = known[0] if known else f"{cls.__module__}.{cls.__qualname__}"
+    target = known[0] if known else _importable(cls)
     arguments = {
-        key: architecture_of(value) if isinstance(value, nn.Module) else value
+        key: architecture_of(value)
+        if isinstance(value, nn.Module)
+        else _plain(f"{cls.__name__}.{key}", value)
         for key, value in hyperparameters.items()
     }
     return {"_target_": target, **arguments}
+
+
+def record_arguments(network: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Note the constructor's arguments of a network whose class does not do so, so that it can be saved."""
+    if not hasattr(network, "hyperparameters"):
+        network.hyperparameters = dict(arguments)  # type: ignore[assignment]
+
+
+def _arguments_of(cls: type[nn.Module]) -> list[str]:
+    """Return the names of the constructor's arguments."""
+    if cls.__init__ is nn.Module.__init__:
+        return []
+    return list(inspect.signature(cls).parameters)
+
+
+def _unknown_arguments(cls: type[nn.Module]) -> str:
+    names = _arguments_of(cls)
+    assigned = ", ".join(f'"{name}": {name}' for name in names)
+    return (
+        f"{cls.__name__} cannot be saved: expected an attribute `hyperparameters`, the constructor's arguments; "
+        f"only a network from a configuration or a model file has it by itself: write "
+        f"self.hyperparameters = {{{assigned}}} in {cls.__name__}.__init__, or set it on the network"
+    )
+
+
+def _importable(cls: type[nn.Module]) -> str:
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    if "<locals>" in name:
+        raise InputError(
+            f"{cls.__name__} cannot be saved: expected a class at the top level of a module, from where a model file "
+            f"can import it, got {name}"
+        )
+    return name
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return a value if a model file can hold it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(f"{name}.{key}", part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(name, part) for part in value)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise InputError(
+        f"{name} cannot be saved: expected a number, text, true, false, null, a network, or a list or dict of these, "
+        f"got a {type(value).__name__}"
+    )
 
 
 def construct(architecture: Mapping[str, Any], allow: Collection[str] = ()) -> nn.Module:
@@ -87,7 +138,9 @@ def _construct(architecture: Mapping[str, Any], allow: Collection[str]) -> nn.Mo
         for key, value in architecture.items()
         if key != "_target_"
     }
-    return _network_class(architecture.get("_target_"), allow)(**arguments)
+    network = _network_class(architecture.get("_target_"), allow)(**arguments)
+    record_arguments(network, arguments)
+    return network
 
 
 def _network_class(target: Any, allow: Collection[str]) -> Callable[..., nn.Module]:
@@ -95,7 +148,8 @@ def _network_class(target: Any, allow: Collection[str]) -> Callable[..., nn.Modu
         return _NETWORKS[target]
     if target not in allow:
         raise unknown_name(
-            "network (own classes must be named in `allow`)", str(target), [*_NETWORKS, *allow]
+            f"network (a class of your own is built only with --allow {target}, in Python allow=['{target}'])",
+            str(target),
+            [*_NETWORKS, *allow],
         )
-    module, _, name = str(target).rpartition(".")
-    return cast(Callable[..., nn.Module], getattr(import_module(module), name))
+    return cast(Callable[..., nn.Module], imported(str(target)))

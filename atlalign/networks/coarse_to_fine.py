@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atlalign.geometry import compose, resize, warp
+from atlalign.networks.contract import as_registration
 from atlalign.networks.layers import Registration
 
 
@@ -61,7 +62,8 @@ class CoarseToFineNet(nn.Module):
         for index, reduction in enumerate(self.reductions):
             net = self.nets[0 if self.shared_weights else index]
             so_far = warp(moving, dvf, padding_mode="border")
-            found: Registration = net(_shrink(reference, reduction), _shrink(so_far, reduction))
+            output = net(_shrink(reference, reduction), _shrink(so_far, reduction))
+            found = as_registration(net, output)
             dvf = compose(outer=dvf, inner=resize(found.dvf, shape))
             if inverse is not None and found.inv_dvf is not None:
                 inverse = compose(outer=resize(found.inv_dvf, shape), inner=inverse)

@@ -11,9 +11,18 @@ from atlalign.geometry import affine_to_dvf, compose, warp
 
 
 class Registration(NamedTuple):
-    """The result of a network: images (B, 1, H, W) in [0, 1], fields (B, 2, H, W) in pixels.
+    """The result of a network: every network that registers returns one.
 
-    `registered` is the moving image warped by `dvf`. `inv_dvf` maps the other way; None if the network predicts none.
+    Attributes:
+        registered: (B, 1, H, W) in [0, 1], the moving image warped by `dvf`.
+        dvf: (B, 2, H, W) in pixels, x first: from each point of the reference to its place in the moving image.
+        inv_dvf: (B, 2, H, W), the field from the moving image to the reference; None if the network predicts none.
+
+    Example:
+        >>> from atlalign.geometry import warp
+        >>> moving, dvf = torch.rand(1, 1, 4, 5), torch.zeros(1, 2, 4, 5)
+        >>> Registration(registered=warp(moving, dvf), dvf=dvf).inv_dvf is None
+        True
     """
 
     registered: Tensor
@@ -42,7 +51,7 @@ class BilinearInterpolation(nn.Module):
 
 
 class DVFComposition(nn.Module):
-    """Composes two fields (B, 2, H, W): the inner one is applied first."""
+    """Composes two fields (B, 2, H, W): points pass `inner` first, and an image is warped by `outer` first."""
 
     def forward(self, outer: Tensor, inner: Tensor) -> Tensor:
         """Return `inner(q) + outer(q + inner(q))`."""

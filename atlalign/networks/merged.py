@@ -5,12 +5,20 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from atlalign.geometry import affine_to_dvf, compose, invert_affine, warp
+from atlalign.networks.contract import as_registration
 from atlalign.networks.global_affine import GlobalAffineNet
-from atlalign.networks.layers import Registration
 
 
 class MergedRegistration(NamedTuple):
-    """A `Registration`; with `expose_global` also the globally registered image and the global field."""
+    """A `Registration`, and the global part of it.
+
+    Attributes:
+        registered: (B, 1, H, W) in [0, 1], the moving image warped by `dvf`.
+        dvf: (B, 2, H, W) in pixels, the overall field.
+        inv_dvf: (B, 2, H, W), its inverse; None if the local network predicts none.
+        global_registered: (B, 1, H, W), the moving image warped by the global field; None without `expose_global`.
+        global_dvf: (B, 2, H, W), the global field; None without `expose_global`.
+    """
 
     registered: Tensor
     dvf: Tensor
@@ -64,7 +72,7 @@ class MergedNet(nn.Module):
         matrix = self.global_net.affine(reference, moving)
         global_dvf = self.global_net.to_dvf(matrix)
         global_registered = warp(moving, global_dvf)
-        local: Registration = self.local_net(reference, global_registered)
+        local = as_registration(self.local_net, self.local_net(reference, global_registered))
         dvf = compose(outer=global_dvf, inner=local.dvf)
         return MergedRegistration(
             registered=warp(moving, dvf),

@@ -18,11 +18,16 @@ class LocatedPlanes(NamedTuple):
     """The planes of a batch of views.
 
     A view's point (x, y) in [-1, 1]² lies at `planes[:, 0] + x · planes[:, 1] + y · planes[:, 2]` in the atlas.
+
+    Attributes:
+        planes: (B, 3, 3), the centre, half width and half height, each in mm along AP, DV, ML.
+        sides: (B, 3), the logits of whole, left half and right half.
+        log_error: (B,), the logarithm of the expected error in mm.
     """
 
-    planes: Tensor  # (B, 3, 3): centre, half width and half height, each in mm along AP, DV, ML
-    sides: Tensor  # (B, 3), logits: whole, left half, right half
-    log_error: Tensor  # (B,), logarithm of the expected error in mm
+    planes: Tensor
+    sides: Tensor
+    log_error: Tensor
 
 
 class PlaneLocatorNet(nn.Module):

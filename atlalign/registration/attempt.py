@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from atlalign.errors import InputError, describe
 from atlalign.geometry import warp
+from atlalign.networks.contract import check_takes_pairs, checked_registration
 from atlalign.registration.likeness import likeness
 from atlalign.registration.placed_image import antialiased, placed_ignored, sampled_image
 from atlalign.registration.placement import Placement
@@ -65,13 +66,16 @@ def network_field(network: nn.Module, reference: Tensor, moving: Tensor) -> Tens
     Raises:
         InputError: If the network fails, or its field is not finite.
     """
+    check_takes_pairs(network)
     device = next((parameter.device for parameter in network.parameters()), moving.device)
     try:
         output = network(reference.to(device), moving.to(device))
+    except InputError:
+        raise
     except (ValueError, RuntimeError) as error:
         height, width = reference.shape[-2:]
         raise InputError(f"the network fails on images of {height}×{width} px: {describe(error)}") from error
-    dvf: Tensor = output.dvf.float().cpu()
+    dvf = checked_registration(network, output, moving).dvf.float().cpu()
     if not bool(dvf.isfinite().all()):
         raise InputError("the network returned displacements that are not finite")
     return dvf

@@ -1,14 +1,17 @@
 """The objects of a training run, built from its configuration."""
 
+import copy
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from atlalign.arguments import as_list, build
+from atlalign.arguments import as_list, build, nodes_with_target
 from atlalign.console import say
 from atlalign.errors import InputError, check_numbers, mistakes_in, unknown_name
+from atlalign.imports import imported, name_of
 from atlalign.training.checkpoints import network_of_same_run
 from atlalign.training.processes import is_first_process
 
@@ -26,15 +29,87 @@ def _build_function(config: DictConfig | None) -> Any:
     return call
 
 
+def build_loss(config: DictConfig) -> Any:
+    """Return the loss; a function of (y_true, y_pred) among its terms is passed on instead of being called.
+
+    Raises:
+        InputError: If a loss of the user's own stands in the place of the weighted sum.
+    """
+    from atlalign.losses import RegistrationLoss
+
+    node = copy.deepcopy(config.loss)
+    for part in nodes_with_target(node or OmegaConf.create({})):
+        if _is_loss_function(part):
+            with open_dict(part):
+                part["_partial_"] = True
+    loss = build(node)
+    if not isinstance(loss, RegistrationLoss) and _trains_registration(config):
+        raise InputError(_no_weighted_sum(config.loss))
+    return loss
+
+
+def _is_loss_function(node: DictConfig) -> bool:
+    """Return whether the target is a function that still needs two arguments: the truth and the prediction."""
+    try:
+        found = imported(str(node["_target_"]))
+        parameters = inspect.signature(found).parameters.values()
+    except (InputError, ValueError):  # reported when it is built; a function written in C
+        return False
+    given = {"_args_", "_partial_"} & set(map(str, node))
+    needed = [
+        p
+        for p in parameters
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    missing = [parameter for parameter in needed if parameter.name not in node]
+    return not given and not isinstance(found, type) and len(missing) == 2
+
+
+def _trains_registration(config: DictConfig) -> bool:
+    from atlalign.training.module import RegistrationModule
+
+    module = imported(str(config.module["_target_"]))
+    return isinstance(module, type) and issubclass(module, RegistrationModule)
+
+
+def _no_weighted_sum(config: DictConfig | None) -> str:
+    target = None if config is None else config.get("_target_")
+    name = "my_lab.MyLoss" if target is None else target
+    return (
+        f"loss: expected _target_: atlalign.losses.RegistrationLoss, the weighted sum of losses, got "
+        f"{target or 'no _target_'}: place a loss of your own under image, dvf, inv_dvf or regularity, as in "
+        f"dvf: {{_target_: {name}}}"
+    )
+
+
 def build_network(config: DictConfig, checkpoint: str | None) -> Any:
     """Return the network to train, with its frozen parts; a resumed run takes it from the checkpoint."""
     network = network_of_same_run(config, checkpoint)
     if network is None:
-        network = build(config.model)
+        network = _network(config.model)
     network.train()
     _freeze(network, as_list(config.freeze))
     if config.compile:
         network.compile()
+    return network
+
+
+def _network(config: DictConfig) -> Any:
+    """Return a new network that knows the arguments of its constructor."""
+    from torch import nn
+
+    from atlalign.networks.architecture import record_arguments
+
+    network = build(config)
+    if not isinstance(network, nn.Module):
+        raise InputError(f"model: expected the _target_ of a torch.nn.Module, got {config.get('_target_')}")
+    if not any(True for _ in network.parameters()):
+        raise InputError(f"model: expected a network with weights to train, got {name_of(network)} without")
+    if isinstance(
+        imported(str(config["_target_"])), type
+    ):  # a function may have other arguments than the class
+        arguments = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+        record_arguments(network, {key: value for key, value in arguments.items() if key != "_target_"})
     return network
 
 

@@ -20,6 +20,7 @@ from atlalign.errors import InputError, unknown_name
 from atlalign.models.model_file import ModelOrigin, origin_of
 from atlalign.networks import Registration
 from atlalign.networks.architecture import architecture_of
+from atlalign.networks.contract import call_network
 from atlalign.training.runs import DivergedError
 
 
@@ -95,6 +96,11 @@ class NetworkModule(pl.LightningModule, ABC):
         (`vdclip2`) is taken in each process, then averaged.
         """
         total, values = self.measured(batch)
+        if not total.requires_grad:
+            raise InputError(
+                "loss: expected a value with a gradient, got one that does not depend on the network's weights; a loss "
+                "must be computed with torch alone, without .detach() or .item()"
+            )
         self._train_means.add(values, self.size(batch))
         self._check_step(values)
         # The progress bar of each step is not worth waiting for the other processes.
@@ -203,8 +209,7 @@ class RegistrationModule(NetworkModule):
 
     def forward(self, reference: Tensor, moving: Tensor) -> Registration:
         """Register `moving` to `reference`, both (B, 1, H, W) in [0, 1]."""
-        output: Registration = self.network(reference, moving)
-        return output
+        return call_network(self.network, reference, moving)
 
     def measured(self, batch: RegistrationBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total loss, and all losses and measures by name, without gradients."""

@@ -22,6 +22,7 @@ from atlalign.training.building import (
     build_callbacks,
     build_datamodule,
     build_logger,
+    build_loss,
     build_module,
     build_network,
     memory_format,
@@ -134,7 +135,7 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
     check_files(config)
     check_values(config)
     # The loss is built first: a misspelt key fails before the slow imports and before any data is written.
-    loss = build(config.loss)
+    loss = build_loss(config)
 
     import pytorch_lightning as pl
 

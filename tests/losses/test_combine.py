@@ -253,3 +253,42 @@ def test_perceptual_terms_share_one_network(caplog):
     assert loss.state_dict() == {}
     loss.to("meta")
     assert perceptual[0].backbone.shift.device.type == "meta"
+
+
+def per_sample(y_true: Tensor, y_pred: Tensor) -> Tensor:
+    return (y_true - y_pred).abs().mean((1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("loss", "got"),
+    [
+        (per_sample, r"per_sample to return a scalar tensor.*shape \(2,\)"),
+        (lambda y_true, y_pred: per_sample(y_true, y_pred).mean(0, keepdim=True)[None], r"shape \(1, 1\)"),
+        (lambda y_true, y_pred: 0.5, "got float"),
+        (lambda y_true, y_pred: None, "got NoneType"),
+    ],
+)
+def test_a_loss_that_returns_no_scalar_is_refused(loss, got):
+    with pytest.raises(InputError, match=rf"^loss\.dvf: expected .*{got}"):
+        RegistrationLoss(dvf=loss)(registration(), registration())
+    with pytest.raises(InputError, match=got):
+        Mixer(mse, loss)(*fields())
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (VDClipper, "expected an object such as VDClipper"),
+        (lambda y: y, r"expected a loss of two tensors \(y_true, y_pred\), got .*\(y\)"),
+        (lambda a, b, power: a, r"expected a loss of two tensors .*\(a, b, power\)"),
+        ({"target": "my_lab.Huber"}, "my_lab.Huber"),
+    ],
+)
+def test_something_that_is_no_loss_is_refused_before_training(loss, words):
+    with pytest.raises(InputError, match=rf"^loss\.image: {words}" if callable(loss) else words):
+        RegistrationLoss(image=loss)
+
+
+def test_a_loss_of_the_user_is_named_by_its_target():
+    with pytest.raises(InputError, match=r"unknown image loss 'my_lab\.Huber'.*\{_target_: my_lab\.Huber\}"):
+        RegistrationLoss(image="my_lab.Huber")

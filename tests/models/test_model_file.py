@@ -146,8 +146,79 @@ def test_a_network_of_the_user_loads_only_where_it_is_allowed(tmp_path):
     with pytest.raises(InputError, match="Shift"):
         load_model(path)
     assert_same(load_model(path, allow=[f"{__name__}.Shift"]), Shift(1.5))
-    with pytest.raises(InputError, match="hyperparameters"):
-        save_model(nn.Linear(1, 1), path)
+
+
+class Silent(nn.Module):
+    """A user's own network that does not record the arguments of its constructor."""
+
+    def __init__(self, start_px: float = 0.0) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.full((1, 2, 1, 1), start_px))
+
+    forward = Shift.forward
+
+
+class WithoutArguments(Silent):
+    def __init__(self) -> None:
+        super().__init__(2.5)
+
+
+def test_a_loaded_network_can_be_saved_again(tmp_path):
+    allow = [f"{__name__}.Silent"]
+    network = Silent(1.5)
+    trained = module(network, config={"model": {"_target_": allow[0], "start_px": 1.5}})
+    run = trainer(tmp_path, 1)
+    run.fit(trained, batches(), batches())
+    run.save_checkpoint(tmp_path / "best.ckpt")
+    loaded = load_model(tmp_path / "best.ckpt", allow=allow)
+    again = load_model(save_model(loaded, tmp_path / "again.safetensors"), allow=allow)
+    assert_same(again, network)
+    assert again.hyperparameters == {"start_px": 1.5}
+
+
+def test_a_network_whose_constructor_takes_no_arguments_can_be_saved(tmp_path):
+    path = save_model(WithoutArguments(), tmp_path / "without.pt")
+    assert_same(load_model(path, allow=[f"{__name__}.WithoutArguments"]), WithoutArguments())
+
+
+def test_a_part_of_a_merged_network_is_recorded_too(tmp_path):
+    local = Silent(1.5)
+    local.hyperparameters = {"start_px": 1.5}
+    path = save_model(merge_global_local(tiny_global(), local), tmp_path / "merged.pt")
+    loaded = load_model(path, allow=[f"{__name__}.Silent"])
+    assert read_origin(save_model(loaded, tmp_path / "again.pt")).image_shape == SHAPE
+
+
+def test_the_error_of_unknown_arguments_gives_the_line_to_add(tmp_path):
+    with pytest.raises(InputError, match=r'self\.hyperparameters = \{"start_px": start_px\} in Silent'):
+        save_model(Silent(1.5), tmp_path / "silent.pt")
+    assert not (tmp_path / "silent.pt").exists()
+
+
+@pytest.mark.parametrize("value", [Path("a"), torch.zeros(2), {1, 2}], ids=str)
+def test_arguments_that_no_file_can_hold_are_refused(value, tmp_path):
+    network = Silent()
+    network.hyperparameters = {"start_px": value}
+    with pytest.raises(InputError, match=r"Silent\.start_px cannot be saved: .*" + type(value).__name__):
+        save_model(network, tmp_path / "silent.pt")
+
+
+def test_a_class_that_no_file_can_name_is_refused(tmp_path):
+    class Inner(WithoutArguments):
+        pass
+
+    with pytest.raises(InputError, match=r"Inner cannot be saved: .*top level"):
+        save_model(Inner(), tmp_path / "inner.pt")
+
+
+def test_an_allowed_class_that_does_not_exist_gives_the_cause(tmp_path):
+    path = save_model(WithoutArguments(), tmp_path / "without.pt")
+    content = torch.load(path, weights_only=True)
+    name = f"{__name__}.WithoutArgument"
+    content["atlalign"]["architecture"]["_target_"] = name
+    torch.save(content, path)
+    with pytest.raises(InputError, match=r"has no 'WithoutArgument'\. Did you mean WithoutArguments"):
+        load_model(path, allow=[name])
 
 
 class Malicious:

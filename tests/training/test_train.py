@@ -16,8 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from atlalign.errors import InputError, sentence
 from atlalign.io.files import LockedError
+from atlalign.losses import ALL_DVF_LOSSES
+from atlalign.models import load_model, save_model
 from atlalign.networks import LocalUNet
 from atlalign.training import run
+from atlalign.training.building import build_loss, build_network
 from atlalign.training.module import RegistrationModule
 from atlalign.training.run import train
 from atlalign.training.runs import DivergedError, read_run
@@ -381,6 +384,85 @@ def test_losses_named_by_target(configure, tmp_path):
     train(config)
     metrics = metrics_of(tmp_path / "run")
     assert metrics["val/loss/dvf"] == pytest.approx(metrics["val/vector_distance"] / 5, rel=0.01)
+
+
+def squared(y_true, y_pred, factor):
+    return factor * (y_true - y_pred).square().mean()
+
+
+def detached(y_true, y_pred):
+    return (y_true - y_pred).square().mean().detach()
+
+
+def test_functions_of_two_tensors_are_losses(configure):
+    config = configure("loss=vdclip2")
+    config.loss.inv_dvf = None
+    for own, same in (
+        ({"_target_": f"{__name__}.squared", "factor": 3}, "mse"),
+        ({"_target_": "torch.nn.functional.l1_loss"}, "mae"),
+        ({"_target_": "atlalign.losses.Mixer", "_args_": [{"_target_": "atlalign.losses.mse"}] * 2}, "mse"),
+    ):
+        config.loss.dvf = own
+        y_true, y_pred = torch.rand(2, 1, 2, 4, 5)
+        value = build_loss(config).terms["dvf"](y_true, y_pred)
+        torch.testing.assert_close(value, own.get("factor", 1) * ALL_DVF_LOSSES[same](y_true, y_pred))
+    assert "_partial_" not in config.loss.dvf  # the configuration stays as it was written
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (
+            {"_target_": "atlalign.losses.VDClipper"},
+            r"got atlalign\.losses\.VDClipper: .*dvf: \{_target_: atlalign",
+        ),
+        ({"_target_": "atlalign.losses.mse"}, r"got atlalign\.losses\.mse: "),
+        ({"dvf": "mse"}, "got no _target_"),
+        ({"_target_": "atlalign.localization.training.PlaneLoss"}, "got atlalign.localization"),
+    ],
+    ids=str,
+)
+def test_a_loss_in_the_place_of_the_weighted_sum_is_refused(configure, loss, words):
+    config = configure()
+    config.loss = OmegaConf.create(loss)
+    with pytest.raises(
+        InputError, match=rf"^loss: expected _target_: atlalign\.losses\.RegistrationLoss.*{words}"
+    ):
+        build_loss(config)
+
+
+def test_a_loss_without_gradient_is_refused(configure):
+    config = configure("loss=vdclip2")
+    config.loss.dvf = {"_target_": f"{__name__}.detached"}
+    with pytest.raises(InputError, match=r"^loss: expected a value with a gradient"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    ("group", "target", "words"),
+    [
+        ("model", "no_such_lab.Net", r"model\._target_: there is no module 'no_such_lab'"),
+        ("model", f"{__name__}.PlainNe", r"model\._target_: .*Did you mean PlainNet"),
+        ("model", f"{__name__}.torch", r"model\._target_: expected a class or function, .* module"),
+        ("model", f"{__name__}.PlainNet", r"model: .*missing 1 required positional argument: 'start_px'"),
+        ("model", "pathlib.Path", r"model: expected the _target_ of a torch\.nn\.Module, got pathlib\.Path"),
+        ("loss.dvf", f"{__name__}.squares", r"loss\.dvf\._target_: .*Did you mean squared"),
+        ("loss.dvf", f"{__name__}.squared", r"loss\.dvf: .*missing 3 required positional arguments"),
+    ],
+)
+def test_a_wrong_target_gives_the_cause(configure, group, target, words):
+    config = configure("loss=vdclip2", tiny=TINY)
+    OmegaConf.update(config, group, {"_target_": target}, merge=False)
+    with pytest.raises(InputError, match=words):
+        train(config)
+
+
+def test_a_trained_network_of_the_user_can_be_saved(configure, tmp_path):
+    config = configure(tiny=TINY)
+    config.model = OmegaConf.create({"_target_": f"{__name__}.PlainNet", "start_px": 0.5})
+    network = build_network(config, None)
+    path = save_model(network, tmp_path / "plain.pt")
+    assert load_model(path, allow=[f"{__name__}.PlainNet"]).hyperparameters == {"start_px": 0.5}
 
 
 @pytest.mark.slow

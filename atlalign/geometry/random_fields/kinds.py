@@ -10,7 +10,12 @@ from atlalign.geometry.dvf import compose, grid_shape
 
 
 class FieldPair(NamedTuple):
-    """A batch of fields and their inverses, both (B, 2, H, W) in pixels."""
+    """A batch of fields and their inverses.
+
+    Attributes:
+        dvf: (B, 2, H, W) in pixels, the fields.
+        inverse: (B, 2, H, W) in pixels, their inverses.
+    """
 
     dvf: Tensor
     inverse: Tensor

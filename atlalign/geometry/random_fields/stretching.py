@@ -27,7 +27,12 @@ class TooFewEdgesError(InputError):
 
 
 class ControlPoints(NamedTuple):
-    """Points of the image and their displacements, both (B, N, 2) as (x, y) in pixels."""
+    """Points of the image and their displacements.
+
+    Attributes:
+        points: (B, N, 2) as (x, y) in pixels.
+        displacements: (B, N, 2) as (x, y) in pixels.
+    """
 
     points: Tensor
     displacements: Tensor
