@@ -26,7 +26,7 @@ class RegisteredSection(NamedTuple):
         section: That channel as the network sees it.
         reference: The reference.
         placement: The placement on the reference before the network.
-        registered: The map, both images and the quality.
+        registered: The result: `transform`, the images `placed` and `registered`, and `quality`; see `Registered`.
     """
 
     image: Scene

@@ -107,7 +107,7 @@ class SectionTransform:
     def register(
         self, image: Pixels, *, scale: tuple[float, float] = (1.0, 1.0), fill: Any = 0
     ) -> Iterator[NDArray[Any]]:
-        """Yield the registered image, of `reference.shape`, in bands of rows.
+        """Yield the registered image, of `reference.shape`, in bands of rows: `np.concatenate(list(…))` is the whole.
 
         Args:
             image: The section (h, w) or (h, w, 3); interpolation is linear; integers are rounded.
