@@ -73,7 +73,8 @@ def test_a_file_of_any_ending_may_be_an_image(tmp_path, name):
 
 def test_position_in_mm_is_detected(sections):
     with pytest.raises(
-        InputError, match=r"^position_um \(--position-um\): expected a position in µm .*, got 6\.7: is that mm\?"
+        InputError,
+        match=r"^position_um \(--position-um\): expected a position in µm .*, got 6\.7: is that mm\?",
     ):
         find_jobs([sections / "a.png"], position_um=6.7)
     (sections / "list.csv").write_text("filename,p\na.png,7.2\n")
