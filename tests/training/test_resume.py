@@ -297,7 +297,7 @@ def test_a_truncated_checkpoint_is_one_sentence(configure, tmp_path):
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-1000])
     with pytest.raises(InputError, match=r"last\.ckpt: expected a model file.*damaged"):
-        train(configure("ckpt_path=last"))
+        train(configure("ckpt_path=last", "trainer.max_epochs=2"))
 
 
 def test_auto_starts_or_resumes(configure, tmp_path):
