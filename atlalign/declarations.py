@@ -83,6 +83,11 @@ def is_interface(name: Interface) -> bool:
     return _interface == name
 
 
+def option(name: str) -> str:
+    """Return an option of a command as the user writes it: `position_um` in Python, otherwise `--position-um`."""
+    return name if _interface == "python" else flag(name)
+
+
 def atlas_option(name: str, value: str = "") -> str:
     """Return an option of the atlas as the user writes it: `axes`, `--axes` or `atlas.axes`, with a value if given."""
     if _interface == "flags":

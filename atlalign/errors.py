@@ -59,7 +59,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
 def missing_file(name: str, path: Path) -> InputError:
     """Return the error for a setting whose file does not exist, with near matches in its folder."""
     there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    return InputError(f"{name}: there is no file {path}{near(path.name, there)}")
+    hint = near(path.name, there)
+    return InputError(f"{name}: there is no file {path}{f'.{hint}' * bool(hint)}")
 
 
 def check_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -> None:

@@ -63,7 +63,7 @@ def _sentence(error: BaseException) -> str | None:
     if isinstance(error, ConfigCompositionException):
         return _composition(str(error))
     if isinstance(error, OmegaConfBaseException) and isinstance(error.parent_node, DictConfig):
-        known = [str(key) for key in error.parent_node]
+        known = [str(key) for key in error.parent_node if not str(key).startswith("_")]
         if error.key is not None and str(error.key) not in known:
             return _unknown_key(str(error.full_key or error.key), known)
     return None

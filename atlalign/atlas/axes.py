@@ -115,9 +115,10 @@ def choose_axes(
             f"{atlas_option('axes', ','.join(written))} if it is right, or {atlas_option('axes', 'AP,DV,ML')}"
         )
     if likely is not None and likeness[likely] > likeness[_sideless(chosen)] + _LEAST_DIFFERENCE:
+        like = _written(_least_reversed(likeness))
         raise InputError(
-            f"{source}: expected a brain with the axes {_written(chosen)}, found one that looks like "
-            f"{_written(likely)}: give the volume's axes, such as {atlas_option('axes', _written(likely))}"
+            f"{source}: expected a brain with the axes {_written(chosen)}, found one that looks like {like}: "
+            f"give the volume's axes, such as {atlas_option('axes', like)}"
         )
     if (mirrored := better_mirrored(volume, chosen)) is not None:
         options = [_with_mirrored(mirrored, lengths or volume.shape)]
@@ -129,6 +130,15 @@ def choose_axes(
             f"{' or '.join(atlas_option('axes', _written(axes)) for axes in options)}"
         )
     return chosen
+
+
+def _least_reversed(likeness: Mapping[Axes, float]) -> Axes:
+    """Return the likeliest axes; of those that are about as likely, the ones with the fewest reversed directions."""
+    least = max(likeness.values()) - _LEAST_DIFFERENCE
+    return min(
+        (axes for axes in likeness if likeness[axes] >= least),
+        key=lambda axes: (sum(_PLACES[name][1] < 0 for name in axes), -likeness[axes]),
+    )
 
 
 def better_mirrored(volume: NDArray[np.float32], axes: Axes) -> int | None:

@@ -25,8 +25,9 @@ class AtlasOptions:
     axes: Annotated[
         str | None,
         Option(
-            "directions of an atlas file's axes, in the order of the file: AP or PA (front to back or back to front), "
-            "DV or VD (top to bottom or bottom to top), and LR (also ML) or RL (left to right or right to left) "
+            "directions of an atlas file's axes, in the order of the file (of the header in .nrrd, .nii and .mha: an "
+            "array AP,DV,ML that SimpleITK wrote is ML,DV,AP): AP or PA (front to back or back to front), DV or VD "
+            "(top to bottom or bottom to top), and LR (also ML) or RL (left to right or right to left) "
             "(default: the value in the file, or AP,DV,ML)",
             "AP,DV,ML",
         ),

@@ -29,7 +29,7 @@ _SIZES_DIFFER = 0.15  # from the atlas size in training, as a fraction of the le
 _SECOND_TRY = 1.5  # another turn is tried if its expected error is at most this multiple of the best
 
 
-_TRAIN = "train one for this atlas (atlalign train experiment=locator) and give it as --locator"
+_TRAIN = "train a locator for this atlas (atlalign train experiment=locator atlas.path=FILE) and give it as --locator"
 _log = logging.getLogger(__name__)
 
 

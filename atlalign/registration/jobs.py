@@ -19,7 +19,7 @@ from atlalign.atlas.section_lists import (
     holds_list,
     read_list,
 )
-from atlalign.declarations import Declaration, declarations
+from atlalign.declarations import Declaration, declarations, option
 from atlalign.errors import InputError
 from atlalign.io.cells import number, shown, whole_number
 from atlalign.io.files import is_file, is_folder
@@ -105,10 +105,10 @@ def find_jobs(
         ('section', 6000)
     """
     if position_um is not None:
-        check_is_um(position_um, "--position-um")
+        check_is_um(position_um, option("position_um"))
     if images is not None and not is_folder(Path(images)):
         raise InputError(
-            f"--images: expected the folder of the images that a list names, found no folder {images}"
+            f"{option('images')}: expected the folder of the images that a list names, found no folder {images}"
         )
     jobs: list[Job] = []
     for path in map(Path, inputs):
@@ -116,7 +116,9 @@ def find_jobs(
             sections = read_list(listing, None if images is None else Path(images))
             if images is None and all(section.missing for section in sections):
                 _log.warning(
-                    "%s: none of its images is there: --images gives the folder where they lie", listing
+                    "%s: none of its images is there: %s gives the folder where they lie",
+                    listing,
+                    option("images"),
                 )
             _warn_of_unused(listing, sections)
             if not listed and any(section.markers for section in sections):
@@ -149,7 +151,7 @@ def _list_of(path: Path, position_um: float | None, *, listed: bool) -> Path | N
         return None
     if position_um is not None:
         raise InputError(
-            f"{path}: --position-um cannot be combined with a list of sections, which gives positions"
+            f"{path}: {option('position_um')} cannot be combined with a list of sections, which gives positions"
         )
     return path
 

@@ -275,6 +275,14 @@ class TestAxes:
     def test_an_array_as_coronal_planes_first_is_taken_as_it_lies(self, tmp_path):
         assert (file_atlas(write_itk(tmp_path / "a.nrrd", egg(), UM)).template.numpy() == egg()).all()
 
+    def test_axes_that_are_about_as_likely_are_not_reversed(self, tmp_path):
+        ap, dv, ml = np.meshgrid(*(np.linspace(-1, 1, n) for n in (60, 45, 65)), indexing="ij")
+        inside = (ap / 0.9) ** 2 + (dv / 0.8) ** 2 + (ml / 0.9) ** 2 < 1
+        lobe = (ap + 0.6) ** 2 + (dv + 0.2) ** 2 + ml**2 < 0.12
+        path = write_itk(tmp_path / "a.nrrd", (inside * 120 + lobe * 80).astype(np.uint8).T, UM)
+        with pytest.raises(InputError, match="axes='ML,DV,AP'"):
+            file_atlas(path)
+
     def test_axes_of_the_user_that_do_not_mirror_are_a_warning(self, tmp_path, caplog):
         path = write_itk(tmp_path / "a.nrrd", egg(), UM)
         file_atlas(path, axes="AP,DV,ML")
