@@ -22,7 +22,7 @@ from atlalign.io.pieces import front_length, piece_of
 from atlalign.recognition.divisions import Division, Mask, divisions, without_dirt
 from atlalign.recognition.judge import BrainJudge, Judgement
 
-_IMAGE_PX = 512  # the longer side of the image that is judged; tissue is divided at half its resolution
+_IMAGE_PX = 512  # about the longer side of the image that is judged; tissue is divided at half its resolution
 _BLUR_PX = 2.0  # cells join to form tissue
 _OF_TYPICAL, _LEAST = (
     0.2,
@@ -67,7 +67,7 @@ class Seen(NamedTuple):
     @classmethod
     def of(cls, grey: Tensor) -> "Seen":
         """Return an image (h, w) in [0, 1] at the resolution at which sections are counted."""
-        factor = max(1, -(-max(grey.shape) // _IMAGE_PX))
+        factor = max(1, round(max(grey.shape) / _IMAGE_PX))
         small = torch.nn.functional.avg_pool2d(grey[None].float(), factor)[0].numpy()
         height, width = (size // 2 for size in small.shape)
         image = np.asarray(small[: 2 * height, : 2 * width])

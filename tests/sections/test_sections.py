@@ -497,8 +497,8 @@ def test_scattered_cells_are_joined_to_the_sections_that_are_recognised(test_dat
     halves = []
     for name in ("71661863_s0161.jpg", "71661867_s0177.jpg"):
         image = read_image(test_data / "ish" / name).pixels.max(axis=2)
-        image = np.pad(image, ((0, 800 - image.shape[0]), (0, 1000 - image.shape[1])))
-        halves.append(image.reshape(400, 2, 500, 2).mean(axis=(1, 3)).astype(np.uint8))
+        image = np.pad(image, ((0, 900), (0, 1100)))[:900, :1100]
+        halves.append(image.reshape(450, 2, 550, 2).mean(axis=(1, 3)).astype(np.uint8))
     found = find_sections(np.concatenate(halves, axis=1), is_color=False, pixel_um=20)
     assert not found.is_solid
     labels = with_cells_joined(found).labels
