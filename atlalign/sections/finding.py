@@ -13,6 +13,7 @@ from atlalign.sections.halves import with_halves_joined
 from atlalign.sections.options import Order
 from atlalign.sections.order import in_order
 from atlalign.sections.outlines import filled, outline_of
+from atlalign.sections.scattered import with_cells_joined
 from atlalign.sections.section import Section, section_name
 from atlalign.sections.small_copy import SmallCopy
 from atlalign.sections.upright import Judge, find_turn
@@ -36,13 +37,14 @@ class View(NamedTuple):
     background: Background = "auto"
 
     def pieces(self) -> Found:
-        """Return the pieces of tissue."""
-        return find_sections(
+        """Return the sections with the rejected pieces."""
+        found = find_sections(
             self.copy.pixels,
             is_color=self.copy.is_color,
             pixel_um=self.pixel_um * float(self.copy.scale.mean()),
             background=self.background,
         )
+        return found if found.is_solid else with_cells_joined(found)
 
 
 class Turning(NamedTuple):

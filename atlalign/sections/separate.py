@@ -8,7 +8,6 @@ import numpy as np
 
 from atlalign.errors import InputError
 from atlalign.io.files import file_name, fingerprint, lock, written_whole
-from atlalign.io.pieces import find_sections
 from atlalign.io.scenes import Scene
 from atlalign.io.slides import open_slide
 from atlalign.plots import Outlined, save_figure, sections_figure
@@ -104,13 +103,7 @@ def count_sections(slide: Path, options: SectionsOptions = _DEFAULTS) -> int:
         if pixel_um is None:
             return 0
         copy = small_copy(scene.in_focus(options.z or 0), pixel_um)
-        found = find_sections(
-            copy.pixels,
-            is_color=copy.is_color,
-            pixel_um=pixel_um * float(copy.scale.mean()),
-            background=options.background,
-        )
-        count += found.number
+        count += View(copy, pixel_um, options.background).pieces().number
     return count
 
 

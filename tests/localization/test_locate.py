@@ -200,7 +200,10 @@ def test_numbers_that_repeat_are_named(series, locator, tmp_path):
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_two_sections_in_one_image_are_no_section(axis, locator, tmp_path, test_data):
+def test_two_sections_in_one_image_are_no_section(axis, locator, tmp_path, test_data, monkeypatch):
+    def refused(*_):
+        raise InputError("went on")
+
     folder = test_data / "sections"
     paths = [folder / f"641_2002_2568_NM01_s{number}.png" for number in ("049", "109")]
     pixels = [np.asarray(Image.open(path).convert("L").resize((256, 168))) for path in paths]
@@ -210,8 +213,9 @@ def test_two_sections_in_one_image_are_no_section(axis, locator, tmp_path, test_
     assert (found.flag, found.anchoring) == ("fail", None)
     assert "two.png: expected one section, found 2" in found.reason
     assert f"atlalign sections {job.path} --pixel-size-um UM --out FOLDER" in found.reason
+    monkeypatch.setattr(module, "seen_tissue", refused)
     (found,) = locate([job._replace(options={"one_section": True})], locator)
-    assert "found 2" not in found.reason
+    assert found.reason == "went on"
 
 
 def test_what_fits_nowhere_has_no_place(series, locator, monkeypatch):

@@ -9,9 +9,11 @@ from scipy import ndimage
 from atlalign.cli import main
 from atlalign.errors import InputError
 from atlalign.io.images import read_image
+from atlalign.io.pieces import find_sections
 from atlalign.io.slides import open_slide
 from atlalign.registration.jobs import find_jobs
 from atlalign.sections.options import SectionsOptions
+from atlalign.sections.scattered import with_cells_joined
 from atlalign.sections.separate import separate
 
 PIXEL_UM = 20.0
@@ -489,3 +491,20 @@ def test_changes_of_a_slide_that_is_not_given_are_refused(slide, tmp_path):
         separate([other], out)
     result = separate([slide, other], out)
     assert [s.filename for s in result.sections][-1] == "other_s001.ome.tif"
+
+
+def test_scattered_cells_are_joined_to_the_sections_that_are_recognised(test_data):
+    halves = []
+    for name in ("71661863_s0161.jpg", "71661867_s0177.jpg"):
+        image = read_image(test_data / "ish" / name).pixels.max(axis=2)
+        image = np.pad(image, ((0, 900), (0, 1100)))[:900, :1100]
+        halves.append(image.reshape(450, 2, 550, 2).mean(axis=(1, 3)).astype(np.uint8))
+    found = find_sections(np.concatenate(halves, axis=1), is_color=False, pixel_um=20)
+    assert not found.is_solid
+    labels = with_cells_joined(found).labels
+    cells = found.strength > 3
+    middle = labels.shape[1] // 2
+    for side in (np.s_[:, :middle], np.s_[:, middle:]):
+        shares = np.bincount(labels[side][cells[side]], minlength=3) / cells[side].sum()
+        assert max(shares[1:]) > 0.9
+    assert labels.max() == 2
