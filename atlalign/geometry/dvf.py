@@ -384,13 +384,23 @@ def grid_shape(tensor: Tensor) -> tuple[int, int]:
 
 
 def check_dvf(dvf: Tensor) -> None:
-    """Raise a ValueError unless `dvf` is (B, 2, H, W)."""
+    """Raise a ValueError unless `dvf` is a tensor (B, 2, H, W)."""
+    _check_is_tensor(dvf, "dvf")
     if dvf.ndim != 4 or dvf.shape[1] != 2:
         raise ValueError(f"dvf: expected (B, 2, H, W), got {tuple(dvf.shape)}")
 
 
+def _check_is_tensor(given: object, name: str) -> None:
+    if not isinstance(given, Tensor):
+        raise ValueError(
+            f"{name}: expected a torch tensor, got a {type(given).__name__}; for NumPy arrays use "
+            "atlalign.DisplacementField"
+        )
+
+
 def check_same_grid(image: Tensor, dvf: Tensor) -> None:
-    """Raise a ValueError unless `image` is (B, C, H, W) with the batch and grid of `dvf`."""
+    """Raise a ValueError unless `image` is a tensor (B, C, H, W) with the batch and grid of `dvf`."""
+    _check_is_tensor(image, "image")
     if image.ndim != 4 or image.shape[0] != dvf.shape[0] or image.shape[-2:] != dvf.shape[-2:]:
         expected = f"({dvf.shape[0]}, C, {dvf.shape[-2]}, {dvf.shape[-1]})"
         raise ValueError(f"expected an image or field {expected}, got {tuple(image.shape)}")

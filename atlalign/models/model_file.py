@@ -81,15 +81,17 @@ def save_model(
     `atlalign train ckpt_path=…` resumes from it.
 
     Args:
-        model: A network with the attribute `hyperparameters` (its constructor's arguments), or a `Training` of one,
-            such as `atlalign.training.module.RegistrationModule`.
+        model: A network, or a `Training` of one, such as `atlalign.training.module.RegistrationModule`. The file
+            records the arguments of the network's constructor. Networks of this package know them, as do networks that
+            a training or `load_model` built. A class of your own sets them as the attribute `hyperparameters`, a dict,
+            unless its constructor takes none.
         path: The file to write; an existing file is replaced. With the ending .safetensors, it holds only the network
             and its origin.
         separate: Write a folder with `architecture.json` and `weights.pt`, without optimiser and configuration.
         origin: Facts about the network, as `read_origin` returns them; a `Training` provides its own.
 
     Raises:
-        InputError: If the network has no attribute `hyperparameters`.
+        InputError: If the arguments of the network's constructor are unknown or no plain data.
 
     Example:
         >>> net = GlobalAffineNet(filters=(8, 8), dense_layers=(20,), image_shape=(32, 48))
@@ -112,12 +114,12 @@ def save_model(
     return path
 
 
-def load_model(path: str | Path | None = None, *, allow: Collection[str] = ()) -> nn.Module:
+def load_model(path: str | Path | None = None, *, allow: str | Collection[str] = ()) -> nn.Module:
     """Return the network in a model file, a folder or a training checkpoint, on the CPU in evaluation mode.
 
     Args:
         path: A model file, model folder or checkpoint; None means the network that comes with the package.
-        allow: Importable names of your own network classes that the file may use, such as `my_lab.Shift`.
+        allow: The importable name of your own network class that the file may use, such as `my_lab.Shift`, or several.
 
     Raises:
         InputError: If the file is missing, holds more than plain data, or names a class that is not allowed.

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from atlalign.errors import InputError, check_size, unknown_name
+from atlalign.errors import InputError, check_size
 from atlalign.imports import imported
 from atlalign.networks.coarse_to_fine import CoarseToFineNet
 from atlalign.networks.correlation_pyramid import CorrelationPyramidNet
@@ -71,9 +71,9 @@ def _unknown_arguments(cls: type[nn.Module]) -> str:
     names = _arguments_of(cls)
     assigned = ", ".join(f'"{name}": {name}' for name in names)
     return (
-        f"{cls.__name__} cannot be saved: expected an attribute `hyperparameters`, the constructor's arguments; "
-        f"only a network from a configuration or a model file has it by itself: write "
-        f"self.hyperparameters = {{{assigned}}} in {cls.__name__}.__init__, or set it on the network"
+        f"{cls.__name__} cannot be saved: expected its attribute `hyperparameters` to hold the constructor's "
+        f"arguments, found none: write self.hyperparameters = {{{assigned}}} in {cls.__name__}.__init__, or set the "
+        "attribute on the network"
     )
 
 
@@ -101,17 +101,18 @@ def _plain(name: str, value: Any) -> Any:
     )
 
 
-def construct(architecture: Mapping[str, Any], allow: Collection[str] = ()) -> nn.Module:
+def construct(architecture: Mapping[str, Any], allow: str | Collection[str] = ()) -> nn.Module:
     """Build the network that an architecture describes; only allowed classes are called.
 
     Args:
         architecture: The result of `architecture_of`.
-        allow: Importable names of allowed classes besides the networks of this package.
+        allow: Importable name or names of allowed classes besides the networks of this package.
 
     Raises:
-        InputError: If a class is not allowed, or memory cannot hold the weights.
+        InputError: If a class is not allowed or cannot be imported, or memory cannot hold the weights.
     """
-    return built_within_memory(lambda: _construct(architecture, allow))
+    allowed = [allow] if isinstance(allow, str) else allow
+    return built_within_memory(lambda: _construct(architecture, allowed))
 
 
 def built_within_memory(make: Callable[[], nn.Module]) -> nn.Module:
@@ -147,9 +148,9 @@ def _network_class(target: Any, allow: Collection[str]) -> Callable[..., nn.Modu
     if target in _NETWORKS:
         return _NETWORKS[target]
     if target not in allow:
-        raise unknown_name(
-            f"network (a class of your own is built only with --allow {target}, in Python allow=['{target}'])",
-            str(target),
-            [*_NETWORKS, *allow],
+        raise InputError(
+            f"unknown network '{target}': if it is a class of your own, allow it by --allow {target} for atlalign "
+            f"register, 'allow=[{target}]' for evaluate, 'model.allow=[{target}]' for train, or allow=['{target}'] in "
+            "Python"
         )
     return cast(Callable[..., nn.Module], imported(str(target)))

@@ -97,7 +97,8 @@ def find_jobs(
         images: The folder of the images that lists name; None means the folder of each list.
 
     Raises:
-        InputError: If there are no images, or a position seems to be in mm.
+        InputError: If nothing is named, a folder holds no images, or a position seems to be in mm. A named image that
+            does not exist gives a job, whose registration then fails by itself.
 
     Example:
         >>> [job] = find_jobs(["section.tif"], position_um=6000)

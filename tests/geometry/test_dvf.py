@@ -554,3 +554,11 @@ DVF = torch.zeros(2, 2, 4, 5)
 def test_errors_say_what_was_expected_and_what_came(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_numpy_arrays_are_refused_with_the_class_that_takes_them():
+    image, field = np.zeros((1, 1, 4, 5), np.float32), np.zeros((1, 2, 4, 5), np.float32)
+    with pytest.raises(ValueError, match=r"^dvf: .*got a ndarray.*DisplacementField"):
+        warp(torch.from_numpy(image), field)
+    with pytest.raises(ValueError, match=r"^image: .*got a ndarray.*DisplacementField"):
+        warp(image, torch.from_numpy(field))

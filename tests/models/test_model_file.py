@@ -146,6 +146,9 @@ def test_a_network_of_the_user_loads_only_where_it_is_allowed(tmp_path):
     with pytest.raises(InputError, match="Shift"):
         load_model(path)
     assert_same(load_model(path, allow=[f"{__name__}.Shift"]), Shift(1.5))
+    assert_same(load_model(path, allow=f"{__name__}.Shift"), Shift(1.5))
+    with pytest.raises(InputError, match=rf"unknown network .*allow=\['{__name__}.Shift'\]"):
+        load_model(path, allow=f"{__name__}.Shifted")  # a part of a name is not the name
 
 
 class Silent(nn.Module):
