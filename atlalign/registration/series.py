@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from atlalign.atlas.planes import Plane
 from atlalign.io.files import written_whole
 from atlalign.io.tables import Table, read_table, write_table
 from atlalign.plots import Course, figure_svg, series_figure
@@ -66,7 +67,7 @@ def write_series(out: Path, records: Mapping[str, Mapping[str, Any]]) -> str:
     placed = {
         name: record
         for name, record in records.items()
-        if record.get("position_um") is not None and (out / name / REGIONS).exists()
+        if _is_placed(record) and (out / name / REGIONS).exists()
     }
     if len(placed) < LEAST:
         return ""
@@ -92,6 +93,13 @@ def write_series(out: Path, records: Mapping[str, Mapping[str, Any]]) -> str:
     with written_whole(out / SERIES_PLOT) as unfinished:
         unfinished.write_text(plot, encoding="utf-8")
     return plot
+
+
+def _is_placed(record: Mapping[str, Any]) -> bool:
+    """Return whether a section has a place from front to back: not if it is sagittal or horizontal."""
+    plane = record.get("plane")
+    is_coronal = plane is None or Plane(np.array(plane, np.float64)).kind == "coronal"
+    return is_coronal and record.get("position_um") is not None
 
 
 # --- the measure ------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from atlalign.atlas.ontology import Ontology, Region
+from atlalign.atlas.planes import Plane
 from atlalign.registration.regions import RegionAreas, write_regions
 from atlalign.registration.series import SectionAreas, jumps, large_regions, write_series
 
@@ -92,6 +93,16 @@ def test_a_batch_has_a_table_and_a_plot(tmp_path):
     svg = (tmp_path / "series.svg").read_text()
     assert svg.startswith("<svg")
     assert all(text in svg for text in ("R1", "R2", "position from front to back"))
+
+
+def test_sagittal_sections_have_no_place_in_a_series(tmp_path):
+    records = written(tmp_path, 8)
+    for name, across in zip(records, (0, 0, 2, 0, 1, 0, 0, 0), strict=True):
+        plane = Plane.at(records[name]["position_um"], (12.5, 12.5), across=across)
+        records[name]["plane"] = plane.matrix.tolist()
+    write_series(tmp_path, records)
+    with (tmp_path / "series.csv").open() as file:
+        assert [row["section"] for row in csv.DictReader(file)] == ["s0", "s1", "s3", "s5", "s6", "s7"]
 
 
 def test_few_sections_are_not_a_series(tmp_path):
