@@ -86,6 +86,11 @@ class ProgressLines:
             say(", ".join(filter(None, (f"{self._description}: {done}{self._of}", str(passed), note()))))
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 image" and "2 images"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def printable(text: str) -> str:
     """Return a text with escapes for unprintable characters other than line breaks, which could move the cursor."""
     return "".join(

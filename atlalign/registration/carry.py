@@ -53,8 +53,8 @@ def transform_file(
 
     Args:
         source: An image, a table of points (.csv, .tsv, .txt) or shapes (.geojson, .json).
-        folder: The section's folder that `atlalign register` wrote. If a table's `section` column names several such
-            folders, give their parent folder.
+        folder: The section's folder that `atlalign register` wrote. For a table of points of several sections, their
+            parent folder; the table's column `section` or `Image` names each point's section or image.
         out: The file to write.
         options: The direction and the settings of the mapping.
         overwrite: Replace an existing file.
