@@ -6,7 +6,7 @@ from typing import Any
 
 from atlalign.errors import InputError
 from atlalign.io.files import lock, storable
-from atlalign.io.tables import write_table
+from atlalign.io.tables import read_table, write_table
 from atlalign.pages import INDEX, write_index
 from atlalign.registration import series, visualign
 from atlalign.registration.corrections import CORRECTION, read_review
@@ -74,6 +74,29 @@ def write_tables(out: Path) -> None:
         plot = series.write_series(out, whole)
         if rows:
             write_index(out, rows, plot)
+
+
+def write_review(out: Path, name: str) -> None:
+    """Write the user's verdict on a section, and the note, into the table of all sections, if it has that section.
+
+    Raises:
+        InputError: If the table or the review cannot be read, or the table cannot be written.
+    """
+    with lock(out / TABLE, wait=True):
+        if not (out / TABLE).is_file():
+            return
+        table = read_table(out / TABLE)
+        review = {
+            column: value or "" for column, value in _review(out, name).items() if column in table.names
+        }
+        rows = [
+            [review.get(column, cell) for column, cell in zip(table.names, row, strict=True)]
+            if section == name
+            else row
+            for section, row in zip(table.column("section"), table.rows, strict=True)
+        ]
+        if rows != table.rows:
+            write_table(out / TABLE, table.header, rows)
 
 
 def _records(folders: Iterable[Path]) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:

@@ -15,6 +15,7 @@ from atlalign.console import counted
 from atlalign.errors import InputError
 from atlalign.io.cells import cut, escape_controls, shown
 from atlalign.io.tables import Table, read_parts, write_table
+from atlalign.registration.corrections import is_rejected
 from atlalign.registration.grid import Grid
 from atlalign.registration.point_sections import (
     SECTION,
@@ -129,7 +130,10 @@ def _mover_by_section(
     nothing = table._replace(rows=[], lines=[])
     columns = [_moved(nothing, load(name), options).columns for name in sections]
     added = list(dict.fromkeys(chain.from_iterable(columns)))
-    remarks = [f"in {counted(len(set(sections.values())), 'section')}"]
+    used = sorted(set(sections.values()))
+    rejected = [name for name in used if is_rejected(folder.resolve() / name)]
+    remarks = [f"in {counted(len(used), 'section')}"]
+    remarks += [f"rejected in review: {', '.join(rejected)}"] if rejected else []
     return partial(_moved_by_section, column, load, options, added), added, remarks
 
 
@@ -186,21 +190,8 @@ def _sections_in(
     sections: dict[str, str] = {}
     for line, name in section_cells(source, column):
         if name not in sections:
-            sections[name] = _section_of(name, names, folder, f"{source}, line {line}, {column}")
+            sections[name] = names.section_of(name, f"{source}, line {line}, {column}", f"in {folder}")
     return sections
-
-
-def _section_of(name: str, names: SectionNames, folder: Path, where: str) -> str:
-    try:
-        found = names.find(name)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    if found is None:
-        raise InputError(
-            f"{where}: expected the name of a section's folder or image in {folder}, found {shown(name)}"
-            f"{names.near(name)}"
-        )
-    return found
 
 
 def _moved(table: Table, results: Results, options: TransformOptions) -> _Moved:
@@ -220,10 +211,7 @@ def _moved_by_section(
     n_empty = len(places.pop("", ()))
     counts = Counter({_LEFT_OUT: n_empty, _WITHOUT_NUMBERS: n_empty})
     for section, of_section in places.items():
-        part = table._replace(
-            rows=[table.rows[i] for i in of_section], lines=[table.lines[i] for i in of_section]
-        )
-        moved = _moved(part, load(section), options)
+        moved = _moved(table.only(of_section), load(section), options)
         counts[_LEFT_OUT] += sum(n for what, n in moved.counts.items() if what != _IN_NO_REGION)
         counts[_WITHOUT_NUMBERS] += moved.counts[_WITHOUT_NUMBERS]
         for name, cells in moved.columns.items():

@@ -29,8 +29,10 @@ from atlalign.io.views import at_scale, overview
 from atlalign.registration.bands import warp_in_bands
 from atlalign.registration.carried_points import transform_table
 from atlalign.registration.carried_shapes import transform_shapes, write_outlines
+from atlalign.registration.corrections import is_rejected
 from atlalign.registration.displacement import Displacement
 from atlalign.registration.grid import Grid
+from atlalign.registration.record import RECORD
 from atlalign.registration.results import reference_frame, section_frame
 from atlalign.registration.transform import SectionTransform
 from atlalign.registration.transform_options import TransformOptions
@@ -67,7 +69,10 @@ def transform_file(
         raise InputError(f"{source}: no such file")
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists: choose another --out, or add --overwrite")
-    return f"{out}: {job(source, folder, out, options)}"
+    summary = f"{out}: {job(source, folder, out, options)}"
+    if (folder / RECORD).exists() and is_rejected(folder.resolve()):
+        summary += f"; {folder.resolve().name} was rejected in review"
+    return summary
 
 
 def _job(source: Path, out: Path, options: TransformOptions) -> _Task:

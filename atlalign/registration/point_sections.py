@@ -70,8 +70,29 @@ class SectionNames:
             )
         return next(iter(found), None)
 
-    def near(self, name: str) -> str:
-        """Return advice on a name that means no section."""
+    def section_of(self, name: str, where: str, among: str) -> str:
+        """Return the name of the folder of the section that a name means.
+
+        Args:
+            name: The name.
+            where: The place of the name, which begins the error message.
+            among: The place of the sections in words, such as "in --with".
+
+        Raises:
+            InputError: If it means no section, or several.
+        """
+        try:
+            found = self.find(name)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        if found is None:
+            raise InputError(
+                f"{where}: expected the name of a section's folder or image {among}, found {shown(name)}"
+                f"{self._near(name)}"
+            )
+        return found
+
+    def _near(self, name: str) -> str:
         known = {_folded(folder): folder for folder in self._folders}
         close = get_close_matches(bare_name(name), list(known), n=1)
         return f": did you mean {known[close[0]]}?" if close else ""

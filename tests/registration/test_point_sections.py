@@ -127,3 +127,17 @@ def test_an_imagej_label_names_image_and_roi(results, capsys):
     (results.parent / "out.csv").unlink()
     assert transform(results / "brain_s1", "Label", "Mouse 12 s1.png:1", "Mouse 12 s2.ome.tif:7") == 1
     assert "'Mouse 12 s2.ome.tif'" in capsys.readouterr().err
+
+
+def test_transform_says_that_a_section_was_rejected(results, capsys):
+    path = results / "corrections" / "brain_s1" / "review.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"verdict": "rejected", "note": ""}')
+    assert transform(results / "brain_s1", "Image", "brain_s1") == 0
+    assert "brain_s1 was rejected in review" in capsys.readouterr().out
+    (results.parent / "out.csv").unlink()
+    assert transform(results, "Image", "brain_s1", "brain_s2") == 0
+    assert "rejected in review: brain_s1," in capsys.readouterr().out
+    (results.parent / "out.csv").unlink()
+    assert transform(results, "Image", "brain_s2") == 0
+    assert "rejected" not in capsys.readouterr().out.replace(str(results.parent), "")
