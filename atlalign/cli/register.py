@@ -183,6 +183,7 @@ def _located(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) -
         jobs,
         recipe,
         options.out,
+        overwrite=options.overwrite,
         progress=partial(track, description="locating"),
         **flag_values(LocatingOptions, options),
     )

@@ -852,7 +852,8 @@ def test_another_network_may_locate_the_sections(run, sections, tmp_path, monkey
     monkeypatch.setattr("atlalign.localization.unplaced.locate", located)
     status, printed = run(sections / "a.png", "--locator", mine)
     assert (status, str(mine) in printed, "fish" in printed) == (0, True, True)
-    status, printed = run(sections / "a.png")
+    assert "another --locator: choose another --out, or --overwrite" in run(sections / "a.png")[1]
+    status, printed = run(sections / "a.png", "--overwrite")
     assert (status, "the package's locator" in printed) == (0, True)
     assert used == [("fish", []), ("Allen Mouse Brain CCFv3", [])]
     status, printed = run(sections / "a.png", "--locator", tmp_path / "none.ckpt")
@@ -879,9 +880,52 @@ def test_located_sections_keep_their_planes(run, sections, tmp_path, monkeypatch
     os.utime(sections / "b.tif", ns=(1, 1))
     assert run(sections / "a.png", sections / "b.tif", "--overwrite")[0] == 0
     assert asked[2] == (["a.png", "b.tif"], [0])
-    assert run(sections / "a.png", "--section-spacing-um", "50")[0] == 0
+    assert run(sections / "a.png", "--section-spacing-um", "50", "--overwrite")[0] == 0
     assert asked[3] == (["a.png"], [])
     assert [s.path.name for s in read_list(tmp_path / "out" / "located.json")] == ["a.png", "b.tif"]
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["--pixel-size-um", "80"], "--pixel-size-um"),
+        (["--background", "dark"], "--background"),
+        (["--refine", "20"], "--refine"),
+        (["--independent"], "--independent"),
+        (["--section-spacing-um", "50"], "--section-spacing-um"),
+    ],
+)
+def test_results_of_other_options_are_refused_before_anything_is_located(
+    run, sections, tmp_path, monkeypatch, options, name
+):
+    asked: list[list[str]] = []
+
+    def located(jobs, locator, **_):
+        asked.append([job.path.name for job in jobs])
+        place = Anchoring.of_points_um(np.array([[0, 0, 6000.0], [0, 8000, 0], [11400, 0, 0]]), (64, 96))
+        return [Located(job, "", 1, side="left", anchoring=place) for job in jobs]
+
+    monkeypatch.setattr("atlalign.localization.unplaced.locate", located)
+    assert run(sections / "a.png")[0] == 0
+    before = {path: path.read_bytes() for path in tmp_path.glob("out/located*") if path.is_file()}
+    assert len(before) == 3
+    status, printed = run(sections / "a.png", *options)
+    assert (status, f"another {name}: choose another --out, or --overwrite" in printed) == (1, True)
+    assert {path: path.read_bytes() for path in before} == before
+    status, printed = run(sections / "a.png")
+    assert (status, "1 of 1 sections located earlier" in printed) == (0, True)
+    assert asked == [["a.png"]]
+    status, printed = run(sections / "a.png", sections / "b.tif", *options)
+    assert (status, asked[1:]) == (1, [["b.tif"]])  # a refused section does not stop the others
+    assert run(sections / "a.png", *options, "--overwrite")[0] == 0
+    assert asked[2:] == ([] if name == "--refine" else [["a.png"]])
+
+
+def test_results_at_a_given_position_are_refused_before_the_section_is_located(run, sections, monkeypatch):
+    monkeypatch.setattr("atlalign.localization.unplaced.locate", lambda *_, **__: pytest.fail("located"))
+    assert run(sections / "a.png", "--position", "4000")[0] == 0
+    status, printed = run(sections / "a.png")
+    assert (status, "another position: choose" in printed) == (1, True)
 
 
 def test_one_image_takes_its_position_from_the_command(run, sections, tmp_path):
