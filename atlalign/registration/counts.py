@@ -8,6 +8,7 @@ from statistics import mean, stdev
 from typing import Any, Literal, NamedTuple
 
 from atlalign.console import counted as with_noun
+from atlalign.console import first_names
 from atlalign.errors import InputError
 from atlalign.io.cells import shown
 from atlalign.io.tables import write_table
@@ -27,7 +28,6 @@ from atlalign.registration.regions import RegionName, upwards, with_parts
 By = Literal["section"]
 """The parts of the sections that get rows of their own."""
 
-_SHOWN_AT_MOST = 10  # sections named in the summary
 _INCLUDE = "--include-rejected counts them"
 
 
@@ -184,9 +184,8 @@ def _remarks(
 
 def _listed(sections: Sequence[CountedSection]) -> str:
     """Return the number of sections, and the names of the first."""
-    more = len(sections) - _SHOWN_AT_MOST
-    names = ", ".join(section.name for section in sections[:_SHOWN_AT_MOST])
-    return f"{with_noun(len(sections), 'section')}, {names}{f' and {more} more' if more > 0 else ''}"
+    names = first_names([section.name for section in sections])
+    return f"{with_noun(len(sections), 'section')}, {names}"
 
 
 def _overview(
