@@ -434,7 +434,7 @@ def test_empty_rows_and_comments_are_skipped(tmp_path, caplog):
     (tmp_path / "l.csv").write_text(rows, encoding="utf-8")
     names = [section.path.name for section in read_list(tmp_path / "l.csv")]
     assert names == ["a.png", "#c.png"]
-    assert "1 rows" in caplog.text
+    assert "1 row," in caplog.text
     assert "#b.png" in caplog.text
 
 
@@ -536,7 +536,7 @@ def test_a_list_that_another_format_contradicts_is_read_with_a_warning(tmp_path,
     assert (found[0].anchoring.vectors == TILTED).all()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "brain.json" in caplog.text
-    assert "1 sections" in caplog.text
+    assert "1 section otherwise" in caplog.text
     assert "a.png" in caplog.text
 
 
@@ -678,7 +678,7 @@ def test_images_may_lie_in_another_folder_than_their_list(tmp_path):
         ("pos.csv", "Image name,Position (mm)\na.png,5\n", ["Position (mm)"]),
         ("pos.tsv", "image\tAP\na.png\t5\n", ["AP"]),
         ("pos.csv", "image;p\na.png;5000\n", ["p"]),
-        ("pos.txt", "image,bregma\na.png,-1,5\n", ["bregma"]),
+        ("pos.txt", "image,bregma\na.png,-1.5\n", ["bregma"]),
         ("cells.csv", "Image,Centroid X µm,Centroid Y µm\na.png,5,5\n", None),
         ("cells.csv", "ap_um,dv_um,ml_um\n1,2,3\n", None),
         ("registrations.csv", "section,flag,reason,position_um\na,pass,,5000\n", None),
