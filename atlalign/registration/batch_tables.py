@@ -11,7 +11,7 @@ from atlalign.pages import INDEX, write_index
 from atlalign.registration import series, visualign
 from atlalign.registration.corrections import CORRECTION, read_review
 from atlalign.registration.failures import FAILURES, read_failures
-from atlalign.registration.quality import MEASURES
+from atlalign.registration.quality import DERIVED, MEASURES, derived_measures
 from atlalign.registration.record import RECORD, check_whole
 
 TABLE, VISUALIGN = "registrations.csv", "visualign.json"
@@ -23,6 +23,7 @@ COLUMNS = (
     "reason",
     "position_um",
     *MEASURES,
+    *DERIVED,
     "pixel_um_x",
     "pixel_um_y",
     "pixel_size_from",
@@ -121,6 +122,7 @@ def table_row(out: Path, name: str, record: Mapping[str, Any]) -> dict[str, Any]
     x, y = record.get("pixel_um", ("", ""))
     settings = record.get("settings", {})
     known = {
+        **derived_measures(record),
         **record,
         **_review(out, name),
         "section": name,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 FAR_UM = 500.0
 """From this distance on, a plane counts as another place."""
@@ -198,8 +198,20 @@ SENTENCES: Mapping[str, str] = {
 }
 """What a measure above its limit says about a section: its `value`, or `where` else and `how` well it fits."""
 
+DERIVED = tuple(name for name in LIMITS if name not in MEASURES)
+"""The names of the measures with a limit that follow from others."""
+
 WITHOUT_NETWORK = ("folding",)
 """The measures that are taken without a network; all others compare intensities, or ask the network."""
+
+
+def derived_measures(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the values of `DERIVED` for the record of a section; none if it lacks measures."""
+    if not record.keys() >= set(MEASURES):
+        return {}
+    measures: dict[str, Any] = {name: math.nan if record[name] is None else record[name] for name in MEASURES}
+    quality = Quality(**measures)
+    return {name: getattr(quality, name) for name in DERIVED}
 
 
 def judge(quality: Quality, limits: Mapping[str, Limit] = LIMITS, *, doubt: str = "") -> tuple[str, str]:

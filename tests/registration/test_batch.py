@@ -47,7 +47,7 @@ from atlalign.registration import (
     section_files,
     section_folder,
 )
-from atlalign.registration.quality import LIMITS, Limit
+from atlalign.registration.quality import LIMITS, MEASURES, Limit
 from atlalign.registration.record import check_whole, read_record, write_record
 from atlalign.registration.transform import SectionTransform
 
@@ -934,6 +934,24 @@ def test_it_is_said_before_how_many_sections_are_located(run, sections, monkeypa
         for start in ("2 of 3 sections without a position: locating", "locating: 2 of 2, ")
     )
     assert first < second
+
+
+def test_every_measure_with_a_limit_is_a_column(run, sections, tmp_path):
+    run(sections / "a.png", "--position", "4000")
+    row = {
+        name: float(cell)
+        for name, cell in table(tmp_path / "out")["a"].items()
+        if name in {*MEASURES, *LIMITS} - {"turned"} and cell
+    }
+    assert row.keys() >= set(LIMITS)
+    assert row["similarity_loss"] == pytest.approx(
+        row["similarity_before"] - row["similarity_after"], abs=1e-4
+    )
+    for place in ("turned", "elsewhere"):
+        gain = row[f"likeness_{place}"] / row["likeness"] - 1
+        assert row[f"better_{place}"] == pytest.approx(gain, abs=1e-4)
+    record = json.loads((tmp_path / "out" / "a" / "transform.json").read_text())
+    assert record["better_turned"] == pytest.approx(row["better_turned"], rel=1e-4)
 
 
 def test_the_end_names_the_sections_to_look_at(run, sections, tmp_path):
