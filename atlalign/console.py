@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from datetime import timedelta
 from typing import TypeVar
 
@@ -84,6 +84,17 @@ class ProgressLines:
             self._shown = now
             passed = timedelta(seconds=round(now - self._started))
             say(", ".join(filter(None, (f"{self._description}: {done}{self._of}", str(passed), note()))))
+
+
+def first_names(names: Sequence[str], *, at_most: int = 10) -> str:
+    """Return names in a list, and the number of further ones."""
+    more = len(names) - at_most
+    return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 image" and "2 images"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def printable(text: str) -> str:

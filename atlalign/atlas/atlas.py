@@ -30,6 +30,9 @@ from atlalign.io.headers import VoxelSize
 PHANTOM = "phantom"
 """The name of the procedural atlas."""
 _ANNOTATION = "annotation"
+_ALLEN_FILES = "http://download.alleninstitute.org/informatics-archive/current-release/mouse_ccf"
+_SETTINGS = "atlas=file atlas.path={template} atlas.annotation_path={annotation}"
+_FLAGS = "--atlas {template} --annotation {annotation}"
 _PHANTOM_BYTES_A_VOXEL = 16  # while it is drawn
 
 
@@ -273,10 +276,19 @@ def allen_atlas(
     Raises:
         InputError: If the resolution is not available, brainglobe-atlasapi is missing, or the download fails.
     """
+    return _allen_atlas(image_shape, resolution_um, with_annotation=with_annotation, options=_SETTINGS)
+
+
+def _allen_atlas(
+    image_shape: tuple[int, int] | None, resolution_um: int, *, with_annotation: bool, options: str
+) -> Atlas:
+    """Return the same; `options` take the two files that a user downloads if BrainGlobe cannot."""
     if resolution_um not in (10, 25, 50, 100):
         raise InputError(f"resolution_um: expected 10, 25, 50 or 100, got {resolution_um}")
     name = f"allen_mouse_{resolution_um}um"
-    template, annotation, ontology = fetch(name, with_annotation=with_annotation)
+    template, annotation, ontology = fetch(
+        name, with_annotation=with_annotation, by_hand=_by_hand(resolution_um, options)
+    )
     return _assemble(
         Volume(template, f"{name} template"),
         None if annotation is None else Volume(annotation, f"{name} annotation"),
@@ -284,6 +296,15 @@ def allen_atlas(
         spacing_um=(float(resolution_um),) * 3,
         name=name,
         ontology=ontology,
+    )
+
+
+def _by_hand(resolution_um: int, options: str) -> str:
+    """Return advice on how to use the Allen atlas without its download."""
+    template, annotation = f"average_template_{resolution_um}.nrrd", f"annotation_{resolution_um}.nrrd"
+    return (
+        f"download average_template/{template} and annotation/ccf_2017/{annotation} from {_ALLEN_FILES} on a machine "
+        f"that reaches it, then use {options.format(template=template, annotation=annotation)}"
     )
 
 
@@ -317,7 +338,7 @@ def open_atlas(
     if atlas == PHANTOM:
         return phantom_atlas(image_shape=phantom_shape)
     if atlas == "allen":
-        return allen_atlas()
+        return _allen_atlas(None, 25, with_annotation=True, options=_FLAGS)
     return file_atlas(
         atlas,
         annotation_path=annotation,

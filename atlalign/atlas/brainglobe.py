@@ -7,13 +7,24 @@ from typing import Any
 from numpy.typing import NDArray
 
 from atlalign.atlas.ontology import Ontology, Region
-from atlalign.errors import InputError
+from atlalign.errors import InputError, reason_of
 
 _log = logging.getLogger(__name__)
 
 
-def fetch(name: str, *, with_annotation: bool) -> tuple[NDArray[Any], NDArray[Any] | None, Ontology]:
-    """Return template, annotation and ontology of a BrainGlobe atlas, which is cached in ~/.brainglobe."""
+def fetch(
+    name: str, *, with_annotation: bool, by_hand: str
+) -> tuple[NDArray[Any], NDArray[Any] | None, Ontology]:
+    """Return template, annotation and ontology of a BrainGlobe atlas, which is cached in ~/.brainglobe.
+
+    Args:
+        name: The atlas.
+        with_annotation: Whether to load the region ids.
+        by_hand: Advice on how to use the atlas without this download, for the error message.
+
+    Raises:
+        InputError: If brainglobe-atlasapi is missing, or the download fails.
+    """
     try:
         from brainglobe_atlasapi import BrainGlobeAtlas
     except ImportError as error:
@@ -29,9 +40,7 @@ def fetch(name: str, *, with_annotation: bool) -> tuple[NDArray[Any], NDArray[An
         return template, atlas.annotation if with_annotation else None, ontology
     except Exception as error:  # each of its network libraries raises its own exceptions
         raise InputError(
-            f"{name}: not on this machine, and the download failed ({error}). Download average_template and annotation "
-            "(.nrrd) from download.alleninstitute.org by hand, then use "
-            "atlas=file atlas.path=TEMPLATE atlas.annotation_path=ANNOTATION"
+            f"{name}: not on this machine, and the download failed ({reason_of(error)}): {by_hand}"
         ) from error
 
 

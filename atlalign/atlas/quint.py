@@ -14,6 +14,7 @@ from xml.parsers import expat
 
 from atlalign.atlas.planes import GRID
 from atlalign.atlas.targets import VOXELS, Target
+from atlalign.console import counted
 from atlalign.errors import InputError
 from atlalign.io.cells import cut, shown
 from atlalign.io.files import read_bytes
@@ -172,8 +173,8 @@ def _warn_of_own_markers(path: Path, series: Mapping[str, Any]) -> None:
     marked = sum(isinstance(entry, Mapping) and bool(entry.get("markers")) for entry in slices or ())
     if marked and str(series.get("aligner")).startswith("atlalign"):
         _log.warning(
-            "%s: markers from an earlier registration (in %d sections) are used like markers of the user: "
+            "%s: markers from an earlier registration (in %s) are used like markers of the user: "
             "delete them to register these sections without markers",
             path,
-            marked,
+            counted(marked, "section"),
         )

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,15 +14,17 @@ import numpy as np
 from atlalign.atlas.planes import GRID_UM, Anchoring, check_is_um
 from atlalign.atlas.quint import COMPONENTS, read_slices
 from atlalign.atlas.targets import Target
+from atlalign.console import counted
 from atlalign.errors import InputError
 from atlalign.io.cells import number, shown, whole_number
 from atlalign.io.files import is_folder
 from atlalign.io.named_files import check_name, find_files, is_visible
-from atlalign.io.tables import read_table
+from atlalign.io.tables import read_parts, read_table
 
 _log = logging.getLogger(__name__)
 _SAME_VOXELS = 0.01  # two files round the numbers of the same anchoring differently
 _SNIFFED_BYTES = 2**20  # read from the start of a file to detect its content
+_POSITION_WORDS = frozenset(("p", "ap", "pos", "position", "positions", "bregma"))
 _ALLEN = Target()
 _OWN = '"aligner": "atlalign'  # marks the files that `registration.visualign` writes
 
@@ -136,22 +139,48 @@ def _located(sections: Sequence[ListedSection], path: Path, images: Path | None)
     comments = {place for place, file in enumerate(files) if file.missing and names[place].startswith("#")}
     if comments:
         _log.warning(
-            "%s: %d rows with no image of their name count as comments because they begin with #, such as %s",
+            "%s: taken as comments, because they begin with # and name no image: %s, such as %s",
             path,
-            len(comments),
+            counted(len(comments), "row"),
             shown(names[min(comments)]),
         )
     guessed = [(name, file.path) for name, file in zip(names, files, strict=True) if file.guessed]
     if guessed:
         name, file_path = guessed[0]
         _log.warning(
-            "%s: %d images were found in another folder or under another spelling, such as %s for %s",
+            "%s: found in another folder or under another spelling: %s, such as %s for %s",
             path,
-            len(guessed),
+            counted(len(guessed), "image"),
             file_path,
             shown(name),
         )
     return [section for place, section in enumerate(located) if place not in comments]
+
+
+def unused_positions(folder: Path) -> list[tuple[Path, list[str]]]:
+    """Return the tables in a folder that are no lists of sections but have columns of positions, with these columns.
+
+    Tables that atlalign writes, and tables of points in an atlas, are not among them.
+    """
+    tables = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in _TABLES + _NOTES)
+    found = []
+    for path in filter(is_visible, tables):
+        with suppress(InputError):
+            table = next(read_parts(path, n_rows=1))
+            columns = [
+                name
+                for name in table.header
+                if not _POSITION_WORDS.isdisjoint(re.findall("[a-z]+", name.lower()))
+            ]
+            is_other = {"section", "flag"} <= {*table.names} or "dv_um" in table.names
+            if (
+                columns
+                and len(table.header) > 1
+                and not is_other
+                and not _looks_like_a_list(path, _start(path))
+            ):
+                found.append((path, columns))
+    return found
 
 
 # --- finding the list in a folder -----------------------------------------------------------------------------------
@@ -197,8 +226,8 @@ def _warn_of_contradictions(path: Path) -> None:
             differing = _differing(path, other)
             if differing:
                 _log.warning(
-                    "%s: %s beside it places %d sections otherwise, such as %s; only %s is used",
-                    *(path, other.name, len(differing), differing[0].name, path.name),
+                    "%s: %s beside it places %s otherwise, such as %s; only %s is used",
+                    *(path, other.name, counted(len(differing), "section"), differing[0].name, path.name),
                 )
 
 

@@ -30,6 +30,24 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="the folders from `atlalign register` of all sections that were searched for points, or a folder of "
         "these; sections without points count towards the area",
     )
+    command.add_argument(
+        "--regions",
+        metavar="REGION",
+        nargs="+",
+        default=[],
+        help="count only these regions, each with all its parts, and show their densities; acronyms, names or ids, "
+        "such as HPF TH",
+    )
+    command.add_argument(
+        "--by",
+        choices=("section",),
+        help="section: write a row for each region of each section, for means over sections",
+    )
+    command.add_argument(
+        "--include-rejected",
+        action="store_true",
+        help="count sections that were rejected in review (default: leave out their points and areas)",
+    )
     command.add_argument("--out", metavar="FILE", type=Path, required=True, help="the CSV file to write")
     command.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     command.set_defaults(run=_run)
@@ -38,4 +56,14 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def _run(options: argparse.Namespace) -> None:
     from atlalign.registration.counts import count_points
 
-    say(count_points(options.tables, options.folders, options.out, overwrite=options.overwrite))
+    say(
+        count_points(
+            options.tables,
+            options.folders,
+            options.out,
+            regions=options.regions,
+            by=options.by,
+            include_rejected=options.include_rejected,
+            overwrite=options.overwrite,
+        )
+    )

@@ -65,9 +65,8 @@ def _run(options: argparse.Namespace) -> None:
     atlas = open_atlas(phantom_shape=_PHANTOM_SHAPE, **given_values(AtlasOptions, options))
     say(atlas.description())
     locator = Locator(atlas, network=options.locator)
-    located = locate(
-        jobs, locator, progress=partial(track, description="locating"), **flag_values(SeriesOptions, options)
-    )
+    progress = partial(track, description="locating")
+    located = locate(jobs, locator, progress=progress, **flag_values(SeriesOptions, options))
     table = write_located(options.out, located, Target.of(atlas))
     page = options.out.with_suffix(".html")
     write_page(page, located)

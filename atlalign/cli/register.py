@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from atlalign.atlas.options import AtlasOptions
 from atlalign.cli.calls import record_call
 from atlalign.cli.flags import add_flags, add_image_shape, add_images, flag_values, given_values
-from atlalign.console import say, track
+from atlalign.console import counted, first_names, say, track
 from atlalign.declarations import flag
 from atlalign.errors import InputError, unknown_name
 from atlalign.io.files import WriteError, itk_name
@@ -131,14 +131,10 @@ def _run(options: argparse.Namespace) -> None:
         say(recipe.references.atlas.description())
     jobs = _located(jobs, recipe, options)
     made = register_batch(jobs, recipe, options.out, overwrite=options.overwrite, workers=workers)
-    outcomes = list(track(_with_call(made, options), description="registering", total=len(jobs)))
-    flags = [outcome.row["flag"] for outcome in outcomes if not outcome.error]
+    outcomes = list(track(_with_call(made, options), "registering", total=len(jobs)))
     errors = [outcome.error for outcome in outcomes if outcome.error]
-    if flags:
-        counts = ", ".join(f"{flags.count(flag)} {flag}" for flag in ("pass", "look", "fail"))
-        before = sum(not outcome.is_new for outcome in outcomes)
-        say(f"{len(flags)} of {len(jobs)} sections registered ({before} of them before): {counts}")
-        say(f"written: {options.out / TABLE}")
+    if len(errors) < len(jobs):
+        _say_registered(outcomes, options.out)
         tables = (options.out / outcome.row["section"] / REGIONS for outcome in outcomes)
         if recipe.references.ontology is None and any(path.is_file() for path in tables):
             say(_NO_NAMES)
@@ -157,6 +153,25 @@ def _open_for_review(out: Path) -> None:
     itk_name(out)
     with suppress(OSError):
         out.mkdir(parents=True, exist_ok=True)
+
+
+def _say_registered(outcomes: "Sequence[Outcome]", out: Path) -> None:
+    """Report how many sections are registered, which of them to look at, and where to see them."""
+    from atlalign.pages import INDEX
+    from atlalign.registration.batch_tables import TABLE
+
+    done = [outcome for outcome in outcomes if not outcome.error]
+    flags = [outcome.row["flag"] for outcome in done]
+    before = sum(not outcome.is_new for outcome in done)
+    nothing = "nothing to do: " if before == len(outcomes) else ""
+    earlier = f" ({before} in earlier calls)" if before else ""
+    counts = ", ".join(f"{flags.count(name)} {name}" for name in ("pass", "look", "fail"))
+    say(f"{nothing}{len(done)} of {counted(len(outcomes), 'section')} registered{earlier}: {counts}")
+    for name in ("look", "fail"):
+        flagged = [outcome.row["section"] for outcome in done if outcome.row["flag"] == name]
+        if flagged:
+            say(f"flagged {name}: {first_names(flagged)}")
+    say(f"written: {out / TABLE}; open {out / INDEX} to look at the sections")
 
 
 def _with_call(outcomes: "Iterable[Outcome]", options: argparse.Namespace) -> "Iterator[Outcome]":
@@ -183,7 +198,8 @@ def _located(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) -
         jobs,
         recipe,
         options.out,
-        progress=partial(track, description="locating"),
+        overwrite=options.overwrite,
+        progress=partial(_locating, n_sections=len(jobs)),
         **flag_values(LocatingOptions, options),
     )
     number = len(found.located)
@@ -194,6 +210,16 @@ def _located(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) -
     elif found.located:
         say(f"{number} of {number} sections located earlier: their planes are kept ({options.out / LOCATED})")
     return found.jobs
+
+
+def _locating(jobs: "Iterable[Job]", *, n_sections: int) -> "Iterator[Job]":
+    """Yield sections that are to be located, and report it before, because it takes long."""
+    unplaced = list(jobs)
+    if unplaced:
+        say(
+            f"{len(unplaced)} of {counted(n_sections, 'section')} without a position: locating from the image"
+        )
+    return track(unplaced, "locating")
 
 
 def _workers(wanted: int | None) -> int:

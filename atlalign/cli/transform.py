@@ -29,8 +29,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         metavar="FOLDER",
         type=Path,
         required=True,
-        help="the section's folder from `atlalign register`, or the parent folder if the table's `section` column "
-        "names several such folders",
+        help="the section's folder from `atlalign register`; for points of several sections, the folder that holds "
+        "all of them, if the table's column `section`, or `Image` as in QuPath, names each point's section or image",
     )
     command.add_argument(
         "--to",

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from atlalign.errors import InputError
 from atlalign.io.cells import shown
 from atlalign.io.files import is_file
-from atlalign.io.images import IMAGE_ENDINGS
+from atlalign.io.images import IMAGE_ENDINGS, UNREAD_ENDINGS
 
 _LONGEST_NAME = 255  # bytes, in the file systems of all common systems
 _ZOOMABLE = ".dzip"  # WebAlign's own copy of an image, which lacks its ending
@@ -78,6 +78,30 @@ def check_name(name: object) -> str:
 def is_visible(path: Path) -> bool:
     """Return whether a file is not hidden; macOS adds hidden files such as ._a.png beside others."""
     return not path.name.startswith(".") and is_file(path)
+
+
+def folded_name(name: str) -> str:
+    r"""Return the name of a file without its folders, in a form that ignores letter case and the encoding of accents.
+
+    Example:
+        >>> folded_name(r"C:\Mouse 12\S1.TIF")
+        's1.tif'
+    """
+    return _folded((_parts(_spellings(name)[-1]) or [""])[-1])
+
+
+def bare_name(name: str) -> str:
+    """Return `folded_name` without the ending of an image.
+
+    Example:
+        >>> bare_name("Mouse 12/S1.ome.tif"), bare_name("s1.5")
+        ('s1', 's1.5')
+    """
+    folded = folded_name(name)
+    ending = max(
+        (end for end in (*IMAGE_ENDINGS, *UNREAD_ENDINGS) if folded.endswith(end)), key=len, default=""
+    )
+    return folded.removesuffix(ending).removesuffix(".ome")
 
 
 class _Search:

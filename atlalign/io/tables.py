@@ -72,6 +72,13 @@ class Table(NamedTuple):
         place = self.names.index(name)
         return [row[place] for row in self.rows]
 
+    def only(self, places: Iterable[int]) -> "Table":
+        """Return the rows at these places."""
+        chosen = list(places)
+        return self._replace(
+            rows=[self.rows[place] for place in chosen], lines=[self.lines[place] for place in chosen]
+        )
+
     def numbers(self, columns: Sequence[str]) -> NDArray[np.float64]:
         """Return columns (N, k) of numbers; NaN for an empty cell and for NaN, NA, null and none.
 

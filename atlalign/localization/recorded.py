@@ -40,6 +40,7 @@ class Recorded:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
         self.path = folder / RECORD
         self.settings = dict(settings)
         self.entries = _read(self.path)
@@ -65,6 +66,15 @@ class Recorded:
         except OSError:  # no image
             return None
         return _of_entry(job, entry) if unchanged else None
+
+    def changed(self, job: Job) -> set[str]:
+        """Return the names of the settings with which a section was located otherwise; none if it never was."""
+        entry = self.entries.get(_key(job))
+        former = entry.get("from") if isinstance(entry, Mapping) else None
+        if not isinstance(former, Mapping):
+            return set()
+        own = self._from(job)
+        return {name for name in {*former, *own} if former.get(name) != own.get(name)}
 
     def others(self, jobs: Sequence[Job]) -> list[Located]:
         """Return the sections in the record that are not among the jobs, and lie in the same atlas."""

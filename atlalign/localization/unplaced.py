@@ -13,6 +13,7 @@ from atlalign.localization.locator import Locator
 from atlalign.localization.recorded import ATLAS, LOCATED, Recorded
 from atlalign.localization.results import write_located
 from atlalign.recognition.judge import SHIPPED_LOCATOR
+from atlalign.registration.earlier import check_unplaced
 from atlalign.registration.jobs import Job
 from atlalign.registration.options import ReadingOptions
 from atlalign.registration.recipe import Recipe
@@ -45,12 +46,14 @@ def locate_unplaced(
     locator: str | Path | None = None,
     independent: bool = False,
     section_spacing_um: float | None = None,
+    overwrite: bool = False,
     progress: Callable[[Iterable[Job]], Iterable[Job]] = iter,
 ) -> LocatedJobs:
     """Return jobs in which every section without a position has been located in the recipe's atlas.
 
     A section is located again only if its image, the atlas or the options have changed. New sections of a brain are
-    placed between its other ones. If the recipe's reference is an image, the jobs are returned as they are.
+    placed between its other ones. A section whose results were made with other settings is not located, and its job
+    says why. If the recipe's reference is an image, the jobs are returned as they are.
 
     Args:
         jobs: The sections to register.
@@ -59,6 +62,7 @@ def locate_unplaced(
         locator: A network of `atlalign train experiment=locator`; None for the one that comes with the package.
         independent: Locate each section alone.
         section_spacing_um: The distance between sections whose numbers differ by 1, if known.
+        overwrite: Also locate sections whose results were made with other settings; give it to `register_batch` too.
         progress: Wraps the images during the first pass.
 
     Raises:
@@ -71,40 +75,67 @@ def locate_unplaced(
         >>> locate_unplaced(jobs, recipe, "registered").jobs == jobs  # neither needs a position
         True
     """
-    unplaced = [job for job in jobs if job.position_um is None and not job.problem]
-    if not unplaced or not isinstance(recipe.references, AtlasReferences):
+    references = recipe.references
+    if not any(map(_is_unplaced, jobs)) or not isinstance(references, AtlasReferences):
         return LocatedJobs(list(jobs))
-    own = {entry.name: getattr(recipe.options, entry.name) for entry in fields(ReadingOptions)}
-    as_read = [job._replace(options={**own, **job.options}) for job in unplaced]
-    found = _located(
-        as_read, recipe.references, Path(out), progress, locator, independent, section_spacing_um
+    network = SHIPPED_LOCATOR if locator is None else Path(locator)
+    if not network.exists():
+        raise InputError(f"--locator: expected a file, found none: {network}")
+    record = Recorded(
+        Path(out),
+        {
+            ATLAS: references.origin["reference_sha256"],
+            "locator_sha256": fingerprint(network),
+            "independent": independent,
+            "section_spacing_um": section_spacing_um,
+        },
     )
+    checked = list(jobs) if overwrite else [_checked(job, recipe, record) for job in jobs]
+    unplaced = list(filter(_is_unplaced, checked))
+    if not unplaced:
+        return LocatedJobs(checked)
+    as_read = [_as_read(job, recipe) for job in unplaced]
+    found = _located(as_read, references, record, progress, locator, independent, section_spacing_um)
     placed = {
         id(job): replace(one, job=job).placed_job() for job, one in zip(unplaced, found.located, strict=True)
     }
-    return found._replace(jobs=[placed.get(id(job), job) for job in jobs])
+    return found._replace(jobs=[placed.get(id(job), job) for job in checked])
+
+
+def _is_unplaced(job: Job) -> bool:
+    return job.position_um is None and not job.problem
+
+
+def _as_read(job: Job, recipe: Recipe) -> Job:
+    """Return a job with the options for reading its image, including the recipe's."""
+    common = {entry.name: getattr(recipe.options, entry.name) for entry in fields(ReadingOptions)}
+    return job._replace(options={**common, **job.options})
+
+
+def _checked(job: Job, recipe: Recipe, record: Recorded) -> Job:
+    """Return a job, with a problem if it has no position and its earlier results were made with other settings."""
+    if not _is_unplaced(job):
+        return job
+    try:
+        check_unplaced(job, recipe, record.folder, record.changed(_as_read(job, recipe)))
+    except InputError as error:
+        return job._replace(problem=str(error))
+    except OSError:  # no image: reading it will show
+        pass
+    return job
 
 
 def _located(
     jobs: Sequence[Job],
     references: AtlasReferences,
-    out: Path,
+    record: Recorded,
     progress: Callable[[Iterable[Job]], Iterable[Job]],
     network: str | Path | None,
     independent: bool,
     section_spacing_um: float | None,
 ) -> LocatedJobs:
     """Return the jobs, all of which are located, without their planes."""
-    path = SHIPPED_LOCATOR if network is None else Path(network)
-    if not path.exists():
-        raise InputError(f"--locator: expected a file, found none: {path}")
-    sources = {
-        ATLAS: references.origin["reference_sha256"],
-        "locator_sha256": fingerprint(path),
-        "independent": independent,
-        "section_spacing_um": section_spacing_um,
-    }
-    record = Recorded(out, sources)
+    out = record.folder
     known = record.unchanged(jobs)
     if len(known) == len(jobs) and (out / LOCATED).is_file():
         return LocatedJobs(list(jobs), [known[place] for place in range(len(jobs))], len(known))

@@ -19,6 +19,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from atlalign import __version__
+from atlalign.console import counted
 from atlalign.errors import InputError
 from atlalign.io.files import (
     LockedError,
@@ -128,7 +129,7 @@ def _settled_first(
             yield job, outcome
     if late:
         number = sum(outcome is None for _, outcome in late)
-        _log.warning("%d sections are being registered by other processes: waiting for these", number)
+        _log.warning("waiting for %s that other processes are registering", counted(number, "section"))
     yield from late
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from atlalign.errors import InputError
 from atlalign.io.files import lock, storable
-from atlalign.io.tables import write_table
+from atlalign.io.tables import read_table, write_table
 from atlalign.pages import INDEX, write_index
 from atlalign.registration import series, visualign
 from atlalign.registration.corrections import CORRECTION, read_review
 from atlalign.registration.failures import FAILURES, read_failures
-from atlalign.registration.quality import MEASURES
+from atlalign.registration.quality import DERIVED, MEASURES, derived_measures
 from atlalign.registration.record import RECORD, check_whole
 
 TABLE, VISUALIGN = "registrations.csv", "visualign.json"
@@ -23,6 +23,7 @@ COLUMNS = (
     "reason",
     "position_um",
     *MEASURES,
+    *DERIVED,
     "pixel_um_x",
     "pixel_um_y",
     "pixel_size_from",
@@ -76,6 +77,29 @@ def write_tables(out: Path) -> None:
             write_index(out, rows, plot)
 
 
+def write_review(out: Path, name: str) -> None:
+    """Write the user's verdict on a section, and the note, into the table of all sections, if it has that section.
+
+    Raises:
+        InputError: If the table or the review cannot be read, or the table cannot be written.
+    """
+    with lock(out / TABLE, wait=True):
+        if not (out / TABLE).is_file():
+            return
+        table = read_table(out / TABLE)
+        review = {
+            column: value or "" for column, value in _review(out, name).items() if column in table.names
+        }
+        rows = [
+            [review.get(column, cell) for column, cell in zip(table.names, row, strict=True)]
+            if section == name
+            else row
+            for section, row in zip(table.column("section"), table.rows, strict=True)
+        ]
+        if rows != table.rows:
+            write_table(out / TABLE, table.header, rows)
+
+
 def _records(folders: Iterable[Path]) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
     """Return the records of complete results by folder name, and table rows for the damaged ones."""
     whole, damaged = {}, []
@@ -98,6 +122,7 @@ def table_row(out: Path, name: str, record: Mapping[str, Any]) -> dict[str, Any]
     x, y = record.get("pixel_um", ("", ""))
     settings = record.get("settings", {})
     known = {
+        **derived_measures(record),
         **record,
         **_review(out, name),
         "section": name,

@@ -11,10 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlalign.atlas.planes import Plane, Points, check_is_um
+from atlalign.console import counted
 from atlalign.errors import InputError
-from atlalign.io.cells import shown
+from atlalign.io.cells import cut, escape_controls, shown
 from atlalign.io.tables import Table, read_parts, write_table
+from atlalign.registration.corrections import is_rejected
 from atlalign.registration.grid import Grid
+from atlalign.registration.point_sections import (
+    SECTION,
+    SectionNames,
+    check_one_image,
+    names_of_sections,
+    section_cells,
+    section_column,
+    sections_in,
+)
 from atlalign.registration.record import RECORD, read_record
 from atlalign.registration.regions import RegionName, upwards
 from atlalign.registration.results import Results, is_inside
@@ -86,21 +97,44 @@ def _check_table(table: Table, options: TransformOptions) -> None:
 
 def _mover(table: Table, folder: Path, options: TransformOptions) -> tuple[_Mover, list[str], list[str]]:
     """Return the function that maps the parts of a table, the columns that it adds, and remarks for the summary."""
-    nothing = table._replace(rows=[], lines=[])
-    if "section" in table.names and not (folder / RECORD).exists():
-        load = lru_cache(_SECTIONS_IN_MEMORY)(lambda name: Results.load(folder / name, options.scale))
-        sections = _sections_in(table.path, folder, options)
-        columns = [_moved(nothing, load(name), options).columns for name in sections]
-        names = list(dict.fromkeys(chain.from_iterable(columns)))
-        return partial(_moved_by_section, load, options, names), names, [f"in {len(sections)} sections"]
-    _check_section(table, folder)
+    if (folder / RECORD).exists() or not sections_in(folder):
+        return _mover_of_one(table, folder, options)
+    return _mover_by_section(table, folder, options)
+
+
+def _mover_of_one(
+    table: Table, folder: Path, options: TransformOptions
+) -> tuple[_Mover, list[str], list[str]]:
+    """Return the same for points of one section."""
     results = Results.load(folder, options.scale)
-    moved = _moved(nothing, results, options)
-    return (
-        partial(_moved, results=results, options=options),
-        list(moved.columns),
-        [moved.remark] if moved.remark else [],
-    )
+    _check_section(table, folder)
+    moved = _moved(table._replace(rows=[], lines=[]), results, options)
+    remarks = [moved.remark] if moved.remark else []
+    return partial(_moved, results=results, options=options), list(moved.columns), remarks
+
+
+def _mover_by_section(
+    table: Table, folder: Path, options: TransformOptions
+) -> tuple[_Mover, list[str], list[str]]:
+    """Return the same for points of several sections, whose results are in one folder."""
+    names = SectionNames(sections_in(folder))
+    column = section_column(table, names)
+    if column is None:
+        found = cut(", ".join(f"'{name}'" for name in table.header), 80)
+        raise InputError(
+            f"{table.path}: expected a column {SECTION} (or Image) that names each point's section, because {folder} "
+            f"holds several sections, found {escape_controls(found)}: add it, or give the folder of one section"
+        )
+    sections = _sections_in(table.path, column, names, folder, options)
+    load = lru_cache(_SECTIONS_IN_MEMORY)(lambda name: Results.load(folder / sections[name], options.scale))
+    nothing = table._replace(rows=[], lines=[])
+    columns = [_moved(nothing, load(name), options).columns for name in sections]
+    added = list(dict.fromkeys(chain.from_iterable(columns)))
+    used = sorted(set(sections.values()))
+    rejected = [name for name in used if is_rejected(folder.resolve() / name)]
+    remarks = [f"in {counted(len(used), 'section')}"]
+    remarks += [f"rejected in review: {', '.join(rejected)}"] if rejected else []
+    return partial(_moved_by_section, column, load, options, added), added, remarks
 
 
 def _carried_rows(
@@ -115,46 +149,49 @@ def _carried_rows(
 
 
 def _check_section(table: Table, folder: Path) -> None:
-    """Raise an error if the column `section` names a section other than this folder."""
-    own = folder.resolve().name
-    for line, name in _section_cells(table.path) if "section" in table.names else ():
-        if name not in ("", own):
-            raise InputError(
-                f"{table.path}, line {line}, section: expected points of {own}, found points of {shown(name)}: give "
-                "the folder that holds all sections"
-            )
+    """Raise an error if a row names a section other than this folder, or another image."""
+    own = folder.resolve()
+    beside = SectionNames([own, *(path for path in sections_in(own.parent) if path != own)])
+    column = section_column(table, beside)
+    if column is None:
+        check_one_image(table)
+        return
+    checked = {""}
+    for line, name in section_cells(table.path, column):
+        if name not in checked:
+            _check_is_own(name, own, beside, f"{table.path}, line {line}, {column}")
+            checked.add(name)
 
 
-def _sections_in(source: Path, folder: Path, options: TransformOptions) -> list[str]:
-    """Return the names of the sections in a table, each the name of a folder of results."""
+def _check_is_own(name: str, own: Path, beside: SectionNames, where: str) -> None:
+    """Raise an error if a name means a section other than `own`, or an unknown image."""
+    try:
+        found = beside.find(name)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    if found == own.name:
+        return
+    advice = (
+        f"give the folder that holds all sections, {own.parent}"
+        if found
+        else f"give the folder of its own section, or remove this column if all points belong to {own.name}"
+    )
+    raise InputError(f"{where}: expected points of {own.name}, found points of {shown(name)}: {advice}")
+
+
+def _sections_in(
+    source: Path, column: str, names: SectionNames, folder: Path, options: TransformOptions
+) -> dict[str, str]:
+    """Return the folder's name for each name of a section in a table."""
     if isinstance(options.scale, Path):
         raise InputError(
             f"--scale: expected a number for points of several sections, got the image {options.scale}"
         )
-    names: dict[str, None] = {}
-    for line, name in _section_cells(source):
-        if name not in names and not _is_section(folder, name):
-            raise InputError(
-                f"{source}, line {line}, section: expected the name of a section's folder in {folder}, found "
-                f"{shown(name)}"
-            )
-        names[name] = None
-    return list(names)
-
-
-def _is_section(folder: Path, name: str) -> bool:
-    """Return whether the folder directly contains the results of a section with this name."""
-    try:
-        return Path(name).name == name and (folder / name / RECORD).is_file()
-    except (OSError, ValueError):  # a name may be too long or contain a null character
-        return False
-
-
-def _section_cells(source: Path) -> Iterator[tuple[int, str]]:
-    """Yield the line number and the section of each row that is not empty."""
-    for part in read_parts(source):
-        cells = zip(part.lines, part.rows, part.column("section"), strict=True)
-        yield from ((line, name) for line, row, name in cells if any(row))
+    sections: dict[str, str] = {}
+    for line, name in section_cells(source, column):
+        if name not in sections:
+            sections[name] = names.section_of(name, f"{source}, line {line}, {column}", f"in {folder}")
+    return sections
 
 
 def _moved(table: Table, results: Results, options: TransformOptions) -> _Moved:
@@ -164,20 +201,17 @@ def _moved(table: Table, results: Results, options: TransformOptions) -> _Moved:
 
 
 def _moved_by_section(
-    load: Callable[[str], Results], options: TransformOptions, names: Sequence[str], table: Table
+    column: str, load: Callable[[str], Results], options: TransformOptions, names: Sequence[str], table: Table
 ) -> _Moved:
-    """Map points of several sections, which the column `section` names."""
+    """Map points of several sections, which a column names."""
     places: dict[str, list[int]] = defaultdict(list)
-    for place, name in enumerate(table.column("section")):
+    for place, name in enumerate(names_of_sections(table, column)):
         places[name].append(place)
     columns = {name: [""] * len(table.rows) for name in names}
     n_empty = len(places.pop("", ()))
     counts = Counter({_LEFT_OUT: n_empty, _WITHOUT_NUMBERS: n_empty})
     for section, of_section in places.items():
-        part = table._replace(
-            rows=[table.rows[i] for i in of_section], lines=[table.lines[i] for i in of_section]
-        )
-        moved = _moved(part, load(section), options)
+        moved = _moved(table.only(of_section), load(section), options)
         counts[_LEFT_OUT] += sum(n for what, n in moved.counts.items() if what != _IN_NO_REGION)
         counts[_WITHOUT_NUMBERS] += moved.counts[_WITHOUT_NUMBERS]
         for name, cells in moved.columns.items():
@@ -195,7 +229,8 @@ def _to_reference(table: Table, results: Results, unit: Unit | None) -> _Moved:
     inside = is_inside(pixels, transform.section)
     points_mm[inside] = transform.to_reference(pixels[inside])
     points_mm[~is_inside(grid.to_pixels(points_mm), grid)] = np.nan
-    columns = _decimals(_REFERENCE, grid.to_pixels(points_mm))
+    columns = {} if SECTION in table.names else {SECTION: [results.folder.resolve().name] * len(table.rows)}
+    columns |= _decimals(_REFERENCE, grid.to_pixels(points_mm))
     if transform.plane is not None:
         columns |= _decimals(_ATLAS, transform.plane.to_atlas(points_mm))
         columns["hemisphere"] = _sides(points_mm, transform)

@@ -29,8 +29,10 @@ from atlalign.io.views import at_scale, overview
 from atlalign.registration.bands import warp_in_bands
 from atlalign.registration.carried_points import transform_table
 from atlalign.registration.carried_shapes import transform_shapes, write_outlines
+from atlalign.registration.corrections import is_rejected
 from atlalign.registration.displacement import Displacement
 from atlalign.registration.grid import Grid
+from atlalign.registration.record import RECORD
 from atlalign.registration.results import reference_frame, section_frame
 from atlalign.registration.transform import SectionTransform
 from atlalign.registration.transform_options import TransformOptions
@@ -53,8 +55,8 @@ def transform_file(
 
     Args:
         source: An image, a table of points (.csv, .tsv, .txt) or shapes (.geojson, .json).
-        folder: The section's folder that `atlalign register` wrote. If a table's `section` column names several such
-            folders, give their parent folder.
+        folder: The section's folder that `atlalign register` wrote. For a table of points of several sections, their
+            parent folder; the table's column `section` or `Image` names each point's section or image.
         out: The file to write.
         options: The direction and the settings of the mapping.
         overwrite: Replace an existing file.
@@ -67,7 +69,10 @@ def transform_file(
         raise InputError(f"{source}: no such file")
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists: choose another --out, or add --overwrite")
-    return f"{out}: {job(source, folder, out, options)}"
+    summary = f"{out}: {job(source, folder, out, options)}"
+    if (folder / RECORD).exists() and is_rejected(folder.resolve()):
+        summary += f"; {folder.resolve().name} was rejected in review"
+    return summary
 
 
 def _job(source: Path, out: Path, options: TransformOptions) -> _Task:

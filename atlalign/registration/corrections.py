@@ -194,6 +194,15 @@ def read_review(out: Path, section: str) -> Review:
     return Review(verdict, note, _choice(content, "hemisphere", get_args(Hemisphere), path))
 
 
+def is_rejected(folder: Path) -> bool:
+    """Return whether the user rejected a section in review, given the folder of its results.
+
+    Raises:
+        InputError: As in `read_review`.
+    """
+    return read_review(folder.parent, folder.name).verdict == "rejected"
+
+
 def _choice(content: Mapping[str, Any], name: str, known: Sequence[str], path: Path) -> Any:
     value = content.get(name)
     if value not in (None, *known):

@@ -1,33 +1,55 @@
 """Counts of points by region, and their densities per mm² of the sections in which points were searched."""
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from itertools import chain
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import mean, stdev
+from typing import Any, Literal, NamedTuple
 
+from atlalign.console import counted as with_noun
+from atlalign.console import first_names
 from atlalign.errors import InputError
-from atlalign.io.cells import is_missing, number, shown, whole_number
-from atlalign.io.tables import Table, read_parts, read_table, write_table
-from atlalign.registration.record import RECORD, REGIONS, read_record
-from atlalign.registration.regions import RegionName, region_names, upwards, with_parts
+from atlalign.io.cells import shown
+from atlalign.io.tables import write_table
+from atlalign.registration.count_inputs import (
+    SIDES,
+    Amounts,
+    CountedSection,
+    Points,
+    read_areas,
+    read_points,
+    read_sections,
+    total,
+)
+from atlalign.registration.point_sections import SECTION
+from atlalign.registration.regions import RegionName, upwards, with_parts
 
-_SIDES = ("", "left", "right")  # "" means both sides
-_Amounts = dict[str, dict[int, float]]
-"""Amounts by side and region id, without the sides that are unknown."""
+By = Literal["section"]
+"""The parts of the sections that get rows of their own."""
+
+_INCLUDE = "--include-rejected counts them"
 
 
-class _Sections(NamedTuple):
-    """The regions of registered sections: their names, and their areas in mm², without parts."""
+class _Kind(NamedTuple):
+    """Points and areas, either of regions alone or with all their parts; the suffix names their columns."""
 
-    regions: Mapping[int, RegionName]
-    areas: _Amounts
+    suffix: str
+    points: Amounts
+    areas: Amounts
 
 
 def count_points(
-    tables: Sequence[Path], folders: Sequence[Path], out: Path, *, overwrite: bool = False
+    tables: Sequence[Path],
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    regions: Sequence[str] = (),
+    by: By | None = None,
+    include_rejected: bool = False,
+    overwrite: bool = False,
 ) -> str:
-    """Write the number and density of points in each region of some sections; return a one-line summary.
+    """Write the number and density of points in each region of some sections; return a summary.
 
     The columns are id, acronym, name, points, area_mm2 and points_per_mm2. They count only points and pixels labelled
     with the region itself, not with its parts. If hemispheres are known, columns such as left_points count each side.
@@ -38,21 +60,51 @@ def count_points(
         tables: Tables of points that `atlalign transform … --to reference` wrote.
         folders: The folders of all sections in which points were searched, or folders of such folders.
         out: The CSV file to write.
+        regions: Acronyms, names or ids of the only regions to write, in this order; none means all.
+        by: "section" writes a row for each region of each section, with a first column section.
+        include_rejected: Count sections that the user rejected in review, which are left out otherwise.
         overwrite: Replace a file that exists.
 
     Raises:
-        InputError: If a file is invalid or given twice, a point lies in a region that no section has, or `out` exists.
+        InputError: If a file is invalid or given twice, a point lies in a region that no section has, a region is
+            unknown, or `out` exists.
     """
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists: choose another --out, or add --overwrite")
     _check_different(tables)
-    found = sorted({section for folder in folders for section in _sections_in(folder)})
-    sections = _read_sections(found)
-    points = _count(tables, sections.regions, {section.name for section in found})
-    columns = _columns(points, sections)
+    found = read_sections(folders)
+    rejected = [section for section in found if section.is_rejected and not include_rejected]
+    sections = [section for section in found if section not in rejected]
+    if not sections:
+        raise InputError(f"{found[0].folder.parent}: all sections were rejected in review: {_INCLUDE}")
+    if rejected or by:
+        _check_names_differ(found)
+    areas = read_areas(sections)
+    points = read_points(tables, areas.regions, sections, rejected, by_section=by is not None)
+    ids = _chosen(regions, areas.regions)
+    whole = _kinds(
+        total(list(points.by_section.values())), total(list(areas.by_section.values())), areas.regions
+    )
+    each = {
+        section.name: _kinds(
+            points.by_section.get(section.name, {}), areas.by_section[section.folder], areas.regions
+        )
+        for section in sections
+    }
+    order = ids or _by_number(whole[-1], areas.regions)
+    columns = _columns_by_section(order, each, areas.regions) if by else _columns(order, whole, areas.regions)
     write_table(out, columns, zip(*columns.values(), strict=True))
-    counted = sum(points[""].values())
-    return f"{out}: {counted:.0f} points in {len(points[''])} regions of {len(found)} sections"
+    return "\n".join(
+        [
+            f"{out}: {_summary(points, sections, ids)}",
+            *_remarks(rejected, points.left_out, sections),
+            *(
+                [_overview(ids, whole[-1], [kinds[-1] for kinds in each.values()], areas.regions, by)]
+                if ids
+                else []
+            ),
+        ]
+    )
 
 
 def _check_different(tables: Sequence[Path]) -> None:
@@ -62,159 +114,171 @@ def _check_different(tables: Sequence[Path]) -> None:
             raise InputError(f"{table}: expected each table once, got it {n} times")
 
 
-# --- the input files --------------------------------------------------------------------------------------------------
+def _check_names_differ(sections: Sequence[CountedSection]) -> None:
+    """Raise an error if two sections share a name, so that their points cannot be told apart."""
+    for name, n in Counter(section.name for section in sections).items():
+        if n > 1:
+            raise InputError(
+                f"--with: expected sections of different names, found {n} called {name}: count each brain alone"
+            )
 
 
-def _sections_in(folder: Path) -> list[Path]:
-    folder = folder.resolve()
-    if (folder / RECORD).is_file():
-        return [folder]
-    found = [record.parent for record in folder.glob(f"[!.]*/{RECORD}")]
-    if not found:
-        raise InputError(
-            f"{folder}: expected a section's folder that `atlalign register` wrote, or a folder of such folders, found "
-            f"no {RECORD}"
+def _chosen(wanted: Sequence[str], regions: Mapping[int, RegionName]) -> list[int]:
+    """Return the ids of the regions that the user names by acronym, name or id, each once."""
+    return list(dict.fromkeys(_region_called(name, regions) for name in wanted))
+
+
+def _region_called(wanted: str, regions: Mapping[int, RegionName]) -> int:
+    calls = [
+        (region_id, (called.acronym, str(region_id), called.name)) for region_id, called in regions.items()
+    ]
+    for plain in (str, str.casefold):
+        for place in range(3):
+            found = [region_id for region_id, names in calls if plain(names[place]) == plain(wanted)]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise InputError(
+                    f"--regions: expected the name of one region, found {shown(wanted)}, which names "
+                    f"{' and '.join(map(str, sorted(found)))}: give one of these ids"
+                )
+    known = {name.casefold(): name for _, (acronym, _, name) in calls for name in (name, acronym) if name}
+    near = [known[name] for name in get_close_matches(wanted.casefold(), known, n=3)]
+    raise InputError(
+        f"--regions: expected the acronym, name or id of a region in these sections, found {shown(wanted)}"
+        + (f": did you mean {' or '.join(near)}?" if near else "")
+    )
+
+
+# --- the summary ------------------------------------------------------------------------------------------------------
+
+
+def _summary(points: Points, sections: Sequence[CountedSection], ids: Sequence[int]) -> str:
+    of_sections = f"of {with_noun(len(sections), 'section')}"
+    if ids:
+        return f"{with_noun(len(ids), 'region')} {of_sections}"
+    found = total(list(points.by_section.values()))[""]
+    return (
+        f"{with_noun(int(sum(found.values())), 'point')} in {with_noun(len(found), 'region')} {of_sections}"
+    )
+
+
+def _remarks(
+    rejected: Sequence[CountedSection], n_left_out: int, sections: Sequence[CountedSection]
+) -> Iterator[str]:
+    """Yield what the user must know about the sections that are left out, or that count although they are flagged."""
+    if rejected:
+        area_mm2 = sum(sum(areas[""].values()) for areas in read_areas(rejected).by_section.values())
+        yield (
+            f"left out because rejected in review: {_listed(rejected)} ({with_noun(n_left_out, 'point')}, "
+            f"{area_mm2:.4g} mm²); {_INCLUDE}"
         )
-    return found
+    for fault, faulty in (
+        ("rejected in review", [section for section in sections if section.is_rejected]),
+        ("flagged look", [section for section in sections if section.flag == "look"]),
+        ("flagged fail", [section for section in sections if section.flag == "fail"]),
+    ):
+        if faulty:
+            yield f"counted although {fault}: {_listed(faulty)}"
 
 
-def _read_sections(folders: Sequence[Path]) -> _Sections:
-    """Return the regions of all sections with the sums of their areas."""
-    _check_one_atlas(folders)
-    regions: dict[int, RegionName] = {}
-    areas: _Amounts = {side: defaultdict(float) for side in _SIDES}
-    for folder in folders:
-        path = folder / REGIONS
-        table = read_table(path)
-        named = region_names(table)
-        _check_same_names(named, regions, path)
-        regions |= named
-        areas = {side: area for side, area in areas.items() if f"{side or 'area'}_mm2" in table.names}
-        for line, cells in table.records(["id", "area_mm2"]):
-            region_id = whole_number(cells["id"], f"{path}, line {line}, id")
-            for side, area in areas.items():
-                name = f"{side or 'area'}_mm2"
-                area[region_id] += _area(cells[name], f"{path}, line {line}, {name}")
-    return _Sections(regions, areas)
+def _listed(sections: Sequence[CountedSection]) -> str:
+    """Return the number of sections, and the names of the first."""
+    names = first_names([section.name for section in sections])
+    return f"{with_noun(len(sections), 'section')}, {names}"
 
 
-def _area(cell: str, where: str) -> float:
-    area = float(number(cell, where))
-    if area < 0:
-        raise InputError(f"{where}: expected an area of at least 0, found {shown(cell)}")
-    return area
+def _overview(
+    ids: Sequence[int], whole: _Kind, each: Sequence[_Kind], regions: Mapping[int, RegionName], by: By | None
+) -> str:
+    """Return a table of regions for the terminal; by section, also the mean and SD of the sections' densities."""
+    header = ["region", "points", "mm²", "points per mm²"]
+    rows = [
+        [_called(i, regions), *_shown_density(whole.points[""].get(i, 0), whole.areas[""].get(i, 0))]
+        for i in ids
+    ]
+    if by:
+        header += ["sections", "mean per mm²", "SD"]
+        for row, region_id in zip(rows, ids, strict=True):
+            row += _spread([_density(kind, region_id) for kind in each if kind.areas[""].get(region_id)])
+    return _lined_up([header, *rows])
 
 
-def _check_one_atlas(folders: Sequence[Path]) -> None:
-    """Raise an error if sections belong to different atlases; sections of reference images may differ."""
-    atlases: dict[str, tuple[Path, str]] = {}
-    for folder in folders:
-        record = read_record(folder)
-        settings = record.get("settings", {})
-        if record.get("position_um") is not None and "reference_sha256" in settings:
-            atlases.setdefault(settings["reference_sha256"], (folder, settings.get("reference", "an atlas")))
-    if len(atlases) > 1:
-        (first, one), (second, other) = list(atlases.values())[:2]
-        raise InputError(
-            f"{second}: expected sections of one atlas, found '{other}' here and '{one}' in {first.name}, or two "
-            "versions of it: register each atlas into a folder of its own"
+def _called(region_id: int, regions: Mapping[int, RegionName]) -> str:
+    return regions[region_id].acronym or str(region_id)
+
+
+def _shown_density(points: float, area: float) -> list[str]:
+    return [f"{points:.0f}", f"{area:.4g}", f"{points / area:.4g}" if area else "–"]
+
+
+def _density(kind: _Kind, region_id: int) -> float:
+    return kind.points[""].get(region_id, 0) / kind.areas[""][region_id]
+
+
+def _spread(densities: Sequence[float]) -> list[str]:
+    """Return the number of densities, their mean and their sample standard deviation."""
+    n = len(densities)
+    return [str(n), f"{mean(densities):.4g}" if n else "–", f"{stdev(densities):.4g}" if n > 1 else "–"]
+
+
+def _lined_up(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as lines with the first column to the left, and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+            ]
         )
-
-
-def _check_same_names(named: Mapping[int, RegionName], regions: Mapping[int, RegionName], path: Path) -> None:
-    """Raise an error if an id has different acronyms, which means that sections belong to different atlases."""
-    for region_id in sorted(named.keys() & regions.keys()):
-        one, other = named[region_id].acronym, regions[region_id].acronym
-        if one and other and one != other:
-            raise InputError(
-                f"{path}, id {region_id}: expected sections of one atlas, found acronyms {shown(one)} here and "
-                f"{shown(other)} in another section: count each atlas separately"
-            )
-
-
-def _count(tables: Sequence[Path], regions: Mapping[int, RegionName], sections: Collection[str]) -> _Amounts:
-    """Count the points of all tables in each region.
-
-    Raises:
-        InputError: If a table does not hold points, or a point lies in an unknown region or section.
-    """
-    counts: _Amounts = {side: defaultdict(float) for side in _SIDES}
-    for part in chain.from_iterable(map(read_parts, tables)):
-        if "hemisphere" not in part.names:
-            counts = {"": counts[""]}
-        _check_sections(part, sections)
-        for (region_id, side), n_points in _counted(part, regions).items():
-            for known in {"", side} & counts.keys():
-                counts[known][region_id] += n_points
-    return counts
-
-
-def _check_sections(part: Table, sections: Collection[str]) -> None:
-    for line, name in zip(part.lines, _optional(part, "section"), strict=True):
-        if name and name not in sections:
-            raise InputError(
-                f"{part.path}, line {line}, section: expected the name of a section in --with, found {shown(name)}"
-            )
-
-
-def _counted(part: Table, regions: Mapping[int, RegionName]) -> Counter[tuple[int, str]]:
-    """Count the points in each region on each side."""
-    hint = ": give a table that `atlalign transform … --to reference` wrote"
-    cells = part.column("region_id", hint=hint)
-    first_lines = dict(zip(reversed(cells), reversed(part.lines), strict=True))
-    ids = {
-        cell: _region_id(cell, regions, f"{part.path}, line {line}, region_id")
-        for cell, line in sorted(first_lines.items(), key=lambda found: found[1])
-    }
-    sides = _sides(part)
-    return Counter((ids[cell], side) for cell, side in zip(cells, sides, strict=True) if ids[cell])
-
-
-def _sides(part: Table) -> list[str]:
-    """Return the side of each point; "" if it is unknown."""
-    cells = _optional(part, "hemisphere")
-    sides = {cell: "" if is_missing(cell) else cell.lower() for cell in set(cells)}
-    for line, cell in zip(part.lines, cells, strict=True):
-        if sides[cell] not in _SIDES:
-            raise InputError(
-                f"{part.path}, line {line}, hemisphere: expected left, right or an empty cell, found {shown(cell)}"
-            )
-    return [sides[cell] for cell in cells]
-
-
-def _region_id(cell: str, regions: Mapping[int, RegionName], where: str) -> int:
-    """Return the id of a region; 0 for no region."""
-    region_id = 0 if is_missing(cell) else whole_number(cell, where)
-    if region_id and region_id not in regions:
-        raise InputError(f"{where}: expected a region of a section in --with, found {region_id}")
-    return region_id
-
-
-def _optional(part: Table, name: str) -> list[str]:
-    return part.column(name) if name in part.names else [""] * len(part.rows)
+        for row in rows
+    )
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def _columns(points: _Amounts, sections: _Sections) -> dict[str, list[Any]]:
-    """Return the columns, sorted by the number of points in a region with all its parts."""
-    regions, areas = sections
-    kinds = [("", points, areas)]
-    if all(called.parent_id is not None for called in regions.values()):
-        kinds.append(("_with_parts", _with_parts(points, regions), _with_parts(areas, regions)))
-    most, largest = kinds[-1][1][""], kinds[-1][2][""]
-    ids = sorted(regions, key=lambda i: (-most.get(i, 0), -largest.get(i, 0), i))
+def _kinds(points: Amounts, areas: Amounts, regions: Mapping[int, RegionName]) -> list[_Kind]:
+    """Return points and areas of regions alone and, if all parents are known, with their parts."""
+    alone = _Kind("", points, areas)
+    if any(called.parent_id is None for called in regions.values()):
+        return [alone]
+    return [alone, _Kind("_with_parts", _with_parts(points, regions), _with_parts(areas, regions))]
+
+
+def _by_number(kind: _Kind, regions: Mapping[int, RegionName]) -> list[int]:
+    """Return the ids of all regions, those with most points first."""
+    points, areas = kind.points[""], kind.areas[""]
+    return sorted(regions, key=lambda i: (-points.get(i, 0), -areas.get(i, 0), i))
+
+
+def _columns(
+    ids: Sequence[int], kinds: Sequence[_Kind], regions: Mapping[int, RegionName]
+) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {
-        "id": ids,
+        "id": list(ids),
         "acronym": [regions[i].acronym for i in ids],
         "name": [regions[i].name for i in ids],
     }
     if len(kinds) > 1:
         columns["parent_id"] = [regions[i].parent_id or "" for i in ids]
     for suffix, counts, extents in kinds:
-        for side in (side for side in _SIDES if side in counts and side in extents):
+        for side in (side for side in SIDES if side in counts and side in extents):
             columns |= _of_side(side, suffix, ids, counts[side], extents[side])
+    return columns
+
+
+def _columns_by_section(
+    ids: Sequence[int], each: Mapping[str, Sequence[_Kind]], regions: Mapping[int, RegionName]
+) -> dict[str, list[Any]]:
+    """Return the columns for each section and each region that it shows, or in which it has points."""
+    columns: dict[str, list[Any]] = {}
+    for section, kinds in each.items():
+        _, points, areas = kinds[-1]
+        own = [i for i in ids if areas[""].get(i) or points[""].get(i)]
+        for name, cells in {SECTION: [section] * len(own), **_columns(own, kinds, regions)}.items():
+            columns.setdefault(name, []).extend(cells)
     return columns
 
 
@@ -230,7 +294,7 @@ def _of_side(
     }
 
 
-def _with_parts(amounts: _Amounts, regions: Mapping[int, RegionName]) -> _Amounts:
+def _with_parts(amounts: Amounts, regions: Mapping[int, RegionName]) -> Amounts:
     return {
         side: with_parts(amount, lambda region_id: upwards(region_id, regions))
         for side, amount in amounts.items()

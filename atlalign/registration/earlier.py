@@ -1,7 +1,7 @@
 """Earlier results of a section: whether a new call may keep them, and whether it may replace them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -10,8 +10,8 @@ from typing import Any
 
 from atlalign.declarations import flag
 from atlalign.errors import InputError
-from atlalign.io.files import storable
-from atlalign.registration.corrections import CORRECTION, Correction, changes
+from atlalign.io.files import file_name, storable
+from atlalign.registration.corrections import CORRECTION, Correction, changes, read_correction
 from atlalign.registration.jobs import Job
 from atlalign.registration.options import Options
 from atlalign.registration.points import WITHOUT_POINTS
@@ -20,6 +20,8 @@ from atlalign.registration.recipe import Recipe
 from atlalign.registration.record import FORWARD, INVERSE, RECORD, check_whole, read_record
 from atlalign.registration.section_files import SECTION_FILES
 
+_OF_PLANE = {"position_um", "anchoring", "hemisphere"}
+"""The settings that locating a section determines."""
 _RESULTS = {FORWARD, INVERSE, RECORD, WITHOUT_POINTS, *SECTION_FILES}
 _WORTHLESS = {".DS_Store", "Thumbs.db"}  # files of file managers
 
@@ -32,6 +34,9 @@ _WORDS = {
     "position_um": "position",
     "model_sha256": "model",
     "reference_sha256": "reference",
+    **{name: flag(name) for name in ("independent", "section_spacing_um")},
+    "locator_sha256": flag("locator"),
+    "atlas_sha256": "reference",
 }
 """Names of settings as the user knows them."""
 
@@ -59,8 +64,7 @@ def earlier_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool
     if not folder.exists():
         return None
     former = _earlier_settings(folder)
-    # An option that did not exist at the time had its default, which is None.
-    changed = {name for name in former | dict(settings) if former.get(name) != settings.get(name)}
+    changed = _changed(former, settings)
     if former and not changed:
         with suppress(InputError):
             record = check_whole(folder)
@@ -70,8 +74,42 @@ def earlier_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool
     if overwrite or not former or changed <= {CORRECTION}:
         check_replaceable(folder)
         return None
+    raise _refusal(folder, changed)
+
+
+def check_unplaced(job: Job, recipe: Recipe, out: Path, relocated: Collection[str] = ()) -> None:
+    """Check a section whose plane is not known yet: earlier results may be kept, or there are none.
+
+    The check takes no time, whereas locating the section before `earlier_record` refuses it takes minutes.
+
+    Args:
+        job: The section, without a position.
+        recipe: The reference, the network and the options.
+        out: The folder of results.
+        relocated: Names of the settings with which the section was located otherwise.
+
+    Raises:
+        InputError: If the section has results that were made with other settings.
+    """
+    name = file_name(job.name)
+    if not (out / name).exists() or not (former := _earlier_settings(out / name)):
+        return
+    settings = settings_of(job, recipe.of(job), read_correction(out, name))
+    changed = _changed(former, settings) - _OF_PLANE - {CORRECTION}
+    if former.get("anchoring") is None:  # a located section has one
+        changed.add("position_um")
+    if changed or relocated:
+        raise _refusal(out / name, changed or relocated)
+
+
+def _changed(former: Mapping[str, Any], settings: Mapping[str, Any]) -> set[str]:
+    """Return the names of settings that differ; an option that did not exist at the time had its default, None."""
+    return {name for name in {*former, *settings} if former.get(name) != settings.get(name)}
+
+
+def _refusal(folder: Path, changed: Collection[str]) -> InputError:
     names = sorted({_WORDS.get(name, name) for name in changed})
-    raise InputError(
+    return InputError(
         f"{folder} holds results made with another {', '.join(names)}: choose another --out, or --overwrite"
     )
 

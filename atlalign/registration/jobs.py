@@ -18,7 +18,9 @@ from atlalign.atlas.section_lists import (
     find_list,
     holds_list,
     read_list,
+    unused_positions,
 )
+from atlalign.console import counted
 from atlalign.declarations import Declaration, declarations, option
 from atlalign.errors import InputError
 from atlalign.io.cells import number, shown, whole_number
@@ -126,6 +128,8 @@ def find_jobs(
                 _log.warning("%s: its markers are not used: they belong to the Allen atlas", listing)
             jobs += [_listed_job(section, listed=listed) for section in sections]
         else:
+            if listed and position_um is None:
+                _warn_of_unread_positions(path)
             jobs += [
                 Job(file, position_um, number) for number, file in enumerate(_images_of(path), len(jobs) + 1)
             ]
@@ -165,9 +169,9 @@ def _images_of(path: Path) -> list[Path]:
         unread = [file.name for file in files if file.suffix.lower() in UNREAD_ENDINGS]
         if unread:
             _log.warning(
-                "%s: %d images in formats that are not read are left out, such as %s: export them as OME-TIFF",
+                "%s: left out because their format is not read: %s, such as %s: export as OME-TIFF",
                 path,
-                len(unread),
+                counted(len(unread), "image"),
                 unread[0],
             )
         return [file for file in files if file.suffix.lower() in IMAGE_ENDINGS]
@@ -179,6 +183,22 @@ def _images_of(path: Path) -> list[Path]:
     if ending not in IMAGE_ENDINGS and not is_file(path):
         raise InputError(f"{path}: no such file or folder")
     return [path]
+
+
+def _warn_of_unread_positions(path: Path) -> None:
+    """Warn of tables that may be meant as the list of a folder that has none."""
+    if not is_folder(path):
+        return
+    for table, columns in unused_positions(path):
+        _log.warning(
+            "%s: not used, because it has no column filename, only %s: call the column of the images' names filename, "
+            "and the column of their positions in µm p",
+            table,
+            ", ".join(map(shown, columns)),
+        )
+    for sheet in sorted(filter(is_visible, path.iterdir())):
+        if sheet.suffix.lower() in _SPREADSHEETS and not sheet.name.startswith("~$"):
+            _log.warning("%s: not used: save a list of sections as CSV, with columns filename and p", sheet)
 
 
 def _warn_of_unused(listing: Path, sections: Sequence[ListedSection]) -> None:
@@ -234,7 +254,9 @@ def _once_each(jobs: Sequence[Job]) -> list[Job]:
     if len(by_file) < len(jobs):
         repeated = [same[0].path for same in by_file.values() if len(same) > 1]
         _log.warning(
-            "%d images are named more than once, such as %s: each counts once", len(repeated), repeated[0]
+            "named more than once: %s, such as %s: each counts once",
+            counted(len(repeated), "image"),
+            repeated[0],
         )
     return [_one_of_all(same) for same in by_file.values()]
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 FAR_UM = 500.0
 """From this distance on, a plane counts as another place."""
@@ -121,10 +121,10 @@ class Quality:
         """The gain in likeness on another plane, as a fraction of the likeness here."""
         return self.likeness_elsewhere / max(self.likeness, 1e-3) - 1
 
-    @property
-    def off_plane_um(self) -> float:
-        """The distance to the plane that the section fits best, either way."""
-        return abs(self.plane_offset_um)
+    def judged(self, name: str) -> float:
+        """Return the value to which the limit of a measure applies: a plane may be off in either direction."""
+        value: float = getattr(self, name)
+        return abs(value) if name == "plane_offset_um" else value
 
 
 def likeliest_distance(planes: Sequence[OtherPlane]) -> float:
@@ -172,7 +172,7 @@ LIMITS: Mapping[str, Limit] = {
     "beyond": Limit(0.15, 0.5),
     "better_turned": Limit(-0.05, 1.0),
     "better_elsewhere": Limit(-0.02, 1.0),
-    "off_plane_um": Limit(200.0, 2500.0),
+    "plane_offset_um": Limit(200.0, 2500.0),
 }
 """The default limits of `judge`.
 
@@ -194,12 +194,24 @@ SENTENCES: Mapping[str, str] = {
     "beyond": "tissue lies outside the template's outline, on {value} of its area",
     "better_turned": "the section fits {how} {where}",
     "better_elsewhere": "the section fits {how} on a plane {where}",
-    "off_plane_um": "the section fits best on a plane {where}",
+    "plane_offset_um": "the section fits best on a plane {where}",
 }
 """What a measure above its limit says about a section: its `value`, or `where` else and `how` well it fits."""
 
+DERIVED = tuple(name for name in LIMITS if name not in MEASURES)
+"""The names of the measures with a limit that follow from others."""
+
 WITHOUT_NETWORK = ("folding",)
 """The measures that are taken without a network; all others compare intensities, or ask the network."""
+
+
+def derived_measures(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the values of `DERIVED` for the record of a section; none if it lacks measures."""
+    if not record.keys() >= set(MEASURES):
+        return {}
+    measures: dict[str, Any] = {name: math.nan if record[name] is None else record[name] for name in MEASURES}
+    quality = Quality(**measures)
+    return {name: getattr(quality, name) for name in DERIVED}
 
 
 def judge(quality: Quality, limits: Mapping[str, Limit] = LIMITS, *, doubt: str = "") -> tuple[str, str]:
@@ -217,7 +229,7 @@ def judge(quality: Quality, limits: Mapping[str, Limit] = LIMITS, *, doubt: str 
 
 
 def _measured(quality: Quality, limits: Mapping[str, Limit]) -> tuple[str, str]:
-    found = {name: getattr(quality, name) for name in limits}
+    found = {name: quality.judged(name) for name in limits}
     for flag, bounds in (
         ("fail", {name: limit.fail for name, limit in limits.items()}),
         ("look", {name: limit.look for name, limit in limits.items()}),
@@ -257,7 +269,7 @@ def _where(quality: Quality, measure: str) -> str:
     """Return where the section fits, for the measures that compare places, or where folds come from."""
     if measure == "folding" and quality.folding_by_points:
         return f", on {_with_unit(measure, quality.folding_by_points)} because of points that a person set"
-    distances = {"off_plane_um": quality.plane_offset_um, "better_elsewhere": quality.elsewhere_um}
+    distances = {"plane_offset_um": quality.plane_offset_um, "better_elsewhere": quality.elsewhere_um}
     return _along_axis(distances[measure]) if measure in distances else quality.turned
 
 

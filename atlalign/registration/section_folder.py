@@ -14,7 +14,7 @@ from atlalign.registration import visualign
 from atlalign.registration.earlier import check_replaceable
 from atlalign.registration.jobs import Job
 from atlalign.registration.points import WITHOUT_POINTS
-from atlalign.registration.quality import MEASURES, Quality, judge
+from atlalign.registration.quality import MEASURES, Quality, derived_measures, judge
 from atlalign.registration.recipe import Recipe
 from atlalign.registration.register import register_section
 from atlalign.registration.registered import RegisteredSection
@@ -84,8 +84,10 @@ def _visualign_slice(job: Job, recipe: Recipe, found: RegisteredSection) -> dict
 
 
 def _measures(quality: Quality) -> dict[str, Any]:
-    """Return the measures as plain data; None replaces NaN, which JSON cannot store."""
-    return {name: None if value != value else value for name, value in asdict(quality).items()}
+    """Return all measures as plain data; None replaces NaN, which JSON cannot store."""
+    measured = asdict(quality)
+    measured |= derived_measures(measured)
+    return {name: None if value != value else value for name, value in measured.items()}
 
 
 def judged_record(record: Mapping[str, Any], job: Job, recipe: Recipe) -> dict[str, Any]:

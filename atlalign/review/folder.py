@@ -20,7 +20,7 @@ from atlalign.errors import InputError
 from atlalign.io.files import lock
 from atlalign.localization.recorded import LOCATED
 from atlalign.registration.batch import CALLS
-from atlalign.registration.batch_tables import TABLE
+from atlalign.registration.batch_tables import TABLE, write_review
 from atlalign.registration.corrections import (
     CORRECTION,
     Correction,
@@ -235,6 +235,8 @@ class ReviewFolder:
                 filename=entry.get("filename", ""),
                 number=entry.get("nr", 1),
             )
+            with suppress(InputError):  # the correction is saved; `register` writes the table again
+                write_review(self.out, name)
             return self.revision(name)
 
 

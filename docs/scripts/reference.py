@@ -247,11 +247,10 @@ def _help(declared: Any) -> str:
 
 def quality_columns() -> str:
     """Return all that is measured of a registration."""
-    from atlalign.registration.quality import Quality
+    from atlalign.registration.quality import DERIVED, Quality
 
-    return table(
-        ("column", "meaning"), [(f"`{name}`", _prose(text)) for name, text in parameters(Quality).items()]
-    )
+    meanings = parameters(Quality) | {name: first_sentence(getattr(Quality, name)) for name in DERIVED}
+    return table(("column", "meaning"), [(f"`{name}`", _prose(text)) for name, text in meanings.items()])
 
 
 # --- the Python API ---------------------------------------------------------------------------------------------------

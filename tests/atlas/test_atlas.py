@@ -15,6 +15,7 @@ from atlalign.atlas import atlas as atlas_module
 from atlalign.atlas.atlas import Atlas, allen_atlas, file_atlas, phantom_atlas
 from atlalign.atlas.ontology import Region
 from atlalign.atlas.phantom_anatomy import PHANTOM_REGIONS
+from atlalign.cli import main
 from atlalign.declarations import interface
 from atlalign.errors import InputError
 from atlalign.io.images import resize_images
@@ -465,8 +466,27 @@ class TestAllenAtlas:
         assert allen_atlas(image_shape=(6, 8), with_annotation=False).annotation is None
 
     def test_offline_error_explains_the_remedy(self, brainglobe):
-        with pytest.raises(InputError, match=r"\(no internet\).*atlas=file atlas.path="):
+        with pytest.raises(InputError, match=r"\(no internet\)") as refused:
             allen_atlas(image_shape=(6, 8), resolution_um=100)
+        said = str(refused.value)
+        assert "average_template/average_template_100.nrrd" in said
+        assert "annotation/ccf_2017/annotation_100.nrrd" in said
+        assert "download.alleninstitute.org/informatics-archive/current-release/mouse_ccf" in said
+        assert (
+            "atlas=file atlas.path=average_template_100.nrrd atlas.annotation_path=annotation_100.nrrd"
+            in said
+        )
+
+    def test_offline_error_names_the_options_of_the_command(self, monkeypatch, tmp_path, capsys):
+        module = ModuleType("brainglobe_atlasapi")
+        module.BrainGlobeAtlas = lambda *_, **__: StandIn("allen_mouse_100um", check_latest=False)
+        monkeypatch.setitem(sys.modules, "brainglobe_atlasapi", module)
+        (tmp_path / "a.png").touch()
+        for command, out in (("register", "out"), ("locate", "out.json")):
+            assert main([command, str(tmp_path / "a.png"), "--out", str(tmp_path / out)]) == 1
+            said = capsys.readouterr().err
+            assert "--atlas average_template_25.nrrd --annotation annotation_25.nrrd" in said
+            assert "atlas=file" not in said
 
     def test_resolutions_that_exist(self, brainglobe):
         with pytest.raises(InputError, match="expected 10, 25, 50 or 100, got 20"):

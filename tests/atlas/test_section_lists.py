@@ -9,7 +9,7 @@ import pytest
 
 from atlalign.atlas.planes import GRID, Anchoring, Plane, apply_affine, homogeneous, invert_affine
 from atlalign.atlas.quint import COMPONENTS
-from atlalign.atlas.section_lists import ListedSection, find_list, read_list
+from atlalign.atlas.section_lists import ListedSection, find_list, read_list, unused_positions
 from atlalign.errors import InputError
 
 # Right to left at one voxel a pixel, as DeepSlice gives it: x falls with s, z falls with t; centre at y = 264.5.
@@ -150,7 +150,7 @@ def test_markers_that_a_registration_wrote_are_announced(tmp_path, caplog):
     """Such markers bind the next registration to the earlier one."""
     marked = {**entry(UPRIGHT), "markers": [[1, 2, 3, 4]]}
     read_list(write(tmp_path / "list.json", marked, aligner="atlalign 0.1.0"))
-    assert "markers from an earlier registration (in 1 sections)" in caplog.text
+    assert "markers from an earlier registration (in 1 section)" in caplog.text
 
 
 def test_a_table_holds_positions(tmp_path):
@@ -434,7 +434,7 @@ def test_empty_rows_and_comments_are_skipped(tmp_path, caplog):
     (tmp_path / "l.csv").write_text(rows, encoding="utf-8")
     names = [section.path.name for section in read_list(tmp_path / "l.csv")]
     assert names == ["a.png", "#c.png"]
-    assert "1 rows" in caplog.text
+    assert "1 row," in caplog.text
     assert "#b.png" in caplog.text
 
 
@@ -536,7 +536,7 @@ def test_a_list_that_another_format_contradicts_is_read_with_a_warning(tmp_path,
     assert (found[0].anchoring.vectors == TILTED).all()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "brain.json" in caplog.text
-    assert "1 sections" in caplog.text
+    assert "1 section otherwise" in caplog.text
     assert "a.png" in caplog.text
 
 
@@ -582,7 +582,7 @@ def test_image_beside_its_list_is_found_with_a_warning(tmp_path, caplog, name):
     (tmp_path / "in" / "a.png").touch()
     (section,) = read_list(write(tmp_path / "in" / "l.json", entry(UPRIGHT, filename=name)))
     assert (section.path, section.missing) == (tmp_path / "in" / "a.png", "")
-    assert "1 images were found in another folder" in caplog.text
+    assert "found in another folder or under another spelling: 1 image," in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -670,3 +670,23 @@ def test_images_may_lie_in_another_folder_than_their_list(tmp_path):
     path = write(tmp_path / "l.json", entry(UPRIGHT))
     assert read_list(path)[0].path == tmp_path / "a.png"
     assert read_list(path, tmp_path / "scans")[0].path == tmp_path / "scans" / "a.png"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "columns"),
+    [
+        ("pos.csv", "Image name,Position (mm)\na.png,5\n", ["Position (mm)"]),
+        ("pos.tsv", "image\tAP\na.png\t5\n", ["AP"]),
+        ("pos.csv", "image;p\na.png;5000\n", ["p"]),
+        ("pos.txt", "image,bregma\na.png,-1.5\n", ["bregma"]),
+        ("cells.csv", "Image,Centroid X µm,Centroid Y µm\na.png,5,5\n", None),
+        ("cells.csv", "ap_um,dv_um,ml_um\n1,2,3\n", None),
+        ("registrations.csv", "section,flag,reason,position_um\na,pass,,5000\n", None),
+        ("notes.txt", "The position of the electrode is unknown.\n", None),
+        ("list.csv", "filename,p\na.png,5\n", None),
+        ("._pos.csv", "Image name,Position (mm)\na.png,5\n", None),
+    ],
+)
+def test_tables_with_positions_that_are_no_list_are_found(tmp_path, name, content, columns):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert unused_positions(tmp_path) == ([] if columns is None else [(tmp_path / name, columns)])

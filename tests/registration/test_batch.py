@@ -47,7 +47,7 @@ from atlalign.registration import (
     section_files,
     section_folder,
 )
-from atlalign.registration.quality import LIMITS, Limit
+from atlalign.registration.quality import LIMITS, MEASURES, Limit
 from atlalign.registration.record import check_whole, read_record, write_record
 from atlalign.registration.transform import SectionTransform
 
@@ -133,7 +133,7 @@ def test_a_list_is_registered_and_each_section_has_its_files(run, sections, tmp_
     out = tmp_path / "out"
     assert status == 0
     assert "atlas phantom: 13.2 × 8.0 × 11.4 mm (AP × DV × ML), 132 planes of 100 µm" in printed
-    assert "3 of 3 sections registered (0 of them before)" in printed
+    assert "3 of 3 sections registered: " in printed
     assert {path.name for path in out.iterdir()} == {"a", "b", "c", "calls.json", *TABLES}
     rows = table(out)
     for name, background, kind in (
@@ -193,7 +193,7 @@ def test_second_run_registers_only_missing_sections(run, sections, tmp_path):
     shutil.rmtree(out / "b")
     status, printed = run(sections)
     assert status == 0
-    assert "3 of 3 sections registered (2 of them before)" in printed
+    assert "3 of 3 sections registered (2 in earlier calls)" in printed
     changed = {path.parent.name for path, time in before.items() if path.stat().st_mtime_ns != time}
     assert changed == {"b"}
     assert SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(out / "b" / "forward.nii.gz"))).any()
@@ -255,9 +255,9 @@ def test_results_of_a_version_that_measured_less_are_made_again(run, sections, t
     run(*image)
     record = read_record(tmp_path / "out" / "b")
     write_record(tmp_path / "out" / "b", {name: value for name, value in record.items() if name != "gap"})
-    assert "(0 of them before)" in run(*image)[1]
+    assert "registered: " in run(*image)[1]
     assert read_record(tmp_path / "out" / "b")["gap"] == record["gap"]
-    assert "(1 of them before)" in run(*image)[1]
+    assert "(1 in earlier calls)" in run(*image)[1]
 
 
 def test_nan_measure_fails_with_its_name(run, sections, tmp_path, monkeypatch):
@@ -334,7 +334,7 @@ def test_a_broken_image_does_not_stop_the_others_and_is_named_at_the_end(run, se
     assert table(out)["b"]["flag"] == "fail"
     assert "cannot be read" in table(out)["b"]["reason"]
     (sections / "b.tif").write_bytes(whole)
-    assert "2 of 3 sections registered (1 of them before)" in run(sections)[1]
+    assert "2 of 3 sections registered (1 in earlier calls)" in run(sections)[1]
     assert (out / "b" / "transform.json").is_file()
 
 
@@ -365,7 +365,7 @@ def test_other_options_do_not_mix_with_existing_results(run, sections, tmp_path)
     assert table(tmp_path / "out")["b"]["background"] == "dark"
     status, printed = run(sections, "--background", "dark", "--overwrite")
     assert status == 0
-    assert "(1 of them before)" in printed
+    assert "(1 in earlier calls)" in printed
     assert table(tmp_path / "out")["a"]["background"] == "dark"
 
 
@@ -377,7 +377,7 @@ def test_results_that_lack_a_file_are_made_again(run, sections, tmp_path):
     own.touch()
     assert "a holds more than results (cells.csv)" in run(sections)[1]
     own.unlink()
-    assert "3 of 3 sections registered (2 of them before)" in run(sections)[1]
+    assert "3 of 3 sections registered (2 in earlier calls)" in run(sections)[1]
     assert lost.exists()
 
 
@@ -404,7 +404,7 @@ def test_another_reference_of_the_same_name_is_another_one(run, sections, tmp_pa
         ([*first, template, "--out", tmp_path / "without_regions"], False),
     ):
         assert ("--ontology CSV" in run(*arguments)[1]) == lacks_names
-    assert "(1 of them before)" in run(*first, template, "--annotation", ids)[1]
+    assert "(1 in earlier calls)" in run(*first, template, "--annotation", ids)[1]
     for changed in (
         [template, "--annotation", other_ids],
         [template],
@@ -459,7 +459,7 @@ def test_another_image_of_the_same_name_is_another_reference(run, sections, tmp_
     one, two = (["--reference", tmp_path / folder / "r.png"] for folder in ("one", "two"))
     size = ["--reference-pixel-um", "120"]
     assert run(sections / "b.tif", *one, *size)[0] == 0
-    assert "(1 of them before)" in run(sections / "b.tif", *one, *size)[1]
+    assert "(1 in earlier calls)" in run(sections / "b.tif", *one, *size)[1]
     for changed in (
         [*two, *size],
         [*one, *size, "--reference-labels", tmp_path / "l.tif"],
@@ -518,10 +518,10 @@ def test_a_damaged_result_is_made_again(damage, run, sections, tmp_path):
     assert table(tmp_path / "out")["b"]["flag"] == "fail"
     assert "damaged" in table(tmp_path / "out")["b"]["reason"]
     status, printed = run(*first)
-    assert (status, "(0 of them before)" in printed) == (0, True)
+    assert (status, "registered: " in printed) == (0, True)
     assert {name: (folder / name).read_bytes() for name in good} == good
     assert "damaged" not in table(tmp_path / "out")["b"]["reason"]
-    assert "(1 of them before)" in run(*first)[1]
+    assert "(1 in earlier calls)" in run(*first)[1]
     assert not (tmp_path / "out" / "errors.log").exists()
 
 
@@ -530,7 +530,7 @@ def test_copied_results_are_still_whole(run, sections, tmp_path):
     image = [sections / "b.tif", "--position", "6000"]
     run(*image)
     shutil.copytree(tmp_path / "out", tmp_path / "copy", copy_function=shutil.copyfile)
-    assert "(1 of them before)" in run(*image, "--out", tmp_path / "copy")[1]
+    assert "(1 in earlier calls)" in run(*image, "--out", tmp_path / "copy")[1]
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "labels.tif"])
@@ -710,7 +710,7 @@ def test_any_name_of_a_file_has_its_results(run, sections, tmp_path):
     }
     slices = json.loads((tmp_path / "out" / "visualign.json").read_text(encoding="utf-8"))["slices"]
     assert "m_%FC.png" in {entry["filename"] for entry in slices}
-    assert "(3 of them before)" in run(folder, "--position", "4000")[1]
+    assert "(3 in earlier calls)" in run(folder, "--position", "4000")[1]
     assert {path.name for path in tmp_path.iterdir()} == {"sections", "names", "out"}
 
 
@@ -852,7 +852,8 @@ def test_another_network_may_locate_the_sections(run, sections, tmp_path, monkey
     monkeypatch.setattr("atlalign.localization.unplaced.locate", located)
     status, printed = run(sections / "a.png", "--locator", mine)
     assert (status, str(mine) in printed, "fish" in printed) == (0, True, True)
-    status, printed = run(sections / "a.png")
+    assert "another --locator: choose another --out, or --overwrite" in run(sections / "a.png")[1]
+    status, printed = run(sections / "a.png", "--overwrite")
     assert (status, "the package's locator" in printed) == (0, True)
     assert used == [("fish", []), ("Allen Mouse Brain CCFv3", [])]
     status, printed = run(sections / "a.png", "--locator", tmp_path / "none.ckpt")
@@ -879,9 +880,97 @@ def test_located_sections_keep_their_planes(run, sections, tmp_path, monkeypatch
     os.utime(sections / "b.tif", ns=(1, 1))
     assert run(sections / "a.png", sections / "b.tif", "--overwrite")[0] == 0
     assert asked[2] == (["a.png", "b.tif"], [0])
-    assert run(sections / "a.png", "--section-spacing-um", "50")[0] == 0
+    assert run(sections / "a.png", "--section-spacing-um", "50", "--overwrite")[0] == 0
     assert asked[3] == (["a.png"], [])
     assert [s.path.name for s in read_list(tmp_path / "out" / "located.json")] == ["a.png", "b.tif"]
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["--pixel-size-um", "80"], "--pixel-size-um"),
+        (["--background", "dark"], "--background"),
+        (["--refine", "20"], "--refine"),
+        (["--independent"], "--independent"),
+        (["--section-spacing-um", "50"], "--section-spacing-um"),
+    ],
+)
+def test_results_of_other_options_are_refused_before_anything_is_located(
+    run, sections, tmp_path, monkeypatch, options, name
+):
+    asked: list[list[str]] = []
+
+    def located(jobs, locator, **_):
+        asked.append([job.path.name for job in jobs])
+        place = Anchoring.of_points_um(np.array([[0, 0, 6000.0], [0, 8000, 0], [11400, 0, 0]]), (64, 96))
+        return [Located(job, "", 1, side="left", anchoring=place) for job in jobs]
+
+    monkeypatch.setattr("atlalign.localization.unplaced.locate", located)
+    assert run(sections / "a.png")[0] == 0
+    before = {path: path.read_bytes() for path in tmp_path.glob("out/located*") if path.is_file()}
+    assert len(before) == 3
+    status, printed = run(sections / "a.png", *options)
+    assert (status, f"another {name}: choose another --out, or --overwrite" in printed) == (1, True)
+    assert {path: path.read_bytes() for path in before} == before
+    status, printed = run(sections / "a.png")
+    assert (status, "1 of 1 sections located earlier" in printed) == (0, True)
+    assert asked == [["a.png"]]
+    status, printed = run(sections / "a.png", sections / "b.tif", *options)
+    assert (status, asked[1:]) == (1, [["b.tif"]])  # a refused section does not stop the others
+    assert run(sections / "a.png", *options, "--overwrite")[0] == 0
+    assert asked[2:] == ([] if name == "--refine" else [["a.png"]])
+
+
+def test_it_is_said_before_how_many_sections_are_located(run, sections, monkeypatch):
+    def located(jobs, locator, *, progress, **_):
+        place = Anchoring.of_points_um(np.array([[0, 0, 6000.0], [0, 8000, 0], [11400, 0, 0]]), (64, 96))
+        return [Located(job, "", 1, side="whole", anchoring=place) for job in progress(jobs)]
+
+    monkeypatch.setattr("atlalign.localization.unplaced.locate", located)
+    (sections / "list.csv").write_text("filename,p\na.png,4000\nb.tif,\nc.jpg,\n")
+    printed = run(sections)[1].splitlines()
+    first, second = (
+        next(place for place, line in enumerate(printed) if line.startswith(start))
+        for start in ("2 of 3 sections without a position: locating", "locating: 2 of 2, ")
+    )
+    assert first < second
+
+
+def test_every_measure_with_a_limit_is_a_column(run, sections, tmp_path):
+    run(sections / "a.png", "--position", "4000")
+    row = {
+        name: float(cell)
+        for name, cell in table(tmp_path / "out")["a"].items()
+        if name in {*MEASURES, *LIMITS} - {"turned"} and cell
+    }
+    assert row.keys() >= set(LIMITS)
+    assert row["similarity_loss"] == pytest.approx(
+        row["similarity_before"] - row["similarity_after"], abs=1e-4
+    )
+    for place in ("turned", "elsewhere"):
+        gain = row[f"likeness_{place}"] / row["likeness"] - 1
+        assert row[f"better_{place}"] == pytest.approx(gain, abs=1e-4)
+    record = json.loads((tmp_path / "out" / "a" / "transform.json").read_text())
+    assert record["better_turned"] == pytest.approx(row["better_turned"], rel=1e-4)
+
+
+def test_the_end_names_the_sections_to_look_at(run, sections, tmp_path):
+    printed = run(sections, "--limit", "bending_um=-1,1e9")[1]
+    rows = table(tmp_path / "out")
+    for flag in ("look", "fail"):
+        flagged = sorted(name for name in rows if rows[name]["flag"] == flag)
+        assert (f"flagged {flag}: {', '.join(flagged)}\n" in printed) == bool(flagged)
+    assert all(row["flag"] != "pass" for row in rows.values())
+    assert str(tmp_path / "out" / "index.html") in printed
+    again = run(sections, "--limit", "bending_um=-1,1e9")[1]
+    assert "nothing to do: 3 of 3 sections registered (3 in earlier calls): 0 pass" in again
+
+
+def test_results_at_a_given_position_are_refused_before_the_section_is_located(run, sections, monkeypatch):
+    monkeypatch.setattr("atlalign.localization.unplaced.locate", lambda *_, **__: pytest.fail("located"))
+    assert run(sections / "a.png", "--position", "4000")[0] == 0
+    status, printed = run(sections / "a.png")
+    assert (status, "another position: choose" in printed) == (1, True)
 
 
 def test_one_image_takes_its_position_from_the_command(run, sections, tmp_path):
@@ -1024,7 +1113,7 @@ def test_new_limits_apply_to_earlier_results(run, sections, tmp_path):
     for limit in ("displacement_max_um=0,0.001", "displacement_max_um=0,9e9"):
         assert run(*image, limit)[0] == 0
         flags.append(table(tmp_path / "out")["a"]["flag"])
-    assert "(1 of them before): 0 pass, 1 look, 0 fail" in run(*image, limit)[1]
+    assert "(1 in earlier calls): 0 pass, 1 look, 0 fail" in run(*image, limit)[1]
     assert flags == ["fail", "look"]
 
 
@@ -1078,7 +1167,7 @@ def test_results_may_lie_beside_the_images_and_their_list(run, sections, listing
     for before in (0, 3 if listing == "list.csv" else 1):
         status, printed = run(sections, "--out", sections)
         assert (status, "damaged.png" in printed) == (1, True)
-        assert f"sections registered ({before} of them before)" in printed
+        assert (f"registered ({before} in earlier calls)" if before else "registered: ") in printed
     assert {"registrations.csv", "visualign.json"} < {path.name for path in sections.iterdir()}
 
 

@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -55,9 +57,11 @@ def transform(tmp_path) -> SectionTransform:
     return save(maps(), tmp_path / "s1")
 
 
-def save(transform: SectionTransform, folder: Path) -> SectionTransform:
+def save(
+    transform: SectionTransform, folder: Path, record: Mapping[str, object] = MappingProxyType({})
+) -> SectionTransform:
     folder.mkdir()
-    transform.save(folder, {})
+    transform.save(folder, record)
     grid = REFERENCE.with_shape(LABEL_IMAGE.shape)
     write(folder / LABELS, LABEL_IMAGE, grid)
     areas = RegionAreas(SECTION.pixel_um)
@@ -401,7 +405,7 @@ def test_points_that_lie_outside_keep_their_rows(transform, tmp_path, capsys):
     assert [row["n"] for row in found] == ["a", "b", "c", "d"]
     assert found[0]["region_id"] != ""
     for row in found[1:]:
-        assert set(list(row.values())[3:]) == {""}
+        assert {cell for name, cell in row.items() if name not in (*table[0], "section")} == {""}
     assert (
         "4 points, 2 outside the section or the reference, 0 in no region, 1 without numbers"
         in capsys.readouterr().out
@@ -521,7 +525,7 @@ def test_without_plane_and_labels_points_have_reference_pixels_alone(tmp_path):
     (tmp_path / "s1" / LABELS).unlink()
     source = write_rows(tmp_path / "cells.csv", [{"x": 100, "y": 90}])
     (row,) = rows(run(source, "reference", "out.csv"))
-    assert list(row) == ["x", "y", "x_reference", "y_reference"]
+    assert list(row) == ["x", "y", "section", "x_reference", "y_reference"]
 
 
 @pytest.mark.parametrize("to", ["reference", "section"])

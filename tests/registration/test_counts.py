@@ -1,6 +1,7 @@
 """Points by region: numbers and densities that can be worked out by hand."""
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -187,3 +188,155 @@ def test_existing_files_and_foreign_folders_are_refused(cells, sections, tmp_pat
     assert count(cells, "--with", sections, "--out", out, "--overwrite") == 0
     assert count(cells, "--with", tmp_path / "nowhere", "--out", tmp_path / "b.csv") == 1
     assert "expected a section's folder" in capsys.readouterr().err
+
+
+# --- sections that a person rejected, or that are flagged -------------------------------------------------------------
+
+
+def review(folder: Path, verdict: str) -> None:
+    path = folder.parent / "corrections" / folder.name / "review.json"
+    write(path, json.dumps({"verdict": verdict, "note": ""}))
+
+
+@pytest.fixture
+def located_cells(tmp_path) -> Path:
+    """Two points in s1, one in s2, and one point of s2 that lies in no region."""
+    return write(tmp_path / "located.csv", "section,region_id", "s1,3", "s1,2", "s2,3", "s2,0")
+
+
+def test_a_rejected_section_is_left_out_with_its_area_and_points(located_cells, sections, tmp_path, capsys):
+    review(sections / "s2", "rejected")
+    assert count(located_cells, "--with", sections, "--out", tmp_path / "counts.csv") == 0
+    said = capsys.readouterr().out
+    assert "2 points in 2 regions of 1 section" in said
+    assert re.search(r"rejected.*: 1 section, s2 \(1 point, 6 mm²\); --include-rejected", said)
+    leaf = rows(tmp_path / "counts.csv")["leaf"]
+    assert (leaf["points"], leaf["area_mm2"], leaf["points_per_mm2"]) == ("1", "2", "0.5")
+
+
+def test_a_rejected_section_counts_on_request(located_cells, sections, tmp_path, capsys):
+    review(sections / "s2", "rejected")
+    command = (located_cells, "--with", sections, "--out", tmp_path / "counts.csv", "--include-rejected")
+    assert count(*command) == 0
+    said = capsys.readouterr().out
+    assert "left out" not in said
+    assert "counted although rejected in review: 1 section, s2" in said
+    assert rows(tmp_path / "counts.csv")["leaf"]["points"] == "2"
+
+
+@pytest.mark.parametrize("verdict", ["accepted", "unsure"])
+def test_another_verdict_leaves_nothing_out(located_cells, sections, tmp_path, verdict):
+    review(sections / "s2", verdict)
+    assert count(located_cells, "--with", sections, "--out", tmp_path / "counts.csv") == 0
+    assert rows(tmp_path / "counts.csv")["leaf"]["area_mm2"] == "6"
+
+
+def test_points_that_name_no_section_cannot_be_left_out(cells, sections, tmp_path, capsys):
+    review(sections / "s2", "rejected")
+    assert count(cells, "--with", sections, "--out", tmp_path / "counts.csv") == 1
+    assert "s2 must be left out" in capsys.readouterr().err
+    assert not (tmp_path / "counts.csv").exists()
+
+
+def test_nothing_is_counted_if_all_sections_are_rejected(located_cells, sections, tmp_path, capsys):
+    for name in ("s1", "s2"):
+        review(sections / name, "rejected")
+    assert count(located_cells, "--with", sections, "--out", tmp_path / "counts.csv") == 1
+    assert "all sections were rejected" in capsys.readouterr().err
+
+
+def test_a_damaged_review_is_no_verdict(located_cells, sections, tmp_path, capsys):
+    review(sections / "s2", "perhaps")
+    assert count(located_cells, "--with", sections, "--out", tmp_path / "counts.csv") == 1
+    assert "review.json, verdict" in capsys.readouterr().err
+
+
+def test_flagged_sections_are_named(located_cells, sections, tmp_path, capsys):
+    section(sections / "s2", {2: (0, 2), 3: (0, 4)}, flag="look")
+    section(sections / "s3", {2: (0, 2), 3: (0, 4)}, flag="fail")
+    section(sections / "s4", {2: (0, 2), 3: (0, 4)}, flag="pass")
+    assert count(located_cells, "--with", sections, "--out", tmp_path / "counts.csv") == 0
+    said = capsys.readouterr().out
+    assert "flagged look: 1 section, s2\n" in said
+    assert "flagged fail: 1 section, s3\n" in said
+
+
+def test_sections_are_known_by_their_images(sections, tmp_path):
+    section(sections / "s1", {2: (1, 1), 3: (2, 0)}, settings={"file": "Mouse 1.png"})
+    source = write(tmp_path / "cells.csv", "Image,region_id", "Mouse 1.png,3", "mouse 1,3", "s2,3")
+    assert count(source, "--with", sections, "--by", "section", "--out", tmp_path / "counts.csv") == 0
+    found = by_section(tmp_path / "counts.csv")
+    assert (found["s1", "leaf"]["points"], found["s2", "leaf"]["points"]) == ("2", "1")
+
+
+# --- chosen regions, and sections one by one --------------------------------------------------------------------------
+
+
+def by_section(path: Path) -> dict[tuple[str, str], dict[str, str]]:
+    with path.open() as file:
+        return {(row["section"], row["acronym"]): row for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("wanted", ["grey", "2", "the grey", "GREY", "The Grey"])
+def test_a_region_is_chosen_by_acronym_name_or_id_with_its_parts(cells, sections, tmp_path, capsys, wanted):
+    assert count(cells, "--with", sections, "--regions", wanted, "--out", tmp_path / "counts.csv") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("counts.csv: 1 region of 2 sections")
+    assert [line.split() for line in lines[1:]] == [
+        ["region", "points", "mm²", "points", "per", "mm²"],
+        ["grey", "6", "10", "0.6"],
+    ]
+    found = rows(tmp_path / "counts.csv")
+    assert list(found) == ["grey"]
+    assert found["grey"]["points_with_parts_per_mm2"] == "0.6"
+
+
+def test_regions_stand_in_the_order_asked_for_and_once(cells, sections, tmp_path, capsys):
+    wanted = ("leaf", "root", "3")
+    assert count(cells, "--with", sections, "--regions", *wanted, "--out", tmp_path / "counts.csv") == 0
+    assert list(rows(tmp_path / "counts.csv")) == ["leaf", "root"]
+    header, *lines = capsys.readouterr().out.splitlines()[1:]
+    assert {len(line) for line in (header, *lines)} == {len(header)}
+
+
+def test_an_unknown_region_gets_a_near_one(cells, sections, tmp_path, capsys):
+    assert (
+        count(cells, "--with", sections, "--regions", "grey", "leave", "--out", tmp_path / "counts.csv") == 1
+    )
+    assert "'leave': did you mean leaf" in capsys.readouterr().err
+    assert not (tmp_path / "counts.csv").exists()
+
+
+def test_each_section_has_its_rows(located_cells, sections, tmp_path):
+    assert count(located_cells, "--with", sections, "--by", "section", "--out", tmp_path / "counts.csv") == 0
+    found = by_section(tmp_path / "counts.csv")
+    assert {name for name, _ in found} == {"s1", "s2"}
+    assert ("s1", "fibres") not in found  # a region that the section does not show
+    own = ("points", "area_mm2", "points_per_mm2", "points_with_parts", "points_with_parts_per_mm2")
+    assert [found["s1", "grey"][name] for name in own] == ["1", "2", "0.5", "2", "0.5"]
+    assert [found["s2", "grey"][name] for name in own] == ["0", "2", "0", "1", "0.166667"]
+    assert found["s1", "leaf"]["points_per_mm2"] == "0.5"
+
+
+def test_means_over_sections_are_shown(located_cells, sections, tmp_path, capsys):
+    section(sections / "s3", {4: (1, 1)})
+    command = (located_cells, "--with", sections, "--by", "section", "--regions", "grey", "fibres")
+    assert count(*command, "--out", tmp_path / "counts.csv") == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
+    # The densities of grey are 2/4 and 1/6; the third section does not show it.
+    assert shown == [
+        ["grey", "3", "10", "0.3", "2", "0.3333", "0.2357"],
+        ["fibres", "0", "2", "0", "1", "0", "–"],
+    ]
+
+
+def test_points_that_name_no_section_are_not_counted_by_section(cells, sections, tmp_path, capsys):
+    assert count(cells, "--with", sections, "--by", "section", "--out", tmp_path / "counts.csv") == 1
+    assert "expected a column section" in capsys.readouterr().err
+
+
+def test_sections_of_one_name_are_not_told_apart(located_cells, sections, tmp_path, capsys):
+    section(tmp_path / "other" / "s1", {2: (1, 1), 3: (1, 1)})
+    folders = ("--with", sections, tmp_path / "other")
+    assert count(located_cells, *folders, "--by", "section", "--out", tmp_path / "counts.csv") == 1
+    assert "2 called s1" in capsys.readouterr().err

@@ -224,3 +224,16 @@ def test_a_list_says_which_half_of_the_brain_each_section_shows(sections):
     assert (dict(a.options), dict(b.options)) == ({"hemisphere": "left"}, {})
     assert "hemisphere" in c.problem
     assert "both" in c.problem
+
+
+def test_a_table_of_positions_that_is_no_list_is_named(tmp_path, caplog):
+    (image,) = touch(tmp_path / "t1", "a.png")
+    (tmp_path / "t1" / "pos.csv").write_text("Image name,Position (mm)\na.png,5\n")
+    touch(tmp_path / "t1", "pos.xlsx", "~$pos.xlsx")
+    assert [job.path for job in find_jobs([tmp_path / "t1"])] == [image]
+    first, second = caplog.messages
+    assert re.search(r"pos\.csv: not used.*filename.*'Position \(mm\)'", first)
+    assert re.search(r"[^$]pos\.xlsx: not used", second)
+    caplog.clear()
+    find_jobs([tmp_path / "t1"], position_um=5000)  # the table is not needed
+    assert not caplog.messages

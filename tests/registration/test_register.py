@@ -536,7 +536,9 @@ def test_the_distance_to_the_likeliest_plane_is_the_vertex_of_a_parabola():
     quality = replace(good, likeness=on(0).likeness).compared([], planes)
     assert quality.plane_offset_um == pytest.approx(210)
     flag, reason = judge(quality)
-    assert (flag, "210 µm further back (off_plane_um 210, look above 200)" in reason) == ("look", True)
+    assert (flag, "210 µm further back (plane_offset_um 210, look above 200)" in reason) == ("look", True)
+    to_the_front = judge(replace(quality, plane_offset_um=-737.0))[1]
+    assert "737 µm further to the front (plane_offset_um 737, look above 200)" in to_the_front
     assert good.compared([], []).plane_offset_um == 0
 
 

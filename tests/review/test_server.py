@@ -6,6 +6,7 @@ import json
 import shutil
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -16,11 +17,14 @@ from atlalign.cli import main
 from atlalign.cli.calls import read_calls
 from atlalign.cli.register import _with_call
 from atlalign.cli.review import registrar_of
+from atlalign.io.tables import read_table
 from atlalign.registration.batch import Outcome
+from atlalign.registration.batch_tables import TABLE
 from atlalign.registration.corrections import read_correction
 from atlalign.registration.jobs import Job
 from atlalign.registration.points import load_without_points
 from atlalign.registration.record import read_record
+from atlalign.review.folder import ReviewFolder
 from atlalign.review.registrar import _with_place
 
 NOTHING = {
@@ -133,6 +137,19 @@ def test_a_correction_is_saved_unless_it_was_changed_elsewhere(ask, results):
     second = ask("GET", "section?name=a")[1]
     assert second["revision"] == saved["revision"]
     assert second["correction"] | {"anchoring": None} == wanted
+
+
+def test_the_verdict_stands_in_the_table(results):
+    before = read_table(results / TABLE)
+    folder = ReviewFolder(results)
+    saved = folder.load("b")
+    folder.save("b", replace(saved.correction, verdict="rejected", note="torn"), saved.revision)
+    table = read_table(results / TABLE)
+    rows = {cells["section"]: cells for _, cells in table.records(["section", "verdict", "note"])}
+    assert [rows[name]["verdict"] for name in "abc"] == ["", "rejected", ""]
+    assert rows["b"]["note"] == "torn"
+    was = {cells["section"]: cells for _, cells in before.records(["section"])}
+    assert rows == was | {"b": was["b"] | {"verdict": "rejected", "note": "torn"}}
 
 
 def test_outlines_pass_through_the_points_that_are_set(ask, results):
