@@ -84,3 +84,55 @@ def test_a_damaged_slide_does_not_end_the_batch(section, model, tmp_path, capsys
     assert main([*command, "--model", str(model), "--image-shape", "32", "48", "--position", "6000"]) == 1
     assert "bad.svs" in capsys.readouterr().err
     assert (out / "scan" / "transform.json").is_file()
+
+
+def _empty(kind: str) -> np.ndarray:
+    """Return a slide of 18 × 26 mm without a section, bright with a little noise."""
+    random = np.random.default_rng(0)
+    image = 230 + random.normal(0, 1.5, (360, 520))
+    y, x = np.indices(image.shape)
+    if kind == "noise":
+        return random.uniform(0, 255, image.shape)
+    if kind == "label":
+        image[20:340, 20:140] = 190
+    elif kind == "coverslip":
+        image[:, 60:62] = 150
+    elif kind == "dust":
+        for top, left, radius in random.uniform((10, 10, 1), (350, 510, 3), (60, 3)):
+            image[np.hypot(y - top, x - left) < radius] = 60
+    return image
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("empty", "nothing but background"),
+        ("noise", "nothing but background"),
+        ("label", "1 rectangular piece, such as a label"),
+        ("coverslip", "no tissue"),
+        ("dust", "small pieces, such as dust"),
+    ],
+)
+def test_an_image_without_a_section_says_what_it_shows(kind, said, model, tmp_path):
+    path = tmp_path / f"{kind}.tif"
+    tifffile.imwrite(path, _empty(kind).clip(0, 255).astype(np.uint8))
+    recipe = atlas_recipe("phantom", model=model, image_shape=(160, 228))
+    with pytest.raises(InputError, match=rf"{kind}\.tif: expected a section, found .*{said}"):
+        register_section(Job(path, 6000.0), recipe)
+
+
+def test_stacked_sections_are_noticed_whether_or_not_they_are_anchored(test_data, model, tmp_path):
+    from atlalign.atlas.planes import Anchoring
+    from atlalign.io.images import read_image
+
+    names = ("641_2002_2568_NM01_s049.png", "641_2002_2568_NM01_s109.png")
+    both = np.concatenate([read_image(test_data / "sections" / name).pixels[::3, ::3] for name in names])
+    path = tmp_path / "two sections.tif"
+    tifffile.imwrite(path, both)
+    anchoring = Anchoring(np.array([[0, 0, 0], [11400, 0, 0], [0, 0, -8000.0]]), both.shape[:2])
+    recipe = atlas_recipe("phantom", model=model, image_shape=(160, 228))
+    for job in (Job(path, 6000.0), Job(path, 6000.0, anchoring=anchoring)):
+        with pytest.raises(
+            InputError, match=r"found 2.*atlalign sections '.*two sections\.tif' --pixel-size"
+        ):
+            register_section(job, recipe)
