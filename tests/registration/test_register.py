@@ -414,7 +414,7 @@ class TestRegistering:
         from atlalign.networks import GlobalAffineNet
 
         network = GlobalAffineNet(filters=(4,), dense_layers=(4,), image_shape=(32, 48))
-        with pytest.raises(InputError, match=r"fails on images of 40×56 px: .*32×48"):
+        with pytest.raises(InputError, match="32×48 px, got 40×56"):
             register(network, reference, section, placement)
 
     def test_lack_of_memory_is_not_reported_as_wrong_size(self, reference, section, placement):
