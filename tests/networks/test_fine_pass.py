@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from atlalign.errors import InputError
 from atlalign.geometry import compose, jacobian_determinant, resize, warp
-from atlalign.models import load_model, save_model
 from atlalign.networks import CorrelationPyramidNet, FinePassNet, Registration
 from atlalign.networks.coarse_to_fine import shrink
 
@@ -69,15 +68,8 @@ def test_the_fine_field_is_applied_first_and_nothing_folds():
     assert jacobian_determinant(output.dvf).min() > 0
 
 
-def test_it_is_stored_with_both_networks(tmp_path):
-    network = FinePassNet(pyramid(0.05), pyramid(0.05), reduction=4)
-    stored = load_model(save_model(network, tmp_path / "fine.safetensors"))
-    assert isinstance(stored, FinePassNet)
-    assert stored.reduction == 4
-    assert stored.coarse_shape((320, 456)) == (80, 114)
-    pair = images()
-    torch.testing.assert_close(stored(*pair).dvf, network(*pair).dvf)
-    assert stored(*pair).inv_dvf is None
+def test_the_coarse_images_are_smaller_by_the_reduction():
+    assert FinePassNet(pyramid(0.0), pyramid(0.0), reduction=4).coarse_shape((320, 456)) == (80, 114)
 
 
 def test_it_needs_a_size_and_inverses():
