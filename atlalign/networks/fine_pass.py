@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from atlalign.errors import InputError, check_numbers
 from atlalign.geometry import compose, resize, warp
 from atlalign.networks.coarse_to_fine import shrink
+from atlalign.networks.contract import as_registration
 from atlalign.networks.layers import Registration
 
 
@@ -52,7 +53,8 @@ class FinePassNet(nn.Module):
 
     def forward(self, reference: Tensor, moving: Tensor) -> Registration:
         """Register `moving` to `reference`, both (B, 1, H, W) in [0, 1]."""
-        coarse: Registration = self.coarse(shrink(reference, self.reduction), shrink(moving, self.reduction))
+        smaller = (shrink(image, self.reduction) for image in (reference, moving))
+        coarse = as_registration(self.coarse, self.coarse(*smaller))
         fine = self.last_pass(reference, moving, coarse.dvf)
         shape = (moving.shape[-2], moving.shape[-1])
         dvf = compose(outer=resize(coarse.dvf, shape), inner=fine.dvf)
@@ -68,5 +70,4 @@ class FinePassNet(nn.Module):
     def last_pass(self, reference: Tensor, moving: Tensor, dvf: Tensor) -> Registration:
         """Return the fine network's registration of the moving image after a coarse field of any size (B, 2, h, w)."""
         so_far = warp(moving, resize(dvf, (moving.shape[-2], moving.shape[-1])), padding_mode="border")
-        found: Registration = self.fine(reference, so_far)
-        return found
+        return as_registration(self.fine, self.fine(reference, so_far))
