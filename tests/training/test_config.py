@@ -99,7 +99,7 @@ def test_documented_groups_exist():
         ("trainer.max_epoch=3", "Did you mean max_epochs"),
         ("loss=vdclip4", "loss=vdclip4: unknown option 'vdclip4'. Did you mean vdclip3 or vdclip2"),
         ("experiment=atlas_alon", "Did you mean atlas_alone?"),
-        ("model=unet", "There are: coarse_to_fine, correlation_pyramid, global, "),
+        ("model=unet", "There are: coarse_to_fine, correlation_pyramid, fine_pass, "),
         ("atlas.path=a.h5", "atlas=file"),
         ("data.path=a.h5", "data=h5"),
         ("source=images", "source: this program has no such group"),
