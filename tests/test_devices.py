@@ -30,7 +30,14 @@ from atlalign.geometry import (
 from atlalign.geometry.random_fields import INVERTIBLE_FIELDS
 from atlalign.io.images import ImageFile
 from atlalign.losses import Backbone, PerceptualLoss, RegistrationLoss
-from atlalign.networks import CoarseToFineNet, CorrelationPyramidNet, GlobalAffineNet, LocalUNet, MergedNet
+from atlalign.networks import (
+    CoarseToFineNet,
+    CorrelationPyramidNet,
+    FinePassNet,
+    GlobalAffineNet,
+    LocalUNet,
+    MergedNet,
+)
 from atlalign.registration import register as registration
 from atlalign.registration.placement import place
 from atlalign.registration.references import atlas_reference
@@ -52,6 +59,9 @@ NETWORKS = {
     "coarse_to_fine": lambda: CoarseToFineNet(LocalUNet(**SMALL, velocity_steps=3), reductions=[2]),
     "correlation_pyramid": lambda: CorrelationPyramidNet(
         encoder_filters=[4, 4], radii=[1, 2], decoder_filters=[4], compute_inv=True, mirrored=True
+    ),
+    "fine_pass": lambda: FinePassNet(
+        *(NETWORKS["correlation_pyramid"]() for _ in range(2)), compute_inv=True
     ),
     "global": lambda: GlobalAffineNet(image_shape=SHAPE, filters=[4, 4], dense_layers=[4]),
     "merged": lambda: MergedNet(NETWORKS["global"](), NETWORKS["local"](), expose_global=True),

@@ -5,6 +5,7 @@
 
 from atlalign.networks.coarse_to_fine import CoarseToFineNet
 from atlalign.networks.correlation_pyramid import CorrelationPyramidNet
+from atlalign.networks.fine_pass import FinePassNet
 from atlalign.networks.global_affine import GlobalAffineNet
 from atlalign.networks.layers import Affine2DVF, BilinearInterpolation, DVFComposition, Registration
 from atlalign.networks.local_unet import LocalUNet
@@ -17,6 +18,7 @@ __all__ = [
     "CoarseToFineNet",
     "CorrelationPyramidNet",
     "DVFComposition",
+    "FinePassNet",
     "GlobalAffineNet",
     "LocalUNet",
     "LocatedPlanes",

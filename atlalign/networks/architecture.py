@@ -11,6 +11,7 @@ from atlalign.errors import InputError, check_size
 from atlalign.imports import imported
 from atlalign.networks.coarse_to_fine import CoarseToFineNet
 from atlalign.networks.correlation_pyramid import CorrelationPyramidNet
+from atlalign.networks.fine_pass import FinePassNet
 from atlalign.networks.global_affine import GlobalAffineNet
 from atlalign.networks.local_unet import LocalUNet
 from atlalign.networks.merged import MergedNet
@@ -21,6 +22,7 @@ _NETWORKS: dict[str, type[nn.Module]] = {
     for cls in (
         CoarseToFineNet,
         CorrelationPyramidNet,
+        FinePassNet,
         GlobalAffineNet,
         LocalUNet,
         MergedNet,

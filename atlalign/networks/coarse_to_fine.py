@@ -62,7 +62,7 @@ class CoarseToFineNet(nn.Module):
         for index, reduction in enumerate(self.reductions):
             net = self.nets[0 if self.shared_weights else index]
             so_far = warp(moving, dvf, padding_mode="border")
-            output = net(_shrink(reference, reduction), _shrink(so_far, reduction))
+            output = net(shrink(reference, reduction), shrink(so_far, reduction))
             found = as_registration(net, output)
             dvf = compose(outer=dvf, inner=resize(found.dvf, shape))
             if inverse is not None and found.inv_dvf is not None:
@@ -70,7 +70,7 @@ class CoarseToFineNet(nn.Module):
         return Registration(registered=warp(moving, dvf), dvf=dvf, inv_dvf=inverse)
 
 
-def _shrink(image: Tensor, reduction: int) -> Tensor:
+def shrink(image: Tensor, reduction: int) -> Tensor:
     """Return images (B, 1, H, W) at (H // reduction, W // reduction): averaged, then sampled with corners aligned."""
     if reduction == 1:
         return image

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from atlalign.errors import InputError, describe
-from atlalign.geometry import warp
+from atlalign.geometry import compose, resize, warp
+from atlalign.networks import FinePassNet
 from atlalign.networks.contract import check_takes_pairs, checked_registration
 from atlalign.registration.likeness import likeness
-from atlalign.registration.placed_image import antialiased, placed_ignored, sampled_image
-from atlalign.registration.placement import Placement
+from atlalign.registration.placed_image import antialiased, placed_ignored, placed_image, sampled_image
+from atlalign.registration.placement import Placement, at_size
 from atlalign.registration.references import Reference
 from atlalign.registration.section import Section
 
@@ -58,6 +59,22 @@ def compared(
         return registered, reference
     hidden = warp(ignored, dvf) > 0
     return registered * ~hidden, reference.without(hidden[0, 0])
+
+
+@torch.inference_mode()
+def after_last_pass(network: FinePassNet, reference: Reference, section: Section, found: Attempt) -> Tensor:
+    """Return an attempt's field (1, 2, H, W) after the network's last pass, which sees larger images.
+
+    Raises:
+        InputError: If the network fails, or its field is not finite.
+    """
+    height, width = reference.grid.shape
+    larger = (network.reduction * height, network.reduction * width)
+    moving = placed_image(section, at_size(found.placement, reference.grid.shape, larger), larger)
+    so_far = resize(found.dvf, larger)
+    moved = warp(moving, so_far, padding_mode="border")
+    inner = network_field(network.fine, reference.image_at(larger), moved)
+    return resize(compose(outer=so_far, inner=inner), reference.grid.shape)
 
 
 def network_field(network: nn.Module, reference: Tensor, moving: Tensor) -> Tensor:

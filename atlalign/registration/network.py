@@ -11,6 +11,7 @@ from torch import nn
 from atlalign.errors import OF_NETWORK, InputError, checked_shape
 from atlalign.io.files import fingerprint
 from atlalign.models import SHIPPED_MODEL, load_model, read_origin
+from atlalign.networks import FinePassNet
 from atlalign.networks.device import chosen_device
 from atlalign.networks.memory_format import fastest_memory_format
 from atlalign.registration.expected_error import SHIPPED, Calibration, one_sided
@@ -28,12 +29,15 @@ class TrainedNetwork:
         image_shape: The (H, W) of its input, or of the grid of fields made without one.
         origin: Plain data that identifies the network.
         calibration: Converts its disagreements to an error; None if it has not been calibrated.
+        last_pass: The network that corrects the field of `module` on larger images; None for none. Only a section's
+            final placement gets this pass; placements and planes are compared without it.
     """
 
     module: nn.Module | None
     image_shape: tuple[int, int]
     origin: Mapping[str, Any]
     calibration: Calibration | None = None
+    last_pass: FinePassNet | None = None
 
     @cached_property
     def one_sided(self) -> nn.Module | None:
@@ -72,9 +76,16 @@ class TrainedNetwork:
         if is_none:
             return cls(None, shape, {"model": NONE, "model_sha256": None, "image_shape": list(shape)})
         where = chosen_device(device)
-        module = load_model(path, allow=allow).to(where).to(memory_format=fastest_memory_format(where))
+        network = load_model(path, allow=allow).to(where).to(memory_format=fastest_memory_format(where))
+        module, last_pass = passes_of(network)
+        seen = shape if last_pass is None else last_pass.coarse_shape(shape)
         weights = fingerprint(path)
         origin = {"model": path.name, "model_sha256": weights, "image_shape": list(shape)}
         # A calibration is valid only at the size used in training.
         calibration = None if image_shape else SHIPPED.get(weights)
-        return cls(module, shape, origin, calibration)
+        return cls(module, seen, origin, calibration, last_pass)
+
+
+def passes_of(network: nn.Module) -> tuple[nn.Module, FinePassNet | None]:
+    """Return the network that finds a field, and the network with the last pass that corrects it; None without one."""
+    return (network.coarse, network) if isinstance(network, FinePassNet) else (network, None)

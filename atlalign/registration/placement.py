@@ -124,6 +124,12 @@ def flipped(placement: Placement, reference: Reference) -> Placement:
     return placement._replace(matrix=placement.matrix @ about)
 
 
+def at_size(placement: Placement, old: tuple[int, int], new: tuple[int, int]) -> Placement:
+    """Return the same placement for another size (H, W) of the reference; corners stay corners."""
+    along_y, along_x = ((before - 1) / (after - 1) for before, after in zip(old, new, strict=True))
+    return placement._replace(matrix=placement.matrix * (along_x, along_y, 1.0))
+
+
 def _about_tissue(reference: Reference, of_um: Sequence[Matrix]) -> list[Matrix]:
     """Return linear maps (2, 2) of the reference's µm as maps (3, 3) of its pixels that keep its tissue's centre."""
     pixel_um = np.array(reference.grid.pixel_um)

@@ -148,12 +148,18 @@ class Reference(NamedTuple):
         labels: Region ids on any grid with the same outermost pixels, or None.
         grid: The pixels of the image.
         plane: Its position in the atlas; None if it is not a plane of an atlas.
+        full: (1, h, w), the image at its own resolution, with the same outer edges.
     """
 
     image: Tensor
     labels: NDArray[Any] | None
     grid: Grid
     plane: Plane | None
+    full: Tensor
+
+    def image_at(self, shape: tuple[int, int]) -> Tensor:
+        """Return the image at another size (1, 1, H', W')."""
+        return resize_images(self.full, shape)[None]
 
     @property
     def tissue(self) -> Tensor:
@@ -188,8 +194,9 @@ class Reference(NamedTuple):
         if side is None:
             return self
         image = self.image * torch.from_numpy(columns_of(side, self.grid.shape[1]))
+        full = self.full * torch.from_numpy(columns_of(side, self.full.shape[-1]))
         labels = None if self.labels is None else self.labels * columns_of(side, self.labels.shape[1])
-        return self._replace(image=image, labels=labels)
+        return self._replace(image=image, labels=labels, full=full)
 
 
 def columns_of(side: Side, width: int) -> NDArray[np.bool_]:
@@ -217,7 +224,7 @@ def atlas_reference(atlas: Atlas, plane: Plane, image_shape: tuple[int, int]) ->
     image, labels = atlas.cut(position_um)
     resized = resize_images(image, image_shape)[None]
     regions = None if labels is None else labels[0].numpy()
-    reference = Reference(resized, regions, grid.with_shape(image_shape), plane)
+    reference = Reference(resized, regions, grid.with_shape(image_shape), plane, image)
     if not image.any() or not reference.tissue.any():
         middle = float(position_um[grid.shape[0] // 2, grid.shape[1] // 2])
         raise InputError(
@@ -256,7 +263,8 @@ def image_reference(
     grey = tissue_of(image.pixels, name=name).image
     height, width = image.pixels.shape[:2]
     grid = Grid((height, width), size).with_shape(image_shape)
-    return Reference(resize_images(grey[None], image_shape)[None], labels, grid, None)
+    full = grey[None]
+    return Reference(resize_images(full, image_shape)[None], labels, grid, None, full)
 
 
 def bright_tissue(image: Tensor) -> Tensor:

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from atlalign.geometry import compose, jacobian_determinant, stays_inside, warp
 from atlalign.io.images import one_channel, open_channels
 from atlalign.metrics import mutual_information
-from atlalign.registration.attempt import Attempt, attempt, compared, network_field
+from atlalign.networks import FinePassNet
+from atlalign.registration.attempt import Attempt, after_last_pass, attempt, compared, network_field
 from atlalign.registration.by_hand import placed_by_hand
 from atlalign.registration.expected_error import expected_error_um
 from atlalign.registration.jobs import Job
 from atlalign.registration.measures import affine_part, cover
-from atlalign.registration.network import TrainedNetwork
+from atlalign.registration.network import TrainedNetwork, passes_of
 from atlalign.registration.one_section import check_is_one
 from atlalign.registration.output_size import output_pixel_um
 from atlalign.registration.placed_field import field_of
@@ -86,7 +87,14 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
         kept = attempt(module, reference, section, placement)
     output_um = output_pixel_um(options.output_um, section, reference, kept.placement, name)
     registered = _completed(
-        module, reference, section, kept, options.refine, options.refine_smoothness, job.points
+        module,
+        network.last_pass,
+        reference,
+        section,
+        kept,
+        options.refine,
+        options.refine_smoothness,
+        job.points,
     )
     transform = replace(registered.transform, output_um=output_um)
 
@@ -120,7 +128,7 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
 def _expected_error_um(
     network: TrainedNetwork, kept: Attempt, reference: Reference, registered: Registered
 ) -> NDArray[np.float32] | None:
-    """Return the expected error of the network's field, before refinement and points; None without a calibration."""
+    """Return the expected error of the field before last pass, refinement and points; None without a calibration."""
     if network.calibration is None or network.one_sided is None or registered.return_um is None:
         return None
     fields = (kept.placed, kept.dvf, registered.return_um)
@@ -164,7 +172,7 @@ def register(
 
     Args:
         network: Takes (reference, moving) and returns a `Registration`; it runs on the device of its weights.
-        reference: The reference at the network's size.
+        reference: The reference at the network's size; of a `FinePassNet`, at the size of its coarse network.
         section: The image.
         placement: Its placement on the reference.
         refine: Number of subsequent optimisation steps; see `refine.refine`.
@@ -175,14 +183,16 @@ def register(
         InputError: If the network fails, for example on another image size or for lack of memory, or its field is not
             finite.
     """
+    network, last_pass = passes_of(network)
     found = attempt(network, reference, section, placement)
     points = PointPairs.none() if points is None else points
-    return _completed(network, reference, section, found, refine, refine_smoothness, points)
+    return _completed(network, last_pass, reference, section, found, refine, refine_smoothness, points)
 
 
 @torch.inference_mode()
 def _completed(
     network: nn.Module,
+    last_pass: FinePassNet | None,
     reference: Reference,
     section: Section,
     found: Attempt,
@@ -190,13 +200,13 @@ def _completed(
     refine_smoothness: float,
     points: PointPairs,
 ) -> Registered:
-    """Return the final registration of an attempt: refined, adjusted to its points, and measured."""
+    """Return the final registration of an attempt: corrected, refined, adjusted to its points, and measured."""
     back = network_field(network, found.placed, reference.image)
     # Inverse consistency is a property of the network, not of the refinement.
     there_and_back = torch.where(stays_inside(found.dvf)[:, None], compose(back, found.dvf), torch.nan)
     return_um = lengths_um(there_and_back, reference.grid)
     ignored = placed_ignored(section, found.placement, reference.grid.shape)
-    dvf = found.dvf
+    dvf = found.dvf if last_pass is None else after_last_pass(last_pass, reference, section, found)
     if refine:
         dvf = refined_dvf(
             reference.image, found.placed, dvf, steps=refine, smoothness=refine_smoothness, ignored=ignored

@@ -21,10 +21,10 @@ from atlalign.atlas.section_lists import read_list
 from atlalign.data.demo import tissue_planes
 from atlalign.geometry import compose
 from atlalign.io.files import fingerprint
-from atlalign.models import SHIPPED_MODEL, load_model, read_origin
-from atlalign.networks.memory_format import fastest_memory_format
+from atlalign.models import SHIPPED_MODEL
 from atlalign.registration.attempt import network_field
-from atlalign.registration.expected_error import Calibration, disagreements_um, one_sided
+from atlalign.registration.expected_error import Calibration, disagreements_um
+from atlalign.registration.network import TrainedNetwork
 from atlalign.registration.registered import lengths_um
 from pairs import STATES, Pair, known_warp, read_stain, real_pair, stained_pair, synthetic_pair, warped_pair
 
@@ -54,7 +54,7 @@ class Sample(NamedTuple):
 
 
 class Networks(NamedTuple):
-    """The network, and the same without mirrored images."""
+    """The network without its last pass, and the same without mirrored images."""
 
     full: nn.Module
     light: nn.Module
@@ -211,10 +211,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     atlas = file_atlas(options.atlas)
-    size = read_origin(options.model).image_shape
-    assert size is not None
-    network = load_model(options.model).to(memory_format=fastest_memory_format(torch.device("cpu")))
-    networks = Networks(network, one_sided(network))
+    trained = TrainedNetwork.load(options.model, device="cpu")
+    assert trained.module is not None
+    assert trained.one_sided is not None
+    size = trained.image_shape
+    networks = Networks(trained.module, trained.one_sided)
     samples = [
         *real_samples(atlas, options.sections, size, networks, options.warps),
         *atlas_samples(atlas, read_stain(options.atlas, options.stain), size, networks, options.planes),

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from atlalign.data.dataset import RegistrationBatch
-from atlalign.errors import InputError, unknown_name
+from atlalign.errors import unknown_name
 from atlalign.evaluation.methods import baseline
 from atlalign.geometry import identity_grid
 from atlalign.io.files import written_whole
-from atlalign.models import load_model, read_origin
+from atlalign.models import load_model
 from atlalign.networks.memory_format import fastest_memory_format
+from atlalign.registration.network import TrainedNetwork
 from atlalign.registration.options import Placing
 from atlalign.registration.placement import place
 from atlalign.registration.register import register
@@ -76,9 +77,7 @@ def ours(model: Path, refine: int) -> Method:
 
     The time covers all of `register`: the network in both directions, the field, its inverse and the quality measures.
     """
-    shape = read_origin(model).image_shape
-    if shape is None:
-        raise InputError(f"{model} does not record its image size")
+    shape = TrainedNetwork.load(model, device="cpu").image_shape
     network = load_model(model).to(memory_format=fastest_memory_format(torch.device("cpu")))
 
     def run(pair: Pair) -> Found:

@@ -1,6 +1,8 @@
 """Make the shipped network from a run of experiment=real_sections: two passes, each on the mirrored images as well.
 
-python experiments/07-real-sections/ship.py runs/real_sections/checkpoints/best.ckpt --out real_sections.safetensors
+python experiments/07-real-sections/ship.py runs/real_sections/checkpoints/best.ckpt --out coarse.safetensors
+
+The best checkpoint of experiment=fine_pass, whose coarse network is such a file, is written as it is.
 """
 
 import argparse
@@ -9,12 +11,15 @@ from pathlib import Path
 
 from atlalign.errors import InputError
 from atlalign.models import load_model, read_origin, save_model
-from atlalign.networks import CoarseToFineNet, CorrelationPyramidNet
+from atlalign.networks import CoarseToFineNet, CorrelationPyramidNet, FinePassNet
 
 
 def ship(trained: Path, out: Path) -> None:
     """Write the network of a checkpoint or model file in its shipped form; weights and origin stay unchanged."""
     network = load_model(trained)
+    if isinstance(network, FinePassNet):
+        save_model(network, out, origin=read_origin(trained))
+        return
     if not isinstance(network, CorrelationPyramidNet):
         raise InputError(f"{trained}: expected a CorrelationPyramidNet, found a {type(network).__name__}")
     looking_twice = CorrelationPyramidNet(**{**network.hyperparameters, "mirrored": True})

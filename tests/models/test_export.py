@@ -15,6 +15,7 @@ from atlalign.models.export import FIELD_TOLERANCE_PX, INTENSITY_TOLERANCE, expo
 from atlalign.networks import (
     CoarseToFineNet,
     CorrelationPyramidNet,
+    FinePassNet,
     GlobalAffineNet,
     LocalUNet,
     MergedNet,
@@ -36,6 +37,14 @@ def strong(network: nn.Module) -> nn.Module:
     return network
 
 
+def pyramid(std: float) -> CorrelationPyramidNet:
+    """Return a network with random corrections."""
+    pyramid = CorrelationPyramidNet((3, 4), (1, 2), (4,), velocity_steps=2, compute_inv=True)
+    for decoder in pyramid.decoders:
+        torch.nn.init.normal_(decoder[-1].weight, std=std)
+    return pyramid
+
+
 def network(name: str) -> nn.Module:
     if name == "global":
         return strong(GlobalAffineNet((2, 3), (4,), SHAPE))
@@ -45,10 +54,9 @@ def network(name: str) -> nn.Module:
         velocity_net = strong(LocalUNet((2,), (3, 4), (5,), (4,), (3,), compute_inv=True, velocity_steps=2))
         return CoarseToFineNet(velocity_net, (2, 1))
     if name == "correlation pyramid":
-        pyramid = CorrelationPyramidNet((3, 4), (1, 2), (4,), velocity_steps=2, compute_inv=True)
-        for decoder in pyramid.decoders:
-            torch.nn.init.normal_(decoder[-1].weight, std=0.5)
-        return pyramid
+        return pyramid(std=0.5)
+    if name == "last pass":
+        return FinePassNet(pyramid(std=0.2), pyramid(std=0.1), compute_inv=True)
     return MergedNet(network("global"), network("local"), expose_global=True)
 
 
@@ -69,6 +77,7 @@ def run(path: Path, reference: Tensor, moving: Tensor) -> dict[str, Tensor]:
         ("merged", {"registered", "dvf", "inv_dvf", "global_registered", "global_dvf"}, ".pt2"),
         ("coarse to fine", {"registered", "dvf", "inv_dvf"}, ".onnx"),
         ("correlation pyramid", {"registered", "dvf", "inv_dvf"}, ".onnx"),
+        pytest.param("last pass", {"registered", "dvf", "inv_dvf"}, ".onnx", marks=pytest.mark.slow),
         # The parts alone, of which the merged one is made.
         pytest.param("global", {"registered", "dvf"}, ".onnx", marks=pytest.mark.slow),
         pytest.param("local", {"registered", "dvf", "inv_dvf"}, ".onnx", marks=pytest.mark.slow),

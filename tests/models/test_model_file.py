@@ -27,6 +27,7 @@ from atlalign.models.keras_import import import_keras
 from atlalign.networks import (
     CoarseToFineNet,
     CorrelationPyramidNet,
+    FinePassNet,
     GlobalAffineNet,
     LocalUNet,
     MergedNet,
@@ -81,6 +82,7 @@ NETWORKS = {
     "coarse to fine": lambda: moved(CoarseToFineNet(tiny_velocity(), (2, 1))),
     "coarse to fine, shared": lambda: CoarseToFineNet(tiny_velocity(), (3, 2), shared_weights=True),
     "correlation pyramid": lambda: CorrelationPyramidNet((3, 4), (1, 2), (4,), compute_inv=True),
+    "last pass": lambda: FinePassNet(CorrelationPyramidNet((3,), (1,), (4,)), tiny_velocity(), reduction=3),
     "merged": lambda: merge_global_local(tiny_global(), tiny_local(), expose_global=True),
     "merged, coarse to fine": lambda: merge_global_local(
         tiny_global(), CoarseToFineNet(tiny_velocity(), (2,))

@@ -12,7 +12,7 @@ from atlalign.cli import main
 from atlalign.errors import InputError
 from atlalign.geometry import warp
 from atlalign.models import ModelOrigin, save_model
-from atlalign.networks import Registration
+from atlalign.networks import FinePassNet, Registration
 from atlalign.registration.network import TrainedNetwork
 
 NAME = f"{__name__}.Still"
@@ -52,3 +52,15 @@ def test_it_registers_sections(model, tmp_path):
     assert main(asked) == 1
     assert main([*asked, "--allow", NAME]) == 0
     assert (tmp_path / "out" / "s" / "transform.json").is_file()
+
+
+def test_a_last_pass_is_kept_for_the_final_placement(tmp_path):
+    """Everything else happens at the size of the coarse network."""
+    network = FinePassNet(Still(), Still(), reduction=2)
+    save_model(network, tmp_path / "fine.pt", origin=ModelOrigin(image_shape=SHAPE))
+    loaded = TrainedNetwork.load(tmp_path / "fine.pt", allow=[NAME])
+    assert loaded.image_shape == (32, 48)
+    assert isinstance(loaded.module, Still)
+    assert loaded.last_pass is not None
+    assert loaded.last_pass.coarse is loaded.module
+    assert loaded.origin["image_shape"] == list(SHAPE)

@@ -11,9 +11,9 @@ from torch import nn
 from atlalign.atlas.atlas import Atlas, phantom_atlas
 from atlalign.atlas.planes import Anchoring, Plane, apply_affine, invert_affine
 from atlalign.errors import InputError
-from atlalign.geometry import affine_to_dvf, invert, smooth_field, warp
-from atlalign.io.images import ImageFile
-from atlalign.networks import Registration
+from atlalign.geometry import affine_to_dvf, compose, invert, resize, smooth_field, warp
+from atlalign.io.images import ImageFile, resize_images
+from atlalign.networks import FinePassNet, Registration
 from atlalign.registration.grid import Grid
 from atlalign.registration.measures import affine_part, cover
 from atlalign.registration.placed_image import antialiased, placed_image, sampled_image
@@ -44,6 +44,20 @@ def atlas() -> Atlas:
 @pytest.fixture(scope="module")
 def reference(atlas) -> Reference:
     return atlas_reference(atlas, Plane.at(POSITION_UM, atlas.origin_um), SHAPE)
+
+
+class Shift(nn.Module):
+    """Moves by a constant, and notes the images that it sees."""
+
+    def __init__(self, x: float, y: float) -> None:
+        super().__init__()
+        self.by = torch.tensor([x, y]).view(1, 2, 1, 1)
+        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def forward(self, reference: torch.Tensor, moving: torch.Tensor) -> Registration:
+        self.seen.append((reference, moving))
+        dvf = self.by.expand(1, 2, *moving.shape[-2:])
+        return Registration(registered=warp(moving, dvf), dvf=dvf)
 
 
 class Known(nn.Module):
@@ -304,6 +318,26 @@ class TestRegistering:
         assert back == pytest.approx(q, abs=0.02)
         assert torch.equal(result.registered, warp(result.placed, dvf))
         assert result.transform.section == Grid((120, 180), (90.0, 100.0))
+
+    def test_a_last_pass_corrects_the_field_on_larger_images(self, reference, section, placement):
+        """It sees the pictures between the pixels of the coarse network, which alone makes the comparisons."""
+        dvf = smooth_field(1, SHAPE, generator=torch.Generator().manual_seed(3)).dvf
+        network = FinePassNet(Known(dvf, reference.image), Shift(3.0, -4.0), reduction=2)
+        result = register(network, reference, section, placement)
+        ((fixed, moving),) = network.fine.seen
+        larger = (80, 112)
+        assert torch.equal(fixed, resize_images(reference.full, larger)[None])
+        smaller = nn.functional.interpolate(moving, SHAPE, mode="bilinear", align_corners=True)
+        expected = warp(result.placed, dvf, padding_mode="border")
+        assert (smaller - expected).abs().mean() < 0.1 * (expected - result.placed).abs().mean()
+        both = compose(outer=resize(dvf, larger), inner=network.fine.by.expand(1, 2, *larger))
+        torch.testing.assert_close(
+            result.registered, warp(result.placed, resize(both, SHAPE)), atol=1e-4, rtol=0
+        )
+        alone = register(network.coarse, reference, section, placement)
+        assert result.quality.likeness == alone.quality.likeness
+        assert result.quality.inverse_consistency_um == alone.quality.inverse_consistency_um
+        assert result.quality.displacement_mean_um != alone.quality.displacement_mean_um
 
     def test_the_registered_image_is_the_reference_again(self, reference, section, placement):
         """At the section's resolution: drawn through the map, and brought back by the transform."""

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from atlalign.arguments import build, check_keys
 from atlalign.errors import InputError, readable_errors
+from atlalign.models import SHIPPED_MODEL
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -71,8 +72,10 @@ def test_every_key_of_data_and_atlas_is_an_argument(group):
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.startswith(("experiment/", "sweep/"))])
 def test_every_experiment_and_sweep_composes_and_its_parts_build(option):
     # The locator's loss has no backbone.
-    backbone = [] if option == "experiment/locator" else ["loss.backbone_weights=random"]
-    config = composed(option.replace("/", "="), *backbone)
+    needed = [] if option == "experiment/locator" else ["loss.backbone_weights=random"]
+    if option == "experiment/fine_pass":
+        needed += [f"model.{part}.path={SHIPPED_MODEL}" for part in ("coarse", "fine")]
+    config = composed(option.replace("/", "="), *needed)
     for group in ("model", "loss", "augment", "optimizer", "scheduler", "trainer"):
         build(config[group])
 
@@ -96,7 +99,7 @@ def test_documented_groups_exist():
         ("trainer.max_epoch=3", "Did you mean max_epochs"),
         ("loss=vdclip4", "loss=vdclip4: unknown option 'vdclip4'. Did you mean vdclip3 or vdclip2"),
         ("experiment=atlas_alon", "Did you mean atlas_alone?"),
-        ("model=unet", "There are: coarse_to_fine, correlation_pyramid, global, "),
+        ("model=unet", "There are: coarse_to_fine, correlation_pyramid, fine_pass, "),
         ("atlas.path=a.h5", "atlas=file"),
         ("data.path=a.h5", "data=h5"),
         ("source=images", "source: this program has no such group"),
@@ -171,7 +174,7 @@ def run_train(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_lists_groups_and_examples():
     shown = run_train("--help").stdout
-    assert "model: coarse_to_fine, correlation_pyramid, global, local" in shown
+    assert "model: coarse_to_fine, correlation_pyramid, fine_pass, global, local" in shown
     assert "atlalign train model=local loss=vgg_vdclip2" in shown
 
 

@@ -3,8 +3,10 @@
 from functools import partial
 
 import pytest
+import torch
 
-from atlalign.models import load_model
+from atlalign.models import load_model, save_model
+from atlalign.networks import CorrelationPyramidNet
 from atlalign.training.run import train
 from tests.training.conftest import metrics_of
 
@@ -58,3 +60,21 @@ def test_a_merged_network_takes_a_coarse_to_fine_one(configure, tmp_path):
     ]  # fmt: skip
     train(configure(*EASY, *options, tiny=()))
     assert metrics_of(tmp_path / "run")["steps"] == 2
+
+
+def test_a_last_pass_corrects_the_errors_of_a_coarse_network(configure, tmp_path):
+    """The coarse network leaves everything to it, and keeps its weights."""
+    for name in ("coarse", "fine"):
+        network = CorrelationPyramidNet([8, 16], [2, 2])
+        save_model(network, tmp_path / f"{name}.pt")
+    options = ["model=fine_pass", "freeze=[coarse,fine.encoder]", "trainer.max_epochs=3"]
+    options += [f"model.{name}.path={tmp_path}/{name}.pt" for name in ("coarse", "fine")]
+    train(configure(*EASY, *REAL, *options, tiny=()))
+    metrics = metrics_of(tmp_path / "run")
+    assert metrics["val/vector_distance"] < 0.9 * metrics["val/identity/vector_distance"]
+    assert metrics["val/folding_fraction"] == 0
+    trained = load_model(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    for part, name in (("coarse", "coarse"), ("fine.encoder", "fine")):
+        before = load_model(tmp_path / f"{name}.pt").state_dict()
+        for key, weight in trained.get_submodule(part).state_dict().items():
+            assert torch.equal(weight, before[key if part == "coarse" else f"encoder.{key}"])
