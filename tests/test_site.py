@@ -12,6 +12,7 @@ import yaml
 import atlalign
 from atlalign.localization.results import COLUMNS as LOCATED
 from atlalign.registration.batch_tables import COLUMNS as REGISTRATIONS
+from atlalign.registration.quality import LIMITS
 from atlalign.registration.series import COLUMNS as SERIES
 from atlalign.sections.listing import _COLUMNS as SECTIONS
 from tests.browser import running_browser
@@ -92,6 +93,11 @@ def test_every_command_and_option_is_shown(reference):
         for action in parser._actions:
             flags = [option for option in action.option_strings[:1] if option != "-h"]
             assert all(f"`{option}" in page for option in flags), (name, action.dest)
+
+
+def test_every_measure_that_flags_a_section_comes_with_advice(reference):
+    assert set(reference.ADVICE) == set(LIMITS)
+    assert all(advice in reference.measures() for advice in reference.ADVICE.values())
 
 
 @pytest.mark.parametrize("term", ["image", "dvf", "regularity"])

@@ -207,8 +207,26 @@ def first_sentence(documented: Any) -> str:
 # --- quality ----------------------------------------------------------------------------------------------------------
 
 
+ADVICE = {
+    "displacement_max_um": "A wrong plane, or a piece far from its place → check the plane; paint the piece",
+    "folding": "Points that contradict each other, or torn tissue → move or delete points; paint the damage",
+    "inverse_consistency_um": "A wrong plane, damage, an unusual stain → check the plane and the outlines",
+    "similarity_loss": "A wrong plane, or a stain unlike the template → check the plane and the outlines",
+    "bending_um": "A wrong plane, or a missing part → check the plane; choose the half; paint the damage",
+    "rescaling": "A wrong pixel size → `--pixel-size-um`",
+    "rotation_deg": "A wrong turn → `--turn`, or none, so that it is estimated",
+    "uncovered": "Half a section, a missing part, a dark stain → `--hemisphere`; paint the damage; other limits",
+    "gap": "A tear or a hole → paint it: outlines beside a tear are wrong by its width",
+    "beyond": "Dirt, a second section, a wrong half or pixel size → crop the image; `--hemisphere`, `--pixel-size-um`",
+    "better_turned": "Upside down, another turn, a mirrored half → `--turn`, `--mirrored`",
+    "better_elsewhere": "A wrong position → *locate from here* in the review, or register without the position",
+    "off_plane_um": "A wrong position → *locate from here* in the review, or register without the position",
+}
+"""The usual cause of each measure beyond its limit, and what to do."""
+
+
 def measures() -> str:
-    """Return the measures that flag a section, with their limits and meanings."""
+    """Return the measures that flag a section, with their limits, their meanings and what to do."""
     from atlalign.registration.quality import LIMITS, Quality
 
     fields = parameters(Quality)
@@ -216,10 +234,10 @@ def measures() -> str:
         name: first_sentence(found) for name, found in vars(Quality).items() if isinstance(found, property)
     }
     rows = [
-        (f"`{name}`", f"{limit.look:g}", f"{limit.fail:g}", _prose((fields | derived)[name]))
+        (f"`{name}`", f"{limit.look:g}", f"{limit.fail:g}", _prose((fields | derived)[name]), _prose(ADVICE[name]))
         for name, limit in LIMITS.items()
     ]
-    return table(("measure", "look above", "fail above", "meaning"), rows)
+    return table(("measure", "look above", "fail above", "meaning", "usual cause → what to do"), rows)
 
 
 def options() -> str:
