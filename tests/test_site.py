@@ -118,6 +118,10 @@ def test_every_public_name_is_documented(reference, module):
     assert f"<!-- made: python {module} -->" in page
 
 
+def test_named_tuples_are_shown_with_their_values_in_order(reference):
+    assert "`Registration(registered, dvf, inv_dvf=None)`" in reference.python("atlalign.networks")
+
+
 def test_the_citation_is_complete_and_of_this_version():
     found = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert found["cff-version"] == "1.2.0"

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 from phantom_cases import bright_field, fluorescence, half, section_at
 from PIL import Image
@@ -108,9 +107,7 @@ def orientations() -> None:
         height, width = image.shape[:2]
         for share, letter in zip((0.27, 0.73), letters[number], strict=False):
             x, y = (0.5, share) if height > width else (share, 0.5)
-            panel.text(
-                x * width, y * height, letter, color=RED, fontsize=16, weight="bold", ha="center"
-            )
+            panel.text(x * width, y * height, letter, color=RED, fontsize=16, weight="bold", ha="center")
     figure.savefig(PICTURES / "orientations.png", dpi=110)
     plt.close(figure)
 
@@ -207,7 +204,9 @@ def _arrow(start: Axes, end: Axes, lift: float, color: str, text: str) -> None:
     y = (left.y0 + left.y1) / 2 + lift
     ends = [(left.x1 + 0.008, y), (right.x0 - 0.008, y)]
     tail, head = ends if is_right else ends[::-1]
-    figure.add_artist(FancyArrowPatch(tail, head, arrowstyle="-|>", mutation_scale=14, color=color, linewidth=1.6))
+    figure.add_artist(
+        FancyArrowPatch(tail, head, arrowstyle="-|>", mutation_scale=14, color=color, linewidth=1.6)
+    )
     figure.text((tail[0] + head[0]) / 2, y + 0.012, text, ha="center", va="bottom", color=color, fontsize=9)
 
 
@@ -228,9 +227,14 @@ def pipeline() -> None:
     figure, axes = plt.subplots(figsize=(12, 1.25), layout="constrained")
     axes.set(xlim=(0, len(STEPS) * 2), ylim=(0.3, 1.6))
     axes.axis("off")
+    boxes = []
     for number, (text, color) in enumerate(STEPS):
         box = {"boxstyle": "round,pad=0.45", "facecolor": color, "edgecolor": "0.5"}
-        axes.text(2 * number + 0.9, 0.8, text, ha="center", va="center", fontsize=9.5, bbox=box)
+        if text.startswith("Located"):  # a step that most sections skip
+            box["linestyle"] = "--"
+        written = axes.text(2 * number + 0.9, 0.8, text, ha="center", va="center", fontsize=9.5, bbox=box)
+        boxes.append(written.get_bbox_patch())
+    figure.canvas.draw()
     for number, text in enumerate(BETWEEN):
         axes.annotate(
             "",

@@ -67,7 +67,9 @@ def nissl(folder: Path) -> Path:
     """Write a plane of the Nissl volume, as dark tissue on a bright slide."""
     with h5py.File(DATA / "allen_ccf_25um.h5") as file:
         plane = file["nissl_100um"][75]
-    enlarged = Image.fromarray(plane).resize((plane.shape[1] * 8, plane.shape[0] * 8), Image.Resampling.BICUBIC)
+    enlarged = Image.fromarray(plane).resize(
+        (plane.shape[1] * 8, plane.shape[0] * 8), Image.Resampling.BICUBIC
+    )
     return _saved(np.asarray(enlarged), folder)
 
 
@@ -107,7 +109,9 @@ def draw(case: Case) -> str:
     with TemporaryDirectory() as name:
         folder, out = Path(name), Path(name) / "out"
         (folder / "in").mkdir()
-        atlalign(["register", str(case.write(folder / "in")), *case.arguments, "--out", str(out), "--workers", "1"])
+        atlalign(
+            ["register", str(case.write(folder / "in")), *case.arguments, "--out", str(out), "--workers", "1"]
+        )
         (row,) = rows_of(out)
         overlay = out / row["section"] / "overlay.png"
         if overlay.is_file():

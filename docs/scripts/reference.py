@@ -234,7 +234,13 @@ def measures() -> str:
         name: first_sentence(found) for name, found in vars(Quality).items() if isinstance(found, property)
     }
     rows = [
-        (f"`{name}`", f"{limit.look:g}", f"{limit.fail:g}", _prose((fields | derived)[name]), _prose(ADVICE[name]))
+        (
+            f"`{name}`",
+            f"{limit.look:g}",
+            f"{limit.fail:g}",
+            _prose((fields | derived)[name]),
+            _prose(ADVICE[name]),
+        )
         for name, limit in LIMITS.items()
     ]
     return table(("measure", "look above", "fail above", "meaning", "usual cause → what to do"), rows)
@@ -276,8 +282,18 @@ def quality_columns() -> str:
 
 def python(module: str) -> str:
     """Return the public names of a module, to be filled from their docstrings by mkdocstrings."""
-    public = getattr(import_module(module), "__all__", ())
-    return "\n\n".join(f"::: {module}.{name}" for name in public if not name.startswith("__"))
+    room = import_module(module)
+    names = [name for name in getattr(room, "__all__", ()) if not name.startswith("__")]
+    return "\n\n".join(f"::: {module}.{name}{_values(name, getattr(room, name))}" for name in names)
+
+
+def _values(name: str, found: Any) -> str:
+    """Return the values of a named tuple in their order, with their defaults; nothing for others."""
+    if not (isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")):
+        return ""
+    defaults = found._field_defaults
+    written = ", ".join(f"{key}={defaults[key]!r}" if key in defaults else key for key in found._fields)
+    return f"\n\n`{name}({written})`"
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
