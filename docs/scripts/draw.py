@@ -235,16 +235,14 @@ def pipeline() -> None:
         written = axes.text(2 * number + 0.9, 0.8, text, ha="center", va="center", fontsize=9.5, bbox=box)
         boxes.append(written.get_bbox_patch())
     figure.canvas.draw()
-    for number, text in enumerate(BETWEEN):
+    to_data = axes.transData.inverted()
+    edges = [box.get_window_extent().transformed(to_data) for box in boxes]
+    for text, left, right in zip(BETWEEN, edges, edges[1:], strict=False):
         axes.annotate(
-            "",
-            (2 * number + 2.15, 0.8),
-            (2 * number + 1.7, 0.8),
-            arrowprops={"arrowstyle": "->", "color": "0.4"},
+            "", (right.x0 - 0.03, 0.8), (left.x1 + 0.03, 0.8), arrowprops={"arrowstyle": "->", "color": "0.4"}
         )
-        axes.text(
-            2 * number + 1.92, 1.3, text, ha="center", va="center", fontsize=8, color="0.35", style="italic"
-        )
+        middle = (left.x1 + right.x0) / 2
+        axes.text(middle, 1.3, text, ha="center", va="center", fontsize=8, color="0.35", style="italic")
     figure.savefig(PICTURES / "pipeline.png", dpi=110)
     plt.close(figure)
 

@@ -219,8 +219,8 @@ ADVICE = {
     "gap": "A tear or a hole → paint it: outlines beside a tear are wrong by its width",
     "beyond": "Dirt, a second section, a wrong half or pixel size → crop the image; `--hemisphere`, `--pixel-size-um`",
     "better_turned": "Upside down, another turn, a mirrored half → `--turn`, `--mirrored`",
-    "better_elsewhere": "A wrong position → *locate from here* in the review, or register without the position",
-    "off_plane_um": "A wrong position → *locate from here* in the review, or register without the position",
+    "better_elsewhere": "A wrong position → “locate from here” in the review, or register without the position",
+    "off_plane_um": "A wrong position → “locate from here” in the review, or register without the position",
 }
 """The usual cause of each measure beyond its limit, and what to do."""
 
