@@ -39,10 +39,9 @@ def browser(size: tuple[int, int]) -> Iterator[Any]:
 
 
 def keep(driver: Any, name: str) -> None:
-    """Write what the browser shows, in few colours, of which small areas keep their own."""
+    """Write what the browser shows."""
     picture = Image.open(BytesIO(driver.get_screenshot_as_png())).convert("RGB")
-    few = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    few.save(PICTURES / f"{name}.png", optimize=True)
+    picture.save(PICTURES / f"{name}.jpg", quality=85, subsampling=0, optimize=True)
 
 
 def counts() -> None:
@@ -73,7 +72,7 @@ def correct() -> None:
             page.run(
                 "const m = document.querySelector('#mode'); m.value = 'fade'; m.dispatchEvent(new Event('change'))"
             )
-            page.wait("review.view.template || true")
+            page.wait("review.view.template", 60)
             keep(driver, "correct_plane")
             page.run(
                 "const m = document.querySelector('#mode'); m.value = 'off'; m.dispatchEvent(new Event('change'))"
