@@ -237,9 +237,6 @@ def write_my_sections(folder: Path) -> None:
     (folder / "all_in_atlas.csv").write_text("section,region_id\nsection,0\n")
     measured = "Image,Class,Centroid X px,Centroid Y px\nsection.tif,Neuron,40.5,30.5\n"
     (folder / "measurements.csv").write_text(measured, encoding="utf-8")
-    (folder / "qupath_cells.csv").write_text(
-        measured.replace("px\n", "px,section\n").replace("30.5\n", "30.5,section\n")
-    )
     (folder / "qupath_in_atlas.csv").write_text("section,region_id\nsection,0\n")
     write_image(folder / "my_section.png", planes[1])
     (folder / "landmarks.csv").write_text(

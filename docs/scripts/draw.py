@@ -166,7 +166,7 @@ def directions() -> None:
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.94, wspace=0.42, hspace=0.16)
     shown = (
         (moving, end, "moving image", "q + dvf(q)"),
-        (None, None, "", ""),
+        (None, end, "", ""),
         (reference, point, "reference, registered image", "q"),
         (moving, end, "moving image", "p + outer(p)"),
         (between, halfway, "warp(moving, outer)", "p = q + inner(q)"),
@@ -177,7 +177,7 @@ def directions() -> None:
         if image is not None:
             panel.imshow(image[0, 0], cmap="gray", vmin=0, vmax=1)
             panel.set_title(title, fontsize=10)
-            _marked(panel, place[0, 0].tolist(), text)
+            _marked(panel, (float(place[0, 0, 0]), float(place[0, 0, 1])), text)
     for left, right, name in (
         (axes[0, 0], axes[0, 2], "dvf"),
         (axes[1, 0], axes[1, 1], "outer"),
@@ -199,7 +199,7 @@ def _marked(panel: Axes, place: tuple[float, float], text: str) -> None:
 
 def _arrow(start: Axes, end: Axes, lift: float, color: str, text: str) -> None:
     """Draw an arrow from one panel to another, in the gap between them, with a text above it."""
-    figure, is_right = start.get_figure(), start.get_position().x0 < end.get_position().x0
+    figure, is_right = start.figure, start.get_position().x0 < end.get_position().x0
     left, right = sorted((start.get_position(), end.get_position()), key=lambda box: box.x0)
     y = (left.y0 + left.y1) / 2 + lift
     ends = [(left.x1 + 0.008, y), (right.x0 - 0.008, y)]
@@ -233,10 +233,11 @@ def pipeline() -> None:
         if text.startswith("Located"):  # a step that most sections skip
             box["linestyle"] = "--"
         written = axes.text(2 * number + 0.9, 0.8, text, ha="center", va="center", fontsize=9.5, bbox=box)
-        boxes.append(written.get_bbox_patch())
+        boxes.append(written)
     figure.canvas.draw()
     to_data = axes.transData.inverted()
-    edges = [box.get_window_extent().transformed(to_data) for box in boxes]
+    patches = filter(None, (box.get_bbox_patch() for box in boxes))
+    edges = [patch.get_window_extent().transformed(to_data) for patch in patches]
     for text, left, right in zip(BETWEEN, edges, edges[1:], strict=False):
         axes.annotate(
             "", (right.x0 - 0.03, 0.8), (left.x1 + 0.03, 0.8), arrowprops={"arrowstyle": "->", "color": "0.4"}

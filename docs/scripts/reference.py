@@ -220,7 +220,7 @@ ADVICE = {
     "beyond": "Dirt, a second section, a wrong half or pixel size → crop the image; `--hemisphere`, `--pixel-size-um`",
     "better_turned": "Upside down, another turn, a mirrored half → `--turn`, `--mirrored`",
     "better_elsewhere": "A wrong position → “locate from here” in the review, or register without the position",
-    "off_plane_um": "A wrong position → “locate from here” in the review, or register without the position",
+    "plane_offset_um": "A wrong position → “locate from here” in the review, or register without the position",
 }
 """The usual cause of each measure beyond its limit, and what to do."""
 
@@ -289,10 +289,11 @@ def python(module: str) -> str:
 
 def _values(name: str, found: Any) -> str:
     """Return the values of a named tuple in their order, with their defaults; nothing for others."""
-    if not (isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")):
+    if not (isinstance(found, type) and issubclass(found, tuple)):
         return ""
-    defaults = found._field_defaults
-    written = ", ".join(f"{key}={defaults[key]!r}" if key in defaults else key for key in found._fields)
+    defaults: dict[str, Any] = getattr(found, "_field_defaults", {})
+    fields: tuple[str, ...] = getattr(found, "_fields", ())
+    written = ", ".join(f"{key}={defaults[key]!r}" if key in defaults else key for key in fields)
     return f"\n\n`{name}({written})`"
 
 
