@@ -73,7 +73,7 @@ def test_the_page_on_files_has_every_column_that_was_written(counted):
     assert set(rows(str(results / "brain_s240" / "regions.csv"))[0]) == described("regions.csv")
     assert set(rows(str(counted / "counts.csv"))[0]) == described("counts.csv")
     added = set(rows(str(counted / "cells_in_atlas.csv"))[0]) - set(rows(str(counted / "cells.csv"))[0])
-    assert added == described("Tables of points")
+    assert added | {"section"} == described("Tables of points")  # the tutorial's cells name their section
     keys = set(json.loads((results / "brain_s240" / "transform.json").read_text()))
     assert keys == described("transform.json") | {entry.name for entry in fields(Quality)}
 
