@@ -5,9 +5,12 @@ import json
 import re
 import shlex
 import shutil
+import urllib.request
 import webbrowser
-from http.server import ThreadingHTTPServer
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import h5py
 import numpy as np
@@ -104,6 +107,7 @@ def example_files(tmp_path_factory) -> Path:
         patch.chdir(folder)
         registers = next(c for c in COMMANDS if c[1:3] == ["register", "sections.json"] and "--ontology" in c)
         assert atlalign(offline(registers[1:])) == 0
+        assert atlalign(["count", "all_in_atlas.csv", "--with", "registered", "--out", "counts.csv"]) == 0
     return folder
 
 
@@ -231,6 +235,10 @@ def write_my_sections(folder: Path) -> None:
     (folder / "cells.csv").write_text("x,y,kind\n40,30,neuron\n50.5,20,glia\n")
     (folder / "all_cells.csv").write_text("section,x,y\nsection,40,30\n")
     (folder / "all_in_atlas.csv").write_text("section,region_id\nsection,0\n")
+    measured = "Image,Class,Centroid X px,Centroid Y px\nsection.tif,Neuron,40.5,30.5\n"
+    (folder / "measurements.csv").write_text(measured, encoding="utf-8")
+    (folder / "qupath_in_atlas.csv").write_text("section,region_id\nsection,0\n")
+    write_image(folder / "my_section.png", planes[1])
     (folder / "landmarks.csv").write_text(
         "sample,reference_x,reference_y,moving_x,moving_y\n0,40,30,41,30\n1,50,20,50,21\n"
     )
@@ -304,13 +312,13 @@ def test_atlalign_commands(command, in_example_files, monkeypatch):
         ]
     if command[1] == "runs":
         write_run(Path(command[2]) / "0")
-    if command[-1] == "all_in_atlas.csv":  # the next command's file
-        Path("all_in_atlas.csv").unlink()
+    out = Path(command[command.index("--out") + 1] if "--out" in command else command[2])
+    if "--out" in command and out.is_file():  # a file that the next command reads
+        out.unlink()
     if command[1] == "register":
         shutil.rmtree("registered")
     assert atlalign(offline(command[1:])) == 0
-    out = command[command.index("--out") + 1] if "--out" in command else command[2]
-    assert Path(out).exists()
+    assert out.exists()
 
 
 def write_run(folder: Path) -> None:
@@ -355,6 +363,49 @@ def test_linked_files_exist(page):
     prose = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", prose):
         assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+ADDRESSES = sorted(
+    {
+        address.rstrip(".,;")
+        for text in PAGES.values()
+        for address in re.findall(r"https?://[^\s)>\"'`|]+", text)
+    }
+)
+
+
+def is_reachable(address: str) -> bool:
+    """Return whether an address answers to HEAD, or to GET where HEAD is not served."""
+    for method in ("HEAD", "GET"):
+        request = urllib.request.Request(address, method=method, headers={"User-Agent": "Mozilla/5.0"})
+        with suppress(OSError), urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status < 400
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_every_external_link_is_reachable():
+    assert [address for address in ADDRESSES if not is_reachable(address)] == []
+
+
+def test_a_page_that_answers_only_to_get_is_reachable(tmp_path):
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/there" else 404)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        assert is_reachable(f"{base}/there")
+        assert not is_reachable(f"{base}/gone")
+        server.shutdown()
+    assert not is_reachable(f"{base}/there")
+    assert "https://pytorch.org/get-started/locally/" in ADDRESSES
 
 
 def test_the_readme_stays_short():

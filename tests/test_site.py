@@ -12,6 +12,7 @@ import yaml
 import atlalign
 from atlalign.localization.results import COLUMNS as LOCATED
 from atlalign.registration.batch_tables import COLUMNS as REGISTRATIONS
+from atlalign.registration.quality import LIMITS
 from atlalign.registration.series import COLUMNS as SERIES
 from atlalign.sections.listing import _COLUMNS as SECTIONS
 from tests.browser import running_browser
@@ -94,6 +95,11 @@ def test_every_command_and_option_is_shown(reference):
             assert all(f"`{option}" in page for option in flags), (name, action.dest)
 
 
+def test_every_measure_that_flags_a_section_comes_with_advice(reference):
+    assert set(reference.ADVICE) == set(LIMITS)
+    assert all(advice in reference.measures() for advice in reference.ADVICE.values())
+
+
 @pytest.mark.parametrize("term", ["image", "dvf", "regularity"])
 def test_every_loss_has_its_formula(reference, term):
     from atlalign import losses
@@ -110,6 +116,10 @@ def test_every_public_name_is_documented(reference, module):
     assert all(f"::: {module}.{name}" in reference.python(module) for name in names)
     page = (ROOT / "docs/reference/python" / f"{module.rpartition('.')[2]}.md").read_text(encoding="utf-8")
     assert f"<!-- made: python {module} -->" in page
+
+
+def test_named_tuples_are_shown_with_their_values_in_order(reference):
+    assert "`Registration(registered, dvf, inv_dvf=None)`" in reference.python("atlalign.networks")
 
 
 def test_the_citation_is_complete_and_of_this_version():

@@ -16,8 +16,8 @@ INDEX = "index.html"
 _ABOUT = (
     "Drag over a section, or use the arrow keys, to wipe from the template to the section; the bar changes all "
     "sections at once. Outlines come from the atlas. Titles link to overlay.png, which draws them on the section. "
-    "The picture “expected error” is blue near 0, green at 50, yellow at 100 and red from 200 µm on. Half of the "
-    "errors that vary with the network's view of the section are smaller; systematic errors do not show."
+    "The picture “expected error” is blue near 0, green at 50, yellow at 100 and red from 200 µm on. At about half of "
+    "the places the error is smaller than shown. An error that the network makes every time does not show."
 )
 _ABOUT_SERIES = (
     "A brain changes smoothly from section to section. A shaded bar marks a section whose areas differ from both "

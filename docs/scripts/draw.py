@@ -5,21 +5,27 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import h5py
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.patches import FancyArrowPatch
 from phantom_cases import bright_field, fluorescence, half, section_at
 from PIL import Image
 from torch import Tensor
 
 from atlalign import DisplacementField
 from atlalign.atlas.atlas import phantom_atlas
-from atlalign.geometry import warp
+from atlalign.atlas.phantom import phantom_volume
+from atlalign.geometry import affine_to_dvf, compose, invert, warp, warp_points
 from atlalign.losses import ALL_DVF_LOSSES, ALL_IMAGE_LOSSES, VDClipper
 from atlalign.registration import Options, atlas_recipe, find_jobs, register_section
 
 PICTURES = Path(__file__).parents[1] / "pictures"
 SHAPE = (160, 228)
+RED, BLUE = "#d81b60", "#1565c0"
+LABEL = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
 OF_IMAGES = ("mae", "mse", "ncc_5", "ncc_9", "ncc_12", "ncc_20", "pearson", "psnr", "ssim")
 OF_FIELDS = (
     "mae",
@@ -101,20 +107,22 @@ def orientations() -> None:
         height, width = image.shape[:2]
         for share, letter in zip((0.27, 0.73), letters[number], strict=False):
             x, y = (0.5, share) if height > width else (share, 0.5)
-            panel.text(
-                x * width, y * height, letter, color="#d81b60", fontsize=16, weight="bold", ha="center"
-            )
+            panel.text(x * width, y * height, letter, color=RED, fontsize=16, weight="bold", ha="center")
     figure.savefig(PICTURES / "orientations.png", dpi=110)
     plt.close(figure)
 
 
 def frames() -> None:
-    """Draw the three frames, with one point in each of them."""
+    """Draw the three frames, with one point in each of them, on an atlas file with voxels of 100 µm."""
     atlas = phantom_atlas(image_shape=(200, 285), spacing_um=100)
     section, position_um = section_at(6000), 6000
     with TemporaryDirectory() as folder:
         Image.fromarray(bright_field(section)).save(Path(folder) / "s.png")
-        recipe = atlas_recipe("phantom", options=Options(turn=0))
+        template, annotation = phantom_volume(shape=(132, 80, 114), seed=0)
+        with h5py.File(Path(folder) / "atlas.h5", "w") as file:
+            file["template"], file["annotation"] = template, annotation
+            file.attrs["spacing_um"] = 100.0
+        recipe = atlas_recipe(str(Path(folder) / "atlas.h5"), options=Options(turn=0))
         (job,) = find_jobs([Path(folder) / "s.png"], position_um=position_um)
         transform = register_section(job, recipe).registered.transform
     pixel = np.array([[400.0, 150.0]])
@@ -137,12 +145,69 @@ def frames() -> None:
         f"({mm[0]:.2f}, {mm[1]:.2f})",
         f"ap_um {ap:.0f}\ndv_um {dv:.0f}\nml_um {ml:.0f}",
     )
-    box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
     for panel, (x, y), text in zip(axes, (pixel[0], mm, (ap, dv)), texts, strict=True):
-        panel.plot(x, y, "o", color="#d81b60", markersize=6)
-        panel.annotate(text, (x, y), (10, 10), textcoords="offset points", color="#d81b60", bbox=box)
-    figure.savefig(PICTURES / "frames.png", dpi=100)
+        panel.plot(x, y, "o", color=RED, markersize=6)
+        panel.annotate(text, (x, y), (10, 10), textcoords="offset points", color=RED, bbox=LABEL)
+    figure.savefig(PICTURES / "frames.png", dpi=100, bbox_inches="tight")
     plt.close(figure)
+
+
+def directions() -> None:
+    """Draw the direction of a field, and the order in which two of them move an image and a point."""
+    reference = phantom_atlas(image_shape=SHAPE, spacing_um=100).section(6500)[None]
+    matrix = torch.tensor([[[0.93, 0.2, 2.0], [-0.17, 0.95, 26.0]]])
+    outer = affine_to_dvf(matrix, SHAPE)
+    inner = DisplacementField.generate(SHAPE, "smooth", seed=3, mean_fraction=0.025).dvf[None]
+    moving = warp(reference, invert(compose(outer, inner)))
+    between = warp(moving, outer)
+    point = torch.tensor([[[165.0, 60.0]]])
+    halfway, end = warp_points(point, inner), warp_points(point, compose(outer, inner))
+    figure, axes = plt.subplots(2, 3, figsize=(12, 5.4))
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.94, wspace=0.42, hspace=0.16)
+    shown = (
+        (moving, end, "moving image", "q + dvf(q)"),
+        (None, end, "", ""),
+        (reference, point, "reference, registered image", "q"),
+        (moving, end, "moving image", "p + outer(p)"),
+        (between, halfway, "warp(moving, outer)", "p = q + inner(q)"),
+        (warp(between, inner), point, "warp(warp(moving, outer), inner)", "q"),
+    )
+    for panel, (image, place, title, text) in zip(axes.flat, shown, strict=True):
+        panel.axis("off")
+        if image is not None:
+            panel.imshow(image[0, 0], cmap="gray", vmin=0, vmax=1)
+            panel.set_title(title, fontsize=10)
+            _marked(panel, (float(place[0, 0, 0]), float(place[0, 0, 1])), text)
+    for left, right, name in (
+        (axes[0, 0], axes[0, 2], "dvf"),
+        (axes[1, 0], axes[1, 1], "outer"),
+        (axes[1, 1], axes[1, 2], "inner"),
+    ):
+        _arrow(left, right, 0.07, BLUE, f"warp by {name}")
+        _arrow(right, left, -0.07, RED, f"+ {name}")
+    figure.savefig(PICTURES / "directions.png", dpi=100)
+    plt.close(figure)
+
+
+def _marked(panel: Axes, place: tuple[float, float], text: str) -> None:
+    """Mark a point of a panel."""
+    panel.plot(*place, "o", color=RED, markersize=6)
+    panel.annotate(
+        text, place, (0, 8), textcoords="offset points", ha="center", color=RED, fontsize=9, bbox=LABEL
+    )
+
+
+def _arrow(start: Axes, end: Axes, lift: float, color: str, text: str) -> None:
+    """Draw an arrow from one panel to another, in the gap between them, with a text above it."""
+    figure, is_right = start.figure, start.get_position().x0 < end.get_position().x0
+    left, right = sorted((start.get_position(), end.get_position()), key=lambda box: box.x0)
+    y = (left.y0 + left.y1) / 2 + lift
+    ends = [(left.x1 + 0.008, y), (right.x0 - 0.008, y)]
+    tail, head = ends if is_right else ends[::-1]
+    figure.add_artist(
+        FancyArrowPatch(tail, head, arrowstyle="-|>", mutation_scale=14, color=color, linewidth=1.6)
+    )
+    figure.text((tail[0] + head[0]) / 2, y + 0.012, text, ha="center", va="bottom", color=color, fontsize=9)
 
 
 STEPS = (
@@ -162,19 +227,23 @@ def pipeline() -> None:
     figure, axes = plt.subplots(figsize=(12, 1.25), layout="constrained")
     axes.set(xlim=(0, len(STEPS) * 2), ylim=(0.3, 1.6))
     axes.axis("off")
+    boxes = []
     for number, (text, color) in enumerate(STEPS):
         box = {"boxstyle": "round,pad=0.45", "facecolor": color, "edgecolor": "0.5"}
-        axes.text(2 * number + 0.9, 0.8, text, ha="center", va="center", fontsize=9.5, bbox=box)
-    for number, text in enumerate(BETWEEN):
+        if text.startswith("Located"):  # a step that most sections skip
+            box["linestyle"] = "--"
+        written = axes.text(2 * number + 0.9, 0.8, text, ha="center", va="center", fontsize=9.5, bbox=box)
+        boxes.append(written)
+    figure.canvas.draw()
+    to_data = axes.transData.inverted()
+    patches = filter(None, (box.get_bbox_patch() for box in boxes))
+    edges = [patch.get_window_extent().transformed(to_data) for patch in patches]
+    for text, left, right in zip(BETWEEN, edges, edges[1:], strict=False):
         axes.annotate(
-            "",
-            (2 * number + 2.15, 0.8),
-            (2 * number + 1.7, 0.8),
-            arrowprops={"arrowstyle": "->", "color": "0.4"},
+            "", (right.x0 - 0.03, 0.8), (left.x1 + 0.03, 0.8), arrowprops={"arrowstyle": "->", "color": "0.4"}
         )
-        axes.text(
-            2 * number + 1.92, 1.3, text, ha="center", va="center", fontsize=8, color="0.35", style="italic"
-        )
+        middle = (left.x1 + right.x0) / 2
+        axes.text(middle, 1.3, text, ha="center", va="center", fontsize=8, color="0.35", style="italic")
     figure.savefig(PICTURES / "pipeline.png", dpi=110)
     plt.close(figure)
 
@@ -185,6 +254,7 @@ DRAWN: Iterable[Callable[[], None]] = (
     losses_of_fields,
     orientations,
     frames,
+    directions,
     pipeline,
 )
 

@@ -7,6 +7,7 @@ draws `runs/gallery.jpg`.
 
 import argparse
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,7 @@ from atlalign.cli import main as atlalign
 PICTURES = Path(__file__).parents[1] / "pictures"
 COLORS = {"pass": "#2e7d32", "look": "#b26a00", "fail": "#b71c1c"}
 COLUMNS = 2
+_MEASURE = re.compile(r" \(\w+ [^()]*\)")  # after each reason: its measure, value and limit
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -41,7 +43,7 @@ def draw(folder: Path, path: Path, titles: Mapping[str, str], columns: int = COL
     rows = rows_of(folder)
     height = -(-len(rows) // columns)
     figure, axes = plt.subplots(
-        height, columns, figsize=(6 * columns, 3.8 * height), layout="constrained", squeeze=False
+        height, columns, figsize=(6 * columns, 4.2 * height), layout="constrained", squeeze=False
     )
     for panel in axes.flat:
         panel.axis("off")
@@ -56,8 +58,9 @@ def draw(folder: Path, path: Path, titles: Mapping[str, str], columns: int = COL
             color=COLORS[row["flag"]],
             loc="left",
         )
+        reasons = _MEASURE.sub("", row["reason"])
         panel.text(
-            0, -0.02, fill(row["reason"], 76), transform=panel.transAxes, va="top", fontsize=9, color="0.35"
+            0, -0.02, fill(reasons, 88), transform=panel.transAxes, va="top", fontsize=8.5, color="0.35"
         )
     figure.savefig(path, dpi=80, pil_kwargs={"quality": 88} if path.suffix == ".jpg" else {})
     plt.close(figure)

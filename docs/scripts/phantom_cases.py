@@ -147,7 +147,12 @@ def cases() -> list[Case]:
         case("pixel size 30 % too large", fluorescence(middle), middle, pixel_size_um="26"),
         case("expression alone", expression(back, (4, 13, 15), 0.03), back, background="dark"),
         case(
-            "a handful of cells", expression(back, (15,), 0.01), back, background="dark", pixel_size_um="20"
+            "a handful of cells",
+            expression(back, (15,), 0.01),
+            back,
+            background="dark",
+            pixel_size_um="20",
+            one_section="yes",
         ),
         case("mirrored, which cannot be seen", fluorescence(back)[:, ::-1], back),
     ]

@@ -207,8 +207,26 @@ def first_sentence(documented: Any) -> str:
 # --- quality ----------------------------------------------------------------------------------------------------------
 
 
+ADVICE = {
+    "displacement_max_um": "A wrong plane, or a piece far from its place → check the plane; paint the piece",
+    "folding": "Points that contradict each other, or torn tissue → move or delete points; paint the damage",
+    "inverse_consistency_um": "A wrong plane, damage, an unusual stain → check the plane and the outlines",
+    "similarity_loss": "A wrong plane, or a stain unlike the template → check the plane and the outlines",
+    "bending_um": "A wrong plane, or a missing part → check the plane; choose the half; paint the damage",
+    "rescaling": "A wrong pixel size → `--pixel-size-um`",
+    "rotation_deg": "A wrong turn → `--turn`, or none, so that it is estimated",
+    "uncovered": "Half a section, a missing part, a dark stain → `--hemisphere`; paint the damage; other limits",
+    "gap": "A tear or a hole → paint it: outlines beside a tear are wrong by its width",
+    "beyond": "Dirt, a second section, a wrong half or pixel size → crop the image; `--hemisphere`, `--pixel-size-um`",
+    "better_turned": "Upside down, another turn, a mirrored half → `--turn`, `--mirrored`",
+    "better_elsewhere": "A wrong position → “locate from here” in the review, or register without the position",
+    "plane_offset_um": "A wrong position → “locate from here” in the review, or register without the position",
+}
+"""The usual cause of each measure beyond its limit, and what to do."""
+
+
 def measures() -> str:
-    """Return the measures that flag a section, with their limits and meanings."""
+    """Return the measures that flag a section, with their limits, their meanings and what to do."""
     from atlalign.registration.quality import LIMITS, Quality
 
     fields = parameters(Quality)
@@ -216,10 +234,16 @@ def measures() -> str:
         name: first_sentence(found) for name, found in vars(Quality).items() if isinstance(found, property)
     }
     rows = [
-        (f"`{name}`", f"{limit.look:g}", f"{limit.fail:g}", _prose((fields | derived)[name]))
+        (
+            f"`{name}`",
+            f"{limit.look:g}",
+            f"{limit.fail:g}",
+            _prose((fields | derived)[name]),
+            _prose(ADVICE[name]),
+        )
         for name, limit in LIMITS.items()
     ]
-    return table(("measure", "look above", "fail above", "meaning"), rows)
+    return table(("measure", "look above", "fail above", "meaning", "usual cause → what to do"), rows)
 
 
 def options() -> str:
@@ -258,8 +282,19 @@ def quality_columns() -> str:
 
 def python(module: str) -> str:
     """Return the public names of a module, to be filled from their docstrings by mkdocstrings."""
-    public = getattr(import_module(module), "__all__", ())
-    return "\n\n".join(f"::: {module}.{name}" for name in public if not name.startswith("__"))
+    room = import_module(module)
+    names = [name for name in getattr(room, "__all__", ()) if not name.startswith("__")]
+    return "\n\n".join(f"::: {module}.{name}{_values(name, getattr(room, name))}" for name in names)
+
+
+def _values(name: str, found: Any) -> str:
+    """Return the values of a named tuple in their order, with their defaults; nothing for others."""
+    if not (isinstance(found, type) and issubclass(found, tuple)):
+        return ""
+    defaults: dict[str, Any] = getattr(found, "_field_defaults", {})
+    fields: tuple[str, ...] = getattr(found, "_fields", ())
+    written = ", ".join(f"{key}={defaults[key]!r}" if key in defaults else key for key in fields)
+    return f"\n\n`{name}({written})`"
 
 
 # --- text -------------------------------------------------------------------------------------------------------------

@@ -39,9 +39,9 @@ def browser(size: tuple[int, int]) -> Iterator[Any]:
 
 
 def keep(driver: Any, name: str) -> None:
-    """Write what the browser shows, in few colours."""
+    """Write what the browser shows."""
     picture = Image.open(BytesIO(driver.get_screenshot_as_png())).convert("RGB")
-    picture.quantize(192).save(PICTURES / f"{name}.png", optimize=True)
+    picture.save(PICTURES / f"{name}.jpg", quality=85, subsampling=0, optimize=True)
 
 
 def counts() -> None:
@@ -51,7 +51,7 @@ def counts() -> None:
     Image.fromarray(np.hstack(images)[::2, ::2]).quantize(128).save(
         PICTURES / "counts_sections.png", optimize=True
     )
-    with browser((1200, 1900)) as driver:
+    with browser((1200, 2150)) as driver:  # down to the reason of the third section
         driver.get((Path("registered") / "index.html").absolute().as_uri())
         keep(driver, "counts_index")
 
@@ -72,14 +72,15 @@ def correct() -> None:
             page.run(
                 "const m = document.querySelector('#mode'); m.value = 'fade'; m.dispatchEvent(new Event('change'))"
             )
-            page.wait("review.view.template || true")
+            page.wait("review.view.template", 60)
             keep(driver, "correct_plane")
             page.run(
                 "const m = document.querySelector('#mode'); m.value = 'off'; m.dispatchEvent(new Event('change'))"
             )
             former = page.run("return review.app.open.record")
             page.click("#apply")
-            page.wait(f"review.app.open.record !== '{former}' && review.view.lines", 300)
+            is_done = "!document.body.textContent.includes('at work')"
+            page.wait(f"review.app.open.record !== '{former}' && review.view.lines && {is_done}", 300)
             keep(driver, "correct_after")
         server.shutdown()
 
