@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from atlalign.cli.review import registrar_of
-from atlalign.registration.quality import Quality
+from atlalign.registration.quality import DERIVED, Quality
 from atlalign.review.folder import ReviewFolder, result_anchoring
 from atlalign.review.plane_settings import PlaneSettings
 from tests.test_site import described
@@ -75,7 +75,7 @@ def test_the_page_on_files_has_every_column_that_was_written(counted):
     added = set(rows(str(counted / "cells_in_atlas.csv"))[0]) - set(rows(str(counted / "cells.csv"))[0])
     assert added | {"section"} == described("Tables of points")  # the tutorial's cells name their section
     keys = set(json.loads((results / "brain_s240" / "transform.json").read_text()))
-    assert keys == described("transform.json") | {entry.name for entry in fields(Quality)}
+    assert keys == described("transform.json") | {entry.name for entry in fields(Quality)} | set(DERIVED)
 
 
 def test_a_section_is_corrected(counted, monkeypatch):
