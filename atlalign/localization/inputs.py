@@ -18,7 +18,7 @@ def find_images(
 
     Args:
         inputs: Images, folders of images, and lists of sections, whose positions are not read.
-        images: The folder of the images that lists name; None means the folder of each list.
+        images: The folder of the images named in lists; None means the folder of each list.
         reading: How the images are read, where a list says nothing else.
 
     Raises:

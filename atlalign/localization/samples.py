@@ -31,7 +31,7 @@ _SMALL_TILT = 5.0
 class Views(NamedTuple):
     """A batch of views with the planes that they show, in the form of `PlaneLocatorNet`."""
 
-    images: Tensor  # (B, 1, view_px, view_px) in [0, 1], on a ground of 0
+    images: Tensor  # (B, 1, view_px, view_px) in [0, 1], on a background of 0
     planes: Tensor  # (B, 3, 3) in mm
     sides: Tensor  # (B,) int64, the index in `SIDES`
 

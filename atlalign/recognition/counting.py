@@ -55,7 +55,7 @@ class Seen(NamedTuple):
     """An image with its tissue.
 
     Attributes:
-        image: (2 h, 2 w), bright tissue on a ground of 0.
+        image: (2 h, 2 w), bright tissue on a background of 0.
         tissue: (h, w).
         factor: Each pixel of the tissue covers `factor`² pixels of the original image.
     """

@@ -21,7 +21,7 @@ _GAMMA = (0.25, 1.5)
 
 
 class Grey(Protocol):
-    """An image in grey, bright tissue on a ground of 0."""
+    """An image in grey, bright tissue on a background of 0."""
 
     @property
     def grey(self) -> Tensor:

@@ -244,7 +244,7 @@ def _to_reference(table: Table, results: Results, unit: Unit | None) -> _Moved:
 
 
 def _n_outside(moved: Points, points: Points) -> int:
-    """Return the number of points (N, k) with coordinates that lie outside after mapping."""
+    """Return the number of points (N, k) that have coordinates but were mapped to the outside."""
     return int(np.isnan(moved[:, 0]).sum()) - _n_without_numbers(points)
 
 
@@ -345,7 +345,7 @@ def _from_atlas(table: Table, results: Results, plane: Plane, off_plane_um: floa
 
 
 def _section_pixels(points_mm: Points, transform: SectionTransform) -> Points:
-    """Map points (N, 2) of the reference's frame to pixels of the section; NaN for points outside either."""
+    """Map points (N, 2) of the reference's frame to pixels of the section; NaN for points outside one of them."""
     grid = transform.reference
     pixels = np.full(points_mm.shape, np.nan)
     inside = is_inside(grid.to_pixels(points_mm), grid)

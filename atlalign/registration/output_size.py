@@ -29,7 +29,7 @@ def output_pixel_um(
     if wanted is None:
         log.warning(
             "%s: images are written with pixels of %.3g µm, because at %.3g µm they would have %.0f megapixels "
-            "(--output-um chooses another size)",
+            "(set another size with --output-um)",
             name,
             output_um,
             own_um,

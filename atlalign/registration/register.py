@@ -46,7 +46,7 @@ NEARBY_UM, FARTHER_UM = (-500.0, -250.0, 250.0, 500.0), (-2000.0, -1000.0, 1000.
 """Distances from the section's plane at which the section is also registered, the latter only in case of doubt."""
 _DOUBT = (
     -0.05
-)  # of `better_elsewhere`: correctly placed sections are clearly less like the neighbouring planes
+)  # of `better_elsewhere`: correctly placed sections fit the neighbouring planes clearly less well
 _APART_DEG = 5.0  # the network corrects smaller turns
 
 
@@ -58,7 +58,7 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     `similarity_after` in nats.
 
     Raises:
-        InputError: If it cannot be read, placed or registered.
+        InputError: If the section cannot be read, placed or registered.
     """
     recipe = recipe.of(job)
     network, references, options = recipe.network, recipe.references, recipe.options
@@ -176,7 +176,7 @@ def register(
         section: The image.
         placement: Its placement on the reference.
         refine: Number of subsequent optimisation steps; see `refine.refine`.
-        refine_smoothness: Their `smoothness`.
+        refine_smoothness: The `smoothness` of these steps.
         points: Pairs of corresponding points in the reference and the section.
 
     Raises:

@@ -91,7 +91,7 @@ def _measures(quality: Quality) -> dict[str, Any]:
 
 
 def judged_record(record: Mapping[str, Any], job: Job, recipe: Recipe) -> dict[str, Any]:
-    """Return a record with its flag, and the reason: by its measures, the recipe's limits, and doubts on the job."""
+    """Return a record with its flag and the reason for it, given its measures, the recipe's limits and any doubts."""
     measures: dict[str, Any] = {name: math.nan if record[name] is None else record[name] for name in MEASURES}
     doubt = _doubt(job, recipe)
     flag, reason = judge(Quality(**measures), recipe.limits, doubt=doubt)
