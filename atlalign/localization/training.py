@@ -56,7 +56,7 @@ class LocatorModule(NetworkModule):
     unit = "mm"
 
     def setup(self, stage: str) -> None:
-        """Let the network keep the atlas of its training: planes are in its frame."""
+        """Store the properties of the training atlas in the network, because planes are in the frame of this atlas."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         volume = data.sampler.volume
         assert isinstance(self.network, PlaneLocatorNet)
@@ -80,7 +80,7 @@ class LocatorModule(NetworkModule):
         return terms["total"], {**losses, **measures}
 
     def without(self, batch: Views) -> Tensor:
-        """Return the mean error of the mean plane."""
+        """Return the mean error without a network: that of the mean plane as a constant answer."""
         return plane_errors(batch.planes.mean(0, keepdim=True), batch.planes).mean()
 
     def size(self, batch: Views) -> int:
@@ -195,7 +195,7 @@ class ViewDataModule(pl.LightningDataModule):
 
 
 class _ViewBatches(Dataset[Views]):
-    """Batches of views, determined by the key's seed."""
+    """Batches of views; the seed of a batch's key determines its views."""
 
     def __init__(self, sampler: ViewSampler, batch_size: int, n_batches: int) -> None:
         self.sampler = sampler

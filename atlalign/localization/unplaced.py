@@ -25,10 +25,10 @@ class LocatedJobs(NamedTuple):
 
     Attributes:
         jobs: All jobs in their order, with the plane of each located section, or the reason why it has none.
-        located: The sections that had no position.
-        kept: The number of these that keep the plane of an earlier call.
+        located: The sections that had no position. kept: The number of these sections that keep the plane of an earlier
+            call.
         files: The files written: the list of anchorings and the table; none if every section keeps its plane.
-        locator: The network that located them, in words; empty if every section keeps its plane.
+        locator: The network that located the sections, in words; empty if every section keeps its plane.
     """
 
     jobs: list[Job]
@@ -52,14 +52,15 @@ def locate_unplaced(
     """Return jobs in which every section without a position has been located in the recipe's atlas.
 
     A section is located again only if its image, the atlas or the options have changed. New sections of a brain are
-    placed between its other ones. A section whose results were made with other settings is not located, and its job
+    placed between its other sections. A section whose results were made with other settings is not located, and its job
     says why. If the recipe's reference is an image, the jobs are returned as they are.
 
     Args:
         jobs: The sections to register.
         recipe: The atlas, and the options for reading the images.
         out: The folder of results, which also keeps the planes.
-        locator: A network of `atlalign train experiment=locator`; None for the one that comes with the package.
+        locator: A network trained with `atlalign train experiment=locator`; None for the one that comes with the
+            package.
         independent: Locate each section alone.
         section_spacing_um: The distance between sections whose numbers differ by 1, if known.
         overwrite: Also locate sections whose results were made with other settings; give it to `register_batch` too.
@@ -134,7 +135,7 @@ def _located(
     independent: bool,
     section_spacing_um: float | None,
 ) -> LocatedJobs:
-    """Return the jobs, all of which are located, without their planes."""
+    """Locate the sections of all jobs, and return the jobs, which do not have these planes yet."""
     out = record.folder
     known = record.unchanged(jobs)
     if len(known) == len(jobs) and (out / LOCATED).is_file():

@@ -1,8 +1,8 @@
-"""The sections in an image, told apart by a network that knows the brain.
+"""Counts the sections in an image, with a network that knows the brain.
 
 A straight line with little tissue along it may lie between two sections, or inside one: between its hemispheres, below
-its cerebellum, along a tear. The outlines look alike. So tissue is divided at such lines until the network recognises
-the parts, and two recognised parts are two sections, unless they are the two hemispheres of one.
+its cerebellum, along a tear. The outlines look alike in all these cases. So tissue is divided at such lines until the
+network recognises the parts. Two recognised parts are two sections, unless they are the two hemispheres of one.
 
 If the network recognises nothing, as in other species, only clear outlines of solid tissue count: the outlines of two
 sections are convex and come near each other around one point, while the parts of one section face each other along a

@@ -29,7 +29,7 @@ class Grey(Protocol):
 
     @property
     def to_grey(self) -> Matrix:
-        """The map (2, 3) to its pixels from those of the file's image."""
+        """The map (2, 3) from pixels of the file's image to pixels of `grey`."""
 
 
 def even_tone(views: Tensor) -> Tensor:
