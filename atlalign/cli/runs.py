@@ -45,7 +45,7 @@ def _run(options: argparse.Namespace) -> None:
 
     table = compare(find_runs(options.folders), options.sort, descending=options.descending)
     paths = write_run_table(table, options.out or options.folders[0] / "runs")
-    # A file or a pipe is as wide as the table.
+    # In a file or a pipe, the table takes the width that it needs.
     console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False)
     console.print(rich_table(table, console.width))
     for line in (*reasons(table), f"written: {', '.join(map(str, paths))}"):

@@ -40,7 +40,8 @@ class KeptSection:
     """A section of the brain that was located earlier, and keeps its plane.
 
     Attributes:
-        located: The section. plane: The plane, in the form that `Frame.templates` takes.
+        located: The section.
+        plane: The plane, in the form that `Frame.templates` takes.
     """
 
     located: Located

@@ -41,7 +41,8 @@ class Located:
         likeness: The likeness to the plane after registration.
         strain: The bending that makes the section look like the plane; see `Fitter.strain`.
         proposed_error_um: The error of its proposal that the network expected.
-        flag: pass, look or fail. reason: The reasons for a look or fail.
+        flag: pass, look or fail.
+        reason: The reasons for a look or fail.
         other_um: Another position that fits about as well, if there is one.
         elsewhere_um: The best position for this section alone, if it differs from its place in the series.
         curve: The fit along the axis, for this section alone.

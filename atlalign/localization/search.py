@@ -166,7 +166,7 @@ class Search:
         return lie.on(lie.plane + np.array([moved, 0, 0])), curve
 
     def tuned(self, lie: Lie, reach_mm: float, reach_slope: float) -> tuple[Lie, Floats]:
-        """Return the plane with the best fit near a known one, and the standard deviations of both slopes.
+        """Return the plane that fits best near a known one, and the standard deviations of both slopes.
 
         The search tries planes with different positions and slopes. The result is the peak of the sum of three
         functions, weighted by their precision. The first is a quadratic through the likeness to these planes. The

@@ -25,8 +25,8 @@ class LocatedJobs(NamedTuple):
 
     Attributes:
         jobs: All jobs in their order, with the plane of each located section, or the reason why it has none.
-        located: The sections that had no position. kept: The number of these sections that keep the plane of an earlier
-            call.
+        located: The sections that had no position.
+        kept: The number of these sections that keep the plane of an earlier call.
         files: The files written: the list of anchorings and the table; none if every section keeps its plane.
         locator: The network that located the sections, in words; empty if every section keeps its plane.
     """

@@ -58,7 +58,7 @@ class PlaneSettings:
         """Return the settings that `to_json` has converted.
 
         Raises:
-            InputError: If a value is missing, not a number, or too steep.
+            InputError: If a value is missing, is not a number, or is out of range.
         """
         names = ("position_um", "tilt_ml_deg", "tilt_dv_deg", "turn_deg", "size")
         if not isinstance(found, dict) or not {*names, "is_flipped"} <= set(found):
