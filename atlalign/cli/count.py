@@ -41,7 +41,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.add_argument(
         "--by",
         choices=("section",),
-        help="section: write a row for each region of each section, for means over sections",
+        help="section: write a row for each region of each section, so that you can average over sections",
     )
     command.add_argument(
         "--include-rejected",

@@ -158,7 +158,7 @@ def _open_for_review(out: Path) -> None:
 
 
 def _say_registered(outcomes: "Sequence[Outcome]", out: Path) -> None:
-    """Report how many sections are registered, which of them to look at, and where to see them."""
+    """Report how many sections are registered, which of them need checking, and where to see them."""
     from atlalign.pages import INDEX
     from atlalign.registration.batch_tables import TABLE
 
@@ -215,7 +215,7 @@ def _located(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) -
 
 
 def _locating(jobs: "Iterable[Job]", *, n_sections: int) -> "Iterator[Job]":
-    """Yield sections that are to be located, and report it before, because it takes long."""
+    """Report the number of sections to locate, because locating takes long, and then yield the sections."""
     unplaced = list(jobs)
     if unplaced:
         say(

@@ -24,7 +24,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.add_argument(
         "--sort",
         metavar="METRIC",
-        help="sort by this metric (default: the runs' objective; val/ratio instead of the vector distance if image "
+        help="sort by this metric (default: the runs' objective, or val/ratio if that is the vector distance and image "
         "sizes differ)",
     )
     command.add_argument("--descending", action="store_true", help="list the largest value first")

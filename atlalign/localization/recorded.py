@@ -68,7 +68,7 @@ class Recorded:
         return _of_entry(job, entry) if unchanged else None
 
     def changed(self, job: Job) -> set[str]:
-        """Return the names of the settings with which a section was located otherwise; none if it never was."""
+        """Return the names of the settings that have changed since a section was located; empty if it never was."""
         entry = self.entries.get(_key(job))
         former = entry.get("from") if isinstance(entry, Mapping) else None
         if not isinstance(former, Mapping):

@@ -30,7 +30,7 @@ def section_number(path: Path) -> int | None:
 
 
 def numbers_of(paths: Sequence[Path], listed: Sequence[int | None] = ()) -> list[int] | None:
-    """Return the numbers of sections, from their list or otherwise from the files' names; None if some have none.
+    """Return the numbers of sections, from their list or else from the files' names; None if any section has none.
 
     Raises:
         InputError: If two sections have the same number.

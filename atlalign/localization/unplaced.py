@@ -108,7 +108,7 @@ def _is_unplaced(job: Job) -> bool:
 
 
 def _as_read(job: Job, recipe: Recipe) -> Job:
-    """Return a job with the options for reading its image, including the recipe's."""
+    """Return a job with all options for reading its image: its own, and the recipe's for the rest."""
     common = {entry.name: getattr(recipe.options, entry.name) for entry in fields(ReadingOptions)}
     return job._replace(options={**common, **job.options})
 
@@ -121,7 +121,7 @@ def _checked(job: Job, recipe: Recipe, record: Recorded) -> Job:
         check_unplaced(job, recipe, record.folder, record.changed(_as_read(job, recipe)))
     except InputError as error:
         return job._replace(problem=str(error))
-    except OSError:  # no image: reading it will show
+    except OSError:  # a missing image fails later, when it is read
         pass
     return job
 

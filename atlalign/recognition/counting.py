@@ -119,7 +119,7 @@ def _has_clear_outlines(division: Division) -> bool:
 
 
 def _recognised(seen: Seen, tissue: Mask, depth: int) -> list[Recognised]:
-    """Return the sections in a part of the tissue, by the first of its divisions with sections on both sides."""
+    """Return the sections in a part of the tissue, divided by the first line that has sections on both sides."""
     whole = seen.judged(tissue)
     if whole.agreement >= _AGREE and whole.error_mm <= _SURE_MM:
         return [Recognised(tissue, whole.side)]

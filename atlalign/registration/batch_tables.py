@@ -78,7 +78,7 @@ def write_tables(out: Path) -> None:
 
 
 def write_review(out: Path, name: str) -> None:
-    """Write the user's verdict on a section, and the note, into the table of all sections, if it has that section.
+    """Write the user's verdict and note on a section into the table of all sections, if the table lists the section.
 
     Raises:
         InputError: If the table or the review cannot be read, or the table cannot be written.

@@ -78,15 +78,15 @@ def earlier_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool
 
 
 def check_unplaced(job: Job, recipe: Recipe, out: Path, relocated: Collection[str] = ()) -> None:
-    """Check a section whose plane is not known yet: earlier results may be kept, or there are none.
+    """Check that a section whose plane is not known yet has no earlier results, or results that may be kept.
 
-    The check takes no time, whereas locating the section before `earlier_record` refuses it takes minutes.
+    This check is fast. Without it, minutes of locating would be wasted before `earlier_record` refuses the section.
 
     Args:
         job: The section, without a position.
         recipe: The reference, the network and the options.
         out: The folder of results.
-        relocated: Names of the settings with which the section was located otherwise.
+        relocated: Names of the settings that have changed since the section was located.
 
     Raises:
         InputError: If the section has results that were made with other settings.

@@ -99,8 +99,8 @@ def find_jobs(
         images: The folder of the images named in lists; None means the folder of each list.
 
     Raises:
-        InputError: If nothing is named, a folder holds no images, or a position seems to be in mm. A named image that
-            does not exist gives a job, whose registration then fails by itself.
+        InputError: If nothing is named, a folder holds no images, or a position seems to be in mm. An image that a list
+            names but that does not exist still gives a job, and only this job fails later.
 
     Example:
         >>> [job] = find_jobs(["section.tif"], position_um=6000)
@@ -184,7 +184,7 @@ def _images_of(path: Path) -> list[Path]:
 
 
 def _warn_of_unread_positions(path: Path) -> None:
-    """Warn of tables that may be meant as the list of a folder that has none."""
+    """Warn of tables that may be meant as the list of a folder without a list."""
     if not is_folder(path):
         return
     for table, columns in unused_positions(path):

@@ -123,7 +123,7 @@ class Quality:
         return self.likeness_elsewhere / max(self.likeness, 1e-3) - 1
 
     def judged(self, name: str) -> float:
-        """Return the value to which the limit of a measure applies: a plane may be off in either direction."""
+        """Return the value that is compared with the limit of a measure: a plane may be off in either direction."""
         value: float = getattr(self, name)
         return abs(value) if name == "plane_offset_um" else value
 
@@ -201,7 +201,7 @@ SENTENCES: Mapping[str, str] = {
 fits."""
 
 DERIVED = tuple(name for name in LIMITS if name not in MEASURES)
-"""The names of the measures with a limit that follow from others."""
+"""The names of the measures with a limit that are computed from other measures."""
 
 WITHOUT_NETWORK = ("folding",)
 """The measures that are taken without a network; all others compare intensities, or ask the network."""

@@ -37,7 +37,7 @@ class View(NamedTuple):
     background: Background = "auto"
 
     def pieces(self) -> Found:
-        """Return the sections with the rejected pieces."""
+        """Return the sections and the rejected pieces."""
         found = find_sections(
             self.copy.pixels,
             is_color=self.copy.is_color,

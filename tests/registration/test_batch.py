@@ -852,7 +852,7 @@ def test_another_network_may_locate_the_sections(run, sections, tmp_path, monkey
     monkeypatch.setattr("atlalign.localization.unplaced.locate", located)
     status, printed = run(sections / "a.png", "--locator", mine)
     assert (status, str(mine) in printed, "fish" in printed) == (0, True, True)
-    assert "another --locator: choose another --out, or --overwrite" in run(sections / "a.png")[1]
+    assert "another --locator: choose another --out, or add --overwrite" in run(sections / "a.png")[1]
     status, printed = run(sections / "a.png", "--overwrite")
     assert (status, "the package's locator" in printed) == (0, True)
     assert used == [("fish", []), ("Allen Mouse Brain CCFv3", [])]
@@ -910,7 +910,7 @@ def test_results_of_other_options_are_refused_before_anything_is_located(
     before = {path: path.read_bytes() for path in tmp_path.glob("out/located*") if path.is_file()}
     assert len(before) == 3
     status, printed = run(sections / "a.png", *options)
-    assert (status, f"another {name}: choose another --out, or --overwrite" in printed) == (1, True)
+    assert (status, f"another {name}: choose another --out, or add --overwrite" in printed) == (1, True)
     assert {path: path.read_bytes() for path in before} == before
     status, printed = run(sections / "a.png")
     assert (status, "1 of 1 sections located earlier" in printed) == (0, True)
