@@ -106,7 +106,7 @@ class Lie:
     """The position of an image in a frame.
 
     Attributes:
-        plane: (3,), as in `Frame.templates`.
+        plane: (3,), in the form that `Frame.templates` takes.
         to_pixel: (2, 3), maps (right, down) in mm to pixels of the image.
     """
 

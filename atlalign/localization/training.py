@@ -93,7 +93,7 @@ class ViewDataModule(pl.LightningDataModule):
 
     Args:
         atlas: The atlas with region ids.
-        image_shape: The size at which the atlas was loaded; null keeps its own.
+        image_shape: The size at which the atlas was loaded; null keeps the size of its file.
         voxel_um: The atlas is reduced to about this resolution.
         view_px: Height and width of the network's views.
         batch_size: Views per step.
@@ -102,7 +102,7 @@ class ViewDataModule(pl.LightningDataModule):
         num_workers: Number of processes that draw views; None means 0.
         seed: Random seed of the views.
         augment: An option of registration; must be None here.
-        cut_along: This and all further options: as in `ViewSampler`.
+        cut_along: See `ViewSampler`, also for all further options.
     """
 
     def __init__(

@@ -4,9 +4,9 @@ A straight line with little tissue along it may lie between two sections, or ins
 its cerebellum, along a tear. The outlines look alike in all these cases. So tissue is divided at such lines until the
 network recognises the parts. Two recognised parts are two sections, unless they are the two hemispheres of one.
 
-If the network recognises nothing, as in other species, only clear outlines of solid tissue count: the outlines of two
-sections are convex and come near each other around one point, while the parts of one section face each other along a
-long front.
+If the network recognises nothing, as in other species, only clear outlines of solid tissue are used: the outlines of
+two sections are convex and come near each other around one point, while the parts of one section face each other along
+a long front.
 """
 
 from functools import cache

@@ -36,7 +36,7 @@ class Displacement:
     mm: Tensor
 
     def __call__(self, points_mm: Points) -> Points:
-        """Map points (N, 2) in mm; outside the grid, the displacement is that of its border."""
+        """Map points (N, 2) in mm; outside the grid, the displacement of its border is used."""
         pixels = torch.from_numpy(self.grid.to_pixels(points_mm))[None]
         in_pixels = self.mm.double() / torch.tensor(self.grid.pixel_um).view(2, 1, 1) * 1000
         return self.grid.to_mm(warp_points(pixels, in_pixels[None])[0].numpy())

@@ -130,7 +130,7 @@ def with_points(base: SectionTransform, pairs: PointPairs) -> SectionTransform:
 
 
 def with_markers(base: SectionTransform, pairs: PointPairs) -> SectionTransform:
-    """Return a transform that passes through the pairs as in VisuAlign.
+    """Return a transform that passes through the pairs, interpolated as in VisuAlign.
 
     VisuAlign interpolates linearly on the Delaunay triangles of the section's points and of four fixed corners, 10 %
     outside the image. Where triangles are turned over, the section shows a place of the reference twice.

@@ -1,4 +1,4 @@
-"""How well a registration went: its measures, their limits, and the flag that follows from both."""
+"""The quality of a registration: its measures, their limits, and the flag that follows from both."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,9 +62,9 @@ class Quality:
         beyond: The area of the section's tissue outside the reference's tissue, as a share of the latter.
         likeness: The likeness of the reference and the section registered by the network.
         likeness_turned: The largest likeness at another turn, or of a mirrored half section; 0 if none was tried.
-        turned: The turn with that likeness.
+        turned: The turn with this likeness, in words.
         likeness_elsewhere: The largest likeness on planes at least 500 µm in front or behind; 0 if none was tried.
-        elsewhere_um: The distance to the plane with that likeness, positive towards the back.
+        elsewhere_um: The distance to the plane with this likeness, positive towards the back.
         plane_offset_um: The distance to the plane where the likeness peaks, positive towards the back; 0 if no other
             plane was tried.
         folding_by_points: The share of the plane on which the field folds only because of the user's points.

@@ -18,7 +18,7 @@ from atlalign.registration.references import AtlasReferences, ImageReference, Re
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to register sections.
+    """The network, the references and the options for registering sections.
 
     Attributes:
         network: The network that registers them.

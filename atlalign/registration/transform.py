@@ -127,7 +127,7 @@ class SectionTransform:
         return warp_in_bands(labels, grid, self.inverse, self.in_section, nearest=True)
 
     def label_by_side(self, labels: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:
-        """Yield bands of labels as `label` does, each with a mask of the pixels left of the midline."""
+        """Yield the same bands as `label`, each with a mask of its pixels left of the midline."""
         grid = self.forward.grid.with_shape((labels.shape[0], labels.shape[1]))
         middle = (labels.shape[1] - 1) / 2
         for tiles in tiles_in_bands(grid, self.inverse, self.in_section):

@@ -55,7 +55,8 @@ class Registrar:
 
     Args:
         out: The folder of results.
-        read_calls: Returns the original registrations; the same object unless `atlalign register` has run meanwhile.
+        read_calls: Returns the original registrations; the same object unless `atlalign register` has run in the
+            meantime.
 
     Attributes:
         states: The states of requested registrations: waiting, at work, done, or an error.
@@ -140,7 +141,7 @@ class Registrar:
             self._queue.put(name)
 
     def locate(self, name: str, correction: Correction) -> Nearby:
-        """Return the plane of a section near that of a correction; nothing is written.
+        """Search for a section's plane near the plane of a correction, and return it; nothing is written.
 
         Raises:
             InputError: If it cannot be located.

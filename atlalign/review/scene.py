@@ -142,8 +142,8 @@ class Scene:
     def outlines(self, correction: Correction) -> bytes:
         """Return the borders of regions: the numbers of lines and points, points per line, then positions as float32.
 
-        First come the positions of all points in the reference, in µm along the plane's axes as in `PointPairs`, then
-        those in the section, in pixels of its image.
+        The positions of all points in the reference come first, in µm along the plane's axes as in `PointPairs`. Their
+        positions in the section follow, in pixels of its image.
         """
         plane, transform = self._plane(correction), self.transform(correction)
         in_reference = plane.lines.points * 1000

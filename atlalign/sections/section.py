@@ -1,4 +1,4 @@
-"""A section of a slide: its outline there, and the orientation of its own image."""
+"""A section of a slide: its outline on the slide, and the orientation of its own image."""
 
 import math
 from collections.abc import Mapping
