@@ -56,7 +56,7 @@ SHIPPED: Mapping[str, Calibration] = {
 
 Fitted on the even sections of parts (a), (c) and (d) by `python experiments/07-real-sections/expected_error.py
 --atlas $ATLALIGN_TEST_DATA/allen_ccf_25um.h5 --sections $ATLALIGN_TEST_DATA/sections/sections.json`. Other networks
-have none.
+have no calibration.
 """
 
 

@@ -189,8 +189,8 @@ def _warn_of_unread_positions(path: Path) -> None:
         return
     for table, columns in unused_positions(path):
         _log.warning(
-            "%s: not used, because it has no column filename, only %s: call the column of the images' names filename, "
-            "and the column of their positions in µm p",
+            "%s: not used, because it has no column filename, only %s: rename the column with the names of the images "
+            "to filename, and the column with their positions in µm to p",
             table,
             ", ".join(map(shown, columns)),
         )
@@ -367,4 +367,4 @@ _COLUMNS: dict[str, Callable[[str, str], Any]] = {
     },
     "quarter_turns": _renamed,
 }
-"""The columns of a list that set an option for one image; an empty cell leaves it as the command line sets it."""
+"""The columns of a list that set an option for one image; for an empty cell, the command line sets it."""

@@ -17,7 +17,7 @@ from atlalign.networks.memory_format import fastest_memory_format
 from atlalign.registration.expected_error import SHIPPED, Calibration, one_sided
 
 NONE = "none"
-"""The name of no model: sections lie where anchorings and corrections put them."""
+"""The model name that means no network: anchorings and corrections alone place the sections."""
 
 
 @dataclass(frozen=True, eq=False)

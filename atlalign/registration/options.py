@@ -73,7 +73,7 @@ class Options(ReadingOptions):
     hemisphere: Annotated[
         Side | None,
         Option(
-            "the sections show only this half of the brain, anywhere in the image; the left half is at the left of the "
+            "the sections show only this half of the brain, anywhere in the image; the left half is on the left of the "
             "reference"
         ),
     ] = None

@@ -14,7 +14,7 @@ from atlalign.io.files import fingerprint, storable, written_whole
 FORWARD, INVERSE, RECORD = "forward.nii.gz", "inverse.nii.gz", "transform.json"
 """The files of a transform."""
 LABELS, REGIONS = "reference_labels.tif", "regions.csv"
-"""The files beside them if the reference has labels."""
+"""The files beside a transform if the reference has labels."""
 RECORD_FORMAT = 1
 _CHECKSUM = "sha256"  # of the record itself
 REGISTER_AGAIN = "register the section again with --overwrite"

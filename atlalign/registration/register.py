@@ -43,7 +43,7 @@ from atlalign.registration.section import Section, read_section
 from atlalign.registration.turning import likely_turns
 
 NEARBY_UM, FARTHER_UM = (-500.0, -250.0, 250.0, 500.0), (-2000.0, -1000.0, 1000.0, 2000.0)
-"""Distances from the section's plane at which the section is also registered, the latter only in case of doubt."""
+"""Distances from the section's plane at which it is also registered, the farther ones only in case of doubt."""
 _DOUBT = (
     -0.05
 )  # of `better_elsewhere`: correctly placed sections fit the neighbouring planes clearly less well

@@ -104,5 +104,5 @@ def _doubt(job: Job, recipe: Recipe) -> str:
     """Return the reasons to check a result whatever its measures are."""
     reasons = [job.doubt] if job.doubt else []
     if recipe.network.module is not None and job.anchoring is not None and job.anchoring.kind != "coronal":
-        reasons.append(f"{job.anchoring.kind} section: networks and limits are made for coronal ones")
+        reasons.append(f"{job.anchoring.kind} section: networks and limits are meant for coronal sections")
     return "; ".join(reasons)
