@@ -29,8 +29,8 @@ class TrainedNetwork:
         image_shape: The (H, W) of its input or, without a network, of the grid of the fields.
         origin: Plain data that identifies the network.
         calibration: Converts its disagreements to an error; None if it has not been calibrated.
-        last_pass: The network that corrects the field of `module` on larger images; None for none. Only a section's
-            final placement gets this pass; placements and planes are compared without it.
+        last_pass: The network that corrects the field of `module` on larger images; None if there is no such pass. Only
+            a section's final placement gets this pass; placements and planes are compared without it.
     """
 
     module: nn.Module | None
@@ -87,5 +87,5 @@ class TrainedNetwork:
 
 
 def passes_of(network: nn.Module) -> tuple[nn.Module, FinePassNet | None]:
-    """Return the network that finds a field, and the network with the last pass that corrects it; None without one."""
+    """Return the network that finds a field, and the network of the last pass, which corrects it; None without one."""
     return (network.coarse, network) if isinstance(network, FinePassNet) else (network, None)

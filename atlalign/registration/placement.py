@@ -125,7 +125,7 @@ def flipped(placement: Placement, reference: Reference) -> Placement:
 
 
 def at_size(placement: Placement, old: tuple[int, int], new: tuple[int, int]) -> Placement:
-    """Return the same placement for another size (H, W) of the reference; corners stay corners."""
+    """Return the same placement for another size (H, W) of the reference; the corners stay aligned."""
     along_y, along_x = ((before - 1) / (after - 1) for before, after in zip(old, new, strict=True))
     return placement._replace(matrix=placement.matrix * (along_x, along_y, 1.0))
 

@@ -150,7 +150,7 @@ class Reference(NamedTuple):
         labels: Region ids on any grid with the same outermost pixels, or None.
         grid: The pixels of the image.
         plane: Its position in the atlas; None if it is not a plane of an atlas.
-        full: (1, h, w), the image at its own resolution, with the same outer edges.
+        full: (1, h, w), the image at its original resolution, with the same outer edges.
     """
 
     image: Tensor

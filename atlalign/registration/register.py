@@ -128,7 +128,7 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
 def _expected_error_um(
     network: TrainedNetwork, kept: Attempt, reference: Reference, registered: Registered
 ) -> NDArray[np.float32] | None:
-    """Return the expected error of the field before last pass, refinement and points; None without a calibration."""
+    """Return the expected error of the field before the last pass, refinement and points; None without a calibration."""
     if network.calibration is None or network.one_sided is None or registered.return_um is None:
         return None
     fields = (kept.placed, kept.dvf, registered.return_um)
@@ -172,7 +172,7 @@ def register(
 
     Args:
         network: Takes (reference, moving) and returns a `Registration`; it runs on the device of its weights.
-        reference: The reference at the network's size; of a `FinePassNet`, at the size of its coarse network.
+        reference: The reference at the network's size; for a `FinePassNet`, at the size of its coarse network.
         section: The image.
         placement: Its placement on the reference.
         refine: Number of subsequent optimisation steps; see `refine.refine`.
