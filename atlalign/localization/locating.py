@@ -118,7 +118,7 @@ def _numbers(jobs: Sequence[Job], brains: Sequence[Sequence[int]]) -> tuple[dict
 def _places_on_line(
     places: Sequence[int], numbers: Mapping[int, int], section_spacing_um: float | None
 ) -> dict[int, float] | None:
-    """Return the places of a brain's sections on its line, from their numbers, or from their order if that suffices."""
+    """Return the places of a brain's sections on its line, by number, or by order if the spacing is known."""
     if all(place in numbers for place in places):
         return {place: float(numbers[place]) for place in places}
     if section_spacing_um is not None:

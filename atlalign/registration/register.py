@@ -128,7 +128,7 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
 def _expected_error_um(
     network: TrainedNetwork, kept: Attempt, reference: Reference, registered: Registered
 ) -> NDArray[np.float32] | None:
-    """Return the expected error of the field before the last pass, refinement and points; None without a calibration."""
+    """Return the error expected before the last pass, refinement and points; None without a calibration."""
     if network.calibration is None or network.one_sided is None or registered.return_um is None:
         return None
     fields = (kept.placed, kept.dvf, registered.return_um)
