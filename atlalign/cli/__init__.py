@@ -42,7 +42,7 @@ _COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 1 after a user error, 130 after Ctrl-C.
 
-    A closed pipe ends the process with 141.
+    A closed pipe ends the process with status 141.
     """
     share_cores()
     arguments = sys.argv[1:] if arguments is None else arguments

@@ -52,7 +52,7 @@ def read_calls(out: Path) -> list[Call]:
 
 
 def with_absolute_paths(options: Namespace, folder: Path) -> Namespace:
-    """Return options in which relative paths have become absolute, so that they work from any directory.
+    """Return the options with absolute instead of relative paths, so that they work from any directory.
 
     Args:
         options: The options from the command line.

@@ -28,7 +28,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         type=Path,
         required=True,
         help="the folders from `atlalign register` of all sections that were searched for points, or a folder of "
-        "these; sections without points count towards the area",
+        "such folders; sections without points count towards the area",
     )
     command.add_argument(
         "--regions",
@@ -41,7 +41,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.add_argument(
         "--by",
         choices=("section",),
-        help="section: write a row for each region of each section, for means over sections",
+        help="section: write a row for each region of each section, so that you can average over sections",
     )
     command.add_argument(
         "--include-rejected",

@@ -12,7 +12,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command = commands.add_parser(
         "export",
         help="export a network for other programs",
-        description="Export a network as a graph that runs without this package, and compare both on random images.",
+        description="Export a network as a graph that runs without this package, and compare the graph with the "
+        "network on random images.",
     )
     command.add_argument("model", metavar="MODEL", help="a model file, model folder or checkpoint")
     command.add_argument(

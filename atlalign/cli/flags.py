@@ -30,12 +30,12 @@ def add_image_shape(command: argparse._ActionsContainer) -> None:
 
 
 def add_images(command: argparse._ActionsContainer) -> None:
-    """Add the option for the folder of the images that lists name."""
+    """Add the option for the folder of the images named in lists."""
     command.add_argument(
         "--images",
         metavar="FOLDER",
         type=Path,
-        help="folder of the images that lists name (default: the folder of each list)",
+        help="folder of the images named in lists (default: the folder of each list)",
     )
 
 

@@ -43,8 +43,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         metavar="JSON",
         type=Path,
         required=True,
-        help="the file of anchorings to write, which QuickNII, VisuAlign and `atlalign register` open; the table with "
-        "errors and flags and a page to look at (.html) are written beside it",
+        help="the file of anchorings to write, for QuickNII, VisuAlign and `atlalign register`; a table with errors "
+        "and flags (.csv) and a page for checking (.html) are written beside it",
     )
     add_images(command)
     add_flags(command, AtlasOptions)
@@ -102,4 +102,4 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         raise InputError(f"--out: expected a .json file, got {out}")
     for path in (out, out.with_suffix(".csv"), out.with_suffix(".html")):
         if path.exists() and not overwrite:
-            raise InputError(f"{path} already exists: choose another --out, or --overwrite")
+            raise InputError(f"{path} already exists: choose another --out, or add --overwrite")

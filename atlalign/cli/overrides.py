@@ -37,7 +37,7 @@ def check_repeated(arguments: Sequence[str]) -> None:
     """Report keys that are given more than once: Hydra silently uses the last value.
 
     Raises:
-        InputError: If it is a group, of whose options only one can be meant.
+        InputError: If a repeated key is a group, because only one of its options can apply.
     """
     given: dict[str, str] = {}
     for argument in arguments:

@@ -1,6 +1,6 @@
 """The programs that Hydra configures: `atlalign train`, `generate` and `evaluate`, and the scripts of the same names.
 
-Each takes Hydra's overrides (`KEY=VALUE`, `GROUP=OPTION`, `--multirun`, `--help`), not flags of argparse.
+Each takes Hydra's overrides (`KEY=VALUE`, `GROUP=OPTION`, `--multirun`, `--help`), not argparse's flags.
 """
 
 import functools

@@ -43,20 +43,22 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         type=Path,
         help="an image; a list of sections (.json, .xml or .csv from QuickNII or DeepSlice; .waln or .wwrp "
         "from WebAlign or WebWarp; .csv, .tsv or .txt with columns filename and p, the position in µm); a folder of "
-        "images, perhaps with one list. Positions that are not known are found",
+        "images, perhaps with one list. Sections without a position are located first",
     )
     add_images(command)
     command.add_argument(
         "--model",
         metavar="FILE",
         type=Path,
-        help="a model file, model folder or checkpoint (default: the network that comes with the package); none places "
-        "sections by their anchorings and corrections alone",
+        help="a model file, model folder or checkpoint (default: the network that comes with the package); none means "
+        "no network: anchorings and corrections alone place the sections",
     )
     command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results")
     _add_reference_options(command)
     add_flags(command.add_argument_group("sections"), Options)
-    add_flags(command.add_argument_group("sections without a position, which is found"), LocatingOptions)
+    add_flags(
+        command.add_argument_group("sections without a position, which are located first"), LocatingOptions
+    )
     command.add_argument(
         "--workers",
         type=int,
@@ -68,8 +70,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         action="append",
         default=[],
         metavar="MEASURE=LOOK,FAIL",
-        help="change the limits from which a quality measure flags a section `look` and `fail`; may be repeated; also "
-        "applies to sections that are already registered",
+        help="limits above which a quality measure flags a section `look` and `fail`; may be repeated; also applies to "
+        "sections that are already registered",
     )
     add_image_shape(command)
     command.add_argument(
@@ -103,7 +105,7 @@ def _add_reference_options(command: argparse.ArgumentParser) -> None:
         type=float,
         metavar="UM",
         help="position of the images in µm from the front of the atlas; bregma is at about 5400 in the Allen atlas "
-        "(default: found, see `atlalign locate`)",
+        "(default: located from the image, as `atlalign locate` does)",
     )
     add_flags(group, ReferenceImageOptions)
 
@@ -156,7 +158,7 @@ def _open_for_review(out: Path) -> None:
 
 
 def _say_registered(outcomes: "Sequence[Outcome]", out: Path) -> None:
-    """Report how many sections are registered, which of them to look at, and where to see them."""
+    """Report how many sections are registered, which of them need checking, and where to see them."""
     from atlalign.pages import INDEX
     from atlalign.registration.batch_tables import TABLE
 
@@ -177,7 +179,7 @@ def _say_registered(outcomes: "Sequence[Outcome]", out: Path) -> None:
 def _with_call(outcomes: "Iterable[Outcome]", options: argparse.Namespace) -> "Iterator[Outcome]":
     """Yield outcomes, and store the call with the first result, so that corrections can start before the end.
 
-    A call without a result is not stored, as sections are registered again by the latest call.
+    A call without a result is not stored, because the latest stored call is used to register sections again.
     """
     is_stored = False
     for outcome in outcomes:
@@ -213,7 +215,7 @@ def _located(jobs: "list[Job]", recipe: "Recipe", options: argparse.Namespace) -
 
 
 def _locating(jobs: "Iterable[Job]", *, n_sections: int) -> "Iterator[Job]":
-    """Yield sections that are to be located, and report it before, because it takes long."""
+    """Report the number of sections to locate, because locating takes long, and then yield the sections."""
     unplaced = list(jobs)
     if unplaced:
         say(
@@ -235,7 +237,7 @@ def recipe_of(options: argparse.Namespace) -> "Recipe":
     """Return the recipe that the options ask for.
 
     Raises:
-        InputError: If they contradict each other, or a file cannot be read.
+        InputError: If options contradict each other, or a file cannot be read.
     """
     from atlalign.registration.recipe import atlas_recipe, image_recipe
 

@@ -27,7 +27,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "ssh -L PORT:localhost:PORT HOST.",
     )
     command.add_argument(
-        "folder", metavar="FOLDER", type=Path, help="folder of results of `atlalign register`"
+        "folder", metavar="FOLDER", type=Path, help="folder of results from `atlalign register`"
     )
     command.add_argument(
         "--images",
@@ -79,7 +79,7 @@ def registrar_of(out: Path, images: Path | None = None) -> "Registrar":
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """Return a value that changes when a file is written; None for a missing file."""
+    """Return a value that changes when a file is written; empty for a missing file."""
     try:
         found = path.stat()
     except FileNotFoundError:

@@ -24,7 +24,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.add_argument(
         "--sort",
         metavar="METRIC",
-        help="sort by this metric (default: the runs' objective; val/ratio instead of the vector distance if image "
+        help="sort by this metric (default: the runs' objective, or val/ratio if that is the vector distance and image "
         "sizes differ)",
     )
     command.add_argument("--descending", action="store_true", help="list the largest value first")
@@ -45,7 +45,7 @@ def _run(options: argparse.Namespace) -> None:
 
     table = compare(find_runs(options.folders), options.sort, descending=options.descending)
     paths = write_run_table(table, options.out or options.folders[0] / "runs")
-    # A file or a pipe is as wide as the table.
+    # In a file or a pipe, the table takes the width that it needs.
     console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False)
     console.print(rich_table(table, console.width))
     for line in (*reasons(table), f"written: {', '.join(map(str, paths))}"):

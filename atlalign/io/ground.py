@@ -72,7 +72,7 @@ class Ground(NamedTuple):
 
     @property
     def is_nothing(self) -> bool:
-        """Whether the image already shows bright tissue on a ground of 0."""
+        """Whether the image already shows bright tissue on a background of 0."""
         return not (self.is_bright or self.coefficients.any() or self.void.any())
 
     def surface(self, shape: tuple[int, int]) -> Tensor:

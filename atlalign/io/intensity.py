@@ -122,7 +122,7 @@ def _color(small: NDArray[Any], ground: Ground) -> NDArray[Any]:
 
 
 def without_ground(image: Tensor, ground: Ground) -> Tensor:
-    """Return an image (h, w) as bright tissue on a ground of 0, in no particular unit.
+    """Return an image (h, w) as bright tissue on a background of 0, in no particular unit.
 
     On a bright ground, the value is the fraction of missing light; on a dark one, the added light. The ground's noise,
     whose mean would look like haze, is subtracted as well.

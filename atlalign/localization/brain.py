@@ -41,7 +41,7 @@ class KeptSection:
 
     Attributes:
         located: The section.
-        plane: As in `Frame.templates`.
+        plane: The plane, in the form that `Frame.templates` takes.
     """
 
     located: Located
@@ -49,7 +49,7 @@ class KeptSection:
 
     @classmethod
     def of(cls, located: Located, frame: Frame) -> "KeptSection":
-        """Return an earlier located section, for images of planes across the same axis."""
+        """Return a section that was located earlier, with its plane in the given frame."""
         assert located.anchoring is not None
         return cls(located, Lie.of(matrix_of(located.anchoring), frame).plane)
 
@@ -78,11 +78,11 @@ class KeptSection:
 
 @dataclass(frozen=True, eq=False)
 class NewSection:
-    """A section of the brain after the first pass over it alone.
+    """A section of the brain after the first pass, which looks at it alone.
 
     Attributes:
         start: The section, not yet located.
-        looked: The first pass.
+        looked: The result of the first pass.
     """
 
     start: Located

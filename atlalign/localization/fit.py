@@ -66,7 +66,7 @@ class Frame:
         return Frame(self.volume, self.across, self.pixel_mm / 2)
 
     def shown(self, side: str) -> Tensor:
-        """Return the mask (H, W) in which a section of one side, or a whole one, shows the atlas."""
+        """Return the mask (H, W) of the part of the atlas that a section shows: one half, or the whole."""
         down, right = self.ticks
         ticks = {self.axes[0]: down[:, None], self.axes[1]: right}
         shape = (len(down), len(right))
@@ -106,7 +106,7 @@ class Lie:
     """The position of an image in a frame.
 
     Attributes:
-        plane: (3,), as in `Frame.templates`.
+        plane: (3,), in the form that `Frame.templates` takes.
         to_pixel: (2, 3), maps (right, down) in mm to pixels of the image.
     """
 
@@ -148,7 +148,7 @@ class Fitter:
         network: The registration network.
         frame: The images of planes.
         section: The section.
-        side: The part that it shows: whole, left or right.
+        side: The part of the brain that it shows: whole, left or right.
     """
 
     def __init__(self, network: nn.Module, frame: Frame, section: Section, side: str) -> None:
@@ -158,12 +158,12 @@ class Fitter:
         self.shown = frame.shown(side)
 
     def likeness(self, lie: Lie, planes: NDArray[np.float64]) -> Floats:
-        """Return the section's likeness to each of planes (N, 3) after registration, see `Fit`."""
+        """Return the section's likeness to each of the planes (N, 3) after registration; see `Fit`."""
         return self.fit(lie, planes).likeness
 
     @torch.inference_mode()
     def fit(self, lie: Lie, planes: NDArray[np.float64]) -> "Fit":
-        """Return the section's fit to each of planes (N, 3)."""
+        """Return the section's fit to each of the planes (N, 3)."""
         placed = self._placed(lie)
         parts = np.array_split(planes, -(-len(planes) // _AT_ONCE))
         fits = [self._fit(placed, part) for part in parts]
@@ -248,11 +248,11 @@ class Fitter:
 class Fit(NamedTuple):
     """The fit of a section to N planes, after registration by an affine map and wide bends only.
 
-    With narrow bends, the section would look as much like a wrong plane as like the right one.
+    If narrow bends counted, the section would look as much like a wrong plane as like the right one.
 
     Attributes:
         likeness: Mutual information and mean local correlation, (N,).
-        bends: The narrow bends that were left out, (N,), see `bends_of`.
+        bends: The size of the narrow bends that were left out, (N,); see `bends_of`.
         cells: The mean local correlation in cells of the image, (N, C).
     """
 

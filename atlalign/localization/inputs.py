@@ -18,8 +18,8 @@ def find_images(
 
     Args:
         inputs: Images, folders of images, and lists of sections, whose positions are not read.
-        images: The folder of the images that lists name; None means the folder of each list.
-        reading: How the images are read, where a list says nothing else.
+        images: The folder of the images named in lists; None means the folder of each list.
+        reading: How the images are read, unless a list says otherwise.
 
     Raises:
         InputError: If an input is missing, or a list is invalid.

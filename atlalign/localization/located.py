@@ -39,10 +39,10 @@ class Located:
         error_um: The standard deviation of the position.
         error_deg: The standard deviations of the tilts.
         likeness: The likeness to the plane after registration.
-        strain: The bending that makes the section look like the plane, see `Fitter.strain`.
-        proposed_error_um: The error that the network expected of its proposal.
+        strain: The bending that makes the section look like the plane; see `Fitter.strain`.
+        proposed_error_um: The error of its proposal that the network expected.
         flag: pass, look or fail.
-        reason: Why the flag is not pass.
+        reason: The reasons for a look or fail.
         other_um: Another position that fits about as well, if there is one.
         elsewhere_um: The best position for this section alone, if it differs from its place in the series.
         curve: The fit along the axis, for this section alone.
@@ -74,7 +74,7 @@ class Located:
     pictures: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None
 
     def placed_job(self) -> Job:
-        """Return the image with its plane, or with the reason why it has none."""
+        """Return the job with the plane of its section, or with the reason why it has none."""
         if self.anchoring is None:
             return self.job._replace(problem=self.reason)
         half = {} if self.side == "whole" else {"hemisphere": self.side}

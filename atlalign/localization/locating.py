@@ -39,13 +39,13 @@ def locate(
         locator: The atlas and the networks.
         independent: Locate each section alone.
         section_spacing_um: The distance between sections whose numbers differ by 1, if known.
-        known: Earlier located sections, by their index among the jobs. They keep their planes, and new
-            sections of the same brain are placed between them: at their cutting angle, on their line.
+        known: Sections located earlier, by their index among the jobs. They keep their planes. New sections of the same
+            brain get the same cutting angle, and positions on the same line.
         progress: Wraps the images during the first pass.
 
     Raises:
         InputError: If the spacing is not above 0, or the only brain has two sections with the same number; among
-            several, such a brain is skipped.
+            several brains, such a brain is skipped.
 
     Example:
         >>> from pathlib import Path
@@ -100,7 +100,7 @@ def _brains(jobs: Sequence[Job]) -> list[list[int]]:
 
 
 def _numbers(jobs: Sequence[Job], brains: Sequence[Sequence[int]]) -> tuple[dict[int, int], dict[int, str]]:
-    """Return the section numbers in the names, and the problems of brains with repeated numbers, both by index."""
+    """Return the numbers of sections, and the problems of sections in brains with repeated numbers, both by index."""
     numbers: dict[int, int] = {}
     problems: dict[int, str] = {}
     for places in brains:
@@ -118,7 +118,7 @@ def _numbers(jobs: Sequence[Job], brains: Sequence[Sequence[int]]) -> tuple[dict
 def _places_on_line(
     places: Sequence[int], numbers: Mapping[int, int], section_spacing_um: float | None
 ) -> dict[int, float] | None:
-    """Return the places of a brain's sections on its line, from their numbers, or from their order if that suffices."""
+    """Return the places of a brain's sections on its line, by number, or by order if the spacing is known."""
     if all(place in numbers for place in places):
         return {place: float(numbers[place]) for place in places}
     if section_spacing_um is not None:
@@ -131,7 +131,7 @@ def _given_numbers(jobs: Sequence[Job]) -> list[int] | None:
 
 
 def _tried(locator: Locator, job: Job) -> Looked | str:
-    """Return the first pass over an image, or the error."""
+    """Return the result of the first pass over an image, or the error."""
     try:
         return locator.look(job)
     except InputError as error:
@@ -186,7 +186,7 @@ def _alone(section: NewSection) -> Located:
 
 
 def _position_error_mm(found: Found) -> float:
-    """Return the standard deviation of a position; likeness alone says too little where there is little of it."""
+    """Return the standard deviation of a position; at low likeness, it includes the proposal's expected error."""
     if found.likeness >= LITTLE_LIKE:
         return found.curve.error_mm
     return math.hypot(found.curve.error_mm, _PROPOSAL_ERRORS * found.proposal.error_mm)

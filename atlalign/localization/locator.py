@@ -42,12 +42,12 @@ class Locator:
         registration: The network that registers sections to planes; None for the one that comes with the package.
 
     Attributes:
-        said: The network and the atlas of its training, in words.
-        doubt: Why all planes must be checked: the network was trained on another atlas. Empty if it was not.
+        said: The network and the atlas that it was trained on, in words.
+        doubt: The reason why all planes must be checked, if the network was trained on another atlas; otherwise empty.
 
     Raises:
-        InputError: If the atlas has no region ids, or is another one, with another size, than that of the network's
-            training.
+        InputError: If the atlas has no region ids, or differs in its regions and size from the atlas that the network
+            was trained on.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Locator:
 
 
 class Looked(NamedTuple):
-    """The first pass over a section."""
+    """The result of the first pass over a section."""
 
     section: Section
     search: Search
@@ -111,17 +111,17 @@ class Looked(NamedTuple):
 
 
 def _said(network: nn.Module | str | Path | None, loaded: PlaneLocatorNet) -> str:
-    """Return which network locates sections, and its training, in words."""
+    """Return the name of the network that locates sections, and the atlas that it was trained on, in words."""
     file = "the package's locator" if network is None else str(network)
     name = f"locator {type(loaded).__name__}" if isinstance(network, nn.Module) else file
     return f"{name}, trained on {loaded.cut} sections of {loaded.atlas or 'an unknown atlas'}"
 
 
 def _doubt(volume: AtlasVolume, network: PlaneLocatorNet, name: str) -> str:
-    """Return why planes in an atlas must be checked that is not recognised as that of the network's training.
+    """Return why the planes must be checked in an atlas other than the one that the network was trained on.
 
     Raises:
-        InputError: If the atlas has another size, too.
+        InputError: If the atlas also differs in size.
     """
     size = volume.size_mm
     if max(abs(own / known - 1) for own, known in zip(size, network.extent_mm, strict=True)) > _SIZES_DIFFER:

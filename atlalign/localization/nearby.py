@@ -31,7 +31,7 @@ class Nearby(NamedTuple):
     """The result of a search near a plane.
 
     Attributes:
-        anchoring: The section's anchoring; the initial one, if no plane nearby is clearly more similar.
+        anchoring: The section's anchoring; the initial one if no plane nearby fits clearly better.
         likeness: The likeness of the registered section to this plane.
         likeness_before: The likeness to the initial plane.
     """
@@ -89,7 +89,7 @@ class NearbySearch:
         begin = Lie.of(search.proposal.matrix, search.frame)
         moved, _ = search.along(begin, _STEPS)
         refined, _ = search.refined(moved)
-        # Half a section says little of its place in the plane: refining may lose more there than it gains.
+        # Half a section says little about its place in the plane, so refining may do more harm than good.
         before, *after = (
             float(search.finer.likeness(one, one.plane[None])[0]) for one in (begin, moved, refined)
         )

@@ -13,8 +13,8 @@ from atlalign.plots import curve_figure, figure_svg, located_figure
 _ATLAS, _SECTION = "atlas", "section"
 _APART_UM = 400.0
 _ABOUT = (
-    "Drag over a section, or use the arrow keys, to wipe from the atlas to the section as it lies on the plane found "
-    "for it. Whether a whole section is mirrored left to right cannot be seen in its image."
+    "Drag over a section, or use the arrow keys, to wipe from the atlas plane that was found to the section placed "
+    "on it. An image does not show whether a whole section is mirrored left to right."
 )
 
 

@@ -24,7 +24,7 @@ _SCAN_PX = 96
 def propose(
     network: PlaneLocatorNet, volume: AtlasVolume, section: Section, tissue: SeenTissue
 ) -> list[Proposal]:
-    """Return the proposed planes, the likeliest first: at most two, which differ in their turn in the image."""
+    """Return the proposed planes, the likeliest first: at most two, which differ in the turn of the image."""
     turns = [view_matrix(tissue.centre, tissue.rms, turn) for turn in _FIRST_TURNS]
     first = answers_to(network, section, turns)
     best = min(first, key=lambda answer: answer.error_mm)

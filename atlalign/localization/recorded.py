@@ -1,4 +1,4 @@
-"""Records of located sections, which keep their planes while everything that these depend on is unchanged."""
+"""Records of located sections; a section keeps its plane until something that the plane depends on changes."""
 
 import json
 import math
@@ -36,7 +36,7 @@ class Recorded:
 
     Args:
         folder: The folder of the record; it need not exist.
-        settings: Plain data that a plane depends on besides the image: `ATLAS`, and the options of series.
+        settings: Plain data that a plane depends on besides the image: `ATLAS`, and the options for series.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -68,7 +68,7 @@ class Recorded:
         return _of_entry(job, entry) if unchanged else None
 
     def changed(self, job: Job) -> set[str]:
-        """Return the names of the settings with which a section was located otherwise; none if it never was."""
+        """Return the names of the settings that have changed since a section was located; empty if it never was."""
         entry = self.entries.get(_key(job))
         former = entry.get("from") if isinstance(entry, Mapping) else None
         if not isinstance(former, Mapping):

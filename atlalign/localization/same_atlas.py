@@ -1,7 +1,7 @@
 """Whether two atlases are the same one, judged by the ids, volumes and relative positions of large regions.
 
-These stay the same at any resolution, from any source, and in a cut or padded volume. The atlas of another species has
-other ids, or other positions for them.
+These properties do not depend on the resolution or the source, and stay the same in a cut or padded volume. The atlas
+of another species has other ids, or the same ids at other positions.
 """
 
 from collections.abc import Sequence

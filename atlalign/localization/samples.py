@@ -29,9 +29,9 @@ _SMALL_TILT = 5.0
 
 
 class Views(NamedTuple):
-    """A batch of views with the planes that they show, in the form of `PlaneLocatorNet`."""
+    """A batch of views with the planes that they show, in the form that `PlaneLocatorNet` uses."""
 
-    images: Tensor  # (B, 1, view_px, view_px) in [0, 1], on a ground of 0
+    images: Tensor  # (B, 1, view_px, view_px) in [0, 1], on a background of 0
     planes: Tensor  # (B, 3, 3) in mm
     sides: Tensor  # (B,) int64, the index in `SIDES`
 
@@ -91,7 +91,7 @@ class ViewSampler:
     def coloured(
         self, template: Tensor, labels: Tensor, expression: Tensor, generator: torch.Generator | None
     ) -> Tensor:
-        """Return the images of sections, stained or as cells alone, in the common tone of views."""
+        """Return images of sections, stained or as cells alone, in the tone that all views share."""
         contrast = draw_contrast(
             labels, p_bright=0.0, n_groups=(4, 256), bias=(0.0, 0.5), generator=generator
         )

@@ -1,6 +1,6 @@
 """From a proposal to the best-fitting plane: first its position, then position and both slopes together.
 
-Steps are measured in 1/132 of the brain's length, a tenth of a millimetre in a mouse.
+The unit of steps is 1/132 of the brain's length, a tenth of a millimetre in a mouse.
 """
 
 from dataclasses import dataclass, replace
@@ -51,7 +51,7 @@ class Curve:
     likeness: Floats
 
     def at(self, position_mm: Floats | float) -> Floats:
-        """Return the logarithm of the odds at positions, relative to the best one; beyond the ends, the worst."""
+        """Return the logarithm of the odds at positions, relative to the best one; beyond the ends, the lowest."""
         relative = self.odds - self.odds.max()
         worst = float(relative.min())
         found: Floats = np.interp(position_mm, self.position_mm, relative, left=worst, right=worst)
@@ -92,7 +92,7 @@ class Found:
     Attributes:
         lie: The position of the image.
         side: The part of the brain that it shows: one of `SIDES`.
-        pivot: (right, down) in mm: the centre of its tissue, about which slopes turn and at which positions are
+        pivot: (right, down) in mm: the centre of its tissue, about which planes tilt and at which positions are
             measured.
         curve: The fit along the axis.
         slopes_error: The standard deviations of both slopes.
@@ -168,9 +168,10 @@ class Search:
     def tuned(self, lie: Lie, reach_mm: float, reach_slope: float) -> tuple[Lie, Floats]:
         """Return the plane that fits best near a known one, and the standard deviations of both slopes.
 
-        Planes are tried whose position and slopes vary together. The plane is the peak of three functions together,
-        weighted by their precision: a quadratic through the likeness to these planes, the sum of parabolas through the
-        local correlation in each cell over the position of the plane there, and the proposal.
+        The search tries planes with different positions and slopes. The result is the peak of the sum of three
+        functions, weighted by their precision. The first is a quadratic through the likeness to these planes. The
+        second is a sum of parabolas, one for each cell of the image: the local correlation there over the position of
+        the plane there. The third is the proposal.
         """
         pivot = self.pivot(lie)
         start = np.array([self.height(lie.plane, pivot), *lie.plane[1:]])
@@ -236,7 +237,7 @@ def peak(x: Floats, y: Floats) -> float:
 
 
 def second_place(curve: Curve, apart_mm: float, odds: float) -> float | None:
-    """Return another position that fits about as well: a peak at least this far away, less likely by at most `odds`."""
+    """Return another position that fits about as well: a peak at least `apart_mm` away, at most `odds` less likely."""
     inner = np.r_[-np.inf, curve.odds, -np.inf]
     is_peak = (inner[1:-1] >= inner[:-2]) & (inner[1:-1] >= inner[2:])
     far = np.abs(curve.position_mm - curve.best_mm) >= apart_mm

@@ -30,7 +30,7 @@ def section_number(path: Path) -> int | None:
 
 
 def numbers_of(paths: Sequence[Path], listed: Sequence[int | None] = ()) -> list[int] | None:
-    """Return the numbers of sections, from their list or otherwise from the files' names; None if some have none.
+    """Return the numbers of sections, from their list or else from the files' names; None if any section has none.
 
     Raises:
         InputError: If two sections have the same number.
@@ -57,7 +57,7 @@ class Series:
     Attributes:
         position_mm: Positions along the axis, (N,).
         error_mm: Standard errors, (N,).
-        fits: Whether each section's own position agrees, (N,).
+        fits: Whether each section's own position agrees with the series, (N,).
         spacing_mm: Distance between sections whose numbers differ by 1, negative for a series from back to front; None
             if only the order is used.
     """
@@ -76,7 +76,8 @@ def on_a_line(curves: Sequence[Curve], numbers: Sequence[float], spacing_mm: flo
     Args:
         curves: Each section's fit along the axis.
         numbers: Section numbers, all different.
-        spacing_mm: The distance of sections whose numbers differ by 1, if known; a series may run in either direction.
+        spacing_mm: The distance between sections whose numbers differ by 1, if known; a series may run in either
+            direction.
     """
     number = np.asarray(numbers, np.float64)
     centred = number - number.mean()

@@ -56,7 +56,7 @@ class LocatorModule(NetworkModule):
     unit = "mm"
 
     def setup(self, stage: str) -> None:
-        """Let the network keep the atlas of its training: planes are in its frame."""
+        """Store the properties of the training atlas in the network, because planes are in the frame of this atlas."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         volume = data.sampler.volume
         assert isinstance(self.network, PlaneLocatorNet)
@@ -80,7 +80,7 @@ class LocatorModule(NetworkModule):
         return terms["total"], {**losses, **measures}
 
     def without(self, batch: Views) -> Tensor:
-        """Return the mean error of the mean plane."""
+        """Return the mean error without a network: that of the mean plane as a constant answer."""
         return plane_errors(batch.planes.mean(0, keepdim=True), batch.planes).mean()
 
     def size(self, batch: Views) -> int:
@@ -93,7 +93,7 @@ class ViewDataModule(pl.LightningDataModule):
 
     Args:
         atlas: The atlas with region ids.
-        image_shape: The size at which the atlas was loaded; null keeps its own.
+        image_shape: The size at which the atlas was loaded; null keeps the size of its file.
         voxel_um: The atlas is reduced to about this resolution.
         view_px: Height and width of the network's views.
         batch_size: Views per step.
@@ -102,7 +102,7 @@ class ViewDataModule(pl.LightningDataModule):
         num_workers: Number of processes that draw views; None means 0.
         seed: Random seed of the views.
         augment: An option of registration; must be None here.
-        cut_along: This and all further options: as in `ViewSampler`.
+        cut_along: See `ViewSampler`, also for all further options.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class ViewDataModule(pl.LightningDataModule):
 
 
 class _ViewBatches(Dataset[Views]):
-    """Batches of views, determined by the key's seed."""
+    """Batches of views; the seed of a batch's key determines its views."""
 
     def __init__(self, sampler: ViewSampler, batch_size: int, n_batches: int) -> None:
         self.sampler = sampler

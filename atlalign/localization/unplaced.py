@@ -26,9 +26,9 @@ class LocatedJobs(NamedTuple):
     Attributes:
         jobs: All jobs in their order, with the plane of each located section, or the reason why it has none.
         located: The sections that had no position.
-        kept: The number of these that keep the plane of an earlier call.
+        kept: The number of these sections that keep the plane of an earlier call.
         files: The files written: the list of anchorings and the table; none if every section keeps its plane.
-        locator: The network that located them, in words; empty if every section keeps its plane.
+        locator: The network that located the sections, in words; empty if every section keeps its plane.
     """
 
     jobs: list[Job]
@@ -52,14 +52,15 @@ def locate_unplaced(
     """Return jobs in which every section without a position has been located in the recipe's atlas.
 
     A section is located again only if its image, the atlas or the options have changed. New sections of a brain are
-    placed between its other ones. A section whose results were made with other settings is not located, and its job
+    placed between its other sections. A section whose results were made with other settings is not located, and its job
     says why. If the recipe's reference is an image, the jobs are returned as they are.
 
     Args:
         jobs: The sections to register.
         recipe: The atlas, and the options for reading the images.
         out: The folder of results, which also keeps the planes.
-        locator: A network of `atlalign train experiment=locator`; None for the one that comes with the package.
+        locator: A network trained with `atlalign train experiment=locator`; None for the one that comes with the
+            package.
         independent: Locate each section alone.
         section_spacing_um: The distance between sections whose numbers differ by 1, if known.
         overwrite: Also locate sections whose results were made with other settings; give it to `register_batch` too.
@@ -107,7 +108,7 @@ def _is_unplaced(job: Job) -> bool:
 
 
 def _as_read(job: Job, recipe: Recipe) -> Job:
-    """Return a job with the options for reading its image, including the recipe's."""
+    """Return a job with all options for reading its image: its own, and the recipe's for the rest."""
     common = {entry.name: getattr(recipe.options, entry.name) for entry in fields(ReadingOptions)}
     return job._replace(options={**common, **job.options})
 
@@ -120,7 +121,7 @@ def _checked(job: Job, recipe: Recipe, record: Recorded) -> Job:
         check_unplaced(job, recipe, record.folder, record.changed(_as_read(job, recipe)))
     except InputError as error:
         return job._replace(problem=str(error))
-    except OSError:  # no image: reading it will show
+    except OSError:  # a missing image fails later, when it is read
         pass
     return job
 
@@ -134,7 +135,7 @@ def _located(
     independent: bool,
     section_spacing_um: float | None,
 ) -> LocatedJobs:
-    """Return the jobs, all of which are located, without their planes."""
+    """Locate the sections of all jobs, and return the jobs, which do not have these planes yet."""
     out = record.folder
     known = record.unchanged(jobs)
     if len(known) == len(jobs) and (out / LOCATED).is_file():

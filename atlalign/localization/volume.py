@@ -36,7 +36,7 @@ class AtlasVolume:
 
     @classmethod
     def of(cls, atlas: Atlas, voxel_um: float = 50.0) -> "AtlasVolume":
-        """Return the volume of an atlas, its voxels joined to about `voxel_um`.
+        """Return the volume of an atlas, with voxels averaged to about `voxel_um`.
 
         Raises:
             InputError: If the atlas has no region ids.

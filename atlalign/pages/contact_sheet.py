@@ -59,7 +59,7 @@ def write_index(out: Path, rows: Iterable[Mapping[str, Any]], plot: str = "") ->
 
 
 def _view(out: Path, row: Mapping[str, Any]) -> View:
-    """Return one section; a section that could not be registered has no pictures."""
+    """Return the view of one section; a section that could not be registered has no pictures."""
     name = row["section"]
     preview = Preview((1, 1), {}, "")
     with suppress(InputError, OSError):

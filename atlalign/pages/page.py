@@ -38,7 +38,7 @@ class TableRow(NamedTuple):
 
     Attributes:
         title: Its first cell.
-        cells: The others.
+        cells: The other cells.
     """
 
     title: str
@@ -86,7 +86,7 @@ class View:
 
     Attributes:
         title: Its name.
-        caption: Sentences on it, one a line.
+        caption: Sentences on the section, one per line.
         images: Data URIs of its pictures by name; empty if there is nothing to show. See `picture_uri`.
         shape: The (H, W) of the outlines' grid.
         outlines: Lines over every picture, as an SVG path on that grid; see `outline_path`.
@@ -111,8 +111,8 @@ class Views:
 
     Attributes:
         views: The views in their initial order.
-        left: The picture that is first at the left.
-        right: The picture that is first at the right.
+        left: The picture that is initially on the left.
+        right: The picture that is initially on the right.
         order: The name of the initial order.
     """
 

@@ -1,5 +1,6 @@
 """Recognition of brain sections in images, before anything is known about their place.
 
-A network that knows coronal sections of the mouse brain answers to square views of the tissue: which plane it shows, a
-whole section or a half, and how large an error it expects. Tissue that is no section gets a large one.
+A network that knows coronal sections of the mouse brain looks at square views of the tissue. For each view, it returns
+the plane, whether the section is whole or a half, and the error that it expects. This error is large for tissue that is
+no section.
 """

@@ -1,12 +1,12 @@
-"""The sections in an image, told apart by a network that knows the brain.
+"""Counts the sections in an image, with a network that knows the brain.
 
 A straight line with little tissue along it may lie between two sections, or inside one: between its hemispheres, below
-its cerebellum, along a tear. The outlines look alike. So tissue is divided at such lines until the network recognises
-the parts, and two recognised parts are two sections, unless they are the two hemispheres of one.
+its cerebellum, along a tear. The outlines look alike in all these cases. So tissue is divided at such lines until the
+network recognises the parts. Two recognised parts are two sections, unless they are the two hemispheres of one.
 
-If the network recognises nothing, as in other species, only clear outlines of solid tissue count: the outlines of two
-sections are convex and come near each other around one point, while the parts of one section face each other along a
-long front.
+If the network recognises nothing, as in other species, only clear outlines of solid tissue are used: the outlines of
+two sections are convex and come near each other around one point, while the parts of one section face each other along
+a long front.
 """
 
 from functools import cache
@@ -55,7 +55,7 @@ class Seen(NamedTuple):
     """An image with its tissue.
 
     Attributes:
-        image: (2 h, 2 w), bright tissue on a ground of 0.
+        image: (2 h, 2 w), bright tissue on a background of 0.
         tissue: (h, w).
         factor: Each pixel of the tissue covers `factor`² pixels of the original image.
     """
@@ -119,7 +119,7 @@ def _has_clear_outlines(division: Division) -> bool:
 
 
 def _recognised(seen: Seen, tissue: Mask, depth: int) -> list[Recognised]:
-    """Return the sections in a part of the tissue, by the first of its divisions with sections on both sides."""
+    """Return the sections in a part of the tissue, divided by the first line that has sections on both sides."""
     whole = seen.judged(tissue)
     if whole.agreement >= _AGREE and whole.error_mm <= _SURE_MM:
         return [Recognised(tissue, whole.side)]

@@ -24,7 +24,8 @@ class Division(NamedTuple):
     Attributes:
         one: The tissue on one side.
         other: The tissue on the other side.
-        neck: The tissue along the line, as a fraction of that along the longest parallel line, of the smaller part.
+        neck: The length of tissue along the line, as a fraction of its length along the longest parallel line through
+            the narrower part.
     """
 
     one: Mask

@@ -28,7 +28,7 @@ class Judgement(NamedTuple):
         side: The part of the brain that it shows: one of `SIDES`.
         turn: The counter-clockwise turn in degrees that makes it upright.
         agreement: How well the views agree on the turn, from 0 to 1.
-        error_mm: The network's least expected error; large for tissue that is no section.
+        error_mm: The smallest error that the network expects in any view; large for tissue that is no section.
     """
 
     side: str

@@ -21,7 +21,7 @@ _GAMMA = (0.25, 1.5)
 
 
 class Grey(Protocol):
-    """An image in grey, bright tissue on a ground of 0."""
+    """An image in grey, bright tissue on a background of 0."""
 
     @property
     def grey(self) -> Tensor:
@@ -29,7 +29,7 @@ class Grey(Protocol):
 
     @property
     def to_grey(self) -> Matrix:
-        """The map (2, 3) to its pixels from those of the file's image."""
+        """The map (2, 3) from pixels of the file's image to pixels of `grey`."""
 
 
 def even_tone(views: Tensor) -> Tensor:

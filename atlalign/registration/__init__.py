@@ -43,7 +43,7 @@ _MODULES = ("options", "jobs", "transform", "recipe", "register", "batch")
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name, and with it torch, only when somebody asks for it: --help needs the options alone."""
+    """Import a public name, and thereby torch, only on first use: --help needs only the options."""
     if name in __all__:
         modules = (import_module(f"{__name__}.{module}") for module in _MODULES)
         return next(vars(module)[name] for module in modules if name in vars(module))

@@ -1,4 +1,4 @@
-"""The network's registration of a placed section, before refinement and comparison."""
+"""The network's registration of a placed section, before refinement and before comparison with other places."""
 
 from typing import NamedTuple
 
@@ -53,7 +53,7 @@ def attempt(network: nn.Module, reference: Reference, section: Section, placemen
 def compared(
     reference: Reference, placed: Tensor, ignored: Tensor | None, dvf: Tensor
 ) -> tuple[Tensor, Reference]:
-    """Return the warped section, and the reference, both set to 0 where tissue is ignored."""
+    """Return the warped section and the reference, both 0 where tissue is ignored."""
     registered = warp(placed, dvf)
     if ignored is None:
         return registered, reference

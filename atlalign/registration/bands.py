@@ -30,12 +30,12 @@ def warp_in_bands(
     Up to half a pixel outside the image, its border is repeated, as in ITK; further out, pixels are `fill`.
 
     Args:
-        image: (h, w) or (h, w, c), of any type; with `nearest` an array.
-        source: The pixels of the image.
-        displacement: From the target's frame to the image's.
-        target: The pixels to fill.
+        image: (h, w) or (h, w, c), of any data type; must be an array if `nearest` is true.
+        source: The grid of the image.
+        displacement: The map from the target's frame to the image's frame.
+        target: The grid of the warped image.
         nearest: Use nearest-neighbour instead of linear interpolation.
-        fill: One value, or one per channel.
+        fill: The value outside the image, or one value per channel.
     """
     take: Callable[[Any, Tensor, Any], NDArray[Any]] = take_nearest if nearest else _interpolate
     for tiles in tiles_in_bands(source, displacement, target):
@@ -43,7 +43,7 @@ def warp_in_bands(
 
 
 def tiles_in_bands(source: Grid, displacement: Displacement, target: Grid) -> Iterator[Iterator[Tensor]]:
-    """Yield bands of tiles; a tile is the position of its pixels in the source image, (2, h, w), in pixels."""
+    """Yield bands of tiles; each tile (2, h, w) holds the positions of its pixels in the source image, in pixels."""
     height, width = target.shape
     source_mm = torch.tensor(source.pixel_um, dtype=torch.float64).view(2, 1, 1) / 1000
     shift = displacement.mm.double() / source_mm  # once, not for every tile

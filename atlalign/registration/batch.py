@@ -66,7 +66,7 @@ class Outcome(NamedTuple):
     Attributes:
         row: Its row of the table.
         is_new: Whether the section was registered by this call, not an earlier one.
-        error: Why there is no result, or nothing.
+        error: The reason why there is no result; empty if there is one.
     """
 
     row: dict[str, Any]
@@ -120,7 +120,7 @@ def _check_writable(out: Path) -> None:
 def _settled_first(
     outcomes: Iterable[tuple[Job, Outcome | None]],
 ) -> Iterator[tuple[Job, Outcome | None]]:
-    """Yield outcomes in order, but wait at the first section that another process works on until all were tried."""
+    """Yield outcomes in order; from the first section that another process holds, wait until all were tried."""
     late: list[tuple[Job, Outcome | None]] = []
     for job, outcome in outcomes:
         if late or outcome is None:
@@ -137,8 +137,8 @@ def _settled_first(
 def _at_once(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
     """Yield a `map` that runs its calls in this many threads, which share torch's threads.
 
-    Half of a section's work uses one thread only, so this is faster than all threads on one section at a time. After an
-    error, calls that have not started are cancelled, and running calls are awaited.
+    Half of the work on a section uses only one thread, so this is faster than all threads on one section at a time.
+    After an error, calls that have not started are cancelled, and running calls are awaited.
     """
     # scipy's BLAS would solve each small system of a triangulation with all threads, six times as slowly.
     with threadpool_limits(1, user_api="blas"):
@@ -195,7 +195,7 @@ def _registered(job: Job, recipe: Recipe, out: Path, *, overwrite: bool, wait: b
     outcome = found()
     if outcome is None:
         with lock(folder, wait=wait):
-            # Another process may have finished it meanwhile.
+            # Another process may have finished the section in the meantime.
             outcome = found() or Outcome(table_row(out, name, register_into(job, recipe, folder, settings)))
     remove_failure(out, name)
     return outcome

@@ -42,7 +42,7 @@ _OF_SERIES = ((series.SERIES, ",".join(series.COLUMNS[:3])), (series.SERIES_PLOT
 
 
 def check_tables(out: Path) -> None:
-    """Raise an error if a file of the user, or one saved by VisuAlign, would be replaced."""
+    """Raise an error if one of the user's own files, or a file saved by VisuAlign, would be overwritten."""
     for name, words in (
         (TABLE, ",".join(COLUMNS[:2])),
         (VISUALIGN, '"aligner": "atlalign '),
@@ -59,7 +59,7 @@ def check_tables(out: Path) -> None:
 
 
 def write_tables(out: Path) -> None:
-    """Write the tables of all sections in a folder of results, while no other process writes them."""
+    """Write the tables of all sections in a folder of results; a lock keeps other processes from writing them too."""
     with lock(out / TABLE, wait=True):
         whole, damaged = _records(path.parent for path in sorted(out.glob(f"[!.]*/{RECORD}")))
         failures = read_failures(out).items()
@@ -78,7 +78,7 @@ def write_tables(out: Path) -> None:
 
 
 def write_review(out: Path, name: str) -> None:
-    """Write the user's verdict on a section, and the note, into the table of all sections, if it has that section.
+    """Write the user's verdict and note on a section into the table of all sections, if the table lists the section.
 
     Raises:
         InputError: If the table or the review cannot be read, or the table cannot be written.
@@ -118,7 +118,7 @@ def failed_row(out: Path, name: str, reason: str, file: str = "") -> dict[str, A
 
 
 def table_row(out: Path, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of a section with this record."""
+    """Return the table row of a section, given its record."""
     x, y = record.get("pixel_um", ("", ""))
     settings = record.get("settings", {})
     known = {

@@ -37,7 +37,7 @@ def placed_by_hand(
             "fit need visible tissue"
         )
     if options.refine:
-        raise InputError("--refine: expected a network, whose result is refined, found --model none")
+        raise InputError("--refine: expected a network whose result can be refined, found --model none")
     section = unread_section(channel, reference.grid.shape)
     placement = place_job(section, reference, job, options)
     output_um = output_pixel_um(options.output_um, section, reference, placement, job.path.name)

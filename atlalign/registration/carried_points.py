@@ -105,7 +105,7 @@ def _mover(table: Table, folder: Path, options: TransformOptions) -> tuple[_Move
 def _mover_of_one(
     table: Table, folder: Path, options: TransformOptions
 ) -> tuple[_Mover, list[str], list[str]]:
-    """Return the same for points of one section."""
+    """Return what `_mover` returns, for points of one section."""
     results = Results.load(folder, options.scale)
     _check_section(table, folder)
     moved = _moved(table._replace(rows=[], lines=[]), results, options)
@@ -116,7 +116,7 @@ def _mover_of_one(
 def _mover_by_section(
     table: Table, folder: Path, options: TransformOptions
 ) -> tuple[_Mover, list[str], list[str]]:
-    """Return the same for points of several sections, whose results are in one folder."""
+    """Return what `_mover` returns, for points of several sections with results in one folder."""
     names = SectionNames(sections_in(folder))
     column = section_column(table, names)
     if column is None:
@@ -149,7 +149,7 @@ def _carried_rows(
 
 
 def _check_section(table: Table, folder: Path) -> None:
-    """Raise an error if a row names a section other than this folder, or another image."""
+    """Raise an error if a row names a section other than this folder's, or the image of another section."""
     own = folder.resolve()
     beside = SectionNames([own, *(path for path in sections_in(own.parent) if path != own)])
     column = section_column(table, beside)
@@ -164,7 +164,7 @@ def _check_section(table: Table, folder: Path) -> None:
 
 
 def _check_is_own(name: str, own: Path, beside: SectionNames, where: str) -> None:
-    """Raise an error if a name means a section other than `own`, or an unknown image."""
+    """Raise an error if a name refers to a section other than `own`, or to an unknown image."""
     try:
         found = beside.find(name)
     except InputError as error:
@@ -182,7 +182,7 @@ def _check_is_own(name: str, own: Path, beside: SectionNames, where: str) -> Non
 def _sections_in(
     source: Path, column: str, names: SectionNames, folder: Path, options: TransformOptions
 ) -> dict[str, str]:
-    """Return the folder's name for each name of a section in a table."""
+    """Return the name of the results folder for each section name in a table."""
     if isinstance(options.scale, Path):
         raise InputError(
             f"--scale: expected a number for points of several sections, got the image {options.scale}"
@@ -244,7 +244,7 @@ def _to_reference(table: Table, results: Results, unit: Unit | None) -> _Moved:
 
 
 def _n_outside(moved: Points, points: Points) -> int:
-    """Return the number of points (N, k) with coordinates that lie outside after mapping."""
+    """Return the number of points (N, k) that have coordinates but were mapped to the outside."""
     return int(np.isnan(moved[:, 0]).sum()) - _n_without_numbers(points)
 
 
@@ -345,7 +345,7 @@ def _from_atlas(table: Table, results: Results, plane: Plane, off_plane_um: floa
 
 
 def _section_pixels(points_mm: Points, transform: SectionTransform) -> Points:
-    """Map points (N, 2) of the reference's frame to pixels of the section; NaN for points outside either."""
+    """Map points (N, 2) of the reference's frame to pixels of the section; NaN for points outside one of them."""
     grid = transform.reference
     pixels = np.full(points_mm.shape, np.nan)
     inside = is_inside(grid.to_pixels(points_mm), grid)

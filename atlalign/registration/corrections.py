@@ -53,12 +53,13 @@ class Correction:
 
     Attributes:
         anchoring: The plane that the points refer to; None if the reference is an image.
-        moves_plane: Place the section by this anchoring; otherwise it is placed as without a correction.
+        moves_plane: Whether to place the section by this anchoring; otherwise it is placed as if it had no correction.
         points: Pairs of corresponding points in the reference and the section.
         ignored: Tissue to ignore.
-        verdict: The user's verdict on the result; None before a verdict.
+        verdict: The user's verdict on the result; None if there is none yet.
         note: The user's note.
-        hemisphere: The half of the brain that the section shows; None means the options of `register`.
+        hemisphere: The half of the brain that the section shows; None means the half that the options of `register`
+            set.
         target: The atlas of the plane; in the file, its voxels are the unit of the anchoring.
     """
 
@@ -93,7 +94,7 @@ def correction_folder(out: Path, section: str) -> Path:
 
 
 def corrected(job: Job, correction: Correction) -> Job:
-    """Return a job with the user's corrections; the points of a list remain unless the user has set points."""
+    """Return a job with the user's corrections; the points from its list remain unless the user has set points."""
     atlas = "" if correction.target == _ALLEN else correction.target.name
     if correction.moves_plane and correction.anchoring is not None:
         # The anchoring defines the orientation and overrides all other settings of it.
@@ -112,12 +113,12 @@ def corrected(job: Job, correction: Correction) -> Job:
 
 
 def changes(job: Job, correction: Correction) -> dict[str, Any] | None:
-    """Return, as plain data, the changes by the user's points, plane, mask and half, or None."""
+    """Return the user's points, plane, mask and half of the brain as plain data; None if they change nothing."""
     points = correction.points if correction.sets_points else job.points
     moved = correction.anchoring.to_json() if correction.moves_plane and correction.anchoring else None
     if not (moved or len(points) or correction.ignored or correction.hemisphere):
         return None
-    # Results without this key were made before halves could be corrected; they are still complete.
+    # Older results lack this key, because the half could not be corrected then; they are still valid.
     half = {} if correction.hemisphere is None else {"hemisphere": correction.hemisphere}
     return {
         **half,
@@ -242,8 +243,8 @@ def _loaded(path: Path) -> dict[str, Any]:
 def shown_correction(out: Path, section: str) -> Correction:
     """Return the correction of a registered section for further editing.
 
-    If the user has not set points yet, they are the points of the result, such as VisuAlign's markers in a list. The
-    anchoring is that of the result unless the user has moved the plane.
+    Until the user sets points, the correction has the points of the result, such as VisuAlign's markers from a list.
+    Until the user moves the plane, the correction has the anchoring of the result.
 
     Raises:
         InputError: If the section has no results, or a file cannot be read.
@@ -279,13 +280,13 @@ def write_correction(
     Args:
         out: The folder of results.
         section: The name of the section's folder.
-        correction: All corrections.
+        correction: All corrections of the section.
         size: (H, W) of the section's image.
         filename: The image's name.
         number: The section's number in its series.
 
     Raises:
-        WriteError: If the system refuses.
+        WriteError: If the system refuses to write a file.
     """
     folder = correction_folder(out, section)
     folder.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ class CountedSection(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name that tables of points use."""
+        """The name by which tables of points refer to the section."""
         return self.folder.name
 
 
@@ -70,7 +70,7 @@ class Points(NamedTuple):
 
 
 def read_sections(folders: Sequence[Path]) -> list[CountedSection]:
-    """Return the sections whose folders are given, directly or by a folder that holds them, each once.
+    """Return the sections whose folders, or parent folders, are given, each once.
 
     Raises:
         InputError: If a folder holds no results, or a record or a review cannot be read.
@@ -132,13 +132,13 @@ def _area(cell: str, where: str) -> float:
 
 
 def with_common_sides(amounts: Sequence[Amounts]) -> list[Amounts]:
-    """Return amounts with only the sides that all of them know."""
+    """Return amounts with only the sides that are known in all of them."""
     known = set(SIDES).intersection(*amounts)
     return [{side: amount for side, amount in each.items() if side in known} for each in amounts]
 
 
 def total(amounts: Sequence[Amounts]) -> Amounts:
-    """Return the sums of amounts, for the sides that all of them know."""
+    """Return the sums of amounts, for the sides that are known in all of them."""
     sums: Amounts = {side: defaultdict(float) for side in SIDES if all(side in each for each in amounts)}
     for side, whole in sums.items():
         for region_id, amount in chain.from_iterable(each[side].items() for each in amounts):
@@ -191,7 +191,7 @@ def read_points(
         regions: The regions of the counted sections.
         counted: The sections whose points count.
         left_out: Sections whose points do not count.
-        by_section: Whether each point in a region must name its section, as it must if sections are left out.
+        by_section: Whether each point in a region must name its section; it always must if sections are left out.
 
     Raises:
         InputError: If a table does not hold points, a point lies in an unknown region or section, or a point does not

@@ -60,7 +60,7 @@ def count_points(
         tables: Tables of points that `atlalign transform … --to reference` wrote.
         folders: The folders of all sections in which points were searched, or folders of such folders.
         out: The CSV file to write.
-        regions: Acronyms, names or ids of the only regions to write, in this order; none means all.
+        regions: Acronyms, names or ids of the regions to write, in this order; empty means all regions.
         by: "section" writes a row for each region of each section, with a first column section.
         include_rejected: Count sections that the user rejected in review, which are left out otherwise.
         overwrite: Replace a file that exists.
@@ -115,11 +115,11 @@ def _check_different(tables: Sequence[Path]) -> None:
 
 
 def _check_names_differ(sections: Sequence[CountedSection]) -> None:
-    """Raise an error if two sections share a name, so that their points cannot be told apart."""
+    """Raise an error if two sections share a name, because their points could not be told apart."""
     for name, n in Counter(section.name for section in sections).items():
         if n > 1:
             raise InputError(
-                f"--with: expected sections of different names, found {n} called {name}: count each brain alone"
+                f"--with: expected sections of different names, found {n} called {name}: count each brain by itself"
             )
 
 
@@ -166,7 +166,7 @@ def _summary(points: Points, sections: Sequence[CountedSection], ids: Sequence[i
 def _remarks(
     rejected: Sequence[CountedSection], n_left_out: int, sections: Sequence[CountedSection]
 ) -> Iterator[str]:
-    """Yield what the user must know about the sections that are left out, or that count although they are flagged."""
+    """Yield remarks on the sections that are left out, and on the sections that count although they are flagged."""
     if rejected:
         area_mm2 = sum(sum(areas[""].values()) for areas in read_areas(rejected).by_section.values())
         yield (
@@ -183,7 +183,7 @@ def _remarks(
 
 
 def _listed(sections: Sequence[CountedSection]) -> str:
-    """Return the number of sections, and the names of the first."""
+    """Return the number of sections and the names of the first few, in words."""
     names = first_names([section.name for section in sections])
     return f"{with_noun(len(sections), 'section')}, {names}"
 
@@ -191,7 +191,7 @@ def _listed(sections: Sequence[CountedSection]) -> str:
 def _overview(
     ids: Sequence[int], whole: _Kind, each: Sequence[_Kind], regions: Mapping[int, RegionName], by: By | None
 ) -> str:
-    """Return a table of regions for the terminal; by section, also the mean and SD of the sections' densities."""
+    """Return a table of regions for the terminal; counts by section add the mean and SD of the sections' densities."""
     header = ["region", "points", "mm²", "points per mm²"]
     rows = [
         [_called(i, regions), *_shown_density(whole.points[""].get(i, 0), whole.areas[""].get(i, 0))]
@@ -223,7 +223,7 @@ def _spread(densities: Sequence[float]) -> list[str]:
 
 
 def _lined_up(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells as lines with the first column to the left, and the others to the right."""
+    """Return rows of cells as lines, with the first column aligned to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

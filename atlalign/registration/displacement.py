@@ -36,7 +36,7 @@ class Displacement:
     mm: Tensor
 
     def __call__(self, points_mm: Points) -> Points:
-        """Map points (N, 2) in mm; outside the grid, the displacement is that of its border."""
+        """Map points (N, 2) in mm; outside the grid, the displacement of its border is used."""
         pixels = torch.from_numpy(self.grid.to_pixels(points_mm))[None]
         in_pixels = self.mm.double() / torch.tensor(self.grid.pixel_um).view(2, 1, 1) * 1000
         return self.grid.to_mm(warp_points(pixels, in_pixels[None])[0].numpy())
@@ -72,7 +72,7 @@ class Displacement:
                 image: Any = SimpleITK.ReadImage(itk_name(path))
         except (RuntimeError, OSError, EOFError, zlib.error) as error:
             raise InputError(
-                f"{path}: expected a displacement field, cannot read this file: {REGISTER_AGAIN}"
+                f"{path}: expected a displacement field, found an unreadable file: {REGISTER_AGAIN}"
             ) from error
         if image.GetDimension() != 2 or image.GetNumberOfComponentsPerPixel() != 2:
             raise InputError(f"{path}: expected a 2D displacement field, found another kind of image")
@@ -97,7 +97,7 @@ class Displacement:
 def prepare_itk() -> None:
     """Let ITK register its readers and writers.
 
-    It registers them when it first reads or writes a file, and crashes if another thread uses it meanwhile.
+    It registers them when it first reads or writes a file, and crashes if another thread uses ITK meanwhile.
     """
     import SimpleITK
 

@@ -42,7 +42,7 @@ _WORDS = {
 
 
 def settings_of(job: Job, recipe: Recipe, correction: Correction) -> dict[str, Any]:
-    """Return, by name and as plain data, all settings that determine the result; the limits only judge it.
+    """Return all settings that determine the result, as plain data by name; limits are left out, as they only judge it.
 
     The corrections are one setting, which is missing if they do not change the result.
     """
@@ -60,7 +60,7 @@ def settings_of(job: Job, recipe: Recipe, correction: Correction) -> dict[str, A
 
 
 def earlier_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
-    """Return the record of an identical earlier registration; None if there is no intact one."""
+    """Return the record of an earlier registration with the same settings; None if there is no intact one."""
     if not folder.exists():
         return None
     former = _earlier_settings(folder)
@@ -70,7 +70,7 @@ def earlier_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool
             record = check_whole(folder)
             if record.keys() >= set(MEASURES):  # an earlier version had fewer measures
                 return record
-    # A correction is made on purpose, so --overwrite is not needed as well.
+    # Users make corrections on purpose, so these do not need --overwrite as well.
     if overwrite or not former or changed <= {CORRECTION}:
         check_replaceable(folder)
         return None
@@ -78,15 +78,15 @@ def earlier_record(folder: Path, settings: Mapping[str, Any], *, overwrite: bool
 
 
 def check_unplaced(job: Job, recipe: Recipe, out: Path, relocated: Collection[str] = ()) -> None:
-    """Check a section whose plane is not known yet: earlier results may be kept, or there are none.
+    """Check that a section whose plane is not known yet has no earlier results, or results that may be kept.
 
-    The check takes no time, whereas locating the section before `earlier_record` refuses it takes minutes.
+    This check is fast. Without it, minutes of locating would be wasted before `earlier_record` refuses the section.
 
     Args:
         job: The section, without a position.
         recipe: The reference, the network and the options.
         out: The folder of results.
-        relocated: Names of the settings with which the section was located otherwise.
+        relocated: Names of the settings that have changed since the section was located.
 
     Raises:
         InputError: If the section has results that were made with other settings.
@@ -110,7 +110,7 @@ def _changed(former: Mapping[str, Any], settings: Mapping[str, Any]) -> set[str]
 def _refusal(folder: Path, changed: Collection[str]) -> InputError:
     names = sorted({_WORDS.get(name, name) for name in changed})
     return InputError(
-        f"{folder} holds results made with another {', '.join(names)}: choose another --out, or --overwrite"
+        f"{folder} holds results made with another {', '.join(names)}: choose another --out, or add --overwrite"
     )
 
 
@@ -130,9 +130,11 @@ def _earlier_settings(folder: Path) -> dict[str, Any]:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise an error if more than earlier results would be lost."""
+    """Raise an error if replacing the folder would delete files other than earlier results."""
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file"}
     foreign = found - (_RESULTS if RECORD in found else set()) - _WORTHLESS
     if foreign:
         names = shorten(", ".join(sorted(foreign)), 80)
-        raise InputError(f"{folder} holds more than results ({names}): move it away, or choose another --out")
+        raise InputError(
+            f"{folder} holds files other than results ({names}): move it away, or choose another --out"
+        )

@@ -1,9 +1,9 @@
-"""The expected error of a registration at each place, from its dependence on the network's view of the section.
+"""The expected error of a registration at each place, derived from how much it changes with the view of the section.
 
-The network registers the section twice more, slightly turned and stretched in both directions, and the reference to the
-section. Where these registrations disagree, the network is uncertain. The calibration converts disagreement to an error
-in µm: half of the errors are smaller (experiments/07-real-sections/expected_error.py). Systematic errors, which occur
-in every view, do not show, so the result is a lower bound.
+The network also registers two views of the section, turned slightly either way and slightly scaled, and the reference
+to the section. Where these registrations disagree, the network is uncertain. The calibration converts disagreement to
+an error in µm: half of the errors are smaller (experiments/07-real-sections/expected_error.py). Systematic errors,
+which occur in every view, do not show, so the result is a lower bound.
 """
 
 import copy
@@ -31,9 +31,9 @@ class Calibration(NamedTuple):
     """log(error + 5 µm) as a linear function of log(disagreement + 5 µm).
 
     Attributes:
-        constant: The error where both disagreements are 1 µm above the floor, as a logarithm.
-        of_views: The weight of the disagreement among views.
-        of_return: The weight of the distance between a point and the place that it returns to.
+        constant: The constant term.
+        of_views: The factor of the disagreement between views.
+        of_return: The factor of the distance between a point and the place that it returns to.
     """
 
     constant: float
@@ -56,7 +56,7 @@ SHIPPED: Mapping[str, Calibration] = {
 
 Fitted on the even sections of parts (a), (c) and (d) by `python experiments/07-real-sections/expected_error.py
 --atlas $ATLALIGN_TEST_DATA/allen_ccf_25um.h5 --sections $ATLALIGN_TEST_DATA/sections/sections.json`. Other networks
-have none.
+have no calibration.
 """
 
 
@@ -74,14 +74,15 @@ def one_sided(network: nn.Module) -> nn.Module:
 def disagreements_um(
     network: nn.Module, reference: Reference, placed: Tensor, dvf: Tensor, return_um: Tensor
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the network's disagreement with its own field, among views and on the way back, smoothed over tissue.
+    """Return the network's disagreement between views, and on the way to the section and back, smoothed over tissue.
 
     Args:
         network: The result of `one_sided`.
         reference: The reference at the network's size.
         placed: (1, 1, H, W), the section before the network.
         dvf: (1, 2, H, W), the network's field.
-        return_um: (H, W), the distance between a point and the place that it returns to; NaN if it is unknown.
+        return_um: (H, W), the distance between a point and the place that it returns to when mapped to the section and
+            back; NaN if it is unknown.
     """
     views = affine_to_dvf(_about_the_centre(reference.grid.shape), reference.grid.shape)
     seen = warp(placed.expand(len(views), -1, -1, -1), views)
@@ -94,7 +95,7 @@ def disagreements_um(
 
 
 def _about_the_centre(shape: tuple[int, int]) -> Tensor:
-    """Return the views as matrices (N, 2, 3) of pixels, which leave the centre where it is."""
+    """Return the views as matrices (N, 2, 3) of pixels, which keep the centre fixed."""
     centre = torch.tensor([(shape[1] - 1) / 2, (shape[0] - 1) / 2])
     matrices = []
     for degrees, scale in _VIEWS:

@@ -1,4 +1,4 @@
-"""Sections that could not be registered, listed beside the results in `failures.json` until they are.
+"""Sections that could not be registered; `failures.json` beside the results lists each until it is registered.
 
 Calls of `atlalign register` that share a folder of results share this file, so that each of them can write a table of
 all sections. A failure is deleted when its section is registered, or when its image is deleted.

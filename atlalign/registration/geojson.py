@@ -72,10 +72,10 @@ def move_shapes(
 
 
 def rings(content: Any) -> Iterator[tuple[Points, ...]]:
-    """Yield the polygons of a GeoJSON document: their outlines and holes (N, 2), in pixels from the first one's corner.
+    """Yield the polygons of a GeoJSON document: their outlines and holes (N, 2), in pixels from the image's corner.
 
     Raises:
-        InputError: If the document is not GeoJSON, or has other shapes than polygons.
+        InputError: If the document is not GeoJSON, or has shapes other than polygons.
     """
     for geometry in _geometries(content):
         lines = list(_lines(geometry))
@@ -242,7 +242,7 @@ def _no_positions(found: Any) -> InputError:
 
 
 def _start(found: Any) -> str:
-    """Return the beginning of a part of a document for a message, even if it is deeply nested."""
+    """Return the beginning of a part of a document for an error message, even if the part is deeply nested."""
     try:
         return repr(str(found)[:40])
     except RecursionError:

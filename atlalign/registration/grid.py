@@ -14,7 +14,8 @@ class Grid(NamedTuple):
     Attributes:
         shape: (H, W).
         pixel_um: The distance between pixels along x and y.
-        origin_mm: The centre of pixel (0, 0); not at 0 for a smaller copy of the frame's own image.
+        origin_mm: The centre of pixel (0, 0) in the frame; it differs from 0 for a smaller copy of the frame's own
+            image.
     """
 
     shape: tuple[int, int]
@@ -30,7 +31,7 @@ class Grid(NamedTuple):
         return (points_mm - self.origin_mm) / (np.array(self.pixel_um) / 1000)
 
     def scaled(self, scale: tuple[float, float], shape: tuple[int, int]) -> "Grid":
-        """Return the grid of larger pixels whose left and top outer edges coincide with this grid's.
+        """Return a grid of larger pixels; its left and top outer edges coincide with those of this grid.
 
         Args:
             scale: The number of this grid's pixels that one of the new pixels covers, along x and y.

@@ -52,7 +52,7 @@ class Ignored(NamedTuple):
         return found
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of mask and areas."""
+        """Return the SHA-256 of the mask and the areas."""
         return fingerprint_of(self.mask, *(ring for area in self.areas for ring in area))
 
 

@@ -44,15 +44,15 @@ class Job(NamedTuple):
         position_um: The position of the section in the atlas; None if it is unknown, or does not matter.
         number: The section's number.
         anchoring: The anchoring of the image, if it has one.
-        problem: Why it cannot be registered, if the list already shows that.
-        options: The values of `Options` that this image sets itself, by name.
+        problem: The reason why it cannot be registered, if the list already shows one.
+        options: The values of `Options` that apply to this image alone, by name.
         label: The name of its folder of results; empty means the name of the file without its ending.
         points: Pairs of corresponding points in the reference and the image, set by the user.
         ignored: Tissue to ignore.
         brain: The brain that the section comes from, if a list gives it.
         section_number: Its number in the series of sections, if a list gives it.
         target: The atlas to which it is anchored, if its list names one other than the Allen atlas.
-        doubt: Why its place must be checked, if that is known before the registration.
+        doubt: The reason why its place must be checked, if one is known before the registration.
     """
 
     path: Path
@@ -88,19 +88,19 @@ def find_jobs(
     listed: bool = True,
     images: str | Path | None = None,
 ) -> list[Job]:
-    """Return the images that files, folders and lists of sections name, each once.
+    """Return the images given as files, in folders or in lists of sections, each once.
 
     Args:
         inputs: Images; lists of sections (of QuickNII, DeepSlice or WebAlign, or a table); folders of images, perhaps
             with one such list. In folders, hidden files do not count.
         position_um: The position of all images that are not in a list.
-        listed: Whether lists in folders and their positions count. Otherwise all images of folders are taken, and
-            positions do not matter.
-        images: The folder of the images that lists name; None means the folder of each list.
+        listed: Whether to use the lists in folders, and the positions in lists. Otherwise all images in a folder are
+            used, and positions are ignored.
+        images: The folder of the images named in lists; None means the folder of each list.
 
     Raises:
-        InputError: If nothing is named, a folder holds no images, or a position seems to be in mm. A named image that
-            does not exist gives a job, whose registration then fails by itself.
+        InputError: If nothing is named, a folder holds no images, or a position seems to be in mm. An image that a list
+            names but that does not exist still gives a job, and only this job fails later.
 
     Example:
         >>> [job] = find_jobs(["section.tif"], position_um=6000)
@@ -111,7 +111,7 @@ def find_jobs(
         check_is_um(position_um, option("position_um"))
     if images is not None and not is_folder(Path(images)):
         raise InputError(
-            f"{option('images')}: expected the folder of the images that a list names, found no folder {images}"
+            f"{option('images')}: expected the folder of the images named in a list, found no folder {images}"
         )
     jobs: list[Job] = []
     for path in map(Path, inputs):
@@ -119,13 +119,11 @@ def find_jobs(
             sections = read_list(listing, None if images is None else Path(images))
             if images is None and all(section.missing for section in sections):
                 _log.warning(
-                    "%s: none of its images is there: %s gives the folder where they lie",
-                    listing,
-                    option("images"),
+                    "%s: none of its images was found: give their folder with %s", listing, option("images")
                 )
             _warn_of_unused(listing, sections)
             if not listed and any(section.markers for section in sections):
-                _log.warning("%s: its markers are not used: they belong to the Allen atlas", listing)
+                _log.warning("%s: its markers are not used, because they refer to the Allen atlas", listing)
             jobs += [_listed_job(section, listed=listed) for section in sections]
         else:
             if listed and position_um is None:
@@ -169,7 +167,7 @@ def _images_of(path: Path) -> list[Path]:
         unread = [file.name for file in files if file.suffix.lower() in UNREAD_ENDINGS]
         if unread:
             _log.warning(
-                "%s: left out because their format is not read: %s, such as %s: export as OME-TIFF",
+                "%s: left out because their format cannot be read: %s, such as %s: export them as OME-TIFF",
                 path,
                 counted(len(unread), "image"),
                 unread[0],
@@ -186,13 +184,13 @@ def _images_of(path: Path) -> list[Path]:
 
 
 def _warn_of_unread_positions(path: Path) -> None:
-    """Warn of tables that may be meant as the list of a folder that has none."""
+    """Warn of tables that may be meant as the list of a folder without a list."""
     if not is_folder(path):
         return
     for table, columns in unused_positions(path):
         _log.warning(
-            "%s: not used, because it has no column filename, only %s: call the column of the images' names filename, "
-            "and the column of their positions in µm p",
+            "%s: not used, because it has no column filename, only %s: rename the column with the names of the images "
+            "to filename, and the column with their positions in µm to p",
             table,
             ", ".join(map(shown, columns)),
         )
@@ -202,12 +200,12 @@ def _warn_of_unread_positions(path: Path) -> None:
 
 
 def _warn_of_unused(listing: Path, sections: Sequence[ListedSection]) -> None:
-    """Warn of columns that nothing reads although they have values: a name may be misspelt."""
+    """Warn of columns that have values but are not used: their names may be misspelt."""
     filled = {name: None for section in sections for name, cell in section.cells.items() if cell}
     unused = [name for name in filled if name not in {*LIST_COLUMNS, *_COLUMNS}]
     if unused:
         _log.warning(
-            "%s: not used: the columns %s; an image may have its own %s",
+            "%s: not used: the columns %s; a list may set these options for each image: %s",
             listing,
             ", ".join(map(shown, unused)),
             ", ".join(name for name, parse in _COLUMNS.items() if parse is not _renamed),
@@ -247,14 +245,14 @@ def _points(section: ListedSection, anchoring: Anchoring) -> PointPairs:
 
 
 def _once_each(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs with one job for each file, or for each page of a file."""
+    """Return one job for each file, or for each page of a file."""
     by_file = defaultdict(list)
     for job in jobs:
         by_file[os.path.normpath(job.path.absolute()), job.part].append(job)
     if len(by_file) < len(jobs):
         repeated = [same[0].path for same in by_file.values() if len(same) > 1]
         _log.warning(
-            "named more than once: %s, such as %s: each counts once",
+            "given more than once: %s, such as %s: each is used once",
             counted(len(repeated), "image"),
             repeated[0],
         )
@@ -262,12 +260,12 @@ def _once_each(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _one_of_all(jobs: Sequence[Job]) -> Job:
-    """Return one job for several of one file; it has a problem if they contradict each other."""
+    """Merge several jobs for the same file; the result has a problem if they contradict each other."""
     first, *others = jobs
     if all(_meaning(other) == _meaning(first) for other in others):
         return first
     return first._replace(
-        problem=f"named {len(jobs)} times, with different positions, anchorings, markers or options: keep one of them"
+        problem=f"named {len(jobs)} times, with different positions, anchorings, markers or options: keep one entry"
     )
 
 
@@ -325,7 +323,7 @@ def _folded(name: str) -> str:
 
 
 def _own_options(cells: Mapping[str, str], where: str) -> dict[str, Any]:
-    """Return the options that a row of a table sets for its image."""
+    """Return the options that a table's row sets for its image."""
     return {
         column: parse(cells[column], f"{where}, {column}")
         for column, parse in _COLUMNS.items()
@@ -369,4 +367,4 @@ _COLUMNS: dict[str, Callable[[str, str], Any]] = {
     },
     "quarter_turns": _renamed,
 }
-"""The columns of a list that set an option for one image; an empty cell leaves it as the command line sets it."""
+"""The columns of a list that set an option for one image; for an empty cell, the command line sets it."""

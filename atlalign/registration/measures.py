@@ -20,8 +20,8 @@ class AffinePart(NamedTuple):
 
     Attributes:
         bending_um: The mean distance between map and field.
-        rescaling: The change of lengths by the map, as a fraction, larger or smaller.
-        rotation_deg: The rotation by the map in degrees, either way.
+        rescaling: The change of lengths by the map, as a fraction, whether they grow or shrink.
+        rotation_deg: The rotation by the map in degrees, in either direction.
     """
 
     bending_um: float
@@ -47,10 +47,10 @@ class Cover(NamedTuple):
     """The overlap of a registered section's tissue with the reference's.
 
     Attributes:
-        uncovered: The share of the reference's tissue on which the section shows none.
-        gap: The area of the largest connected part of that, more than 0.3 mm inside the reference's outline, as a share
-            of the reference's tissue.
-        beyond: The area of the section's tissue outside the reference's, as a share of the latter.
+        uncovered: The share of the reference's tissue on which the section shows no tissue.
+        gap: The area of the largest connected part of this uncovered tissue that lies more than 0.3 mm inside the
+            reference's outline, as a share of the reference's tissue.
+        beyond: The area of the section's tissue outside the reference's tissue, as a share of the latter.
     """
 
     uncovered: float
@@ -59,7 +59,7 @@ class Cover(NamedTuple):
 
 
 def cover(registered: Tensor, reference: Reference) -> Cover:
-    """Return how a registered section (1, 1, H, W), bright on a ground of 0, covers the reference."""
+    """Return how a registered section (1, 1, H, W), bright on a background of 0, covers the reference."""
     shown, expected = registered[0, 0] > _TISSUE, reference.tissue
     area = expected.sum()
     uncovered = expected & ~shown

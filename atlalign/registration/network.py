@@ -17,7 +17,7 @@ from atlalign.networks.memory_format import fastest_memory_format
 from atlalign.registration.expected_error import SHIPPED, Calibration, one_sided
 
 NONE = "none"
-"""The name of no model: sections lie where anchorings and corrections put them."""
+"""The model name that means no network: anchorings and corrections alone place the sections."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +26,11 @@ class TrainedNetwork:
 
     Attributes:
         module: Takes (reference, moving) and returns a `Registration`; None for no network.
-        image_shape: The (H, W) of its input, or of the grid of fields made without one.
+        image_shape: The (H, W) of its input or, without a network, of the grid of the fields.
         origin: Plain data that identifies the network.
         calibration: Converts its disagreements to an error; None if it has not been calibrated.
-        last_pass: The network that corrects the field of `module` on larger images; None for none. Only a section's
-            final placement gets this pass; placements and planes are compared without it.
+        last_pass: The network that corrects the field of `module` on larger images; None if there is no such pass. Only
+            a section's final placement gets this pass; placements and planes are compared without it.
     """
 
     module: nn.Module | None
@@ -41,7 +41,7 @@ class TrainedNetwork:
 
     @cached_property
     def one_sided(self) -> nn.Module | None:
-        """A network for second opinions that takes half the time."""
+        """The network for second opinions, which takes half the time; see `expected_error.one_sided`."""
         return None if self.module is None else one_sided(self.module)
 
     @classmethod
@@ -56,8 +56,8 @@ class TrainedNetwork:
         """Load a network.
 
         Args:
-            model: A model file, a model folder or a checkpoint; None means the network that comes with the package,
-                "none" no network.
+            model: A model file, a model folder or a checkpoint; None means the network that comes with the package, and
+                "none" means no network.
             image_shape: The (H, W) of its input; None means the size used in training.
             device: auto, cpu, cuda, …; auto takes a GPU if there is one.
             allow: Importable names of your own network classes that the file may use.
@@ -87,5 +87,5 @@ class TrainedNetwork:
 
 
 def passes_of(network: nn.Module) -> tuple[nn.Module, FinePassNet | None]:
-    """Return the network that finds a field, and the network with the last pass that corrects it; None without one."""
+    """Return the network that finds a field, and the network of the last pass, which corrects it; None without one."""
     return (network.coarse, network) if isinstance(network, FinePassNet) else (network, None)

@@ -15,7 +15,7 @@ def check_is_one(section: Section, options: ReadingOptions, path: Path) -> None:
 
     Args:
         section: The image.
-        options: How it was read; `one_section` skips the check.
+        options: The options with which it was read; `one_section` skips the check.
         path: Its file, for the message.
     """
     if options.one_section:

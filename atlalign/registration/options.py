@@ -73,7 +73,7 @@ class Options(ReadingOptions):
     hemisphere: Annotated[
         Side | None,
         Option(
-            "the sections show only this half of the brain, anywhere in the image; the left half is at the left of the "
+            "the sections show only this half of the brain, anywhere in the image; the left half is on the left of the "
             "reference"
         ),
     ] = None
@@ -89,7 +89,7 @@ class Options(ReadingOptions):
     refine_smoothness: Annotated[
         float,
         Option(
-            "smoothing in the last of these steps, as a fraction of the image width, 0.005 to 0.2 (default: "
+            "smoothing in the last optimisation step, as a fraction of the image width, 0.005 to 0.2 (default: "
             "%(default)s); 0.01 follows borders more closely, but often makes the interior worse",
             "SHARE",
             is_column=False,
@@ -130,7 +130,7 @@ class Options(ReadingOptions):
 class SeriesOptions:
     """The options for locating sections without a position; see `atlalign.localization`."""
 
-    independent: Annotated[bool, Option("locate each section alone, not as one of a series")] = False
+    independent: Annotated[bool, Option("locate each section alone, not as part of a series")] = False
     section_spacing_um: Annotated[
         float | None,
         Option(
@@ -146,13 +146,16 @@ class LocatingOptions(SeriesOptions):
 
     locator: Annotated[
         str | None,
-        Option("a network of `atlalign train experiment=locator` (default: the package's locator)", "FILE"),
+        Option(
+            "a network trained with `atlalign train experiment=locator` (default: the package's locator)",
+            "FILE",
+        ),
     ] = None
 
 
 @dataclass(frozen=True)
 class ReferenceImageOptions:
-    """An image that replaces the atlas; these are arguments of `image_recipe`."""
+    """The options for an image that replaces the atlas; they are also arguments of `image_recipe`."""
 
     reference: Annotated[str | None, Option("register to this image instead of an atlas", "IMAGE")] = None
     reference_labels: Annotated[

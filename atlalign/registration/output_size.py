@@ -16,7 +16,7 @@ _LARGEST_PX = 10**11  # more pixels are a mistake, even if the disk could hold t
 def output_pixel_um(
     wanted: float | None, section: Section, reference: Reference, placement: Placement, name: str
 ) -> float | None:
-    """Return the pixel size of the images to write; None means that of the section's image.
+    """Return the pixel size of the images to write; None means the pixel size of the section's image.
 
     Raises:
         InputError: If the images would be too large.
@@ -29,7 +29,7 @@ def output_pixel_um(
     if wanted is None:
         log.warning(
             "%s: images are written with pixels of %.3g µm, because at %.3g µm they would have %.0f megapixels "
-            "(--output-um chooses another size)",
+            "(set another size with --output-um)",
             name,
             output_um,
             own_um,

@@ -1,4 +1,4 @@
-"""The image of a section, sampled on its reference where a placement puts it."""
+"""The image of a section, sampled on the grid of its reference as a placement defines."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from atlalign.registration.section import Section
 
 
 def antialiased(section: Section, placement: Placement) -> Section:
-    """Return a section without the detail that its placement loses; other places at the same scale need no more."""
+    """Return a section without the detail that its placement loses; the result serves all placements at this scale."""
     return section._replace(grey=_antialiased(section.grey, _pixels_per_pixel(section, placement)))
 
 
@@ -21,7 +21,7 @@ def placed_image(section: Section, placement: Placement, shape: tuple[int, int])
 
 
 def sampled_image(section: Section, *placements: Placement, shape: tuple[int, int]) -> Tensor:
-    """Return `placed_image` (N, 1, H, W) of a section that is already antialiased, one image a placement."""
+    """Return the images (N, 1, H, W) of an already antialiased section, one for each placement."""
     matrices = torch.from_numpy(np.stack([_to_grey(section, placement) for placement in placements]))
     target = identity_grid(shape, torch.float64, section.grey.device)[0].permute(1, 2, 0)
     points = torch.einsum("nij,hwj->nhwi", matrices[:, :, :2], target) + matrices[:, None, None, :, 2]

@@ -18,8 +18,8 @@ from atlalign.registration.options import Options, Placing
 from atlalign.registration.references import Reference, bright_tissue, in_words
 from atlalign.registration.section import Section
 
-# The ratio of the image's area to the reference's. A wrong unit exceeds these bounds and would produce a huge
-# registered image.
+# The ratio of the image's area to the reference's. A pixel size in a wrong unit exceeds these bounds; it would produce
+# a huge registered image.
 _LEAST_SHARE, _LARGEST_SHARE = 0.01, 100.0
 _LARGEST_ASPECT = 10.0
 
@@ -62,8 +62,8 @@ def place(
             auto: the first of anchoring, scale and fit that is possible.
         anchoring: The anchoring of the image, or of a smaller or larger scan of it.
         pixel_size_um: The section's pixel size; None means the value in the file.
-        mirrored: The image shows the right side of the reference at its left; in an atlas, the left of the brain is
-            left.
+        mirrored: Whether the image shows the right side of the reference on its left. An atlas shows the left side of
+            the brain on the left.
         turn: The counter-clockwise turn in degrees that makes the image upright.
 
     Raises:
@@ -92,7 +92,7 @@ def place(
 
 
 def place_job(section: Section, reference: Reference, job: Job, options: Options) -> Placement:
-    """Return the place of a section that its job and the options ask for."""
+    """Return the placement of a section, as its job and the options define it."""
     return place(
         section,
         reference,
@@ -125,7 +125,7 @@ def flipped(placement: Placement, reference: Reference) -> Placement:
 
 
 def at_size(placement: Placement, old: tuple[int, int], new: tuple[int, int]) -> Placement:
-    """Return the same placement for another size (H, W) of the reference; corners stay corners."""
+    """Return the same placement for another size (H, W) of the reference; the corners stay aligned."""
     along_y, along_x = ((before - 1) / (after - 1) for before, after in zip(old, new, strict=True))
     return placement._replace(matrix=placement.matrix * (along_x, along_y, 1.0))
 
@@ -217,7 +217,7 @@ def _moments(mask: Tensor, pixel: NDArray[np.float64]) -> tuple[NDArray[np.float
     """Return the centre (x, y) of a mask in pixels, and its extent, the geometric mean of both axes' spread."""
     y, x = torch.nonzero(mask, as_tuple=True)
     if len(x) < 3:
-        raise InputError("expected tissue, found none")
+        raise InputError("expected tissue in the image, found none")
     points = torch.stack([x, y], dim=1).double().numpy()
     covariance = np.cov((points * pixel).T)
     return points.mean(axis=0), float(np.linalg.det(covariance) ** 0.25)

@@ -1,4 +1,4 @@
-"""The section of each point in a table: which column names it, and which registered section a name means."""
+"""The section of each point in a table: the column that names it, and the registered section with this name."""
 
 import re
 from collections import defaultdict
@@ -28,10 +28,10 @@ _SCENE_MARK = " - "  # QuPath: "file.czi - scene"
 
 
 class SectionNames:
-    """Registered sections by the names that tables of points use.
+    """Finds registered sections by the names that tables of points use.
 
-    A name is that of a section's folder, or of its image's file with or without folders and ending; QuPath adds
-    the scene. Other spellings of a name count if no section has the name itself.
+    A section's name is the name of its folder, or of its image file, with or without folders and ending; QuPath adds
+    the scene. If no section has exactly this name, other spellings of it also count.
 
     Args:
         folders: The folders of the sections' results.
@@ -42,7 +42,7 @@ class SectionNames:
 
     @cached_property
     def _spellings(self) -> tuple[Mapping[str, set[str]], ...]:
-        """The folders' names by the spellings of folders, of image files, and of these without ending."""
+        """The folders' names by the spellings of folders, of image files, and of image files without ending."""
         folders: Mapping[str, set[str]] = defaultdict(set)
         files: Mapping[str, set[str]] = defaultdict(set)
         bare: Mapping[str, set[str]] = defaultdict(set)
@@ -54,10 +54,10 @@ class SectionNames:
         return folders, files, bare
 
     def find(self, name: str) -> str | None:
-        """Return the name of the folder of the section that a name means; None for no section.
+        """Return the name of the folder of the section that a name refers to; None if there is no such section.
 
         Raises:
-            InputError: If it may mean several sections.
+            InputError: If the name may refer to several sections.
         """
         if name in self._folders:
             return name
@@ -71,7 +71,7 @@ class SectionNames:
         return next(iter(found), None)
 
     def section_of(self, name: str, where: str, among: str) -> str:
-        """Return the name of the folder of the section that a name means.
+        """Return the name of the folder of the section that a name refers to.
 
         Args:
             name: The name.
@@ -79,7 +79,7 @@ class SectionNames:
             among: The place of the sections in words, such as "in --with".
 
         Raises:
-            InputError: If it means no section, or several.
+            InputError: If the name refers to no section, or to several.
         """
         try:
             found = self.find(name)
@@ -106,7 +106,8 @@ def sections_in(folder: Path) -> list[Path]:
 def section_column(table: Table, names: SectionNames) -> str | None:
     """Return the column, in lower case, that names each point's section or image; None without such a column.
 
-    Several columns may name images, as CellProfiler's do for channels: the first one whose first name is known counts.
+    Several columns may name images, as CellProfiler's do for channels: the first column that starts with a known name
+    is used.
     """
     candidates = [name for name in table.names if _names_images(table, name, names)]
     candidates.sort(key=lambda name: _plain(name) != SECTION)
@@ -121,7 +122,7 @@ def check_one_image(table: Table) -> None:
     """Check that a table whose images have numbers instead of names holds points of one image.
 
     Raises:
-        InputError: If it holds points of several.
+        InputError: If the table holds points of several images.
     """
     for name in table.names:
         if _plain(name) not in _NUMBERS:

@@ -30,7 +30,7 @@ class PointPairs:
     Attributes:
         reference_um: (N, 2), (ML, DV) in µm in the atlas; for a reference image, (x, y) in µm from its first pixel.
         section: (N, 2) as (x, y) in pixels of the section's image, from the centre of the first pixel.
-        size: (h, w) of the image that has these pixels, such as a thumbnail; None for the section's own.
+        size: (h, w) of the image that has these pixels, such as a thumbnail; None for the section's own image.
     """
 
     reference_um: Points
@@ -39,7 +39,7 @@ class PointPairs:
 
     @classmethod
     def none(cls) -> "PointPairs":
-        """Return no pairs."""
+        """Return an empty set of pairs."""
         return cls(np.zeros((0, 2)), np.zeros((0, 2)))
 
     def __len__(self) -> int:
@@ -88,7 +88,7 @@ def _origin_um(plane: Plane | None) -> Point:
 def load_without_points(folder: Path) -> SectionTransform:
     """Return a section's transform without its points, so that other points can be applied.
 
-    Its inverse is that of the result; `honoured` computes a new inverse if there are points.
+    The transform keeps the inverse of the result; `honoured` computes a new inverse if there are points.
 
     Raises:
         InputError: If the folder holds no transform, or a damaged one.
@@ -99,7 +99,7 @@ def load_without_points(folder: Path) -> SectionTransform:
 
 
 def honoured(base: SectionTransform, pairs: PointPairs, *, by_network: bool) -> SectionTransform:
-    """Return a transform through pairs of points: smoothly on a network's field, otherwise as in VisuAlign."""
+    """Return a transform through pairs of points: added smoothly to a network's field, or as in VisuAlign."""
     if not len(pairs):
         return base
     pairs = pairs.on(base.section.shape)
@@ -110,7 +110,7 @@ def with_points(base: SectionTransform, pairs: PointPairs) -> SectionTransform:
     """Return a transform that maps each pair's reference point to its section point.
 
     Args:
-        base: A transform, such as the network's. Farther than `REACH` from all points it stays unchanged.
+        base: A transform, such as the network's. It stays unchanged farther than `REACH` from all points.
         pairs: The pairs; those whose reference point lies outside the reference have no effect.
 
     Raises:
@@ -130,7 +130,7 @@ def with_points(base: SectionTransform, pairs: PointPairs) -> SectionTransform:
 
 
 def with_markers(base: SectionTransform, pairs: PointPairs) -> SectionTransform:
-    """Return a transform that passes through the pairs as in VisuAlign.
+    """Return a transform that passes through the pairs, interpolated as in VisuAlign.
 
     VisuAlign interpolates linearly on the Delaunay triangles of the section's points and of four fixed corners, 10 %
     outside the image. Where triangles are turned over, the section shows a place of the reference twice.

@@ -54,7 +54,7 @@ def _registered(transform: SectionTransform, pixels: NDArray[Any], grid: Grid) -
 
 
 def _nearest(labels: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
-    """Return labels (h, w) at another size, corners aligned."""
+    """Return labels (h, w) resampled to another size, with aligned corners."""
     rows, columns = (
         np.linspace(0, old - 1, new).round().astype(int) for old, new in zip(labels.shape, shape, strict=True)
     )

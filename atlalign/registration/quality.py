@@ -1,4 +1,4 @@
-"""How well a registration went: its measures, their limits, and the flag that follows from both."""
+"""The quality of a registration: its measures, their limits, and the flag that follows from both."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,7 +45,7 @@ class Quality:
         displacement_max_um: The largest displacement by the network's field.
         folding: The share of the plane on which the field folds.
         inverse_consistency_um: The mean distance between a point and the place that it returns to when the network also
-            registers the reference to the section. A certain network agrees with itself.
+            registers the reference to the section. A network that is sure agrees with itself.
         similarity_before: Mutual information of the placed section and the reference, in nats.
         similarity_after: Mutual information of the registered section and the reference, in nats.
         bending_um: The mean distance of the network's displacements from the closest affine map. A section in the right
@@ -54,16 +54,17 @@ class Quality:
             wrong pixel size only in part.
         rotation_deg: The rotation by the closest affine map in degrees, in either direction. The network corrects a
             wrong turn only in part.
-        uncovered: The share of the reference's tissue on which the registered section shows none. The section may be
-            torn, lack a part or show only half of the brain, or its stain may leave most tissue dark.
-        gap: The area of the largest connected part of that, more than 0.3 mm inside the reference's outline, as a share
-            of the reference's tissue. A tear is narrow: it leaves little tissue uncovered, but in one place.
+        uncovered: The share of the reference's tissue on which the registered section shows no tissue. The section may
+            be torn, lack a part or show only half of the brain, or its stain may leave most tissue dark.
+        gap: The area of the largest connected part of this uncovered tissue that lies more than 0.3 mm inside the
+            reference's outline, as a share of the reference's tissue. A tear is narrow: it leaves little tissue
+            uncovered, but in one place.
         beyond: The area of the section's tissue outside the reference's tissue, as a share of the latter.
         likeness: The likeness of the reference and the section registered by the network.
-        likeness_turned: The largest likeness at another turn, or of half a section mirrored; 0 if none was tried.
-        turned: The turn with that likeness.
+        likeness_turned: The largest likeness at another turn, or of a mirrored half section; 0 if none was tried.
+        turned: The turn with this likeness, in words.
         likeness_elsewhere: The largest likeness on planes at least 500 µm in front or behind; 0 if none was tried.
-        elsewhere_um: The distance to the plane with that likeness, positive towards the back.
+        elsewhere_um: The distance to the plane with this likeness, positive towards the back.
         plane_offset_um: The distance to the plane where the likeness peaks, positive towards the back; 0 if no other
             plane was tried.
         folding_by_points: The share of the plane on which the field folds only because of the user's points.
@@ -122,7 +123,7 @@ class Quality:
         return self.likeness_elsewhere / max(self.likeness, 1e-3) - 1
 
     def judged(self, name: str) -> float:
-        """Return the value to which the limit of a measure applies: a plane may be off in either direction."""
+        """Return the value that is compared with the limit of a measure: a plane may be off in either direction."""
         value: float = getattr(self, name)
         return abs(value) if name == "plane_offset_um" else value
 
@@ -191,15 +192,16 @@ SENTENCES: Mapping[str, str] = {
     "rotation_deg": "the network turned the section by {value}: check its rotation",
     "uncovered": "on {value} of the template, the section shows no tissue: it may be torn, incomplete or dark",
     "gap": "in one place, {value} of the template has no tissue of the section: it may be torn there",
-    "beyond": "tissue lies outside the template's outline, on {value} of its area",
+    "beyond": "tissue lies outside the template's outline; its area is {value} of the template's",
     "better_turned": "the section fits {how} {where}",
     "better_elsewhere": "the section fits {how} on a plane {where}",
     "plane_offset_um": "the section fits best on a plane {where}",
 }
-"""What a measure above its limit says about a section: its `value`, or `where` else and `how` well it fits."""
+"""The sentence for each measure above its limit: with its `value`, or with `where` else and `how` well the section
+fits."""
 
 DERIVED = tuple(name for name in LIMITS if name not in MEASURES)
-"""The names of the measures with a limit that follow from others."""
+"""The names of the measures with a limit that are computed from other measures."""
 
 WITHOUT_NETWORK = ("folding",)
 """The measures that are taken without a network; all others compare intensities, or ask the network."""
@@ -215,7 +217,7 @@ def derived_measures(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def judge(quality: Quality, limits: Mapping[str, Limit] = LIMITS, *, doubt: str = "") -> tuple[str, str]:
-    """Return the flag (pass, look or fail), and the reasons for the latter two, separated by semicolons.
+    """Return the flag (pass, look or fail), and the reasons for a look or fail, separated by semicolons.
 
     Args:
         quality: The measures.
@@ -246,7 +248,7 @@ def _measured(quality: Quality, limits: Mapping[str, Limit]) -> tuple[str, str]:
 
 
 def _sentence(quality: Quality, measure: str) -> str:
-    """Return what a measure beyond its limit says about a section."""
+    """Return the sentence on a section that a measure beyond its limit gives."""
     value: float = getattr(quality, measure)
     if math.isnan(value):
         return "one measure could not be computed"
@@ -257,7 +259,7 @@ def _sentence(quality: Quality, measure: str) -> str:
 
 
 def _with_unit(measure: str, value: float) -> str:
-    """Return a value in µm, degrees or per cent, by the end of the measure's name."""
+    """Return a value in µm, degrees or per cent, depending on the ending of the measure's name."""
     if measure.endswith("_um"):
         return f"{value:.0f} µm"
     if measure.endswith("_deg"):
@@ -266,9 +268,9 @@ def _with_unit(measure: str, value: float) -> str:
 
 
 def _where(quality: Quality, measure: str) -> str:
-    """Return where the section fits, for the measures that compare places, or where folds come from."""
+    """Return where the section fits better, for measures that compare places, or the origin of folds."""
     if measure == "folding" and quality.folding_by_points:
-        return f", on {_with_unit(measure, quality.folding_by_points)} because of points that a person set"
+        return f", on {_with_unit(measure, quality.folding_by_points)} because of points set by hand"
     distances = {"plane_offset_um": quality.plane_offset_um, "better_elsewhere": quality.elsewhere_um}
     return _along_axis(distances[measure]) if measure in distances else quality.turned
 

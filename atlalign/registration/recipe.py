@@ -18,7 +18,7 @@ from atlalign.registration.references import AtlasReferences, ImageReference, Re
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to register sections.
+    """The network, the references and the options for registering sections.
 
     Attributes:
         network: The network that registers them.
@@ -42,7 +42,7 @@ class Recipe:
         return {**self.network.origin, **self.references.origin}
 
     def of(self, job: Job) -> "Recipe":
-        """Return the recipe with the options that the job sets itself.
+        """Return the recipe with the job's own options.
 
         Raises:
             InputError: If one of them is invalid.
@@ -72,8 +72,8 @@ def atlas_recipe(
         spacing_um: Voxel size of an atlas file; None means the value in the file, or 25 if it has none.
         axes: Directions of an atlas file's axes, such as AP,DV,ML; see `file_atlas`.
         options: How sections are read, placed, refined and judged.
-        model: A model file, a model folder or a checkpoint; None means the network that comes with the package, "none"
-            no network: sections lie where anchorings and corrections put them.
+        model: A model file, a model folder or a checkpoint; None means the network that comes with the package, and
+            "none" means no network: anchorings and corrections alone place the sections.
         image_shape: The (H, W) of the network's input; None means the size used in training.
         device: auto, cpu, cuda, …; auto takes a GPU if there is one.
         allow: Importable names of your own network classes that the model may use, such as `my_lab.Shift`.
@@ -118,8 +118,8 @@ def image_recipe(
         reference_pixel_um: Its pixel size; None means the value in the file.
         ontology: Table of region names.
         options: How sections are read, placed, refined and judged.
-        model: A model file, a model folder or a checkpoint; None means the network that comes with the package, "none"
-            no network: sections lie where anchorings and corrections put them.
+        model: A model file, a model folder or a checkpoint; None means the network that comes with the package, and
+            "none" means no network: anchorings and corrections alone place the sections.
         image_shape: The (H, W) of the network's input; None means the size used in training.
         device: auto, cpu, cuda, …; auto takes a GPU if there is one.
         allow: Importable names of your own network classes that the model may use, such as `my_lab.Shift`.

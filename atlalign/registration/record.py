@@ -14,7 +14,7 @@ from atlalign.io.files import fingerprint, storable, written_whole
 FORWARD, INVERSE, RECORD = "forward.nii.gz", "inverse.nii.gz", "transform.json"
 """The files of a transform."""
 LABELS, REGIONS = "reference_labels.tif", "regions.csv"
-"""The files beside them if the reference has labels."""
+"""The files beside a transform if the reference has labels."""
 RECORD_FORMAT = 1
 _CHECKSUM = "sha256"  # of the record itself
 REGISTER_AGAIN = "register the section again with --overwrite"
@@ -38,7 +38,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         )
     if record.get(_CHECKSUM) != _checksum(record):
         raise InputError(
-            f"{folder / RECORD}: expected the record as it was written, found that it has changed: {REGISTER_AGAIN}"
+            f"{folder / RECORD}: expected an unchanged record, found one that was changed later: {REGISTER_AGAIN}"
         )
     return record
 
@@ -46,7 +46,10 @@ def read_record(folder: Path) -> dict[str, Any]:
 def _no_record(folder: Path, error: Exception) -> str:
     """Return the reason why a folder is not the folder of one section."""
     if (folder / RECORD).exists():
-        return f"{folder / RECORD}: expected the record of a section, cannot read this file ({error}): {REGISTER_AGAIN}"
+        return (
+            f"{folder / RECORD}: expected the record of a section, found a file that cannot be read ({error}): "
+            f"{REGISTER_AGAIN}"
+        )
     if any(folder.glob(f"*/{RECORD}")):
         return f"{folder}: expected the folder of one section, found a folder that holds several"
     return f"{folder}: expected a section's folder from `atlalign register`, found no {RECORD} in it"
@@ -87,7 +90,7 @@ def check_file(folder: Path, record: Mapping[str, Any], name: str) -> None:
         raise InputError(f"{path}: expected a file of results, found no file: {REGISTER_AGAIN}")
     if not _is_as_written(path, state):
         raise InputError(
-            f"{path}: expected the file as it was written, found that it has changed: {REGISTER_AGAIN}"
+            f"{path}: expected an unchanged file, found one that was changed later: {REGISTER_AGAIN}"
         )
 
 

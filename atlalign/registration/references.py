@@ -63,7 +63,9 @@ class AtlasReferences:
                 there.
         """
         if job.position_um is None:
-            raise InputError(f"{job.path.name}: expected the position of the section in the atlas")
+            raise InputError(
+                f"{job.path.name}: expected the position of the section in the atlas, found none"
+            )
         if job.target and job.target != self.target.name:
             raise InputError(
                 f"{job.path.name}: expected an anchoring to the atlas '{self.target.name}', found one to '{job.target}'"
@@ -112,7 +114,7 @@ class ImageReference:
 
     @property
     def target(self) -> None:
-        """An image has no voxels of an atlas."""
+        """None, because an image has no voxels."""
         return None
 
     @cached_property
@@ -148,7 +150,7 @@ class Reference(NamedTuple):
         labels: Region ids on any grid with the same outermost pixels, or None.
         grid: The pixels of the image.
         plane: Its position in the atlas; None if it is not a plane of an atlas.
-        full: (1, h, w), the image at its own resolution, with the same outer edges.
+        full: (1, h, w), the image at its original resolution, with the same outer edges.
     """
 
     image: Tensor
@@ -179,7 +181,7 @@ class Reference(NamedTuple):
         return fingerprint_of(self.image.numpy(), self.labels, (self.grid.shape, self.grid.pixel_um), plane)
 
     def without(self, hidden: Tensor) -> "Reference":
-        """Return the reference with nothing where a mask (H, W) of the image's grid hides it."""
+        """Return the reference set to 0 where a mask (H, W) on the image's grid hides it."""
         if self.labels is None:
             return self._replace(image=self.image * ~hidden)
         rows, columns = (
@@ -190,7 +192,7 @@ class Reference(NamedTuple):
         return self._replace(image=self.image * ~hidden, labels=labels)
 
     def half(self, side: Side | None) -> "Reference":
-        """Return the reference with one half of the image set to 0, and only this `side` kept; None keeps both."""
+        """Return the reference with only this `side`, and the other half set to 0; None keeps both."""
         if side is None:
             return self
         image = self.image * torch.from_numpy(columns_of(side, self.grid.shape[1]))
@@ -228,7 +230,7 @@ def atlas_reference(atlas: Atlas, plane: Plane, image_shape: tuple[int, int]) ->
     if not image.any() or not reference.tissue.any():
         middle = float(position_um[grid.shape[0] // 2, grid.shape[1] // 2])
         raise InputError(
-            f"position: expected a plane with tissue, but atlas '{atlas.name}' shows none at {middle:.0f} µm"
+            f"position: expected a plane with tissue, found none in atlas '{atlas.name}' at {middle:.0f} µm"
         )
     return reference
 
@@ -241,7 +243,7 @@ def image_reference(
     pixel_um: float | None,
     name: str,
 ) -> Reference:
-    """Make a reference of an image; its background becomes dark.
+    """Make a reference from an image; its background becomes dark.
 
     Args:
         image: The image in grey or colour.

@@ -46,7 +46,8 @@ def refine(
     Movement away from `dvf` has a cost, because images of a wrong plane or with missing parts can be made alike in many
     wrong ways. A network's field is closer to the truth than most of these.
 
-    Where tissue is missing in one image, the images are not compared: its surroundings would be pulled over the gap.
+    Where tissue is missing in one image, the images are not compared; otherwise the surrounding tissue would be pulled
+    over the gap.
 
     Args:
         reference: (1, 1, H, W) in [0, 1], tissue on a background of 0.
@@ -55,9 +56,9 @@ def refine(
         steps: The number of steps; 40 are enough after a network.
         smoothness: The standard deviation of the last step's Gaussian as a share of the width, up to 0.2. At 0.1,
             deformations stay smooth. At 0.01, they follow borders; this looks better and is often worse inside.
-        expected_error: The root mean square of movements that cost as much as one unit of likeness gains, as a share of
-            the width; `inf` makes them free.
-        ignored: (1, 1, H, W), above 0 where the moving image is not to be compared; None for nowhere.
+        expected_error: The root mean square of movements whose cost equals one unit of likeness, as a share of the
+            width; `inf` makes movements free.
+        ignored: (1, 1, H, W), above 0 where the moving image must not be compared; None to compare it everywhere.
     """
     with torch.inference_mode(False), torch.enable_grad():
         start = dvf.detach().clone()

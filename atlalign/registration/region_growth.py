@@ -1,4 +1,4 @@
-"""The change of region areas in a section with the map from the section to the reference."""
+"""How the areas of a section's regions change with the map from the section to the reference."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ _REACH = 3  # standard deviations beyond which a smoothed border has no effect
 
 
 def region_growth(labels: NDArray[np.integer], at: Points, spacing_px: float, least: int) -> list[Points]:
-    """Return for each region (N, 2): its relative growth per pixel that each point moves along x and y.
+    """Return for each region an array (N, 2): its relative growth per pixel that each point moves along x and y.
 
     The area of a region in the section is the number of evenly spaced points of the section that the map takes into it.
     A point is weighted by the region's mask, smoothed over the distance between points, so that the mask's gradient

@@ -43,10 +43,10 @@ from atlalign.registration.section import Section, read_section
 from atlalign.registration.turning import likely_turns
 
 NEARBY_UM, FARTHER_UM = (-500.0, -250.0, 250.0, 500.0), (-2000.0, -1000.0, 1000.0, 2000.0)
-"""Distances from the section's plane at which the section is also registered, the latter only in case of doubt."""
+"""Distances from the section's plane at which it is also registered, the farther ones only in case of doubt."""
 _DOUBT = (
     -0.05
-)  # of `better_elsewhere`: correctly placed sections are clearly less like the neighbouring planes
+)  # of `better_elsewhere`: correctly placed sections fit the neighbouring planes clearly less well
 _APART_DEG = 5.0  # the network corrects smaller turns
 
 
@@ -58,7 +58,7 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
     `similarity_after` in nats.
 
     Raises:
-        InputError: If it cannot be read, placed or registered.
+        InputError: If the section cannot be read, placed or registered.
     """
     recipe = recipe.of(job)
     network, references, options = recipe.network, recipe.references, recipe.options
@@ -128,7 +128,7 @@ def register_section(job: Job, recipe: Recipe) -> RegisteredSection:
 def _expected_error_um(
     network: TrainedNetwork, kept: Attempt, reference: Reference, registered: Registered
 ) -> NDArray[np.float32] | None:
-    """Return the expected error of the field before last pass, refinement and points; None without a calibration."""
+    """Return the error expected before the last pass, refinement and points; None without a calibration."""
     if network.calibration is None or network.one_sided is None or registered.return_um is None:
         return None
     fields = (kept.placed, kept.dvf, registered.return_um)
@@ -172,11 +172,11 @@ def register(
 
     Args:
         network: Takes (reference, moving) and returns a `Registration`; it runs on the device of its weights.
-        reference: The reference at the network's size; of a `FinePassNet`, at the size of its coarse network.
+        reference: The reference at the network's size; for a `FinePassNet`, at the size of its coarse network.
         section: The image.
         placement: Its placement on the reference.
         refine: Number of subsequent optimisation steps; see `refine.refine`.
-        refine_smoothness: Their `smoothness`.
+        refine_smoothness: The `smoothness` of these steps.
         points: Pairs of corresponding points in the reference and the section.
 
     Raises:

@@ -21,9 +21,9 @@ class RegisteredSection(NamedTuple):
     """A section with its images, placement and registration.
 
     Attributes:
-        image: The image with all of its channels, from which more can be read.
+        image: The image file, from which all channels can be read at any resolution.
         channel: The registered channel.
-        section: That channel as the network sees it.
+        section: The registered channel as the network sees it.
         reference: The reference.
         placement: The placement on the reference before the network.
         registered: The result: `transform`, the images `placed` and `registered`, and `quality`; see `Registered`.

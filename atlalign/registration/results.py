@@ -28,11 +28,11 @@ _SCALE_HINT = "if they belong to an image N times as large, give --scale N or --
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """What `atlalign register` wrote for a section, and the image that coordinates refer to.
+    """The results that `atlalign register` wrote for a section, and the image that coordinates refer to.
 
     Attributes:
         folder: The section's folder.
-        transform: The map that is saved there.
+        transform: The map that is saved in the folder.
         scale: (x, y), the size of the image that coordinates refer to, relative to the registered image. Both have the
             same outer edges, so its pixel x lies at (x + ½)/scale − ½ in the registered image.
     """
@@ -61,13 +61,13 @@ class Results:
 
     @property
     def longest_edge(self) -> float:
-        """The pixel distance of the inverse field, which is linear in between, in pixels of the scaled image."""
+        """The distance between the grid points of the inverse field, in pixels of the scaled image."""
         return longest_edge(self.transform.inverse, self.transform.section) * min(self.scale)
 
     def check_near(
         self, pixels: Points, given: Points, source: Table | Path, *, hint: str = _SCALE_HINT
     ) -> None:
-        """Check that no point lies far outside the section, which means that it belongs to a larger image.
+        """Check that no point lies far outside the section; such points refer to a larger image.
 
         Args:
             pixels: The points in pixels of the registered image.
@@ -110,12 +110,12 @@ class Results:
         return read_labels(self.folder / IGNORED) != 0 if self._has(IGNORED) else None
 
     def is_ignored(self, pixels: Points) -> NDArray[np.bool_]:
-        """Return which points (N, 2) of the section, in its pixels, lie on ignored tissue."""
+        """Return a mask of the points (N, 2), in pixels of the section, that lie on ignored tissue."""
         found = np.zeros(len(pixels), np.bool_)
         if self.ignored is not None:
             inside = is_inside(pixels, self.transform.section)
             (height, width), (rows, columns) = self.transform.section.shape, self.ignored.shape
-            # The mask has the size of the labels that were written.
+            # The mask is as large as the written labels.
             x, y = np.floor((pixels[inside] + 0.5) * (columns / width, rows / height)).astype(int).T
             found[inside] = self.ignored[y.clip(0, rows - 1), x.clip(0, columns - 1)]
         return found
@@ -141,7 +141,7 @@ class Results:
 def section_frame(transform: SectionTransform, shape: Sequence[int], name: str) -> Grid:
     """Return the pixels of another image (h, w) of the section.
 
-    It may be another channel, or a smaller or larger scan; its outer edges are those of the section's image.
+    The image may be another channel, or a smaller or larger scan; its outer edges are those of the section's image.
 
     Raises:
         InputError: If the image and the section differ in proportions.
@@ -166,7 +166,7 @@ def _scale(given: float | Path | None, transform: SectionTransform) -> tuple[flo
     """Return the width and height of another image of the section, relative to the section's image.
 
     Raises:
-        InputError: If the given scale is not a positive number or an image of the same proportions.
+        InputError: If the given scale is neither a positive number nor an image of the same proportions.
     """
     if isinstance(given, Path):
         if not given.is_file():
@@ -207,5 +207,5 @@ def is_far_outside(pixels: Points, grid: Grid) -> NDArray[np.bool_]:
 
 
 def longest_edge(field: Displacement, grid: Grid) -> float:
-    """Return the pixel distance of a field, which is linear in between, in pixels of `grid`."""
+    """Return the distance between the grid points of a field, in pixels of `grid`; the field is linear between them."""
     return min(field.grid.pixel_um) / max(grid.pixel_um)

@@ -1,4 +1,4 @@
-"""The image of a section in grey, with bright tissue on a dark ground, ready for placement."""
+"""The image of a section in grey, with bright tissue on a dark background, ready for placement."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from atlalign.registration.ignored import NOTHING, Ignored
 
 # The section is shrunk to at least this many times the network's resolution before it is sampled.
 _OVERSAMPLING = 2
-# In pixels, and the share of a Gaussian that must lie on visible pixels.
+# Standard deviations of Gaussians in pixels, and the share of a Gaussian that must lie on visible pixels.
 _SIGMAS, _ENOUGH = (2, 4, 8, 16, 32, 64, 128), 0.15
 
 
@@ -24,13 +24,13 @@ class Section(NamedTuple):
     """A section's image, ready for placement.
 
     Attributes:
-        grey: (h', w') in [0, 1], bright tissue on a ground of 0.
+        grey: (h', w') in [0, 1], bright tissue on a background of 0.
         scale: The number of image pixels that one pixel of `grey` covers, along x and y: pixel k lies at `scale·(k + ½)
             − ½`.
         shape: The image's (h, w).
         pixel_um: The pixel size of the image, if known.
         background: The brightness of the slide in the image.
-        ignored: 1 where (h // factor, w // factor) tissue is ignored, and 0 elsewhere; None if none is.
+        ignored: (h', w'), 1 where tissue is ignored and 0 elsewhere; None if no tissue is ignored.
     """
 
     grey: Tensor
@@ -42,7 +42,7 @@ class Section(NamedTuple):
 
     @property
     def to_grey(self) -> Matrix:
-        """The map (2, 3) from pixels of the image to those of `grey`."""
+        """The map (2, 3) from pixels of the image to pixels of `grey`."""
         x, y = self.scale
         return np.array([[1 / x, 0, (1 / x - 1) / 2], [0, 1 / y, (1 / y - 1) / 2]])
 
@@ -55,13 +55,13 @@ def read_section(
     name: str = "section",
     ignored: Ignored = NOTHING,
 ) -> Section:
-    """Return an image in grey, with bright tissue on a ground of 0.
+    """Return an image in grey, with bright tissue on a background of 0.
 
     Args:
         image: In grey or colour; from a pyramid, the smallest sufficient level is read.
         image_shape: The network's (H, W), which limits the resolution that is kept.
         background: Brightness of the slide; auto detects it.
-        name: For messages.
+        name: The name of the image in error messages.
         ignored: Tissue to replace by its surroundings.
 
     Raises:
@@ -80,7 +80,7 @@ def read_section(
 
 
 def _from_around(grey: Tensor, hidden: Tensor) -> Tensor:
-    """Return an image (h, w) with hidden parts filled from their surroundings; a hole would attract its rim.
+    """Return an image (h, w) with hidden parts filled from their surroundings; a hole would pull in its rim.
 
     Each hidden pixel takes the mean of the visible ones under the narrowest Gaussian that reaches enough of them.
     """

@@ -34,7 +34,7 @@ SECTION_FILES = {_IMAGE, _IMAGE_LABELS, _REFERENCE, _OVERLAY, _ERROR, PREVIEW, L
 def write_section_files(
     folder: Path, found: RegisteredSection, ontology: Ontology | None, ignored: Ignored = NOTHING
 ) -> None:
-    """Write `SECTION_FILES`.
+    """Write the files named in `SECTION_FILES`.
 
     Labels and the expected error are written only if they are known, `IGNORED` only if tissue is ignored. Ignored
     tissue has no label and no area.
@@ -123,7 +123,7 @@ def _write(
 
 
 def _write_overlay(path: Path, found: RegisteredSection) -> None:
-    """Write the picture for checking, from the section at a sufficient resolution."""
+    """Write the overlay picture, from the section at a sufficient resolution."""
     labels, result = found.reference.labels, found.registered
 
     def labels_of(shape: tuple[int, int]) -> NDArray[Any] | None:

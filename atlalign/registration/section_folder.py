@@ -91,7 +91,7 @@ def _measures(quality: Quality) -> dict[str, Any]:
 
 
 def judged_record(record: Mapping[str, Any], job: Job, recipe: Recipe) -> dict[str, Any]:
-    """Return a record with its flag, and the reason: by its measures, the recipe's limits, and doubts on the job."""
+    """Return a record with its flag and the reason for it, given its measures, the recipe's limits and any doubts."""
     measures: dict[str, Any] = {name: math.nan if record[name] is None else record[name] for name in MEASURES}
     doubt = _doubt(job, recipe)
     flag, reason = judge(Quality(**measures), recipe.limits, doubt=doubt)
@@ -104,5 +104,5 @@ def _doubt(job: Job, recipe: Recipe) -> str:
     """Return the reasons to check a result whatever its measures are."""
     reasons = [job.doubt] if job.doubt else []
     if recipe.network.module is not None and job.anchoring is not None and job.anchoring.kind != "coronal":
-        reasons.append(f"{job.anchoring.kind} section: networks and limits are made for coronal ones")
+        reasons.append(f"{job.anchoring.kind} section: networks and limits are meant for coronal sections")
     return "; ".join(reasons)

@@ -96,7 +96,7 @@ def write_series(out: Path, records: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _is_placed(record: Mapping[str, Any]) -> bool:
-    """Return whether a section has a place from front to back: not if it is sagittal or horizontal."""
+    """Return whether a section has a place from front to back; a sagittal or horizontal section has none."""
     plane = record.get("plane")
     is_coronal = plane is None or Plane(np.array(plane, np.float64)).kind == "coronal"
     return is_coronal and record.get("position_um") is not None

@@ -41,8 +41,8 @@ class SectionTransform:
         inverse: From the section's frame to the reference's.
         section: The pixels of the section's image.
         plane: The position of the reference in the atlas; None if the reference is an image.
-        output_um: The pixel size of images that are written; None means that of the section's image, or of the
-            reference if it is smaller.
+        output_um: The pixel size of images that are written; None means the smaller of the pixel sizes of the section's
+            image and of the reference.
 
     Example:
         >>> import torch
@@ -60,13 +60,13 @@ class SectionTransform:
 
     @property
     def reference(self) -> Grid:
-        """The pixels of images in the reference's frame that are written: those of the registered image."""
+        """The grid of images written in the reference's frame, such as the registered image."""
         finest = min(*self.section.pixel_um, *self.forward.grid.pixel_um)
         return self.forward.grid.finer(self.output_um or finest)
 
     @property
     def in_section(self) -> Grid:
-        """The pixels of images in the section's frame that are written: its own, or larger ones."""
+        """The grid of images written in the section's frame: the section's own, or one with larger pixels."""
         if self.output_um is None:
             return self.section
         height, width = (
@@ -107,11 +107,11 @@ class SectionTransform:
     def register(
         self, image: Pixels, *, scale: tuple[float, float] = (1.0, 1.0), fill: Any = 0
     ) -> Iterator[NDArray[Any]]:
-        """Yield the registered image, of `reference.shape`, in bands of rows: `np.concatenate(list(…))` is the whole.
+        """Yield the registered image, of `reference.shape`, in bands of rows, which `np.concatenate(list(…))` joins.
 
         Args:
             image: The section (h, w) or (h, w, 3); interpolation is linear; integers are rounded.
-            scale: How many of the section's pixels one of the image covers, along x and y.
+            scale: The number of section pixels that one pixel of `image` covers, along x and y.
             fill: The value outside the section, or one value per channel.
         """
         source = self.section.scaled(scale, (image.shape[0], image.shape[1]))
@@ -127,7 +127,7 @@ class SectionTransform:
         return warp_in_bands(labels, grid, self.inverse, self.in_section, nearest=True)
 
     def label_by_side(self, labels: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:
-        """Yield bands of labels as `label` does, each with a mask of the pixels left of the midline."""
+        """Yield the same bands as `label`, each with a mask of its pixels left of the midline."""
         grid = self.forward.grid.with_shape((labels.shape[0], labels.shape[1]))
         middle = (labels.shape[1] - 1) / 2
         for tiles in tiles_in_bands(grid, self.inverse, self.in_section):

@@ -42,7 +42,7 @@ def likely_turns(section: Section, reference: Reference, placement: Placement) -
 
 
 def _coarse(reference: Reference, placement: Placement) -> tuple[Reference, Placement]:
-    """Return the reference with fewer pixels, and the placement on these."""
+    """Return a smaller copy of the reference, and the placement on its grid."""
     height, width = reference.grid.shape
     factor = max(1.0, height / _ROWS)
     shape = (round(height / factor), round(width / factor))

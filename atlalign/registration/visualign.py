@@ -109,7 +109,8 @@ def write_visualign(path: Path, slices: Sequence[Mapping[str, Any]], target: Tar
 def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write VisuAlign's file of sections, given their records.
 
-    A file names one atlas. If the sections lie in several, those in the atlas with most sections are written.
+    A file names one atlas. If the sections are registered to several atlases, only those of the most common one are
+    written.
     """
     targets = [Target.of_head(record, RECORD) for record in records]
     target, number = Counter(targets).most_common(1)[0]
@@ -160,7 +161,7 @@ def _pairs(transform: SectionTransform, tissue: NDArray[np.bool_] | None) -> tup
 
 
 def _with_rim(tissue: NDArray[np.bool_], rim_px: int) -> NDArray[np.bool_]:
-    """Return tissue that is a few pixels wider; otherwise triangles at its edge would extend outside into it."""
+    """Return tissue that is a few pixels wider, so that no triangle reaches from the outside into the tissue."""
     from scipy.ndimage import binary_dilation
 
     return np.asarray(binary_dilation(tissue, iterations=rim_px)) if rim_px else tissue

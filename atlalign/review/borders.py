@@ -16,7 +16,7 @@ class Lines(NamedTuple):
 
     Attributes:
         counts: (n,), the number of points of each line.
-        points: (N, 2) as (x, y), those of all lines.
+        points: (N, 2) as (x, y), the points of all lines in turn.
     """
 
     counts: NDArray[np.int32]

@@ -42,7 +42,7 @@ _AREAS_AT_MOST = 10_000
 
 
 class ConflictError(InputError):
-    """Another process has changed a correction meanwhile."""
+    """Another process has changed a correction in the meantime."""
 
 
 class Saved(NamedTuple):
@@ -53,7 +53,7 @@ class Saved(NamedTuple):
 
 
 class ReviewFolder:
-    """The folder of results.
+    """A folder of results under review.
 
     Args:
         out: A folder that `register` writes, or is about to write.
@@ -195,7 +195,7 @@ class ReviewFolder:
         return total.hexdigest()[:16]
 
     def _check_inside(self, name: str) -> None:
-        """Raise an error unless a name is that of a section whose corrections are also in the folder."""
+        """Raise an error unless a name is that of a section, and its corrections lie inside the folder."""
         self.path(name)
         if not correction_folder(self.out, name).resolve().is_relative_to(self.out.resolve()):
             raise InputError(f"{name}: expected corrections in {self.out}, found a link to another folder")
@@ -329,7 +329,7 @@ def as_numbers(found: Any, name: str, columns: int, *, least: int = 0) -> Points
     """Return rows (N, columns) of numbers from the page.
 
     Raises:
-        InputError: If they are not finite, or fewer than `least`.
+        InputError: If a number is not finite, or there are fewer than `least` rows.
     """
     try:
         rows = (

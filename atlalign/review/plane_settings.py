@@ -20,8 +20,8 @@ class PlaneSettings:
         tilt_ml_deg: The angle by which the plane falls back towards the right.
         tilt_dv_deg: The angle by which the plane falls back towards the bottom.
         turn_deg: The clockwise turn of the image in the plane.
-        size: The pixel size of the image, as a multiple of the former one.
-        is_flipped: Whether the image shows the right of the atlas at its left.
+        size: The pixel size of the image, as a multiple of the former pixel size.
+        is_flipped: Whether the image shows the right side of the atlas on its left.
 
     Example:
         >>> from dataclasses import replace
@@ -58,7 +58,7 @@ class PlaneSettings:
         """Return the settings that `to_json` has converted.
 
         Raises:
-            InputError: If a value is missing, not a number, or too steep.
+            InputError: If a value is missing, is not a number, or is out of range.
         """
         names = ("position_um", "tilt_ml_deg", "tilt_dv_deg", "turn_deg", "size")
         if not isinstance(found, dict) or not {*names, "is_flipped"} <= set(found):

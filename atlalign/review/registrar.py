@@ -43,7 +43,7 @@ class Calls:
 
     Attributes:
         sections: The registrations by section name.
-        why_not: Why sections that are missing there cannot be registered again.
+        why_not: Why sections that are missing from `sections` cannot be registered again.
     """
 
     sections: Mapping[str, Asked] = field(default_factory=dict)
@@ -55,7 +55,8 @@ class Registrar:
 
     Args:
         out: The folder of results.
-        read_calls: Returns the original registrations; the same object unless `atlalign register` has run meanwhile.
+        read_calls: Returns the original registrations; the same object unless `atlalign register` has run in the
+            meantime.
 
     Attributes:
         states: The states of requested registrations: waiting, at work, done, or an error.
@@ -114,7 +115,7 @@ class Registrar:
         """Return the recipe of a section.
 
         Raises:
-            InputError: If it is unknown, or one of its files cannot be read.
+            InputError: If the recipe is unknown, or one of its files cannot be read.
         """
         asked = self.calls.sections.get(name)
         if asked is None:
@@ -140,7 +141,7 @@ class Registrar:
             self._queue.put(name)
 
     def locate(self, name: str, correction: Correction) -> Nearby:
-        """Return the plane of a section near that of a correction; nothing is written.
+        """Search for a section's plane near the plane of a correction, and return it; nothing is written.
 
         Raises:
             InputError: If it cannot be located.
@@ -181,7 +182,7 @@ class Registrar:
 
 
 def _with_place(job: Job, record: Mapping[str, Any]) -> Job:
-    """Return a job without a position with the located position that its results were made with."""
+    """Return a job; if it has no position, it gets the located position that its results were made with."""
     settings = record.get("settings", {})
     if job.position_um is not None or settings.get("position_um") is None:
         return job

@@ -107,7 +107,7 @@ class Scene:
         return [self._stand_in()]
 
     def _stand_in(self) -> NDArray[Any]:
-        """Return the section as far as its registered image shows it."""
+        """Return the part of the section that its registered image shows."""
         transform = SectionTransform.load(self.folder)
         registered = read_image(self.folder / "registered.tif").pixels
         source = transform.forward.grid.with_shape((registered.shape[0], registered.shape[1]))
@@ -142,8 +142,8 @@ class Scene:
     def outlines(self, correction: Correction) -> bytes:
         """Return the borders of regions: the numbers of lines and points, points per line, then positions as float32.
 
-        First come the positions of all points in the reference, in µm along the plane's axes as in `PointPairs`, then
-        those in the section, in pixels of its image.
+        The positions of all points in the reference come first, in µm along the plane's axes as in `PointPairs`. Their
+        positions in the section follow, in pixels of its image.
         """
         plane, transform = self._plane(correction), self.transform(correction)
         in_reference = plane.lines.points * 1000
@@ -192,9 +192,9 @@ class Scene:
             return self._transforms[key]
 
     def before_network(self, found: Anchoring) -> Anchoring:
-        """Return the anchoring from which the network's registration of the results leads to another one.
+        """Return the anchoring that becomes another one when the affine part of the network's registration is added.
 
-        The user's anchorings are of this kind: the affine part of the registration is added to them.
+        The user sets anchorings of this kind: registration then adds its affine part.
         """
         former, lines = result_anchoring(self.record), self._plane(Correction()).lines
         if former is None or self.base.plane is None or len(lines.points) < 3:
@@ -219,7 +219,7 @@ class Scene:
 
     @cached_property
     def _made_with(self) -> Correction:
-        """The half that the results were made with."""
+        """A correction with the half of the brain that the results were made with."""
         applied = self.record.get("settings", {}).get(CORRECTION) or {}
         return Correction(hemisphere=applied.get("hemisphere"))
 
@@ -229,7 +229,7 @@ class Scene:
         return None if shown == "whole" else shown
 
     def _own_plane(self, side: Side | None) -> AtlasPlane:
-        """Return the plane of the results, to the known extent if there is no atlas, or it is not loaded yet."""
+        """Return the plane of the results, from the files of the results if the atlas is missing or not loaded yet."""
         atlas = self.atlas(wait=side != self._side(self._made_with))
         if atlas is not None and self.base.plane is not None:
             return _cut(atlas, self.base, side)
@@ -274,7 +274,7 @@ def _lines(labels: NDArray[Any] | None, frame: Grid) -> Lines:
 
 
 def _moved(base: SectionTransform, in_section: Matrix) -> SectionTransform:
-    """Return a transform after an affine map (2, 3) of the section's pixels."""
+    """Return a transform with an additional affine map (2, 3) of the section's pixels."""
 
     def to_section(points_mm: Points) -> Points:
         return base.section.to_mm(apply_affine(in_section, base.to_section(points_mm)))

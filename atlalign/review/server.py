@@ -375,7 +375,7 @@ class _Handler(BaseHTTPRequestHandler):
         return name in _LOCAL and origin in (None, f"http://{host}") and site in ("none", "same-origin")
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Log nothing: lines of requests are of no use to the user."""
+        """Log nothing: a line for each request is of no use to the user."""
 
 
 def _refused(reason: str, status: int) -> Answer:

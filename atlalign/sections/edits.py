@@ -24,7 +24,7 @@ def edited(rows: Sequence[Row]) -> list[Section]:
 
 
 def _merged(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with one row for merged sections, the first of theirs."""
+    """Return the rows, with one row for merged sections: the first of their own rows."""
     first = list(range(len(rows)))
 
     def head(place: int) -> int:
@@ -115,7 +115,7 @@ def _split(row: Row, line: Line) -> list[Section]:
         left, top, right, bottom = bounds(section.outline)
         raise InputError(
             f"{row.where}, split: expected a line through the section, which lies at x {left:.0f} to {right:.0f} and "
-            f"y {top:.0f} to {bottom:.0f}, found one that passes it"
+            f"y {top:.0f} to {bottom:.0f}, found a line outside it"
         )
     halves.sort(key=lambda half: bounds(half)[:2])
     stem = section.filename.rpartition("_s")[0]

@@ -37,7 +37,7 @@ class View(NamedTuple):
     background: Background = "auto"
 
     def pieces(self) -> Found:
-        """Return the sections with the rejected pieces."""
+        """Return the sections and the rejected pieces."""
         found = find_sections(
             self.copy.pixels,
             is_color=self.copy.is_color,
@@ -74,7 +74,7 @@ def find_on_view(
     order: Order = "rows",
     turning: Turning = Turning(),  # noqa: B008 (it cannot change)
 ) -> list[Section]:
-    """Return the sections of a scene in order, followed by the rejected pieces, largest first.
+    """Return the sections of a scene in order, followed by the rejected pieces, from large to small.
 
     Their images have no names yet.
 
@@ -114,7 +114,7 @@ def named(sections: Sequence[Section], stem: str) -> list[Section]:
 
 
 def with_turns(view: View, sections: Sequence[Section], turning: Turning) -> list[Section]:
-    """Return sections of a scene, with those that need it turned upright; rejected pieces are not turned."""
+    """Return the sections of a scene after turning upright those that need it; rejected pieces are not turned."""
     if not any(section.needs_turn and section.kept for section in sections):
         return list(sections)
     found = view.pieces()

@@ -15,10 +15,10 @@ _FAMILIAR = 0.8  # whole sections have a strangeness of at most 0.77, two neighb
 
 
 def with_halves_joined(found: Found, judge: Judge) -> Found:
-    """Return the sections of a slide, with each pair of pieces that the judge takes for one section joined.
+    """Return the sections of a slide after joining each pair of pieces that the judge takes for one section.
 
-    The two pieces have about the same size and are near each other. Together they are no stranger than the stranger of
-    both alone.
+    Two pieces are joined if they have about the same size and are near each other, and if the strangeness of both
+    together is at most the larger of their own.
     """
     numbers = np.arange(found.number + 1)
     for one, other in _near_pairs(found):

@@ -1,7 +1,7 @@
 """The list of sections, which the user edits.
 
 The list describes the current images. It requests changes by its columns `keep`, `turned`, `turn`, `mirrored`, `merge`
-and `split`, by the order of its rows, and by missing rows. After a change, its cell is emptied.
+and `split`, by the order of its rows, and by missing rows. Once a requested change has been made, its cell is emptied.
 """
 
 import re

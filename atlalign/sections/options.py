@@ -32,7 +32,7 @@ class SectionsOptions:
         Upright,
         Option(
             "how sections are turned upright: by the network that knows the mouse brain; by their symmetry, which does "
-            "not say which end is up; or not at all, so that no pixel is interpolated (default: %(default)s)"
+            "not show which end is up; or not at all, so that no pixel is interpolated (default: %(default)s)"
         ),
     ] = "brain"
     overwrite: Annotated[bool, Option("find all sections again, and discard the list with its changes")] = (

@@ -10,7 +10,7 @@ _BRIGHT = 99  # percentile of the tissue
 
 
 def with_cells_joined(found: Found) -> Found:
-    """Return the recognised sections of a slide; if there are none, the pieces as they were found.
+    """Return the recognised sections of a slide, or the original pieces if no section is recognised.
 
     Args:
         found: Pieces of tissue that is not solid.

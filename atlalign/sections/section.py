@@ -1,4 +1,4 @@
-"""A section of a slide: its outline there, and the orientation of its own image."""
+"""A section of a slide: its outline on the slide, and the orientation of its own image."""
 
 import math
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ class Section(NamedTuple):
         filename: The name of its image.
         slide: The name of the slide's file.
         scene: The scene of the slide, from 0.
-        outline: In pixels of the scene.
+        outline: The outline in pixels of the scene.
         turn: The turn of its image relative to the slide, counter-clockwise in degrees.
-        flipped: Its image is also mirrored, left to right, after the turn.
-        kept: Whether it gets an image, which is registered.
-        left_out: Why the piece was rejected, such as small; empty for sections.
+        flipped: Whether its image is also mirrored, left to right, after the turn.
+        kept: Whether it gets an image, which can then be registered.
+        left_out: Why the piece was rejected, such as "small"; empty for sections.
         needs_turn: Whether its upright direction must still be found.
         note: Remarks for the user.
         cells: The other cells of its row in the list.
@@ -77,7 +77,7 @@ class Frame(NamedTuple):
     Attributes:
         shape: (h, w).
         matrix: (2, 3), maps pixels (x, y) of the image to pixels of the slide.
-        is_exact: Each pixel of the image is a pixel of the slide.
+        is_exact: Whether each pixel of the image is a pixel of the slide.
     """
 
     shape: Shape

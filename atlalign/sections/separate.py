@@ -117,7 +117,7 @@ def _known(out: Path, options: SectionsOptions) -> tuple[Memory, str]:
         if options.overwrite:
             return Memory([], {}), ""
         raise InputError(
-            f"{listing} exists, but not {MEMORY} beside it: choose another --out, or add --overwrite"
+            f"{listing} exists, but {MEMORY} beside it is missing: choose another --out, or add --overwrite"
         )
     applied = fingerprint(listing)
     if memory.applied == applied:  # a run was interrupted after reading this list
@@ -156,7 +156,7 @@ class _Folder:
         return Separated([section for section in self.sections if section.kept], self.written, self.errors)
 
     def _check_given(self, slides: Sequence[Path]) -> None:
-        """Check that slides differ in name, and that the slides with changes are given."""
+        """Check that slides differ in name, and that every slide with changed sections is given."""
         names = [path.name for path in slides]
         twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
         if twice is not None:
@@ -316,6 +316,6 @@ def _outlined(section: Section, scan: _Scan) -> Outlined:
 
 
 def _mark(path: Path, scans: Sequence[_Scan]) -> str:
-    """Return a key that distinguishes a slide's file from other files of its name."""
+    """Return a key that distinguishes a slide's file from other files with the same name."""
     sizes = "+".join("×".join(map(str, scan.scene.shape)) for scan in scans)
     return f"{path.stat().st_size} bytes, {sizes}"

@@ -22,7 +22,7 @@ class SmallCopy(NamedTuple):
 
     Attributes:
         pixels: (h, w, c), or (h, w, 3) in colour.
-        is_color: The channels are red, green and blue.
+        is_color: Whether the channels are red, green and blue.
         scale: The number of scene pixels per pixel of the copy along x and y.
     """
 

@@ -1,7 +1,7 @@
 """The turn of a section on its slide.
 
-A brain section is nearly the mirror image of itself at its midline, inside and in outline. Symmetry does not tell which
-end of the midline is dorsal; this requires knowledge of the brain, such as a network has.
+A brain section is nearly the mirror image of itself at its midline, inside and in outline. Symmetry does not show which
+end of the midline is dorsal; only a judge that knows the brain, such as a network, can.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -18,7 +18,7 @@ class Judge(Protocol):
         """Return the counter-clockwise turn in degrees that makes the section upright; None if it is unknown."""
 
     def strangeness(self, image: NDArray[Any], mask: NDArray[np.bool_]) -> float:
-        """Return a measure, from 0, of how little the tissue looks like one section of a brain."""
+        """Return how little the tissue looks like one section of a brain, as a number from 0 upwards."""
 
 
 _UP_OR_DOWN = "upright or upside down: check"
@@ -39,7 +39,8 @@ def find_turn(
     Args:
         strength: (h, w), the section as bright tissue on a dark background.
         mask: (h, w), the section's pixels.
-        judge: Finds the upright direction; if it cannot, the midline becomes vertical by the smaller of both turns.
+        judge: Finds the upright direction; if it cannot, the smaller of the two possible turns makes the midline
+            vertical.
     """
     turn = None if judge is None else judge.turn(strength, mask)
     if turn is not None:
@@ -60,7 +61,7 @@ class Midline(NamedTuple):
 
     Attributes:
         turn: The counter-clockwise turn in degrees, −90 to 90, that makes the midline vertical.
-        symmetry: The likeness of both halves at it: 1 for mirror images.
+        symmetry: The likeness of the two halves beside it: 1 for mirror images.
         is_clear: Whether no other axis is nearly as good.
     """
 
@@ -90,7 +91,7 @@ def find_midline(strength: NDArray[Any], mask: NDArray[np.bool_]) -> Midline:
 
 
 def _contrast(strength: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the section with equal weights of its inside and its outline."""
+    """Return the section with its inside and its outline weighted equally."""
     inside = strength[mask].astype(float)
     low, high = np.percentile(inside, [2, 98])
     scaled = np.clip((strength - low) / max(high - low, 1e-9), 0, 1)

@@ -375,7 +375,7 @@ def test_results_that_lack_a_file_are_made_again(run, sections, tmp_path):
     lost.unlink()
     own = lost.with_name("cells.csv")
     own.touch()
-    assert "a holds more than results (cells.csv)" in run(sections)[1]
+    assert "a holds files other than results (cells.csv)" in run(sections)[1]
     own.unlink()
     assert "3 of 3 sections registered (2 in earlier calls)" in run(sections)[1]
     assert lost.exists()
@@ -541,7 +541,7 @@ def test_a_foreign_folder_is_left_alone(run, sections, tmp_path, name):
     for more in ([], ["--overwrite"]):
         status, printed = run(sections, *more)
         assert status == 1
-        assert f"a holds more than results ({name})" in printed
+        assert f"a holds files other than results ({name})" in printed
         assert own.read_text() == "years of work"
 
 
@@ -551,7 +551,7 @@ def test_user_files_beside_results_are_kept(run, sections, tmp_path):
     own.write_text("x,y")
     (own.parent / ".DS_Store").touch()
     again = [sections, "--background", "dark", "--overwrite"]
-    assert "a holds more than results (cells.csv): move it away" in run(*again)[1]
+    assert "a holds files other than results (cells.csv): move it away" in run(*again)[1]
     own.rename(tmp_path / "cells.csv")
     assert run(*again)[0] == 0
     assert {path.name for path in own.parent.iterdir()} == FILES
@@ -817,7 +817,7 @@ def test_a_file_put_into_a_result_while_it_is_made_again_is_kept(run, sections, 
 
     monkeypatch.setattr(section_folder, "register_section", slowly)
     status, printed = run(*image, "--background", "dark", "--overwrite")
-    assert (status, "b holds more than results (notes.txt)" in printed) == (1, True)
+    assert (status, "b holds files other than results (notes.txt)" in printed) == (1, True)
     assert own.read_text() == "mine"
 
 
@@ -852,7 +852,7 @@ def test_another_network_may_locate_the_sections(run, sections, tmp_path, monkey
     monkeypatch.setattr("atlalign.localization.unplaced.locate", located)
     status, printed = run(sections / "a.png", "--locator", mine)
     assert (status, str(mine) in printed, "fish" in printed) == (0, True, True)
-    assert "another --locator: choose another --out, or --overwrite" in run(sections / "a.png")[1]
+    assert "another --locator: choose another --out, or add --overwrite" in run(sections / "a.png")[1]
     status, printed = run(sections / "a.png", "--overwrite")
     assert (status, "the package's locator" in printed) == (0, True)
     assert used == [("fish", []), ("Allen Mouse Brain CCFv3", [])]
@@ -910,7 +910,7 @@ def test_results_of_other_options_are_refused_before_anything_is_located(
     before = {path: path.read_bytes() for path in tmp_path.glob("out/located*") if path.is_file()}
     assert len(before) == 3
     status, printed = run(sections / "a.png", *options)
-    assert (status, f"another {name}: choose another --out, or --overwrite" in printed) == (1, True)
+    assert (status, f"another {name}: choose another --out, or add --overwrite" in printed) == (1, True)
     assert {path: path.read_bytes() for path in before} == before
     status, printed = run(sections / "a.png")
     assert (status, "1 of 1 sections located earlier" in printed) == (0, True)

@@ -1,4 +1,4 @@
-"""Jobs: the images that files, folders and lists name, each once and under a unique name."""
+"""Jobs: the images given as files, in folders or in lists, each once and under a unique name."""
 
 import json
 import re
@@ -176,7 +176,7 @@ def test_the_images_of_a_list_may_lie_in_another_folder(sections, tmp_path, capl
     assert (a.problem, b.problem, d.problem) == ("", "", f"no such file in {sections}")
     assert not caplog.messages[1:]
     assert all(job.problem for job in find_jobs([listing]))
-    assert "images gives the folder" in caplog.text
+    assert "give their folder with images" in caplog.text
     with pytest.raises(InputError, match=r"^images: expected the folder"):
         find_jobs([listing], images=sections / "a.png")
 

@@ -112,7 +112,7 @@ class TestReference:
         empty = replace(atlas, template=atlas.template * 0)
         without_regions = replace(atlas, annotation=atlas.annotation * 0)
         for nothing in (empty, without_regions):
-            with pytest.raises(InputError, match="shows none at 6000 µm"):
+            with pytest.raises(InputError, match=r"found none in atlas .* at 6000 µm"):
                 atlas_reference(nothing, Plane.at(POSITION_UM, atlas.origin_um), SHAPE)
 
     @pytest.mark.parametrize(("side", "kept"), [("left", slice(0, 28)), ("right", slice(28, 56))])

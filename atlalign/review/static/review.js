@@ -1,4 +1,4 @@
-// The list at the left, the corrections at the right, and the section between them.
+// The list on the left, the corrections on the right, and the section between them.
 
 import { Lines, View } from "./view.js";
 
@@ -18,16 +18,16 @@ const app = {
   open: null, // the section that is shown: its answer from the server, and its past and future corrections
   tool: "move", saving: Promise.resolve(), isSaving: 0, saves: 0, isUnsaved: false, isLost: false, locating: "",
 };
-let held = null; // the mouse has this
-let noteTimer = null; // a note is being written
+let held = null; // the object that the mouse drags
+let noteTimer = null; // runs while the user writes a note
 const view = new View(one("#stage"), picture);
-window.review = { app, view }; // for whoever looks in the console, and for tests
+window.review = { app, view }; // for the console and for tests
 
 // --- the server ---
 
 async function ask(method, place, query = {}, body = undefined) {
   const content = body === undefined ? undefined : JSON.stringify(body);
-  const keepalive = method === "PUT" && content.length < KEPT_ALIVE; // the change is saved although the page is closed
+  const keepalive = method === "PUT" && content.length < KEPT_ALIVE; // the change is saved even if the page is closed
   const response = await fetch(`${place}?${new URLSearchParams(query)}`, { method, body: content, keepalive });
   if (response.ok) return response;
   const error = new Error((await response.json().catch(() => ({}))).error ?? response.statusText);
@@ -46,7 +46,7 @@ function say(text) {
 }
 
 function sayError(error) {
-  app.isLost = error.name === "TypeError"; // of fetch: there was no answer
+  app.isLost = error.name === "TypeError"; // the error of fetch if there was no answer
   say(app.isLost ? "The server does not answer: is `atlalign review` still running?" : error.message);
   app.isError = true;
 }
@@ -78,21 +78,21 @@ async function poll() {
     const row = rowOf(app.open?.name);
     if (!row) return;
     if (saves !== app.saves || app.isSaving || app.isUnsaved || app.opening || held || noteTimer) return;
-    if (row.record && row.record !== app.open.record) await reopen(); // registered anew
+    if (row.record && row.record !== app.open.record) await reopen(); // registered again
     else if (row.revision && row.revision !== app.open.revision) await open(row.name); // changed elsewhere
   } catch (error) {
     sayError(error);
   }
 }
 
-// The server answers again: what it has missed is sent once more.
+// The server answers again: send it the changes that it has missed.
 function foundAgain() {
   app.isLost = false;
   say("");
   if (app.isUnsaved) save(current());
 }
 
-// Open the first section that nobody has judged. A folder that is being registered may have none yet.
+// Open the first section without a verdict. A folder that is being registered may have no section yet.
 async function openFirst() {
   const rows = app.sections.filter((row) => row.opens), first = rows.find((row) => !row.verdict) ?? rows[0];
   if (first) await open(first.name);
@@ -157,7 +157,7 @@ function step(by) {
   if (next) open(next.name);
 }
 
-// Go to the next section, or the first one, that nobody has judged.
+// Go to the next section without a verdict, or else to the first one.
 function goOn() {
   const rows = app.sections.filter((row) => row.opens);
   const at = rows.findIndex((row) => row.name === app.open?.name);
@@ -179,12 +179,12 @@ async function load(name, before = null) {
   one("#region").textContent = "loading …";
   try {
     const found = await askJson("GET", "section", { name });
-    if (asked !== app.asked) return; // another section was chosen meanwhile
+    if (asked !== app.asked) return; // another section was chosen in the meantime
     saveNote();
-    if (saves !== app.saves && name === app.open?.name) return void (await load(name, before)); // it was changed meanwhile
+    if (saves !== app.saves && name === app.open?.name) return void (await load(name, before)); // it was changed in the meantime
     app.open = { ...found, ...remembered(found) };
     one("#note").value = found.correction.note;
-    say(found.has_image ? "" : "The section's image is not where it was registered: this shows its registered image. --images FOLDER says where it is.");
+    say(found.has_image ? "" : "The section's image was not found, so the registered image is shown instead. If the image was moved, give its new folder with --images FOLDER.");
     const channels = one("#channel");
     channels.replaceChildren(...Array.from({ length: found.channels }, (_, k) => new Option(k, k)));
     one("#channel-label").hidden = found.channels < 2;
@@ -203,7 +203,7 @@ async function load(name, before = null) {
   if (one("#region").textContent === "loading …") one("#region").textContent = "";
 }
 
-// Show results that were made anew, and keep the former outlines to compare.
+// Show new results, and keep the former outlines for comparison.
 const reopen = () => open(app.open.name, view.lines);
 
 function showBefore(lines) {
@@ -221,7 +221,7 @@ async function loadOverview() {
   view.moved();
 }
 
-// Keep one request at a time on its way, and the last state waiting: answers never pile up. The promise is for all of them.
+// Send one request at a time, and keep only the latest state waiting, so that answers never pile up. All callers get the same promise.
 function latest(request) {
   let running = null, waiting = null;
   async function work() {
@@ -285,7 +285,7 @@ function put(correction) {
   } else view.drawOverlay();
 }
 
-// Write in the order of changes; each write waits for the one before.
+// Write changes in their order; each write waits for the previous one.
 function save(correction) {
   const section = app.open;
   app.isSaving++;
@@ -308,14 +308,14 @@ function save(correction) {
   });
 }
 
-// A change that the server refused is taken back; one that it has not got stays, to be sent again.
+// A change that the server refused is undone; a change that did not reach the server is kept and sent again.
 async function notSaved(section, error) {
   sayError(error);
   app.isUnsaved = app.isLost;
   if (app.isLost || section !== app.open) return;
   await load(section.name); // not `open`, which waits for all changes to be saved
   say(error.status === 409
-    ? "This section was changed elsewhere meanwhile: your last change is undone, and the other one is shown."
+    ? "This section was changed elsewhere in the meantime: your last change is undone, and the other change is shown."
     : `Your last change is undone, because it could not be saved: ${error.message}`);
 }
 
@@ -337,14 +337,14 @@ function redo() {
   put(future.pop());
 }
 
-// What can be undone outlives a reload, unless the section is changed elsewhere.
+// The history of changes survives a reload, unless the section is changed elsewhere.
 const memoryOf = (name) => `${location.pathname} ${name}`;
 
 function remember({ name, revision, past, future }) {
   try {
     sessionStorage.setItem(memoryOf(name), JSON.stringify({ revision, past: past.slice(-UNDONE_AT_MOST), future }));
   } catch {
-    sessionStorage.removeItem(memoryOf(name)); // there is no room: it can be undone until the page is left
+    sessionStorage.removeItem(memoryOf(name)); // no storage is left: the history lasts until the page is closed
   }
 }
 
@@ -399,7 +399,7 @@ function drawEdits() {
   view.drawOverlay();
 }
 
-// A reason a line.
+// One reason per line.
 function reasons(text) {
   return (text ?? "").split("; ").filter(Boolean).map((reason) => Object.assign(document.createElement("li"), { textContent: reason }));
 }
@@ -465,7 +465,7 @@ one("#flip").addEventListener("click", () => {
   app.turning = turn({ plane: { ...app.open.plane, is_flipped: !app.open.plane.is_flipped }, isFinal: true });
 });
 
-// Search near the plane that is shown, and leave it to the person whether to keep what is found.
+// Search near the plane that is shown; the user decides whether to keep the plane that is found.
 async function locate() {
   await settled();
   const section = app.open, from = section && current();
@@ -515,7 +515,7 @@ one("#reset-plane").addEventListener("click", async () => {
   await refreshPlane();
 });
 
-// Undo and redo change the anchoring alone: its settings are the server's to tell.
+// Undo and redo change only the anchoring; the server computes its settings.
 async function refreshPlane() {
   const section = app.open;
   if (!section) return;
@@ -718,7 +718,7 @@ one("#before").addEventListener("change", (event) => {
 });
 one("#show").addEventListener("change", drawList);
 for (const menu of all("select")) {
-  // After a choice with the mouse, keys are for the section again. Letters typed to choose stay with the menu.
+  // After a choice with the mouse, keys act on the section again. Letters that are typed to choose still go to the menu.
   let isTyped = false;
   menu.addEventListener("pointerdown", () => { isTyped = false; });
   menu.addEventListener("keydown", () => { isTyped = true; });

@@ -12,11 +12,11 @@ export class View {
     this.layers = ["section", "template", "overlay"].map((id) => stage.querySelector(`#${id}`));
     this.size = [1, 1];
     this.zoom = 1;
-    this.origin = [0, 0]; // the place in the window's corner
+    this.origin = [0, 0]; // the image position at the corner of the window
     this.mode = "off";
     this.blend = 0.5;
     this.hasOutlines = true;
-    this.isFitted = true; // the whole section is shown, also in a window of another size
+    this.isFitted = true; // the whole section is shown, even after the window is resized
     this.isBlank = false;
     this.points = [];
     this.areas = [];
@@ -87,7 +87,7 @@ export class View {
     this.timer = setTimeout(() => this.sharpen(), DETAIL_MS);
   }
 
-  // Get what is in the window at its resolution.
+  // Get the part of the image in the window, at the resolution of the window.
   async sharpen() {
     if (!this.overview) return;
     const [h, w] = this.size, ratio = window.devicePixelRatio || 1;
@@ -110,7 +110,7 @@ export class View {
     this.drawOverlay();
   }
 
-  // Return the context of an empty layer, whose units are those of places.
+  // Return the context of an empty layer, in the same units as places.
   context(number) {
     const context = this.layers[number].getContext("2d"), ratio = window.devicePixelRatio || 1;
     context.setTransform(1, 0, 0, 1, 0, 0);
