@@ -181,7 +181,7 @@ def _change_a_digit(folder: Path) -> None:
     ("damage", "sentence"),
     [
         (lambda f: (f / module.RECORD).unlink(), "transform.json"),
-        (lambda f: (f / module.RECORD).write_text("{"), "transform.json: .*cannot read"),
+        (lambda f: (f / module.RECORD).write_text("{"), "transform.json: .*cannot be read"),
         (lambda f: (f / module.RECORD).write_text('{"format": 99}'), "format 1, found 99"),
         (lambda f: (f / module.RECORD).write_text('{"format": 1}'), "transform.json: .*changed"),
         (lambda f: module.write_record(f, {"format": 1}), "transform.json, section: "),
