@@ -99,7 +99,8 @@ class Plane:
     def from_atlas(self, points_um: Points) -> tuple[Points, NDArray[np.float64]]:
         """Return atlas points (N, 3), in µm, projected onto the plane, and their distances behind it.
 
-        The projections are points (N, 2) of the frame in mm. The distances (N,) are in µm, negative in front.
+        Points are projected along the axis that the plane cuts across. The projections are points (N, 2) of the frame
+        in mm. The distances (N,) are in µm, negative in front.
         """
         across, in_plane = self.across, self.matrix[self.axes]
         points_mm = (points_um[:, self.axes] - in_plane[:, 2]) @ np.linalg.inv(in_plane[:, :2]).T
