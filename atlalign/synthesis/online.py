@@ -225,7 +225,8 @@ class OnlineDataModule(DeviceDataModule):
         p_half_reference: Probability that the reference of a half section shows only that half.
         p_mirrored: Probability that section and reference are both mirrored, left to right.
         position_error_um: Largest distance between the reference and the section's plane, uniform in both directions,
-            to simulate inaccurate anchorings. `position_um` is that of the reference. The true field stays within the plane.
+            to simulate inaccurate anchorings. `position_um` is that of the reference. The true field stays within
+            the plane.
         position_range_um: Range of planes, from front to back; None for all.
         val_fraction: Fraction of the planes that are used for validation.
         n_val_blocks: Number of blocks of neighbouring validation planes. Planes within 100 µm of a block are not used.

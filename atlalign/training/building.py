@@ -104,7 +104,9 @@ def _network(config: DictConfig) -> Any:
     if not isinstance(network, nn.Module):
         raise InputError(f"model: expected the _target_ of a torch.nn.Module, got {config.get('_target_')}")
     if not any(True for _ in network.parameters()):
-        raise InputError(f"model: expected a network with weights to train, got {name_of(network)}, which has none")
+        raise InputError(
+            f"model: expected a network with weights to train, got {name_of(network)}, which has none"
+        )
     if isinstance(
         imported(str(config["_target_"])), type
     ):  # a function may have other arguments than the class

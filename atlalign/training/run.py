@@ -64,7 +64,9 @@ def train(config: DictConfig) -> float:
             check_files(config)
     folder = Path(config.run_dir)
     if config.ckpt_path in ("auto", "last") and has_finished(folder, config):
-        say(f"{folder}: this run has finished; to extend it, increase trainer.max_epochs or trainer.max_steps")
+        say(
+            f"{folder}: this run has finished; to extend it, increase trainer.max_epochs or trainer.max_steps"
+        )
         return _objective(read_run(folder).metrics, config.objective)
     with _only_run(folder):
         return _train_in(folder, config)
