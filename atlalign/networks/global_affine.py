@@ -28,7 +28,7 @@ class GlobalAffineNet(nn.Module):
     Args:
         filters: Channels of each block.
         dense_layers: Widths of the dense layers before the last one.
-        image_shape: (H, W) of the images; each side at least 2**len(filters).
+        image_shape: (H, W) of the images; each side is at least 2**len(filters).
 
     Raises:
         ValueError: If the images are too small for the number of blocks, or channels or widths are not whole numbers
