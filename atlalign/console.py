@@ -87,7 +87,7 @@ class ProgressLines:
 
 
 def first_names(names: Sequence[str], *, at_most: int = 10) -> str:
-    """Return names in a list, and the number of further ones."""
+    """Return the first names, separated by commas, and the number of the remaining ones."""
     more = len(names) - at_most
     return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")
 

@@ -284,7 +284,7 @@ def allen_atlas(
 def _allen_atlas(
     image_shape: tuple[int, int] | None, resolution_um: int, *, with_annotation: bool, options: str
 ) -> Atlas:
-    """Return the same; `options` take the two files that a user downloads if BrainGlobe cannot."""
+    """Return the same as `allen_atlas`; if its download fails, the error suggests these `options` for files."""
     if resolution_um not in (10, 25, 50, 100):
         raise InputError(f"resolution_um: expected 10, 25, 50 or 100, got {resolution_um}")
     name = f"allen_mouse_{resolution_um}um"
@@ -306,7 +306,7 @@ def _by_hand(resolution_um: int, options: str) -> str:
     template, annotation = f"average_template_{resolution_um}.nrrd", f"annotation_{resolution_um}.nrrd"
     return (
         f"download average_template/{template} and annotation/ccf_2017/{annotation} from {_ALLEN_FILES} on a machine "
-        f"that reaches it, then use {options.format(template=template, annotation=annotation)}"
+        f"with internet access, then use {options.format(template=template, annotation=annotation)}"
     )
 
 

@@ -133,7 +133,7 @@ def choose_axes(
 
 
 def _least_reversed(likeness: Mapping[Axes, float]) -> Axes:
-    """Return the likeliest axes; of those that are about as likely, the ones with the fewest reversed directions."""
+    """Return the likeliest axes; of about equally likely ones, those with the fewest reversed directions."""
     least = max(likeness.values()) - _LEAST_DIFFERENCE
     return min(
         (axes for axes in likeness if likeness[axes] >= least),

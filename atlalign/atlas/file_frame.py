@@ -72,11 +72,11 @@ def _usual_size(source: str, small: NDArray[np.float32], planes: int) -> VoxelSi
     least, most = _MOUSE_MM
     if brain_likeness(small) and not least <= length_mm <= most:
         raise InputError(
-            f"{source}: expected the size of the voxels, which the file does not say; at {_DEFAULT_UM:g} µm its tissue "
+            f"{source}: expected a voxel size, which the file does not give; at {_DEFAULT_UM:g} µm its tissue "
             f"would be {length_mm:.1f} mm long from front to back (a mouse brain: {least:g} to {most:g} mm): give "
             f"{atlas_option('spacing_um')}"
         )
-    _log.info("%s does not say the size of its voxels: %g µm is assumed", source, _DEFAULT_UM)
+    _log.info("%s does not give its voxel size: %g µm is assumed", source, _DEFAULT_UM)
     return _DEFAULT_UM, _DEFAULT_UM, _DEFAULT_UM
 
 

@@ -14,7 +14,7 @@ from atlalign import geometry
 from atlalign.errors import InputError
 
 Points = NDArray[np.float64]
-"""Points, one a row: (N, 2) or (N, 3)."""
+"""Points, one per row: (N, 2) or (N, 3)."""
 Point = NDArray[np.float64]
 """One point or vector: (2,) or (3,)."""
 Matrix = NDArray[np.float64]

@@ -159,7 +159,7 @@ def _located(sections: Sequence[ListedSection], path: Path, images: Path | None)
 
 
 def unused_positions(folder: Path) -> list[tuple[Path, list[str]]]:
-    """Return the tables in a folder that are no lists of sections but have columns of positions, with these columns.
+    """Return the tables in a folder that have columns of positions but are not lists of sections, with these columns.
 
     Tables that atlalign writes, and tables of points in an atlas, are not among them.
     """

@@ -13,10 +13,10 @@ from atlalign.errors import InputError
 from atlalign.io.cells import shown
 
 ALLEN = "ABA_Mouse_CCFv3_2017_25um.cutlas"
-"""QuickNII's name of the Allen Mouse Brain CCFv3, whose voxels are those of `GRID`."""
+"""QuickNII's name for the Allen Mouse Brain CCFv3, whose voxels are those of `GRID`."""
 
 VOXELS = "voxels"
-"""The key that describes the voxels of another atlas in our own files."""
+"""The key that describes the voxels of another atlas in files of this package."""
 
 _ALLEN_ROOT = 997  # the id of the whole brain in the Allen ontology
 _SAME_UM = 1.0

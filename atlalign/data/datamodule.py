@@ -191,8 +191,8 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         n_processes = self._processes()[1]
         if len(self.train_split) < self.batch_size * n_processes:
             raise InputError(
-                f"data.batch_size: expected enough samples for {self.batch_size} per step on {n_processes} "
-                f"process(es), but only {origin}"
+                f"data.batch_size: expected at least {self.batch_size * n_processes} training samples, "
+                f"{self.batch_size} for each of {n_processes} process(es), found {origin}"
             )
         if len(self.val_split) < n_processes:
             raise InputError(
@@ -274,7 +274,9 @@ class RegistrationDataModule(DeviceDataModule):
             val_fraction=self.val_fraction,
             seed=self.split_seed,
         )
-        self._check_enough_to_train(f"{len(self.train_split)} of {len(dataset)} samples of {self.path} train")
+        self._check_enough_to_train(
+            f"{len(self.train_split)} of {len(dataset)} samples of {self.path} for training"
+        )
 
     def fingerprints(self) -> dict[str, str]:
         """Return the SHA-256 of the atlas at the working size and of the file."""

@@ -135,7 +135,7 @@ def doubts(path: str | Path) -> list[str]:
         for sample in chosen:
             for doubt in _doubts_about_fields(file["deltas_xy"][sample], file["inv_deltas_xy"][sample]):
                 found.setdefault(doubt, []).append(sample)
-    alone = [f"image_id: all samples are of image {images[0]}, so none can validate"]
+    alone = [f"image_id: all samples are of image {images[0]}, so none can be held out for validation"]
     return alone * (len(images) == 1) + [f"{doubt} in {_listing('sample', s)}" for doubt, s in found.items()]
 
 
@@ -292,7 +292,7 @@ def _agreement_problems(arrays: dict[str, h5py.Dataset]) -> list[str]:
         problems.append(f"image sizes differ: {listing}")
     elif sizes and min(next(iter(sizes.values()))) < SMALLEST_SIDE_PX:
         size = "×".join(map(str, next(iter(sizes.values()))))
-        problems.append(f"expected images of at least {SMALLEST_SIDE_PX} px a side, found {size}")
+        problems.append(f"expected images of at least {SMALLEST_SIDE_PX} px per side, found {size}")
     return problems
 
 

@@ -168,7 +168,7 @@ class _Search:
 def _contested(file: NamedFile, name: str, names: set[str]) -> NamedFile:
     others = ", ".join(shown(other) for other in sorted(names - {name}))
     return file._replace(
-        missing=f"no such file as {shown(name)}, and {file.path} could also be {others}: correct the list"
+        missing=f"there is no file {shown(name)}, and {file.path} could also be {others}: correct the list"
     )
 
 

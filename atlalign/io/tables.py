@@ -73,7 +73,7 @@ class Table(NamedTuple):
         return [row[place] for row in self.rows]
 
     def only(self, places: Iterable[int]) -> "Table":
-        """Return the rows at these places."""
+        """Return a table with only the rows at these places."""
         chosen = list(places)
         return self._replace(
             rows=[self.rows[place] for place in chosen], lines=[self.lines[place] for place in chosen]

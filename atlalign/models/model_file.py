@@ -82,16 +82,16 @@ def save_model(
 
     Args:
         model: A network, or a `Training` of one, such as `atlalign.training.module.RegistrationModule`. The file
-            records the arguments of the network's constructor. Networks of this package know them, as do networks that
-            a training or `load_model` built. A class of your own sets them as the attribute `hyperparameters`, a dict,
-            unless its constructor takes none.
+            records the arguments of the network's constructor. Networks of this package record them, and so do networks
+            that were built by a training or by `load_model`. Your own class must store them in the attribute
+            `hyperparameters`, a dict, unless its constructor takes none.
         path: The file to write; an existing file is replaced. With the ending .safetensors, it holds only the network
             and its origin.
         separate: Write a folder with `architecture.json` and `weights.pt`, without optimiser and configuration.
         origin: Facts about the network, as returned by `read_origin`; a `Training` provides its own.
 
     Raises:
-        InputError: If the arguments of the network's constructor are unknown or no plain data.
+        InputError: If the arguments of the network's constructor are unknown or not plain data.
 
     Example:
         >>> net = GlobalAffineNet(filters=(8, 8), dense_layers=(20,), image_shape=(32, 48))

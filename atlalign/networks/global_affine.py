@@ -53,7 +53,7 @@ class GlobalAffineNet(nn.Module):
         reduction = 2 ** len(filters)
         if min(height, width) < reduction:
             raise ValueError(
-                f"image_shape: {len(filters)} blocks need at least {reduction} px a side, got {height}×{width}"
+                f"image_shape: {len(filters)} blocks need at least {reduction} px per side, got {height}×{width}"
             )
         self.image_shape = (height, width)
         self.hyperparameters: dict[str, Any] = {

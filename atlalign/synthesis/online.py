@@ -184,7 +184,8 @@ def hold_out(
     """
     if len(planes) < 2 * n_blocks:
         raise InputError(
-            f"data.n_val_blocks: expected {2 * n_blocks} planes with tissue for {n_blocks} blocks, found {len(planes)}"
+            f"data.n_val_blocks: expected at least {2 * n_blocks} planes with tissue for {n_blocks} blocks, "
+            f"found {len(planes)}"
         )
     random = np.random.default_rng(seed)
     blocks = []

@@ -102,7 +102,7 @@ def deform(
         raise RejectedError("the fields do not invert each other")
     image = (warp_on_slide(start.moving, compose(start.dvf, inverse)) * 255).round()
     if _difference(warp(image / 255, dvf), start, dvf) > max_difference:
-        raise RejectedError("the registered image does not come back")
+        raise RejectedError("warping the image back does not restore the registered image")
     return Sample(image[0, 0].byte().numpy(), _channels_last(dvf), _channels_last(inverse))
 
 

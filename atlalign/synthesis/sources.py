@@ -356,7 +356,9 @@ def _placing_problems(anchoring: Anchoring, size: tuple[int, int], image_shape: 
     except InputError as error:
         return [str(error)]
     if not stays_inside(affine_to_dvf(to_image, image_shape)).any():
-        return ["anchoring: expected an image that shows a part of the atlas, found one that lies beside it"]
+        return [
+            "anchoring: expected an image that shows a part of the atlas, found one that lies outside of it"
+        ]
     return []
 
 

@@ -147,7 +147,7 @@ def markdown(table: RunTable) -> str:
 
 
 def _narrow_table(table: RunTable, n_left_out: int) -> Table:
-    left_out = f"keys left out: {n_left_out} (the files have all)" if n_left_out else None
+    left_out = f"keys left out: {n_left_out} (the files have all keys)" if n_left_out else None
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=left_out, caption_justify="left")
     for column in header(table):
         justify: Literal["left", "right"] = "right" if column in _shown_metrics(table) else "left"
