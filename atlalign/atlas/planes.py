@@ -175,7 +175,7 @@ class Anchoring:
         return Plane.at(position_um, origin_um, per_x=per_x, per_y=per_y, across=self.across)
 
     def um_to_pixel(self) -> Matrix:
-        """Return the map (2, 3) from positions along the plane's axes, (ML, DV) if coronal, in µm to pixels (x, y)."""
+        """Return the map (2, 3) from µm along the plane's axes, (ML, DV) if coronal, to pixels (x, y)."""
         to_share = invert_affine(self.share_to_um[self.axes])
         height, width = self.size
         return np.array([[width, 0, -0.5], [0, height, -0.5]]) @ homogeneous(to_share)

@@ -64,7 +64,7 @@ class Target:
 
     @classmethod
     def of_head(cls, head: Mapping[str, Any], where: str) -> "Target":
-        """Return the voxels that the head of one of our own files describes, see `to_json`.
+        """Return the voxels that the head of a file of this package describes, see `to_json`.
 
         Files without a description are anchored to the Allen atlas.
 

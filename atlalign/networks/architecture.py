@@ -57,7 +57,7 @@ def architecture_of(network: nn.Module) -> dict[str, Any]:
 
 
 def record_arguments(network: nn.Module, arguments: Mapping[str, Any]) -> None:
-    """Record the constructor's arguments of a network, so that it can be saved, unless its class does so."""
+    """Record the constructor's arguments of a network whose class does not, so that it can be saved."""
     if not hasattr(network, "hyperparameters"):
         network.hyperparameters = dict(arguments)  # type: ignore[assignment]
 

@@ -126,7 +126,7 @@ class RegistrationFigure(pl.Callback):
         self.every_n_epochs = every_n_epochs
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw in the main process if the run has a TensorBoard logger."""
+        """Draw the sections, in the main process only, if the run has a TensorBoard logger."""
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         due = not trainer.sanity_checking and (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if not due or not loggers or not trainer.is_global_zero:

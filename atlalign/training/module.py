@@ -249,7 +249,7 @@ class EpochMeans:
         self.sums = dict(sums or {})
 
     def add(self, means: Mapping[str, Tensor], n_samples: int) -> None:
-        """Add the means over a batch of `n_samples`."""
+        """Include the means over a batch of `n_samples`."""
         self.n_samples += n_samples
         for name, mean in means.items():
             former = self.sums[name].to(mean.device) if name in self.sums else 0
