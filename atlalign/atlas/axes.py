@@ -175,7 +175,7 @@ def oriented(array: Any, axes: Axes) -> Any:
 
 
 def reordered(values: tuple[float, float, float], axes: Axes) -> tuple[float, float, float]:
-    """Return one value per axis, given in the file's order, in the order (AP, DV, LR)."""
+    """Return the values of the axes, given in the file's order, in the order (AP, DV, LR)."""
     ap, dv, ml = (values[axis] for axis in np.argsort([_PLACES[name][0] for name in axes]))
     return ap, dv, ml
 

@@ -105,7 +105,7 @@ def rows(table: RunTable) -> Iterator[list[str]]:
 
 
 def reasons(table: RunTable) -> list[str]:
-    """Return notes on the table's order and on useless runs, and the reason of each run that ended early."""
+    """Return notes on the table's order and on useless runs, and the reason why each run ended early, if it did."""
     named = zip(table.names, table.runs, strict=True)
     return [
         *filter(None, (table.note, _useless(table.runs))),
