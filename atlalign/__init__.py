@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import DisplacementField, and with it torch, only when it is used."""
+    """Import DisplacementField only when it is used, because it imports torch."""
     if name == "DisplacementField":
         from atlalign.displacement_field import DisplacementField
 

@@ -1,4 +1,4 @@
-"""`python -m atlalign` is `atlalign`."""
+"""`python -m atlalign` runs the command line `atlalign`."""
 
 import sys
 

@@ -49,7 +49,7 @@ def build(config: DictConfig | None, **objects: Any) -> Any:
 
 @contextmanager
 def _full_names(config: DictConfig) -> Iterator[None]:
-    """Name an argument in an error as the configuration does: `deformation.anchor.h_kept`, not `h_kept`."""
+    """Replace an argument's name in an error by its full key: `deformation.anchor.h_kept` instead of `h_kept`."""
     try:
         yield
     except Exception as error:
@@ -66,12 +66,12 @@ def _full_names(config: DictConfig) -> Iterator[None]:
 
 
 def check_arguments(config: DictConfig, choices: Mapping[str, Any], given: Collection[str] = ()) -> None:
-    """Check that the targets in `config`, including nested ones, accept its keys and declare the types of its values.
+    """Check that the targets in `config`, including nested ones, accept its keys and the types of its values.
 
     Args:
         config: The node with the target.
         choices: As for `check_keys`.
-        given: Names of arguments that replace those of the configuration.
+        given: Names of arguments that are passed as objects instead of being configured.
 
     Raises:
         InputError: At the first invalid key or value.
@@ -117,7 +117,7 @@ def check_keys(config: DictConfig, choices: Mapping[str, Any]) -> None:
 
     Args:
         config: A configuration, or a node of one.
-        choices: The chosen option of each group, for messages; a group without one is named by its class.
+        choices: The chosen option of each group, for messages; for a group without one, messages name its class.
 
     Raises:
         InputError: At the first unknown key.
@@ -138,7 +138,7 @@ def _unknown(config: DictConfig, key: str, known: Iterable[str], choices: Mappin
     owner = (
         f"{group}={choices[group]}" if choices.get(group) else str(_node(config, "_target_")).split(".")[-1]
     )
-    # Hydra itself refuses unknown keys on the command line, so another file has set this one.
+    # Hydra itself refuses unknown keys on the command line, so this key comes from another file.
     others = [f"{other}={choices[other]}" for other in ("experiment", "sweep") if choices.get(other)]
     brought = f" (set by {' or '.join(others)}?)" if others else ""
     return InputError(f"{name}.{key}: {owner} takes no {key}{brought}; it takes {', '.join(sorted(known))}")
@@ -165,7 +165,7 @@ def _parameters(found: Any) -> set[str] | None:
 
 
 def _functions(found: Any) -> Iterator[Any]:
-    """Yield the functions that take the arguments: a class's `__init__`, then those of its parents."""
+    """Yield the functions that take the arguments: for a class, its `__init__` and then those of its parents."""
     if isinstance(found, type):
         yield from filter(None, (vars(cls).get("__init__") for cls in found.__mro__))
     elif found is not None:
@@ -175,7 +175,7 @@ def _functions(found: Any) -> Iterator[Any]:
 def _check_kinds(config: DictConfig, given: Collection[str] = ()) -> None:
     """Check that arguments, including nested ones, have the declared types, such as numbers or lists of numbers.
 
-    Otherwise an invalid word would fail in the middle of a run, or count as true.
+    Otherwise, an invalid word would cause an error in the middle of a run, or count as true.
     """
     declared = _declared_arguments(config.get("_target_"))
     for key, value in config.items():
@@ -197,7 +197,7 @@ def check_kind(name: str, value: Any, declared: Any) -> None:
     """Check that a setting has the declared type: plain data, lists of it, or null.
 
     Raises:
-        InputError: If it does not. NaN is not a number, and whole numbers have at most 63 bits.
+        InputError: If it does not. NaN does not count as a number, and whole numbers have at most 63 bits.
     """
     plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     if not _fits(plain, declared):
@@ -236,7 +236,7 @@ def _is_instance(value: Any, kind: type) -> bool:
 
 
 def _fit(values: Sequence[Any], origin: type, parts: tuple[Any, ...]) -> bool:
-    """Return whether a list's values fit a tuple of this length, or all fit one type."""
+    """Return whether the values of a list fit a tuple of this length, or all have one type."""
     if origin is tuple and ... not in parts:
         return len(values) == len(parts) and all(map(_fits, values, parts))
     return all(_fits(value, parts[0]) for value in values)
@@ -262,7 +262,7 @@ def _declared_arguments(target: str | None) -> dict[str, Any]:
     """Return the annotations of the arguments of a function, or of a class and its parents."""
     declared: dict[str, Any] = {}
     for function in reversed([*_functions(_found(target))]):
-        # Names imported only for type checkers do not resolve.
+        # Annotations with names that are imported only for type checkers cannot be resolved.
         with suppress(NameError, TypeError, AttributeError):
             declared |= get_type_hints(function)
     return declared

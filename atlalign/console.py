@@ -1,4 +1,4 @@
-"""Output on the terminal or in a log: no control characters from names of users' files, and signs of progress."""
+"""Output on the terminal or in a log: progress, and text without control characters from the names of users' files."""
 
 import logging
 import sys
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Print a text through `printable`, in characters that the terminal or file can represent.
+    """Print a text with escapes for unprintable characters and for those that the terminal or file cannot represent.
 
     Args:
         text: One or more lines.
@@ -38,10 +38,10 @@ def track(
     """Yield the items and show the progress: a bar on a terminal, a line per minute in a file.
 
     Args:
-        items: The items, or the results of the work as they are made.
+        items: The items to work on, or the results of the work as they appear.
         description: The work, such as "registering".
         total: The number of items; None for the length of `items`.
-        completed: How many of them were done before.
+        completed: The number of items that were done before.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
@@ -62,7 +62,7 @@ class ProgressLines:
 
     Args:
         description: The work.
-        total: The number of its parts; None if unknown.
+        total: The number of parts of the work; None if unknown.
         unit: The noun for a part; may be empty.
     """
 
@@ -72,10 +72,10 @@ class ProgressLines:
         self._started = self._shown = time.monotonic()
 
     def show(self, done: int, note: Callable[[], str] = str, *, is_end: bool = False) -> None:
-        """Print a line if the last one is a minute old, or at the end.
+        """Print a line at the end, or if the last line is a minute old.
 
         Args:
-            done: How many parts are done.
+            done: The number of parts that are done.
             note: Returns further information; called only for a line that is printed.
             is_end: Whether the work has ended.
         """
@@ -87,7 +87,7 @@ class ProgressLines:
 
 
 def first_names(names: Sequence[str], *, at_most: int = 10) -> str:
-    """Return names in a list, and the number of further ones."""
+    """Return the first names, separated by commas, and the number of the remaining ones."""
     more = len(names) - at_most
     return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")
 
@@ -106,7 +106,7 @@ def printable(text: str) -> str:
 
 
 def make_warnings_printable() -> None:
-    """Print warnings that have no handler of their own through `printable`."""
+    """Escape unprintable characters in warnings that have no handler of their own."""
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Printable("%(message)s"))
 

@@ -24,7 +24,7 @@ class Option:
         help: The text in --help.
         metavar: The placeholder for the value in --help.
         is_column: Whether a list may set the option for each section.
-        kind: Reads the value from text; needed if the type alone does not determine how.
+        kind: A function that reads the value from text; needed only if the type does not determine one.
     """
 
     help: str
@@ -42,7 +42,7 @@ class Declaration:
         kind: bool, int, float or str, or another function that reads the value.
         default: The default value.
         choices: All permitted values; empty if any value is permitted.
-        option: Its help, placeholder, and whether it is a column.
+        option: Its help and placeholder, and whether it is a column.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Declaration:
 
 
 def number_or_name(text: str) -> int | str:
-    """Return the whole number that the text denotes, or otherwise the text itself."""
+    """Return the whole number that the text denotes, or the text itself if it denotes none."""
     return int(text) if text.strip().removeprefix("-").isdecimal() else text
 
 
@@ -69,7 +69,7 @@ def flag(name: str) -> str:
 
 @contextmanager
 def interface(name: Interface) -> Iterator[None]:
-    """Write options in messages as the users of this interface write them."""
+    """Within the context, write options in messages as users of this interface write them."""
     global _interface  # not a context variable, because threads read it too
     former, _interface = _interface, name
     try:
@@ -79,7 +79,7 @@ def interface(name: Interface) -> Iterator[None]:
 
 
 def is_interface(name: Interface) -> bool:
-    """Return whether messages write options as the users of this interface write them."""
+    """Return whether messages currently write options as users of this interface write them."""
     return _interface == name
 
 

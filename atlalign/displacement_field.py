@@ -1,4 +1,4 @@
-"""One displacement field for interactive use: arrays, files, transforms and plots around `atlalign.geometry`."""
+"""A displacement field for interactive use, with the arrays, files, transforms and plots that belong to it."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ class DisplacementField:
 
     @classmethod
     def from_dvf(cls, dvf: Tensor) -> DisplacementField:
-        """Return the field of a tensor (2, H, W), x first: one sample of a batch of `atlalign.geometry`."""
+        """Return the field in a tensor (2, H, W), x first, such as one sample in a batch of `atlalign.geometry`."""
         if dvf.ndim != 3 or dvf.shape[0] != 2:
             raise InputError(f"dvf: expected (2, H, W), got {tuple(dvf.shape)}")
         return cls(*dvf.detach().cpu().float().numpy())
 
     @classmethod
     def from_transform(cls, transform: Transform | ArrayLike, shape: Shape) -> DisplacementField:
-        """Return the field of a map from pixel coordinates to pixel coordinates.
+        """Return the displacement field of a map from pixel coordinates to pixel coordinates.
 
         Args:
             transform: A function of arrays x and y (H, W) that returns the new x and y, or a matrix: affine (2, 3), or
@@ -95,7 +95,7 @@ class DisplacementField:
 
     @classmethod
     def from_file(cls, path: str | Path) -> DisplacementField:
-        """Read a file of `save`, or an ITK displacement field of another program.
+        """Read a file that `save` has written, or an ITK displacement field from another program.
 
         ITK displacements are lengths in the frame of the image; its spacing and direction convert them to pixels.
 
@@ -150,7 +150,7 @@ class DisplacementField:
 
     @property
     def shape(self) -> Shape:
-        """The image's (H, W)."""
+        """The size (H, W) of the image."""
         return int(self._dvf.shape[-2]), int(self._dvf.shape[-1])
 
     @property
@@ -273,7 +273,10 @@ class DisplacementField:
         return self._with(inverse)
 
     def inverse_mask(self, inverse: DisplacementField) -> NDArray[np.bool_]:
-        """Return the mask (H, W) where `inverse` inverts this field within 0.01 px and no folded part lands."""
+        """Return the mask (H, W) of the pixels where `inverse` inverts this field.
+
+        There, the composition is within 0.01 px of the identity, and no folded part of this field lands.
+        """
         self._check_shape(inverse.shape, "the inverse")
         return cast(NDArray[np.bool_], geometry.inverse_mask(self._dvf, inverse._dvf)[0].numpy())
 
@@ -284,7 +287,7 @@ class DisplacementField:
 
         Args:
             h_kept: Height of the centred rectangle that holds the points, as a share of the image's.
-            w_kept: The same for the width.
+            w_kept: The same, for the width.
             ds_f: The distance between points in pixels.
             smooth: 0 meets the field exactly at the points; larger values smooth it.
         """
@@ -340,7 +343,7 @@ class DisplacementField:
     def save(self, path: str | Path) -> None:
         """Write the field (H, W, 2), x first, in pixels, float32: .npy, or an ITK vector image (.nii.gz, .mha, .nrrd).
 
-        ITK images have spacing 1, so that other programs read pixels too.
+        ITK images get a spacing of 1, so that other programs also read displacements in pixels.
 
         Raises:
             InputError: If the file type is unknown, the folder does not exist, or the file cannot be written.

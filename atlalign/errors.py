@@ -1,4 +1,4 @@
-"""Errors of the user, reported as one clear sentence instead of a traceback."""
+"""Users' mistakes, reported as one clear sentence instead of a traceback."""
 
 import errno
 import math
@@ -21,7 +21,7 @@ MOST_PROCESSES = 1024
 LARGEST_BYTES = 2**33
 """The largest size of an array in memory: twice the Allen atlas at 10 µm, with 32 bits per voxel."""
 
-# Errors by which the system refuses access for lack of space, permission or a folder.
+# Errors with which the system refuses access, for lack of space, permission or a folder.
 _SYSTEM_ERRORS = {
     getattr(errno, name)
     for name in (
@@ -43,7 +43,7 @@ _SYSTEM_ERRORS = {
 OF_FIELD, OF_NETWORK = 8, 256
 """Bytes per pixel: a displacement field has two float32; a network holds at least 64 channels at image size."""
 
-# Lightning's error by name, because importing Lightning takes seconds.
+# The name of Lightning's error stands for the class, because importing Lightning takes seconds.
 _LIGHTNINGS = "MisconfigurationException"
 
 
@@ -79,7 +79,7 @@ def check_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -> None:
 
 
 def check_finite_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -> None:
-    """Check the same as `check_numbers`, and that each number is finite.
+    """Check the same as `check_numbers` does, and that each number is finite.
 
     Raises:
         InputError: At the first value that is not.
@@ -129,12 +129,12 @@ def checked_shape(
 
 
 def check_size(name: str, shape: Iterable[int], bytes_each: float = 1) -> None:
-    """Check that memory can hold an array of this shape, before anything allocates it.
+    """Check that memory can hold an array of this shape, before it is allocated.
 
     Args:
         name: The file or setting that has this shape.
         shape: The sizes of its axes.
-        bytes_each: The bytes that an element takes, including everything that is made from it.
+        bytes_each: The number of bytes per element, including all data that are derived from it.
 
     Raises:
         InputError: If it takes more than `LARGEST_BYTES`.
@@ -170,7 +170,7 @@ def check_booleans(given: Mapping[str, Any], *names: str) -> None:
 
 @contextmanager
 def mistakes_in(name: str) -> Iterator[None]:
-    """Turn any error inside into an `InputError` about the setting `name`, unless the error already has a sentence."""
+    """Turn any error in the block into an `InputError` about the setting `name`, unless it already has a sentence."""
     try:
         yield
     except Exception as error:
@@ -188,7 +188,7 @@ def describe(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the message of another program's error on one line, or the kind of an error without a message."""
+    """Return the message of another package's error on one line, or the error's class if it has no message."""
     said = " ".join(str(error).split())
     return said or ("not enough memory" if isinstance(error, MemoryError) else type(error).__name__)
 
@@ -197,8 +197,8 @@ def reason_of(error: BaseException) -> str:
 def readable_errors() -> Iterator[None]:
     """Print a user's mistake as one sentence and exit with 1, or with 130 on Ctrl-C; other errors show their traceback.
 
-    This serves scripts under `hydra.main`, whose own report hides the sentence in a traceback. With HYDRA_FULL_ERROR=1
-    in the environment, every error shows its traceback.
+    This is meant for scripts under `hydra.main`, whose own report hides the sentence in a traceback. With
+    HYDRA_FULL_ERROR=1 in the environment, every error shows its traceback.
     """
     wanted = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise the error instead of printing it
@@ -228,7 +228,7 @@ def quiet_pipe() -> Iterator[None]:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Otherwise the interpreter would flush the remaining output on exit and fail again.
+        # Otherwise, the interpreter would flush the remaining output on exit, and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)
 
@@ -255,14 +255,15 @@ def warnings_from_threads() -> Iterator[None]:
 def _last_words(error: Exception) -> str | None:
     """Return the sentence of an error that ends the program.
 
-    Here a missing file or folder also counts as a mistake: this is Hydra's error if it cannot create a run's folder.
+    A missing file or folder also counts as a user's mistake here, because Hydra raises this error if it cannot create a
+    run's folder.
     """
     missing = next((cause for cause in _chain(error) if isinstance(cause, FileNotFoundError)), None)
     return sentence(error) or (system_refusal(missing) if missing else None)
 
 
 def sentence(error: BaseException) -> str | None:
-    """Return the sentence for the user from the first known mistake in the chain of causes, or None."""
+    """Return the sentence for the user about the first known mistake in the chain of causes, or None."""
     causes = list(_chain(error))
     for cause in causes:
         if isinstance(cause, InputError):
@@ -279,7 +280,7 @@ def sentence(error: BaseException) -> str | None:
 
 
 def system_refusal(error: OSError, path: Path | None = None, *, action: str = "used") -> str:
-    """Return a message on which file or folder cannot be used, and why.
+    """Return a message that says which file or folder cannot be used, and why.
 
     Args:
         error: The system's error.

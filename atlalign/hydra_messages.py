@@ -1,4 +1,4 @@
-"""Sentences for the errors of Hydra and OmegaConf about the settings that a user gave."""
+"""Sentences that explain the errors of Hydra and OmegaConf about a user's settings."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ def conf_folder() -> Path:
 
 
 def near(name: str, known: Sequence[str]) -> str:
-    """Return the question whether one of the near matches is meant, after a space; empty if there is none."""
+    """Return a question that suggests the near matches, with a leading space; empty if there are none."""
     close = get_close_matches(name, known, n=3)
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
@@ -35,7 +35,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def hydra_sentence(causes: Sequence[BaseException]) -> str | None:
-    """Return one sentence for an error's chain of causes if Hydra or OmegaConf raised it; None otherwise."""
+    """Return one sentence for an error's chain of causes if Hydra or OmegaConf raised one of them; None otherwise."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -86,7 +86,7 @@ def _composition(message: str) -> str | None:
 
 
 def _unknown_key(full_key: str, known: Sequence[str]) -> str:
-    """Return the sentence about a key that does not exist, and the options of its group that do have it."""
+    """Return the sentence about a key that does not exist, with the options of its group that have this key."""
     group, _, key = full_key.rpartition(".")
     having = [f"{group}={name}" for name in _options_with(group, key)]
     hint = f"; it is a key of {' and '.join(having)}: add {' or '.join(having)}" if having else ""

@@ -1,4 +1,4 @@
-"""Objects by their importable names, such as `my_lab.Shift`."""
+"""Imports of objects by their importable names, such as `my_lab.Shift`."""
 
 import inspect
 import pkgutil
@@ -13,14 +13,16 @@ _MOST_NAMES = 12
 
 
 def imported(name: str) -> Any:
-    """Return the object of an importable name, a module's and then the names inside it.
+    """Return the object with an importable name: the name of a module, followed by names inside it.
 
     Raises:
-        InputError: If there is no such module, its import fails, or it has no such name.
+        InputError: If there is no such module, its import fails, or it contains no such name.
     """
     first, *rest = name.split(".")
     if not rest or not all(part.isidentifier() for part in (first, *rest)):
-        raise InputError(f"expected the name of a module and a class or function in it, got '{name}'")
+        raise InputError(
+            f"expected the name of a module followed by that of a class or function in it, got '{name}'"
+        )
     found: Any = _module(first)
     for part in rest:
         found = getattr(found, part) if hasattr(found, part) else _submodule(found, part)
@@ -28,7 +30,7 @@ def imported(name: str) -> Any:
 
 
 def name_of(found: Any) -> str:
-    """Return the importable name of a class, a function or a partial function, and that of an object's class."""
+    """Return the importable name of a class, a function or a partial function; for an object, that of its class."""
     named = getattr(found, "func", found)
     named = named if hasattr(named, "__qualname__") else type(named)
     return f"{named.__module__}.{named.__qualname__}"
@@ -56,7 +58,7 @@ def _missing_module(name: str) -> str:
 
 
 def _submodule(parent: Any, name: str) -> Any:
-    """Return a module inside a package; whatever else is missing is reported with the names that exist."""
+    """Return a module inside a package; if it is missing, the error lists the names that exist."""
     if hasattr(parent, "__path__"):
         full = f"{parent.__name__}.{name}"
         try:

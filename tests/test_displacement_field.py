@@ -513,7 +513,7 @@ BAD_FILES = {
     "scalar.mha": (lambda path: write_itk(path, np.zeros((5, 6)), vector=False), "found 2D with 1"),
     "volume.mha": (lambda path: write_itk(path, np.zeros((4, 5, 6, 3)), vector=True), "found 3D with 3"),
     "field.png": (lambda path: path.write_text("rubbish"), r"a name that ends in \.npy, \.nii\.gz"),
-    "absent.npy": (lambda path: None, "expected a file with a displacement field, found none"),
+    "absent.npy": (lambda path: None, "expected a file with a displacement field, found no such file"),
 }
 
 

@@ -23,7 +23,7 @@ def test_classes_functions_and_modules_are_found():
         ("atlalign.loses.NCC", r"atlalign has no 'loses'\. Did you mean .*losses"),
         ("atlalign.losses.NC", r"atlalign\.losses has no 'NC'\. Did you mean .*NCC"),
         ("atlalign.losses.image.zzz", r"atlalign\.losses\.image has no 'zzz'\. There are: .*pearson"),
-        ("Huber", "expected the name of a module and a class or function in it, got 'Huber'"),
+        ("Huber", "expected the name of a module followed by that of a class or function in it, got 'Huber'"),
         ("my-lab.Huber", "got 'my-lab.Huber'"),
     ],
 )

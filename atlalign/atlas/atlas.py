@@ -43,12 +43,14 @@ class Atlas:
     Attributes:
         template: uint8 (P, H, W).
         annotation: Region ids, int32 or int64 (P, H, W), 0 outside regions; None if missing or not requested.
-        spacing_um: Distance between planes along AP; plane i covers positions from i · spacing to (i + 1) · spacing.
+        spacing_um: Distance between planes along AP; plane i covers the positions from i · spacing to (i + 1) ·
+            spacing.
         name: The atlas's name in messages and reports.
         intensity_scale: The divisor that mapped raw intensities to [0, 1].
         pixel_um: Distance between the pixels of a plane along x (ML) and y (DV).
         origin_um: Position of the centre of a plane's first pixel along x and y. Positions start at the corner of the
-            first voxel, so it is half a voxel of the original; the phantom has no voxels, and starts at 0.
+            first voxel, so the centre lies at half a voxel of the original volume. The phantom has no voxels; its
+            origin is 0.
         ontology: The names and hierarchy of the ids; None if unknown.
     """
 
@@ -72,7 +74,7 @@ class Atlas:
         return len(self.template) * self.spacing_um
 
     def description(self) -> str:
-        """Return one line with the name, the size and the planes: errors in axes and voxel sizes show here."""
+        """Return one line with the name, the size and the planes; it reveals errors in axes and voxel sizes."""
         (height, width), (x_um, y_um), (x0_um, y0_um) = self.image_shape, self.pixel_um, self.origin_um
         size_um = (self.extent_um, (height - 1) * y_um + 2 * y0_um, (width - 1) * x_um + 2 * x0_um)
         size = " × ".join(f"{length / 1000:.1f}" for length in size_um)
@@ -101,10 +103,10 @@ class Atlas:
         return (position // self.spacing_um).long().clamp(max=len(self.template) - 1)
 
     def first_um(self, plane: int | Tensor) -> Tensor:
-        """Return the first position of each plane in whole µm, int64; `plane_index` maps it back to the plane."""
+        """Return the first position of each plane in whole µm, as int64; `plane_index` maps it back to the plane."""
         planes = torch.as_tensor(plane)
         position = (planes.double() * self.spacing_um).ceil()
-        # A fractional spacing is not exact, so the product may fall into the plane before.
+        # A fractional spacing is not exact, so the product may fall into the previous plane.
         return (position + (self.plane_index(position) < planes)).long()
 
     def section(self, position_um: float) -> Tensor:
@@ -122,7 +124,7 @@ class Atlas:
         return self.annotation[int(self.plane_index(position_um))][None]
 
     def lacks_annotation(self, alternative: str = "") -> InputError:
-        """Return the error of an operation that needs region ids, with another way out if there is one."""
+        """Return the error for an operation that needs region ids; `alternative` is another remedy, if there is one."""
         switch = (
             "" if is_interface("flags") else f", or set {atlas_option('with_annotation')}=true if it is false"
         )
@@ -211,16 +213,16 @@ def file_atlas(
     uint8 intensities keep their scale; others are divided by the 99.9th percentile of the voxels above 0. Images are
     resized with antialiasing, ids by nearest neighbour, both with aligned corners.
 
-    The axes in a header are used unless they may be a writer's default, see `atlalign.atlas.axes`. Without a header the
-    first plane is the front, the first row the top, and the first column the left of the brain. A volume that looks
-    like a brain in another order is refused, and so is a volume whose halves mirror each other along another axis.
+    The axes in a header are used unless they may be a writer's default, see `atlalign.atlas.axes`. Without a header,
+    the first plane is the front of the brain, the first row its top, and the first column its left. A volume is refused
+    if it looks like a brain in another order, or if its halves mirror each other along another axis.
 
     Args:
         path: The file.
         image_shape: (H, W) of the planes to return; None keeps the file's own.
         template: The dataset of intensities in an h5 file.
         annotation: The dataset of ids in an h5 file; a dataset with the default name is optional.
-        spacing_um: The size of the file's cubic voxels; None uses the header's, or 25 without one.
+        spacing_um: The size of the file's cubic voxels; None uses the size in the header, or 25 µm without one.
         annotation_path: A file of ids with the template's axes; in an h5 file, the dataset `annotation`.
         ontology_path: A table of the regions, see `atlalign.atlas.ontology.read_ontology`.
         axes: The directions of the file's axes in its own order, such as "AP,DV,ML"; "PA,VD,RL" are the opposite
@@ -282,7 +284,7 @@ def allen_atlas(
 def _allen_atlas(
     image_shape: tuple[int, int] | None, resolution_um: int, *, with_annotation: bool, options: str
 ) -> Atlas:
-    """Return the same; `options` take the two files that a user downloads if BrainGlobe cannot."""
+    """Return the same as `allen_atlas`; if its download fails, the error suggests these `options` for files."""
     if resolution_um not in (10, 25, 50, 100):
         raise InputError(f"resolution_um: expected 10, 25, 50 or 100, got {resolution_um}")
     name = f"allen_mouse_{resolution_um}um"
@@ -304,7 +306,7 @@ def _by_hand(resolution_um: int, options: str) -> str:
     template, annotation = f"average_template_{resolution_um}.nrrd", f"annotation_{resolution_um}.nrrd"
     return (
         f"download average_template/{template} and annotation/ccf_2017/{annotation} from {_ALLEN_FILES} on a machine "
-        f"that reaches it, then use {options.format(template=template, annotation=annotation)}"
+        f"with internet access, then use {options.format(template=template, annotation=annotation)}"
     )
 
 

@@ -1,14 +1,14 @@
 """The axes of an atlas file: the direction of each, from the user, the header, or the look of the brain.
 
-An axis is named by where it starts and ends: AP runs from anterior to posterior, VD from ventral to dorsal, RL from
-right to left; ML is another name of LR. A file's axes are three such names in the file's order.
+An axis is named after its start and its end: AP runs from anterior to posterior, VD from ventral to dorsal, RL from
+right to left; ML is another name for LR. A file's axes are three such names in the file's order.
 
 A header's axes are not always true. The Allen Institute's own NRRD files are stored as AP,DV,ML, but their headers say
 left-posterior-superior with an identity matrix. So do files whose writers did not know the axes. A header is trusted
 alone only if its matrix exchanges axes, which nobody writes by default; otherwise the look of the brain decides.
 
-Only a whole mouse brain can be recognised by its look. The left of any brain mirrors its right, so an axis along which
-the halves mirror each other less than along another cannot be ML.
+Only a whole mouse brain can be recognised by its look. The left of any brain mirrors its right. ML must therefore be
+the axis along which the two halves mirror each other best.
 """
 
 import itertools
@@ -67,7 +67,7 @@ def parse_axes(given: str | Sequence[str]) -> Axes:
 
 
 def header_axes(direction: NDArray[np.float64], source: str) -> Axes:
-    """Return the axes that a header's directions name, see `Header`.
+    """Return the axes that correspond to the directions in a header, see `Header`.
 
     Raises:
         InputError: If they are oblique.
@@ -89,15 +89,15 @@ def choose_axes(
     source: str,
     lengths: tuple[float, ...] | None = None,
 ) -> Axes:
-    """Return the axes of a volume whose user did not name them.
+    """Return the axes of a volume for which the user has not named them.
 
-    A header's own order is taken if it cannot be a default, or if the volume looks like a brain in this order.
+    The header's order is taken if it cannot be a writer's default, or if the volume looks like a brain in this order.
 
     Args:
         volume: In the file's order, of any resolution.
         direction: The direction in the header, see `Header`, or None.
         source: For messages.
-        lengths: The lengths of the axes in any unit, of which advice takes the longest for AP; None takes the shape.
+        lengths: The lengths of the axes in any unit; error messages suggest the longest as AP. None uses the shape.
 
     Raises:
         InputError: If the axes are oblique, the volume looks like a brain in another order, or its left does not mirror
@@ -133,7 +133,7 @@ def choose_axes(
 
 
 def _least_reversed(likeness: Mapping[Axes, float]) -> Axes:
-    """Return the likeliest axes; of those that are about as likely, the ones with the fewest reversed directions."""
+    """Return the likeliest axes; of about equally likely ones, those with the fewest reversed directions."""
     least = max(likeness.values()) - _LEAST_DIFFERENCE
     return min(
         (axes for axes in likeness if likeness[axes] >= least),
@@ -142,22 +142,22 @@ def _least_reversed(likeness: Mapping[Axes, float]) -> Axes:
 
 
 def better_mirrored(volume: NDArray[np.float32], axes: Axes) -> int | None:
-    """Return the axis of a volume along which its halves mirror each other clearly better than along ML, or None."""
+    """Return the axis along which a volume's halves mirror each other clearly better than along ML, or None."""
     symmetry = mirror_symmetry(volume)
     best = max(range(3), key=symmetry.__getitem__)
-    # Of axes that are equally likely, the first: this is where ITK's writers put the last axis of an array.
+    # If several axes are equally likely, take the first: ITK's writers put an array's last axis there.
     first = next(axis for axis in range(3) if symmetry[axis] > symmetry[best] - _LESS_MIRRORED)
     is_clear = symmetry[best] >= _MIRRORED and symmetry[ml_place(axes)] < symmetry[best] - _LESS_MIRRORED
     return first if is_clear else None
 
 
 def ml_place(axes: Axes) -> int:
-    """Return which of a file's axes runs between left and right."""
+    """Return the index of the file's axis that runs between left and right."""
     return next(place for place, name in enumerate(axes) if name in ("LR", "RL"))
 
 
 def _with_mirrored(mirrored: int, lengths: Sequence[float]) -> Axes:
-    """Return axes of which one is ML; the longer of the others is AP."""
+    """Return axes in which `mirrored` is ML, and the longer of the others is AP."""
     longer = max((axis for axis in range(3) if axis != mirrored), key=lengths.__getitem__)
     first, second, third = (
         "LR" if axis == mirrored else "AP" if axis == longer else "DV" for axis in range(3)
@@ -166,7 +166,7 @@ def _with_mirrored(mirrored: int, lengths: Sequence[float]) -> Axes:
 
 
 def oriented(array: Any, axes: Axes) -> Any:
-    """Return a volume with the axes (AP, DV, LR); an h5 dataset is read if anything is to be turned."""
+    """Return a volume with the axes (AP, DV, LR); an h5 dataset is read only if its axes differ."""
     if axes == DEFAULT:
         return array
     order = np.argsort([_PLACES[name][0] for name in axes])
@@ -175,7 +175,7 @@ def oriented(array: Any, axes: Axes) -> Any:
 
 
 def reordered(values: tuple[float, float, float], axes: Axes) -> tuple[float, float, float]:
-    """Return the values of a file's three axes in the order (AP, DV, LR)."""
+    """Return the values of the axes, given in the file's order, in the order (AP, DV, LR)."""
     ap, dv, ml = (values[axis] for axis in np.argsort([_PLACES[name][0] for name in axes]))
     return ap, dv, ml
 
@@ -186,8 +186,8 @@ def reordered(values: tuple[float, float, float], axes: Axes) -> tuple[float, fl
 def brain_likeness(volume: NDArray[np.float32]) -> Mapping[Axes, float]:
     """Return the agreement of a volume with a mouse brain for each possible set of axes; empty if no set agrees.
 
-    The measure is the correlation with the phantom after both were fitted into one box. It cannot distinguish left from
-    right, and does not work for half a brain, or for a part along AP.
+    The measure is the correlation with the phantom after both have been fitted into one box. It cannot distinguish left
+    from right, and does not work for half a brain or for a brain that is incomplete along AP.
     """
     if min(volume.shape) < 8 or not volume.max() > volume.min():
         return {}

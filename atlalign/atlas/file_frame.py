@@ -26,7 +26,7 @@ _MOUSE_MM = (9.0, 15.5)  # the length of a mouse brain, from the olfactory bulbs
 
 
 def lengths_of(volume: VolumeFile) -> tuple[float, ...]:
-    """Return the lengths of a file's axes: in µm if its header says the size of the voxels, otherwise in voxels."""
+    """Return the lengths of a file's axes: in µm if its header gives the voxel size, otherwise in voxels."""
     return tuple(
         planes * size
         for planes, size in zip(volume.array.shape, volume.header.spacing_um or (1.0,) * 3, strict=True)
@@ -34,10 +34,10 @@ def lengths_of(volume: VolumeFile) -> tuple[float, ...]:
 
 
 def warn_if_turned(small: NDArray[np.float32], axes: Axes, source: str) -> None:
-    """Log a warning if the user's axes name another axis ML than the one along which the halves mirror each other."""
+    """Log a warning if the halves do not mirror each other along the axis that the user calls ML, but along another."""
     if (mirrored := better_mirrored(small, axes)) is not None:
         _log.warning(
-            "%s: %s says that axis %d is ML, but the halves mirror each other along axis %d",
+            "%s: %s makes axis %d ML, but the halves of the brain mirror each other along axis %d",
             source, atlas_option("axes", ",".join(axes)), ml_place(axes) + 1, mirrored + 1,
         )  # fmt: skip
 
@@ -54,7 +54,7 @@ def voxel_size(
         axes: The axes of the file.
 
     Raises:
-        InputError: If user and header differ, or if neither gives a size and the default is implausible.
+        InputError: If user and header contradict each other, or neither gives a size and the default is implausible.
     """
     said = volume.header.spacing_um
     given = None if given_um is None else (given_um, given_um, given_um)
@@ -72,11 +72,11 @@ def _usual_size(source: str, small: NDArray[np.float32], planes: int) -> VoxelSi
     least, most = _MOUSE_MM
     if brain_likeness(small) and not least <= length_mm <= most:
         raise InputError(
-            f"{source}: expected the size of the voxels, which the file does not say; at {_DEFAULT_UM:g} µm its tissue "
+            f"{source}: expected a voxel size, which the file does not give; at {_DEFAULT_UM:g} µm its tissue "
             f"would be {length_mm:.1f} mm long from front to back (a mouse brain: {least:g} to {most:g} mm): give "
             f"{atlas_option('spacing_um')}"
         )
-    _log.info("%s does not say the size of its voxels: %g µm is assumed", source, _DEFAULT_UM)
+    _log.info("%s does not give its voxel size: %g µm is assumed", source, _DEFAULT_UM)
     return _DEFAULT_UM, _DEFAULT_UM, _DEFAULT_UM
 
 

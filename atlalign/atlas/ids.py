@@ -1,4 +1,4 @@
-"""Region ids: whole numbers from 0 on, where 0 is no region, kept exactly from the atlas to the tables."""
+"""Region ids: whole numbers ≥ 0, where 0 means no region; they stay exact from the atlas to the tables."""
 
 import logging
 from typing import Any
@@ -25,7 +25,7 @@ def checked_ids(values: NDArray[Any], source: str) -> NDArray[Any]:
     kind = values.dtype.kind
     if kind not in "uif":
         raise InputError(f"{source}: expected integer ids, got {values.dtype}")
-    # Up to this, neighbouring whole numbers differ in the type; NaN compares false.
+    # Up to this number, the type can hold every whole number; NaN compares false.
     largest = 2 ** (np.finfo(values.dtype).nmant + 1) if kind == "f" else _LARGEST
     wrong = ~((values >= 0) & (values <= largest))
     if kind == "f":

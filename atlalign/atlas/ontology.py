@@ -39,7 +39,7 @@ class Ontology:
     """The tree of regions.
 
     Args:
-        regions: Each with its path from the root.
+        regions: The regions, each with its path from the root.
 
     Raises:
         InputError: If two regions share an id, or a path does not end in the region itself.
@@ -76,7 +76,8 @@ class Ontology:
     def at_depth(self, labels: NDArray[Any], depth: int) -> NDArray[Any]:
         """Return labels, of any shape, with each region replaced by its ancestor at `depth`.
 
-        The data type stays, or becomes int64 if an id exceeds it. Shallower regions, 0 and unknown ids stay unchanged.
+        The data type stays the same, or becomes int64 if an id does not fit into it. Shallower regions, 0 and unknown
+        ids stay unchanged.
         """
         found, place = np.unique(labels, return_inverse=True)
         ancestors = [self._ancestor(int(label), depth) for label in found]

@@ -8,7 +8,7 @@ from atlalign.declarations import Option
 
 @dataclass(frozen=True)
 class AtlasOptions:
-    """An atlas by name, or a file with the information that it lacks; these are arguments of `open_atlas`."""
+    """An atlas by name, or a file and the information that it lacks; the fields are arguments of `open_atlas`."""
 
     atlas: Annotated[
         str | None, Option("the atlas: allen (downloaded once), phantom, or an atlas file (default: allen)")

@@ -30,7 +30,7 @@ def phantom_volume(*, shape: tuple[int, int, int], seed: int) -> tuple[NDArray[n
 
     Args:
         shape: (P, H, W).
-        seed: Another seed is another animal: shapes vary by a few per cent, the texture is drawn anew.
+        seed: Each seed gives another animal: shapes vary by a few per cent, and the texture is drawn anew.
 
     Raises:
         InputError: If there is no plane, a plane is smaller than 2×2, or the seed is negative.
@@ -145,7 +145,7 @@ def _paint(
         depth[labels[window] == 0] = -1
     label, brightness = _layered(shape.layers, depth)
     labels[window] = np.where(depth > 0, label, labels[window])
-    # The ramp is centred on the outline, except against the background, where it ends on the outline.
+    # The ramp is centred on the outline, except next to the background, where it ends at the outline.
     weight = (depth / _EDGE_MM + 0.5 * shape.inside).clip(0, 1)
     image[window] += weight * (brightness - image[window])
 
@@ -185,7 +185,7 @@ def _depth(
 def _layered(
     layers: tuple[Layer, ...], depth: NDArray[np.float32]
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Return the label and the brightness at each depth, the latter with a ramp from each layer to the next."""
+    """Return the label and the brightness at each depth; brightness changes gradually from layer to layer."""
     starts, labels, brightness = (np.array(column) for column in zip(*layers, strict=True))
     label = labels.astype(np.uint8)[np.searchsorted(starts[1:], depth, side="right")]
     ramps = (starts[1:, None] + [-_EDGE_MM / 2, _EDGE_MM / 2]).ravel()
@@ -193,5 +193,5 @@ def _layered(
 
 
 def _mirror(half: NDArray[_Value], width: int) -> NDArray[_Value]:
-    """Return the whole plane whose right side, including a middle column if there is one, is `half`."""
+    """Return the whole plane, given its right `half`, which includes the middle column if there is one."""
     return np.concatenate([half[:, ::-1][:, : width // 2], half], axis=1)

@@ -1,9 +1,9 @@
 """The anatomy of the phantom: its regions, and the ellipses that are painted one over the other.
 
-The centres, radii and tilts of the ellipses are interpolated along the anterior-posterior axis (AP). Lengths are in mm
-on a frame of 13.2 (AP, from the front) × 8 (DV, downwards) × 11.4 (ML), that of the Allen atlas, with the midline at
-x = 0. The numbers are drawn by hand, roughly as a mouse brain looks. They contain no data of any atlas, and nothing
-should be measured on them.
+The centres, radii and tilts of the ellipses are interpolated along the anterior-posterior axis (AP). Lengths are in mm,
+in the frame of the Allen atlas: 13.2 (AP, from the front) × 8 (DV, downwards) × 11.4 (ML), with the midline at x = 0.
+The numbers were chosen by hand to look roughly like a mouse brain. They come from no atlas, and are not meant for
+measurements.
 """
 
 import colorsys
@@ -288,7 +288,7 @@ _PAINT: dict[str, dict[str, Any]] = {
 
 
 def _curves() -> dict[str, NDArray[np.float64]]:
-    """Return the curves (6, keys) of each shape by its name."""
+    """Return the curves (6, keys) of each shape, by the shape's name."""
     rows: dict[str, list[list[float]]] = {}
     for line in _KEY_PLANES.strip("\n").splitlines():
         if line[0].isalpha():

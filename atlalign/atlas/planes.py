@@ -14,7 +14,7 @@ from atlalign import geometry
 from atlalign.errors import InputError
 
 Points = NDArray[np.float64]
-"""Points, one a row: (N, 2) or (N, 3)."""
+"""Points, one per row: (N, 2) or (N, 3)."""
 Point = NDArray[np.float64]
 """One point or vector: (2,) or (3,)."""
 Matrix = NDArray[np.float64]
@@ -35,12 +35,12 @@ _LEAST_UM = 50.0  # no section lies closer to the front in µm, and no brain is 
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """A plane of the atlas, perhaps oblique, with a frame of its own in mm.
+    """A plane of the atlas, possibly oblique, with its own frame in mm.
 
-    In the frame of a coronal plane x runs along ML and y along DV; `axes` names the axes for the other kinds.
+    In the frame of a coronal plane, x runs along ML and y along DV; `axes` gives the axes for any kind of plane.
 
     Attributes:
-        matrix: (3, 3), which maps (x_mm, y_mm, 1) of the frame to (AP, DV, ML) in µm.
+        matrix: (3, 3), maps (x_mm, y_mm, 1) in the frame to (AP, DV, ML) in µm.
     """
 
     matrix: Matrix
@@ -59,7 +59,7 @@ class Plane:
 
         Args:
             position_um: The position of the frame's origin along the axis that the plane cuts across.
-            origin_um: Its positions along x and y: (ML, DV) for a coronal plane.
+            origin_um: The origin's positions along x and y: (ML, DV) for a coronal plane.
             per_x: Change of the position per unit of x.
             per_y: Change of the position per unit of y.
             across: The axis that the plane cuts across: 0 for AP, 1 for DV, 2 for ML.
@@ -97,9 +97,10 @@ class Plane:
         return apply_affine(self.matrix, points_mm)
 
     def from_atlas(self, points_um: Points) -> tuple[Points, NDArray[np.float64]]:
-        """Return atlas points (N, 3), in µm, projected onto the plane along its axis, and their distances behind it.
+        """Return atlas points (N, 3), in µm, projected onto the plane, and their distances behind it.
 
-        The projections are points (N, 2) of the frame in mm. The distances (N,) are in µm, negative in front.
+        Points are projected along the axis that the plane cuts across. The projections are points (N, 2) of the frame
+        in mm. The distances (N,) are in µm, negative in front.
         """
         across, in_plane = self.across, self.matrix[self.axes]
         points_mm = (points_um[:, self.axes] - in_plane[:, 2]) @ np.linalg.inv(in_plane[:, :2]).T
@@ -110,7 +111,7 @@ class Plane:
 class Anchoring:
     """The position of a whole image in the atlas, in the convention of QuickNII and DeepSlice.
 
-    The point at the shares (s, t) in [0, 1]² of the image's width and height lies at (x, y, z) = o + s·u + t·v, in
+    The point at the fractions (s, t) in [0, 1]² of the image's width and height lies at (x, y, z) = o + s·u + t·v, in
     voxels of `GRID`. It lies in the atlas voxel (527 − ⌊y⌋, 319 − ⌊z⌋, ⌊x⌋).
 
     Attributes:
@@ -160,7 +161,7 @@ class Anchoring:
 
     @property
     def tilt(self) -> tuple[float, float]:
-        """The change of the position per unit along both axes in the plane: of AP along ML and DV, if it is coronal."""
+        """The slope of the position along both axes of the plane: for a coronal plane, of AP along ML and DV."""
         by_share = self.share_to_um[:, :2]
         per_x, per_y = np.linalg.solve(by_share[self.axes].T, by_share[self.across])
         return float(per_x), float(per_y)
@@ -174,7 +175,7 @@ class Anchoring:
         return Plane.at(position_um, origin_um, per_x=per_x, per_y=per_y, across=self.across)
 
     def um_to_pixel(self) -> Matrix:
-        """Return the map (2, 3) from positions along the plane's axes, (ML, DV) if coronal, in µm to pixels (x, y)."""
+        """Return the map (2, 3) from µm along the plane's axes, (ML, DV) if coronal, to pixels (x, y)."""
         to_share = invert_affine(self.share_to_um[self.axes])
         height, width = self.size
         return np.array([[width, 0, -0.5], [0, height, -0.5]]) @ homogeneous(to_share)
@@ -200,7 +201,7 @@ class Anchoring:
 
     @classmethod
     def of_plane(cls, plane: Plane, pixel_to_mm: Matrix, size: tuple[int, int]) -> "Anchoring":
-        """Return the anchoring of an image whose pixels `pixel_to_mm` (2, 3) maps to the frame of a plane."""
+        """Return the anchoring of an image, where `pixel_to_mm` (2, 3) maps its pixels to the frame of a plane."""
         height, width = size
         share_to_pixel = np.array([[width, 0, -0.5], [0, height, -0.5]])
         share_to_mm = pixel_to_mm @ homogeneous(share_to_pixel)
@@ -208,7 +209,7 @@ class Anchoring:
 
     @classmethod
     def of_points_um(cls, share_to_um: Matrix, size: tuple[int, int]) -> "Anchoring":
-        """Return the anchoring of an image whose `share_to_um` is this matrix (3, 3)."""
+        """Return the anchoring of an image with this `share_to_um` (3, 3)."""
         ap, dv, ml = share_to_um / GRID_UM
         last = np.array([0.0, 0.0, 1.0])
         by_share = np.stack([ml, GRID[0] * last - ap, GRID[1] * last - dv], axis=1)
@@ -236,7 +237,7 @@ def apply_affine(matrix: Matrix, points: Points) -> Points:
 
 
 def check_is_um(position_um: float, where: str) -> None:
-    """Check that a position in µm from the front of the atlas is not one in mm by mistake.
+    """Check that a position in µm from the front of the atlas was not given in mm by mistake.
 
     Raises:
         InputError: If it only makes sense in mm; the message begins with `where`.

@@ -1,6 +1,7 @@
 """The files of QuickNII, VisuAlign, DeepSlice, WebAlign and WebWarp: images anchored to the Allen atlas at 25 µm.
 
-Our own lists of the same form may also be anchored to another atlas, whose voxels they describe.
+The lists that this package writes have the same form. They may also be anchored to another atlas, whose voxels they
+describe.
 """
 
 import json
@@ -126,7 +127,7 @@ def _elements(path: Path) -> list[tuple[str, dict[str, str]]]:
 
 
 def _of_query(text: str | None) -> list[str] | None:
-    """Return the nine numbers in `ox=…&oy=…`, "" for each missing one; None if the text is empty."""
+    """Return the nine numbers in a text such as `ox=…&oy=…`, "" for each missing one; None if the text is empty."""
     if not text or not text.strip():
         return None
     numbers = dict(parse_qsl(text, keep_blank_values=True))
@@ -165,7 +166,7 @@ def _check_target(path: Path, target: Any, resolution: Any = None) -> None:
 
 
 def _warn_of_own_markers(path: Path, series: Mapping[str, Any]) -> None:
-    """Warn that markers from an earlier registration bind the next one.
+    """Warn that markers written by an earlier registration constrain the next one.
 
     VisuAlign removes the name of the aligner when it saves a file.
     """

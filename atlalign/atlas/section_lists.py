@@ -30,7 +30,7 @@ _OWN = '"aligner": "atlalign'  # marks the files that `registration.visualign` w
 
 
 class Identity(NamedTuple):
-    """The part of a section that its samples keep: the position in µm from the front, and the ids."""
+    """The part of a section that all of its samples share: the position in µm from the front, and the ids."""
 
     position_um: int
     image_id: int
@@ -49,9 +49,9 @@ class ListedSection(NamedTuple):
         missing: The reason why its file was not found; empty if it was found.
         unplaced: Whether the list does not give its position at all; `problem` says so too.
         cells: All cells of its row in a table, by column name in lower case.
-        where: The line of that row.
-        markers: VisuAlign's markers: (x, y) on the overlay of the atlas, then (x, y) in the image, in pixels of the
-            anchored image from the corner of the first one.
+        where: The line of that row, for messages.
+        markers: VisuAlign's markers: (x, y) on the overlay of the atlas, then (x, y) in the image. Both are in pixels
+            of the anchored image, from the outer corner of its first pixel.
         target: The name of the atlas to which it is anchored; empty for the Allen atlas.
     """
 
@@ -69,7 +69,7 @@ class ListedSection(NamedTuple):
 
 
 def find_list(path: Path) -> Path:
-    """Return a file unchanged, and for a folder the one list of sections in it.
+    """Return the path of a list: `path` itself if it is a file, or the one list of sections in a folder.
 
     Several files with the same name and different endings are one list if they agree. Hidden files, tables that a
     registration writes, and files that are not lists of sections are ignored. If there is another list, .tsv and .txt
@@ -106,10 +106,11 @@ def holds_list(folder: Path) -> bool:
 
 
 def read_list(path: Path, images: Path | None = None) -> list[ListedSection]:
-    """Return the sections of a list; each invalid entry has a `problem`, and each lost file a reason in `missing`.
+    """Return the sections of a list; an invalid entry has a `problem`, and one without a file says why in `missing`.
 
     A table has the columns `filename`, `p` in µm and optionally `image_id` and `dataset_id`, or the columns of
-    DeepSlice. Its CSV file does not name an atlas, which must be the Allen atlas at 25 µm. Images are not read.
+    DeepSlice. DeepSlice's CSV file names no atlas, and is taken to refer to the Allen atlas at 25 µm. Images are not
+    read.
 
     Args:
         path: The list.
@@ -158,7 +159,7 @@ def _located(sections: Sequence[ListedSection], path: Path, images: Path | None)
 
 
 def unused_positions(folder: Path) -> list[tuple[Path, list[str]]]:
-    """Return the tables in a folder that are no lists of sections but have columns of positions, with these columns.
+    """Return the tables in a folder that have columns of positions but are not lists of sections, with these columns.
 
     Tables that atlalign writes, and tables of points in an atlas, are not among them.
     """
@@ -187,7 +188,7 @@ def unused_positions(folder: Path) -> list[tuple[Path, list[str]]]:
 
 
 def _start(path: Path) -> str:
-    """Return the start of a text file, of which only Latin letters are decoded correctly."""
+    """Return the start of a text file; only its Latin letters are decoded correctly."""
     try:
         with path.open("rb") as file:
             # In UTF-16, every other byte of Latin text is 0.
@@ -217,7 +218,7 @@ def _check_agreement(path: Path, other: Path) -> None:
 
 
 def _warn_of_contradictions(path: Path) -> None:
-    """Log a warning if the same list in another format, beside it, places sections otherwise."""
+    """Log a warning if the same list in another format, beside this one, places sections differently."""
     for ending in LIST_ENDINGS:
         other = path.with_suffix(ending)
         if other == path or not other.is_file() or not _looks_like_a_list(other, _start(other)):
@@ -226,13 +227,13 @@ def _warn_of_contradictions(path: Path) -> None:
             differing = _differing(path, other)
             if differing:
                 _log.warning(
-                    "%s: %s beside it places %s otherwise, such as %s; only %s is used",
+                    "%s: %s beside it places %s differently, such as %s; only %s is used",
                     *(path, other.name, counted(len(differing), "section"), differing[0].name, path.name),
                 )
 
 
 def _differing(path: Path, other: Path) -> list[Path]:
-    """Return the images that only one of two lists names, or that they place otherwise."""
+    """Return the images that only one of two lists names, or that the lists place differently."""
     placed, otherwise = (
         {section.path: section for section in _LIST_READERS[file.suffix.lower()](file)}
         for file in (path, other)
@@ -275,7 +276,7 @@ def _read_table(path: Path) -> list[ListedSection]:
 
 
 def _filled(rows: Iterable[tuple[int, dict[str, str]]]) -> list[tuple[int, dict[str, str]]]:
-    """Return the rows of a table that are not empty, and that the user has not excluded."""
+    """Return the rows of a table that are neither empty nor excluded by the user."""
     return [
         (line, cells)
         for line, cells in rows
@@ -293,7 +294,7 @@ def _deepslice_entry(cells: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _anchored_section(where: str, entry: Any, place: int, target: Target = _ALLEN) -> ListedSection:
-    """Return the section of an entry in QuickNII's form, with an anchoring in the voxels of a target."""
+    """Return the section in an entry of QuickNII's form, whose anchoring is in the voxels of a target."""
     named = _named_section(where, entry, place)
     if named.problem:
         return named
@@ -344,10 +345,10 @@ def _named_section(where: str, entry: Any, place: int) -> ListedSection:
 
 
 def read_anchoring(entry: Mapping[str, Any], target: Target = _ALLEN) -> Anchoring:
-    """Return the anchoring of an entry in QuickNII's form, in the voxels of a target.
+    """Return the anchoring in an entry of QuickNII's form, which is in the voxels of a target.
 
     Raises:
-        InputError: If it has no anchoring, or an impossible one, or no image size.
+        InputError: If the entry lacks an anchoring or an image size, or its anchoring is impossible.
     """
     given = entry.get("anchoring")
     if not isinstance(given, list) or len(given) != 9:
@@ -364,10 +365,10 @@ def read_anchoring(entry: Mapping[str, Any], target: Target = _ALLEN) -> Anchori
 
 
 def read_markers(found: Any, where: str = "markers") -> tuple[tuple[float, ...], ...]:
-    """Return a list of four numbers each, as VisuAlign's markers are; None is an empty list.
+    """Return VisuAlign's markers, a list of four numbers each; None is an empty list.
 
     Raises:
-        InputError: If it is something else, or a number is not finite.
+        InputError: If `found` is something else, or a number is not finite.
     """
     if not isinstance(found, list | None):
         raise InputError(f"{where}: expected a list of markers with four numbers each, found {shown(found)}")

@@ -1,4 +1,4 @@
-"""The voxels that are the unit of a file's anchorings: those of the atlas to which its images are anchored."""
+"""The voxels in which a file expresses its anchorings: those of the atlas to which its images are anchored."""
 
 import math
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from atlalign.errors import InputError
 from atlalign.io.cells import shown
 
 ALLEN = "ABA_Mouse_CCFv3_2017_25um.cutlas"
-"""QuickNII's name of the Allen Mouse Brain CCFv3, whose voxels are those of `GRID`."""
+"""QuickNII's name for the Allen Mouse Brain CCFv3, whose voxels are those of `GRID`."""
 
 VOXELS = "voxels"
-"""The key that describes the voxels of another atlas in our own files."""
+"""The key that describes the voxels of another atlas in files of this package."""
 
 _ALLEN_ROOT = 997  # the id of the whole brain in the Allen ontology
 _SAME_UM = 1.0
@@ -53,7 +53,7 @@ class Target:
         """Return the voxels that a file describes.
 
         Raises:
-            InputError: If the description is not three positive sizes, counts and a corner.
+            InputError: If the description lacks three positive sizes, three counts or a corner.
         """
         described = voxels if isinstance(voxels, Mapping) else {}
         keys = ("shape", "size_um", "corner_um")
@@ -64,7 +64,7 @@ class Target:
 
     @classmethod
     def of_head(cls, head: Mapping[str, Any], where: str) -> "Target":
-        """Return the voxels that the head of one of our own files describes, see `to_json`.
+        """Return the voxels that the head of a file of this package describes, see `to_json`.
 
         Files without a description are anchored to the Allen atlas.
 
@@ -76,7 +76,7 @@ class Target:
         return cls.of_json(str(head.get("target")), head[VOXELS], f"{where}: {VOXELS}")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the head of a file whose anchorings are in these voxels."""
+        """Return the head of a file whose anchorings are in these voxels: a description of the voxels."""
         if self.name == ALLEN:
             return {"target": ALLEN}
         voxels = {
@@ -105,7 +105,7 @@ class Target:
         return Anchoring.of_points_um(share_to_um, (2, 2)).vectors
 
     def _corner(self) -> Matrix:
-        """Return the corner in the column of a matrix (3, 3) that does not depend on (s, t)."""
+        """Return a matrix (3, 3) with the corner in its last column, which does not depend on (s, t)."""
         return np.outer(self.corner_um, (0.0, 0.0, 1.0))
 
 

@@ -22,7 +22,7 @@ _THUMBNAIL = 64
 
 
 class _Array(Protocol):
-    """What numpy arrays, memory maps and h5 datasets have in common."""
+    """The interface that numpy arrays, memory maps and h5 datasets share."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -33,7 +33,7 @@ class _Array(Protocol):
 
 @dataclass(frozen=True)
 class Volume:
-    """Planes (P, H, W) that may still be in a file; `source` names them in messages."""
+    """Planes (P, H, W) that may not have been read from their file yet; `source` names them in messages."""
 
     array: _Array
     source: str
@@ -78,7 +78,7 @@ class VolumeFile(NamedTuple):
 
     Attributes:
         array: In the file's own order of axes.
-        source: Names it in messages.
+        source: The name of the volume in messages.
         header: The file's information on its voxels.
     """
 
@@ -90,8 +90,8 @@ class VolumeFile(NamedTuple):
 def open_volume(path: Path, dataset: str, files: ExitStack) -> VolumeFile:
     """Return the volume in a file; `files` closes it.
 
-    The axes have the order of the header in .nrrd, .nii and .mha, which ITK's arrays have reversed; pages, rows,
-    columns in .tif; the array's order in .h5 and .npy. For a file without a header of its own, BrainGlobe's
+    The axes of .nrrd, .nii and .mha have the order of the header, which ITK's arrays reverse. Those of .tif are pages,
+    rows and columns; those of .h5 and .npy have the array's order. For a file without a header of its own, BrainGlobe's
     metadata.json beside it is used.
 
     Raises:
@@ -146,7 +146,7 @@ def _read_tiff(path: Path, dataset: str, files: ExitStack) -> tuple[_Array, Head
         series = max(file.series, key=lambda one: one.size)  # a label or thumbnail may come first
         check_size(str(path), series.shape, series.dtype.itemsize)
         if "S" in series.axes:
-            raise InputError(f"{path}: expected a grey value a voxel, found colours: axes {series.axes}")
+            raise InputError(f"{path}: expected one grey value per voxel, found colours (axes {series.axes})")
         return series.asarray().squeeze(), tiff_header(path, file, series)
 
 
@@ -160,7 +160,9 @@ def _read_itk(path: Path, dataset: str, files: ExitStack, *, format_: str) -> tu
     reader.ReadImageInformation()
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
     if len(size) != 3 or components != 1:
-        raise InputError(f"{path}: expected 3 axes, got sizes {size} of {components} values a voxel")
+        raise InputError(
+            f"{path}: expected 3 axes and one value per voxel, got sizes {size} and {components} values per voxel"
+        )
     bytes_each = sitk.Image([1, 1, 1], reader.GetPixelIDValue()).GetSizeOfPixelComponent()
     check_size(str(path), size, bytes_each)
     if format_ == "NiftiImageIO":
@@ -169,7 +171,7 @@ def _read_itk(path: Path, dataset: str, files: ExitStack, *, format_: str) -> tu
 
 
 def _check_length(path: Path, least: int) -> None:
-    """Check that a NIfTI file is complete: ITK reads the missing part of a truncated file as zeros."""
+    """Check that a NIfTI file is complete, because ITK reads the missing part of a truncated file as zeros."""
     length = path.stat().st_size
     if path.suffix.lower() == ".gz":
         with GzipFile(path) as file:

@@ -20,7 +20,7 @@ def load_template(volume: Volume, shape: tuple[int, int]) -> tuple[Tensor, float
     """Return the template as uint8 (P, *shape) and its intensity scale, reading each plane once."""
     brightness = _Brightness(int(np.prod(volume.array.shape)))
     is_own_shape = volume.array.shape[1:] == shape
-    # The file's own type until the scale is known: as floats, a large atlas would need four times the final memory.
+    # Keep the file's own type until the scale is known: as floats, a large atlas would need four times the memory.
     resized = np.empty((volume.array.shape[0], *shape), volume.array.dtype if is_own_shape else np.float32)
     for planes, block in volume.blocks():
         _check_intensities(block, planes.start, volume.source)

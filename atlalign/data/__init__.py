@@ -1,4 +1,4 @@
-"""Batches for training from an h5 data set: the file's contract, data modules, and intensity augmenters."""
+"""Batches for training from an h5 data set: the form of the file, data modules, and intensity augmenters."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name, and with it Lightning or albumentations, only when it is used."""
+    """Import a public name only when it is used, because it may import Lightning or albumentations."""
     if name in _MODULES:
         return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

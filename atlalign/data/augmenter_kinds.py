@@ -1,4 +1,4 @@
-"""The two kinds of augmenter, of single images and of batches, and the refusal of augmenters that move pixels."""
+"""The two kinds of augmenters, for single images and for batches; augmenters that move pixels are refused."""
 
 import random
 import sys
@@ -16,7 +16,7 @@ from atlalign.errors import InputError
 
 
 class ImageAugmenter:
-    """Augments one image at a time on the CPU, where it is loaded; a seed gives the same result in each process."""
+    """Augments one image at a time on the CPU, where it is loaded; a seed gives the same result in every process."""
 
     def __init__(self, augment: Callable[[Image, int], Any], *, name: str) -> None:
         """Keep the function `augment(image, seed)` and the configuration's key for messages."""
@@ -24,11 +24,11 @@ class ImageAugmenter:
         self.name = name
 
     def __call__(self, image: Image, *, seed: int) -> Image:
-        """Return `image`, float32 (H, W) in [0, 1], augmented: a new array of the same kind.
+        """Return `image`, float32 (H, W) in [0, 1], augmented, as a new array of the same kind.
 
         Args:
-            image: The image, which does not change.
-            seed: A number ≥ 0 that decides all randomness. The two augmenters of a pair need two seeds.
+            image: The image, which is not changed in place.
+            seed: A number ≥ 0 that determines all randomness. The two augmenters of a pair need different seeds.
 
         Raises:
             InputError: If the augmenter returns another shape, another type than floats, or non-finite values.
@@ -67,12 +67,13 @@ class BatchAugmenter(nn.Module):
 def as_augmenter(augmenter: object, *, name: str = "augment") -> ImageAugmenter | BatchAugmenter | None:
     """Return a configured object as one of the two kinds of augmenter; None stays None.
 
-    An `nn.Module` (kornia's augmentations and containers are modules) works on batches (B, 1, H, W) on the device; an
-    albumentations transform, and any other callable, on single float32 arrays (H, W). Both get and return [0, 1].
+    An `nn.Module`, such as kornia's augmentations and containers, works on batches (B, 1, H, W) on the device. An
+    albumentations transform, or any other callable, works on single float32 arrays (H, W). Both receive and return
+    intensities in [0, 1].
 
     Args:
         augmenter: None, a module, an albumentations transform or pipeline, or a callable.
-        name: The configuration's key, for messages.
+        name: The key in the configuration, for messages.
 
     Raises:
         InputError: If it is none of these, or contains a transform that moves pixels.
@@ -91,7 +92,7 @@ def as_augmenter(augmenter: object, *, name: str = "augment") -> ImageAugmenter 
 
 @dataclass(frozen=True)
 class _Albumentations:
-    """An albumentations transform as a function of image and seed."""
+    """An albumentations transform, called with an image and a seed."""
 
     transform: Any
 
@@ -104,7 +105,7 @@ class _Albumentations:
 
 @dataclass(frozen=True)
 class _Function:
-    """A plain function of an image as one of image and seed."""
+    """A plain function of an image, called with an image and a seed."""
 
     function: Callable[[Image], Any]
 
@@ -177,13 +178,13 @@ def _moves_albumentations(part: object) -> bool:
     import albumentations as A
     from albumentations.augmentations.dropout.transforms import BaseDropout
 
-    # Dual transforms change images and masks together; these ones only drop pixels or do nothing.
+    # Dual transforms change images and masks together; the ones listed here only drop pixels or do nothing.
     stays = (BaseDropout, A.PixelDropout, A.MaskDropout, A.NoOp)
     return isinstance(part, A.DualTransform) and not isinstance(part, stays)
 
 
 def _is_albumentations(part: object) -> bool:
-    # If albumentations is not loaded, it did not build the object.
+    # If albumentations has not been imported, the object is not one of its transforms.
     if "albumentations" not in sys.modules:
         return False
     import albumentations as A

@@ -1,4 +1,4 @@
-"""Intensity augmentation: random changes of brightness and texture that leave every pixel where it is.
+"""Intensity augmentation: random changes of brightness and texture that move no pixel.
 
 Two pipelines have the same eleven operations: `augmenter_1` for single images on the CPU (albumentations), and
 `kornia_1` for batches on the device. Images are float32 in [0, 1].
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from atlalign.errors import InputError
 
-# On import, albumentations asks PyPI for its newest version; without a network this costs two seconds and a warning.
+# On import, albumentations asks PyPI for its newest version; offline, this takes two seconds and logs a warning.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 Taps = NDArray[np.float32]
@@ -54,7 +54,7 @@ _IDENTITY = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]], np.float32)
 
 
 def kept_pixels(fraction: float, shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Return the mask (H, W) of the pixels that coarse dropout keeps; each cell of a grid stays with 1 − `DROPPED`.
+    """Return the mask (H, W) of the pixels that coarse dropout keeps: each grid cell with probability 1 − `DROPPED`.
 
     The grid has `fraction` · H by `fraction` · W cells, but at least 3 × 3: a single cell would black out the image.
     """
@@ -64,7 +64,7 @@ def kept_pixels(fraction: float, shape: tuple[int, int], rng: np.random.Generato
 
 
 def blended_kernels(name: str, share: NDArray[np.float32]) -> Taps:
-    """Return the kernels (B, 3, 3) of `(1 − share) · image + share · effect` for each `share` (B,)."""
+    """Return the kernels (B, 3, 3) that compute `(1 − share) · image + share · effect` for each `share` (B,)."""
     weight = share.reshape(-1, 1, 1)
     return (1 - weight) * _IDENTITY + weight * _EFFECTS[name]
 
@@ -143,7 +143,7 @@ def _image_operations() -> list[Any]:
 
 
 def _image_operation(function: Callable[..., Image], draw: Callable[..., Any]) -> Any:
-    """Return the albumentations transform of an image to `function(image, draw(rng, shape))`, clipped to [0, 1]."""
+    """Return the albumentations transform from an image to `function(image, draw(rng, shape))`, clipped to [0, 1]."""
     import albumentations as A
 
     class Operation(A.ImageOnlyTransform):  # type: ignore[misc]
@@ -155,7 +155,7 @@ def _image_operation(function: Callable[..., Image], draw: Callable[..., Any]) -
         def apply(self, img: Image, drawn: Any, **_: Any) -> Image:
             return np.clip(function(img, drawn), 0, 1)
 
-        # Pickle cannot find this class by name, because a function defines it to import albumentations late.
+        # Pickle cannot find this class by name, because it is defined in a function, to import albumentations late.
         def __reduce__(self) -> tuple[Any, ...]:
             return _image_operation, (function, draw), self.__dict__
 
@@ -203,7 +203,7 @@ def _linear_contrast(image: Image, gain: float) -> Image:
 
 
 class IntensityDraw(NamedTuple):
-    """The operation on each image of a batch: three small tensors on the CPU, which any device can replay."""
+    """The operation on each image of a batch: three small tensors on the CPU; any device can apply it."""
 
     operation: Tensor
     """(B,) int64: the position in `RANGES`; −1 for no operation."""
@@ -219,7 +219,7 @@ def draw_intensity(batch_size: int, p: float) -> IntensityDraw:
     With probability `p`, an image gets exactly one of the eleven operations of `RANGES`.
     """
     changed = torch.rand(batch_size) < p
-    # The two blurs share one chance.
+    # The two blurs together are as probable as any other operation.
     chances = torch.tensor([0.5 if "blur" in name else 1.0 for name in RANGES])
     operation = torch.multinomial(chances, batch_size, replacement=True)
     unused = (0.0, 0.0)
@@ -232,7 +232,7 @@ def draw_intensity(batch_size: int, p: float) -> IntensityDraw:
 def apply_intensity(images: Tensor, draw: IntensityDraw) -> Tensor:
     """Return `images` (B, 1, H, W) after the operations of `draw`, clipped to [0, 1].
 
-    Each operation runs once, on the images that drew it.
+    Each operation runs once, on all images that it was drawn for.
     """
     augmented = images.clone()
     for index, name in enumerate(RANGES):

@@ -1,4 +1,4 @@
-"""The data modules: they split samples into training and validation, and load them as batches."""
+"""The data modules, which split samples into training and validation, and load them as batches."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -35,8 +35,8 @@ _MOST_WORKERS = 8  # per process: enough to keep the fastest GPU busy
 class DeviceDataModule(pl.LightningDataModule, ABC):
     """The common base of the data modules: samples that become batches on the device.
 
-    The `setup` of a subclass sets `train_dataset`, `val_dataset`, and the indexes of the samples in use, `train_split`
-    and `val_split`. Its `complete` makes the batch.
+    A subclass defines `setup`, which sets `train_dataset`, `val_dataset` and the indexes of the samples in use,
+    `train_split` and `val_split`. It also defines `complete`, which makes the batch.
 
     Args:
         atlas: The atlas at the working size.
@@ -44,14 +44,14 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         batch_size: Samples per step. Training drops the last partial batch of an epoch.
         shuffle: Draw a new order in each epoch.
         num_workers: Number of loader processes; 0 loads in the training process. None means 0 on a CPU, where training
-            needs the cores, and otherwise the number of free cores, at most 8.
+            itself needs the cores. On a GPU it means the number of free cores, at most 8.
         multiprocessing_context: How workers start: "fork", "spawn", "forkserver", or None for the system's default.
         return_inverse: Load the inverse fields too, for networks that predict them.
-        augment: Augmenters for training batches under the keys "moving" and "reference"; anything that
-            `atlalign.data.augmenter_kinds.as_augmenter` takes.
+        augment: Augmenters for training batches under the keys "moving" and "reference", in any form that
+            `atlalign.data.augmenter_kinds.as_augmenter` accepts.
         split_seed: Seed of the validation split. It is separate from `seed`, so that the runs of a sweep over `seed`
             are comparable.
-        seed: Seed of order and augmentation.
+        seed: Seed of the order of samples and of augmentation.
     """
 
     train_dataset: Dataset[Any]
@@ -111,10 +111,10 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         moving_augmenter: BatchAugmenter | None = None,
         reference_augmenter: BatchAugmenter | None = None,
     ) -> RegistrationBatch:
-        """Return the batch of collated samples, on the device where they are."""
+        """Return the complete batch of collated samples, on the same device."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the training batches, to be completed on the device; a resumed run continues where it stopped."""
+        """Return the training batches, which the device completes later; a resumed run continues where it stopped."""
         epoch, n_batches = self._place()
         sampler = self._sampler(
             self.train_split, shuffle=self.shuffle, even=True, epoch=epoch, start=n_batches * self.batch_size
@@ -122,7 +122,7 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         return self._loader(self.train_dataset, sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Return the validation batches, never augmented or shuffled."""
+        """Return the validation batches, which are never augmented or shuffled."""
         return self._loader(self.val_dataset, self._sampler(self.val_split, shuffle=False), drop_last=False)
 
     def examples(self, n: int) -> RegistrationBatch:
@@ -191,8 +191,8 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
         n_processes = self._processes()[1]
         if len(self.train_split) < self.batch_size * n_processes:
             raise InputError(
-                f"data.batch_size: expected enough samples for {self.batch_size} per step on {n_processes} "
-                f"process(es), but only {origin}"
+                f"data.batch_size: expected at least {self.batch_size * n_processes} training samples, "
+                f"{self.batch_size} for each of {n_processes} process(es), found {origin}"
             )
         if len(self.val_split) < n_processes:
             raise InputError(
@@ -200,7 +200,7 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
             )
 
     def _place(self) -> tuple[int, int]:
-        """Return the next epoch, and the number of its batches that were used before the run was stopped."""
+        """Return the epoch to train next, and the number of its batches that a stopped run has already used."""
         if self.trainer is None:
             return 0, 0
         loop = self.trainer.fit_loop
@@ -212,15 +212,16 @@ class DeviceDataModule(pl.LightningDataModule, ABC):
 
 
 class RegistrationDataModule(DeviceDataModule):
-    """Batches of an h5 data set, split so that copies of one image never train and validate.
+    """Batches of an h5 data set, split so that no image is used for both training and validation.
 
-    Images and fields are resized to the atlas.
+    Images and fields are resized to the size of the atlas.
 
     Args:
         path: The h5 file (`atlalign validate FILE` checks it).
-        val_fraction: Fraction of the image_ids that validate, if no indexes are given.
-        train_indexes: Training samples, a list or an .npy file; None for all that share no image with validation.
-        val_indexes: Validation samples, likewise.
+        val_fraction: Fraction of the image_ids that are used for validation, if no indexes are given.
+        train_indexes: Indexes of the training samples, a list or an .npy file; None for all that share no image with
+            the validation samples.
+        val_indexes: Indexes of the validation samples, likewise.
         dark_ground: Convert dark tissue on a bright slide to bright on dark, as `atlalign register` does; None means
             False.
         others: The arguments of `DeviceDataModule`.
@@ -273,7 +274,9 @@ class RegistrationDataModule(DeviceDataModule):
             val_fraction=self.val_fraction,
             seed=self.split_seed,
         )
-        self._check_enough_to_train(f"{len(self.train_split)} of {len(dataset)} samples of {self.path} train")
+        self._check_enough_to_train(
+            f"{len(self.train_split)} of {len(dataset)} samples of {self.path} for training"
+        )
 
     def fingerprints(self) -> dict[str, str]:
         """Return the SHA-256 of the atlas at the working size and of the file."""
@@ -309,11 +312,11 @@ def split_samples(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the indexes of the training and validation samples, which never share an image_id.
 
-    If neither split is given, a fraction `val_fraction` of the image_ids, drawn by `seed`, validates. If one is given,
-    the other is all samples of other images.
+    If neither split is given, a fraction `val_fraction` of the image_ids, drawn by `seed`, is used for validation. If
+    only one is given, the other consists of all samples of other images.
 
     Raises:
-        InputError: If an index is not that of a sample, the given splits share images, or a split is empty.
+        InputError: If there is no sample with a given index, the given splits share images, or a split is empty.
     """
     train = None if train_indexes is None else _read_indexes(train_indexes, len(image_ids), "train_indexes")
     val = None if val_indexes is None else _read_indexes(val_indexes, len(image_ids), "val_indexes")

@@ -46,7 +46,7 @@ class RegistrationBatch(NamedTuple):
 
 
 class RawSample(TypedDict, total=False):
-    """One sample as read: images (1, H, W), uint8 or float32; fields (h, w, 2), float16 and of the file's size."""
+    """One sample as read: images (1, H, W), uint8 or float32; fields (h, w, 2), float16, at the size in the file."""
 
     reference: Tensor
     moving: Tensor
@@ -67,18 +67,18 @@ class SampleKey(NamedTuple):
 class SeededSampler(Sampler[SampleKey]):
     """Yields the keys of samples in an order that depends only on seed and epoch.
 
-    The processes take turns: together, their batches of B samples are the batch of `world_size` · B samples that one
-    process would get.
+    The processes take samples in turn. Together, their batches of B samples are the batch of `world_size` · B samples
+    that a single process would get.
 
     Args:
         indexes: The samples of the split.
         seed: The run's seed.
         shuffle: Draw a new order in each epoch.
-        rank: The number of this process, which gets one sample in `world_size`.
+        rank: The number of this process, which gets one of every `world_size` samples.
         world_size: The number of processes.
         even: Drop the last samples, so that each process gets the same number.
         epoch: The first epoch.
-        start: The number of samples of that epoch that this process already had before the run was stopped.
+        start: The number of samples in that epoch that this process had already used when the run was stopped.
     """
 
     def __init__(
@@ -101,11 +101,11 @@ class SeededSampler(Sampler[SampleKey]):
         self.starts = {epoch: start}
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next pass; Lightning calls this before each."""
+        """Set the epoch of the next pass; Lightning calls this before each pass."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Return the number of samples in a whole epoch; Lightning expects it for a resumed one too."""
+        """Return the number of samples in a whole epoch, which Lightning also expects for a resumed one."""
         return len(self.places)
 
     def __iter__(self) -> Iterator[SampleKey]:
@@ -123,10 +123,10 @@ class RegistrationDataset(Dataset[RawSample]):
 
     Args:
         path: The h5 file, already checked.
-        atlas: Gives the reference section at each sample's position, at the working size.
+        atlas: The atlas at the working size; it provides the reference section at each sample's position.
         return_inverse: Read the inverse fields too.
         dark_ground: Convert moving images to bright tissue on a background of 0, as `atlalign register` does. An image
-            whose background is 0 already stays as it is.
+            that already has a background of 0 is not changed.
         moving_augmenter: Applied to the moving image at the working size.
         reference_augmenter: Applied to the reference image.
     """
@@ -194,7 +194,7 @@ def complete(
     moving_augmenter: BatchAugmenter | None = None,
     reference_augmenter: BatchAugmenter | None = None,
 ) -> RegistrationBatch:
-    """Return the batch of collated raw samples: floats, fields at the images' size, the registered image.
+    """Return the complete batch of collated raw samples: floats, fields at the images' size, and registered images.
 
     This runs on the device of the samples. Warping a batch there is much cheaper than warping samples in workers.
     """

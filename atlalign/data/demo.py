@@ -20,24 +20,25 @@ from atlalign.geometry.random_fields import invertible_field
 from atlalign.io.files import written_whole
 
 _SMALLEST_TISSUE_SHARE = 0.1
-# The sizes are a little more than promised, since float16 rounds.
+# The sizes are slightly larger than promised, because float16 rounds.
 _FIELDS = {"mean_fraction": 0.0202, "largest_fraction": 0.0606, "spacing": 0.25}
 _TISSUE_INTENSITY = 25
 _BYTES_A_PIXEL = 16  # of a field and its inverse
 
 
 class DemoDataModule(RegistrationDataModule):
-    """A data module on demo data, which it writes on first use.
+    """A data module for demo data, which it writes on first use.
 
     Each sample is an atlas section R and a field u with the inverse w. The moving image is R(p + w(p)), so the moving
     image warped by u is R again. The mean displacement of a field is at least 2 % of the width, and the largest at
-    least 6 %. All samples of a section share its image_id, so a section never trains and validates.
+    least 6 %. All samples of a section share its image_id, so that no section is used for both training and validation.
 
     Args:
         folder: Folder of the h5 file. The file's name depends on the atlas, its size and the arguments below.
         n_sections: Number of atlas sections, all from different planes.
         fields_per_section: Number of deformations per section.
-        deformation: "smooth" (diffeomorphic random fields), "affine", or "affine_smooth" (both, each as large).
+        deformation: "smooth" (diffeomorphic random fields), "affine", or "affine_smooth" (both; each reaches these
+            sizes).
         atlas: The atlas at the working size.
         data_seed: Seed of sections and fields.
         others: The arguments of `RegistrationDataModule`.

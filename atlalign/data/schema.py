@@ -1,4 +1,4 @@
-"""The contract of the h5 files: the required arrays, the check of a file, and the creation of a new one."""
+"""The form of the h5 files: the required arrays, the checks of a file, and the creation of a new file."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ class FileSummary(NamedTuple):
 
 
 def structure_problems(path: str | Path) -> list[str]:
-    """Return the problems of the file's arrays: presence, shape, dtype and length. This is fast at any file size."""
+    """Return the problems of the file's arrays: presence, shape, dtype and length. It is fast for any file size."""
     opened = _open_problem(Path(path))
     if opened:
         return [opened]
@@ -116,7 +116,7 @@ def content_problems(path: str | Path, extent_um: float) -> Iterator[str]:
 
 
 def atlas_of(path: Path) -> str:
-    """Return the name of the atlas that the file's sections come from; empty if the file does not say."""
+    """Return the name of the atlas that the file's sections come from; empty if the file does not name it."""
     with h5py.File(path, "r") as file:
         named = (_attribute(file, name) for name in ("origin", "atlas"))
         return next((name for name in named if isinstance(name, str) and name), "")
@@ -125,8 +125,8 @@ def atlas_of(path: Path) -> str:
 def doubts(path: str | Path) -> list[str]:
     """Return doubtful contents of a valid file; the fields of up to 16 samples are examined.
 
-    Inverses are judged by the median over the pixels that stay on the image, because those of the Keras package are
-    wrong at the border and right elsewhere.
+    Inverse fields are judged by the median over the pixels that stay inside the image, because the inverse fields of
+    the Keras package are wrong only at the border.
     """
     with h5py.File(path, "r") as file:
         images = np.unique(file["image_id"])
@@ -135,7 +135,7 @@ def doubts(path: str | Path) -> list[str]:
         for sample in chosen:
             for doubt in _doubts_about_fields(file["deltas_xy"][sample], file["inv_deltas_xy"][sample]):
                 found.setdefault(doubt, []).append(sample)
-    alone = [f"image_id: all samples are of image {images[0]}, so none can validate"]
+    alone = [f"image_id: all samples are of image {images[0]}, so none can be held out for validation"]
     return alone * (len(images) == 1) + [f"{doubt} in {_listing('sample', s)}" for doubt, s in found.items()]
 
 
@@ -147,11 +147,11 @@ def summarize(path: str | Path) -> FileSummary:
 
 
 def validate(path: str | Path, extent_um: float | None = None) -> FileSummary:
-    """Check structure and contents, even of a file that passed before, and warn of doubtful contents.
+    """Check structure and contents, even of a file that has passed before, and log a warning for doubtful contents.
 
     Args:
         path: The h5 file.
-        extent_um: Positions `p` must lie in [0, extent_um]; None is `extent_of` the file.
+        extent_um: Positions `p` must lie in [0, extent_um]; None stands for the extent of the file's atlas.
 
     Raises:
         InputError: If the file is invalid; the message lists every problem, one per line.
@@ -165,7 +165,7 @@ def validate(path: str | Path, extent_um: float | None = None) -> FileSummary:
 
 
 def check_once(path: str | Path, extent_um: float | None = None) -> FileSummary:
-    """Check like `validate`, but skip the contents if the file, by its size and time, has passed before."""
+    """Check like `validate`, but skip the contents of a file that has passed before and has the same size and time."""
     extent_um = _extent_in(path, extent_um)
     marker = _passed_marker(Path(path), extent_um)
     if not marker.exists():
@@ -190,11 +190,11 @@ def invalid_file(path: str | Path, problems: list[str]) -> InputError:
 def create(
     path: str | Path | IO[bytes], n_samples: int, image_shape: tuple[int, int], **attributes: Any
 ) -> h5py.File:
-    """Create a file with the contract's arrays, to be filled by the caller; `attributes` record its origin.
+    """Create a file with the required arrays, which the caller fills; `attributes` record its origin.
 
-    One sample is one chunk, so random access reads nothing else. Samples are byte-shuffled and compressed
-    with gzip at its fastest (benchmarks/storage.py). Equal samples give equal bytes. LZF would not: it starts
-    from an uninitialised hash table (`INIT_HTAB 0` in h5py's lzfP.h).
+    One sample is one chunk, so random access reads nothing else. Samples are byte-shuffled and compressed with gzip at
+    its fastest (benchmarks/storage.py). Equal samples give equal bytes. With LZF they would not, because it starts from
+    an uninitialised hash table (`INIT_HTAB 0` in h5py's lzfP.h).
 
     Raises:
         InputError: If the images are too small for a valid file; no file is created.
@@ -235,7 +235,7 @@ def _open_problem(path: Path) -> str | None:
 
 
 def _arrays(file: h5py.File) -> tuple[dict[str, h5py.Dataset], list[str]]:
-    """Return the arrays of the contract whose values lie in the file, and the problems of the others."""
+    """Return the required arrays whose values are stored in the file, and the problems of the others."""
     arrays: dict[str, h5py.Dataset] = {}
     problems: list[str] = []
     for name, spec in CONTRACT.items():
@@ -267,7 +267,7 @@ def _array_problems(name: str, array: h5py.Dataset) -> list[str]:
 
 
 def _size_problems(name: str, array: h5py.Dataset) -> Iterator[str]:
-    """Yield a problem if an array is implausibly large, per sample or compared with its bytes in the file."""
+    """Yield a problem if an array is implausibly large, either per sample or compared with its bytes in the file."""
     in_memory = array.shape[1:] if array.ndim > 1 else array.shape
     try:
         check_size(name, in_memory, array.dtype.itemsize)
@@ -292,7 +292,7 @@ def _agreement_problems(arrays: dict[str, h5py.Dataset]) -> list[str]:
         problems.append(f"image sizes differ: {listing}")
     elif sizes and min(next(iter(sizes.values()))) < SMALLEST_SIDE_PX:
         size = "×".join(map(str, next(iter(sizes.values()))))
-        problems.append(f"expected images of at least {SMALLEST_SIDE_PX} px a side, found {size}")
+        problems.append(f"expected images of at least {SMALLEST_SIDE_PX} px per side, found {size}")
     return problems
 
 

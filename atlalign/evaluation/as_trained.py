@@ -12,7 +12,7 @@ from atlalign.errors import InputError
 from atlalign.models import ModelOrigin
 
 _SPLIT_KEYS = ("val_fraction", "train_indexes", "val_indexes", "split_seed")
-# Atlas functions that a checkpoint may call, with plain arguments; its file is not trusted to name anything else.
+# Atlas functions that a checkpoint may call, with plain arguments. It may name nothing else, as files are not trusted.
 _ATLASES = {
     f"atlalign.atlas.atlas.{make.__name__}": make for make in (phantom_atlas, file_atlas, allen_atlas)
 }
@@ -23,7 +23,7 @@ _GIVE_ATLAS = (
 
 
 def as_trained(config: DictConfig, origin: ModelOrigin) -> DictConfig:
-    """Return the configuration with missing data settings as the network was trained, and print these settings."""
+    """Return the configuration with its missing data settings taken from the network's training, and print them."""
     data = config.data
     found: dict[str, Any] = {}
     if data.image_shape is None:
@@ -44,7 +44,7 @@ def as_trained(config: DictConfig, origin: ModelOrigin) -> DictConfig:
 def on_an_atlas(config: DictConfig, origin: ModelOrigin) -> DictConfig:
     """Return the configuration with the network's training atlas if none is configured, and print the choice.
 
-    If the model does not record its atlas, the phantom is used, which only fits sections of the phantom.
+    If the model does not record its atlas, the phantom is used, which is correct only for sections of the phantom.
 
     Raises:
         InputError: If the atlas file is missing, or the atlas does not come from this package.
@@ -78,7 +78,7 @@ def on_an_atlas(config: DictConfig, origin: ModelOrigin) -> DictConfig:
 def _plain_arguments(
     trained: Mapping[str, Any], make: Callable[..., Atlas], checkpoint: str
 ) -> dict[str, Any]:
-    """Return a configuration's values for the arguments of `make`; only numbers and plain strings are allowed."""
+    """Return the values that a configuration gives to the arguments of `make`; only plain values are allowed."""
     of_evaluation = ("image_shape", "with_annotation")
     taken = [key for key in inspect.signature(make).parameters if key not in of_evaluation]
     known = {key: trained[key] for key in taken if key in trained}
@@ -91,7 +91,7 @@ def _plain_arguments(
 def check_like_training(config: DictConfig, origin: ModelOrigin) -> None:
     """Raise an InputError if the checkpoint was trained at another size, or on another split of the same data.
 
-    Otherwise, training samples would be mistaken for samples that the network has never seen.
+    Otherwise, training samples would be mistaken for samples that the network has not seen.
     """
     shape = tuple(config.data.image_shape)
     if origin.image_shape not in (None, shape):

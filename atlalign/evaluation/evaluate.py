@@ -47,7 +47,7 @@ def evaluate(config: DictConfig) -> Path:
     """Evaluate as `conf/evaluate.yaml` describes and return the folder with tables and report.
 
     Raises:
-        InputError: If the configuration, the model or the data are invalid; then nothing is written.
+        InputError: If the configuration, the model or the data are invalid; nothing is written in this case.
     """
     # Missing values are reported here by their key; later, a constructor would only report a missing argument.
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -83,7 +83,7 @@ def _check_values(config: DictConfig) -> None:
 
 
 def _describe(config: DictConfig, trial: Trial) -> dict[str, Any]:
-    """Return a description from which the evaluation can be repeated."""
+    """Return a description with everything that is needed to repeat the evaluation."""
     return {
         "model": str(config.model.path),
         "data": str(trial.dataset.path),

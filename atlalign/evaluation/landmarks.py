@@ -21,7 +21,7 @@ _COLUMNS = ("reference_x", "reference_y", "moving_x", "moving_y")
 class Landmarks(NamedTuple):
     """Points known in both images, by sample index or by image_id.
 
-    `points` are (N, 4) each: x and y in the reference, x and y in the moving image, in pixels.
+    Each array in `points` is (N, 4): x and y in the reference, x and y in the moving image, in pixels.
     """
 
     key: str
@@ -39,14 +39,14 @@ def landmarks_of(
     """Return the landmarks of a data set, in pixels of its working size.
 
     Args:
-        path: A table for `read_landmarks`, in pixels of the images in the data set's file.
+        path: A table that `read_landmarks` accepts, in pixels of the images in the data set's file.
         dataset: All samples of the file.
         samples: The indexes of the measured samples.
         split: The name of the measured split.
 
     Raises:
-        InputError: If the table is invalid, names samples that do not exist, gives one image_id for several samples, or
-            has landmarks in none of the measured samples.
+        InputError: If the table is invalid, names samples that do not exist, identifies several samples by one
+            image_id, or has landmarks in none of the measured samples.
     """
     landmarks = read_landmarks(path, _scale(dataset))
     ids = np.arange(len(dataset)) if landmarks.key == "sample" else dataset.image_ids.numpy()
@@ -57,7 +57,7 @@ def landmarks_of(
     if len(np.unique(named)) < len(named):
         raise InputError(
             "landmarks: expected one sample for each image_id, got several with different deformations: identify "
-            "samples in a column sample"
+            "samples by a column 'sample' instead"
         )
     if not np.isin(ids[samples], named).any():
         raise InputError(f"landmarks: expected landmarks in the samples of split={split}, got none")
@@ -75,9 +75,9 @@ def read_landmarks(path: str | Path, scale: tuple[float, float] = (1.0, 1.0)) ->
     """Return the landmarks of a table.
 
     Args:
-        path: A CSV file for `read_table`, with the columns sample or image_id, reference_x, reference_y, moving_x,
-            moving_y.
-        scale: The factors that multiply x and y.
+        path: A CSV file that `read_table` accepts, with the columns sample or image_id, reference_x, reference_y,
+            moving_x and moving_y.
+        scale: The factors by which x and y are multiplied.
 
     Raises:
         InputError: If the file is not such a table, or a value is not a number.

@@ -1,4 +1,4 @@
-"""The table of means, for the terminal, and its words and numbers."""
+"""The table of means for the terminal, and the form of its names and numbers."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,14 +14,14 @@ from atlalign.evaluation.summary import ALL, METRICS, Summary
 _TITLES = {"affine": "affine (best)"}
 """Displayed names of methods; `affine` alone would hide that this one knows the truth."""
 
-# Characters of a measure's name on a narrow terminal.
+# Number of characters of a measure's name that a narrow terminal shows.
 _NARROW_LABEL = 22
 
 
 def print_table(summaries: Sequence[Summary]) -> None:
     """Print the means of all data sets with their intervals, one column per method.
 
-    On a narrow terminal intervals stand below their means. A table that is still too wide, or wider than a file's
+    On a narrow terminal, intervals stand below their means. A table that is still too wide, or wider than a file's
     default width, is printed in full.
     """
     console = Console()
@@ -51,7 +51,7 @@ def _width(table: Table) -> int:
 
 
 def mean_cell(summary: Summary | None, between: str = " ") -> str:
-    """Return the mean with its interval, as in the tables."""
+    """Return the mean with its interval, as tables show it."""
     if summary is None:
         return "–"
     if math.isnan(summary.low):
@@ -72,7 +72,7 @@ def title_of(method: str) -> str:
 
 
 def methods_in(summaries: Iterable[Summary]) -> list[str]:
-    """Return the methods in the order of the summaries."""
+    """Return the names of the methods, in the order of the summaries."""
     return list(dict.fromkeys(s.method for s in summaries))
 
 

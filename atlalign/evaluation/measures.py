@@ -21,7 +21,7 @@ Relabelling = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 def levels_of(ontology: Ontology | None) -> dict[str, Relabelling]:
-    """Return the levels of regions: the regions themselves, and their ancestors at each depth of the ontology."""
+    """Return the levels at which regions are measured: the regions themselves, and their ancestors at each depth."""
     levels: dict[str, Relabelling] = {"": lambda ids: ids}
     if ontology is not None:
         for depth in range(1, ontology.depth + 1):
@@ -34,14 +34,14 @@ class Regions:
 
     A field is judged by the labels that the section's true regions have after registration. The reference's labels are
     mapped to the section by the inverse of the true field, and back by the judged field. Both maps are composed first,
-    so that labels are looked up once. The result is compared with the labels that the true field itself maps back. The
-    truth therefore has Dice 1, even if parts of the reference lie outside the section. The judged field need not have
-    an inverse.
+    so that labels are interpolated only once. The result is compared with the labels that the true field itself maps
+    back. The truth therefore has Dice 1, even if parts of the reference lie outside the section. The judged field need
+    not have an inverse.
 
     Args:
         labels: The reference's region ids (1, H, W).
         true_dvf: The true field (1, 2, H, W).
-        levels: The level functions by the suffix of their measures' names.
+        levels: Functions that map labels to a level of regions, by the suffix of the measures' names at this level.
         pixel_um: The size of a pixel along x and y.
     """
 
@@ -65,7 +65,7 @@ class Regions:
         return (labels[0, 0] * stays_inside(dvf)[0]).numpy()
 
     def measures(self, dvf: Tensor) -> Measures:
-        """Return the means over regions, with overlaps at each level; NaN if there is no region."""
+        """Return the means over regions, including the overlaps at each level; NaN if there is no region."""
         labels = self.carried(dvf)
         table = metrics.contingency(self._true, labels)
         values = {"hd95_um": _mean(metrics.hausdorff_95(self._true, labels, pixel=self._pixel_um).values())}
@@ -96,7 +96,7 @@ def image_measures(true: Tensor, image: Tensor, perceptual: nn.Module | None = N
 
 
 def displacement_measures(true: Tensor, dvf: Tensor, pixel_um: tuple[float, float]) -> Measures:
-    """Return the errors of a field (1, 2, H, W) against the true one, and the weight of r²."""
+    """Return the errors of a field (1, 2, H, W) relative to the true one, and the weight of r²."""
     size = true.new_tensor(pixel_um).view(1, 2, 1, 1)
     values = {
         "distance_px": metrics.vector_distance(true, dvf),
@@ -110,7 +110,7 @@ def displacement_measures(true: Tensor, dvf: Tensor, pixel_um: tuple[float, floa
 
 
 def regularity_measures(dvf: Tensor) -> Measures:
-    """Return the share of a field (1, 2, H, W) that folds, and the spread of its stretching."""
+    """Return the fraction of a field (1, 2, H, W) that folds, and the spread of its local stretching."""
     return {
         "folding": float(metrics.folding_fraction(dvf)),
         "log_jacobian_std": float(metrics.log_jacobian_std(dvf)),

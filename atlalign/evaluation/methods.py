@@ -26,7 +26,7 @@ class Estimate(NamedTuple):
     Attributes:
         dvf: (1, 2, H, W) in pixels, on the CPU.
         inv_dvf: The method's own inverse of `dvf`, likewise.
-        seconds: Time to compute `dvf`; None for baselines that are not methods, such as the identity.
+        seconds: Time to compute `dvf`; None for baselines that compute no registration, such as the identity.
     """
 
     dvf: Tensor
@@ -39,7 +39,7 @@ Method = Callable[[RegistrationBatch], Estimate]
 
 
 def network_method(network: nn.Module, device: torch.device) -> Method:
-    """Return the method that applies `network`; its inverse is the network's own, or the field of the swapped pair."""
+    """Return the method that applies `network`; its inverse is the network's own, or the swapped images' field."""
     network = network.to(device).to(memory_format=fastest_memory_format(device)).eval()
 
     def register(batch: RegistrationBatch) -> Estimate:
@@ -57,13 +57,12 @@ def network_method(network: nn.Module, device: torch.device) -> Method:
 def baseline(name: str) -> Method:
     """Return the baseline `name`.
 
-    - identity: no registration.
-    - affine: the affine map nearest to the true field in the mean square. It uses the truth: no affine method can reach
-    a smaller mean squared distance.
-    - ants_affine, ants_syn: ANTs' `Affine` and `SyN` with their defaults (mutual information).
-    - ants_syncc: ANTs' `SyNCC`, an affine map by mutual information and SyN by cross-correlation in windows of radius
-    4, with up to 2100, 1200, 1200 and 20 iterations at 1/4, 1/3, 1/2 and full resolution.
-    - elastix: elastix' default affine map, then its default B-spline (mutual information) with knots every 10 px.
+    - identity: no registration. - affine: the affine map that fits the true field best by least squares. It is fitted
+    to the truth, so no affine method can reach a smaller mean squared distance. - ants_affine, ants_syn: ANTs' `Affine`
+    and `SyN` with their defaults (mutual information). - ants_syncc: ANTs' `SyNCC`, an affine map by mutual information
+    and SyN by cross-correlation in windows of radius 4, with up to 2100, 1200, 1200 and 20 iterations at 1/4, 1/3, 1/2
+    and full resolution. - elastix: elastix' default affine map, then its default B-spline (mutual information) with
+    knots every 10 px.
 
     Raises:
         InputError: If there is no baseline of this name, or it needs ANTs or elastix, which is not installed.
@@ -90,7 +89,7 @@ def _best_affine(batch: RegistrationBatch) -> Estimate:
 
 
 def fit_affine(dvf: Tensor) -> Tensor:
-    """Return the affine maps (B, 2, 3) nearest to the fields (B, 2, H, W) in the mean square, in float64."""
+    """Return the affine maps (B, 2, 3) that fit the fields (B, 2, H, W) best by least squares, in float64."""
     shape = dvf.shape[-2], dvf.shape[-1]
     grid = identity_grid(shape, torch.float64, dvf.device)
     points = grid.flatten(2).mT.expand(len(dvf), -1, -1)
@@ -117,7 +116,7 @@ def _ants(batch: RegistrationBatch, transform: str) -> Estimate:
 
 
 def _composed(ants: Any, image: Any, transforms: list[str], inverted: list[bool], prefix: str) -> Tensor:
-    """Return the field (1, 2, H, W) of a list of ANTs transforms."""
+    """Return the field (1, 2, H, W) that a list of ANTs transforms composes to."""
     import SimpleITK
 
     path = ants.apply_transforms(image, image, transforms, whichtoinvert=inverted, compose=prefix)
@@ -164,7 +163,7 @@ def _import_itk() -> Any:
     try:
         import itk
 
-        # ITK loads its modules on first use. If warnings are errors, the warnings of its types end the process.
+        # ITK loads its modules on first use. If warnings are errors, the warnings that its types cause end the process.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             itk.ParameterObject, itk.elastix_registration_method  # noqa: B018
@@ -176,7 +175,7 @@ def _import_itk() -> Any:
 
 
 def _limit_itk_threads() -> None:
-    # Read when ITK starts, which would otherwise take all processors: use as many threads as PyTorch.
+    # ITK reads this when it starts, and would otherwise use all processors: use as many threads as PyTorch.
     os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", str(torch.get_num_threads()))
 
 

@@ -41,7 +41,7 @@ def write(
 
     Args:
         folder: An existing folder.
-        description: Plain data on the evaluation, including `model`, `data` and `versions`.
+        description: Plain data that describe the evaluation, including `model`, `data` and `versions`.
         rows: The measures of each sample and method.
         summaries: Their means.
         views: The sections to show.
@@ -61,7 +61,7 @@ def _write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _nested(summaries: Iterable[Summary]) -> dict[str, Any]:
-    """Return the summaries by data set, method and measure; None replaces a missing bound."""
+    """Return the summaries, nested by data set, method and measure; None replaces a missing bound."""
     tree: dict[str, Any] = {}
     for dataset, method, metric, *bounds, n_sections in summaries:
         numbers = [None if math.isnan(value) else value for value in bounds]
@@ -100,14 +100,14 @@ def render(
 def section_view(
     title: str, caption: str, images: Mapping[str, Tensor], labels: Tensor | None, values: Mapping[str, float]
 ) -> pages.View:
-    """Return one section for the page.
+    """Return the data that the page's viewer needs to show one section.
 
     Args:
         title: Its name.
-        caption: A sentence on it.
+        caption: A sentence about it.
         images: Images (H, W) in [0, 1] by name, on one grid.
         labels: Region ids (H, W) of the reference, outlined over every image; None for no outlines.
-        values: Numbers by name, by which sections can be sorted.
+        values: Numbers by name; readers can sort the sections by them.
     """
     height, width = next(iter(images.values())).shape
     return pages.View(
@@ -181,7 +181,7 @@ def _dataset_tables(summaries: Sequence[Summary]) -> Iterator[pages.Table]:
 
 
 def _cells(summaries: Sequence[Summary], dataset: str) -> Callable[[str, str], str]:
-    """Return a function from measure and method to a table cell, which counts the sections if some are missing."""
+    """Return a function from measure and method to a table cell, which counts its sections if some are missing."""
     found = {(s.metric, s.method): s for s in summaries if s.dataset == dataset}
     most = max(s.n_sections for s in found.values())
 

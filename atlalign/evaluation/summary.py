@@ -2,7 +2,7 @@
 
 Samples that show one section (one `image_id`) are averaged before the mean over sections. Confidence intervals come
 from a bootstrap over sections, since samples of one section are not independent. r² is pooled: its mean is weighted by
-the variance of each true field; otherwise sections with tiny displacements would count as much as others.
+the variance of each true field. Otherwise, sections with tiny displacements would count as much as others.
 """
 
 import math
@@ -84,9 +84,9 @@ class Summary(NamedTuple):
 
 
 def summarize(rows: Sequence[Row], *, n_resamples: int = 2000, seed: int = 0) -> list[Summary]:
-    """Return the mean over sections for each measure and method, for all rows and for each of several data sets.
+    """Return the mean over sections of each measure and method, for all rows and for each of several data sets.
 
-    A measure that no section defines has no summary.
+    A measure that is undefined for all sections has no summary.
     """
     by_dataset: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -102,7 +102,7 @@ def summarize(rows: Sequence[Row], *, n_resamples: int = 2000, seed: int = 0) ->
 def _section_means(rows: Iterable[Row]) -> dict[tuple[str, str], NDArray[np.float64]]:
     """Return the section means by method and measure, without undefined values.
 
-    Each is (sections, 2): the weighted value, and the weight.
+    Each array is (sections, 2): the weighted value, and the weight.
     """
     pairs: dict[tuple[str, str], dict[int, list[tuple[float, float]]]]
     pairs = defaultdict(lambda: defaultdict(list))

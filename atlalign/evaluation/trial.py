@@ -43,7 +43,7 @@ class Trial:
         samples: The indexes of the measured samples.
         levels: The levels at which regions are measured, as for `Regions`; None measures no regions.
         landmarks: Points known in both images, or None.
-        perceptual: The perceptual distance of two images; None to skip it.
+        perceptual: Returns the perceptual distance of two images; None skips this measure.
     """
 
     dataset: RegistrationDataset
@@ -59,7 +59,7 @@ class Trial:
 
     @classmethod
     def of(cls, config: DictConfig) -> "Trial":
-        """Build the objects that the configuration describes; errors in its files are found here."""
+        """Build the objects that the configuration describes, which also finds errors in the files that it names."""
         perceptual = None
         if config.perceptual_weights is not None:
             perceptual = losses.PerceptualLoss(net="alex", backbone_weights=config.perceptual_weights)
@@ -98,7 +98,7 @@ class Trial:
         return complete(default_collate([self.dataset[sample]]))
 
     def views(self, register: Method, rows: Sequence[Row], n: int) -> list[pages.View]:
-        """Return `n` samples (or all, if there are fewer) from the network's worst to its best, registered by it."""
+        """Return `n` samples (all, if there are fewer), registered by the network, from the worst to the best."""
         errors = {r.sample: r.measures["displacement/distance_px"] for r in rows if r.method == NETWORK}
         ranked = sorted(errors, key=lambda sample: -errors[sample])
         chosen = np.unique(np.linspace(0, len(ranked) - 1, min(n, len(ranked))).round().astype(int))

@@ -13,7 +13,7 @@ from atlalign.errors import InputError
 _MISSING = frozenset(("", "nan", "na", "n/a", "#n/a", "<na>", "null", "none"))
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
-# A spreadsheet may interpret these, including their full-width forms, as the start of a formula.
+# A spreadsheet may read these characters, including their full-width forms, as the start of a formula.
 _FORMULA = re.compile(r"'*(\s*[=+\-@＝＋－＠]|[\t\r])")
 _SIGNED_NUMBER = re.compile(rf"[+-](inf|nan)|{NUMBER.pattern}", re.ASCII)
 # Control characters except tab and line feed, and bytes of file names that are not valid text.
@@ -25,7 +25,7 @@ _ESCAPED = re.compile(r"\\x([0-9a-f]{2})|\\u(d[89a-f][0-9a-f]{2})")
 
 
 def cut(text: str, length: int) -> str:
-    """Return a text, shortened to its first characters and an ellipsis if it is longer than `length`."""
+    """Return a text; one longer than `length` is cut short and ends in an ellipsis."""
     return text if len(text) <= length else f"{text[:length]}…"
 
 
@@ -40,7 +40,7 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def as_meant(cell: str) -> str:
-    """Return the text of a cell that `cells_of` has made safe."""
+    """Return the original text of a cell that `cells_of` has made safe."""
     if cell[:1] != "'" or not (_FORMULA.match(cell[1:]) or _ESCAPED.search(cell)):
         return cell
     return _ESCAPED.sub(lambda found: chr(int(found[1] or found[2], 16)), cell[1:])
@@ -52,7 +52,7 @@ def is_missing(cell: str) -> bool:
 
 
 def number(value: Any, where: str) -> Decimal:
-    """Return a number with all of its digits, whose integer part fits into 64 bits.
+    """Return the number in a cell with all of its digits; its integer part must fit into 64 bits.
 
     Raises:
         InputError: If it is not a finite number, or too large; the message begins with `where`.
@@ -72,7 +72,7 @@ def number(value: Any, where: str) -> Decimal:
 
 
 def whole_number(value: Any, where: str) -> int:
-    """Return a whole number, which spreadsheets may write as 6720.0.
+    """Return the whole number in a cell; spreadsheets may write it as 6720.0.
 
     Raises:
         InputError: If it is not a whole number; the message begins with `where`.
@@ -84,7 +84,7 @@ def whole_number(value: Any, where: str) -> int:
 
 
 def shown(value: Any) -> str:
-    """Return a value as shown in error messages."""
+    """Return a value in the form that error messages use."""
     if value in (None, ""):
         return "none"
     if isinstance(value, list | dict):
@@ -95,7 +95,7 @@ def shown(value: Any) -> str:
 def cells_of(row: Iterable[Any]) -> list[str]:
     """Return values as text for a row of a table, safe in a spreadsheet."""
     cells = [value if isinstance(value, str) else _text(value) for value in row]
-    # One search per row, which seldom finds anything, takes a tenth of the time of one search per cell.
+    # Unsafe text is rare, and searching a whole row at once takes a tenth of the time of searching each cell.
     return list(map(_harmless, cells)) if _SUSPECT.search("\n".join(cells)) else cells
 
 

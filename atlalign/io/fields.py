@@ -13,13 +13,13 @@ _ITK_SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 
 
 def read_field(path: Path) -> NDArray[np.float32]:
-    """Return the displacements (H, W, 2), x first, in pixels, of an .npy file or an ITK displacement field.
+    """Return the displacements (H, W, 2), x first, in pixels, from an .npy file or an ITK displacement field.
 
     Raises:
         InputError: If the file is missing, damaged, of another type, not a 2D field, or not finite everywhere.
     """
     if not path.is_file():
-        raise InputError(f"{path}: expected a file with a displacement field, found none")
+        raise InputError(f"{path}: expected a file with a displacement field, found no such file")
     array = _read_npy(path) if _suffix(path) == ".npy" else _read_itk(path)
     if array.ndim != 3 or array.shape[2] != 2 or array.dtype.kind not in "fiu":
         raise InputError(

@@ -40,7 +40,7 @@ class LockedError(InputError):
     """Another process holds a lock.
 
     Attributes:
-        holder: The process, in words.
+        holder: A description of the process, for messages.
     """
 
     holder = "another process"
@@ -51,11 +51,11 @@ class LockedError(InputError):
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary name, whose file replaces `path` at the end; errors leave nothing behind.
+    """Yield a temporary name; a file written there replaces `path` at the end, and an error leaves nothing behind.
 
-    The name has the same ending in lower case, because some writers choose the format by it. The data is on the disk
-    before the file gets its name: after a crash of the machine the file is old or new, never empty. If the block writes
-    no file, as in all but one of several training processes, nothing happens.
+    The name keeps the ending of `path`, in lower case, because some writers choose the format by it. The data reaches
+    the disk before the file gets its final name: after a crash of the machine, the file is either old or new, never
+    empty. If the block writes no file, as in all but one of several training processes, nothing happens.
 
     Raises:
         WriteError: If the system refuses, for lack of space or permission.
@@ -90,7 +90,7 @@ def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]
 
     Args:
         path: The folder.
-        replace: Delete a file or folder that has this name at the end.
+        replace: Replace a file or folder that already has this name.
 
     Raises:
         WriteError: If the system refuses, for lack of space or permission, or because the name is taken.
@@ -182,7 +182,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _is_running(process: int) -> bool:
-    """Return whether a process of this machine runs, or may run."""
+    """Return whether a process on this machine is running, or may be."""
     if os.name == "posix":  # on other systems, this call would end the process
         with suppress(PermissionError):
             try:
@@ -194,7 +194,7 @@ def _is_running(process: int) -> bool:
 
 @cache
 def _machine() -> str:
-    """Return a short name for the space in which this process's process numbers are valid."""
+    """Return a short name for the machine or container in which this process's number is valid."""
     namespace = Path("/proc/self/ns/pid")  # containers may share the name of a machine
     number = namespace.stat().st_ino if namespace.exists() else 0
     return hashlib.sha256(f"{socket.gethostname()} {number}".encode(errors="replace")).hexdigest()[:8]
@@ -203,7 +203,7 @@ def _machine() -> str:
 def file_name(text: str) -> str:
     """Return a name for a file or folder that is valid on any file system and not hidden.
 
-    A long name is cut, and ends in digits that depend on the whole name.
+    A long name is cut, and hexadecimal digits that depend on the whole name are appended.
     """
     name = storable(text)
     name = f"%2E{name[1:]}" if name.startswith(".") else name or "%"
@@ -231,7 +231,7 @@ def _digits(surrogate: str) -> str:
 
 
 def itk_name(path: Path) -> str:
-    """Return a file's name for ITK, which would end the process at a name that is not valid text.
+    """Return a file's name for ITK, which would crash on a name that is not valid text.
 
     Raises:
         InputError: If the name is not valid text.
@@ -239,7 +239,7 @@ def itk_name(path: Path) -> str:
     name = storable(str(path))
     if name != str(path):
         raise InputError(
-            f"{name}: expected a name of valid text, found other bytes (shown after %): rename the file"
+            f"{name}: expected a name in valid text, found invalid bytes (shown after %): rename the file"
         )
     return name
 
@@ -251,12 +251,13 @@ def itk_name(path: Path) -> str:
 def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Keep out all other processes that request the same lock, on any machine.
 
-    Two mechanisms work together. A lock of the operating system ends with its process, even if that is killed. A lease
-    beside it names the holder, who renews it while alive. The lease also holds where machines cannot see each other's
-    locks, as on some network file systems. The lease of a process that died on another machine ends after a minute.
+    Two mechanisms work together. A lock of the operating system ends with its process, even if the process is killed. A
+    lease file beside it names the holder, which renews it while running. The lease also holds where machines cannot see
+    each other's locks, as on some network file systems. The lease of a process that died on another machine ends after
+    a minute.
 
     Args:
-        path: The file or folder to lock; the lock is `.NAME.lock` beside it. It need not exist.
+        path: The file or folder to lock, which need not exist; the lock is `.NAME.lock` beside it.
         wait: Wait for the holder instead of raising an error.
 
     Raises:

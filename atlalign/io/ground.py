@@ -5,8 +5,8 @@ fluorescence. It is found on a thumbnail, from the image alone, in four steps:
 
 1. Areas that no microscope saw are excluded: a frame, or the corners of a turned canvas. Such a *void* is a piece of
    one value at the image's border, with straight edges and an even ground beyond them.
-2. Along the remaining rim, the ground is the quadratic surface that most pixels agree with. Tissue that touches the
-   rim does not agree. The surface follows vignetting and uneven light; an even ground is a constant. If nearly all of
+2. Along the remaining rim, the ground is the quadratic surface that fits most pixels. Tissue that touches the
+   rim does not fit it. The surface follows vignetting and uneven light; an even ground is a constant. If nearly all of
    the rim is ground, the surface may be of fourth order.
 3. The ground is bright if the tissue is darker than this surface, and dark if it is brighter. The brightness of the
    ground itself does not matter.
@@ -86,7 +86,7 @@ class Ground(NamedTuple):
         return y @ of_powers @ x.T
 
     def in_full(self, mask: Mask, shape: tuple[int, int]) -> Tensor:
-        """Return a mask of the thumbnail as a mask (h, w) of the image."""
+        """Return a mask of the thumbnail, enlarged to the image (h, w)."""
         rows, columns = (
             np.minimum(np.arange(size) // self.factor, thumbnail_size - 1)
             for size, thumbnail_size in zip(shape, mask.shape, strict=True)
@@ -99,8 +99,8 @@ def find_ground(image: Tensor, background: Background = "auto") -> Ground:
 
     Args:
         image: The section on its slide.
-        background: bright or dark overrides detection. If the rim shows the opposite, the rim is not ground, and the
-            brightest or darkest pixels of the image are.
+        background: bright or dark overrides detection. If it contradicts the rim, the brightest or darkest pixels of
+            the image are taken as ground instead of the rim.
     """
     thumbnail, factor = _thumbnail(image)
     scale = _range(thumbnail)
@@ -142,13 +142,13 @@ def _thumbnail(image: Tensor) -> tuple[Floats, int]:
 
 
 def thumbnail_factor(shape: Sequence[int]) -> int:
-    """Return how many pixels of an image, along each axis, one of its thumbnail covers."""
+    """Return the number of image pixels, along each axis, that one pixel of the thumbnail covers."""
     height, width = shape[:2]
     return max(1, min(-(-max(height, width) // _THUMBNAIL_PX), min(height, width) // 2))
 
 
 def _range(image: Floats) -> float:
-    """Return the range of an image's intensities without outliers, if it has any range."""
+    """Return the range of an image's intensities without outliers, or 1 if all intensities are equal."""
     low, high = np.percentile(image, [0.5, 99.5])
     return float(high - low) or float(np.ptp(image)) or 1.0
 
@@ -179,7 +179,7 @@ def _find_void(image: Floats, scale: float) -> Mask:
 
 
 def _frequent_at_border(image: Floats, scale: float) -> list[float]:
-    """Return the values that most of the border's pixels have, at most four."""
+    """Return the most frequent values along the image's border, at most four."""
     border = image[_border(image.shape)]
     bins = np.round((border - border.min()) / (_SAME * scale)).astype(int)
     names, counts = np.unique(bins, return_counts=True)
@@ -259,10 +259,10 @@ def _terms(shape: tuple[int, ...], count: int) -> Floats:
 
 
 def _fit(image: Floats, rim: Mask, valid: Mask, scale: float) -> Floats:
-    """Return the coefficients of the surface that most of the rim agrees with, with tissue on one side only.
+    """Return the coefficients of the surface that fits most of the rim and has tissue on one side only.
 
-    If tissue fills most of the rim, many pixels agree on the tissue's surface, but ground and other tissue lie on both
-    sides of it.
+    If tissue fills most of the rim, a surface through the tissue also fits many pixels, but it has ground on one side
+    and other tissue on the other.
     """
     terms = _terms(image.shape, _QUADRATIC)
     of_rim, values = terms[rim], image[rim]
@@ -284,9 +284,9 @@ def _fit(image: Floats, rim: Mask, valid: Mask, scale: float) -> Floats:
 
 
 def _uneven(image: Floats, coefficients: Floats, rim: Mask, valid: Mask, scale: float) -> Floats:
-    """Return the fit to all ground of the image, which the rim alone determines only roughly.
+    """Return a surface fitted to all ground of the image, because a fit to the rim alone is only rough.
 
-    It is of fourth order if nearly all of the rim agrees with it, and clearly more than with the quadratic fit.
+    It is of fourth order if such a surface fits nearly all of the rim, and clearly more of it than a quadratic one.
     """
     quadratic = _refit(image, _terms(image.shape, _QUADRATIC), coefficients, valid, scale)
     terms = _terms(image.shape, _QUARTIC)
@@ -310,7 +310,7 @@ def _refit(image: Floats, terms: Floats, coefficients: Floats, valid: Mask, scal
 
 
 def _robust(terms: Floats, values: Floats, scale: float, start: Floats, widths: tuple[float, ...]) -> Floats:
-    """Return the fit to the values near it; each step reduces the reach (Geman & McClure's weights)."""
+    """Return a robust fit: each step gives less weight to values far from the fit (Geman & McClure's weights)."""
     coefficients = start
     for width in widths:
         weights: Floats = 1 / (1 + ((values - terms @ coefficients) / (width * scale)) ** 2)
@@ -324,6 +324,6 @@ def _least_squares(terms: NDArray[Any], values: NDArray[Any]) -> Floats:
 
 
 def _one_sidedness(residual: Floats) -> float:
-    """Return 1 if everything off the ground is brighter, -1 if everything is darker, 0 if both are equally strong."""
+    """Return 1 if everything off the ground is brighter, -1 if everything is darker, 0 if both occur equally."""
     off = residual[np.abs(residual) > _OFF_GROUND]
     return float(off.sum() / max(float(np.abs(off).sum()), 1e-6))

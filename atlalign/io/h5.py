@@ -12,7 +12,7 @@ _LINKS_AT_MOST = 16  # as in the HDF5 library
 
 
 def find_dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
-    """Return the dataset of a name such as `deep/template`, or None if the name leads to no dataset.
+    """Return the dataset with a name such as `deep/template`, or None if the name leads to no dataset.
 
     No other file is opened.
 
@@ -29,7 +29,7 @@ def find_dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
 
 
 def _followed(file: h5py.File, name: str) -> h5py.HLObject | None:
-    """Return the object of a name, checking each link on the way before following it."""
+    """Return the object with this name, checking each link on the way before following it."""
     place: h5py.HLObject = file
     parts, links = name.split("/"), 0
     while parts:

@@ -1,8 +1,8 @@
 """Headers of volumes: the size of the voxels, and the directions of the axes.
 
 Three formats do not define the unit, or often hold a wrong one: NRRD, MetaImage, and NIfTI in mm. The Allen Institute's
-own NRRD files say 25 for 25 µm, others say 0.025. A size without a reliable unit therefore counts as µm from 5 on, and
-as mm below: voxels of 5 mm, or of less than 5 µm, do not occur in brain atlases.
+own NRRD files say 25 for 25 µm, others say 0.025. A size without a reliable unit therefore counts as µm if it is at
+least 5 and as mm if it is smaller: voxels of 5 mm, or of less than 5 µm, do not occur in brain atlases.
 """
 
 import json
@@ -35,7 +35,7 @@ class Header(NamedTuple):
     """A file's information about its voxels.
 
     Attributes:
-        spacing_um: Along the file's own axes; None if the file lacks it.
+        spacing_um: The voxel size along the file's own axes; None if the file lacks it.
         direction: (3, 3), column j is the direction of axis j in (left, posterior, superior); None if the file lacks
             it.
     """
@@ -57,7 +57,7 @@ def itk_header(path: Path, reader: Any) -> Header:
 def tiff_header(path: Path, file: Any, series: Any) -> Header:
     """Return the header of one series of an open tifffile.TiffFile: the voxel size of OME or ImageJ.
 
-    It is in the order of pages, rows and columns.
+    The size is in the order of pages, rows and columns.
     """
     return Header(_if_readable(path, lambda: _ome_sizes(path, file, series) or _imagej_sizes(file, series)))
 
@@ -102,7 +102,7 @@ _CORNERS = {
 
 
 def _triple(value: Any, where: str) -> VoxelSize:
-    """Return one number for all axes, or three."""
+    """Return a voxel size, given as one number for all axes or as three."""
     try:
         sizes = np.asarray(value, np.float64).ravel()
     except (TypeError, ValueError) as error:
@@ -124,7 +124,7 @@ def _checked(path: Path, sizes: VoxelSize) -> VoxelSize:
 
 
 def shown_um(sizes: Iterable[float]) -> str:
-    """Return a voxel size as messages show it: once if all axes share it."""
+    """Return a voxel size as messages show it: as one number if all axes share it."""
     each = [f"{size:g}" for size in sizes]
     return f"{' × '.join(each[:1] if len(set(each)) == 1 else each)} µm"
 
@@ -142,7 +142,7 @@ def _in_um(sizes: Iterable[float], unit_um: float | None) -> VoxelSize:
 
 
 def _if_readable(path: Path, read: Callable[[], VoxelSize | None]) -> VoxelSize | None:
-    """Return a size in a plausible range; None if it cannot be read, which is logged."""
+    """Return a size in a plausible range; if it cannot be read, log a warning and return None."""
     try:
         sizes = read()
     except ValueError as error:
@@ -186,7 +186,7 @@ def _imagej_sizes(file: Any, series: Any) -> VoxelSize | None:
 
 
 def _all_or_none(sizes: Sequence[float | None] | None) -> VoxelSize | None:
-    """Return three sizes, rounded to the digits that fractions in files have; None unless all three are known."""
+    """Return three sizes, rounded to the precision of fractions in files; None unless all three are known."""
     known = [float(f"{size:.6g}") for size in sizes or () if size is not None]
     return (known[0], known[1], known[2]) if len(known) == 3 else None
 

@@ -56,7 +56,7 @@ class ImageFile(NamedTuple):
 
 
 def resize_images(images: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Return images (N, *shape) of the same dtype: Gaussian antialiasing, then bilinear with aligned corners.
+    """Return resized images (N, *shape) of the same dtype: smoothed by a Gaussian, then bilinear with aligned corners.
 
     Args:
         images: (N, H, W), float or uint8; integers are rounded.
@@ -81,8 +81,8 @@ def open_image(
     """Return one image in grey or colour, without reading its pixels yet; see `open_slide` for the formats.
 
     The image is turned upright by its EXIF or TIFF orientation, and opacity is dropped. The pixel size comes from the
-    metadata, or from the resolution in TIFF, PNG, JPEG or BMP if it is plausible for a microscope (at most 30 µm; 72 to
-    600 dpi are defaults of programs). From several points in time the first is read, with a warning.
+    metadata, or from the resolution in TIFF, PNG, JPEG or BMP if it is plausible for a microscope (at most 30 µm; a
+    resolution of 72 to 600 dpi is a program's default). Of several points in time, the first is read, with a warning.
 
     Args:
         path: The file.
@@ -129,7 +129,7 @@ def open_channels(
 def open_labels(
     path: str | Path, *, scene: int | str | None = None, page: int | None = None, z: Focus | str | None = None
 ) -> Scene:
-    """Return a label image of integers as stored in the file, without reading it yet; a palette's are its indices.
+    """Return a label image of integers as stored, without reading it yet; an image with a palette holds its indices.
 
     Raises:
         InputError: If the file is missing, or is not an image of integers in one channel.
@@ -191,9 +191,9 @@ def _open_channels(
         opened = slide.scene(scene)
         if z is None and opened.z_count > 1:
             raise InputError(
-                f"expected one image, found a z-stack of {opened.z_count} planes: choose one (--z, for "
-                "sections) by its number, the sharpest (best) or the brightest values (max), or save it as a file of "
-                "its own (for a reference)"
+                f"expected one image, found a z-stack of {opened.z_count} planes: for a section, choose a "
+                "plane with --z (its number, best for the sharpest, or max for the brightest values); for a reference, "
+                "save one plane as its own file"
             )
         if opened.t_count > 1:
             log.warning("%s: holds %d points in time; only the first is read", path.name, opened.t_count)
@@ -214,8 +214,8 @@ def one_channel(opened: Scene, channel: int | str | None, name: str) -> Scene:
                 f"{number} {known.name}".strip() for number, known in enumerate(opened.channels)
             )
             raise InputError(
-                f"expected grey or colour, found {len(opened.channels)} channels: choose one (--channel, for "
-                f"sections) of {known}, or save it as a file of its own (for a reference)"
+                f"expected grey or colour, found {len(opened.channels)} channels: for a section, choose one of "
+                f"{known} with --channel; for a reference, save one channel as its own file"
             )
         return opened
 

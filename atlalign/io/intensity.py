@@ -31,13 +31,13 @@ class Tissue(NamedTuple):
 def tissue_of(
     pixels: NDArray[Any], *, factor: int = 1, background: Background = "auto", name: str = "section"
 ) -> Tissue:
-    """Return the section in an image, for any depth, exposure and colour of the image and its slide.
+    """Return the section in an image of any bit depth, exposure and colour.
 
     Args:
         pixels: (h, w) or (h, w, 3).
         factor: As in `shrink_to_grey`.
         background: Brightness of the slide; auto detects it.
-        name: For messages.
+        name: The name of the image in messages.
 
     Raises:
         InputError: If the image shows only background, or too little background to detect its brightness.
@@ -58,7 +58,7 @@ def tissue_of(
 
 
 def on_dark_ground(grey: Tensor, background: Background = "auto") -> Tissue:
-    """Return the section in a grey image (h, w), in any units; all 0 if there is none.
+    """Return the section in a grey image (h, w), in any units; 0 everywhere if there is none.
 
     The 99.9th percentile of its tissue becomes 1.
     """

@@ -11,8 +11,9 @@ _DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG file", "Inconsistent prog
 def check_jpeg(content: bytes) -> None:
     """Check that libjpeg decodes JPEG data without a warning about damage.
 
-    Pillow and imagecodecs do not report these warnings. A changed bit that leaves a valid stream, such as another
-    brightness of a block, cannot be detected. Data that libjpeg cannot decode at all is left to the image decoder.
+    Pillow and imagecodecs do not report these warnings. A changed bit that leaves a valid stream, for example with a
+    different brightness of a block, cannot be detected. Data that libjpeg cannot decode at all is left to the image
+    decoder.
 
     Raises:
         InputError: If the data is damaged.

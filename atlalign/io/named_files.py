@@ -38,12 +38,13 @@ def find_files(folder: Path, names: Sequence[str], *, only_here: bool = False) -
 
     A name is first taken literally, relative to `folder`. If there is no such file, the name may come from another
     computer: with backslashes, percent-encoding, accents of another encoding, a folder that does not exist here, or
-    another letter case. Then the file is searched below `folder`. Two names never share a file that was found this way.
+    another letter case. The file is then searched for below `folder`. Two names never share a file that was found this
+    way.
 
     Args:
         folder: The folder that names are relative to.
         names: Names that passed `check_name`.
-        only_here: Search absolute names in `folder` as well, even if they exist.
+        only_here: Search below `folder` for absolute names as well, even if these files exist.
     """
     search = _Search(folder, only_here=only_here)
     found = [search.find(name) for name in names]
@@ -57,7 +58,7 @@ def find_files(folder: Path, names: Sequence[str], *, only_here: bool = False) -
 
 
 def check_name(name: object) -> str:
-    """Return the name of a file that a list gives.
+    """Return a file name from a list after checking it.
 
     Raises:
         InputError: If no file can have this name.
@@ -105,7 +106,7 @@ def bare_name(name: str) -> str:
 
 
 class _Search:
-    """Searches for files below one folder, and reads its content once."""
+    """Searches for files below one folder, whose content is listed only once."""
 
     def __init__(self, folder: Path, *, only_here: bool) -> None:
         self.folder = folder
@@ -133,7 +134,7 @@ class _Search:
         return None
 
     def _walk(self, parts: Sequence[str], alike: Callable[[str], str]) -> Path | None:
-        """Return the file below the folder whose path is `alike`; None without a match or with several."""
+        """Return the file below the folder whose path is the same under `alike`; None if no file or several match."""
         path = self.folder
         for part in parts:
             found = self._content(path, alike).get(alike(part), [])
@@ -145,7 +146,7 @@ class _Search:
         return path if is_file(path) else None
 
     def _of_another_ending(self, spellings: Sequence[str], name: str, *, accept: bool) -> NamedFile:
-        """Return why the file was not found, or if `accept` the only image that differs only in its ending."""
+        """Return why the file was not found or, if `accept`, the one image whose name differs only in its ending."""
         expected = self.folder / (_parts(name)[-1] if _is_absolute(name) else _slashed(name))
         near = sorted(
             path
@@ -167,7 +168,7 @@ class _Search:
 def _contested(file: NamedFile, name: str, names: set[str]) -> NamedFile:
     others = ", ".join(shown(other) for other in sorted(names - {name}))
     return file._replace(
-        missing=f"no such file as {shown(name)}, and {file.path} could also be {others}: correct the list"
+        missing=f"there is no file {shown(name)}, and {file.path} could also be {others}: correct the list"
     )
 
 

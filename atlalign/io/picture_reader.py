@@ -148,7 +148,7 @@ def _medical(path: Path, start: bytes) -> NDArray[Any]:
         ) from error
     size = reader.GetSize()
     if any(planes != 1 for planes in size[2:]):
-        raise InputError(f"expected one image, found a volume of sizes {size}: save one plane of it")
+        raise InputError(f"expected one image, found a volume of sizes {size}: save one of its planes")
     check_size(path.name, (*size, reader.GetNumberOfComponents()))
     array = np.asarray(SimpleITK.GetArrayFromImage(reader.Execute()))
     return array.reshape(array.shape[len(size) - 2 :])

@@ -115,7 +115,7 @@ def tiff_pixel_size(file: Any, page: Any, path: Path, image: int | None) -> Pixe
         return tagged_size(file, page)
     except ValueError as error:
         log.warning(
-            "%s: the size of its pixels is unknown, because %s (--pixel-size-um gives it)", path.name, error
+            "%s: the pixel size is unknown, because %s (set it with --pixel-size-um)", path.name, error
         )
         return None
 
@@ -140,7 +140,7 @@ def _ome(file: Any, page: Any, path: Path, image: int | None) -> _Said | None:
 
 
 def ome_lengths(file: Any, page: Any, path: Path, image: int | None, axes: str) -> list[float | None] | None:
-    """Return OME's pixel size along some axes, in µm; None if there is no metadata on this image.
+    """Return OME's pixel size along some axes, in µm; None if there is no metadata for this image.
 
     Raises:
         ValueError: If the metadata cannot be read.

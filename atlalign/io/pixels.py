@@ -52,7 +52,7 @@ def is_turned(orientation: int) -> bool:
 def converted(
     array: NDArray[Any], convert: Callable[[NDArray[Any]], NDArray[Any]], channels: int
 ) -> NDArray[Any]:
-    """Return an image (h, w, channels) of the same type, made a few rows at a time."""
+    """Return an image (h, w, channels) of the same type, converted a few rows at a time."""
     result = np.empty((*array.shape[:2], channels), array.dtype)
     step = max(1, _BAND_PX // array.shape[1])
     for start in range(0, len(array), step):

@@ -12,18 +12,20 @@ PixelSizeUm = Annotated[
 SlideBackground = Annotated[Background, Option("brightness of the empty slide (default: %(default)s)")]
 SceneChoice = Annotated[
     int | str | None,
-    Option("scene of slides with several, counted from 0, or its name", "N|NAME", kind=number_or_name),
+    Option(
+        "scene of a slide that has several: its number from 0, or its name", "N|NAME", kind=number_or_name
+    ),
 ]
 ChannelChoice = Annotated[
     int | str | None,
-    Option("channel of multichannel images, counted from 0, or its name", "N|NAME", kind=number_or_name),
+    Option("channel of a multichannel image: its number from 0, or its name", "N|NAME", kind=number_or_name),
 ]
-PageNumber = Annotated[int | None, Option("page of multipage TIFF files, counted from 0", "N")]
+PageNumber = Annotated[int | None, Option("page of a multipage TIFF file, counted from 0", "N")]
 ZPlane = Annotated[
     int | str | None,
     Option(
-        "plane of z-stacks, counted from 0; max takes the brightest value of all planes (fluorescence), best the "
-        "sharpest plane",
+        "plane of a z-stack: its number from 0, max for the brightest value of all planes (fluorescence), or best for "
+        "the sharpest plane",
         "N|max|best",
         kind=number_or_name,
     ),

@@ -211,7 +211,7 @@ class Slide(NamedTuple):
     scenes: tuple[Scene, ...]
 
     def scene(self, chosen: int | str | None = None) -> Scene:
-        """Return a scene by its number or its name; None for the largest, with a warning if there are others.
+        """Return a scene by its number or its name; None selects the largest, with a warning if there are others.
 
         Raises:
             InputError: If there is no such scene.

@@ -41,7 +41,7 @@ def slideio_scenes(path: Path, driver: str) -> list[Scene]:
     try:
         import slideio
     except ImportError as error:
-        raise InputError(f"expected the package that reads {driver} files: {_EXTRA}") from error
+        raise InputError(f"expected the package slideio, which reads {driver} files: {_EXTRA}") from error
     slideio.set_log_level("FATAL")
     with _plain_errors(driver):
         slide = slideio.open_slide(str(path), driver)

@@ -31,8 +31,8 @@ def open_slide(path: str | Path, *, page: int | None = None, labels: bool = Fals
     immediately. Nothing needs to be closed.
 
     Args:
-        path: A TIFF file or one of its variants (OME-TIFF, SVS, NDPI, SCN, QPTIFF), a picture, a format that SimpleITK
-            reads, with slideio CZI, VSI, ZVI, DICOM, or with zarr an OME-Zarr folder.
+        path: A TIFF file or one of its variants (OME-TIFF, SVS, NDPI, SCN, QPTIFF), a picture, or a format that
+            SimpleITK reads. The package slideio adds CZI, VSI, ZVI and DICOM; zarr adds OME-Zarr folders.
         page: Open only this page of a TIFF file, from 0, as the only scene.
         labels: Return the numbers in the file instead of the colours or intensities that they stand for.
 
@@ -58,7 +58,7 @@ def open_slide(path: str | Path, *, page: int | None = None, labels: bool = Fals
 
 @contextmanager
 def errors_named(path: Path) -> Iterator[None]:
-    """Turn any error inside into one whose message begins with the file's name."""
+    """Turn any error in the block into one whose message begins with the file's name."""
     try:
         yield
     except Exception as error:  # a damaged file may raise anything

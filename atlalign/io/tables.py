@@ -73,7 +73,7 @@ class Table(NamedTuple):
         return [row[place] for row in self.rows]
 
     def only(self, places: Iterable[int]) -> "Table":
-        """Return the rows at these places."""
+        """Return a table with only the rows at these places."""
         chosen = list(places)
         return self._replace(
             rows=[self.rows[place] for place in chosen], lines=[self.lines[place] for place in chosen]
@@ -134,7 +134,7 @@ def read_text(path: Path) -> str:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[TextIO]:
-    """Open a text file without changing its line ends."""
+    """Open a text file without changing its line endings."""
     try:
         with path.open("rb") as content:
             encoding = "utf-16" if content.read(2) in _UTF_16 else "utf-8-sig"
@@ -168,10 +168,10 @@ def read_table(path: Path) -> Table:
 
 
 def read_parts(path: Path, *, n_rows: int = _PART_ROWS) -> Iterator[Table]:
-    """Yield a table in parts, in order, at least one even if it has no rows: a table of any length fits into memory.
+    """Yield a table of any length in consecutive parts that fit into memory; a table without rows yields one part.
 
     Cells are separated by the mark in Excel's line `sep=`; without that line, by the comma, semicolon or tab that
-    yields most columns in the header. Blank lines, empty rows at the end and comments are skipped. A comment begins
+    yields the most columns in the header. Blank lines, empty rows at the end and comments are skipped. A comment begins
     with #, and stands above the header or has fewer cells than the header. If semicolons or tabs separate cells,
     decimal commas become points. The escapes of `write_table` are undone.
 
@@ -214,7 +214,7 @@ def _find_header(file: TextIO) -> tuple[int, str, str]:
 
 
 def _is_comment_above(line: str) -> bool:
-    # alone may be the name of a column.
+    # A cell "#" alone may be the name of a column.
     text = line.strip()
     return text.startswith(_COMMENT) and text[1:2] not in ("", *_SEPARATORS)
 

@@ -102,7 +102,7 @@ def _coloured(array: NDArray[Any], colormap: NDArray[Any]) -> NDArray[Any]:
     """Return the 8-bit colours of palette indices; some programs store the palette itself in 8 bits."""
     colours = colormap if colormap.max() < 256 else colormap >> 8
     if array.max() >= colours.shape[1]:
-        raise InputError(f"expected indices of {colours.shape[1]} colours, found {array.max()}")
+        raise InputError(f"expected palette indices below {colours.shape[1]}, found {array.max()}")
     palette = np.ascontiguousarray(colours.T.astype(np.uint8))
     return converted(array, lambda rows: palette[rows], 3).astype(np.uint8)
 
@@ -118,7 +118,7 @@ def _grey(array: NDArray[Any], page: Any, *, is_inverted: bool) -> NDArray[Any]:
     if array.dtype.kind == "u":
         depth = page.bitspersample if page.bitspersample > 8 else 8
         return np.asarray(array.dtype.type(2**depth - 1) - array)
-    # These data types do not define white, so the range is kept. Integer overflow wraps back into it.
+    # These data types do not define white, so the image keeps its range. A sum that overflows wraps back into it.
     return np.asarray(array.max(keepdims=True) - array + array.min(keepdims=True))
 
 

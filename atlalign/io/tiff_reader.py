@@ -49,7 +49,9 @@ def tiff_scenes(path: Path, *, page: int | None = None, labels: bool = False) ->
     with tifffile.TiffFile(path, is_ndpi=_may_be_ndpi(path) or None) as file:
         _check_chain(file)
         if file.is_bif:
-            log.warning("%s: tiles that overlap are not stitched: edges of tiles may show steps", path.name)
+            log.warning(
+                "%s: overlapping tiles are not stitched: steps may be visible at their edges", path.name
+            )
         images = _images(file) if page is None else [_page(file, page)]
         return [_scene(file, path, image, labels=labels) for image in images]
 
@@ -124,8 +126,8 @@ def _image(file: Any, series: Any) -> _Image:
     for axis, count in zip(axes, shape, strict=True):
         if axis not in "CZT":
             raise InputError(
-                f"expected one image, found {count} pages: choose one (--page, for "
-                "sections), or save it as a file of its own (for a reference)"
+                f"expected one image, found {count} pages: for a section, choose one with "
+                "--page; for a reference, save one page as its own file"
             )
     return _Image(
         tuple(_planes(level, axes) for level in _levels(series)),
@@ -226,7 +228,7 @@ def _check_compression(page: Any) -> None:
     except KeyError as error:
         raise InputError(
             f"expected a supported compression, such as JPEG, LZW or Deflate, found number {int(page.compression)}: "
-            "save the image with another"
+            "save the image with another compression"
         ) from error
 
 

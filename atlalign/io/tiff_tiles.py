@@ -219,7 +219,7 @@ def _mapped(plane: Plane) -> _Pixels:
 
 @contextmanager
 def _open(plane: Plane) -> Iterator[None]:
-    """Open the files of a plane and of the page that describes it while the plane is read."""
+    """Keep the files of a plane, and of the page that describes it, open while the plane is read."""
     with ExitStack() as opened:
         for page in (plane.page, plane.keyframe):
             file = page.parent.filehandle

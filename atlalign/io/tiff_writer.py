@@ -45,7 +45,8 @@ def write_tiff(
 
     Args:
         path: The file; a BigTIFF if it may exceed 4 GB. While a pyramid is written, its levels are stored beside it.
-        bands: Consecutive rows, one channel after the other. All bands have the same height; the last may be lower.
+        bands: Consecutive rows, one channel after the other. All bands have the same height, except the last, which may
+            be shorter.
         shape: (h, w) or (h, w, 3).
         dtype: The data type of the bands.
         pixel_um: The pixel size.
@@ -143,7 +144,7 @@ def _level_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def _rows(bands: _Bands, height: int) -> Iterator[NDArray[Any]]:
-    """Yield bands of a tile's height, or up to the end of an image of this height, from bands of any height."""
+    """Yield bands of a tile's height, made from bands of any height; the last of each image may be shorter."""
     waiting: list[NDArray[Any]] = []
     top = held = 0
     for band in bands:

@@ -78,7 +78,7 @@ class _Averaged:
 
 
 def overview(scene: Scene, least: Shape) -> Overview:
-    """Return a scene in memory, for a large scene at not much more than the required size.
+    """Return a scene in memory; a large scene is read at little more than the required size.
 
     Args:
         scene: One channel.
@@ -95,9 +95,9 @@ def overview(scene: Scene, least: Shape) -> Overview:
 
 
 def at_scale(scene: Scene, scale: float) -> View:
-    """Return a scene whose pixels cover at most `scale` pixels, and more than half as many unless it is small.
+    """Return a scene at a resolution at which each pixel covers at most `scale` of its pixels.
 
-    Large scenes are read on access.
+    Each covers more than half as many unless the image is small. Large scenes are read on access.
     """
     scale *= 1 + _ROUNDING
     level = scene.level_at(scale)

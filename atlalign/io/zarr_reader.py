@@ -31,7 +31,7 @@ def zarr_scenes(path: Path) -> list[Scene]:
         import zarr
     except ImportError as error:
         raise InputError(
-            "expected the package that reads OME-Zarr: pip install 'atlalign-torch[slides]'"
+            "expected the package zarr, which reads OME-Zarr: pip install 'atlalign-torch[slides]'"
         ) from error
     try:
         group: Any = zarr.open_group(str(path), mode="r")
@@ -51,7 +51,7 @@ def _images(group: Any) -> list[Any]:
     said = _said(group)
     if "plate" in said or "well" in said:
         raise InputError(
-            "expected one image, found a plate of wells: name one of its images, such as A/1/0 in it"
+            "expected one image, found a plate of wells: name one of its images, such as A/1/0 inside it"
         )
     images = [group] if "multiscales" in said else [group[name] for name in _series(group, said)]
     if not images:

@@ -1,4 +1,4 @@
-"""Export of networks for other programs, as a graph that is compared with the network before the file is kept."""
+"""Export of networks as graphs for other programs; each graph is compared with its network before the file is kept."""
 
 import copy
 import io
@@ -31,15 +31,15 @@ class Differences(NamedTuple):
 
 
 def export_model(network: nn.Module, path: str | Path, image_shape: tuple[int, int]) -> Differences:
-    """Write a network as a graph that runs without this package, and return how much their outputs differ.
+    """Write a network as a graph that runs without this package, and return how much the outputs of both differ.
 
-    The inputs `reference` and `moving` are float32 (B, 1, H, W) in [0, 1] with any B. The outputs are named as in
+    The inputs `reference` and `moving` are float32 (B, 1, H, W) in [0, 1]; B may vary. The outputs are named as in
     `Registration`: `registered`, `dvf` and, if the network returns them, `inv_dvf`, `global_registered`, `global_dvf`.
 
     Args:
         network: Maps (reference, moving) to a NamedTuple of tensors, such as a `Registration`.
         path: `.onnx`, which needs the extra `export`, or `.pt2` for `torch.export.load`; an existing file is replaced.
-        image_shape: (H, W) of the images; it is fixed in the graph.
+        image_shape: (H, W) of the images, which the graph fixes.
 
     Raises:
         InputError: If the format is unknown, a package is missing, the network does not accept this image size, or

@@ -81,7 +81,7 @@ def import_keras(path: str | Path) -> nn.Module:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn errors in reading into InputErrors that name the file."""
+    """Turn errors while reading the file into InputErrors that name it."""
     try:
         yield
     except InputError as error:
@@ -105,7 +105,7 @@ def _single(path: Path, suffix: str) -> Path:
 
 
 def _decoded(text: str | bytes) -> Any:
-    """Return the architecture; in the predecessor's folders it was encoded as JSON twice."""
+    """Return the architecture, which the predecessor's folders encode as JSON twice."""
     content = json.loads(text)
     return json.loads(content) if isinstance(content, str) else content
 
@@ -114,7 +114,7 @@ def _layers(model: dict[str, Any]) -> Layers:
     """Return the layers of a functional model by name.
 
     Raises:
-        InputError: If a layer's class does not occur in the predecessor.
+        InputError: If the predecessor uses no layers of this class.
     """
     layers = {}
     for entry in model["config"]["layers"]:
@@ -192,7 +192,8 @@ def _local(layers: Layers, weights: h5py.Group, *, nested: bool = False) -> Loca
             1
         ].inputs:
             raise InputError(
-                f"layer '{inverse.name}': expected the swapped pair as its input, found {', '.join(inverse.inputs)}"
+                f"layer '{inverse.name}': expected both images in swapped order as its input, "
+                f"found {', '.join(inverse.inputs)}"
             )
         same = _trunk(_layers({"config": inverse.config}), "ZeroPadding2D")
         if [layer.name for layer in same] != [layer.name for layer in trunk]:
@@ -344,7 +345,7 @@ def _copy_weights(network: nn.Module, trunk: Sequence[_Layer], weights: h5py.Gro
 
 
 def _weights(group: h5py.Group, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return a kernel or a bias in torch's order of axes, which has this shape."""
+    """Return a kernel or a bias in torch's order of axes, after checking its shape."""
     dataset = find_dataset(group.file, f"{group.name}/{name}")
     if dataset is None:
         raise KeyError(name)

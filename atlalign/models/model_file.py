@@ -2,8 +2,8 @@
 
 A model file is a checkpoint without the state of the training. `state_dict` holds the weights under `network.`;
 `atlalign` holds the architecture as a configuration: `_target_` and the constructor's arguments. Every checkpoint
-therefore loads as a model, and a training that `save_model` saved can be resumed. A name that ends in .safetensors
-gives a file that other programs can read: it holds the weights, and everything else as JSON in its metadata.
+therefore loads as a model, and a training that `save_model` saved can be resumed. A file whose name ends in
+.safetensors can be read by other programs: it holds the weights, and everything else as JSON in its metadata.
 """
 
 import io
@@ -36,7 +36,7 @@ _Value = TypeVar("_Value")
 
 
 class ModelOrigin(NamedTuple):
-    """Facts that a model file stores about its network besides architecture and weights; None or empty if unknown.
+    """Facts about a network that a model file stores besides architecture and weights; None or empty if unknown.
 
     Attributes:
         intensity_scale: The atlas intensity that was mapped to 1 in the reference images during training.
@@ -82,16 +82,16 @@ def save_model(
 
     Args:
         model: A network, or a `Training` of one, such as `atlalign.training.module.RegistrationModule`. The file
-            records the arguments of the network's constructor. Networks of this package know them, as do networks that
-            a training or `load_model` built. A class of your own sets them as the attribute `hyperparameters`, a dict,
-            unless its constructor takes none.
+            records the arguments of the network's constructor. Networks of this package record them, and so do networks
+            that were built by a training or by `load_model`. Your own class must store them in the attribute
+            `hyperparameters`, a dict, unless its constructor takes none.
         path: The file to write; an existing file is replaced. With the ending .safetensors, it holds only the network
             and its origin.
         separate: Write a folder with `architecture.json` and `weights.pt`, without optimiser and configuration.
-        origin: Facts about the network, as `read_origin` returns them; a `Training` provides its own.
+        origin: Facts about the network, as returned by `read_origin`; a `Training` provides its own.
 
     Raises:
-        InputError: If the arguments of the network's constructor are unknown or no plain data.
+        InputError: If the arguments of the network's constructor are unknown or not plain data.
 
     Example:
         >>> net = GlobalAffineNet(filters=(8, 8), dense_layers=(20,), image_shape=(32, 48))
@@ -147,7 +147,7 @@ def read_origin(path: str | Path) -> ModelOrigin:
     """Return the facts about a network in a model file, a folder or a training checkpoint.
 
     Raises:
-        InputError: If the file is missing or is not one of these.
+        InputError: If the file is missing, or is none of these.
     """
     known, _ = _read(Path(path))
     return origin_of(known)
@@ -156,7 +156,7 @@ def read_origin(path: str | Path) -> ModelOrigin:
 def merge_global_local(
     global_: nn.Module | str | Path, local: nn.Module | str | Path, *, expose_global: bool = False
 ) -> MergedNet:
-    """Return one network that registers globally, then locally; it shares its weights with networks given as objects.
+    """Return one network that registers globally, then locally; networks given as objects share their weights with it.
 
     Args:
         global_: The network for the affine map: an object, a model file, a folder or a checkpoint.
@@ -249,7 +249,7 @@ def _save_network(network: nn.Module, known: Mapping[str, Any], path: Path) -> N
 def _save_safetensors(network: nn.Module, known: Mapping[str, Any], path: Path) -> None:
     from safetensors.torch import save
 
-    # The format rejects shared tensors, which occur where two parts have the same weights.
+    # The format rejects tensors that two parts of a network share, so each gets a copy.
     weights = {
         name: weight.clone(memory_format=torch.contiguous_format)
         for name, weight in _weights(network).items()

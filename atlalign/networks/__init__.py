@@ -1,6 +1,7 @@
-"""Networks; all hyperparameters are plain numbers.
+"""Networks; all of their hyperparameters are plain numbers.
 
-`forward(reference, moving)` of those that register returns a `Registration`; `PlaneLocatorNet` takes views of sections.
+Networks that register have `forward(reference, moving)`, which returns a `Registration`. `PlaneLocatorNet` does not
+register: it takes views of sections.
 """
 
 from atlalign.networks.coarse_to_fine import CoarseToFineNet

@@ -34,11 +34,11 @@ _NETWORKS: dict[str, type[nn.Module]] = {
 def architecture_of(network: nn.Module) -> dict[str, Any]:
     """Return `_target_` and the constructor's arguments; networks among the arguments are nested in the same form.
 
-    The arguments are the network's attribute `hyperparameters`, which `construct` and the training set for a class that
-    does not. A class whose constructor takes no arguments needs none.
+    The arguments are the network's attribute `hyperparameters`. If its class does not define this attribute,
+    `construct` and the training set it. A class whose constructor takes no arguments needs none.
 
     Raises:
-        InputError: If the arguments of the network or a part of it are unknown or no plain data, or the class cannot be
+        InputError: If the arguments of the network or of a part are unknown or not plain data, or the class cannot be
             imported.
     """
     cls = type(network)
@@ -57,7 +57,7 @@ def architecture_of(network: nn.Module) -> dict[str, Any]:
 
 
 def record_arguments(network: nn.Module, arguments: Mapping[str, Any]) -> None:
-    """Note the constructor's arguments of a network whose class does not do so, so that it can be saved."""
+    """Record the constructor's arguments of a network whose class does not, so that it can be saved."""
     if not hasattr(network, "hyperparameters"):
         network.hyperparameters = dict(arguments)  # type: ignore[assignment]
 
@@ -90,7 +90,7 @@ def _importable(cls: type[nn.Module]) -> str:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Return a value if a model file can hold it."""
+    """Return a value as plain data that a model file can hold."""
     if isinstance(value, Mapping):
         return {str(key): _plain(f"{name}.{key}", part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -104,7 +104,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def construct(architecture: Mapping[str, Any], allow: str | Collection[str] = ()) -> nn.Module:
-    """Build the network that an architecture describes; only allowed classes are called.
+    """Build the network that an architecture describes, calling only allowed classes.
 
     Args:
         architecture: The result of `architecture_of`.
@@ -118,7 +118,7 @@ def construct(architecture: Mapping[str, Any], allow: str | Collection[str] = ()
 
 
 def built_within_memory(make: Callable[[], nn.Module]) -> nn.Module:
-    """Return the network that `make` builds, once its size is known: a few bytes of a file can declare terabytes.
+    """Return the network that `make` builds, after checking its size: a few bytes in a file can declare terabytes.
 
     Raises:
         InputError: If memory cannot hold the weights.

@@ -1,4 +1,4 @@
-"""The coarse-to-fine network: a local network in several passes, each on the result of the previous passes."""
+"""The coarse-to-fine network: a local network applied in several passes, each to the result of the previous ones."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -16,8 +16,8 @@ from atlalign.networks.layers import Registration
 class CoarseToFineNet(nn.Module):
     """Registers in passes at increasing resolution, and interpolates the moving image once with the overall field.
 
-    Each pass sees both images shrunk by its reduction, with the moving image warped by the field so far, and predicts
-    the remaining displacement. The field becomes `compose(outer=so far, inner=pass)`, its inverse
+    Each pass sees both images, shrunk by its reduction, and predicts the remaining displacement. It sees the moving
+    image warped by the field so far. The field becomes `compose(outer=so far, inner=pass)`, its inverse
     `compose(outer=inverse of the pass, inner=inverse so far)`.
 
     Args:
@@ -71,7 +71,7 @@ class CoarseToFineNet(nn.Module):
 
 
 def shrink(image: Tensor, reduction: int) -> Tensor:
-    """Return images (B, 1, H, W) at (H // reduction, W // reduction): averaged, then sampled with corners aligned."""
+    """Return images (B, 1, H, W) at (H // reduction, W // reduction): averaged, then sampled with aligned corners."""
     if reduction == 1:
         return image
     radius = reduction // 2

@@ -1,4 +1,4 @@
-"""The form of every network that registers, checked where one is called: a user's own may have another."""
+"""The interface of every network that registers, checked at each call because a user's own network may differ."""
 
 import inspect
 from typing import Any
@@ -43,10 +43,10 @@ def check_takes_pairs(network: nn.Module) -> None:
 
 
 def checked_registration(network: nn.Module, output: Any, moving: Tensor) -> Registration:
-    """Return the output of a network if it is a `Registration` of the images that the network received.
+    """Check that the output of a network is a `Registration` of the images that it received, and return it.
 
     Raises:
-        InputError: If it is not, or an image or a field has another shape than `moving` demands.
+        InputError: If it is not, or an image or a field does not have the shape that follows from `moving`.
     """
     registration = as_registration(network, output)
     size, (height, width) = len(moving), moving.shape[-2:]
@@ -62,12 +62,12 @@ def checked_registration(network: nn.Module, output: Any, moving: Tensor) -> Reg
 
 
 def as_registration(network: nn.Module, output: Any) -> Registration:
-    """Return the output of a network if it has the tensors of a `Registration`; shapes are not compared.
+    """Check that the output of a network has the tensors of a `Registration`, of any shape, and return it.
 
-    A network may call this for its parts: a comparison would fix the size of the batch in an exported graph.
+    A network may call this for its parts: a comparison of shapes would fix the batch size in an exported graph.
 
     Raises:
-        InputError: If it has not.
+        InputError: If it lacks one of them.
     """
     for name in Registration._fields:
         part = getattr(output, name, None)

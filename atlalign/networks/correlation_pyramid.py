@@ -1,4 +1,4 @@
-"""The correlation pyramid: a local network that looks for each pixel's features nearby, from coarse to fine."""
+"""The correlation pyramid: a local network that searches nearby for the features of each pixel, from coarse to fine."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,13 +24,13 @@ class CorrelationPyramidNet(nn.Module):
     correlations a decoder corrects the velocity. Before training the network returns the identity.
 
     Args:
-        encoder_filters: Channels of the features at 1/2, 1/4, … of the image size, one entry a level.
+        encoder_filters: Channels of the features at 1/2, 1/4, … of the image size, one entry per level.
         radii: The search radius of each level in its own pixels, the finest first.
         decoder_filters: Channels of the convolutions between the correlations and a level's correction.
         velocity_steps: Number of squarings that integrate the velocity (7 suffice for 60 px).
         compute_inv: Return the inverse field as well.
-        mirrored: Register the left-right mirrored images as well and average both velocities. It takes twice the time;
-            features learned on one side of the brain then serve the other.
+        mirrored: Register the left-right mirrored images as well, and average both velocities. This takes twice the
+            time, but applies features learned on one side of the brain to the other side as well.
 
     Raises:
         ValueError: If there is no level, a level has no radius ≥ 1, or channels or squarings are not whole numbers ≥ 1
@@ -113,7 +113,7 @@ class CorrelationPyramidNet(nn.Module):
 
 
 def correlate(fixed: Tensor, other: Tensor, radius: int) -> Tensor:
-    """Return the cosines between `fixed` at q and `other` at q + d, for each d of up to `radius` px along x and y.
+    """Return the cosines between `fixed` at q and `other` at q + d, for each d up to `radius` px along x and y.
 
     The features' mean over each image is subtracted first. Beyond the border the cosine is 0.
 
@@ -126,7 +126,7 @@ def correlate(fixed: Tensor, other: Tensor, radius: int) -> Tensor:
         (B, (2·radius + 1)², H, W) in [−1, 1], ordered by the displacement's y, then x.
     """
     height, width = fixed.shape[-2:]
-    # Sums over the last axis of contiguous memory are several times as fast as sums over channels in between.
+    # Sums over the last axis of contiguous memory are several times as fast as sums over the channel axis.
     here = _directions(fixed).permute(0, 2, 3, 1).contiguous()
     there = F.pad(_directions(other), (radius,) * 4).permute(0, 2, 3, 1).contiguous()
     displacements = range(2 * radius + 1)

@@ -14,18 +14,19 @@ from atlalign.networks.layers import Registration
 class FinePassNet(nn.Module):
     """Registers smaller images, corrects the field at full size, and interpolates the moving image once.
 
-    The coarse network sees both images shrunk. The fine one sees them at full size, with the moving image warped by the
-    coarse field, and predicts the remaining displacement. The field is `compose(outer=coarse, inner=fine)`, its inverse
-    `compose(outer=inverse of the fine, inner=inverse of the coarse)`.
+    The coarse network sees shrunk images. The fine network sees the images at full size, with the moving image warped
+    by the coarse field, and predicts the remaining displacement. The field is `compose(outer=coarse, inner=fine)`, its
+    inverse `compose(outer=inverse of the fine, inner=inverse of the coarse)`.
 
     Args:
         coarse: Maps (reference, moving) of any size to a `Registration`, usually trained before.
-        fine: The same; it is trained on the errors that `coarse` makes.
+        fine: A network of the same kind, trained on the errors that `coarse` leaves.
         reduction: The factor by which the images are shrunk for `coarse`.
         compute_inv: Return the inverse field as well; both networks must return theirs.
 
     Raises:
-        InputError: If the reduction is not a whole number ≥ 1, or a network without an inverse is to return one.
+        InputError: If the reduction is not a whole number ≥ 1, or `compute_inv` is set and a network returns no
+            inverse.
     """
 
     def __init__(

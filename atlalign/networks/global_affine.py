@@ -28,7 +28,7 @@ class GlobalAffineNet(nn.Module):
     Args:
         filters: Channels of each block.
         dense_layers: Widths of the dense layers before the last one.
-        image_shape: (H, W) of the images; each side at least 2**len(filters).
+        image_shape: (H, W) of the images; each side is at least 2**len(filters).
 
     Raises:
         ValueError: If the images are too small for the number of blocks, or channels or widths are not whole numbers
@@ -53,7 +53,7 @@ class GlobalAffineNet(nn.Module):
         reduction = 2 ** len(filters)
         if min(height, width) < reduction:
             raise ValueError(
-                f"image_shape: {len(filters)} blocks need at least {reduction} px a side, got {height}×{width}"
+                f"image_shape: {len(filters)} blocks need at least {reduction} px per side, got {height}×{width}"
             )
         self.image_shape = (height, width)
         self.hyperparameters: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Layers without parameters on displacement fields: functions of `atlalign.geometry` as modules."""
+"""Layers for displacement fields: functions of `atlalign.geometry` as modules without parameters."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -59,7 +59,7 @@ class DVFComposition(nn.Module):
 
 
 def check_filters(**filters: Sequence[int]) -> None:
-    """Check that each entry of the named arguments, lists of channels or widths, is a whole number ≥ 1.
+    """Check that each entry of the named lists of channels or widths is a whole number ≥ 1.
 
     Raises:
         InputError: At the first entry that is not.

@@ -18,22 +18,22 @@ _LARGEST_CROP_PX = 4
 class LocalUNet(nn.Module):
     """Predicts the displacement of each pixel from a pair of images of any size ≥ 32 px.
 
-    Ronneberger et al., *U-Net*, MICCAI 2015. A side that `size_multiple` does not divide is cropped by at most 4 px at
-    each end where that suffices (456 → 448), and padded with zeros otherwise. On the cropped margin a displacement is
-    0, and a velocity is that of the border.
+    Ronneberger et al., *U-Net*, MICCAI 2015. If `size_multiple` does not divide a side, the side is cropped by at most
+    4 px at each end where that suffices (456 → 448), and padded with zeros otherwise. In the cropped margin a
+    displacement is 0, and a velocity is that at the edge of the crop.
 
     With `velocity_steps` the network predicts a stationary velocity field, which is integrated to the displacement
     (Dalca et al., *Unsupervised learning of probabilistic diffeomorphic registration*, MedIA 2019). The velocity is
     limited to 2 px per px (`atlalign.geometry.limit_steepness`), so that the field does not fold. The negative velocity
-    gives the inverse field without a second pass: to 0.04 px for smooth fields of up to 15 px at 320×456.
+    gives the inverse field without a second pass, accurate to 0.04 px for smooth fields of up to 15 px at 320×456.
 
     Args:
         start_filters: Channels of the convolutions at full resolution before the first pooling.
         downsample_filters: Channels of the convolution after each pooling.
         middle_filters: Channels of the convolutions at the lowest resolution.
         upsample_filters: Channels of the two convolutions after each upsampling, one before and one after the skip.
-            Each missing upsampling halves the grid of the prediction, which is then resized to the images. At half or
-            a quarter of the resolution the network needs a fraction of the time.
+            Each upsampling that is left out halves the grid of the prediction, which is then resized to the images. At
+            half or a quarter of the resolution, the network takes a fraction of the time.
         end_filters: Channels of the convolutions at full resolution before the output.
         compute_inv: Return the inverse field as well: the same weights on the swapped images, or the negative velocity.
         size_multiple: A multiple of 2**len(downsample_filters), the default. Networks imported from Keras were cropped
@@ -122,7 +122,7 @@ class LocalUNet(nn.Module):
 
     def velocity(self, reference: Tensor, moving: Tensor) -> Tensor:
         """Return the predicted velocity (B, 2, H, W) in pixels per unit time; only with `velocity_steps`."""
-        # A step to 0 at the edge of the crop would be steep.
+        # A velocity that drops to 0 at the edge of the crop would be too steep.
         return limit_steepness(self._predict(reference, moving, beyond_crop="replicate"))
 
     def forward(self, reference: Tensor, moving: Tensor) -> Registration:
@@ -139,7 +139,7 @@ class LocalUNet(nn.Module):
         return dvf, integrate(-velocity, self.velocity_steps) if self.compute_inv else None
 
     def _predict(self, reference: Tensor, moving: Tensor, beyond_crop: str) -> Tensor:
-        """Return the network's output at the size of the images; `beyond_crop` is the mode of F.pad for the margin."""
+        """Return the network's output at the size of the images; `beyond_crop` is F.pad's mode for the margin."""
         pair = torch.cat([reference, moving], dim=1)
         margins = _margins(pair.shape[-2], pair.shape[-1], self.size_multiple)
         padded = F.pad(pair, margins)
@@ -153,8 +153,8 @@ class LocalUNet(nn.Module):
         features = self.middle(skips.pop())
         for up in self.up:
             features = up(features, skips.pop())
-        # A 2×2 kernel has no centre: as in Keras' 'same', only the zeros after the last row and column count. Padding
-        # only there would copy the largest feature maps of the network.
+        # A 2×2 kernel has no centre. As in Keras' 'same', only the zeros after the last row and column count;
+        # padding only there would copy the largest feature maps of the network.
         return precisely(self.to_dvf, self.end(features))[..., 1:, 1:]
 
 
@@ -172,7 +172,7 @@ class _Up(nn.Module):
 
 
 class _DoublingConv2d(nn.Conv2d):
-    """Doubles the resolution and convolves in one step, with the weights of a convolution after the doubling."""
+    """Doubles the resolution and convolves in one step, with weights for a convolution after the doubling."""
 
     def forward(self, features: Tensor) -> Tensor:
         return convolve_doubled(features, self.weight, self.bias)

@@ -1,4 +1,4 @@
-"""The merged network: a global network, then a local network on the globally registered image."""
+"""The merged network: a global network, then a local network applied to the globally registered image."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from atlalign.networks.global_affine import GlobalAffineNet
 
 
 class MergedRegistration(NamedTuple):
-    """A `Registration`, and the global part of it.
+    """A `Registration` together with its global part.
 
     Attributes:
         registered: (B, 1, H, W) in [0, 1], the moving image warped by `dvf`.
@@ -31,8 +31,8 @@ class MergedNet(nn.Module):
     """Registers globally, then locally, and interpolates the moving image once with the overall field.
 
     The local network sees the reference and the globally registered moving image. The overall field is
-    `compose(outer=global, inner=local)`; its inverse, where the local network predicts one, is
-    `compose(outer=local inverse, inner=global inverse)` with the exact inverse of the affine map.
+    `compose(outer=global, inner=local)`; its inverse, if the local network predicts one, is `compose(outer=local
+    inverse, inner=global inverse)` with the exact inverse of the affine map.
 
     Args:
         global_net: Predicts the affine map.
@@ -50,7 +50,7 @@ class MergedNet(nn.Module):
 
     @property
     def image_shape(self) -> tuple[int, int]:
-        """(H, W) of the images, which the global network fixes."""
+        """(H, W) of the images; the global network fixes it."""
         return self.global_net.image_shape
 
     @property

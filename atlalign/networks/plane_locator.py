@@ -1,4 +1,4 @@
-"""A network that says which plane of the brain an image shows."""
+"""A network that predicts which plane of the brain an image shows."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -34,13 +34,13 @@ class PlaneLocatorNet(nn.Module):
     """Residual convolutions and two dense layers on a view of a section.
 
     Args:
-        extent_mm: The size of the atlas along AP, DV and ML, in which the planes lie.
+        extent_mm: The size along AP, DV and ML of the atlas in which the planes lie.
         view_px: Height and width of a view, a multiple of 32.
         widths: Channels of the stem and of the residual blocks; each halves the resolution.
         hidden: Width of the dense layer.
-        cut_along: The axes across which the sections of its training are cut: AP (coronal), DV (horizontal), ML
-            (sagittal). They are stored for messages to users.
-        atlas: The name of the atlas of its training.
+        cut_along: The axes across which its training sections are cut: AP (coronal), DV (horizontal), ML (sagittal).
+            They are stored for messages to users.
+        atlas: The name of the atlas that it was trained on.
         regions: The `large_regions` of this atlas, by which it is recognised.
 
     Example:
@@ -80,7 +80,7 @@ class PlaneLocatorNet(nn.Module):
         )
 
     def trained_on(self, atlas: str, extent_mm: Sequence[float], regions: Sequence[Sequence[float]]) -> None:
-        """Store the name, the size and the `large_regions` of the atlas of the training."""
+        """Store the name, the size and the `large_regions` of the atlas that the network was trained on."""
         self.atlas = atlas
         self.extent_mm = tuple(float(value) for value in extent_mm)
         self.regions = [list(region) for region in regions]
@@ -90,7 +90,7 @@ class PlaneLocatorNet(nn.Module):
         """Return the network for a cut or padded copy of its atlas.
 
         Args:
-            corner_mm: The position in this copy, along AP, DV and ML, of the first corner of the training's atlas.
+            corner_mm: The position, along AP, DV and ML in this copy, of the first corner of the training atlas.
         """
         found = copy(self)
         found.corner_mm = (float(corner_mm[0]), float(corner_mm[1]), float(corner_mm[2]))
@@ -126,7 +126,7 @@ class _Residual(nn.Module):
 
 
 def plane_errors(planes: Tensor, truth: Tensor) -> Tensor:
-    """Return the distances (B, 5) in mm of planes (B, 3, 3) from true ones: at a view's centre, near its corners."""
+    """Return the distances (B, 5) in mm of planes (B, 3, 3) from true ones, at a view's centre and near its corners."""
     return (_at_points(planes) - _at_points(truth)).square().sum(-1).sqrt()
 
 

@@ -46,7 +46,7 @@ def position_figure(points: Mapping[str, Sequence[tuple[float, float]]], *, labe
 def level_figure(
     levels: Sequence[int], values: Mapping[str, Sequence[float]], *, xlabel: str, label: str
 ) -> Figure:
-    """Draw each method's value at each level, from 0 to 1."""
+    """Draw the value of each method at each level, on a scale from 0 to 1."""
     figure, axes = empty_chart(height=2.6)
     for (name, of_method), color in zip(values.items(), method_colors(values), strict=True):
         axes.plot(levels, of_method, "o-", color=color, label=name, markersize=4)
@@ -59,10 +59,7 @@ def level_figure(
 
 
 class Course(NamedTuple):
-    """A quantity along an axis.
-
-    Its name, its colour such as #bfdae3 (or ""), and its values.
-    """
+    """A quantity along an axis: its name, its colour such as #bfdae3 (or ""), and its values."""
 
     name: str
     color: str
@@ -72,7 +69,7 @@ class Course(NamedTuple):
 def series_figure(
     positions_mm: Sequence[float], areas_mm2: Sequence[Course], marked_mm: Sequence[float]
 ) -> Figure:
-    """Draw the areas of regions along the axis of the brain; vertical bars mark the sections to check."""
+    """Draw the areas of regions along the brain's axis; vertical bars mark the sections to check."""
     figure, axes = empty_chart(height=3.6)
     for position in marked_mm:
         axes.axvline(position, color=_MARK_COLOR, linewidth=5, alpha=0.35, zorder=0)
@@ -89,7 +86,7 @@ def series_figure(
 def located_figure(
     sections: Mapping[str, Sequence[tuple[float, float]]], placed: Sequence[tuple[float, float]]
 ) -> Figure:
-    """Draw positions in mm over section numbers: the sections by kind, and the line on which they are placed."""
+    """Draw the positions of sections in mm against their numbers, by kind, and the line on which they are placed."""
     figure, axes = empty_chart(height=2.8)
     number, position = zip(*sorted(placed), strict=True)
     axes.plot(number, position, "-", color=PAGE_COLOR, linewidth=1, label="as placed")

@@ -1,4 +1,4 @@
-"""Empty figures, the style of charts, and figures as files. Matplotlib loads slowly, so it is imported on first use."""
+"""Empty figures, the style of charts, and figures as files. Matplotlib is imported on first use: it loads slowly."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def figure_svg(figure: Figure) -> str:
 
 
 def empty_chart(height: float) -> tuple[Figure, Axes]:
-    """Return an empty chart of this height in inches, in the colours of the page that shows it."""
+    """Return an empty chart of a height in inches, in the colours of the page that shows it."""
     figure = empty_figure(figsize=(6.4, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)

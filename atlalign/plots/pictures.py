@@ -30,10 +30,10 @@ def section_overlay(
     registered: Tensor,
     labels_of: Callable[[tuple[int, int]], NDArray[Any] | None],
 ) -> NDArray[np.uint8]:
-    """Return a picture (h, w, 3) for checking a registered section.
+    """Return a picture (h, w, 3) by which a user can check a registered section.
 
-    On the left is the section with the outlines of its regions. On the right `overlay` shows the reference and the
-    section, as placed above and as registered below.
+    On the left is the section with the outlines of its regions. On the right are two overlays of the reference and the
+    section: as placed at the top, as registered at the bottom.
 
     Args:
         pixels: The section's image, grey or in colour.
@@ -72,13 +72,13 @@ def png(picture: NDArray[np.uint8]) -> bytes:
     """Return a picture (h, w, 3) as a PNG file."""
     from imagecodecs import PNG, png_encode
 
-    # As small as with the default settings, in half the time.
+    # Files are as small as with the default settings, and are written in half the time.
     return bytes(png_encode(picture, filter=PNG.FILTER.PAETH, strategy=PNG.STRATEGY.RLE))
 
 
 def thumbnail(pixels: NDArray[Any], height: int) -> NDArray[np.uint8]:
     """Return an image in colour, (height, w, 3), scaled to the brightness of its brightest pixels."""
-    # Averaging all of a large image would need several times its memory.
+    # Averaging a whole large image would need several times its memory.
     step = max(1, pixels.shape[0] // (2 * height))
     small = brightened(pixels[::step, ::step])
     colored = small if small.ndim == 3 else np.stack([small] * 3, axis=-1)
@@ -102,7 +102,7 @@ def _scaled(image: NDArray[np.uint8], height: int) -> NDArray[np.uint8]:
     """Return an image (h, w, 3) with another height, corners aligned."""
     width = round(image.shape[1] * height / image.shape[0])
     planar = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    # Unlike `resize_images`, whose wide Gaussian takes ten times as long and is unnecessary for viewing.
+    # `resize_images` is not used: its wide Gaussian takes ten times as long and is unnecessary for viewing.
     scaled = F.interpolate(planar, (height, width), mode="bilinear", align_corners=True, antialias=True)
     return np.asarray(scaled[0].permute(1, 2, 0))
 

@@ -68,7 +68,7 @@ def _draw_panel(axes: list[Axes], panel: Panel) -> None:
 
 
 def _draw_error(axes: Axes, error: Tensor, before: Tensor) -> None:
-    # The scale is the error of the identity, so that dark means good for every section.
+    # The scale ends at the error of the identity, so that dark means good in every section.
     shown = axes.imshow(error.detach().cpu().float().numpy(), cmap="magma", vmin=0, vmax=float(before.max()))
     axes.set_xlabel(f"{float(before.mean()):.1f} → {float(error.mean()):.1f} px", fontsize=8)
     beside = axes.inset_axes((1.03, 0, 0.04, 1))

@@ -19,9 +19,9 @@ def runs_figure(
     *,
     metric: str,
 ) -> Figure:
-    """Draw one row per run, the first on top: the metric of a finished run as a dot, of any other as a cross.
+    """Draw one row per run, the first at the top: the metric of a finished run as a dot, that of any other as a cross.
 
-    A run without a metric shows its status. A grey tick marks the identity, and the scale is logarithmic if runs differ
+    A run without a metric shows its status. A grey tick marks the identity. The scale is logarithmic if runs differ
     more than a hundredfold.
     """
     size = (11, 0.8 + 0.25 * len(labels))

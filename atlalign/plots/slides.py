@@ -48,7 +48,7 @@ def sections_figure(
         view: (h, w, c), a small copy of the slide.
         scale: The number of slide pixels per pixel of the view along x and y; the axes are in pixels of the slide.
         sections: In the order of their list.
-        is_color: The channels are red, green and blue.
+        is_color: Whether the channels are red, green and blue.
         title: The name of the slide.
     """
     image = _displayed(view, is_color=is_color)
@@ -110,7 +110,7 @@ def _draw_slide(
 
 
 def _displayed(view: NDArray[np.float32], *, is_color: bool) -> NDArray[np.float32]:
-    """Return a view as RGB (h, w, 3) in [0, 1]; channels that are not colours are averaged at equal range."""
+    """Return a view as RGB (h, w, 3) in [0, 1]; other channels are scaled to equal ranges and averaged."""
     low, high = np.percentile(view, [0.1, 99.9], axis=None if is_color else (0, 1))
     unit = np.clip((view - low) / np.maximum(high - low, 1e-9), 0, 1)
     shown: NDArray[np.float32] = (
@@ -122,7 +122,7 @@ def _displayed(view: NDArray[np.float32], *, is_color: bool) -> NDArray[np.float
 def _own_image(
     image: NDArray[np.float32], scale: NDArray[np.float64], section: Outlined
 ) -> NDArray[np.float32]:
-    """Return a section's own image (h, w, 3), reduced."""
+    """Return a section's own image (h, w, 3) at reduced size."""
     height, width = section.shape
     step = max(1.0, max(height, width) / 200)
     x, y = np.meshgrid(np.arange(0, width, step), np.arange(0, height, step))

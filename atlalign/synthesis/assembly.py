@@ -28,7 +28,7 @@ _SAMPLES_SHOWN = 6
 
 
 class Counts(NamedTuple):
-    """The numbers of requested and kept samples, and of rejected draws by reason."""
+    """The numbers of requested and kept samples, and the number of rejected draws for each reason."""
 
     wanted: int
     kept: int
@@ -91,7 +91,7 @@ def _count(paths: list[Path], wanted: int) -> Counts:
 def _assemble(
     paths: list[Path], assembled: Path, n: int, image_shape: tuple[int, int], origin: dict[str, Any]
 ) -> list[int]:
-    """Copy the compressed parts into one file, and return the samples' numbers."""
+    """Copy the compressed parts into one file, and return the numbers of its samples."""
     numbers: list[int] = []
     with schema.create(assembled, n, image_shape, **origin) as file:
         for path in paths:
@@ -138,6 +138,6 @@ def _plane(atlas: Atlas, position_um: int) -> Tensor:
 
 
 def _require_space(folder: Path, size: int) -> None:
-    # HDF5 fails badly on a full disk, so check the space first.
+    # HDF5 may crash on a full disk, so check the free space first.
     if shutil.disk_usage(folder).free < 1.05 * size + 2**20:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -5,7 +5,7 @@ uneven light and noise follow, on a dark or a bright background. A network that 
 a stain: Hoffmann et al., *SynthMorph: learning contrast-invariant registration without acquired images*, IEEE TMI 2022.
 
 A generator on the CPU draws the parameters, which are then moved to the device, so the same seed gives the same
-sections on every device. They differ by rounding, up to about 1e-3, because cuDNN computes the blur in TF32 by
+sections on every device. They differ only by rounding, up to about 1e-3, because cuDNN computes the blur in TF32 by
 default.
 """
 
@@ -78,10 +78,10 @@ def draw_contrast(
     Args:
         labels: (B, 1, H, W), the sections to be coloured; only their number, size and device are used.
         n_groups: The number of intensities that the regions share, at most 256; uniform in its logarithm.
-        spread: The width of the interval of the regions' intensities.
+        spread: The width of the interval from which the regions' intensities are drawn.
         template_share: The weight of the template against the regions' intensities, in [0, 1].
         p_inverted: The probability that the template is inverted.
-        log2_gamma: The template is taken to the power of 2 to this number.
+        log2_gamma: Base-2 logarithm of the template's gamma, the exponent that changes its tone.
         p_bright: The probability of a bright background (0.75 to 1) instead of a dark one (0 to 0.1).
         texture: The largest standard deviation of the texture among the regions.
         bias: The standard deviation of the light's logarithm.
@@ -151,9 +151,9 @@ def apply_contrast(template: Tensor, labels: Tensor, contrast: Contrast) -> Tens
 
 
 def _groups(labels: Tensor, contrast: Contrast) -> Tensor:
-    """Return the group of each pixel (B, 1, H, W): 0 for the background, otherwise a hash of its region's id from 1 on.
+    """Return the group of each pixel (B, 1, H, W): 0 for the background, otherwise a hash ≥ 1 of its region's id.
 
-    A hash needs no table of ids, which can be hundreds of millions large.
+    A hash needs no table of ids, which can be as large as hundreds of millions.
     """
     ids = labels.long()
     seed, n_groups = (part[..., None, None] for part in (contrast.seed, contrast.n_groups))
@@ -166,7 +166,7 @@ def _look_up(table: Tensor, group: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor, sigma_px: Tensor) -> Tensor:
-    """Return images (B, 1, H, W) under Gaussians of sigma_px (B, 1), the border replicated."""
+    """Return images (B, 1, H, W) blurred by Gaussians of sigma_px (B, 1), with the border replicated."""
     offset = torch.arange(-_BLUR_RADIUS_PX, _BLUR_RADIUS_PX + 1, device=images.device)
     taps = torch.exp(-0.5 * (offset / sigma_px.clamp(min=1e-3)) ** 2)
     taps = (taps / taps.sum(1, keepdim=True))[:, None]
@@ -185,7 +185,7 @@ def _noise(shape: tuple[int, int], seed: Tensor) -> Tensor:
 
 def _hash(number: Tensor) -> Tensor:
     """Return 32 well-mixed bits of int64 numbers."""
-    # C. Wellons' lowbias32. The products overflow, but their lower halves are right.
+    # C. Wellons' lowbias32. The products overflow, but their lower halves are correct.
     word = (number ^ number >> 32) & _WORD
     word = ((word ^ word >> 16) * 0x7FEB352D) & _WORD
     word = ((word ^ word >> 15) * 0x846CA68B) & _WORD

@@ -1,4 +1,4 @@
-"""Damaged sections: holes, tears, lost borders and lost halves, where only the background is seen.
+"""Damaged sections: holes, tears, lost borders and lost halves, which show only the background.
 
 A generator on the CPU draws the parameters, which are then moved to the device, so the same seed gives the same damage
 on every device. Damage comes before contrast, so that holes show the background with its texture, light and noise.
@@ -104,7 +104,7 @@ def missing_half(damage: Damage, shape: tuple[int, int]) -> Tensor:
 
 
 def _centred(shape: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x and y (1, H, W) in pixels from the centre."""
+    """Return the offsets x and y (1, H, W) from the centre, in pixels."""
     x, y = identity_grid(shape, like.dtype, like.device).unbind(1)
     return x - (shape[1] - 1) / 2, y - (shape[0] - 1) / 2
 

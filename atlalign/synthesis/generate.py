@@ -1,9 +1,9 @@
 """Generated data sets: originals under known random deformations, written as an h5 file that records its settings.
 
-A sample depends only on the seed and its own number, not on the process that makes it. The samples of an original are
-one part, written whole into `<out>.partial`. Finished parts are copied into one file, which then appears under its
-name. So the same command resumes after a crash and gives the same bytes. A lock, which ends with its process, keeps
-other runs from writing the same file.
+A sample depends only on the seed and its own number, not on the process that makes it. The samples of one original are
+a part, which is written atomically into the folder `<out>.partial`. Finished parts are copied into one file, which then
+gets its final name. The same command therefore resumes after a crash and gives the same bytes. A lock, which ends with
+its process, keeps other runs from writing the same file.
 """
 
 import shutil
@@ -56,8 +56,7 @@ def generate(config: "DictConfig") -> Path:
     """Write the data set of `conf/generate.yaml` and a figure of samples beside it, and return the file's path.
 
     Raises:
-        InputError: If the configuration or the input is wrong, in which case no file is left, or if another run is
-            writing the file.
+        InputError: If the configuration or the input is invalid (no file is left), or another run is writing the file.
         UnfinishedError: If the disk is full or a process was killed; the same command resumes the work.
     """
     _check_values(config)
@@ -84,7 +83,7 @@ def _check_values(config: "DictConfig") -> None:
 def _make(
     recipe: SampleRecipe, out: Path, request: dict[str, Any], workers: int, atlas: Atlas | None
 ) -> "Counts":
-    """Write the missing parts of the data set, and give the file its name."""
+    """Write the missing parts of the data set, and give the finished file its name."""
     partial = open_partial(out, request, recipe.source.files)
     try:
         with sentences_about(out):
@@ -98,7 +97,7 @@ def _make(
 
 
 def _atlas_to_show(config: "DictConfig") -> Atlas | None:
-    """Return the atlas for the figure; None if the source is an atlas, or the atlas is the phantom."""
+    """Return the atlas to show in the figure; None if the source is an atlas itself, or the atlas is the phantom."""
     target = str(config.atlas._target_)
     if "atlas" in config.source or target.endswith(f".{PHANTOM}_atlas"):
         return None

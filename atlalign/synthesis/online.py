@@ -1,8 +1,8 @@
 """Samples drawn during training: atlas sections in synthetic contrast under known deformations, made in batches.
 
 A sample is a plane and a seed, from which a loader process draws a few parameters. The training device makes images and
-fields from them, and does not wait for the draws. Nothing is written, no sample is repeated, and the truth is as exact
-as that of precomputed data.
+fields from these parameters, and need not wait for them. Nothing is written, no sample is repeated, and the true fields
+are as exact as those of precomputed data.
 """
 
 import math
@@ -50,11 +50,11 @@ _INVERSE_TOLERANCE_PX = 0.05
 _Drawn = TypeVar("_Drawn", bound=NamedTuple)
 
 
-# --- how a section lies beside its reference --------------------------------------------------------------------------
+# --- section and reference --------------------------------------------------------------------------------------------
 
 
 class Setting(NamedTuple):
-    """The random deviations of a batch from pairs of a section and its own plane; the first axis is the batch."""
+    """Random deviations of a batch from pairs of a section and exactly its own plane; the first axis is the batch."""
 
     position_error: Tensor  # (B,), uniform in [−1, 1], as a share of the largest error
     half_reference: Tensor  # (B, 1, 1, 1): whether the reference of a half section shows only that half
@@ -76,7 +76,7 @@ def draw_setting(
 class DrawnSample(TypedDict, total=False):
     """The parts of a sample that a worker draws and the device turns into images and fields.
 
-    Planes (1, H, W) are as the atlas holds them. Drawn parameters get their batch axis when they are collated.
+    Planes (1, H, W) have the atlas's own type and values. Drawn parameters get their batch axis when they are collated.
     """
 
     section: Tensor
@@ -102,7 +102,7 @@ class SampleDraw:
     position_error_um: float
 
     def __call__(self, plane: int, seed: int) -> DrawnSample:
-        """Return the sample: deformation, contrast and damage, in an order in which no draw affects an earlier one."""
+        """Return the sample; the deformation is drawn first, so that it does not depend on the other draws."""
         generator = torch.Generator().manual_seed(seed)
         section = self.atlas.template[plane][None]
         sample = DrawnSample(
@@ -134,7 +134,7 @@ def _single(drawn: _Drawn) -> _Drawn:
 
 
 class TrainingDraws(Dataset[DrawnSample]):
-    """Any number of samples; the seed of a sampler's key decides plane and parameters."""
+    """Any number of samples; the seed in a sample's key determines its plane and parameters."""
 
     def __init__(self, draw: Callable[[int, int], DrawnSample], planes: np.ndarray, n_samples: int) -> None:
         self.draw = draw
@@ -150,7 +150,7 @@ class TrainingDraws(Dataset[DrawnSample]):
 
 
 class ValidationDraws(Dataset[DrawnSample]):
-    """The same samples in each epoch, spread evenly over the planes."""
+    """The validation samples, the same in each epoch and spread evenly over the planes."""
 
     def __init__(
         self, draw: Callable[[int, int], DrawnSample], planes: np.ndarray, n_samples: int, seed: int
@@ -170,21 +170,22 @@ class ValidationDraws(Dataset[DrawnSample]):
 def hold_out(
     planes: np.ndarray, *, val_fraction: float, n_blocks: int, margin: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the training and the validation planes; one block of neighbours validates in each of `n_blocks` parts.
+    """Return the training and the validation planes: in each of `n_blocks` parts, a block of neighbours validates.
 
     Args:
         planes: Numbers of planes, ascending.
-        val_fraction: The fraction of each part that validates.
+        val_fraction: The fraction of each part that is used for validation.
         n_blocks: The number of parts of about the same length.
-        margin: Planes within this distance of a validation plane look nearly the same and do not train.
-        seed: Decides the place of each block in its part.
+        margin: Planes within this distance of a validation plane are not used for training, because they look alike.
+        seed: Determines the place of each block in its part.
 
     Raises:
         InputError: If there are too few planes.
     """
     if len(planes) < 2 * n_blocks:
         raise InputError(
-            f"data.n_val_blocks: expected {2 * n_blocks} planes with tissue for {n_blocks} blocks, found {len(planes)}"
+            f"data.n_val_blocks: expected at least {2 * n_blocks} planes with tissue for {n_blocks} blocks, "
+            f"found {len(planes)}"
         )
     random = np.random.default_rng(seed)
     blocks = []
@@ -216,20 +217,22 @@ class OnlineDataModule(DeviceDataModule):
         n_val: Number of validation samples; each epoch has the same ones.
         deformation: "smooth" (diffeomorphic), "affine", or "affine_smooth" (smooth fields in affine maps).
         mean_fraction: Range of the mean displacement of each part, as a fraction of the width. It is at most 0.1, and
-            for smooth fields at most 0.2 of the spacing.
-        largest_fraction: Range of the largest displacement, likewise, at most 0.2 and 0.6 of the spacing. A field
-            reaches both sizes.
+            for smooth fields also at most 0.2 of the spacing.
+        largest_fraction: Range of the largest displacement, likewise: at most 0.2, and for smooth fields also at most
+            0.6 of the spacing. Each field reaches both sizes.
         spacing: Distance between the knots of smooth fields, as a fraction of the width; smaller is rougher.
         contrast: Draws a contrast from sections and `generator`, as `draw_contrast` does; None keeps the template's.
         damage: Draws damage from sections and `generator`, as `draw_damage` does; None keeps sections intact.
         p_half_reference: Probability that the reference of a half section shows only that half.
         p_mirrored: Probability that section and reference are both mirrored, left to right.
         position_error_um: Largest distance between the reference and the section's plane, uniform in both directions,
-            to simulate inaccurate anchorings. `position_um` is the reference's. The true field stays within the plane.
+            to simulate inaccurate anchorings. `position_um` is that of the reference. The true field stays within
+            the plane.
         position_range_um: Range of planes, from front to back; None for all.
-        val_fraction: Fraction of the planes that validate.
-        n_val_blocks: Number of blocks of neighbours that validate. Planes within 100 µm of a block are not used.
-        others: The arguments of `DeviceDataModule`. `split_seed` decides validation, and `seed` decides training.
+        val_fraction: Fraction of the planes that are used for validation.
+        n_val_blocks: Number of blocks of neighbouring validation planes. Planes within 100 µm of a block are not used.
+        others: The arguments of `DeviceDataModule`. `split_seed` determines the validation samples, `seed` the training
+            samples.
     """
 
     def __init__(
@@ -316,7 +319,7 @@ class OnlineDataModule(DeviceDataModule):
         moving_augmenter: BatchAugmenter | None = None,
         reference_augmenter: BatchAugmenter | None = None,
     ) -> RegistrationBatch:
-        """Return the batch of collated samples, made on their device."""
+        """Return the batch that collated samples describe, made on their device."""
         shape, setting = self.atlas.image_shape, batch["setting"]
         pair = self.field.pair(batch["deformation"], shape)
         section, reference = _section(batch, shape), _in_unit_range(batch["reference"])
@@ -327,7 +330,7 @@ class OnlineDataModule(DeviceDataModule):
         section, reference = (
             torch.where(setting.mirrored, image.flip(-1), image) for image in (section, reference)
         )
-        # The border is extended, or a black frame would reveal the affine map of a section on a bright background.
+        # Extend the border: on a bright background, a black frame would reveal the affine map.
         moving = warp(section, pair.inverse, padding_mode="border")
         moving = moving if moving_augmenter is None else moving_augmenter(moving)
         reference = reference if reference_augmenter is None else reference_augmenter(reference)
@@ -356,7 +359,7 @@ class OnlineDataModule(DeviceDataModule):
 
 
 def _section(batch: DrawnSample, shape: tuple[int, int]) -> Tensor:
-    """Return the sections (B, 1, H, W) as they are before the deformation."""
+    """Return the sections (B, 1, H, W) before their deformation."""
     template = _in_unit_range(batch["section"])
     lost = missing(batch["damage"], shape) if "damage" in batch else None
     if "contrast" not in batch:
@@ -376,7 +379,7 @@ def _check_counts(**counts: int) -> None:
 
 
 def _check_sizes(deformation: str, spacing: float, **sizes: Range) -> None:
-    """Raise an InputError if maps of these sizes may fold."""
+    """Raise an InputError if fields of these sizes may fold."""
     if not 0.05 <= spacing <= 1:
         raise InputError(f"data.spacing: expected 0.05 to 1 of the width, got {spacing}")
     for name, size in sizes.items():

@@ -50,7 +50,7 @@ def make_part(recipe: SampleRecipe, original: int, partial: Path) -> None:
 
 
 def part_path(partial: Path, original: int) -> Path:
-    """Return the path of an original's part."""
+    """Return the path of the part with an original's samples."""
     return partial / f"part-{original:06d}.h5"
 
 
@@ -65,7 +65,7 @@ def write_parts(recipe: SampleRecipe, partial: Path, workers: int) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Return whether an earlier run has left a usable part; a damaged part is deleted, so that it is made again."""
+    """Return whether an earlier run has left an intact part; a damaged part is deleted and will be made again."""
     if not path.exists():
         return False
     try:
@@ -104,7 +104,7 @@ def _made(recipe: SampleRecipe, partial: Path, originals: list[int], workers: in
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Restrict torch to one thread, as in each process that makes samples."""
-    # Another number of threads may sum in another order and change the last bits.
+    # A different number of threads may sum in a different order and change the last bits.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -19,12 +19,12 @@ _LARGEST_RESIDUAL_PX = 0.1
 
 
 class RejectedError(Exception):
-    """A draw is not kept; the message is the reason under which it is counted."""
+    """A draw is rejected; the message is the reason by which rejected draws are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRecipe:
-    """The settings that decide the samples; each process has a copy.
+    """The settings that determine the samples; each process has a copy.
 
     Attributes:
         source: The originals.
@@ -32,8 +32,8 @@ class SampleRecipe:
         per_original: Number of samples per original.
         max_trials: Skip a sample after this many rejected draws.
         max_corrupted_pixels: Reject a draw if either field folds at this many pixels.
-        max_difference: Reject a draw if its image, warped back, differs from the registered image by more in the mean.
-            Two interpolations blur small and rough images more.
+        max_difference: Reject a draw if its image, warped back, differs by more than this from the registered image on
+            average. Small and rough images need a larger value, because the two interpolations blur them more.
         seed: Seed of all randomness.
     """
 
@@ -102,13 +102,13 @@ def deform(
         raise RejectedError("the fields do not invert each other")
     image = (warp_on_slide(start.moving, compose(start.dvf, inverse)) * 255).round()
     if _difference(warp(image / 255, dvf), start, dvf) > max_difference:
-        raise RejectedError("the registered image does not come back")
+        raise RejectedError("warping the image back does not restore the registered image")
     return Sample(image[0, 0].byte().numpy(), _channels_last(dvf), _channels_last(inverse))
 
 
 @lru_cache(maxsize=2)
 def registered_image(start: Start) -> Tensor:
-    """Return the registered image (1, 1, H, W) of a start; do not change it in place."""
+    """Return the registered image (1, 1, H, W) of a start; it is cached, so do not change it in place."""
     # Samples of an annotated original share its starts, and the cache recognises tensors by identity.
     return warp_on_slide(start.moving, start.dvf)
 
@@ -138,7 +138,7 @@ def _near(mask: Tensor, radius_px: int = 2) -> Tensor:
 
 
 def _landing_near(mask: Tensor, dvf: Tensor) -> Tensor:
-    """Return the pixels q (B, H, W) whose point q + dvf(q) lies near the mask (B, H, W)."""
+    """Return the mask (B, H, W) of the pixels q whose point q + dvf(q) lies near the mask (B, H, W)."""
     return warp(_near(mask)[:, None].byte(), dvf, mode="nearest")[:, 0] > 0
 
 

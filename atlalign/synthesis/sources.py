@@ -38,7 +38,7 @@ _BYTES_A_SECTION = 512  # per entry in the lists of positions
 
 
 class Start(NamedTuple):
-    """The start of a sample, whose registered image is `moving(q + dvf(q))`.
+    """The images and fields that a sample starts from; its registered image is `moving(q + dvf(q))`.
 
     Attributes:
         moving: (1, 1, H, W) in [0, 1].
@@ -60,7 +60,7 @@ class Start(NamedTuple):
 
 
 class Source(Protocol):
-    """Original sections, from which samples are made; a source is pickled and sent to each process."""
+    """Original sections from which samples are made; each process receives a pickled copy of the source."""
 
     image_shape: tuple[int, int]
     extent_um: float
@@ -79,7 +79,7 @@ class Source(Protocol):
         ...
 
     def start(self, original: int, generator: torch.Generator) -> Start:
-        """Return the start of a sample of this original; all randomness comes from `generator`."""
+        """Return the start of one sample of this original; all randomness comes from `generator`."""
         ...
 
 
@@ -90,7 +90,7 @@ class AnnotatedSource:
     """The samples of an h5 data set, each deformed further.
 
     Args:
-        path: An h5 file as `atlalign.data.schema` describes it.
+        path: An h5 file of the form that `atlalign.data.schema` describes.
         image_shape: (H, W) of the file.
         p_reg: Probability that a sample starts from the registered image instead of the moving one.
         extent_um: Positions lie in [0, extent_um]; None for the extent of the file's atlas.
@@ -142,7 +142,7 @@ class AnnotatedSource:
 def _read_annotated(path: Path, mtime_ns: int, sample: int) -> tuple[Start, Start]:
     """Return the starts from the moving and from the registered image; all samples of an original share them.
 
-    The time of the file's last change makes the cache forget an older file.
+    The time of the file's last change is part of the cache's key, so that a changed file is read again.
     """
     with h5py.File(path, "r") as file:
         moving = torch.from_numpy(file["img"][sample])[None, None].float() / 255
@@ -213,7 +213,7 @@ class AtlasSource:
         return Identity(self._found_um[original], plane, 0)
 
     def start(self, original: int, generator: torch.Generator) -> Start:
-        """Return the section with contrast and damage, drawn for this sample."""
+        """Return the section with a contrast and damage that are drawn for this sample."""
         position = self._positions_um[original]
         template = self.atlas.section(position)[None]
         lost = self._lost(template, generator)
@@ -225,7 +225,7 @@ class AtlasSource:
 
     def _lost(self, section: Tensor, generator: torch.Generator) -> Tensor:
         """Return the mask (1, 1, H, W) of the lost parts of the section."""
-        # Damage has its own random numbers, so all other draws stay the same with and without it.
+        # Damage has its own random numbers, so that all other draws stay the same with and without it.
         own = torch.Generator().manual_seed(generator.initial_seed() ^ 1)
         return missing(draw_damage(section, **self.damage, generator=own), self.image_shape)
 
@@ -248,16 +248,17 @@ def _draw_positions(atlas: Atlas, n_sections: int, seed: int) -> list[int]:
 
 
 class ImagesSource:
-    """Images of sections (png, jpg, tif) at known positions, read in grey at the working size.
+    """Images of sections (png, jpg, tif) at known positions, converted to grey at the working size.
 
-    The registered image of a sample is the section itself, or the section as its anchoring places it. The labels take
-    this image as the truth, so anchorings cause a warning.
+    The registered image of a sample is the section itself, or the section moved onto its plane by its anchoring.
+    Samples take this image as the truth, so errors of anchorings are learned; a warning says so.
 
     Args:
         path: A list of sections, or a folder with one: a file of QuickNII, DeepSlice or WebAlign, or a table with the
             columns filename, p (µm), and optionally image_id and dataset_id. File names are relative to the list.
         image_shape: (H, W).
-        invert: Convert dark tissue on a bright slide to bright on a background of 0, as `atlalign register` does.
+        invert: Convert dark tissue on a bright slide to bright tissue on a background of 0, as `atlalign register`
+            does.
         place: Move anchored sections onto their atlas plane (in-plane part of the anchoring); otherwise only resize
             them.
         extent_um: Positions lie in [0, extent_um].
@@ -288,8 +289,8 @@ class ImagesSource:
             raise InputError(f"{listing}:\n" + "\n".join(f"  - {problem}" for problem in problems))
         if any(section.anchoring is not None for section in self.sections):
             _log.warning(
-                "%s: the anchorings are taken as the truth. Their errors, often some hundred µm, count as right, and a "
-                "network that trains on these samples learns to leave them",
+                "%s: the anchorings are taken as the truth, although they are often off by some hundred µm: a "
+                "network that trains on these samples learns not to correct these errors",
                 listing,
             )
 
@@ -330,7 +331,7 @@ class ImagesSource:
 
 
 def warp_on_slide(image: Tensor, dvf: Tensor) -> Tensor:
-    """Return `warp(image, dvf)` of an image (1, 1, H, W), with its background's brightness beyond the border."""
+    """Return `warp(image, dvf)` of an image (1, 1, H, W); beyond the border it has the background's brightness."""
     slide = find_ground(image[0, 0]).level
     return (warp(image - slide, dvf) + slide).clamp(0, 1)
 
@@ -355,7 +356,9 @@ def _placing_problems(anchoring: Anchoring, size: tuple[int, int], image_shape: 
     except InputError as error:
         return [str(error)]
     if not stays_inside(affine_to_dvf(to_image, image_shape)).any():
-        return ["anchoring: expected an image that shows a part of the atlas, found one that lies beside it"]
+        return [
+            "anchoring: expected an image that shows a part of the atlas, found one that lies outside of it"
+        ]
     return []
 
 

@@ -26,10 +26,10 @@ class UnfinishedError(InputError):
 
 
 def check_free(out: Path) -> None:
-    """Check that the data set and its figure would be new files.
+    """Check that neither the data set nor its figure exists yet.
 
     Raises:
-        InputError: If the name has another ending, or one of them exists.
+        InputError: If one of them exists, or the data set's name does not end in .h5 or .hdf5.
     """
     if out.suffix not in (".h5", ".hdf5"):
         raise InputError(f"out: expected a name that ends in .h5 or .hdf5, got '{out}'")
@@ -45,7 +45,7 @@ def check_free(out: Path) -> None:
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Delete the parts of a finished file, left by a run that was stopped just before its end."""
+    """Delete the parts of a finished file that a run left behind because it was stopped just before its end."""
     with suppress(OSError, KeyError, ValueError), h5py.File(out, "r") as file:
         started = json.loads((_partial(out) / "request.json").read_text())
         if started["config"] == json.loads(file.attrs["config"]):
@@ -82,10 +82,10 @@ def settings_of(config: "DictConfig") -> dict[str, Any]:
 
 
 def open_partial(out: Path, request: dict[str, Any], files: list[Path]) -> Path:
-    """Return the folder of parts: a new one, or the existing one of the same request and files.
+    """Return the folder of parts: a new one, or that of an earlier run with the same settings and files.
 
     Raises:
-        InputError: If the folder belongs to another request, or cannot be written.
+        InputError: If the folder belongs to a run with other settings, or cannot be written.
     """
     partial = _partial(out)
     note = partial / "request.json"
@@ -106,14 +106,14 @@ def open_partial(out: Path, request: dict[str, Any], files: list[Path]) -> Path:
     if started != json.loads(json.dumps(asked)):
         different = ", ".join(_differences(started, asked))
         raise InputError(
-            f"out: {partial} is the unfinished file of another command ({different} differ): repeat that command, "
+            f"out: {partial} holds the unfinished data set of another command ({different} differ): repeat that, "
             "choose another name, or delete the folder"
         )
     return partial
 
 
 def _file_states(settings: Any) -> list[list[Any]]:
-    """Return name, size and time of every file that the settings name, including the files in named folders."""
+    """Return the name, size and time of each file that the settings name, or that lies in a folder they name."""
     if isinstance(settings, dict | list):
         values = settings.values() if isinstance(settings, dict) else settings
         return [state for value in values for state in _file_states(value)]
@@ -133,7 +133,7 @@ def _differences(one: Any, other: Any, name: str = "") -> list[str]:
 
 @contextmanager
 def sentences_about(out: Path) -> Iterator[None]:
-    """Turn errors of the system into sentences."""
+    """Turn errors of the operating system into sentences for the user."""
     try:
         yield
     except OSError as error:
@@ -145,7 +145,7 @@ def sentences_about(out: Path) -> Iterator[None]:
             f"{out}: a worker was killed, perhaps for lack of memory: repeat the command to resume"
         ) from error
     except RuntimeError as error:
-        # HDF5 cannot close a file that it could not write; its error would hide the first one.
+        # HDF5 cannot close a file that it could not write, and this second error would hide the first one.
         refusal = re.search(r"errno = \d+, error message = '(.*?)'", str(error))
         if refusal is None:
             raise

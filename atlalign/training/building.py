@@ -17,7 +17,7 @@ from atlalign.training.processes import is_first_process
 
 
 def _build_function(config: DictConfig | None) -> Any:
-    """Build a partial function; when called, it reports errors in its configured arguments by their key."""
+    """Build a partial function that, when called, reports errors in its configured arguments by their keys."""
     function = build(config)
     if config is None or function is None:
         return None
@@ -30,10 +30,10 @@ def _build_function(config: DictConfig | None) -> Any:
 
 
 def build_loss(config: DictConfig) -> Any:
-    """Return the loss; a function of (y_true, y_pred) among its terms is passed on instead of being called.
+    """Return the loss; functions of (y_true, y_pred) among its terms are passed to it, not called while building.
 
     Raises:
-        InputError: If a loss of the user's own stands in the place of the weighted sum.
+        InputError: If the configured loss is not the weighted sum of terms (`RegistrationLoss`) but replaces it.
     """
     from atlalign.losses import RegistrationLoss
 
@@ -83,7 +83,7 @@ def _no_weighted_sum(config: DictConfig | None) -> str:
 
 
 def build_network(config: DictConfig, checkpoint: str | None) -> Any:
-    """Return the network to train, with its frozen parts; a resumed run takes it from the checkpoint."""
+    """Return the network to train, with some parts frozen; a resumed run takes the network from its checkpoint."""
     network = network_of_same_run(config, checkpoint)
     if network is None:
         network = _network(config.model)
@@ -95,7 +95,7 @@ def build_network(config: DictConfig, checkpoint: str | None) -> Any:
 
 
 def _network(config: DictConfig) -> Any:
-    """Return a new network that knows the arguments of its constructor."""
+    """Return a new network that records the arguments of its constructor, so that it can be saved."""
     from torch import nn
 
     from atlalign.networks.architecture import record_arguments
@@ -104,7 +104,9 @@ def _network(config: DictConfig) -> Any:
     if not isinstance(network, nn.Module):
         raise InputError(f"model: expected the _target_ of a torch.nn.Module, got {config.get('_target_')}")
     if not any(True for _ in network.parameters()):
-        raise InputError(f"model: expected a network with weights to train, got {name_of(network)} without")
+        raise InputError(
+            f"model: expected a network with weights to train, got {name_of(network)}, which has none"
+        )
     if isinstance(
         imported(str(config["_target_"])), type
     ):  # a function may have other arguments than the class
@@ -114,7 +116,7 @@ def _network(config: DictConfig) -> Any:
 
 
 def memory_format(channels_last: bool | None, device: Any) -> Any:
-    """Return the memory format that the configuration asks for; None stands for the fastest on this device."""
+    """Return the configured memory format; None stands for the fastest one on this device."""
     import torch
 
     from atlalign.networks.memory_format import fastest_memory_format
@@ -125,7 +127,7 @@ def memory_format(channels_last: bool | None, device: Any) -> Any:
 
 
 def _freeze(network: Any, parts: Sequence[str]) -> None:
-    """Freeze the weights of the parts."""
+    """Freeze the weights of the named parts of the network."""
     known = dict(network.named_modules())
     for part in parts:
         if part not in known:

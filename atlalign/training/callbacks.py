@@ -21,9 +21,9 @@ _WIDE = 110
 
 
 class Progress(RichProgressBar):
-    """Shows the progress on one line of 80 characters, with a bar on wide terminals. Epochs count from 1.
+    """Shows the progress on one line of 80 characters, with a bar on wide terminals. Epochs are counted from 1.
 
-    If the output is a file, it gets a line per minute, and one after each epoch.
+    A file gets one line per minute, and one after each epoch.
     """
 
     _lines: ProgressLines | None = None
@@ -65,14 +65,14 @@ class Progress(RichProgressBar):
         )
 
     def configure_columns(self, trainer: pl.Trainer) -> list[ProgressColumn]:
-        """Return epoch, bar, batches, time and speed; without bar and speed on a narrow terminal."""
+        """Return the columns epoch, bar, batches, time and speed; a narrow terminal shows neither bar nor speed."""
         description, bar, batches, time, speed = super().configure_columns(trainer)
         if get_console().width >= _WIDE:
             return [description, bar, batches, time, speed]
         return [description, batches, time]
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Return the loss of the last step and the measures of the last validation."""
+        """Return the loss at the last step and the measures of the last validation."""
         shown = super().get_metrics(trainer, pl_module)
         return {name.removeprefix("train "): value for name, value in shown.items() if name != "train px"}
 
@@ -94,7 +94,7 @@ class NetworkSummary(ModelSummary):
         super().__init__(max_depth)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print, in the main process."""
+        """Print the parts; only the main process does so."""
         if not trainer.is_global_zero:
             return
         parts = summarize(pl_module, max_depth=self._max_depth)
@@ -109,7 +109,7 @@ class NetworkSummary(ModelSummary):
 
 
 class RegistrationFigure(pl.Callback):
-    """Shows validation sections in TensorBoard: images, overlays, deformed grid, error map.
+    """Shows validation sections in TensorBoard: images, overlays, deformed grids and error maps.
 
     Args:
         n_sections: Number of sections, the same in each epoch, spread over the validation samples.
@@ -126,7 +126,7 @@ class RegistrationFigure(pl.Callback):
         self.every_n_epochs = every_n_epochs
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw in the main process if the run has a TensorBoard logger."""
+        """Draw the sections, in the main process only, if the run has a TensorBoard logger."""
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         due = not trainer.sanity_checking and (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if not due or not loggers or not trainer.is_global_zero:

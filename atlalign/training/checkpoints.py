@@ -15,7 +15,7 @@ _OPTIMISATION = ("optimizer", "scheduler", "freeze")
 
 
 def network_of_same_run(config: DictConfig, checkpoint: str | None) -> Any:
-    """Return the network of a run being resumed, without reading its initial model files; None for other runs."""
+    """Return the network of a run that is resumed, without reading its initial model files; None for a new run."""
     from atlalign.models import load_model, read_origin
 
     if checkpoint is None:
@@ -51,7 +51,7 @@ def checkpoint_to_resume(ckpt_path: str | None, folder: Path) -> str | None:
         folder: The run's folder.
 
     Raises:
-        InputError: If the checkpoint is missing or holds no training state, or a new run would replace another.
+        InputError: If the checkpoint is missing or holds no training state, or a new run would overwrite another.
     """
     last = folder / "checkpoints" / "last.ckpt"
     if ckpt_path == "auto":
@@ -95,7 +95,7 @@ def resumed_at(checkpoint: str) -> tuple[int, int]:
 
 
 def rewind_logs(loggers: Iterable[Any], step: int) -> None:
-    """Delete from the logs what was logged after this step."""
+    """Delete all entries after this step from the logs."""
     from atlalign.training.resume import rewind_log
 
     for logger in loggers:

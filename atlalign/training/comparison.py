@@ -22,11 +22,11 @@ from atlalign.training.runs import Run, Value, write_text
 _DISTANCE, _BASELINE = "val/vector_distance", "val/identity/vector_distance"
 # The error divided by the error before registration.
 _RATIO = "val/ratio"
-# Characters of a setting that a terminal shows.
+# Number of characters of a setting that a terminal shows.
 _WIDEST_CHOICE = 30
 # Metrics that the table shows after the one that it is sorted by; the CSV file has all metrics.
 _SHOWN_METRICS = (_DISTANCE, _RATIO, "val/folding_fraction", "val/correlation", "epochs", "seconds")
-# Settings that do not change the result: the location of a run and the way it was watched.
+# Settings that do not change the result: where a run is stored and how its progress is shown.
 _INCIDENTAL = ("run_dir", "ckpt_path", "callbacks.pruning")
 
 
@@ -105,7 +105,7 @@ def rows(table: RunTable) -> Iterator[list[str]]:
 
 
 def reasons(table: RunTable) -> list[str]:
-    """Return one line on why each run ended early, after lines on the order of the table and on useless runs."""
+    """Return notes on the table's order and on useless runs, and the reason why each run ended early, if it did."""
     named = zip(table.names, table.runs, strict=True)
     return [
         *filter(None, (table.note, _useless(table.runs))),
@@ -126,10 +126,10 @@ def _useless(runs: Sequence[Run]) -> str:
 
 
 def rich_table(table: RunTable, width: int) -> Table:
-    """Return the table for a terminal of `width` characters; the files have every key and whole values.
+    """Return the table for a terminal of `width` characters; only the files have every key and untruncated values.
 
-    If runs build different objects, keys that only some runs have are left out. Then the widest columns are left out
-    until the table fits.
+    If runs build different objects, keys that only some runs have are left out. If the table is still too wide, its
+    widest columns are left out until it fits.
     """
     keys = [key for key in table.keys if not _belongs_to_differing(key, table)]
     shown = _narrow_table(replace(table, keys=keys), len(table.keys) - len(keys))
@@ -147,7 +147,7 @@ def markdown(table: RunTable) -> str:
 
 
 def _narrow_table(table: RunTable, n_left_out: int) -> Table:
-    left_out = f"keys left out: {n_left_out} (the files have all)" if n_left_out else None
+    left_out = f"keys left out: {n_left_out} (the files have all keys)" if n_left_out else None
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=left_out, caption_justify="left")
     for column in header(table):
         justify: Literal["left", "right"] = "right" if column in _shown_metrics(table) else "left"
@@ -178,7 +178,7 @@ def _column_width(key: str, table: RunTable) -> int:
 
 
 def _belongs_to_differing(key: str, table: RunTable) -> bool:
-    """Return whether a key belongs to only some of the objects that runs build in the same place."""
+    """Return whether only some runs have this key, because they build different objects in its place."""
     parents = {key[:place] for place, letter in enumerate(key) if letter == "."}
     return bool(parents & set(table.keys)) and not all(key in run.config for run in table.runs if run.config)
 
@@ -223,7 +223,7 @@ def _differing_keys(runs: Sequence[Run]) -> list[str]:
 
 
 def _short_names(runs: Sequence[Run]) -> list[str]:
-    """Return the runs' paths relative to their common folder."""
+    """Return the paths of the runs relative to their common folder."""
     paths = [run.folder.absolute() for run in runs]
     shared = 0
     while all(len(p.parts) > shared + 1 for p in paths) and len({p.parts[: shared + 1] for p in paths}) == 1:

@@ -32,8 +32,8 @@ class NetworkModule(pl.LightningModule, ABC):
         loss: The weighted loss terms.
         optimizer: Maps parameters to an optimiser.
         scheduler: Maps the optimiser to a learning-rate schedule, which steps after each epoch.
-        monitor: The metric that selects the best checkpoint and that a plateau schedule watches.
-        seed: Together with step and process, determines the random numbers that a network draws in training.
+        monitor: The metric that selects the best checkpoint and controls a plateau schedule.
+        seed: Together with step and process, it determines the random numbers that a network draws in training.
         origin: Plain data stored in each checkpoint: the resolved configuration and the atlas's intensity scale.
     """
 
@@ -70,7 +70,7 @@ class NetworkModule(pl.LightningModule, ABC):
         return origin_of(self.origin)
 
     def save_checkpoint(self, path: Path) -> bool:
-        """Write a checkpoint that training can resume from; return False if no trainer has this module."""
+        """Write a checkpoint from which training can resume; return False if the module has no trainer."""
         if self._trainer is None:
             return False
         self._trainer.save_checkpoint(path, weights_only=False)
@@ -91,9 +91,9 @@ class NetworkModule(pl.LightningModule, ABC):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the total loss of a batch.
 
-        With several processes, each computes the loss of its own batch, and all step along the mean gradient. For
-        losses that are means over samples, this equals the gradient of the whole batch. A power of a batch mean
-        (`vdclip2`) is taken in each process, then averaged.
+        With several processes, each computes the loss of its own batch, and all take the same step along the mean
+        gradient. For losses that are means over samples, this equals the gradient of the whole batch. A power of a
+        batch mean (`vdclip2`) is taken in each process, then averaged.
         """
         total, values = self.measured(batch)
         if not total.requires_grad:
@@ -103,7 +103,7 @@ class NetworkModule(pl.LightningModule, ABC):
             )
         self._train_means.add(values, self.size(batch))
         self._check_step(values)
-        # The progress bar of each step is not worth waiting for the other processes.
+        # Waiting for the other processes at each step, only to update the progress bar, is not worth the time.
         self.log_dict(self._shown("train", values), prog_bar=True, logger=False)
         return total
 
@@ -113,7 +113,7 @@ class NetworkModule(pl.LightningModule, ABC):
         self._val_means.add({**values, f"identity/{self.distance}": self.without(batch)}, self.size(batch))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed the network's draws by seed, step and process alone, so that a resumed run draws the same numbers."""
+        """Seed the network's draws from seed, step and process alone, so that a resumed run draws the same numbers."""
         step = self.trainer.fit_loop.total_batch_idx
         seed_global_generators(np.random.SeedSequence((self.seed, step, self.global_rank)))
 
@@ -126,7 +126,7 @@ class NetworkModule(pl.LightningModule, ABC):
         """Log the means over the validation samples in all processes.
 
         Raises:
-            InputError: If no metric is called `monitor`; found by the validation before the first step.
+            InputError: If no metric has the name `monitor`; the validation before the first step detects this.
             DivergedError: If a loss or distance that must be finite is not.
         """
         means = self._log_means("val", self._val_means)
@@ -169,7 +169,7 @@ class NetworkModule(pl.LightningModule, ABC):
         self._train_means = EpochMeans(**checkpoint.get("epoch_means", {}))
 
     def _check_step(self, values: Mapping[str, Tensor]) -> None:
-        # Checking each number would make the CPU wait for a GPU; there, validation detects divergence. In half
+        # Checking each number would make the CPU wait for a GPU, so on a GPU validation detects divergence. In half
         # precision a step that overflows is skipped, which is not a divergence.
         if self.device.type == "cpu" and self.trainer.precision != "16-mixed":
             self._check_finite({f"train/{name}": value for name, value in values.items()})
@@ -234,7 +234,7 @@ class RegistrationModule(NetworkModule):
 
 
 class EpochMeans:
-    """Means over the samples of an epoch in all processes.
+    """Means over an epoch's samples in all processes.
 
     Unlike Lightning's means, they can be stored in a checkpoint and are exact if processes have unequal numbers of
     samples.
@@ -249,7 +249,7 @@ class EpochMeans:
         self.sums = dict(sums or {})
 
     def add(self, means: Mapping[str, Tensor], n_samples: int) -> None:
-        """Add the means over a batch of `n_samples`."""
+        """Include the means over a batch of `n_samples`."""
         self.n_samples += n_samples
         for name, mean in means.items():
             former = self.sums[name].to(mean.device) if name in self.sums else 0

@@ -1,4 +1,4 @@
-"""One training job in several processes of this machine.
+"""One training job in several processes on this machine.
 
 Lightning would start the processes by running the script's command line again. Under a Hydra multirun, that is the
 command line of the whole sweep, and Lightning's environment variables would reach the next job. Here the processes of
@@ -43,7 +43,7 @@ def owns_folder() -> bool:
 
 
 def n_processes_to_start(trainer: Any) -> int:
-    """Return the number of processes that a Lightning trainer would have to start; 0 if it trains in this process."""
+    """Return the number of processes that must be started for a Lightning trainer; 0 if it trains in this process."""
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if environment is None or environment.creates_processes_externally:
         return 0
@@ -62,7 +62,7 @@ def run_in_processes(function: Callable[..., object], arguments: Sequence[Any], 
     SIGINT kills them.
 
     Raises:
-        Exception: The error of the first process that failed, without its causes; the other processes are ended.
+        Exception: The error of the first process that failed, without its causes; the other processes are terminated.
         SystemExit: If a process exited, for example with `atlalign.training.resume.Stopped`.
     """
     from torch.multiprocessing.spawn import ProcessExitedException, start_processes
@@ -105,7 +105,7 @@ def _run(
         with suppress(FileExistsError), error_file.open("xb") as file:
             file.write(content)
         raise SystemExit(1) from error
-    # Threads of the group must not outlive the interpreter: sometimes that aborts the process.
+    # Threads of the process group must not outlive the interpreter: this sometimes aborts the process.
     from torch import distributed
 
     if distributed.is_initialized():

@@ -78,7 +78,7 @@ def gpu_names() -> list[str]:
 
 
 def _command() -> str | None:
-    """Return the command line of a Hydra job; for a job of a multirun, the command line of that job alone."""
+    """Return the command line of a Hydra job; for a job of a multirun, the one that runs this job alone."""
     from hydra.core.hydra_config import HydraConfig
 
     if not HydraConfig.initialized():
@@ -88,7 +88,7 @@ def _command() -> str | None:
     paths = [f"PYTHONPATH={os.environ['PYTHONPATH']}"] if os.environ.get("PYTHONPATH") else []
     name = [] if hydra.job.config_name == "train" else ["--config-name", str(hydra.job.config_name)]
     places = [part for folder in folders for part in ("--config-dir", folder)]
-    # The folder is not part of the run, and already holds one.
+    # The folder is not part of the command, because it already holds a run.
     overrides = [
         text
         for text in hydra.overrides.task

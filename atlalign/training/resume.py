@@ -30,7 +30,7 @@ _STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR
 
 
 class Stopped(SystemExit):
-    """A signal stopped the run after it was saved; ends the program with status 128 + signal."""
+    """A signal stopped the run, which was saved first; the program ends with status 128 + signal."""
 
 
 class LastCheckpoint(Checkpoint):
@@ -63,7 +63,7 @@ class LastCheckpoint(Checkpoint):
         self._metrics: dict[str, torch.Tensor] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Do not train on if the run had already stopped early."""
+        """Do not continue training if early stopping had already ended the run."""
         trainer.should_stop = any(
             isinstance(callback, EarlyStopping) and callback.wait_count >= max(1, callback.patience)
             for callback in trainer.callbacks  # type: ignore[attr-defined]
@@ -115,7 +115,7 @@ class LastCheckpoint(Checkpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Restore these metrics."""
+        """Restore the metrics that `on_save_checkpoint` added."""
         self._metrics = checkpoint.get("callback_metrics", {})
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
@@ -131,7 +131,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
     def _note_signal(self, number: int, frame: Any) -> None:
-        """Note the signal; a second Ctrl-C stops at once, unless the starting process kills all processes."""
+        """Note the signal; a second Ctrl-C stops at once, unless a parent process handles it for all processes."""
         if number == signal.SIGINT == self._signal and self._alone:
             raise KeyboardInterrupt
         self._signal = number
@@ -169,7 +169,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 @pl.utilities.rank_zero_only
 def rewind_log(logger: Any, step: int) -> None:
-    """Remove the entries of a run's log from optimiser step `step` on, which a resumed run logs again.
+    """Remove a run's log entries from optimiser step `step` on, because a resumed run logs them again.
 
     Handles CSV and TensorBoard logs; other loggers are left unchanged.
     """

@@ -51,7 +51,7 @@ def train(config: DictConfig) -> float:
     """Train as `conf/train.yaml` describes and return the final value of `config.objective`.
 
     The run's folder receives config.yaml, run.json (see `atlalign.training.record`), checkpoints, metrics.json and
-    registered.png. A failed run leaves failure.json instead of the last two.
+    registered.png. A failed run leaves failure.json instead of metrics.json and registered.png.
 
     Raises:
         InputError: If the configuration or the data are invalid, another run works in the folder, the training
@@ -64,7 +64,9 @@ def train(config: DictConfig) -> float:
             check_files(config)
     folder = Path(config.run_dir)
     if config.ckpt_path in ("auto", "last") and has_finished(folder, config):
-        say(f"{folder}: this run has finished; trainer.max_epochs or trainer.max_steps extends it")
+        say(
+            f"{folder}: this run has finished; to extend it, increase trainer.max_epochs or trainer.max_steps"
+        )
         return _objective(read_run(folder).metrics, config.objective)
     with _only_run(folder):
         return _train_in(folder, config)
@@ -72,7 +74,7 @@ def train(config: DictConfig) -> float:
 
 @contextmanager
 def _no_empty_folder(config: DictConfig) -> Iterator[None]:
-    """If an error is found at once, remove the folder that Hydra has made for the run, unless it holds anything."""
+    """If the run fails before it writes anything, remove the empty folder that Hydra has made for it."""
     try:
         yield
     except Exception:
@@ -93,7 +95,7 @@ def _only_run(folder: Path) -> Iterator[None]:
     """Keep other runs out of the folder; the processes of one run that a cluster started count as one.
 
     Raises:
-        InputError: If another run works there.
+        InputError: If another run works in it.
     """
     if not is_first_process():
         yield
@@ -160,11 +162,11 @@ def _train(config: DictConfig, checkpoint: str | None, record: dict[str, Any]) -
         epoch, step = resumed_at(checkpoint)
         rewind_logs(trainer.loggers, step)
         if trainer.is_global_zero:
-            say(f"resumes in epoch {epoch} after step {step} of {checkpoint}")
+            say(f"resuming from {checkpoint}, in epoch {epoch} after step {step}")
     with warnings_from_threads():
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
 
-    # The final measure of the best checkpoint is not a point on the curves.
+    # The final measures of the best checkpoint are not a point on the logged curves.
     loggers, trainer.loggers = trainer.loggers, []
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
     validated = trainer.validate(module, datamodule, ckpt_path=best, weights_only=True, verbose=False)[0]

@@ -19,7 +19,7 @@ Value = str | int | float | bool
 
 
 class Pruned(Exception):  # noqa: N818 - a run that others have overtaken is not an error
-    """A run was stopped early because other runs did better at the same point."""
+    """A run was stopped early because other runs were better at the same epoch."""
 
 
 class DivergedError(InputError):
@@ -35,7 +35,7 @@ class Run:
         status: `finished`, `failed`, `pruned` or `unfinished` (still running, or killed).
         reason: Why the run ended early, in one line.
         config: Its configuration by dotted keys; empty if the run ended before writing it.
-        metrics: Final metrics by name; for a run that ended early only its `seconds`, if known.
+        metrics: Final metrics by name; a run that ended early has at most `seconds`.
         diverged: Whether the run failed because the training diverged.
     """
 
@@ -86,7 +86,7 @@ def begin(folder: Path, config: DictConfig) -> None:
 
 
 def record_failure(folder: Path, error: BaseException, **metrics: float) -> None:
-    """Write to `folder`/failure.json that its run ended with `error`."""
+    """Record in `folder`/failure.json that its run ended with `error`."""
     status, reason = ("pruned", str(error)) if isinstance(error, Pruned) else ("failed", describe(error))
     content: dict[str, Any] = {"status": status, "reason": reason, "metrics": metrics}
     if isinstance(error, DivergedError):
@@ -114,7 +114,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _metrics(path: Path, content: Mapping[str, Any]) -> dict[str, float]:
-    """Return a mapping of names to numbers after checking it."""
+    """Check that `content` maps names to numbers, and return it."""
     for name, value in content.items():
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise _damaged(path, f"a number for {name}", value)
@@ -134,7 +134,7 @@ def has_begun(folder: Path) -> bool:
 
 
 def has_finished(folder: Path, config: DictConfig) -> bool:
-    """Return whether `folder` holds a finished run with this configuration, whether or not it was resumed."""
+    """Return whether `folder` holds a finished run, resumed or not, with this configuration."""
     written = folder / "config.yaml"
     if not written.exists():
         return False
@@ -186,12 +186,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
-    """Sort run 10 after run 9."""
+    """Return a sort key that places run 10 after run 9."""
     return [(not p.isdigit(), int(p) if p.isdigit() else 0, p) for p in path.absolute().parts]
 
 
 def _read_config(path: Path) -> dict[str, Value]:
-    """Return a run's resolved configuration; in paths, `${run_dir}` replaces the run's own folder."""
+    """Return a run's resolved configuration, with `${run_dir}` in place of the run's own folder in paths."""
     import yaml
 
     try:

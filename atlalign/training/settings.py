@@ -1,4 +1,4 @@
-"""The settings of a training run that are passed to no object, which would check them itself."""
+"""Checks of the settings of a training run that are passed to no object, so that no constructor checks them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,7 +47,7 @@ def check_files(config: DictConfig) -> None:
 
 
 def check_values(config: DictConfig) -> None:
-    """Check the values of these settings, and the trainer's numbers.
+    """Check the values of the settings that no object checks, and the trainer's numbers.
 
     Raises:
         InputError: If one is out of range.
@@ -69,7 +69,7 @@ def check_values(config: DictConfig) -> None:
 
 
 def _check_trainer(config: DictConfig) -> None:
-    """Check the numbers that Lightning accepts unchecked."""
+    """Check the trainer's numbers, which Lightning does not check."""
     least: dict[str, float] = {
         "accumulate_grad_batches": 1,
         "gradient_clip_val": 0.0,

@@ -36,7 +36,7 @@ class SweepStudy:
         space: The varied keys and their distributions.
         fixed: The overrides that all trials share; a study can only be resumed with the same ones.
         sampler: Maps a seed to an Optuna sampler.
-        seed: Together with the trials so far, determines the next trial, even after an interruption.
+        seed: Together with the trials so far, it determines the next trial, even after an interruption.
 
     Raises:
         InputError: If the study in the folder has other trials.
@@ -125,9 +125,9 @@ class SweepStudy:
 
 
 class Pruning(pl.Callback):
-    """Reports a trial's run to the study after each epoch, and ends the run if the pruner decides so.
+    """Reports a trial's run to the study after each epoch, and ends the run if the pruner says so.
 
-    A run that is not an open trial, such as one repeated outside of its sweep, is left alone.
+    A run that is not an open trial, such as one repeated outside its sweep, is neither reported nor ended.
 
     Args:
         run_dir: The run's folder, named by the trial's number, in the sweep's folder.
@@ -169,7 +169,7 @@ class Pruning(pl.Callback):
 
 
 def search_space(overrides: Sequence[Override]) -> dict[str, BaseDistribution]:
-    """Return Optuna's distributions by key, one for each override with several values.
+    """Return Optuna's distribution of each override with several values, by the override's key.
 
     Raises:
         InputError: If no override has several values, or Optuna cannot draw from one.

@@ -288,7 +288,7 @@ class TestAxes:
         file_atlas(path, axes="AP,DV,ML")
         assert not caplog.records
         file_atlas(path, axes="ML,DV,AP")
-        assert "axis 1 is ML" in caplog.text
+        assert "axis 1 ML" in caplog.text
 
     def test_messages_write_the_option_as_the_user_does(self, tmp_path):
         path = write_itk(tmp_path / "a.nrrd", egg().T, UM)

@@ -536,7 +536,7 @@ def test_a_list_that_another_format_contradicts_is_read_with_a_warning(tmp_path,
     assert (found[0].anchoring.vectors == TILTED).all()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "brain.json" in caplog.text
-    assert "1 section otherwise" in caplog.text
+    assert "1 section differently" in caplog.text
     assert "a.png" in caplog.text
 
 

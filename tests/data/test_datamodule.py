@@ -273,7 +273,7 @@ def test_bad_arguments_of_the_data_module(h5_file, atlas, tmp_path):
         datamodule(h5_file, atlas, image_shape=(64, 64))
     with pytest.raises(InputError, match="batch_size: expected at least 1"):
         datamodule(h5_file, atlas, batch_size=0)
-    with pytest.raises(InputError, match="only 4 of 6 samples"):
+    with pytest.raises(InputError, match="found 4 of 6 samples"):
         datamodule(h5_file, atlas, batch_size=5)
     with pytest.raises(InputError, match="val_fraction"):
         datamodule(h5_file, atlas, val_fraction=1.5)

@@ -148,14 +148,14 @@ class TestSeveralChannels:
         path = write(
             tmp_path / "b.tif", pixels, photometric="minisblack", metadata={"axes": "CYX"}, **{kind: True}
         )
-        with pytest.raises(InputError, match=rf"found {channels} channels: choose one \(--channel"):
+        with pytest.raises(InputError, match=rf"found {channels} channels: .*with --channel"):
             read_image(path)
         assert (read_image(path, channel=channels - 1).pixels == GREY + channels - 1).all()
 
     def test_samples_are_channels_unless_they_are_colour(self, tmp_path):
         several = np.stack([GREY, GREY + 1, GREY + 2], axis=2)
         path = write(tmp_path / "b.tif", several, photometric="minisblack", planarconfig="contig")
-        with pytest.raises(InputError, match="found 3 channels: choose one"):
+        with pytest.raises(InputError, match=r"found 3 channels: .*with --channel"):
             read_image(path)
 
     def test_the_choice_exists(self, path):

@@ -223,7 +223,7 @@ def test_any_image_size_trains(shape):
 
 
 def test_wrong_hyperparameters_say_what_is_wrong():
-    with pytest.raises(ValueError, match="5 blocks need at least 32 px a side, got 20×40"):
+    with pytest.raises(ValueError, match="5 blocks need at least 32 px per side, got 20×40"):
         GlobalAffineNet(image_shape=(20, 40))
     with pytest.raises(ValueError, match=r"^upsample_filters: expected .*, got 2 and 1"):
         LocalUNet(upsample_filters=(4, 4), downsample_filters=(4,))

@@ -1220,7 +1220,7 @@ def test_the_pages_of_one_file_are_sections_of_their_own(run, sections, tmp_path
     pixels = read_image(sections / "b.tif").pixels
     tifffile.imwrite(sections / "b.tif", np.stack([pixels[::-1], pixels]), photometric="minisblack")
     image = (sections / "b.tif", "--position", "6000")
-    assert "b.tif: expected one image, found 2 pages: choose one (--page" in run(*image)[1]
+    assert "b.tif: expected one image, found 2 pages: for a section, choose one with --page" in run(*image)[1]
     assert run(*image, "--page", "1")[0] == 0
     (sections / "list.csv").write_text("filename,p,page\nb.tif,6000,1\nb.tif,6000,0\n")
     assert run(sections)[0] == 0

@@ -210,7 +210,7 @@ def test_one_plane_of_a_stack_is_taken(transform, tmp_path, capsys, axes, option
     ]
     # Of a series in time the first image is taken, of a z-stack none.
     assert main([*command, "--out", str(tmp_path / "none.tif")]) == (axes == "ZYX")
-    assert ("choose one (--z" in capsys.readouterr().err) == (axes == "ZYX")
+    assert ("choose a plane with --z" in capsys.readouterr().err) == (axes == "ZYX")
 
 
 @pytest.mark.parametrize("to", ["reference", "section"])

@@ -291,7 +291,7 @@ def test_positions_outside_of_the_range_are_not_used(brain):
     [
         ({"deformation": "smoth"}, "'smoth'.* smooth"),
         ({"samples_per_epoch": 0}, "data.samples_per_epoch: expected at least 1, got 0"),
-        ({"samples_per_epoch": 3}, "data.batch_size: .* 4 per step .* data.samples_per_epoch=3"),
+        ({"samples_per_epoch": 3}, "data.batch_size: expected at least 4 .* found data.samples_per_epoch=3"),
         ({"n_val": 0}, "data.n_val: expected at least 1"),
         ({"val_fraction": 1.0}, "data.val_fraction: expected a share"),
         ({"n_val_blocks": 40}, "data.n_val_blocks: .* 80 planes .* 40 blocks"),

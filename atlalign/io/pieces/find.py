@@ -89,7 +89,7 @@ def find_sections(
 
 
 def _scale(shape: tuple[int, ...], pixel_um: float | None) -> tuple[float, float]:
-    """Return the working pixel size in mm, and the number of image pixels along its side."""
+    """Return the working pixel size in mm, and the number of image pixels along the side of such a pixel."""
     longer = max(shape[:2])
     if pixel_um is None or longer * pixel_um / 1000 > _LARGEST_MM:
         pixel_um = 1000 * _ASSUMED_MM / longer

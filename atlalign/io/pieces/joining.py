@@ -9,7 +9,7 @@ from atlalign.io.pieces.piece import Piece
 from atlalign.io.pieces.rejects import LeftOut
 from atlalign.io.pixels import Floats, Mask
 
-# Lengths are fractions of the root of the smaller area, gaps of the geometric mean of both roots.
+# Lengths are relative to the square root of the smaller area, gaps to the geometric mean of both square roots.
 _NEAR = 0.2  # points this much farther away than the gap still face each other
 _REACH = 0.3
 _FRONT, _FRONT_PER_GAP = 0.6, 1.5  # two parts of a section that is no larger than others
@@ -65,7 +65,7 @@ def _best_pair(
 def _belonging(
     one: list[int], other: list[int], areas: list[float], far: list[list[Floats]], usual: float
 ) -> float:
-    """Return the excess of the front along which two groups face each other over that expected between two sections."""
+    """Return how much longer the front between two groups is than expected between two separate sections."""
     small, large = sorted((one, other), key=lambda group: sum(areas[place] for place in group))
     sizes = [sum(areas[place] for place in group) for group in (small, large)]
     distances = np.concatenate([np.min([far[place][to] for to in large], axis=0) for place in small])
@@ -100,7 +100,7 @@ def attached(numbered: NDArray[np.int32], pieces: list[Piece], reach: float) -> 
 
 
 def grow(numbered: NDArray[np.int32], tissue: Mask, by_px: int) -> None:
-    """Return to each section the tissue that an opening has removed from it."""
+    """Give each section back the tissue that an opening has removed from it."""
     far, nearest = ndimage.distance_transform_edt(numbered == 0, return_indices=True)
     near = (far <= by_px) & tissue
     numbered[near] = numbered[tuple(nearest)][near]

@@ -42,7 +42,7 @@ _IN_WORDS: dict[str, tuple[str, str, str]] = {
 
 
 def rejected_in_words(reasons: Sequence[str]) -> str:
-    """Return the numbers of rejected pieces in words.
+    """Return, in words, how many pieces were rejected for each reason.
 
     Example:
         >>> rejected_in_words(["small", "rectangular", "small"])

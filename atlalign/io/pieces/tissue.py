@@ -55,7 +55,7 @@ def _surface(channel: NDArray[np.float32], ground: Ground) -> Floats:
     """Return the brightness (h, w) of the slide at each pixel.
 
     A label may cover much of the image's border, where `find_ground` looks for the ground. The most frequent brightness
-    is that of the slide, and the surface is fitted again to the pixels near it.
+    is therefore taken as that of the slide, and the surface is fitted again to the pixels near it.
     """
     known = ground.surface((channel.shape[0], channel.shape[1])).double().numpy()
     low, high = np.percentile(channel, [0.5, 99.5])
@@ -82,7 +82,7 @@ def _surface(channel: NDArray[np.float32], ground: Ground) -> Floats:
 
 
 def seems_solid(tissue: Mask, radius: int) -> bool:
-    """Return whether most of the tissue is wider than two lines."""
+    """Return whether most of the tissue is wider than two of the lines that step 1 removes."""
     return bool((_opened(tissue, 2 * radius) > 0).sum() > _SOLID * tissue.sum())
 
 
