@@ -85,7 +85,7 @@ def check_targets(config: DictConfig) -> None:
     """Check that every target in `config`, including those in lists, is a class or function that can be imported.
 
     Raises:
-        InputError: At the first target that is not.
+        InputError: If a target cannot be imported; the first one is named.
     """
     for node in nodes_with_target(config):
         name = f"{node._get_full_key(None)}._target_"

@@ -67,7 +67,7 @@ def check_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -> None:
     """Check that each named value is a number ≥ its minimum, and a whole number where the minimum in `least` is an int.
 
     Raises:
-        InputError: At the first value that is not.
+        InputError: If a value is invalid; the first one is named.
     """
     for name, lowest in least.items():
         value, whole = given[name], isinstance(lowest, int)
@@ -82,7 +82,7 @@ def check_finite_numbers(given: Mapping[str, Any], least: Mapping[str, float]) -
     """Check the same as `check_numbers` does, and that each number is finite.
 
     Raises:
-        InputError: At the first value that is not.
+        InputError: If a value is invalid; the first one is named.
     """
     check_numbers(given, least)
     for name in least:
@@ -161,7 +161,7 @@ def check_booleans(given: Mapping[str, Any], *names: str) -> None:
     """Check that each named value is true, false or null: any word would count as true.
 
     Raises:
-        InputError: At the first value that is not.
+        InputError: If a value is invalid; the first one is named.
     """
     for name in names:
         if not isinstance(given[name], bool | None):

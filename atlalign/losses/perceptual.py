@@ -50,7 +50,7 @@ class Backbone(nn.Module):
 
     Args:
         net: "alex" or "vgg".
-        weights: A state-dict file of the whole network of torchvision or of its `features`; None for torchvision's
+        weights: A state-dict file of torchvision's whole network, or of its `features` alone; None for torchvision's
             published file, downloaded on first use; "random" for random weights.
 
     Raises:

@@ -62,7 +62,7 @@ def check_filters(**filters: Sequence[int]) -> None:
     """Check that each entry of the named lists of channels or widths is a whole number ≥ 1.
 
     Raises:
-        InputError: At the first entry that is not.
+        InputError: If an entry is not such a number.
     """
     for name, numbers in filters.items():
         for index, number in enumerate(numbers):

@@ -17,7 +17,7 @@ def draw_sizes(
     batch_size: int,
     generator: torch.Generator | None,
 ) -> list[Tensor]:
-    """Return both sizes (B, 1, 1, 1); a number needs no draw."""
+    """Return the mean and the largest size, each (B, 1, 1, 1), drawn if a range is given."""
     sizes = []
     for size in (mean_fraction or 0.0, largest_fraction or 0.0):
         low, high = size if isinstance(size, Sequence) else (size, size)

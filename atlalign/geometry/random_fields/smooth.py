@@ -128,7 +128,7 @@ def draw_velocity(
 
 
 def _scaled_velocity(drawn: SmoothDraw, shape: tuple[int, int]) -> Tensor:
-    """Return the velocities times the smallest factor at which their fields of `shape` reach the drawn sizes."""
+    """Return velocities scaled by the smallest factor at which fields on a grid of `shape` reach the drawn sizes."""
     velocity, *sizes = drawn
     # The image's width in pixels of the velocity's grid; corners are aligned.
     width = shape[1] * (velocity.shape[-1] - 1) / (shape[1] - 1)

@@ -1,4 +1,4 @@
-"""Finds the sections in an image of a slide by the four steps in order."""
+"""Finds the sections in an image of a slide, in four steps."""
 
 from typing import Any, NamedTuple
 
