@@ -185,7 +185,9 @@ class ReviewFolder:
             InputError: If one of its files cannot be read.
         """
         self._check_inside(name)
-        return Saved(shown_correction(self.out, name), self.revision(name))
+        # Read first: a change that comes between the two is then refused when this correction is saved.
+        revision = self.revision(name)
+        return Saved(shown_correction(self.out, name), revision)
 
     def revision(self, name: str) -> str:
         """Return a key that identifies the state of a section's correction on disk."""

@@ -24,6 +24,7 @@ from atlalign.registration.corrections import read_correction
 from atlalign.registration.jobs import Job
 from atlalign.registration.points import load_without_points
 from atlalign.registration.record import read_record
+from atlalign.review import folder as folder_module
 from atlalign.review.folder import ReviewFolder
 from atlalign.review.registrar import _with_place
 
@@ -299,6 +300,23 @@ def test_two_clients_never_undo_each_other(ask, results):
     assert ask("PUT", f"correction?name=a&revision={again['revision']}", both)[0] == 200
     kept = read_correction(results, "a")
     assert (len(kept.points), kept.verdict) == (1, "accepted")
+
+
+def test_a_change_while_a_correction_is_read_is_not_undone(ask, results, monkeypatch):
+    read = folder_module.shown_correction
+
+    def read_before_a_change(out, name):
+        found = read(out, name)
+        other = ReviewFolder(out)
+        other.save(name, replace(found, note="theirs"), other.revision(name))
+        return found
+
+    monkeypatch.setattr(folder_module, "shown_correction", read_before_a_change)
+    section = ask("GET", "section?name=c")[1]
+    monkeypatch.undo()
+    wanted = section["correction"] | {"note": "mine"}
+    assert ask("PUT", f"correction?name=c&revision={section['revision']}", wanted)[0] == 409
+    assert read_correction(results, "c").note == "theirs"
 
 
 def test_edits_of_two_clients_at_one_time_are_all_kept_or_refused(ask, results):
