@@ -79,7 +79,8 @@ class Registrar:
         found = self._read_calls()
         if found is not self._known:
             self._known = found
-            Thread(target=self._prepare, args=(found,), daemon=True).start()
+            # Not a daemon: Python would end it inside torch's code at exit, which aborts the process.
+            Thread(target=self._prepare, args=(found,)).start()
         return found
 
     def problem(self, name: str) -> str:
