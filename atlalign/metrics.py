@@ -45,10 +45,10 @@ def field_correlation(true: Tensor, predicted: Tensor) -> Tensor:
 def r2(true: Tensor, predicted: Tensor) -> Tensor:
     """Return the coefficient of determination of two fields (B, 2, H, W), over all pixels of both components.
 
-    r² = 1 − Σ|true − predicted|² / Σ|true − mean(true)|². 1 is perfect, 0 is as good as the true mean displacement,
-    negative values are worse; NaN if the true field is constant. Components are weighted by their variance, like
-    `variance_weighted` in scikit-learn's `r2_score`. The mean over fields weighted by `field_variance` is the r² of all
-    their pixels together, each around its own field's mean.
+    r² = 1 − Σ|true − predicted|² / Σ|true − mean(true)|². 1 is perfect, 0 is no better than the mean of
+    the true field everywhere, negative values are worse; NaN if the true field is constant. Components are weighted by
+    their variance, like `variance_weighted` in scikit-learn's `r2_score`. Averaged over fields with `field_variance` as
+    weights, it is the r² of all their pixels, with each field's own mean as the reference.
     """
     variance = field_variance(true).to(true)
     error = (true - predicted).square().sum(1).mean((1, 2))

@@ -134,9 +134,9 @@ class Atlas:
         )
 
     def cut(self, position_um: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return template (1, H, W) in [0, 1] and region ids (1, H, W) on a plane that may be oblique.
+        """Return the template (1, H, W) in [0, 1] and the region ids (1, H, W) on a cut that may be oblique.
 
-        Each pixel is taken from the plane that contains its own position. Outside the atlas both are 0.
+        Each pixel comes from the coronal plane at its AP position. Outside the atlas both are 0.
 
         Args:
             position_um: The AP position of each pixel, (H, W) at the working size.

@@ -43,7 +43,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         type=Path,
         help="an image; a list of sections (.json, .xml or .csv from QuickNII or DeepSlice; .waln or .wwrp "
         "from WebAlign or WebWarp; .csv, .tsv or .txt with columns filename and p, the position in µm); a folder of "
-        "images, perhaps with one list. Sections without a position are located first",
+        "images, optionally with one list. Sections without a position are located first",
     )
     add_images(command)
     command.add_argument(

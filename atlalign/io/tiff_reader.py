@@ -1,4 +1,4 @@
-"""Opens TIFF files of any program: slides with pyramids, stacks, palettes and all colour spaces."""
+"""Opens TIFF files written by any program: pyramidal slides, stacks, palette images, and all colour spaces."""
 
 import logging
 import math

@@ -100,7 +100,7 @@ def _brains(jobs: Sequence[Job]) -> list[list[int]]:
 
 
 def _numbers(jobs: Sequence[Job], brains: Sequence[Sequence[int]]) -> tuple[dict[int, int], dict[int, str]]:
-    """Return the numbers of sections, and the problems of sections in brains with repeated numbers, both by index."""
+    """Return, by index, each section's number, and a problem for each section of a brain that repeats a number."""
     numbers: dict[int, int] = {}
     problems: dict[int, str] = {}
     for places in brains:

@@ -119,7 +119,7 @@ def section_column(table: Table, names: SectionNames) -> str | None:
 
 
 def check_one_image(table: Table) -> None:
-    """Check that a table whose images have numbers instead of names holds points of one image.
+    """Check that a table that identifies images by number, not by name, holds points of only one image.
 
     Raises:
         InputError: If the table holds points of several images.

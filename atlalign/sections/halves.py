@@ -29,7 +29,7 @@ def with_halves_joined(found: Found, judge: Judge) -> Found:
 
 
 def _near_pairs(found: Found) -> Iterator[tuple[int, int]]:
-    """Yield the indexes of two sections of similar size that are near each other, nearest first."""
+    """Yield pairs of indexes of nearby sections of similar size, the nearest pair first."""
     areas = np.bincount(found.labels.ravel())
     pairs = []
     for one in range(1, found.number + 1):
