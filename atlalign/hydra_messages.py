@@ -1,7 +1,7 @@
 """Sentences that explain the errors of Hydra and OmegaConf about a user's settings."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ def conf_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
-def near(name: str, known: Sequence[str]) -> str:
-    """Return a question that suggests the near matches, with a leading space; empty if there are none."""
-    close = get_close_matches(name, known, n=3)
+def near(name: str, known: Collection[str], *, at_most: int = 3) -> str:
+    """Return a question that suggests names similar to `name`, with a leading space; empty if no name is similar."""
+    close = get_close_matches(name, list(known), n=at_most)
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
 

@@ -2,12 +2,12 @@
 
 import inspect
 import pkgutil
-from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 from atlalign.errors import InputError, reason_of
+from atlalign.hydra_messages import near
 
 _MOST_NAMES = 12
 
@@ -49,8 +49,7 @@ def _module(name: str) -> ModuleType:
 
 
 def _missing_module(name: str) -> str:
-    close = get_close_matches(name, {module.name for module in pkgutil.iter_modules()}, n=2)
-    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    hint = near(name, {module.name for module in pkgutil.iter_modules()}, at_most=2)
     return (
         f"there is no module '{name}'.{hint} Set the environment variable PYTHONPATH to the folder of {name}.py "
         "(PYTHONPATH=. for this folder), or install its package"
@@ -74,9 +73,8 @@ def _submodule(parent: Any, name: str) -> Any:
 def _missing_name(parent: Any, name: str) -> str:
     owner = parent.__name__ if isinstance(parent, ModuleType) else name_of(parent)
     public = [known for known in dir(parent) if not known.startswith("_")]
-    close = get_close_matches(name, public, n=3)
-    if close:
-        return f"{owner} has no '{name}'. Did you mean {' or '.join(close)}?"
+    if hint := near(name, public):
+        return f"{owner} has no '{name}'.{hint}"
     own = [known for known in public if _is_made_in(getattr(parent, known, None), owner)]
     some = ", ".join(own[:_MOST_NAMES]) + ", …" * (len(own) > _MOST_NAMES)
     return f"{owner} has no '{name}'. There are: {some}" if own else f"{owner} has no '{name}'"

@@ -4,6 +4,7 @@ Atlas coordinates are µm along (AP, DV, ML). AP counts from the front, DV from 
 coronal plane. In the Allen atlas ML counts from the left of the brain, by its own convention (PIR) and QuickNII's.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,8 +34,33 @@ GRID_UM = 25.0
 _LEAST_UM = 50.0  # no section lies closer to the front in µm, and no brain is as long in mm
 
 
+class _Cut(ABC):
+    """A plane through the atlas, which cuts across one of its axes."""
+
+    @property
+    @abstractmethod
+    def _to_atlas(self) -> Matrix:
+        """The matrix (3, 3) that maps (x, y, 1) on the plane to (AP, DV, ML)."""
+
+    @property
+    def across(self) -> int:
+        """The axis that the plane cuts across: 0 for AP (coronal), 1 for DV (horizontal), 2 for ML (sagittal)."""
+        along_x, along_y, _ = self._to_atlas.T
+        return int(np.abs(np.cross(along_x, along_y)).argmax())  # closest to the normal
+
+    @property
+    def kind(self) -> str:
+        """The kind of the plane: one of `KINDS`."""
+        return KINDS[self.across]
+
+    @property
+    def axes(self) -> list[int]:
+        """The axes along x and y of an upright section on the plane."""
+        return list(IN_PLANE[self.across])
+
+
 @dataclass(frozen=True, eq=False)
-class Plane:
+class Plane(_Cut):
     """A plane of the atlas, possibly oblique, with its own frame in mm.
 
     In the frame of a coronal plane, x runs along ML and y along DV; `axes` gives the axes for any kind of plane.
@@ -72,19 +98,8 @@ class Plane:
         return cls(matrix)
 
     @property
-    def across(self) -> int:
-        """The axis that it cuts across: 0 for AP (coronal), 1 for DV (horizontal), 2 for ML (sagittal)."""
-        return _across(self.matrix)
-
-    @property
-    def kind(self) -> str:
-        """Its kind: one of `KINDS`."""
-        return KINDS[self.across]
-
-    @property
-    def axes(self) -> list[int]:
-        """The axes along x and y of its frame."""
-        return list(IN_PLANE[self.across])
+    def _to_atlas(self) -> Matrix:
+        return self.matrix
 
     def moved(self, distance_um: float) -> "Plane":
         """Return the plane `distance_um` further along the axis that it cuts across, with the same frame."""
@@ -108,7 +123,7 @@ class Plane:
 
 
 @dataclass(frozen=True, eq=False)
-class Anchoring:
+class Anchoring(_Cut):
     """The position of a whole image in the atlas, in the convention of QuickNII and DeepSlice.
 
     The point at the fractions (s, t) in [0, 1]² of the image's width and height lies at (x, y, z) = o + s·u + t·v, in
@@ -133,19 +148,8 @@ class Anchoring:
             raise InputError("anchoring: expected u and v to span a plane, found almost no area")
 
     @property
-    def across(self) -> int:
-        """The axis that the plane cuts across: 0 for AP (coronal), 1 for DV (horizontal), 2 for ML (sagittal)."""
-        return _across(self.share_to_um)
-
-    @property
-    def kind(self) -> str:
-        """The kind of the plane: one of `KINDS`."""
-        return KINDS[self.across]
-
-    @property
-    def axes(self) -> list[int]:
-        """The axes along x and y of an upright section on this plane."""
-        return list(IN_PLANE[self.across])
+    def _to_atlas(self) -> Matrix:
+        return self.share_to_um
 
     @property
     def share_to_um(self) -> Matrix:
@@ -214,11 +218,6 @@ class Anchoring:
         last = np.array([0.0, 0.0, 1.0])
         by_share = np.stack([ml, GRID[0] * last - ap, GRID[1] * last - dv], axis=1)
         return cls(np.roll(by_share, 1, axis=0), size)
-
-
-def _across(matrix: Matrix) -> int:
-    """Return the axis closest to the normal of a plane, given a map (3, 3) from it to (AP, DV, ML)."""
-    return int(np.abs(np.cross(matrix[:, 0], matrix[:, 1])).argmax())
 
 
 def homogeneous(matrix: Matrix) -> Matrix:
