@@ -1,4 +1,4 @@
-"""Objects by name, and the cause where there is none of that name."""
+"""Importing objects by name, and the reason that an error gives if there is no such object."""
 
 import pytest
 import torch

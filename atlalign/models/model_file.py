@@ -147,7 +147,7 @@ def read_origin(path: str | Path) -> ModelOrigin:
     """Return the facts about a network in a model file, a folder or a training checkpoint.
 
     Raises:
-        InputError: If the file is missing, or is none of these.
+        InputError: If the file is missing, or is not a file of any of these kinds.
     """
     known, _ = _read(Path(path))
     return origin_of(known)

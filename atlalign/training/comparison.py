@@ -114,7 +114,7 @@ def reasons(table: RunTable) -> list[str]:
 
 
 def _useless(runs: Sequence[Run]) -> str:
-    """Return a line on the runs that register no better than doing nothing; empty if there is none."""
+    """Return a line that counts the runs no better than doing nothing; empty if all are better."""
     ratios = [run.metrics[_RATIO] for run in runs if _RATIO in run.metrics]
     useless = sum(ratio >= 1 for ratio in ratios)
     if not useless:

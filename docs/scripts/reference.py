@@ -222,7 +222,7 @@ ADVICE = {
     "better_elsewhere": "A wrong position → “locate from here” in the review, or register without the position",
     "plane_offset_um": "A wrong position → “locate from here” in the review, or register without the position",
 }
-"""The usual cause of each measure beyond its limit, and what to do."""
+"""For each measure: why it usually exceeds its limit, and what to do then."""
 
 
 def measures() -> str:
